@@ -1,0 +1,286 @@
+"""`Batch`: records as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.column import ABSENT_TAG, Column
+from tidemill.errors import PlanError
+from tidemill.schema import Field, Kind, Schema
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Records as columns: 1-D arrays of one length, with the sensor and the time of each record beside them.
+
+    ``batch["value"]``       the column as a read-only 1-D array of ``len(batch)``: float64 for numbers (NaN where
+                             missing), str objects for text (None where missing), datetime64[ns] UTC for times
+    ``batch.codes("unit")``  int32 codes of a text column (-1 where missing); ``batch.texts("unit")`` names them
+    ``batch.key``            int32 codes of each record's sensor; ``batch.keys`` names them
+    ``batch.time``           int64 nanoseconds since 1970-01-01 UTC
+
+    A batch is never changed; the ``with_``, ``take`` and ``slice`` methods return new ones that share memory.
+    Arrays handed to a function in a lane are valid for that call only.
+
+    >>> batch = Batch.from_rows([{"sensor": "S1", "value": 20}, {"sensor": "S2", "value": 21.5}])
+    >>> batch["value"]
+    array([20. , 21.5])
+    >>> batch.to_rows()
+    [{'sensor': 'S1', 'value': 20}, {'sensor': 'S2', 'value': 21.5}]
+    """
+
+    __slots__ = ("_rows", "arrived_ns", "columns", "key_column", "orders", "origin", "origin_names", "time_ns")
+
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        *,
+        rows: int | None = None,
+        key: Column | None = None,
+        time: NDArray[np.int64] | None = None,
+        arrived_ns: int = 0,
+    ) -> None:
+        self.columns = dict(columns)
+        self._rows = rows if rows is not None else len(next(iter(self.columns.values()), ()))
+        self.key_column = key
+        self.time_ns = time
+        self.arrived_ns = arrived_ns
+        """Monotonic time at which the read that brought these records returned; 0 when unknown."""
+        self.origin: Sequence[dict[str, Any]] | None = None
+        """The user's own dicts, when the records came as dicts: what `to_rows` gives back unchanged."""
+        self.origin_names: frozenset[str] = frozenset()
+        """The columns that still hold what ``origin`` holds."""
+        self.orders: tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None = None
+        """Per record, which of several field orders it had; None when all had the columns' order."""
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self)} records; {self.schema})"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.column(name).array
+
+    def column(self, name: str) -> Column:
+        """The column with its tags; ``batch[name]`` is the array alone."""
+        try:
+            return self.columns[name]
+        except KeyError:
+            there = ", ".join(self.columns) or "none"
+            raise PlanError(f"there is no column {name!r} in this batch; the columns there are: {there}.") from None
+
+    def codes(self, name: str) -> NDArray[np.int32]:
+        """Codes of a text column, shape ``(len(batch),)``, int32; -1 where there is no text."""
+        column = self.column(name)
+        if column.kind is not Kind.TEXT:
+            raise PlanError(f"column {name!r} is {column.kind.value}, not text: only text has codes.")
+        return column.values
+
+    def texts(self, name: str) -> NDArray[np.object_]:
+        """The texts that ``codes(name)`` point into."""
+        self.codes(name)
+        texts = self.columns[name].texts
+        assert texts is not None
+        return texts
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.columns)
+
+    @property
+    def schema(self) -> Schema:
+        return Schema(Field(name, column.kind) for name, column in self.columns.items())
+
+    @property
+    def key(self) -> NDArray[np.int32]:
+        """Code of each record's sensor, shape ``(len(batch),)``, int32."""
+        if self.key_column is None:
+            raise PlanError('this batch has no key; give one with key="column".')
+        return self.key_column.values
+
+    @property
+    def keys(self) -> NDArray[np.object_]:
+        """The sensors' names that ``key`` points into."""
+        if self.key_column is None or self.key_column.texts is None:
+            raise PlanError('this batch has no key; give one with key="column".')
+        return self.key_column.texts
+
+    @property
+    def time(self) -> NDArray[np.int64]:
+        """Event time of each record, shape ``(len(batch),)``, int64 nanoseconds since 1970-01-01 UTC."""
+        if self.time_ns is None:
+            raise PlanError('this batch has no time; give one with time="column".')
+        return self.time_ns
+
+    # -- shaping -----------------------------------------------------------------------------------
+
+    def with_columns(self, columns: Mapping[str, Column]) -> Batch:
+        """This batch with ``columns`` after its own; an existing name keeps its place and takes the new column."""
+        made = self._like({**self.columns, **columns})
+        made.origin_names = self.origin_names.difference(columns)
+        return made
+
+    def select(self, names: Mapping[str, str]) -> Batch:
+        """Only these columns, in this order; ``names`` maps the new name to the present one."""
+        made = self._like({new: self.column(old) for new, old in names.items()})
+        made.origin = None
+        made.orders = None
+        return made
+
+    def take(self, rows: NDArray[Any]) -> Batch:
+        """The records at these positions, in this order."""
+        made = self._like(
+            {name: column.take(rows) for name, column in self.columns.items()},
+            rows=len(rows),
+            key=None if self.key_column is None else self.key_column.take(rows),
+            time=None if self.time_ns is None else self.time_ns.take(rows),
+        )
+        if self.origin is not None:
+            made.origin = [self.origin[row] for row in rows.tolist()]
+        if self.orders is not None:
+            made.orders = (self.orders[0].take(rows), self.orders[1])
+        return made
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Records ``start`` to ``stop``, sharing memory."""
+        if start == 0 and stop >= len(self):
+            return self
+        stop = min(stop, len(self))
+        made = self._like(
+            {name: column.slice(start, stop) for name, column in self.columns.items()},
+            rows=stop - start,
+            key=None if self.key_column is None else self.key_column.slice(start, stop),
+            time=None if self.time_ns is None else self.time_ns[start:stop],
+        )
+        if self.origin is not None:
+            made.origin = self.origin[start:stop]
+        if self.orders is not None:
+            made.orders = (self.orders[0][start:stop], self.orders[1])
+        return made
+
+    def _like(
+        self,
+        columns: Mapping[str, Column],
+        *,
+        rows: int | None = None,
+        key: Column | None = None,
+        time: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        same_rows = rows is None
+        made = Batch(
+            columns,
+            rows=self._rows if rows is None else rows,
+            key=self.key_column if same_rows else key,
+            time=self.time_ns if same_rows else time,
+            arrived_ns=self.arrived_ns,
+        )
+        made.origin_names = self.origin_names
+        if same_rows:
+            made.origin = self.origin
+            made.orders = self.orders
+        return made
+
+    @classmethod
+    def concat(cls, parts: Sequence[Batch]) -> Batch:
+        """The parts one after another; a column that a part lacks is absent in its records."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = sum(map(len, parts))
+        kinds: dict[str, Kind] = {}
+        for part in parts:
+            for name, column in part.columns.items():
+                kinds.setdefault(name, column.kind)
+        columns = {
+            name: Column.concat([p.columns.get(name) or Column.missing(kind, len(p)) for p in parts])
+            for name, kind in kinds.items()
+        }
+        keys = [part.key_column for part in parts]
+        times = [part.time_ns for part in parts]
+        made = cls(
+            columns,
+            rows=rows,
+            key=Column.concat([key for key in keys if key is not None]) if None not in keys else None,
+            time=np.concatenate([time for time in times if time is not None])
+            if all(time is not None for time in times)
+            else None,
+            arrived_ns=parts[0].arrived_ns,
+        )
+        if all(part.origin is not None for part in parts):
+            made.origin = [row for part in parts for row in part.origin or ()]
+            made.origin_names = frozenset.intersection(*(part.origin_names for part in parts))
+        made.orders = _concat_orders(parts)
+        return made
+
+    # -- to and from other shapes --------------------------------------------------------------------
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Batch:
+        """Records given as dicts; raises `PlanError` when a field changes its kind from row to row."""
+        from tidemill.rows import Kinds, batch_of_rows
+
+        batch, rejects = batch_of_rows(rows, Kinds())
+        if rejects:
+            raise PlanError(f"row {rejects[0].row}: {rejects[0].reason}")
+        return batch
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict per record, with the records' own names, order, types and values, then what the stages added."""
+        from tidemill.rows import rows_of_batch
+
+        return rows_of_batch(self)
+
+    def to_arrow(self) -> pyarrow.Table:
+        """A pyarrow Table; text is dictionary-encoded, times are timestamp[ns, UTC], missing values are null."""
+        from tidemill.interchange import to_arrow
+
+        return to_arrow(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A pandas DataFrame; numbers stay NumPy float64, so a missing number is NaN."""
+        from tidemill.interchange import to_pandas
+
+        return to_pandas(self)
+
+
+def _concat_orders(
+    parts: Iterable[Batch],
+) -> tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None:
+    parts = list(parts)
+    own = [_own_order(part) for part in parts]
+    if all(part.orders is None for part in parts) and len(set(own)) == 1:
+        return None
+    table: dict[tuple[str, ...], int] = {}
+    ids = []
+    for part, order in zip(parts, own, strict=True):
+        if part.orders is None:
+            ids.append(np.full(len(part), table.setdefault(order, len(table)), np.int16))
+        else:
+            codes = np.array([table.setdefault(o, len(table)) for o in part.orders[1]], np.int16)
+            ids.append(codes[part.orders[0]])
+    return np.concatenate(ids), tuple(table)
+
+
+def _own_order(batch: Batch) -> tuple[str, ...]:
+    """The field order of a batch whose records all have the same: the columns that are not wholly absent."""
+    return tuple(
+        name
+        for name, column in batch.columns.items()
+        if column.tags is None or not len(column) or column.tags[0] != ABSENT_TAG
+    )
+
+

@@ -1,0 +1,253 @@
+"""One column: values of one kind, and for each row whether there is a value at all.
+
+Value, null and absent are three different things, and so are ``5`` and ``5.0`` to the user who gets the
+record back; `Column.tags` keeps them apart without a second array of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.schema import Kind
+
+__all__ = ["ABSENT", "ABSENT_TAG", "DTYPES", "INTEGER_TAG", "NAT", "NULL_TAG", "VALUE_TAG", "Column"]
+
+VALUE_TAG: Final = 0
+NULL_TAG: Final = 1
+"""The record has the field, and it holds None."""
+ABSENT_TAG: Final = 2
+"""The record does not have the field."""
+INTEGER_TAG: Final = 3
+"""Only in FLOAT columns: the record held an int. ``exact`` has it where float64 cannot."""
+
+NAT: Final = np.iinfo(np.int64).min
+"""The nanosecond count that NumPy reads as "not a time"."""
+
+DTYPES: Final[dict[Kind, np.dtype[Any]]] = {
+    Kind.FLOAT: np.dtype(np.float64),
+    Kind.INT: np.dtype(np.int64),
+    Kind.BOOL: np.dtype(np.bool_),
+    Kind.TEXT: np.dtype(np.int32),
+    Kind.TIME: np.dtype(np.int64),
+    Kind.OBJECT: np.dtype(object),
+}
+"""How each kind is stored. TEXT stores codes into ``texts``; -1 is "no text"."""
+
+_FILL: Final[dict[Kind, Any]] = {
+    Kind.FLOAT: np.nan,
+    Kind.INT: 0,
+    Kind.BOOL: False,
+    Kind.TEXT: -1,
+    Kind.TIME: NAT,
+    Kind.OBJECT: None,
+}
+
+
+class _Absent:
+    """The type of `ABSENT`."""
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = _Absent()
+"""What `Column.to_list` gives where the record does not have the field."""
+
+
+class Column:
+    """``values`` (1-D, dtype by ``kind``) with optional tags, texts and exact values.
+
+    ``tags``    uint8 per row, or None when every row holds a plain value.
+    ``texts``   object array of str that TEXT codes point into; shared between slices.
+    ``exact``   row -> the original Python value, where ``values`` cannot give it back (an int beyond 2**53).
+
+    A column is never changed after it was made; ``take`` and ``slice`` share what they can.
+    """
+
+    __slots__ = ("exact", "kind", "tags", "texts", "values")
+
+    def __init__(
+        self,
+        kind: Kind,
+        values: NDArray[Any],
+        *,
+        tags: NDArray[np.uint8] | None = None,
+        texts: NDArray[np.object_] | None = None,
+        exact: dict[int, Any] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.values = values
+        self.tags = tags
+        self.texts = texts
+        self.exact = exact
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"Column({self.kind.value}, {len(self)} rows)"
+
+    # -- making ------------------------------------------------------------------------------------
+
+    @classmethod
+    def missing(cls, kind: Kind, rows: int, tag: int = ABSENT_TAG) -> Column:
+        """A column in which no row has a value."""
+        values = np.full(rows, _FILL[kind], DTYPES[kind])
+        texts = np.empty(0, object) if kind is Kind.TEXT else None
+        return cls(kind, values, tags=np.full(rows, tag, np.uint8), texts=texts)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> Column:
+        """A TEXT column from one str per row, each distinct text stored once."""
+        codes: dict[str, int] = {}
+        values = np.fromiter((codes.setdefault(text, len(codes)) for text in texts), np.int32, len(texts))
+        return cls(Kind.TEXT, values, texts=object_array(list(codes)))
+
+    @classmethod
+    def of_array(cls, array: Any) -> Column:
+        """A column from a NumPy array: every number a float, datetime64 a time, strings text, else objects.
+
+        Integer arrays become FLOAT columns that remember they were integers, as ``5`` in a record does.
+        """
+        array = np.asarray(array)
+        if array.ndim != 1:
+            raise ValueError(f"a column has one dimension; this array has shape {array.shape}")
+        match array.dtype.kind:
+            case "f":
+                return cls(Kind.FLOAT, np.ascontiguousarray(array, np.float64))
+            case "b":
+                return cls(Kind.BOOL, np.ascontiguousarray(array))
+            case "i" | "u":
+                return cls.of_integers(array)
+            case "M":
+                return cls(Kind.TIME, array.astype("datetime64[ns]").view(np.int64))
+            case "U" | "T":
+                return cls.of_texts(array.tolist())
+            case _:
+                return cls._of_objects(array)
+
+    @classmethod
+    def of_integers(cls, array: NDArray[Any]) -> Column:
+        """Integers as the FLOAT column they are until declared, exact values kept where float64 cannot hold them."""
+        values = array.astype(np.float64)
+        exact = None
+        if len(array) and max(int(array.max()), -int(array.min())) > 2**53:
+            exact = {int(row): int(array[row]) for row in np.flatnonzero(np.abs(values) >= 2**53)}
+        return cls(Kind.FLOAT, values, tags=np.full(len(array), INTEGER_TAG, np.uint8), exact=exact)
+
+    @classmethod
+    def _of_objects(cls, array: NDArray[Any]) -> Column:
+        items = array.tolist()
+        if items and all(isinstance(item, str) for item in items):
+            return cls.of_texts(items)
+        return cls(Kind.OBJECT, object_array(items))
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """What user code sees: read-only, 1-D; text as objects (None where missing), times as datetime64[ns]."""
+        if self.kind is Kind.TEXT:
+            shown = self._text_objects()
+        elif self.kind is Kind.TIME:
+            shown = self.values.view("datetime64[ns]")
+        else:
+            shown = self.values.view()
+        shown.flags.writeable = False
+        return shown
+
+    def _text_objects(self) -> NDArray[np.object_]:
+        assert self.texts is not None
+        table = np.append(self.texts, [None])  # code -1 reads the last entry
+        return table[self.values]  # type: ignore[no-any-return]
+
+    def to_list(self) -> list[Any]:
+        """Python values as the records held them; None for null, `ABSENT` where the field is missing.
+
+        Times come back as int nanoseconds: a datetime would lose the last three digits.
+        """
+        if self.kind is Kind.TEXT:
+            items = self._text_objects().tolist()
+        else:
+            items = self.values.tolist()
+        if self.tags is None:
+            return items
+        return self._restore(items, self.tags)
+
+    def _restore(self, items: list[Any], tags: NDArray[np.uint8]) -> list[Any]:
+        if self.exact is None and (tags == INTEGER_TAG).all():
+            return self.values.astype(np.int64).tolist()
+        for row in np.flatnonzero(tags).tolist():
+            match tags[row]:
+                case 3:  # INTEGER_TAG
+                    items[row] = int(items[row])
+                case 1:  # NULL_TAG
+                    items[row] = None
+                case _:
+                    items[row] = ABSENT
+        for row, value in (self.exact or {}).items():
+            items[row] = value
+        return items
+
+    # -- shaping -----------------------------------------------------------------------------------
+
+    def take(self, rows: NDArray[Any]) -> Column:
+        """The rows at these positions, in this order."""
+        exact = None
+        if self.exact:
+            places = {int(row): place for place, row in enumerate(rows)}
+            exact = {places[row]: value for row, value in self.exact.items() if row in places} or None
+        tags = None if self.tags is None else self.tags.take(rows)
+        return Column(self.kind, self.values.take(rows), tags=tags, texts=self.texts, exact=exact)
+
+    def slice(self, start: int, stop: int) -> Column:
+        """Rows ``start`` to ``stop``, sharing memory."""
+        exact = None
+        if self.exact:
+            exact = {row - start: value for row, value in self.exact.items() if start <= row < stop} or None
+        tags = None if self.tags is None else self.tags[start:stop]
+        return Column(self.kind, self.values[start:stop], tags=tags, texts=self.texts, exact=exact)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Column]) -> Column:
+        """The parts one after another; all of one kind."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        kind = first.kind
+        if kind is Kind.TEXT and any(part.texts is not first.texts for part in parts):
+            values, texts = _concat_texts(parts)
+        else:
+            values, texts = np.concatenate([part.values for part in parts]), first.texts
+        tags = None
+        if any(part.tags is not None for part in parts):
+            tags = np.concatenate([np.zeros(len(p), np.uint8) if p.tags is None else p.tags for p in parts])
+        exact: dict[int, Any] = {}
+        if any(part.exact for part in parts):
+            start = 0
+            for part in parts:
+                exact.update({start + row: value for row, value in (part.exact or {}).items()})
+                start += len(part)
+        return cls(kind, values, tags=tags, texts=texts, exact=exact or None)
+
+
+def object_array(items: Sequence[Any]) -> NDArray[np.object_]:
+    """A 1-D object array, whatever the items are (``np.array`` would unpack lists)."""
+    return np.fromiter(items, object, len(items))
+
+
+def _concat_texts(parts: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
+    table: dict[str, int] = {}
+    recoded = []
+    for part in parts:
+        assert part.texts is not None
+        codes = np.fromiter((table.setdefault(text, len(table)) for text in part.texts), np.int32, len(part.texts))
+        recoded.append(np.append(codes, np.int32(-1))[part.values])
+    return np.concatenate(recoded), object_array(list(table))

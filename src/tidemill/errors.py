@@ -1,0 +1,66 @@
+"""Every error tidemill raises on purpose, by whose fault it is.
+
+    TidemillError
+    ├── PlanError        the pipeline as written: a stage, a column, an option. Nothing has run yet.
+    ├── InputError       something named by the user is missing or malformed: a file, a table, a time zone.
+    ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
+    ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
+    ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
+    └── EngineError      ours: a promise of tidemill was broken. Please report it.
+
+Each message is one readable paragraph that names the culprit and says what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EngineError",
+    "InputError",
+    "MissingExtra",
+    "OutsideError",
+    "PlanError",
+    "StageError",
+    "TidemillError",
+]
+
+
+class TidemillError(Exception):
+    """The root of the tree; catching it catches everything tidemill raises on purpose."""
+
+
+class PlanError(TidemillError):
+    """The pipeline cannot run as written; found before the first record, or at its first batch."""
+
+
+class InputError(TidemillError):
+    """A file, table or value that the user named cannot be used as it is."""
+
+
+class OutsideError(TidemillError):
+    """The outside world refused: a port in use, a full disk, a closed pipe, a database error."""
+
+
+class StageError(TidemillError):
+    """The user's own function failed under ``on_error="stop"``; the remote traceback is in the message."""
+
+
+class EngineError(TidemillError):
+    """A promise of tidemill itself was broken."""
+
+
+class MissingExtra(TidemillError):
+    """An optional library is needed and absent.
+
+    >>> raise MissingExtra("pyarrow", "parquet", "Parquet files")
+    Traceback (most recent call last):
+    tidemill.errors.MissingExtra: Parquet files need the library pyarrow, which is not installed; \
+install it with: pip install "tidemill[parquet]"
+    """
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} need the library {library}, which is not installed; "
+            f'install it with: pip install "tidemill[{extra}]"'
+        )
+        self.library = library
+        self.extra = extra

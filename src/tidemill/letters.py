@@ -1,0 +1,63 @@
+"""Records that cannot go on, and why: the words for dead letters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = [
+    "BAD_TIME",
+    "DEADLINE",
+    "INFINITE",
+    "KILLED",
+    "MALFORMED",
+    "MISSING_FIELD",
+    "NO_KEY",
+    "OVERSIZE",
+    "RAISED",
+    "WRONG_LENGTH",
+    "WRONG_TYPE",
+    "DeadLetter",
+    "Reject",
+]
+
+# Stable: they are metric labels and what scripts grep for. Add, never rename.
+MALFORMED: Final = "malformed"
+OVERSIZE: Final = "oversize"
+MISSING_FIELD: Final = "missing_field"
+NO_KEY: Final = "no_key"
+BAD_TIME: Final = "bad_time"
+WRONG_TYPE: Final = "wrong_type"
+INFINITE: Final = "infinite"
+RAISED: Final = "raised"
+WRONG_LENGTH: Final = "wrong_length"
+DEADLINE: Final = "deadline"
+KILLED: Final = "killed_lane"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One record of a batch that cannot go on."""
+
+    row: int
+    """Its position in the batch that was looked at."""
+    reason_code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record on its way to the dead letters, with enough to repair and replay it."""
+
+    reason_code: str
+    """One of the constants of this module."""
+    reason: str
+    """One sentence for a person."""
+    raw: Any
+    """The record as it came: text of the line, or the record as a dict."""
+    source: str = ""
+    stage: str = ""
+    """Empty when the record never became one."""
+    key: str | None = None
+    position: int | None = None
+    """Input index in the run; None when the record never got one."""

@@ -1,0 +1,251 @@
+"""Dicts ↔ columns, exact in names, order, types and values.
+
+This is the codec of the classic bridge's ``list[dict]``: each field becomes one array of its kind, so that what
+crosses the process boundary is a few buffers instead of a pickle of every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.column import (
+    ABSENT,
+    ABSENT_TAG,
+    INTEGER_TAG,
+    NULL_TAG,
+    Column,
+    object_array,
+)
+from tidemill.letters import WRONG_TYPE, Reject
+from tidemill.schema import Kind
+
+__all__ = ["Kinds", "batch_of_rows", "rows_of_batch"]
+
+_KIND_OF_TYPE: dict[type, Kind] = {
+    float: Kind.FLOAT,
+    int: Kind.FLOAT,
+    str: Kind.TEXT,
+    bool: Kind.BOOL,
+}
+_NONE = type(None)
+_ABSENT_TYPE = type(ABSENT)
+
+
+class Kinds:
+    """The kind of each field, declared or learned from its first value, and then fixed for the run.
+
+    A numeric kind accepts int and float; anything else that does not fit is a reject naming both types.
+    """
+
+    def __init__(self, declared: Mapping[str, Kind] | None = None) -> None:
+        self._kinds = dict(declared or {})
+
+    def get(self, name: str) -> Kind | None:
+        return self._kinds.get(name)
+
+    def learn(self, name: str, kind: Kind) -> Kind:
+        """The field's kind; ``kind`` if it had none yet."""
+        return self._kinds.setdefault(name, kind)
+
+    def column(self, name: str, items: Sequence[Any]) -> tuple[Column, list[Reject]]:
+        """``items`` (Python values, None, `ABSENT`) as a column; rows that do not fit are rejected and read as null."""
+        types = set(map(type, items))
+        if types == {float} and self._kinds.get(name, Kind.FLOAT) is Kind.FLOAT:
+            self._kinds.setdefault(name, Kind.FLOAT)
+            return Column(Kind.FLOAT, np.array(items, np.float64)), []
+        kind = self._kinds.get(name) or self._learn_from(name, items)
+        if kind is None:
+            return _all_missing(items), []
+        fitting = _FITTING[kind]
+        if fitting is not None and not types <= fitting:
+            items, rejects = _set_aside(name, items, kind, fitting)
+            types = set(map(type, items))
+        else:
+            rejects = []
+        return _MAKERS[kind](items, types), rejects
+
+    def _learn_from(self, name: str, items: Iterable[Any]) -> Kind | None:
+        for item in items:
+            if item is not None and item is not ABSENT:
+                return self.learn(name, _KIND_OF_TYPE.get(type(item), Kind.OBJECT))
+        return None
+
+
+def batch_of_rows(rows: Sequence[dict[str, Any]], kinds: Kinds) -> tuple[Batch, list[Reject]]:
+    """Records as a batch, and the records that do not fit their columns' kinds (they stay in the batch, as null)."""
+    if not rows:
+        return Batch({}, rows=0), []
+    names = tuple(rows[0])
+    orders = list(map(tuple, rows))
+    if orders.count(names) == len(orders):
+        fields: list[Sequence[Any]] = list(zip(*map(dict.values, rows), strict=True)) if names else []
+        batch = Batch({}, rows=len(rows))
+    else:
+        table: dict[tuple[str, ...], int] = {}
+        ids = np.fromiter((table.setdefault(order, len(table)) for order in orders), np.int16, len(rows))
+        names = tuple(dict.fromkeys(name for order in table for name in order))
+        fields = [[row.get(name, ABSENT) for row in rows] for name in names]
+        batch = Batch({}, rows=len(rows))
+        batch.orders = (ids, tuple(table))
+    rejects: dict[int, Reject] = {}
+    for name, items in zip(names, fields, strict=True):
+        batch.columns[name], wrong = kinds.column(name, items)
+        for reject in wrong:
+            rejects.setdefault(reject.row, reject)
+    batch.origin = rows
+    batch.origin_names = frozenset(names)
+    return batch, [rejects[row] for row in sorted(rejects)]
+
+
+def rows_of_batch(batch: Batch) -> list[dict[str, Any]]:
+    """One dict per record; fields that came with the record are given back as they came."""
+    if not len(batch):
+        return []
+    if batch.origin is not None:
+        return _rows_over_origin(batch, batch.origin)
+    names = batch.names
+    lists = [column.to_list() for column in batch.columns.values()]
+    if not lists:
+        return [{} for _ in range(len(batch))]
+    rows = [dict(zip(names, items, strict=True)) for items in zip(*lists, strict=True)]
+    if batch.orders is not None:
+        return [_ordered(row, batch.orders[1][order]) for row, order in zip(rows, batch.orders[0], strict=True)]
+    if any(column.tags is not None and ABSENT_TAG in column.tags for column in batch.columns.values()):
+        return [{name: item for name, item in row.items() if item is not ABSENT} for row in rows]
+    return rows
+
+
+def _rows_over_origin(batch: Batch, origin: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    added = {name: column.to_list() for name, column in batch.columns.items() if name not in batch.origin_names}
+    if not added:
+        return [dict(row) for row in origin]
+    if any(column.tags is not None for name, column in batch.columns.items() if name in added):
+        return [
+            {**row, **{name: item for name, item in zip(added, items, strict=True) if item is not ABSENT}}
+            for row, items in zip(origin, zip(*added.values(), strict=True), strict=True)
+        ]
+    pairs = map(zip, repeat(tuple(added)), zip(*added.values(), strict=True))
+    rows = [dict(row) for row in origin]
+    for row, pair in zip(rows, pairs, strict=True):
+        row.update(pair)
+    return rows
+
+
+def _ordered(row: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
+    """The record's own fields in its own order, then those added to it."""
+    ordered = {name: row.pop(name) for name in order if name in row}
+    ordered.update((name, item) for name, item in row.items() if item is not ABSENT)
+    return ordered
+
+
+# -- one maker per kind ------------------------------------------------------------------------------
+
+_MISSING_TYPES = {_NONE, _ABSENT_TYPE}
+_FITTING: dict[Kind, set[type] | None] = {
+    Kind.FLOAT: {float, int, *_MISSING_TYPES},
+    Kind.INT: {int, *_MISSING_TYPES},
+    Kind.BOOL: {bool, *_MISSING_TYPES},
+    Kind.TEXT: {str, *_MISSING_TYPES},
+    Kind.TIME: {int, *_MISSING_TYPES},
+    Kind.OBJECT: None,
+}
+
+
+def _set_aside(
+    name: str, items: Sequence[Any], kind: Kind, fitting: set[type]
+) -> tuple[list[Any], list[Reject]]:
+    kept = list(items)
+    rejects = []
+    for row, item in enumerate(items):
+        if type(item) not in fitting:
+            kept[row] = None
+            rejects.append(
+                Reject(row, WRONG_TYPE, f"field {name!r} is {kind.value} and this record has {type(item).__name__}")
+            )
+    return kept, rejects
+
+
+def _tags(items: Sequence[Any], types: set[type]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    if not types & _MISSING_TYPES:
+        return None
+    return np.fromiter(
+        (NULL_TAG if item is None else ABSENT_TAG if item is ABSENT else 0 for item in items), np.uint8, len(items)
+    )
+
+
+def _all_missing(items: Sequence[Any]) -> Column:
+    column = Column.missing(Kind.OBJECT, len(items))
+    column.tags = _tags(items, _MISSING_TYPES)
+    return column
+
+
+def _plain(items: Sequence[Any], types: set[type], fill: Any) -> Sequence[Any]:
+    if not types & _MISSING_TYPES:
+        return items
+    return [fill if item is None or item is ABSENT else item for item in items]
+
+
+def _make_float(items: Sequence[Any], types: set[type]) -> Column:
+    tags = _tags(items, types)
+    plain = _plain(items, types, np.nan)
+    if int not in types:
+        return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags)
+    integers = np.fromiter((type(item) is int for item in items), np.bool_, len(items))
+    if tags is None:
+        tags = np.zeros(len(items), np.uint8)
+    tags[integers] = INTEGER_TAG
+    exact = {row: item for row, item in enumerate(items) if type(item) is int and not -(2**53) <= item <= 2**53}
+    if exact:
+        plain = list(plain)
+        for row, item in exact.items():
+            plain[row] = float(item) if abs(item) < 2**1000 else np.nan
+    return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags, exact=exact or None)
+
+
+def _make_int(items: Sequence[Any], types: set[type]) -> Column:
+    plain = _plain(items, types, 0)
+    exact = {row: item for row, item in enumerate(plain) if not -(2**63) <= item < 2**63}
+    if exact:
+        plain = [0 if row in exact else item for row, item in enumerate(plain)]
+    return Column(Kind.INT, np.array(plain, np.int64), tags=_tags(items, types), exact=exact or None)
+
+
+def _make_bool(items: Sequence[Any], types: set[type]) -> Column:
+    return Column(Kind.BOOL, np.array(_plain(items, types, False), np.bool_), tags=_tags(items, types))
+
+
+def _make_text(items: Sequence[Any], types: set[type]) -> Column:
+    tags = _tags(items, types)
+    if tags is None:
+        return Column.of_texts(items)
+    codes: dict[str, int] = {}
+    values = np.fromiter(
+        (codes.setdefault(item, len(codes)) if type(item) is str else -1 for item in items), np.int32, len(items)
+    )
+    return Column(Kind.TEXT, values, tags=tags, texts=object_array(list(codes)))
+
+
+def _make_time(items: Sequence[Any], types: set[type]) -> Column:
+    from tidemill.column import NAT
+
+    return Column(Kind.TIME, np.array(_plain(items, types, NAT), np.int64), tags=_tags(items, types))
+
+
+def _make_object(items: Sequence[Any], types: set[type]) -> Column:
+    plain = _plain(items, types, None)
+    return Column(Kind.OBJECT, object_array(list(plain)), tags=_tags(items, types))
+
+
+_MAKERS = {
+    Kind.FLOAT: _make_float,
+    Kind.INT: _make_int,
+    Kind.BOOL: _make_bool,
+    Kind.TEXT: _make_text,
+    Kind.TIME: _make_time,
+    Kind.OBJECT: _make_object,
+}

@@ -1,0 +1,125 @@
+"""What every sink is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.errors import PlanError
+from tidemill.schema import Schema
+
+__all__ = ["IfExists", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
+
+IfExists = Literal["fail", "append", "replace"]
+Where = Callable[[Batch], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class SinkStatistics:
+    """How a sink is."""
+
+    name: str
+    rows: int
+    """Rows written so far."""
+    bytes: int = 0
+    """Bytes written so far, where the sink knows."""
+
+
+class Sink(abc.ABC):
+    """Where rows go.
+
+    ``where``      a function Batch -> boolean mask of the rows wanted here
+    ``columns``    the columns wanted here, in this order; all by default
+    ``if_exists``  what to do with what is there already: ``"fail"`` (default), ``"append"`` or ``"replace"``
+    """
+
+    def __init__(
+        self,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
+    ) -> None:
+        if if_exists not in ("fail", "append", "replace"):
+            raise PlanError(f'if_exists={if_exists!r} is not one of "fail", "append", "replace".')
+        self.where = where
+        self.columns = tuple(columns) if columns is not None else None
+        self.if_exists: IfExists = if_exists
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name or type(self).__name__.lower()
+
+    delivery: ClassVar[str] = "at-least-once"
+    """The guarantee without state on disk, for the report."""
+
+    def check(self) -> None:
+        """Refuse at start what cannot work: a file that exists, a folder that does not."""
+
+    def bind(self, schema: Schema) -> None:
+        """Refuse at start a column that the plan does not give."""
+        for column in self.columns or ():
+            schema.require(column, stage=f"sink {self.name}")
+
+    def chosen(self, batch: Batch) -> Batch:
+        """The rows and columns of ``batch`` that are wanted here."""
+        if self.where is not None:
+            mask = np.asarray(self.where(batch), np.bool_)
+            batch = batch.take(np.flatnonzero(mask))
+        if self.columns is not None:
+            batch = batch.select({column: column for column in self.columns})
+        return batch
+
+
+class ProcessSink(Sink):
+    """A sink of blocking calls. It runs in a process of its own, so that neither its waits nor the GIL it holds can
+    touch the event loop; with ``lanes=0`` it runs in a thread."""
+
+    @abc.abstractmethod
+    def open(self, schema: Schema) -> None:
+        """Called once, in the sink's process, before the first `write`."""
+
+    @abc.abstractmethod
+    def write(self, batch: Batch) -> None:
+        """Take these rows, after `chosen`; they may become visible only at the next `flush`. A batch may have columns
+        that earlier ones lacked (a field that came later): older rows read null there."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Make everything written so far visible to readers."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flush and let go. Called also after an error; must not raise when there is nothing to close."""
+
+    @abc.abstractmethod
+    def statistics(self) -> SinkStatistics:
+        """A frozen reading."""
+
+
+class LoopSink(Sink):
+    """A sink inside the application: it runs on the event loop, and its time there is reported apart."""
+
+    async def open(self, schema: Schema) -> None:
+        """Called once before the first `write`."""
+
+    @abc.abstractmethod
+    async def write(self, batch: Batch) -> None:
+        """Take these rows, after `chosen`. The arrays are valid until it returns."""
+
+    async def close(self) -> None:
+        """Called once, after the last `write`."""
+
+    @abc.abstractmethod
+    def statistics(self) -> SinkStatistics:
+        """A frozen reading."""
+
+

@@ -1,0 +1,96 @@
+"""What every source is."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.errors import PlanError
+from tidemill.letters import DeadLetter
+from tidemill.schema import Kind, Schema
+
+__all__ = ["Source", "SourceContext", "SourceStatistics"]
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What the engine lends a source while it runs."""
+
+    clock: Clock
+    reject: Callable[[DeadLetter], None]
+    """Hand over a record that cannot become one; it is counted and goes to the dead letters."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the run wants to end: stop reading from outside, yield what has been read, return."""
+
+
+@dataclass(frozen=True)
+class SourceStatistics:
+    """How a source is."""
+
+    name: str
+    connected: bool
+    records: int
+    """Records yielded so far."""
+    rejected: int
+    """Records handed to the dead letters so far."""
+    connections: int = 0
+
+
+class Source(abc.ABC):
+    """Where records come from.
+
+    ``key``      the field that names the sensor (default ``sensor``), or a template over fields and what the source
+                 knows: ``"{line}/{machine}"``, ``"{stem}"``
+    ``time``     the field that holds the event time (default ``time``; push sources without it use the arrival)
+    ``columns``  kinds of fields that are not to be learned: ``{"n": int}``
+    ``tz``       the zone in which times without one are read (default UTC)
+    """
+
+    push: ClassVar[bool] = False
+    """Records come when they like; a record without a time gets its arrival's."""
+    finite: ClassVar[bool] = True
+    """The source ends by itself."""
+
+    def __init__(
+        self,
+        *,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+    ) -> None:
+        for option, given in (("key", key), ("time", time), ("tz", tz)):
+            if given is not None and (not isinstance(given, str) or not given):
+                raise PlanError(f"{option}={given!r} of {type(self).__name__} must be a name, not {given!r}.")
+        self.key = key
+        self.time = time
+        self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
+        self.tz = tz
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name or type(self).__name__.lower()
+
+    def check(self) -> None:
+        """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""
+
+    def peek(self) -> Schema:
+        """What is known of the records before the first is read."""
+        return Schema(open=True)
+
+    @abc.abstractmethod
+    def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        """Yield batches, each with its key, time and ``arrived_ns``, never holding the loop for more than about a
+        millisecond between awaits. Not pulling is the engine's back-pressure: a source reads no further than a
+        bounded buffer ahead of what was pulled."""
+
+    @abc.abstractmethod
+    def statistics(self) -> SourceStatistics:
+        """A frozen reading."""

@@ -1,0 +1,115 @@
+"""What every stage is: a description that can be checked and sent, and one step over a batch."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.errors import PlanError
+from tidemill.letters import Reject
+from tidemill.schema import Schema
+from tidemill.stages.state import StageState, StateField
+
+__all__ = ["LoadTable", "OnError", "Stage", "Step", "Table"]
+
+OnError = Literal["dead_letter", "nan", "stop"]
+
+Table = Mapping[str, Sequence[Any]]
+"""A loaded table: column name -> values (str where it came from CSV)."""
+
+LoadTable = Callable[[str], Table]
+"""Reads a table by path; given to stages by the floor that may touch the disk."""
+
+
+@dataclass
+class Step:
+    """What a stage made of a batch when not simply one row per record."""
+
+    batch: Batch
+    """The records that go on."""
+    kept: NDArray[np.intp] | None = None
+    """Positions in the stage's input of the records that go on, ascending; None when all do."""
+    rejects: list[Reject] = field(default_factory=list)
+    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
+    is not kept was filtered."""
+
+
+class Stage(abc.ABC):
+    """A pure step over batches, with keyed state or none.
+
+    A stage object describes: it is checked against the schema in the parent (`bind`), pickled once, and `opened` in
+    each lane; the opened copy runs. It must not hold open files, arrays of state or threads.
+
+    ``name``        shown in errors and reports; by default the class and its main argument
+    ``on_error``    what happens to a record on which the user's function fails: ``"dead_letter"``, ``"nan"`` (the
+                    columns this stage adds are missing for it) or ``"stop"`` (the run ends with a `StageError`)
+    ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit
+    """
+
+    runs_user_code: ClassVar[bool] = False
+    """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
+
+    def __init__(
+        self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
+    ) -> None:
+        if on_error not in ("dead_letter", "nan", "stop"):
+            raise PlanError(f'on_error={on_error!r} is not one of "dead_letter", "nan", "stop".')
+        if deadline_s is not None and not deadline_s > 0:
+            raise PlanError(f"deadline_s={deadline_s!r} must be more than 0 seconds.")
+        self._name = name
+        self.on_error: OnError = on_error
+        self.deadline_s = deadline_s
+
+    @property
+    def name(self) -> str:
+        return self._name or self.describe()
+
+    def describe(self) -> str:
+        """The stage as a user would write it, short: ``Rolling('normalized', 50)``."""
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # -- in the parent, before anything runs -------------------------------------------------------------
+
+    def prepared(self, load: LoadTable) -> Stage:
+        """This stage with its tables loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
+        return self
+
+    @abc.abstractmethod
+    def bind(self, schema: Schema) -> Schema:
+        """The schema after this stage; raises `PlanError` naming the stage, the column, and what there is."""
+
+    def reads(self) -> frozenset[str] | None:
+        """The columns it needs to see; None for all (a user's function may look at any)."""
+        return None
+
+    def state_fields(self) -> Mapping[str, StateField]:
+        """Its arrays in state memory; none by default."""
+        return {}
+
+    # -- in a lane -------------------------------------------------------------------------------------
+
+    def opened(self) -> Self:
+        """The copy that runs in one lane; what is expensive or cannot be pickled is built here."""
+        return copy.copy(self)
+
+    def admit(self, keys: Sequence[str], first_slot: int) -> None:
+        """New sensors: ``keys[i]`` has slot ``first_slot + i``. Called before their first record, and again, from
+        slot 0 on, in a lane that replaces a dead one."""
+
+    @abc.abstractmethod
+    def step(self, batch: Batch, state: StageState) -> Batch | Step:
+        """Work on a batch; a plain `Batch` means one row per record, in order.
+
+        A value may depend on the record, its key's earlier records in order, and nothing else: not on where one
+        batch ends and the next begins. Before state is overwritten it is saved and sealed (see `StageState`).
+        """

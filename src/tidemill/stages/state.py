@@ -1,0 +1,240 @@
+"""State memory: the keyed arrays of a lane's stages, with an undo log in the same memory.
+
+    ┌────────┬──────────────────────────┬──────────────────┬──────────────────┬ ...
+    │ header │ undo log                 │ stage 1, "ring"  │ stage 1, "count" │
+    └────────┴──────────────────────────┴──────────────────┴──────────────────┴ ...
+
+The memory outlives the process that works on it. What keeps it whole when that process is killed at any instant:
+
+1. A slab is begun: the log is emptied, then ``OPEN`` is set to the slab's number.
+2. Before a stage overwrites anything it ``save``s what stands there, then ``seal``s the log. The saved bytes are
+   complete before the log's length includes them, and the length includes them before the first overwrite.
+3. The slab is committed by one 8-byte store of its number to ``COMMITTED``.
+
+So if ``OPEN`` is ahead of ``COMMITTED``, writing back the sealed entries gives the state as it was before the slab,
+however far it got; doing it twice does no harm. All stores go through separate calls into compiled code, which the
+compiler cannot reorder, and a killed process's stores are visible to its successor in program order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.errors import EngineError
+
+__all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory"]
+
+_HEADER_BYTES: Final = 4096  # one page
+_OPEN, _COMMITTED, _UNDO_TAIL, _CURSOR_STAGE, _CURSOR_ROW, _CURSOR_SINCE = range(6)
+_ENTRY_WORDS: Final = 4  # field, entries, cellwise, spare
+NOWHERE: Final = -1
+"""The crash cursor's stage and row while no stage, or no single row, is being worked on."""
+
+
+@dataclass(frozen=True)
+class StateField:
+    """One array of a stage's state: ``shape`` and ``dtype`` per key."""
+
+    dtype: str
+    """NumPy's name, such as ``"float64"``."""
+    shape: tuple[int, ...] = ()
+    cellwise: bool = False
+    """Saved cell by cell (a ring buffer), not a key's whole row at once."""
+
+    @property
+    def bytes_per_key(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def undo_bytes(self) -> int:
+        """The most that saving it once can take in the log, per record."""
+        size = np.dtype(self.dtype).itemsize if self.cellwise else self.bytes_per_key
+        return int(size) + 8
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """Where everything lies; the same on both sides, since it follows from the plan alone."""
+
+    stages: tuple[Mapping[str, StateField], ...]
+    """Per stage, its fields by name."""
+    max_keys: int
+    max_records: int
+    """The most records of one slab that a lane may get."""
+
+    @property
+    def undo_bytes(self) -> int:
+        fields = [field for stage in self.stages for field in stage.values()]
+        return _page(sum(self.max_records * field.undo_bytes + 64 for field in fields) + 64)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the memory; nearly all of it is never touched, and so never taken from the machine."""
+        return self.offsets()[1]
+
+    @property
+    def bytes_per_key(self) -> int:
+        return sum(field.bytes_per_key for stage in self.stages for field in stage.values())
+
+    def offsets(self) -> tuple[list[dict[str, int]], int]:
+        """Byte offset of each field, and the end of the last."""
+        at = _HEADER_BYTES + self.undo_bytes
+        offsets: list[dict[str, int]] = []
+        for stage in self.stages:
+            own = {}
+            for name, field in stage.items():
+                own[name] = at
+                at += _page(self.max_keys * field.bytes_per_key)
+            offsets.append(own)
+        return offsets, at
+
+
+def _page(size: int) -> int:
+    return -(-size // 4096) * 4096
+
+
+class StageState:
+    """What one stage sees of the state memory while it works on one batch."""
+
+    def __init__(self, memory: StateMemory, arrays: Mapping[str, NDArray[Any]], fields: Mapping[str, int]) -> None:
+        self._memory = memory
+        self._arrays = arrays
+        self._fields = fields
+        self.slots: NDArray[np.int32] = np.empty(0, np.int32)
+        """Key slot of each record of the batch, shape ``(len(batch),)``: the first index into every array."""
+        self.counts: dict[str, int] = {}
+        """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The field as an array of shape ``(max_keys, *field.shape)``; zero where never written."""
+        return self._arrays[name]
+
+    def save(self, name: str, slots: NDArray[Any], cells: NDArray[Any] | None = None) -> None:
+        """Put what stands at ``array[slots]`` (or ``array[slots, cells]``) into the undo log; then `seal`.
+
+        Repeated slots and cells do no harm as long as all are saved before any is overwritten.
+        """
+        self._memory.save(self._fields[name], slots, cells)
+
+    def seal(self) -> None:
+        """Everything saved so far counts; only now may it be overwritten."""
+        self._memory.seal()
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Add to the counters of the report."""
+        if times:
+            self.counts[what] = self.counts.get(what, 0) + times
+
+
+class StateMemory:
+    """The arrays of all stages over one writable buffer of ``layout.total_bytes`` (zeros when new)."""
+
+    def __init__(self, layout: StateLayout, buffer: Any) -> None:
+        self.layout = layout
+        self._header = np.frombuffer(buffer, np.int64, 16, 0)
+        self._undo = np.frombuffer(buffer, np.uint8, layout.undo_bytes, _HEADER_BYTES)
+        self._arrays: list[NDArray[Any]] = []
+        self.stages: list[StageState] = []
+        """One per stage of the plan, in its order."""
+        offsets, _ = layout.offsets()
+        for fields, places in zip(layout.stages, offsets, strict=True):
+            arrays, numbers = {}, {}
+            for name, field in fields.items():
+                count = layout.max_keys * int(np.prod(field.shape, dtype=np.int64))
+                flat = np.frombuffer(buffer, field.dtype, count, places[name])
+                numbers[name] = len(self._arrays)
+                arrays[name] = flat.reshape(layout.max_keys, *field.shape)
+                self._arrays.append(arrays[name])
+            self.stages.append(StageState(self, arrays, numbers))
+        self._pending = 0  # log bytes written, not yet sealed
+
+    # -- one slab --------------------------------------------------------------------------------------
+
+    @property
+    def committed(self) -> int:
+        """Number of the last slab whose effects are all in; 0 before the first."""
+        return int(self._header[_COMMITTED])
+
+    def begin(self, slab: int) -> None:
+        """Start slab number ``slab``; numbers grow."""
+        self._header[_UNDO_TAIL] = 0
+        self._pending = 0
+        self._header[_OPEN] = slab
+
+    def commit(self, slab: int) -> None:
+        """From here on the slab's effects stay."""
+        self._header[_COMMITTED] = slab
+
+    def save(self, field: int, slots: NDArray[Any], cells: NDArray[Any] | None) -> None:
+        array = self._arrays[field]
+        slots = np.ascontiguousarray(slots, np.int32)
+        old = array[slots] if cells is None else array[slots, cells]
+        parts = [np.array([field, len(slots), cells is not None, 0], np.int64), slots]
+        if cells is not None:
+            parts.append(np.ascontiguousarray(cells, np.int32))
+        at = int(self._header[_UNDO_TAIL]) + self._pending
+        for part in [*parts, old]:
+            raw = part.reshape(-1).view(np.uint8)
+            if at + len(raw) + 8 > len(self._undo):
+                raise EngineError("the undo log is full: a stage saved more than its state fields announce")
+            self._undo[at : at + len(raw)] = raw
+            at += -(-len(raw) // 8) * 8
+        self._pending = at - int(self._header[_UNDO_TAIL])
+
+    def seal(self) -> None:
+        self._header[_UNDO_TAIL] += self._pending
+        self._pending = 0
+
+    def roll_back(self) -> bool:
+        """Undo the open slab if it was not committed; True if there was one. Idempotent."""
+        if self._header[_OPEN] <= self._header[_COMMITTED]:
+            return False
+        at, tail = 0, int(self._header[_UNDO_TAIL])
+        while at < tail:
+            at = self._restore(at)
+        return True
+
+    def _restore(self, at: int) -> int:
+        field, entries, cellwise, _ = (int(word) for word in self._undo[at : at + 8 * _ENTRY_WORDS].view(np.int64))
+        at += 8 * _ENTRY_WORDS
+        array = self._arrays[field]
+        slots, at = self._read(at, np.dtype(np.int32), entries)
+        if cellwise:
+            cells, at = self._read(at, np.dtype(np.int32), entries)
+            array[slots, cells], at = self._read(at, array.dtype, entries)
+        else:
+            width = int(np.prod(array.shape[1:], dtype=np.int64))
+            old, at = self._read(at, array.dtype, entries * width)
+            array[slots] = old.reshape(entries, *array.shape[1:])
+        return at
+
+    def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
+        size = dtype.itemsize * count
+        return self._undo[at : at + size].view(dtype), at + -(-size // 8) * 8
+
+    # -- the crash cursor ------------------------------------------------------------------------------
+
+    def mark(self, stage: int, row: int = NOWHERE, since_ns: int = 0) -> None:
+        """Say where work is about to go, so that a death there can be blamed; ``since_ns`` arms its deadline."""
+        self._header[_CURSOR_SINCE] = 0
+        self._header[_CURSOR_ROW] = row
+        self._header[_CURSOR_STAGE] = stage
+        self._header[_CURSOR_SINCE] = since_ns
+
+    @property
+    def cursor(self) -> tuple[int, int, int, int]:
+        """(open slab or 0, stage, row, monotonic ns since which the stage has been running or 0)."""
+        header = self._header
+        slab = int(header[_OPEN]) if header[_OPEN] > header[_COMMITTED] else 0
+        return slab, int(header[_CURSOR_STAGE]), int(header[_CURSOR_ROW]), int(header[_CURSOR_SINCE])
+
+
+def snapshot(memory: StateMemory, slots: Iterable[int]) -> Sequence[dict[str, NDArray[Any]]]:
+    """Copies of these keys' state, per stage and field: for tests and, later, checkpoints."""
+    rows = np.fromiter(slots, np.int32)
+    return [{name: array[rows] for name, array in state._arrays.items()} for state in memory.stages]
