@@ -1,1 +1,138 @@
-"""tidemill: readings from thousands of sensors on asyncio, CPU work in lanes, an event loop that never freezes."""
+"""tidemill: readings from thousands of sensors on asyncio, CPU work in lanes, an event loop that never freezes.
+
+    import tidemill as tm
+
+    plan = tm.Plan(tm.Calibrate("calibration.csv"), tm.Rolling("normalized", window=50))
+    tm.run(tm.Pipeline(tm.sources.Replay("march.csv"), plan, tm.sinks.SQLite("features.db")))
+
+The house has six floors. Imports point down only, and never sideways between the edges; ``tests/test_floors.py`` walks
+them and keeps it true.
+
+    FLOOR 5   app/                        people: the command line, the demo, the live view
+    FLOOR 4   engine/                     the only place where the parts meet; one TaskGroup for each run
+    FLOOR 3   sources/  lanes/  sinks/    the edges: the outside world, and the border between processes
+    FLOOR 2   core/                       decisions: events in, commands out, ``now`` passed in
+    FLOOR 1   stages/  formats/           maths over batches and keyed arrays; bytes to batches and back
+    FLOOR 0   errors schema column batch rows interchange letters clock files
+
+``testing`` is public too: the clock, source and sink that tests drive by hand.
+
+Every name is loaded at its first use, so that ``import tidemill`` costs milliseconds and brings no NumPy with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tidemill import sinks, sources, testing
+    from tidemill.batch import Batch
+    from tidemill.core.plan import Plan
+    from tidemill.engine.lanes import Lanes
+    from tidemill.engine.metrics import Report, Statistics
+    from tidemill.engine.pipeline import Pipeline
+    from tidemill.engine.run import run, run_async, serve
+    from tidemill.errors import (
+        EngineError,
+        InputError,
+        MissingExtra,
+        OutsideError,
+        PlanError,
+        StageError,
+        TidemillError,
+    )
+    from tidemill.schema import Kind, Schema
+    from tidemill.stages.calibrate import Calibrate
+    from tidemill.stages.filter import Filter
+    from tidemill.stages.lookup import Lookup
+    from tidemill.stages.map import Map
+    from tidemill.stages.map_frame import MapFrame
+    from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.rolling import Rolling
+    from tidemill.stages.select import Select
+
+    __version__: str
+
+__all__ = [
+    "Batch",
+    "Calibrate",
+    "EngineError",
+    "Filter",
+    "InputError",
+    "Kind",
+    "Lanes",
+    "Lookup",
+    "Map",
+    "MapFrame",
+    "MapRows",
+    "MissingExtra",
+    "OutsideError",
+    "Pipeline",
+    "Plan",
+    "PlanError",
+    "Report",
+    "Rolling",
+    "Schema",
+    "Select",
+    "StageError",
+    "Statistics",
+    "TidemillError",
+    "__version__",
+    "run",
+    "run_async",
+    "serve",
+    "sinks",
+    "sources",
+    "testing",
+]
+
+# Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
+_HOMES: Final = {
+    "Batch": "batch",
+    "Calibrate": "stages.calibrate",
+    "EngineError": "errors",
+    "Filter": "stages.filter",
+    "InputError": "errors",
+    "Kind": "schema",
+    "Lanes": "engine.lanes",
+    "Lookup": "stages.lookup",
+    "Map": "stages.map",
+    "MapFrame": "stages.map_frame",
+    "MapRows": "stages.map_rows",
+    "MissingExtra": "errors",
+    "OutsideError": "errors",
+    "Pipeline": "engine.pipeline",
+    "Plan": "core.plan",
+    "PlanError": "errors",
+    "Report": "engine.metrics",
+    "Rolling": "stages.rolling",
+    "Schema": "schema",
+    "Select": "stages.select",
+    "StageError": "errors",
+    "Statistics": "engine.metrics",
+    "TidemillError": "errors",
+    "run": "engine.run",
+    "run_async": "engine.run",
+    "serve": "engine.run",
+}
+_MODULES: Final = frozenset({"sinks", "sources", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tidemill.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("tidemill")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"tidemill.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'tidemill' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
