@@ -1,0 +1,69 @@
+# make demo | test | test-fast | check | bench
+#
+# Each target does its own set-up: a .venv beside this file, made once and again when pyproject.toml changes. uv is used
+# when it is installed, else Python's venv and pip. Arguments go on: make demo ARGS="--seconds 10".
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-fast check bench clean
+
+help:
+	@echo 'make demo        a thousand synthetic sensors and this machine'\''s own, live; ARGS="--seconds 10 --rate 50000"'
+	@echo 'make test        everything: check, then every test'
+	@echo 'make test-fast   the tests that are not slow: under two minutes'
+	@echo 'make check       ruff (format and lint) and mypy --strict'
+	@echo 'make bench       the numbers of bench/README.md, as ratios measured in one run'
+	@echo 'make clean       remove .venv and caches'
+
+demo: $(VENV)/.all
+	@$(VENV)/bin/tidemill demo $(ARGS)
+
+test: check
+	@$(PYTHON) -m pytest $(ARGS)
+
+test-fast: $(VENV)/.dev
+	@$(PYTHON) -m pytest -m 'not slow' $(ARGS)
+
+check: $(VENV)/.dev
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m mypy
+
+bench: $(VENV)/.dev
+	@$(PYTHON) -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# -- set-up ------------------------------------------------------------------------------------------------
+
+$(VENV)/.all: EXTRAS := all
+$(VENV)/.dev: EXTRAS := all,dev
+
+$(VENV)/.all $(VENV)/.dev: pyproject.toml
+	@echo 'Setting up $(VENV) with tidemill[$(EXTRAS)]; the first time takes a minute or two.'
+	@set -e; \
+	if command -v uv >/dev/null 2>&1; then \
+	    $(PYTHON) -c '' 2>/dev/null || uv venv --quiet --clear --python '>=3.11' $(VENV); \
+	    uv pip install --quiet --python $(PYTHON) --editable '.[$(EXTRAS)]'; \
+	else \
+	    python=; \
+	    for one in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	        if $$one -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$one; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo 'tidemill needs Python 3.11 or newer, and none was found as python3, python3.14 ... python3.11.' >&2; \
+	        exit 1; \
+	    fi; \
+	    if ! $$python -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	        echo "$$python has no venv; on Debian and Ubuntu install it with: sudo apt install python3-venv" >&2; \
+	        exit 1; \
+	    fi; \
+	    $(PYTHON) -m pip --version >/dev/null 2>&1 || $$python -m venv --clear $(VENV); \
+	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'; \
+	fi
+	@touch $(VENV)/.all $@
