@@ -7,9 +7,9 @@ stdout. An error is one readable paragraph; ``--debug`` adds the traceback. Exit
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 if TYPE_CHECKING:
     import cyclopts
@@ -94,7 +94,7 @@ def _run(
     dead_letters: Path | None = None,
     grace: float = 10.0,
     if_exists: Literal["fail", "append", "replace"] = "fail",
-    debug: bool = False,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
 
@@ -153,7 +153,7 @@ def _check(
     tz: str | None = None,
     lanes: int | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
-    debug: bool = False,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Compile the pipeline in a Python file and print it, without running it.
 
@@ -193,7 +193,7 @@ def _demo(
     rate: Annotated[float, "records a second"] = 20_000,
     lanes: int | None = None,
     output: Path = Path("tidemill-demo.db"),
-    debug: bool = False,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """1,000 synthetic sensors and this machine's own, calibrated, with rolling statistics, into SQLite.
 
@@ -248,5 +248,3 @@ def _detach_stdout() -> None:
 
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import signal
+from typing import Self
 
 from tidemill.errors import (
     EngineError,
@@ -23,13 +24,16 @@ class ExitCode(enum.IntEnum):
 
     meaning: str
 
-    def __new__(cls, code: int, meaning: str) -> ExitCode:
+    def __new__(cls, code: int, meaning: str) -> Self:
         made = int.__new__(cls, code)
         made._value_ = code
         made.meaning = meaning
         return made
 
-    DONE = 0, "the input ended, --seconds passed or a signal asked to stop, and everything read was finished and written"
+    DONE = (
+        0,
+        "the input ended, --seconds passed or a signal asked to stop, and everything read was finished and written",
+    )
     FAILED = 1, 'a function of the user failed in a stage with on_error="stop"'
     USAGE = 2, "the command line was not understood; nothing ran"
     BAD_PIPELINE = 3, "the pipeline cannot run as written: the file, a stage, a column or an option"
@@ -37,7 +41,10 @@ class ExitCode(enum.IntEnum):
     OUTSIDE = 5, "the world outside refused: a port in use, a full disk, a database error"
     MISSING_EXTRA = 6, "an optional library is needed and not installed"
     BUG = 70, "a promise of tidemill itself was broken; please report it"
-    UNFINISHED = 75, "asked to stop, and the grace passed before everything read was written; the report counts the rest"
+    UNFINISHED = (
+        75,
+        "asked to stop, and the grace passed before everything read was written; the report counts the rest",
+    )
     INTERRUPTED = 130, "a second SIGINT (Ctrl-C) left at once; what was in flight is lost"
     TERMINATED = 143, "a second SIGTERM left at once; what was in flight is lost"
 

@@ -100,7 +100,9 @@ def _named(namespace: Mapping[str, object], name: str, path: Path) -> Found:
     there = sorted({**_unique(namespace, Pipeline), **_unique(namespace, Plan)})
     listed = f"it holds {', '.join(there)}" if there else "it holds no pipeline and no plan"
     if name in namespace:
-        raise PlanError(f"{name} in {path} is of type {type(value).__name__}, not a tidemill Pipeline or Plan; {listed}.")
+        raise PlanError(
+            f"{name} in {path} is of type {type(value).__name__}, not a tidemill Pipeline or Plan; {listed}."
+        )
     raise PlanError(f"{path} has no {name}; {listed}.")
 
 
