@@ -31,7 +31,7 @@ __all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory"]
 
 _HEADER_BYTES: Final = 4096  # one page
 _OPEN, _COMMITTED, _UNDO_TAIL, _CURSOR_STAGE, _CURSOR_ROW, _CURSOR_SINCE = range(6)
-_ENTRY_WORDS: Final = 4  # field, entries, cellwise, spare
+_ENTRY_WORDS: Final = 4  # field, entries, cellwise, bytes of the whole entry
 NOWHERE: Final = -1
 """The crash cursor's stage and row while no stage, or no single row, is being worked on."""
 
@@ -98,6 +98,11 @@ def _page(size: int) -> int:
     return -(-size // 4096) * 4096
 
 
+def _words(size: int) -> int:
+    """Bytes rounded up to whole words, so that everything in the log is aligned."""
+    return -(-size // 8) * 8
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -121,6 +126,13 @@ class StageState:
         """
         self._memory.save(self._fields[name], slots, cells)
 
+    def reserve(self, name: str, entries: int) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
+        """Room in the undo log for `save`ing ``entries`` in one pass of the caller's own: (slots, cells, old values).
+
+        Views to be filled before `seal`; ``cells`` is None unless the field is cellwise.
+        """
+        return self._memory.reserve(self._fields[name], entries, self._memory.cellwise(self._fields[name]))
+
     def seal(self) -> None:
         """Everything saved so far counts; only now may it be overwritten."""
         self._memory.seal()
@@ -139,6 +151,7 @@ class StateMemory:
         self._header = np.frombuffer(buffer, np.int64, 16, 0)
         self._undo = np.frombuffer(buffer, np.uint8, layout.undo_bytes, _HEADER_BYTES)
         self._arrays: list[NDArray[Any]] = []
+        self._cellwise: list[bool] = []
         self.stages: list[StageState] = []
         """One per stage of the plan, in its order."""
         offsets, _ = layout.offsets()
@@ -150,6 +163,7 @@ class StateMemory:
                 numbers[name] = len(self._arrays)
                 arrays[name] = flat.reshape(layout.max_keys, *field.shape)
                 self._arrays.append(arrays[name])
+                self._cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
         self._pending = 0  # log bytes written, not yet sealed
 
@@ -170,21 +184,37 @@ class StateMemory:
         """From here on the slab's effects stay."""
         self._header[_COMMITTED] = slab
 
+    def cellwise(self, field: int) -> bool:
+        return self._cellwise[field]
+
+    def reserve(
+        self, field: int, entries: int, cellwise: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
+        array = self._arrays[field]
+        at = int(self._header[_UNDO_TAIL]) + self._pending
+        shape = (entries,) if cellwise else (entries, *array.shape[1:])
+        size = array.itemsize * int(np.prod(shape, dtype=np.int64))
+        end = at + 8 * _ENTRY_WORDS + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
+        if end > len(self._undo):
+            raise EngineError("the undo log is full: a stage saved more than its state fields announce")
+        self._undo[at : at + 8 * _ENTRY_WORDS].view(np.int64)[:] = (field, entries, cellwise, end - at)
+        slots, at = self._read(at + 8 * _ENTRY_WORDS, np.dtype(np.int32), entries)
+        cells = None
+        if cellwise:
+            cells, at = self._read(at, np.dtype(np.int32), entries)
+        old, _ = self._read(at, array.dtype, size // array.itemsize)
+        self._pending = end - int(self._header[_UNDO_TAIL])
+        return slots, cells, old.reshape(shape)
+
     def save(self, field: int, slots: NDArray[Any], cells: NDArray[Any] | None) -> None:
         array = self._arrays[field]
-        slots = np.ascontiguousarray(slots, np.int32)
-        old = array[slots] if cells is None else array[slots, cells]
-        parts = [np.array([field, len(slots), cells is not None, 0], np.int64), slots]
-        if cells is not None:
-            parts.append(np.ascontiguousarray(cells, np.int32))
-        at = int(self._header[_UNDO_TAIL]) + self._pending
-        for part in [*parts, old]:
-            raw = part.reshape(-1).view(np.uint8)
-            if at + len(raw) + 8 > len(self._undo):
-                raise EngineError("the undo log is full: a stage saved more than its state fields announce")
-            self._undo[at : at + len(raw)] = raw
-            at += -(-len(raw) // 8) * 8
-        self._pending = at - int(self._header[_UNDO_TAIL])
+        log_slots, log_cells, old = self.reserve(field, len(slots), cells is not None)
+        log_slots[:] = slots
+        if log_cells is not None and cells is not None:
+            log_cells[:] = cells
+            old[...] = array[log_slots, log_cells]
+        else:
+            old[...] = array[log_slots]
 
     def seal(self) -> None:
         self._header[_UNDO_TAIL] += self._pending
@@ -195,27 +225,30 @@ class StateMemory:
         if self._header[_OPEN] <= self._header[_COMMITTED]:
             return False
         at, tail = 0, int(self._header[_UNDO_TAIL])
+        entries = []
         while at < tail:
-            at = self._restore(at)
+            entries.append(at)
+            at += int(self._undo[at + 24 : at + 32].view(np.int64)[0])
+        for at in reversed(entries):  # a field saved twice goes back to what stood there first
+            self._restore(at)
         return True
 
-    def _restore(self, at: int) -> int:
+    def _restore(self, at: int) -> None:
         field, entries, cellwise, _ = (int(word) for word in self._undo[at : at + 8 * _ENTRY_WORDS].view(np.int64))
         at += 8 * _ENTRY_WORDS
         array = self._arrays[field]
         slots, at = self._read(at, np.dtype(np.int32), entries)
         if cellwise:
             cells, at = self._read(at, np.dtype(np.int32), entries)
-            array[slots, cells], at = self._read(at, array.dtype, entries)
+            array[slots, cells], _ = self._read(at, array.dtype, entries)
         else:
             width = int(np.prod(array.shape[1:], dtype=np.int64))
-            old, at = self._read(at, array.dtype, entries * width)
+            old, _ = self._read(at, array.dtype, entries * width)
             array[slots] = old.reshape(entries, *array.shape[1:])
-        return at
 
     def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
         size = dtype.itemsize * count
-        return self._undo[at : at + size].view(dtype), at + -(-size // 8) * 8
+        return self._undo[at : at + size].view(dtype), at + _words(size)
 
     # -- the crash cursor ------------------------------------------------------------------------------
 

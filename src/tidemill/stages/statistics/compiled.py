@@ -1,0 +1,308 @@
+"""Kernels as machine code that loads in a tenth of a second, or as plain Python where there is none.
+
+Importing Numba and letting it find its own cache takes two seconds, more than a whole run's start may. So each kernel
+is compiled once into an object file; those are kept together in one file in this user's cache folder, and a start
+loads them with llvmlite alone:
+
+    compile (numba, once)  ─▶  kernels-<key>.bin: [sha256 | header JSON | object code ...]  ─▶  load (llvmlite)
+
+The key is a hash of the kernels' source, the versions of Numba and llvmlite, this machine's CPU and its features: when
+any changes, another file is made. Machine code from a file is run as it stands, so a folder that anyone else can write
+to is not used, nor is a file whose checksum does not match.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill import files
+from tidemill.errors import EngineError, MissingExtra, OutsideError
+from tidemill.stages.statistics import kernels as source
+
+__all__ = ["Kernels", "compile_kernels", "interpreted_kernels", "load_kernels"]
+
+_FORMAT: Final = 1
+_CACHE: Final = "default"
+_NUMPY_OF: Final = {"i": np.dtype(np.int32), "q": np.dtype(np.int64), "d": np.dtype(np.float64)}
+Call = Callable[..., None]
+
+
+class Kernels:
+    """The kernels of `tidemill.stages.statistics.kernels`, called with NumPy arrays.
+
+    ``kind``       ``"compiled"`` or ``"interpreted"``; the numbers are the same, bit for bit
+    ``reason``     one line saying why they are interpreted; empty when compiled
+    ``cold_s``     seconds it took to get them ready
+    """
+
+    def __init__(
+        self,
+        calls: dict[str, Call],
+        kind: Literal["compiled", "interpreted"],
+        *,
+        reason: str = "",
+        cold_s: float = 0.0,
+        keeps: object = None,
+    ) -> None:
+        self.kind = kind
+        self.reason = reason
+        self.cold_s = cold_s
+        self._keeps = keeps  # the engine that owns the code: freed with it
+        self._keep = calls["keep"]
+        self._advance = calls["advance"]
+        self._gather = calls["gather"]
+        self._roll = calls["roll"]
+
+    def __repr__(self) -> str:
+        return f"Kernels({self.kind}, ready in {self.cold_s:.2f} s)"
+
+    def keep(
+        self, slots: NDArray[np.int32], heads: NDArray[np.int64], log: tuple[NDArray[np.int32], Any, NDArray[Any]]
+    ) -> None:
+        """Put the heads of these slots into an undo log reservation."""
+        self._keep(len(slots), slots, heads, log[0], log[2])
+
+    def advance(
+        self, slots: NDArray[np.int32], heads: NDArray[np.int64], window: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Move the heads on; per record its cell and its window's rows, int32 of shape ``(n,)``."""
+        rows = len(slots)
+        cells, filled = np.empty(rows, np.int32), np.empty(rows, np.int32)
+        self._advance(rows, slots, heads, window, cells, filled)
+        return cells, filled
+
+    def gather(
+        self,
+        slots: NDArray[np.int32],
+        cells: NDArray[np.int32],
+        ring: NDArray[np.float64],
+        log: tuple[NDArray[np.int32], Any, NDArray[Any]],
+    ) -> None:
+        """Put these cells of ``ring`` (keys x window) into an undo log reservation."""
+        self._gather(len(slots), slots, cells, ring.reshape(-1), ring.shape[1], log[0], log[1], log[2])
+
+    def roll(
+        self,
+        slots: NDArray[np.int32],
+        cells: NDArray[np.int32],
+        filled: NDArray[np.int32],
+        values: NDArray[np.float64],
+        ring: NDArray[np.float64],
+        places: NDArray[np.int64],
+        *,
+        ddof: int,
+        min_periods: int,
+    ) -> NDArray[np.float64]:
+        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``."""
+        rows, window = len(slots), ring.shape[1]
+        out = np.empty((int(places.max()) + 1, rows))
+        scratch = np.empty(window)
+        self._roll(
+            rows, slots, cells, filled, values, ring.reshape(-1), window, ddof, min_periods, places, scratch,
+            out.reshape(-1),
+        )  # fmt: skip
+        return out
+
+
+def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
+    """``slots`` as the kernels read them; compiled code checks no bounds, so they are checked here."""
+    slots = np.ascontiguousarray(slots, np.int32)
+    if len(slots) and (int(slots.min()) < 0 or int(slots.max()) >= keys):
+        raise EngineError(f"a key slot is outside the {keys} slots of the state memory")
+    return slots
+
+
+# -- getting them ---------------------------------------------------------------------------------------
+
+_loaded: dict[str, Kernels] = {}
+
+
+def load_kernels(cache: str | os.PathLike[str] | None = _CACHE, *, compile_missing: bool = True) -> Kernels:
+    """The kernels, as fast as this machine has them; loaded once per process.
+
+    ``cache`` is the folder of compiled kernels; the default is this user's cache folder, None is no cache. Kernels that
+    are not there are compiled, which takes some seconds once, and stored; with ``compile_missing=False`` they run
+    interpreted instead. ``NUMBA_DISABLE_JIT=1`` gives interpreted ones.
+
+    >>> load_kernels(None, compile_missing=False).kind
+    'interpreted'
+    """
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return interpreted_kernels("NUMBA_DISABLE_JIT is set")
+    folder = files.cache_folder() if cache == _CACHE else None if cache is None else Path(cache)
+    name = str(folder)
+    found = _loaded.get(name)
+    if found is None or (found.kind == "interpreted" and compile_missing):
+        found = _loaded[name] = _load(folder, compile_missing)
+    return found
+
+
+def _load(folder: Path | None, compile_missing: bool) -> Kernels:
+    started = time.perf_counter()
+    if importlib.util.find_spec("numba") is None:
+        return interpreted_kernels(
+            "Numba is not installed, so rolling statistics run interpreted, about 100 times slower; "
+            'install it with: pip install "tidemill[fast]"'
+        )
+    if folder is not None and not files.is_private(folder):
+        folder = None
+    path = None if folder is None else folder / f"kernels-{cache_key()[:32]}.bin"
+    packed = None if path is None else _unpack(files.read_bytes(path))
+    if packed is None:
+        if not compile_missing:
+            return interpreted_kernels("the kernels are not compiled yet, so rolling statistics run interpreted")
+        packed = compile_kernels()
+        if path is not None:
+            _store(path, packed)
+    calls, owner = _link(packed)
+    return Kernels(calls, "compiled", cold_s=time.perf_counter() - started, keeps=owner)
+
+
+def interpreted_kernels(reason: str = "asked for") -> Kernels:
+    """The kernels as plain Python: slow, and the oracle of the compiled ones."""
+    return Kernels({name: _interpreted(fn) for name, (fn, _) in source.KERNELS.items()}, "interpreted", reason=reason)
+
+
+def _interpreted(fn: Call) -> Call:
+    def call(*arguments: Any) -> None:
+        view: Callable[[Any], memoryview] = memoryview
+        # Memoryviews give Python's floats: IEEE like NumPy's, without its warnings, and quicker one by one.
+        fn(*(view(a) if isinstance(a, np.ndarray) else a for a in arguments))
+
+    return call
+
+
+def cache_key() -> str:
+    """Names exactly what compiled code depends on."""
+    llvm: Any = importlib.import_module("llvmlite.binding")
+
+    features = llvm.get_host_cpu_features()
+    parts = [
+        str(_FORMAT),
+        inspect.getsource(source),
+        metadata.version("numba"),
+        metadata.version("llvmlite"),
+        llvm.get_host_cpu_name(),
+        features.flatten() if features else "",
+        llvm.get_process_triple(),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+# -- compiling ------------------------------------------------------------------------------------------
+
+Packed = list[dict[str, Any]]
+"""Per kernel: ``name``, ``symbol`` in the object code, ``code``."""
+
+
+def compile_kernels() -> Packed:
+    """Compile every kernel with Numba; raises `MissingExtra` without it."""
+    try:
+        numba: Any = importlib.import_module("numba")
+    except ImportError:
+        raise MissingExtra("numba", "fast", "Compiled kernels") from None
+    types = numba.types
+    kinds = {
+        "n": types.int64,
+        "i": types.CPointer(types.int32),
+        "q": types.CPointer(types.int64),
+        "d": types.CPointer(types.float64),
+    }
+    packed = []
+    for name, (fn, arguments) in source.KERNELS.items():
+        signature = types.void(*(kinds[letter] for letter in arguments))
+        made = numba.cfunc(signature, error_model="numpy")(fn)
+        packed.append({"name": name, "symbol": made._wrapper_name, "code": bytes(made._library._get_compiled_object())})
+    return packed
+
+
+def _store(path: Path, packed: Packed) -> None:
+    header = [{"name": k["name"], "symbol": k["symbol"], "bytes": len(k["code"])} for k in packed]
+    text = json.dumps(header).encode()
+    body = len(text).to_bytes(8, "little") + text + b"".join(k["code"] for k in packed)
+    try:
+        files.write_atomic(path, hashlib.sha256(body).digest() + body)
+    except OutsideError:
+        return  # a full disk costs the next start some seconds, not this run
+
+
+def _unpack(data: bytes | None) -> Packed | None:
+    """What `_store` wrote; None when it is missing or damaged."""
+    if data is None or len(data) < 40 or hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None
+    at = 40 + int.from_bytes(data[32:40], "little")
+    packed = []
+    for kernel in json.loads(data[40:at]):
+        packed.append({**kernel, "code": data[at : at + kernel["bytes"]]})
+        at += kernel["bytes"]
+    return packed if {k["name"] for k in packed} == set(source.KERNELS) else None
+
+
+# -- linking --------------------------------------------------------------------------------------------
+
+
+def _link(packed: Packed) -> tuple[dict[str, Call], object]:
+    """Object code made callable, and the engine that owns it."""
+    llvm: Any = importlib.import_module("llvmlite.binding")
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    _settle_symbols(llvm)
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    for kernel in packed:
+        engine.add_object_file(llvm.ObjectFileRef.from_data(kernel["code"]))
+    engine.finalize_object()
+    calls = {k["name"]: _call(k["name"], engine.get_function_address(k["symbol"])) for k in packed}
+    return calls, engine
+
+
+def _settle_symbols(llvm: Any) -> None:
+    """Give Numba's runtime functions an address, so that code which mentions them on a path never taken links.
+
+    None of our kernels allocates or raises; should one ever get there, the process stops rather than go on wrong.
+    """
+    abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
+    for name in ("NRT_incref", "NRT_decref", "NRT_Allocate", "numba_gil_ensure", "numba_gil_release", "numba_unpickle"):
+        if not llvm.address_of_symbol(name):
+            llvm.add_symbol(name, abort)
+
+
+def _call(name: str, address: int) -> Call:
+    arguments = source.KERNELS[name][1]
+    native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
+    dtypes: list[np.dtype[Any] | None] = [_NUMPY_OF.get(a) for a in arguments]
+
+    def call(*given: Any) -> None:
+        native(*[_pointer(a, dtype) for a, dtype in zip(given, dtypes, strict=True)])
+
+    return call
+
+
+def _pointer(given: Any, dtype: np.dtype[Any] | None) -> int:
+    if dtype is None:
+        return int(given)
+    if given.dtype != dtype or not given.flags.c_contiguous:
+        raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype}")
+    return int(given.__array_interface__["data"][0])
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Compile into this user's cache folder ahead of the first run (``python -m tidemill.stages.statistics.compile``)."""
+    kernels = load_kernels(arguments[0] if arguments else _CACHE)
+    print(f"{kernels!r}{': ' if kernels.reason else ''}{kernels.reason}")  # noqa: T201 - its answer to a person
+    return 0

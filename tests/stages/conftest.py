@@ -1,0 +1,58 @@
+"""Drives one stage over batches by hand, with real state memory and undo log."""
+
+import numpy as np
+import pytest
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.schema import Kind
+from tidemill.stages.base import Step
+from tidemill.stages.state import StateLayout, StateMemory
+
+
+class Driver:
+    """One opened stage and its state memory; each `step` is one slab."""
+
+    def __init__(self, stage, *, max_keys=64, max_records=4096, kernels=None):
+        layout = StateLayout((stage.state_fields(),), max_keys, max_records)
+        self.memory = StateMemory(layout, bytearray(layout.total_bytes))
+        self.stage = stage.opened()
+        if kernels is not None:
+            self.stage._kernels = kernels
+        self.slots = {}
+        self.slab = 0
+
+    @property
+    def state(self):
+        return self.memory.stages[0]
+
+    def begin(self, keys):
+        fresh = [key for key in dict.fromkeys(keys) if key not in self.slots]
+        first = len(self.slots)
+        self.slots.update((key, first + i) for i, key in enumerate(fresh))
+        if fresh:
+            self.stage.admit(fresh, first)
+        self.state.slots = np.array([self.slots[key] for key in keys], np.int32)
+        self.slab += 1
+        self.memory.begin(self.slab)
+
+    def step(self, batch, keys=None, *, commit=True):
+        self.begin(list(keys) if keys is not None else ["S1"] * len(batch))
+        made = self.stage.step(batch, self.state)
+        if commit:
+            self.memory.commit(self.slab)
+        return made if isinstance(made, Step) else Step(made)
+
+    def snapshot(self):
+        return {name: array.tobytes() for name, array in self.state._arrays.items()}
+
+
+@pytest.fixture(scope="session")
+def drive():
+    return Driver
+
+
+@pytest.fixture(scope="session")
+def floats():
+    """A batch of float columns."""
+    return lambda **columns: Batch({n: Column(Kind.FLOAT, np.asarray(v, np.float64)) for n, v in columns.items()})
