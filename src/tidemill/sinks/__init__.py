@@ -1,0 +1,57 @@
+"""Where rows go. Each sink says in its docstring what it guarantees and when rows become visible.
+
+`SQLite`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
+event loop. `for_path` picks one by a path's suffix. A sink imports its own library only when it is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tidemill.sinks.base import LoopSink, ProcessSink, Sink, SinkStatistics
+    from tidemill.sinks.callback import Callback
+    from tidemill.sinks.latest import Latest
+    from tidemill.sinks.lines import Lines
+    from tidemill.sinks.parquet import Parquet
+    from tidemill.sinks.paths import for_path
+    from tidemill.sinks.sqlite import SQLite
+
+__all__ = [
+    "Callback",
+    "Latest",
+    "Lines",
+    "LoopSink",
+    "Parquet",
+    "ProcessSink",
+    "SQLite",
+    "Sink",
+    "SinkStatistics",
+    "for_path",
+]
+
+_HOMES: Final = {
+    "Callback": "callback",
+    "Latest": "latest",
+    "Lines": "lines",
+    "LoopSink": "base",
+    "Parquet": "parquet",
+    "ProcessSink": "base",
+    "SQLite": "sqlite",
+    "Sink": "base",
+    "SinkStatistics": "base",
+    "for_path": "paths",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tidemill.sinks' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tidemill.sinks.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

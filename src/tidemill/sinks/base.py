@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.errors import PlanError
-from tidemill.schema import Schema
+from tidemill.column import Column
+from tidemill.errors import PlanError, StageError
+from tidemill.schema import Kind, Schema
 
 __all__ = ["IfExists", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
 
@@ -31,7 +32,7 @@ class SinkStatistics:
     """Bytes written so far, where the sink knows."""
 
 
-class Sink(abc.ABC):
+class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
     """Where rows go.
 
     ``where``      a function Batch -> boolean mask of the rows wanted here
@@ -61,7 +62,7 @@ class Sink(abc.ABC):
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most sinks in memory have nothing to check
         """Refuse at start what cannot work: a file that exists, a folder that does not."""
 
     def bind(self, schema: Schema) -> None:
@@ -72,11 +73,25 @@ class Sink(abc.ABC):
     def chosen(self, batch: Batch) -> Batch:
         """The rows and columns of ``batch`` that are wanted here."""
         if self.where is not None:
-            mask = np.asarray(self.where(batch), np.bool_)
-            batch = batch.take(np.flatnonzero(mask))
+            batch = batch.take(np.flatnonzero(self._mask(batch, self.where)))
         if self.columns is not None:
+            for column in self.columns:
+                if column not in batch:  # a field that these records happen to lack
+                    batch = batch.with_columns({column: Column.missing(Kind.OBJECT, len(batch))})
             batch = batch.select({column: column for column in self.columns})
         return batch
+
+    def _mask(self, batch: Batch, where: Where) -> NDArray[np.bool_]:
+        try:
+            mask = np.asarray(where(batch), np.bool_)
+        except Exception as error:
+            raise StageError(f"where= of sink {self.name} raised {type(error).__name__}: {error}") from error
+        if mask.shape != (len(batch),):
+            raise StageError(
+                f"where= of sink {self.name} gave an array of shape {mask.shape} for {len(batch)} records; it must give "
+                f"one True or False for each."
+            )
+        return mask
 
 
 class ProcessSink(Sink):
@@ -121,5 +136,3 @@ class LoopSink(Sink):
     @abc.abstractmethod
     def statistics(self) -> SinkStatistics:
         """A frozen reading."""
-
-

@@ -1,0 +1,190 @@
+"""`Lines`: rows as NDJSON or CSV, to a file or to standard output."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Final, Literal
+
+from tidemill import files
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.schema import Kind, Schema
+from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.output import Output, first_line, require_whole_gzip
+
+__all__ = ["Lines"]
+
+_FORMATS: Final[dict[str, Literal["ndjson", "csv"]]] = {".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+
+
+class Lines(ProcessSink):
+    """Rows as lines of text: ``.ndjson`` or ``.jsonl`` (one JSON object a line), ``.csv`` (one header), each also with
+    ``.gz``; ``Lines("-")`` is standard output, NDJSON unless ``format="csv"``. ``format`` overrules the suffix.
+
+    NDJSON keeps each record's fields, order and types; NaN is null, an absent field is left out. CSV has the columns of
+    its first batch, or those of ``columns=``; what is missing is empty.
+
+    Delivery: rows become visible at each flush (at least every 0.25 s), in input order, and a flush ends in a whole
+    line, also when the disk is full. They are with the system then, not yet on the disk: a crash of the program loses
+    rows since the last flush, a power cut may lose more. A re-run with ``if_exists="append"`` writes its rows again. A
+    ``.gz`` can be unpacked up to the last flush at any time (gzip then says that the end is missing).
+
+    Raises `InputError` when the file exists and ``if_exists`` is ``"fail"``, or when a CSV row has a column that the
+    header lacks; `OutsideError` when the disk is full or the reader of standard output has gone.
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sink = Lines(f"{folder}/features.csv")
+    ...     sink.open(Schema(open=True))
+    ...     sink.write(Batch.from_rows([{"sensor": "S1", "value": 20.5}]))
+    ...     sink.close()
+    ...     pathlib.Path(f"{folder}/features.csv").read_text().split()
+    ['sensor,value', 'S1,20.5']
+    """
+
+    delivery: ClassVar[str] = "at-least-once; whole lines, in order"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        format: Literal["ndjson", "csv"] | None = None,  # noqa: A002 - the user's word
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
+        if format not in (None, "ndjson", "csv"):
+            raise PlanError(f'format={format!r} of Lines is not one of "ndjson", "csv".')
+        self.path = None if str(path) == "-" else files.absolute(path)
+        self.gz = str(path).lower().endswith(".gz")
+        self.format = format or _format_of(path)
+        self._output: Output | None = None
+        self._header: tuple[str, ...] | None = None
+        self._schema = Schema(open=True)
+        self._rows = 0
+        self._bytes = 0
+
+    # -- the contract of a sink ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        if self.path is None:
+            return
+        if self.path.is_dir():
+            raise InputError(f"{self.path} is a folder; Lines needs the path of a file.")
+        if not self.path.parent.is_dir():
+            raise InputError(f"The folder {self.path.parent} for {self.path.name} does not exist; create it.")
+        if self.if_exists == "fail" and self.path.exists() and not _is_device(self.path):
+            raise InputError(
+                f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
+                f"write over it."
+            )
+
+    def open(self, schema: Schema) -> None:
+        self.check()
+        self._schema = schema
+        append = self.if_exists == "append" and self.path is not None and self.path.exists()
+        self._header = None
+        if append:
+            assert self.path is not None
+            if self.gz:
+                require_whole_gzip(self.path)
+            if self.format == "csv":
+                self._header = _header_of(self.path)
+        try:
+            self._output = Output(self.path, gz=self.gz, append=append)
+        except OSError as error:
+            raise OutsideError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+
+    def write(self, batch: Batch) -> None:
+        output = self._opened()
+        if not len(batch):
+            return
+        output.write(self._encoded(batch))
+        self._rows += len(batch)
+
+    def write_encoded(self, lines: bytes, rows: int) -> None:
+        """Take NDJSON lines that were encoded elsewhere; for a sink whose `format` is ``"ndjson"``."""
+        self._opened().write(lines)
+        self._rows += rows
+
+    def flush(self) -> None:
+        output = self._opened()
+        output.flush()
+        self._bytes = output.size
+
+    def close(self) -> None:
+        output, self._output = self._output, None
+        if output is None:
+            return
+        try:
+            if self.format == "csv" and self._header is None and (names := self.columns or self._schema.names):
+                output.write(_csv_header(names))  # a run without rows leaves a header
+        finally:
+            output.close()
+            self._bytes = output.size
+
+    def statistics(self) -> SinkStatistics:
+        """``bytes`` counts what reached the system at the last flush, after compression."""
+        return SinkStatistics(self.name, self._rows, self._bytes)
+
+    # -- lines ---------------------------------------------------------------------------------------
+
+    def _opened(self) -> Output:
+        if self._output is None:
+            raise PlanError(f"sink {self.name} is not open.")
+        return self._output
+
+    def _encoded(self, batch: Batch) -> bytes:
+        if self.format == "ndjson":
+            from tidemill.formats.json_lines import encode_json_lines
+
+            return encode_json_lines(batch)
+        from tidemill.formats.csv_lines import encode_csv
+
+        starts = self._header is None
+        header = self._header = self._header or self.columns or batch.names
+        if batch.names != header:
+            batch = self._aligned(batch, header)
+        return encode_csv(batch, header=starts)
+
+    def _aligned(self, batch: Batch, header: tuple[str, ...]) -> Batch:
+        unknown = [name for name in batch.names if name not in header]
+        if unknown:
+            raise InputError(
+                f"A row for {self._opened().place} has a column {unknown[0]!r}, and the CSV header there is without it "
+                f"({', '.join(header)}); name the columns you want with columns=[...], or write NDJSON."
+            )
+        rows = len(batch)
+        return Batch({name: batch.columns.get(name) or Column.missing(Kind.OBJECT, rows) for name in header}, rows=rows)
+
+
+def _format_of(path: str | Path) -> Literal["ndjson", "csv"]:
+    found = _FORMATS.get(files.suffix(path)) if str(path) != "-" else "ndjson"
+    if found is None:
+        raise PlanError(
+            f"Lines({str(path)!r}) does not say what to write; the suffixes are {', '.join(_FORMATS)}, each also with "
+            f'.gz, or give format="ndjson" or format="csv".'
+        )
+    return found
+
+
+def _header_of(path: Path) -> tuple[str, ...] | None:
+    line = first_line(path).decode("utf-8", "replace").removeprefix("\ufeff")
+    return tuple(next(csv.reader([line]), ())) or None
+
+
+def _csv_header(names: Sequence[str]) -> bytes:
+    from tidemill.formats.csv_lines import encode_csv
+
+    return encode_csv(Batch({name: Column.missing(Kind.OBJECT, 0) for name in names}, rows=0), header=True)
+
+
+def _is_device(path: Path) -> bool:
+    """/dev/null, a FIFO, a terminal: there, but nothing in it to keep."""
+    return not path.is_file() and os.access(path, os.W_OK)

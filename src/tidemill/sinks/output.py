@@ -1,0 +1,118 @@
+"""A file, gzip file or standard output that takes whole lines."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import select
+import zlib
+from pathlib import Path
+from typing import Final
+
+from tidemill import files
+from tidemill.errors import InputError, OutsideError
+
+__all__ = ["Output"]
+
+BUFFER_BYTES: Final = 1 << 20
+"""Lines are kept until there are so many bytes of them, or until a flush."""
+GZIP_LEVEL: Final = 3
+STDOUT: Final = 1
+
+
+class Output:
+    """Takes bytes that end in a newline; after a write that fails, an uncompressed file still ends in a whole line.
+
+    ``path`` None is standard output, by its descriptor: a print() in user code goes its own way.
+    """
+
+    def __init__(self, path: Path | None, *, gz: bool, append: bool) -> None:
+        self.place = str(path) if path is not None else "standard output"
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self.size = 0
+        """Bytes handed to the system so far."""
+        self._gz = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31) if gz else None  # 31: with a gzip header
+        self._file = (
+            files.open_write(path, append=append) if path is not None else io.FileIO(STDOUT, "w", closefd=False)
+        )
+        self._regular = path is not None and self._file.seekable()
+        self._broken = False
+        if append and not gz and self._regular and not _ends_in_newline(self._file):
+            self.write(b"\n")  # the line before us was cut short: keep ours apart from it
+
+    def write(self, lines: bytes) -> None:
+        data = self._gz.compress(lines) if self._gz is not None else lines
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= BUFFER_BYTES:
+            self._send()
+
+    def flush(self) -> None:
+        """Everything so far can be read; gzip readers can unpack up to here, then say that the end is missing."""
+        if self._gz is not None:
+            self._waiting.append(self._gz.flush(zlib.Z_SYNC_FLUSH))
+        self._send()
+
+    def close(self) -> None:
+        try:
+            if not self._broken:
+                if self._gz is not None:
+                    self._waiting.append(self._gz.flush(zlib.Z_FINISH))
+                self._send()
+        finally:
+            self._file.close()
+
+    def _send(self) -> None:
+        data, self._waiting, self._waiting_bytes = b"".join(self._waiting), [], 0
+        whole = self._file.tell() if self._regular else 0
+        try:
+            self._send_all(data)
+        except OSError as error:
+            self._broken = True
+            if self._regular and self._gz is None:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(whole)
+            raise self._named(error) from error
+        self.size += len(data)
+
+    def _send_all(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            sent = self._file.write(rest)
+            if sent is None:  # somebody made standard output non-blocking
+                select.select([], [self._file], [])
+            else:
+                rest = rest[sent:]
+
+    def _named(self, error: OSError) -> OutsideError:
+        if error.errno == errno.EPIPE:
+            return OutsideError(f"The program that read {self.place} has gone away; the rows it did not read are lost.")
+        if error.errno == errno.ENOSPC:
+            return OutsideError(f"The disk is full: rows could not be written to {self.place}.")
+        return OutsideError(f"Rows could not be written to {self.place}: {error.strerror or error}.")
+
+
+def _ends_in_newline(file: io.FileIO) -> bool:
+    end = file.seek(0, io.SEEK_END)
+    if not end:
+        return True
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def first_line(path: Path) -> bytes:
+    """The first line of a file, unpacked when it is .gz; empty when there is none."""
+    with contextlib.closing(files.open_read(path)) as handle:
+        try:
+            return handle.readline()
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path} cannot be added to, it is not a whole gzip file: {error}.") from error
+
+
+def require_whole_gzip(path: Path) -> None:
+    """Raise `InputError` when nothing can be added to a gzip file, since its last writer was stopped in the middle."""
+    with contextlib.closing(files.open_read(path)) as handle:
+        for _ in files.read_blocks(path, handle, BUFFER_BYTES):
+            pass

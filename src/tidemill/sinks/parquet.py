@@ -1,0 +1,260 @@
+"""`Parquet`: rows into files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from tidemill import files
+from tidemill.batch import Batch
+from tidemill.clock import Clock, SystemClock
+from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
+from tidemill.schema import Kind, Schema
+from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.parquet_file import ParquetFile
+from tidemill.sinks.row_group import RowGroup, kind_of
+
+__all__ = ["Parquet"]
+
+GROUP_ROWS: Final = 131_072
+"""Rows in a row group: large enough to compress and to skip over, small enough to gather in memory."""
+FILE_ROWS: Final = 8 * GROUP_ROWS
+FILE_BYTES: Final = 128 * 2**20
+FILE_AGE_S: Final = 60.0
+
+_PART: Final = re.compile(r"part-(\d{8,})\.parquet")
+
+
+class Parquet(ProcessSink):
+    """Rows into Parquet files (zstd; text dictionary-encoded).
+
+    ``Parquet("features/")`` fills a folder with ``part-00000001.parquet`` and so on; a file is complete after
+    ``max_rows`` rows, ``max_bytes`` bytes or ``max_age_s`` seconds, whichever comes first. ``Parquet("march.parquet")``
+    makes that one file, whatever its size. The folder is made when it is missing; its parent must be there.
+
+    Columns: float64 (NaN stays NaN, missing is null; ints beyond 2**53 are rounded, and those declared int beyond 64
+    bits are null), int64, bool, string, timestamp[ns, UTC], nested values as JSON strings. A field that comes later
+    starts a new file in a folder; in a single file the rows before it read null.
+
+    Delivery: rows are in input order, in the order of the files' names. A file is written under a hidden name and
+    becomes visible, whole and on disk (fsync), by one rename when it is complete: ``flush`` alone shows nothing new.
+    After a crash the rows of the file that was not complete are not there; a re-run writes all its rows again. One run
+    writes to a folder at a time.
+
+    Raises `MissingExtra` without pyarrow; `InputError` when there are files already and ``if_exists`` is ``"fail"``;
+    `OutsideError` when the disk is full.
+
+    >>> import tempfile, pyarrow.parquet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sink = Parquet(f"{folder}/features.parquet")
+    ...     sink.open(Schema(open=True))
+    ...     sink.write(Batch.from_rows([{"sensor": "S1", "value": 20.5}, {"sensor": "S2", "value": None}]))
+    ...     sink.close()
+    ...     pyarrow.parquet.read_table(f"{folder}/features.parquet").to_pylist()
+    [{'sensor': 'S1', 'value': 20.5}, {'sensor': 'S2', 'value': None}]
+    """
+
+    delivery: ClassVar[str] = "at-least-once; a file appears whole or not at all"
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
+        max_rows: int = FILE_ROWS,
+        max_bytes: int = FILE_BYTES,
+        max_age_s: float = FILE_AGE_S,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
+        for option, limit in (("max_rows", max_rows), ("max_bytes", max_bytes), ("max_age_s", max_age_s)):
+            if not limit > 0:
+                raise PlanError(f"{option}={limit!r} of Parquet must be more than 0.")
+        self.path = files.absolute(path)
+        self.single = self.path.suffix.lower() == ".parquet" and not self.path.is_dir() and not str(path).endswith("/")
+        if self.single and if_exists == "append":
+            raise PlanError(
+                f"{self.path} is one Parquet file, to which nothing can be added; give a folder, Parquet"
+                f'("{self.path.stem}/", if_exists="append"), or write if_exists="replace".'
+            )
+        self.max_rows = max_rows
+        self.max_bytes = max_bytes
+        self.max_age_s = max_age_s
+        self._clock = clock or SystemClock()
+        self._schema = Schema(open=True)
+        self._open = False
+        self._failed = False
+        self._number = 0
+        self._file: ParquetFile | None = None
+        self._kinds: dict[str, Kind | None] = {}
+        self._group = RowGroup(GROUP_ROWS)
+        self._began_ns = 0
+        self._rows = 0
+        self._bytes = 0
+
+    # -- the contract of a sink ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        if importlib.util.find_spec("pyarrow") is None:
+            raise MissingExtra("pyarrow", "parquet", "Parquet files")
+        place = self.path
+        if not place.parent.is_dir():
+            raise InputError(f"The folder {place.parent} for {place.name} does not exist; create it.")
+        if not self.single and place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file; Parquet needs a folder, or a name that ends with .parquet.")
+        if self.if_exists == "fail":
+            if self.single and place.exists():
+                raise InputError(f'{place} already exists; write if_exists="replace" to write over it.')
+            if not self.single and any(self._parts()):
+                raise InputError(
+                    f"The folder {place} already has Parquet files of an earlier run; write "
+                    f'if_exists="append" to add to them, or if_exists="replace" to delete them first.'
+                )
+
+    def open(self, schema: Schema) -> None:
+        self.check()
+        self._schema = schema
+        self._failed = False
+        self._kinds = {}
+        self._number = 0
+        with self._refusals():
+            if not self.single:
+                self.path.mkdir(exist_ok=True)
+                for part in self._parts() if self.if_exists == "replace" else ():
+                    part.unlink()
+                self._number = max((int(part.name[5:-8]) for part in self._parts()), default=0)
+        self._group = RowGroup(min(GROUP_ROWS, self.max_rows))
+        self._open = True
+
+    def write(self, batch: Batch) -> None:
+        self._require_open()
+        if not len(batch):
+            return
+        kinds = {name: kind_of(column) for name, column in batch.columns.items()}
+        with self._refusals():
+            self._roll_if_old()
+            self._take_kinds(kinds)
+            start = 0
+            while start < len(batch):
+                part = batch.slice(start, start + self._room())
+                if not self._file_rows():
+                    self._began_ns = self._clock.monotonic_ns()
+                self._group.append(part, kinds)
+                start += len(part)
+                if not self._room():
+                    self._write_group()
+        self._rows += len(batch)
+
+    def flush(self) -> None:
+        """Complete the file if it is old enough; younger rows stay hidden until their file is complete."""
+        self._require_open()
+        with self._refusals():
+            self._roll_if_old()
+
+    def close(self) -> None:
+        """Complete the last file, unless writing it failed."""
+        if not self._open:
+            return
+        self._open = False
+        with self._refusals():
+            if self._failed:
+                if self._file is not None:
+                    self._file.discard()
+                self._file = None
+                return
+            if self.single and not self._rows:  # a run without rows leaves an empty file, not none
+                wanted = self.columns or self._schema.names
+                known = {field.name: field.kind for field in self._schema}
+                self._kinds = {name: known.get(name) for name in wanted}
+                self._start_file()
+            self._finish_file()
+
+    def statistics(self) -> SinkStatistics:
+        return SinkStatistics(self.name, self._rows, self._bytes + (self._file.size() if self._file else 0))
+
+    # -- files ---------------------------------------------------------------------------------------
+
+    def _take_kinds(self, kinds: dict[str, Kind | None]) -> None:
+        """Make place for columns that are new, or whose kind is: a file with rows in it has its columns for good."""
+        merged = {**self._kinds}
+        for name, kind in kinds.items():
+            merged[name] = kind or merged.get(name) or self._declared(name)
+        if merged == self._kinds:
+            return
+        if self._file is not None:
+            if self.single:
+                self._write_group()
+                self._file.widen(merged)
+            else:
+                self._finish_file()
+        self._kinds = merged
+
+    def _declared(self, name: str) -> Kind | None:
+        return self._schema[name].kind if name in self._schema else None
+
+    def _file_rows(self) -> int:
+        return self._group.rows + (self._file.rows if self._file else 0)
+
+    def _room(self) -> int:
+        """Rows that the group can take before it, or its file, is full."""
+        room = self._group.capacity - self._group.rows
+        return room if self.single else min(room, self.max_rows - self._file_rows())
+
+    def _write_group(self) -> None:
+        if not self._group.rows:
+            return
+        if not self._kinds:
+            raise InputError(f"The rows for {self.path} have no fields at all; Parquet needs one or more.")
+        file = self._file or self._start_file()
+        file.write(self._group, self._kinds)
+        self._group.clear()
+        if not self.single and (file.rows >= self.max_rows or file.size() >= self.max_bytes):
+            self._finish_file()
+
+    def _start_file(self) -> ParquetFile:
+        self._number += 1
+        place = self.path if self.single else self.path / f"part-{self._number:08d}.parquet"
+        self._file = ParquetFile(place, self._kinds)
+        return self._file
+
+    def _finish_file(self) -> None:
+        self._write_group()
+        file, self._file = self._file, None
+        if file is not None:
+            self._bytes += file.publish()
+
+    def _roll_if_old(self) -> None:
+        if self.single or not self._file_rows():
+            return
+        if self._clock.monotonic_ns() - self._began_ns >= self.max_age_s * 1e9:
+            self._finish_file()
+
+    def _parts(self) -> Iterator[Path]:
+        """The complete files of this and of earlier runs."""
+        if self.path.is_dir():
+            yield from (place for place in self.path.iterdir() if _PART.fullmatch(place.name))
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise PlanError(f"sink {self.name} is not open.")
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[Any]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            raise OutsideError(
+                f"Writing Parquet to {self.path} failed: {error.strerror or error}. "
+                f"The rows of the file that was not complete are lost."
+            ) from error
+        except BaseException:
+            self._failed = True
+            raise

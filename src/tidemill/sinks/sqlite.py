@@ -1,0 +1,275 @@
+"""`SQLite`: rows into a table that other processes may read meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from tidemill import files
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
+from tidemill.schema import Kind, Schema
+from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, quoted
+
+__all__ = ["SQLite"]
+
+BUSY_TIMEOUT: Final = 10.0
+"""Seconds to wait for another program that is writing to the same file."""
+CHECKPOINT_PAGES: Final = 8000
+"""Pages of WAL before SQLite copies them into the main file: 32 MB. Each copy rewrites pages that are still filling,
+so the default of 4 MB costs a fifth of the rate."""
+MOST_COLUMNS: Final = 2000
+"""SQLite's own limit."""
+
+
+class SQLite(ProcessSink):
+    """Rows into a table of a SQLite file, readable by other programs while it is written (WAL mode).
+
+    The table gets its columns from the rows: float REAL (NaN and missing are NULL; ints in a record stay ints), int and
+    bool INTEGER, text TEXT, time INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads
+    one), nested values JSON in TEXT. A field that comes later becomes a new column, NULL in the rows before it. SQLite
+    does not tell ``a`` from ``A``: the second becomes ``A_2``.
+
+    Delivery: each flush (at least every 0.25 s) is one transaction; its rows become visible together, in input order,
+    and survive a crash of the program. After a crash, rows since the last flush are not there; a re-run with
+    ``if_exists="append"`` writes all its rows again.
+
+    Raises `InputError` when the folder is missing, the file is not a SQLite database, or the table is there already
+    and ``if_exists`` is ``"fail"``; `OutsideError` when the disk is full or another program holds the file for more
+    than 10 seconds. Other tables of the file are never touched.
+
+    >>> import sqlite3, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sink = SQLite(f"{folder}/features.db")
+    ...     sink.open(Schema(open=True))
+    ...     sink.write(Batch.from_rows([{"sensor": "S1", "value": 20, "unit": None}]))
+    ...     sink.close()
+    ...     connection = sqlite3.connect(f"{folder}/features.db")
+    ...     print(connection.execute("SELECT * FROM features").fetchall())
+    ...     connection.close()
+    [('S1', 20, None)]
+    """
+
+    delivery: ClassVar[str] = "at-least-once; rows are committed in order, all rows of a flush or none"
+
+    def __init__(
+        self,
+        path: str | Path,
+        table: str = "features",
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
+        if not table or "\0" in table or table.lower().startswith("sqlite_"):
+            raise PlanError(f"table={table!r} cannot be a table of SQLite: the name is empty, or reserved by SQLite.")
+        if str(path).startswith(":memory:") or not str(path):
+            raise PlanError(f"SQLite({str(path)!r}) has no file: rows are written by another process, so give a path.")
+        self.path = files.absolute(path)
+        self.table = table
+        self._connection: sqlite3.Connection | None = None
+        self._schema = Schema(open=True)
+        self._declared: dict[str, str] | None = None
+        self._names = ColumnNames()
+        self._inserts: dict[tuple[tuple[str, Kind], ...], str] = {}
+        self._failed = False
+        self._rows = 0
+        self._bytes = 0
+
+    # -- the contract of a sink ----------------------------------------------------------------------
+
+    def check(self) -> None:
+        place = self.path
+        if place.is_dir():
+            raise InputError(f"{place} is a folder; SQLite needs the path of a file, such as {place / 'features.db'}.")
+        if not place.parent.is_dir():
+            raise InputError(f"The folder {place.parent} for the SQLite file {place.name} does not exist; create it.")
+        if place.exists():
+            with self._refusals(), contextlib.closing(sqlite3.connect(place, timeout=BUSY_TIMEOUT)) as connection:
+                self._existing(connection)
+
+    def open(self, schema: Schema) -> None:
+        self._schema = schema
+        with self._refusals():
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+            try:
+                self._declared = self._existing(connection) if self.if_exists != "replace" else None
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+            except BaseException:
+                connection.close()
+                raise
+        self._connection = connection
+        self._names = ColumnNames(self._declared or ())
+        self._inserts.clear()
+        self._failed = False
+
+    def write(self, batch: Batch) -> None:
+        if not len(batch):
+            return
+        connection = self._opened()
+        with self._refusals():
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
+            self._make_room(connection, batch.columns)
+            self._insert(connection, batch)
+        self._rows += len(batch)
+
+    def flush(self) -> None:
+        connection = self._opened()
+        with self._refusals():
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+                self._bytes = self._size()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        with self._refusals(), contextlib.closing(connection):
+            if self._failed:
+                connection.rollback()
+                return
+            if self._declared is None and len(self._schema):  # a run without rows leaves an empty table, not none
+                columns = {field.name: Column.missing(field.kind or Kind.OBJECT, 0) for field in self._schema}
+                connection.execute("BEGIN IMMEDIATE")
+                self._make_room(connection, {name: columns[name] for name in self.columns or columns})
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        self._bytes = self._size()
+
+    def statistics(self) -> SinkStatistics:
+        """``bytes`` is the size of the file and its WAL at the last flush."""
+        return SinkStatistics(self.name, self._rows, self._bytes)
+
+    # -- the table -----------------------------------------------------------------------------------
+
+    def _existing(self, connection: sqlite3.Connection) -> dict[str, str] | None:
+        """Columns and declared types of the table, None when it is not there."""
+        query = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')"
+        found = connection.execute(query, (self.table,)).fetchone()
+        if found is None:
+            return None
+        if found[0] != "table":
+            raise InputError(f"{self.table!r} in {self.path} is a view; choose another table=.")
+        if self.if_exists == "fail":
+            raise InputError(
+                f"{self.path} already has a table {self.table!r}; write "
+                f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
+            )
+        rows = connection.execute(f"PRAGMA table_info({quoted(self.table)})").fetchall()
+        return {row[1]: row[2] for row in rows}
+
+    def _make_room(self, connection: sqlite3.Connection, columns: dict[str, Column]) -> None:
+        """Create the table, or the columns of it that are new; check those that are not when they were there before."""
+        key = _shape(columns)
+        if key in self._inserts:
+            return
+        table = quoted(self.table)
+        if self._declared is None and not columns:
+            raise InputError(f"The first row for table {self.table!r} has no fields at all; SQLite needs one or more.")
+        added = {self._names.of(name): column for name, column in columns.items()}
+        if len({**(self._declared or {}), **added}) > MOST_COLUMNS:
+            raise InputError(
+                f"The rows for {self.path} have more than {MOST_COLUMNS} columns, the most that SQLite "
+                f"takes; name those you want with columns=[...]."
+            )
+        if self._declared is None:
+            types = {name: declared_type(column) for name, column in added.items()}
+            definition = ", ".join(f"{quoted(name)} {kind}".rstrip() for name, kind in types.items())
+            if self.if_exists == "replace":
+                connection.execute(f"DROP TABLE IF EXISTS {table}")
+            connection.execute(f"CREATE TABLE {table} ({definition})")
+            self._declared = types
+        for name, column in added.items():
+            if name not in self._declared:
+                kind = declared_type(column)
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {kind}")
+                self._declared[name] = kind
+            elif not self._fits(name, column):
+                raise InputError(
+                    f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[name]}, and "
+                    f'the rows have {column.kind.value} there; choose another table=, or if_exists="replace".'
+                )
+        names = ", ".join(map(quoted, added))
+        marks = ", ".join("?" * len(added))
+        # Names cannot be bound; `quoted` makes them identifiers whatever they hold.
+        filled = f"({names}) VALUES ({marks})" if added else "DEFAULT VALUES"
+        self._inserts[key] = f"INSERT INTO {table} {filled}"
+
+    def _fits(self, name: str, column: Column) -> bool:
+        assert self._declared is not None
+        return fits(self._declared[name], column.kind) or declared_type(column) == ""
+
+    def _insert(self, connection: sqlite3.Connection, batch: Batch) -> None:
+        """All rows of the batch or none: some text that UTF-8 cannot hold makes sqlite3 stop in the middle."""
+        insert = self._inserts[_shape(batch.columns)]
+        connection.execute("SAVEPOINT batch")
+        try:
+            connection.executemany(insert, _tuples(batch, clean=False))
+        except UnicodeEncodeError:
+            connection.execute("ROLLBACK TO batch")
+            connection.executemany(insert, _tuples(batch, clean=True))
+        connection.execute("RELEASE batch")
+
+    # -- the file ------------------------------------------------------------------------------------
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise PlanError(f"sink {self.name} is not open.")
+        return self._connection
+
+    def _size(self) -> int:
+        size = 0
+        for place in (self.path, self.path.with_name(self.path.name + "-wal")):
+            with contextlib.suppress(OSError):
+                size += place.stat().st_size
+        return size
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """SQLite's refusals as our own errors; whatever is raised, the open transaction will not be committed."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._failed = True
+            raise _named(error, self.path, self.table) from error
+        except BaseException:
+            self._failed = True
+            raise
+
+
+def _shape(columns: dict[str, Column]) -> tuple[tuple[str, Kind], ...]:
+    return tuple((name, column.kind) for name, column in columns.items())
+
+
+def _tuples(batch: Batch, *, clean: bool) -> Iterator[tuple[Any, ...]]:
+    if not batch.columns:
+        return iter([()] * len(batch))
+    return zip(*(bindable(column, clean=clean) for column in batch.columns.values()), strict=True)
+
+
+def _named(error: sqlite3.Error, place: Path, table: str) -> TidemillError:
+    code = str(getattr(error, "sqlite_errorname", ""))
+    if code.startswith("SQLITE_NOTADB"):
+        return InputError(f"{place} is not a SQLite database; choose another path, or move that file away.")
+    if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return InputError(f"SQLite cannot write to {place}: {error}. Check that the file and its folder are writable.")
+    if code.startswith("SQLITE_FULL"):
+        return OutsideError(f"The disk is full: SQLite could not write to {place}. Rows since the last flush are lost.")
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return OutsideError(
+            f"{place} has been locked by another program for {BUSY_TIMEOUT:.0f} seconds; let that one finish its "
+            f"transaction, or write to a file of your own."
+        )
+    if code.startswith("SQLITE_CONSTRAINT"):
+        return OutsideError(f"Table {table!r} of {place} refuses a row by a rule of its own: {error}.")
+    return OutsideError(f"SQLite could not write to {place}: {error} ({code or type(error).__name__}).")
