@@ -1,6 +1,6 @@
 """A function on lists of dicts, as people already have them, over every core and unchanged.
 
-    python examples/classic.py      # prints NDJSON: the records as they came, and two new fields
+python examples/classic.py      # prints NDJSON: the records as they came, and two new fields
 """
 
 import math

@@ -1,6 +1,6 @@
 """Inside an asyncio application: sensors connect over TCP, and the newest features of each are there to be read.
 
-    python examples/in_app.py       # starts, sends itself readings as a sensor would, prints what it knows, stops
+python examples/in_app.py       # starts, sends itself readings as a sensor would, prints what it knows, stops
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """A recording, calibrated, with rolling statistics and a feature in NumPy, into a database.
 
-    python examples/replay.py                                   # writes features.db
-    tidemill run examples/replay.py --output features.ndjson    # the same plan, another end
-    tidemill check examples/replay.py                           # what each stage adds, without running it
+python examples/replay.py                                   # writes features.db
+tidemill run examples/replay.py --output features.ndjson    # the same plan, another end
+tidemill check examples/replay.py                           # what each stage adds, without running it
 """
 
 from pathlib import Path

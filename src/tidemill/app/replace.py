@@ -1,0 +1,102 @@
+"""``--input`` and ``--output``: other edges for the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tidemill import sinks, sources
+from tidemill.app.load import Found
+from tidemill.core.plan import Plan
+from tidemill.engine.pipeline import Pipeline
+from tidemill.errors import PlanError
+from tidemill.sinks.base import IfExists
+from tidemill.sources.base import Source
+
+__all__ = ["Edges", "replaced"]
+
+STANDARD_STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What the command line says about the ends of a pipeline; None leaves the file's word."""
+
+    input: str | None = None
+    output: str | None = None
+    key: str | None = None
+    time: str | None = None
+    tz: str | None = None
+    if_exists: IfExists = "fail"
+
+
+def replaced(found: Found, edges: Edges) -> Pipeline:
+    """The found pipeline with these edges.
+
+    A new source reads the sensor, the time and their zone from the fields that the file's own source names, unless
+    the command line names others. Raises `PlanError` when an edge is missing or an option has nothing to act on.
+    """
+    pipeline = found.pipeline
+    _refuse_idle_options(edges)
+    if pipeline is None:
+        assert isinstance(found.plan, Plan)
+        _require_both(found, edges)
+        return Pipeline(_source(edges, ()), found.plan, _sink(edges), name=found.path.stem)
+    if edges.input is None and edges.output is None:
+        return pipeline
+    return Pipeline(
+        list(pipeline.sources) if edges.input is None else _source(edges, pipeline.sources),
+        pipeline.plan,
+        list(pipeline.sinks) if edges.output is None else _sink(edges),
+        name=pipeline.name,
+    )
+
+
+def _refuse_idle_options(edges: Edges) -> None:
+    if edges.input is None:
+        given = [name for name in ("key", "time", "tz") if getattr(edges, name) is not None]
+        if given:
+            raise PlanError(
+                f"--{given[0]} says how --input is to be read, and there is no --input; "
+                f"write {given[0]}= at the source in the file, or add --input PATH."
+            )
+    if edges.output is None and edges.if_exists != "fail":
+        raise PlanError(
+            "--if-exists is about --output, and there is no --output; write if_exists= at the sink in the file."
+        )
+
+
+def _require_both(found: Found, edges: Edges) -> None:
+    missing = [option for option, given in (("--input", edges.input), ("--output", edges.output)) if given is None]
+    if missing:
+        raise PlanError(
+            f"{found.path} holds a plan ({found.name}) and no pipeline, so its edges come from the command line: "
+            f"add {' and '.join(f'{option} PATH' for option in missing)}."
+        )
+
+
+def _source(edges: Edges, own: Iterable[Source]) -> Source:
+    assert edges.input is not None
+    given = {"key": edges.key, "time": edges.time, "tz": edges.tz}
+    options = {name: value if value is not None else _agreed(name, own) for name, value in given.items()}
+    key, time, tz = options["key"], options["time"], options["tz"] or "UTC"
+    columns = {name: kind for source in own for name, kind in source.columns.items()}
+    if edges.input == STANDARD_STREAM:
+        return sources.Lines(STANDARD_STREAM, key=key, time=time, tz=tz, columns=columns)
+    return sources.Replay(edges.input, key=key, time=time, tz=tz, columns=columns)
+
+
+def _agreed(option: str, own: Iterable[Source]) -> str | None:
+    """What the file's own sources say with one voice."""
+    said = {getattr(source, option) for source in own}
+    if len(said) > 1:
+        raise PlanError(
+            f"The sources of the pipeline differ in {option}= ({', '.join(sorted(map(str, said)))}); "
+            f"say which one holds for --input: --{option} NAME"
+        )
+    return said.pop() if said else None
+
+
+def _sink(edges: Edges) -> sinks.Sink:
+    assert edges.output is not None
+    return sinks.for_path(edges.output, if_exists=edges.if_exists)

@@ -1,0 +1,43 @@
+"""Performing a run for a person at a terminal: watch it, report it, name how it ended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tidemill.app.exit_codes import ExitCode
+from tidemill.app.status import summary, watching
+from tidemill.engine.metrics import Report
+from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.run import run
+
+__all__ = ["ended", "perform"]
+
+
+def perform(
+    pipeline: Pipeline,
+    *,
+    lanes: int | None = None,
+    seconds: float | None = None,
+    report: Path | None = None,
+    dead_letters: Path | None = None,
+    grace: float = 10.0,
+) -> ExitCode:
+    """Run to the end, showing how it goes on stderr; rows may be on stdout."""
+    with watching(sys.stderr, title=pipeline.name) as watch:
+        made = run(
+            pipeline,
+            lanes=lanes,
+            seconds=seconds,
+            report=report,
+            dead_letters=dead_letters,
+            grace=grace,
+            on_statistics=watch,
+        )
+    sys.stderr.write(summary(made))
+    return ended(made)
+
+
+def ended(report: Report) -> ExitCode:
+    """How a run that raised nothing ended."""
+    return ExitCode.UNFINISHED if report.in_flight else ExitCode.DONE

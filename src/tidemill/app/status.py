@@ -1,0 +1,188 @@
+"""Watching a run: a live view on a terminal, plain lines anywhere else, a summary at the end.
+
+Everything shown is read from the engine's frozen `Statistics` and `Report`; nothing here measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from tidemill.engine.metrics import Quantiles, Report, Statistics
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["line", "summary", "watching"]
+
+LIVE_EVERY_S = 0.25  # 4 Hz: more would cost a core to draw and nobody reads faster
+LINE_EVERY_S = 5.0
+BAR_CELLS = 20
+
+Watch = Callable[[Statistics], None]
+
+
+@contextlib.contextmanager
+def watching(stream: TextIO, *, title: str, line_every_s: float = LINE_EVERY_S, note: str = "") -> Iterator[Watch]:
+    """A function to hand statistics to, as often as one likes; it shows them on ``stream`` as often as is useful."""
+    if stream.isatty():
+        with _live(stream, title, note) as watch:
+            yield watch
+    else:
+        yield _Every(line_every_s, lambda statistics: _write_line(stream, statistics))
+
+
+class _Every:
+    """Passes statistics on at most once in ``interval_s`` of the run's own time."""
+
+    def __init__(self, interval_s: float, show: Watch) -> None:
+        self._interval_s = interval_s
+        self._show = show
+        self._next_s = interval_s
+
+    def __call__(self, statistics: Statistics) -> None:
+        if statistics.seconds >= self._next_s:
+            self._next_s = statistics.seconds + self._interval_s
+            self._show(statistics)
+
+
+# -- plain lines -------------------------------------------------------------------------------------------
+
+
+def line(statistics: Statistics) -> str:
+    """One line of plain text that says how the run is."""
+    busy = " ".join(f"{lane.busy:.0%}" for lane in statistics.lanes)
+    parts = [
+        f"{_clock(statistics.seconds)}",
+        f"{statistics.records_in:,} records",
+        f"{statistics.records_per_s:,.0f}/s",
+        f"lanes {busy or 'inline'}",
+        f"batch p50 {statistics.batch_records.p50:,.0f}",
+        f"queue {statistics.queue_records:,}/{statistics.queue_limit:,}",
+        f"latency p50 {_ms(statistics.latency.p50_ms)} p99 {_ms(statistics.latency.p99_ms)}",
+        f"loop lag {_spread(statistics.loop_lag, ' ')}",
+    ]
+    if statistics.dead_letters:
+        parts.append(f"dead letters {statistics.dead_letters:,}")
+    return " | ".join(parts)
+
+
+def _write_line(stream: TextIO, statistics: Statistics) -> None:
+    stream.write(line(statistics) + "\n")
+    stream.flush()
+
+
+# -- live --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _live(stream: TextIO, title: str, note: str) -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=stream)
+    # auto_refresh would start a thread, and a thread is a rival of the event loop for the GIL.
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        yield _Every(LIVE_EVERY_S, lambda statistics: live.update(_view(statistics, title, note), refresh=True))
+
+
+def _view(statistics: Statistics, title: str, note: str) -> RenderableType:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    lanes = Table.grid(padding=(0, 2))
+    for index, lane in enumerate(statistics.lanes):
+        restarts = f"{lane.restarts} restarts" if lane.restarts else ""
+        lanes.add_row(f"lane {index}", _bar(lane.busy), f"{lane.busy:4.0%}", f"{lane.batches:,} batches", restarts)
+    numbers = Table.grid(padding=(0, 3))
+    numbers.add_column(style="dim")
+    for name, value in _numbers(statistics):
+        numbers.add_row(name, Text(value))
+    parts: list[RenderableType] = [numbers, Text(), lanes]
+    if note:
+        parts += [Text(), Text(note, style="dim")]
+    return Panel(Group(*parts), title=f"{title}  {_clock(statistics.seconds)}", title_align="left", expand=False)
+
+
+def _numbers(statistics: Statistics) -> list[tuple[str, str]]:
+    batch = statistics.batch_records
+    rows = [
+        ("records/s", f"{statistics.records_per_s:,.0f}"),
+        ("records in", f"{statistics.records_in:,}"),
+        ("rows out", f"{statistics.rows_out:,}"),
+        ("batch size", f"p50 {batch.p50:,.0f}   max {batch.max:,.0f}"),
+        ("queue", f"{statistics.queue_records:,} of {statistics.queue_limit:,} records"),
+        ("latency", f"p50 {_ms(statistics.latency.p50_ms)}   p99 {_ms(statistics.latency.p99_ms)}"),
+        ("loop lag", _spread(statistics.loop_lag)),
+    ]
+    if statistics.dead_letters:
+        rows.append(("dead letters", f"{statistics.dead_letters:,}"))
+    return rows
+
+
+def _bar(share: float) -> str:
+    full = min(BAR_CELLS, max(0, round(share * BAR_CELLS)))
+    return "█" * full + "░" * (BAR_CELLS - full)
+
+
+# -- the end -----------------------------------------------------------------------------------------------
+
+
+def summary(report: Report) -> str:
+    """A few lines that say what a run did; every record that did not become a row is named."""
+    lost = {
+        "filtered": report.filtered,
+        "dead letters": report.dead_letters,
+        "late": report.late,
+        "deduplicated": report.deduplicated,
+        "dropped": report.dropped,
+        "absorbed": report.absorbed,
+        "unfinished": report.in_flight,
+    }
+    reasons = ", ".join(f"{count:,} {code}" for code, count in sorted(report.dead_letters_by_reason.items()))
+    lines = [
+        f"{report.records_in:,} records in, {report.rows_out:,} rows out, in {report.seconds:.1f} s",
+        f"rate      {report.records_per_s:,.0f} records/s",
+        ", ".join(f"{count:,} {what}" for what, count in lost.items() if count),
+        f"dead letters: {reasons}" if reasons else "",
+        ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
+        f"latency   {_spread(report.latency)}",
+        f"loop lag  {_spread(report.loop_lag)}",
+        f"lanes     {_lanes(report)}",
+    ]
+    return "".join(f"{text}\n" for text in lines if text)
+
+
+def _lanes(report: Report) -> str:
+    """Each lane's share of work, and how often it had to be replaced."""
+    if not report.lanes:
+        return "none: everything ran in this process"
+    told = (f"{lane.busy:.0%} busy" + (f", {lane.restarts} restarts" * bool(lane.restarts)) for lane in report.lanes)
+    return "; ".join(told)
+
+
+def _spread(spread: Quantiles, gap: str = "   ") -> str:
+    return gap.join((f"p50 {_ms(spread.p50_ms)}", f"p99 {_ms(spread.p99_ms)}", f"max {_ms(spread.max_ms)}"))
+
+
+def _ms(milliseconds: float) -> str:
+    """Three digits that matter, whatever the size.
+
+    >>> _ms(0.1234), _ms(12.3456), _ms(2345.6)
+    ('0.12 ms', '12.3 ms', '2.35 s')
+    """
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2f} s"
+    return f"{milliseconds:.1f} ms" if milliseconds >= 10 else f"{milliseconds:.2f} ms"
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds.
+
+    >>> _clock(75.4)
+    '01:15'
+    """
+    return f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,94 @@
+"""What a person is shown: a line, a view, a summary."""
+
+from __future__ import annotations
+
+import io
+
+from tidemill.app.status import line, summary, watching
+from tidemill.engine.metrics import BatchRecords, LaneReport, Quantiles, Report, Statistics
+
+
+def statistics(seconds: float = 12.0, **changed: object) -> Statistics:
+    fields: dict[str, object] = {
+        "seconds": seconds,
+        "records_in": 1_234_567,
+        "rows_out": 1_234_000,
+        "dead_letters": 0,
+        "filtered": 0,
+        "records_per_s": 98_765.4,
+        "lanes": (LaneReport(0.91, 500, 0), LaneReport(0.5, 480, 1)),
+        "queue_records": 2_000,
+        "queue_limit": 131_072,
+        "slabs_in_flight": 3,
+        "batch_records": BatchRecords(400, 9_000),
+        "latency": Quantiles(3.25, 17.5, 40.0, 1),
+        "loop_lag": Quantiles(0.06, 0.9, 3.1, 1),
+        "keys": 1_000,
+    }
+    return Statistics(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_says_everything_that_the_demo_promises() -> None:
+    """Rate, each lane's share, batch size, queue depth, latency and loop lag stand in one line."""
+    assert line(statistics()) == (
+        "00:12 | 1,234,567 records | 98,765/s | lanes 91% 50% | batch p50 400 | queue 2,000/131,072 | "
+        "latency p50 3.25 ms p99 17.5 ms | loop lag p50 0.06 ms p99 0.90 ms max 3.10 ms"
+    )
+
+
+def test_dead_letters_appear_only_when_there_are_some() -> None:
+    """Nobody needs to read a zero; nobody may miss the first one."""
+    assert "dead letters" not in line(statistics())
+    assert line(statistics(dead_letters=3)).endswith("dead letters 3")
+
+
+def test_inline_runs_say_so() -> None:
+    """Without lanes there are no shares to show."""
+    assert "lanes inline" in line(statistics(lanes=()))
+
+
+def test_plain_lines_come_at_their_pace() -> None:
+    """However often statistics are handed over, a log gets a line each interval."""
+    stream = io.StringIO()
+    with watching(stream, title="plant", line_every_s=5.0) as watch:
+        for tenth in range(200):
+            watch(statistics(tenth / 10))
+    assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:05", "00:10", "00:15"]
+
+
+def test_a_terminal_gets_a_view_with_every_lane() -> None:
+    """The live view shows the numbers of the line, and a bar for each lane."""
+    stream = Terminal()
+    with watching(stream, title="plant", note="rows in features.db") as watch:
+        watch(statistics())
+    shown = stream.getvalue()
+    for words in ("plant", "98,765", "lane 0", "lane 1", "91%", "1 restarts", "p99 17.5 ms", "max 3.10 ms", "rows in"):
+        assert words in shown
+
+
+def test_the_summary_names_every_record_that_became_no_row() -> None:
+    """Filtered, dead, dropped, unfinished: counted in words, with the reasons of dead letters."""
+    told = summary(
+        Report(
+            records_in=100,
+            rows_out=90,
+            filtered=4,
+            dead_letters=3,
+            in_flight=3,
+            seconds=2.0,
+            records_per_s=50.0,
+            dead_letters_by_reason={"raised": 1, "bad_time": 2},
+            counters={"unknown_key": 7},
+            lanes=(LaneReport(0.5, 10, 2),),
+        )
+    )
+    assert "100 records in, 90 rows out" in told
+    assert "4 filtered, 3 dead letters, 3 unfinished" in told
+    assert "2 bad_time, 1 raised" in told
+    assert "7 unknown key" in told
+    assert "50% busy, 2 restarts" in told
