@@ -1,0 +1,238 @@
+"""The only door to disk: opening, listing, and writing whole files at once.
+
+Every error names the absolute path that was tried, so that a run started in the wrong folder says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+from tidemill.errors import InputError, OutsideError
+
+__all__ = [
+    "absolute",
+    "append",
+    "cache_folder",
+    "expand",
+    "is_private",
+    "open_read",
+    "open_write",
+    "publish",
+    "read_blocks",
+    "read_bytes",
+    "read_table",
+    "stem",
+    "suffix",
+    "sync",
+    "write_atomic",
+]
+
+RECORDINGS: Final = (".csv", ".ndjson", ".jsonl", ".parquet")
+"""Suffixes that a folder is searched for; each also with ``.gz``."""
+_COMPRESSED: Final = ".gz"
+_MAGIC: Final = frozenset("*?[")
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """``path`` as it will be tried: ``~`` expanded, from the current folder."""
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))  # noqa: PTH100, PTH111 - keeps symlinks
+
+
+def suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix that says the format, in lower case, without ``.gz``.
+
+    >>> suffix("march/plant.CSV.gz"), suffix("plant")
+    ('.csv', '')
+    """
+    name = os.fspath(path).lower().removesuffix(_COMPRESSED)
+    return os.path.splitext(name)[1]  # noqa: PTH122
+
+
+def stem(path: str | os.PathLike[str]) -> str:
+    """The name of the file without its folder and its suffixes for format and compression.
+
+    >>> stem("plant/line1.pump.csv.gz")
+    'line1.pump'
+    """
+    name = os.path.basename(os.fspath(path))  # noqa: PTH119
+    if name.lower().endswith(_COMPRESSED):
+        name = name[: -len(_COMPRESSED)]
+    return os.path.splitext(name)[0]  # noqa: PTH122
+
+
+def expand(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that a file, glob pattern or folder means, sorted by path.
+
+    A folder means the recordings directly in it. Raises `InputError` when there is none.
+    """
+    tried = absolute(path)
+    if tried.is_file() or (tried.exists() and not tried.is_dir()):
+        return [tried]
+    if tried.is_dir():
+        found = sorted(entry for entry in tried.iterdir() if entry.is_file() and suffix(entry) in RECORDINGS)
+        if not found:
+            raise InputError(f"the folder {tried} holds no recording: no file that ends in {', '.join(RECORDINGS)}.")
+        return found
+    if _MAGIC & set(str(tried)):
+        found = sorted(Path(name) for name in glob.glob(str(tried), recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207
+        if not found:
+            raise InputError(f"no file matches {tried}; check the pattern and the folder it starts from.")
+        return found
+    raise InputError(f"there is no file {tried}; check the name, or the folder that the run was started in.")
+
+
+def open_read(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file opened for reading bytes, unpacked when it ends in ``.gz``. Raises `InputError` with the path tried."""
+    tried = absolute(path)
+    try:
+        if tried.name.lower().endswith(_COMPRESSED):
+            return cast(BinaryIO, gzip.open(tried, "rb"))
+        return open(tried, "rb")  # noqa: PTH123 - the caller closes it
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no file {tried}; check the name, or the folder that the run was started in."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from error
+
+
+def read_blocks(path: str | os.PathLike[str], handle: BinaryIO, size: int) -> Iterator[bytes]:
+    """Blocks of at most ``size`` bytes until the end of ``handle``.
+
+    Raises `InputError` naming ``path`` when the file is cut short or is not the gzip file its name promises, and
+    `OutsideError` when the disk fails.
+    """
+    while True:
+        try:
+            block = handle.read(size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{absolute(path)} is not a whole gzip file: {error}.") from error
+        except OSError as error:
+            raise OutsideError(f"reading {absolute(path)} failed: {error.strerror or error}.") from error
+        if not block:
+            return
+        yield block
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """A small CSV table, such as a calibration, as one list of texts per column.
+
+    Raises `InputError` with the absolute path when the file is missing, empty, not UTF-8, or has a row whose number
+    of cells is not the header's.
+    """
+    tried = absolute(path)
+    with open_read(tried) as handle:
+        data = b"".join(read_blocks(tried, handle, 1 << 20))
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{tried} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise InputError(f"{tried}, line {reader.line_num}: {error}.") from None
+    if not lines:
+        raise InputError(f"{tried} is empty; its first line must name the columns.")
+    header = [name.strip() for name in lines[0][1]]
+    if len(set(header)) < len(header):
+        raise InputError(f"{tried} names a column twice in its header: {', '.join(header)}.")
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise InputError(f"{tried}, line {number}: {len(cells)} cells where the header names {len(header)}.")
+    rows = [cells for _, cells in lines[1:]]
+    return {name: [cells[place].strip() for cells in rows] for place, name in enumerate(header)}
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file by ``data`` at once: a reader sees the old content or the new, never a part of it.
+
+    The data has reached the disk when this returns. Raises `OutsideError` with the absolute path.
+    """
+    target = absolute(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)  # noqa: PTH105
+        except BaseException:
+            os.unlink(temporary)  # noqa: PTH108
+            raise
+    except OSError as error:
+        raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def open_write(path: str | os.PathLike[str], *, append: bool = False) -> io.FileIO:
+    """The file opened for writing bytes, unbuffered, made empty unless ``append``. Raises OSError."""
+    return io.FileIO(absolute(path), "a+" if append else "w")
+
+
+def sync(handle: BinaryIO | io.FileIO) -> None:
+    """Return when what was written through ``handle`` has reached the disk. Raises OSError."""
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+def publish(hidden: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
+    """Give a file that is complete its name, at once and for good: also the folder has reached the disk. Raises OSError."""
+    os.replace(hidden, place)  # noqa: PTH105
+    folder = os.open(absolute(place).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def cache_folder() -> Path | None:
+    """This user's folder for what can be made again (``$XDG_CACHE_HOME/tidemill``), created with mode 0700.
+
+    None when there is no home to put it in, when it cannot be made, or when others can write to it.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = (root if root.is_absolute() else Path.home() / ".cache") / "tidemill"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a read-only home, or none at all
+        return None
+    return folder if is_private(folder) else None
+
+
+def is_private(folder: str | os.PathLike[str]) -> bool:
+    """Whether only this user can write there: a folder of theirs, not open to group or world, and not a link."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not open_to_others
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
+    """The whole file; None when it is not there or cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def append(path: str | os.PathLike[str], data: bytes) -> None:
+    """Add ``data`` at the end of a file, which is made if need be. Raises `OutsideError` with the path tried."""
+    tried = absolute(path)
+    try:
+        with open(tried, "ab") as handle:  # noqa: PTH123 - one door, one way
+            handle.write(data)
+    except OSError as error:
+        raise OutsideError(f"{tried} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,446 @@
+"""Decoded records → batches with their roles: which sensor, what time, and columns of one kind for the whole run.
+
+A record that cannot be one is set aside singly, with a reason; its neighbours flow.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import ABSENT, ABSENT_TAG, NULL_TAG, Column
+from tidemill.errors import PlanError
+from tidemill.formats.times import TimeReader
+from tidemill.letters import (
+    BAD_TIME,
+    INFINITE,
+    MALFORMED,
+    MISSING_FIELD,
+    NO_KEY,
+    DeadLetter,
+    Reject,
+)
+from tidemill.rows import Kinds, batch_of_rows
+from tidemill.schema import Kind
+
+__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "conform"]
+
+DEFAULT_KEY: Final = "sensor"
+DEFAULT_TIME: Final = "time"
+
+Known = Mapping[str, str] | Sequence[Mapping[str, str]]
+"""What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
+RawOf = Callable[[int], Any]
+
+
+class Edge:
+    """Gives records their key and time, and their columns their kinds.
+
+    ``key``          a field, or a template over fields and what the source knows (``"{line}/{machine}"``)
+    ``time``         a field; see `tidemill.formats.times` for what is read
+    ``columns``      declared kinds; a record that lacks a declared field is rejected
+    ``arrival``      records without the default time field get the time of their arrival
+    ``fallback``     what the source knows (``"peer"``) that names the sensor of a record without the default key field
+    ``time_format``  a ``strptime`` format for every time
+
+    >>> edge = Edge(time="t")
+    >>> batch, letters = edge.rows([{"sensor": "S1", "t": 1.5, "value": 20}, {"sensor": "S1"}])
+    >>> batch.keys.tolist(), batch.time.tolist(), letters[0].reason
+    (['S1'], [1500000000], "the record has no field 't', which holds its time")
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, Kind] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        arrival: bool = False,
+        fallback: str | None = None,
+        source: str = "",
+    ) -> None:
+        self.key = key if key is not None else DEFAULT_KEY
+        self.time = time if time is not None else DEFAULT_TIME
+        self.arrival = arrival and time is None
+        self.fallback = fallback if key is None else None
+        self.declared = dict(columns or {})
+        self.kinds = Kinds(self.declared)
+        self.source = source
+        self.times = TimeReader(tz, time_format)
+        self._template = _template(self.key)
+        self._fields: dict[str, None] = {}
+        self._reasons: dict[str, int] = {}
+        self._accepted = 0
+        self._sound_texts: NDArray[np.object_] | None = None
+        """The texts of the last key column in which every text was a good key: slices share them."""
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The names that make the key: fields of the record, or things that the source knows."""
+        return tuple(name for _, name in self._template if name is not None)
+
+    # -- in ----------------------------------------------------------------------------------------
+
+    def rows(
+        self,
+        rows: Sequence[Any],
+        *,
+        arrived_ns: int = 0,
+        wall_ns: int | NDArray[np.int64] = 0,
+        known: Known | None = None,
+        raws: Sequence[Any] | None = None,
+    ) -> tuple[Batch, list[DeadLetter]]:
+        """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts."""
+        early: dict[int, Reject] = {}
+        kept: Sequence[dict[str, Any]] = rows
+        if not set(map(type, rows)) <= {dict}:
+            kept = [dict(row) if isinstance(row, Mapping) else row for row in rows]
+            for place, row in enumerate(kept):
+                if type(row) is not dict:
+                    early[place] = Reject(place, MALFORMED, f"the record is a {type(row).__name__}, not an object")
+                elif not all(type(name) is str for name in row):
+                    early[place] = Reject(place, MALFORMED, "a field's name is not text")
+        for place, reject in self._lacking(kept, early, known):
+            early.setdefault(place, reject)
+        places: NDArray[np.intp] | None = None
+        if early:
+            self._note_fields(row for row in kept if type(row) is dict)
+            places = np.array([place for place in range(len(kept)) if place not in early], np.intp)
+            kept = [kept[place] for place in places.tolist()]
+        batch, misfits = batch_of_rows(kept, self.kinds)
+        rejects = {reject.row: reject for reject in misfits}
+        _find_surrogates(batch, rejects)
+        chosen, late = self._with_roles(batch, rejects, wall_ns, known, places)
+        for reject in late.values():
+            place = int(places[reject.row]) if places is not None else reject.row
+            early[place] = reject
+        chosen.arrived_ns = arrived_ns
+        return chosen, self._letters(early, lambda place: raws[place] if raws is not None else rows[place])
+
+    def columns(
+        self,
+        columns: Mapping[str, Column],
+        *,
+        rows: int | None = None,
+        arrived_ns: int = 0,
+        wall_ns: int | NDArray[np.int64] = 0,
+        known: Known | None = None,
+        rejects: Mapping[int, Reject] | None = None,
+        raw_of: RawOf | None = None,
+    ) -> tuple[Batch, list[DeadLetter]]:
+        """Records given as columns; ``rejects`` are rows that the format has refused already."""
+        found = dict(rejects or {})
+        made = {}
+        for name, column in columns.items():
+            made[name], misfits = conform(name, column, self.kinds)
+            for reject in misfits:
+                found.setdefault(reject.row, reject)
+        batch = Batch(made, rows=rows)
+        for name in self.declared:
+            for row in self._absent(batch, name):
+                found.setdefault(
+                    row, Reject(row, MISSING_FIELD, f"the record has no field {name!r}, which is declared")
+                )
+        show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
+        chosen, found = self._with_roles(batch, found, wall_ns, known, None)
+        chosen.arrived_ns = arrived_ns
+        return chosen, self._letters(found, show)
+
+    def refuse(self, reason_code: str, reason: str, raw: Any) -> DeadLetter:
+        """The letter for input that never became a record."""
+        self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        return DeadLetter(reason_code, reason, raw, source=self.source)
+
+    def explain(self) -> str:
+        """Why nothing came through: the fields seen, and the ``key=`` and ``time=`` to try."""
+        worst = max(self._reasons, key=lambda reason: self._reasons[reason], default="nothing was rejected")
+        seen = ", ".join(self._fields) or "none"
+        named = f"source {self.source}: " if self.source else ""
+        return (
+            f"{named}{worst}. The fields seen are: {seen}. The key is read from {self.key!r} and the time from "
+            f"{self.time!r}; say which fields they are, for example {self.suggestion(tuple(self._fields))}."
+        )
+
+    def suggestion(self, fields: Sequence[str]) -> str:
+        """The options to try when the fields of the records are these."""
+        return f"key={_likely(fields, _KEY_WORDS, DEFAULT_KEY)!r}, time={_likely(fields, _TIME_WORDS, DEFAULT_TIME)!r}"
+
+    @property
+    def accepted(self) -> int:
+        """Records that came through so far."""
+        return self._accepted
+
+    # -- roles -------------------------------------------------------------------------------------
+
+    def _lacking(
+        self, rows: Sequence[Any], early: Mapping[int, Reject], known: Known | None
+    ) -> list[tuple[int, Reject]]:
+        """Records without a key, a time or a declared field: found first, so that they teach no column its kind."""
+        needed = [
+            (name, MISSING_FIELD, f"the record has no field {name!r}, which is declared") for name in self.declared
+        ]
+        if not self.arrival:
+            needed.append((self.time, BAD_TIME, f"the record has no field {self.time!r}, which holds its time"))
+        if self.fallback is None:
+            given = known if isinstance(known, Mapping) or known is None else known[0] if known else None
+            needed += [
+                (name, NO_KEY, f"the record has no field {name!r}, which names the sensor")
+                for name in self.key_fields
+                if name not in (given or {})
+            ]
+        found = []
+        for name, code, reason in needed:
+            if not early and all(name in row for row in rows):
+                continue
+            found += [
+                (place, Reject(place, code, reason))
+                for place, row in enumerate(rows)
+                if place not in early and name not in row
+            ]
+        return found
+
+    def _absent(self, batch: Batch, name: str) -> list[int]:
+        column = batch.columns.get(name)
+        if column is None:
+            return list(range(len(batch)))
+        if column.tags is None:
+            return []
+        return np.flatnonzero(column.tags == ABSENT_TAG).tolist()
+
+    def _with_roles(
+        self,
+        batch: Batch,
+        rejects: dict[int, Reject],
+        wall_ns: int | NDArray[np.int64],
+        known: Known | None,
+        places: NDArray[np.intp] | None,
+    ) -> tuple[Batch, dict[int, Reject]]:
+        if not len(batch):
+            batch.key_column, batch.time_ns = Column.of_texts([]), np.empty(0, np.int64)
+            return batch, rejects
+        if places is not None:
+            wall_ns = wall_ns if isinstance(wall_ns, int) else wall_ns[places]
+            known = (
+                known if known is None or isinstance(known, Mapping) else [known[place] for place in places.tolist()]
+            )
+        if rejects or not self._fields:
+            self._fields.update(dict.fromkeys(batch.names))
+        _find_infinite(batch, rejects)
+        batch.time_ns = self._time(batch, rejects, wall_ns)
+        batch.key_column = self._key(batch, rejects, known)
+        self._accepted += len(batch) - len(rejects)
+        if rejects:
+            batch = batch.take(np.array([row for row in range(len(batch)) if row not in rejects], np.intp))
+        return batch, rejects
+
+    def _time(self, batch: Batch, rejects: dict[int, Reject], wall_ns: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        column = batch.columns.get(self.time)
+        if column is None:
+            if self.arrival:
+                return np.full(len(batch), wall_ns, np.int64)
+            for row in range(len(batch)):
+                rejects.setdefault(
+                    row, Reject(row, BAD_TIME, f"the record has no field {self.time!r}, which holds its time")
+                )
+            return np.zeros(len(batch), np.int64)
+        ns, bad = self.times.column(column)
+        if not bad.any():
+            return ns
+        missing = _missing(column)
+        if self.arrival and missing is not None:
+            ns = np.where(missing, wall_ns, ns)
+            bad &= ~missing
+        for row in np.flatnonzero(bad).tolist():
+            if row not in rejects:
+                rejects[row] = Reject(row, BAD_TIME, self._bad_time(column.slice(row, row + 1).to_list()[0]))
+        return ns
+
+    def _bad_time(self, item: Any) -> str:
+        if item is None or item is ABSENT:
+            return f"the record has nothing in field {self.time!r}, which holds its time"
+        wanted = f"the format {self.times.time_format!r}" if self.times.time_format else "ISO 8601 or an epoch number"
+        return f"the time {_short(item)} in field {self.time!r} is not {wanted}"
+
+    def _key(self, batch: Batch, rejects: dict[int, Reject], known: Known | None) -> Column:
+        if len(self._template) == 1 and not self._template[0][0]:
+            column = batch.columns.get(self._template[0][1] or "")
+            if column is not None and column.kind is Kind.TEXT and column.tags is None:
+                return self._sound(Column(Kind.TEXT, column.values, texts=column.texts), rejects)
+        parts = [self._part(batch, name, rejects, known) for name in self.key_fields]
+        texts = [literal for literal, _ in self._template]
+        if not parts:
+            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array(["".join(texts)], object))
+        if len(parts) == 1 and isinstance(parts[0], str):
+            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([self._join([parts[0]])], object))
+        lists = [[part] * len(batch) if isinstance(part, str) else part for part in parts]
+        return self._sound(Column.of_texts([self._join(row) for row in zip(*lists, strict=True)]), rejects)
+
+    def _join(self, parts: Sequence[str]) -> str:
+        if len(parts) == len(self._template):
+            return "".join(f"{literal}{part}" for (literal, _), part in zip(self._template, parts, strict=True))
+        ends = iter(parts)
+        return "".join(literal + (next(ends) if name is not None else "") for literal, name in self._template)
+
+    def _part(self, batch: Batch, name: str, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
+        """One name of the key's template in every record."""
+        column = batch.columns.get(name)
+        if column is None:
+            return self._known_part(name, len(batch), rejects, known)
+        items = column.to_list()
+        types = set(map(type, items))
+        if types == {str}:
+            return items
+        texts = []
+        for row, item in enumerate(items):
+            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not _nested(item)):
+                texts.append(str(item))
+            elif (item is None or item is ABSENT) and self.fallback is not None:
+                texts.append(_known_at(known, row, self.fallback) or "")
+            else:
+                texts.append("")
+                what = "is nested" if _nested(item) else "is missing or null"
+                rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {what}"))
+        return texts
+
+    def _known_part(self, name: str, rows: int, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
+        name = self.fallback if self.fallback is not None and name == self.key else name
+        if isinstance(known, Mapping) and name in known:
+            return known[name]
+        texts = []
+        for row in range(rows):
+            text = _known_at(known, row, name)
+            if text is None:
+                rejects.setdefault(
+                    row, Reject(row, NO_KEY, f"the record has no field {name!r}, which names the sensor")
+                )
+            texts.append(text or "")
+        return texts
+
+    def _sound(self, key: Column, rejects: dict[int, Reject]) -> Column:
+        """Rejects keys that are empty or not valid Unicode."""
+        assert key.texts is not None
+        if key.texts is self._sound_texts:
+            return key
+        before = len(rejects)
+        for code, text in enumerate(key.texts.tolist()):
+            if text and _unicode(text):
+                continue
+            reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
+            for row in np.flatnonzero(key.values == code).tolist():
+                rejects.setdefault(row, Reject(row, NO_KEY, reason))
+        if len(rejects) == before:
+            self._sound_texts = key.texts
+        return key
+
+    # -- out ---------------------------------------------------------------------------------------
+
+    def _letters(self, rejects: Mapping[int, Reject], raw_of: RawOf) -> list[DeadLetter]:
+        return [
+            self.refuse(rejects[place].reason_code, rejects[place].reason, raw_of(place)) for place in sorted(rejects)
+        ]
+
+    def _note_fields(self, rows: Any) -> None:
+        for row in rows:
+            if len(self._fields) > 50:
+                return
+            self._fields.update(dict.fromkeys(map(str, row)))
+
+
+def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Reject]]:
+    """The column as the kind its name has in this run; rows that cannot be are rejected and read as null."""
+    if column.tags is not None and ((column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)).all():
+        kind = kinds.get(name)
+        if kind is None or kind is column.kind:
+            return column, []
+        made = Column.missing(kind, len(column))
+        made.tags = column.tags
+        return made, []
+    kind = kinds.learn(name, column.kind)
+    if kind is column.kind:
+        return column, []
+    return kinds.column(name, column.to_list())
+
+
+def _template(key: str) -> tuple[tuple[str, str | None], ...]:
+    """(text before, name) pairs; a key without braces is the name of a field."""
+    if "{" not in key and "}" not in key:
+        return (("", key),)
+    try:
+        parsed = list(string.Formatter().parse(key))
+    except ValueError as error:
+        raise PlanError(f"key={key!r} is not a template such as '{{line}}/{{machine}}': {error}.") from None
+    if any(spec or conversion or name == "" for _, name, spec, conversion in parsed):
+        raise PlanError(f"key={key!r} may hold names in braces and nothing else in them: '{{line}}/{{machine}}'.")
+    return tuple((literal, name) for literal, name, _, _ in parsed)
+
+
+def _find_infinite(batch: Batch, rejects: dict[int, Reject]) -> None:
+    for name, column in batch.columns.items():
+        if column.kind is not Kind.FLOAT:
+            continue
+        with np.errstate(all="ignore"):
+            if np.isfinite(np.add.reduce(column.values)):
+                continue  # so is every value
+        for row in np.flatnonzero(np.isinf(column.values)).tolist():
+            rejects.setdefault(row, Reject(row, INFINITE, f"field {name!r} holds an infinite number"))
+
+
+def _find_surrogates(batch: Batch, rejects: dict[int, Reject]) -> None:
+    for name, column in batch.columns.items():
+        if column.kind is not Kind.TEXT or column.texts is None or _unicode("".join(column.texts.tolist())):
+            continue
+        for code, text in enumerate(column.texts.tolist()):
+            if not _unicode(text):
+                for row in np.flatnonzero(column.values == code).tolist():
+                    rejects.setdefault(row, Reject(row, MALFORMED, f"field {name!r} is not valid Unicode text"))
+
+
+def _missing(column: Column) -> NDArray[np.bool_] | None:
+    if column.tags is None:
+        return None
+    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
+    return missing
+
+
+def _known_at(known: Known | None, row: int, name: str) -> str | None:
+    if known is None:
+        return None
+    return (known if isinstance(known, Mapping) else known[row]).get(name)
+
+
+def _nested(item: Any) -> bool:
+    return isinstance(item, (dict, list, tuple, set))
+
+
+def _unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(item: Any) -> str:
+    text = repr(item)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_KEY_WORDS: Final = ("sensor", "device", "machine", "tag", "station", "id", "name", "key", "host", "mote", "topic")
+_TIME_WORDS: Final = ("timestamp", "time", "date", "ts", "when", "clock")
+
+
+def _likely(fields: Sequence[str], words: Sequence[str], default: str) -> str:
+    for word in words:
+        for field in fields:
+            if word in field.lower():
+                return field
+    return default

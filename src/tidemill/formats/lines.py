@@ -1,0 +1,134 @@
+"""Bytes as they come → blocks of whole lines, within a bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+__all__ = ["LINE_LIMIT", "LineSplitter", "Oversize", "shown"]
+
+LINE_LIMIT: Final = 1 << 20
+"""Bytes of one line, without its end; a longer one is rejected."""
+_BOM: Final = b"\xef\xbb\xbf"
+_SHOWN: Final = 2_000
+"""Bytes of a rejected line that are kept."""
+_NEWLINE: Final = 10
+
+
+def shown(raw: bytes) -> str:
+    """A rejected line as text for a person, cut where it is long; bytes that are not UTF-8 appear as ``\\xff``.
+
+    >>> shown(b'{"value": \\xff}')
+    '{"value": \\\\xff}'
+    """
+    text = raw[:_SHOWN].decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return text if len(raw) <= _SHOWN else f"{text}... ({len(raw)} bytes)"
+
+
+@dataclass(frozen=True)
+class Oversize:
+    """A line longer than the limit, of which only the beginning was kept."""
+
+    head: bytes
+
+
+class LineSplitter:
+    """Incremental lines: feed bytes, take blocks that end where a line ends.
+
+    Never holds more than ``limit`` bytes of an unfinished line. A byte order mark at the very start is dropped.
+    However the bytes are cut, the same lines come out.
+
+    >>> splitter = LineSplitter()
+    >>> splitter.feed(b'{"a": 1}\\n{"a"'), splitter.feed(b': 2}'), splitter.finish()
+    (b'{"a": 1}\\n', b'', b'{"a": 2}')
+    """
+
+    __slots__ = ("_held", "_parts", "_skipping", "_start", "limit", "oversize")
+
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self.limit = limit
+        self.oversize: list[Oversize] = []
+        """Lines set aside since the caller last emptied this list."""
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipping = False
+        self._start: bytes | None = b""
+
+    @property
+    def held(self) -> int:
+        """Bytes of the unfinished line."""
+        return self._held
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole lines that ``data`` completes, each with its end; empty when there is none yet."""
+        if self._start is not None:
+            data = self._after_mark(data)
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._hold(data)
+            return b""
+        block = data[:end]
+        if self._parts or self._skipping or self._held:
+            block = self._completed(block)
+        self._hold(data[end:])
+        return block if len(block) <= self.limit else self._within_limit(block)
+
+    def finish(self) -> bytes:
+        """The last line, when the input ended without a line's end; empty when there is none."""
+        if self._start:  # one or two bytes that could have become a byte order mark
+            self._hold(self._start)
+            self._start = None
+        rest = b"".join(self._parts)
+        self._parts.clear()
+        self._held = 0
+        self._skipping = False
+        return rest
+
+    def _after_mark(self, data: bytes) -> bytes:
+        assert self._start is not None
+        data = self._start + data
+        if len(data) < len(_BOM) and _BOM.startswith(data):
+            self._start = data
+            return b""
+        self._start = None
+        return data.removeprefix(_BOM)
+
+    def _hold(self, rest: bytes) -> None:
+        if not rest or self._skipping:
+            return
+        self._parts.append(rest)
+        self._held += len(rest)
+        if self._held > self.limit + 1 or (self._held > self.limit and not rest.endswith(b"\r")):
+            self._set_aside(b"".join(self._parts))
+            self._skipping = True
+
+    def _completed(self, block: bytes) -> bytes:
+        if self._skipping:
+            self._skipping = False
+            return block[block.index(b"\n") + 1 :]
+        block = b"".join((*self._parts, block))
+        self._parts.clear()
+        self._held = 0
+        return block
+
+    def _within_limit(self, block: bytes) -> bytes:
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE)
+        if np.diff(ends, prepend=-1).max() - 1 <= self.limit:
+            return block
+        kept = []
+        start = 0
+        for end in (ends + 1).tolist():
+            line = block[start:end]
+            start = end
+            if len(line.removesuffix(b"\n").removesuffix(b"\r")) > self.limit:
+                self._set_aside(line)
+            else:
+                kept.append(line)
+        return b"".join(kept)
+
+    def _set_aside(self, line: bytes) -> None:
+        self.oversize.append(Oversize(line[:_SHOWN]))
+        self._parts.clear()
+        self._held = 0
