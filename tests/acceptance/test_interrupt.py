@@ -1,0 +1,145 @@
+"""Signals under load: what was read is finished and written, nothing is left behind, and the exit code says which."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ENDLESS = """
+import tidemill as tm
+
+def busy(rows):
+    return [{**row, "twice": 2 * row["value"]} for row in rows]
+
+def readings():
+    i = 0
+    while True:
+        yield {"sensor": f"s{i % 50}", "time": i, "value": float(i)}
+        i += 1
+
+pipeline = tm.Pipeline(
+    tm.sources.Records(readings()),
+    tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.MapRows(busy)),
+    tm.sinks.Lines("-"),
+)
+"""
+
+STUCK = """
+import time
+import tidemill as tm
+
+def stuck(rows):
+    time.sleep(3600)
+    return rows
+
+pipeline = tm.Pipeline(
+    tm.sources.Records([{"sensor": "a", "time": 1, "value": 1.0}]),
+    tm.MapRows(stuck),
+    [tm.sinks.Lines("o.ndjson")],
+)
+"""
+
+END_S = 60  # far beyond what an orderly end takes; a hang fails here instead of at the suite's timeout
+
+
+@contextlib.contextmanager
+def running(folder: Path, text: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    (folder / "plant.py").write_text(text)
+    command = [sys.executable, "-m", "tidemill", "run", "plant.py", *map(str, words)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Every process that it started, however deep."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=END_S)[1]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_a_signal_under_load_ends_in_order(
+    tmp_path: Path, stop: signal.Signals, lanes: int, balanced: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Exit code 0; every line whole, in input order, one for each record read; no process left."""
+    with running(tmp_path, ENDLESS, "--lanes", lanes, "--report", "r.json") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(5_000)]  # the run is at full load
+        children = family(process)
+        process.send_signal(stop)
+        rest, told = process.communicate(timeout=END_S)
+    assert process.returncode == 0, told
+    text = "".join(lines) + rest
+    assert text.endswith("\n")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["time"] for row in rows] == list(range(len(rows)))
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert balanced(report)
+    assert (report["in_flight"], report["rows_out"]) == (0, len(rows))
+    assert len(children) >= lanes
+    assert all_gone(children)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_leaves_at_once(tmp_path: Path, stop: signal.Signals, code: int) -> None:
+    """A function that will not return for an hour does not hold the user."""
+    with running(tmp_path, STUCK, "--lanes", 1, "--grace", 3600) as process:
+        assert process.stderr is not None
+        children = started(process)
+        process.send_signal(stop)
+        assert any("again" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(stop)
+        assert process.wait(END_S) == code
+    assert all_gone(children)
+
+
+def test_the_grace_bounds_the_stop(tmp_path: Path) -> None:
+    """Exit code 75; the report counts what was not finished."""
+    with running(tmp_path, STUCK, "--lanes", 1, "--grace", 0.2, "--report", "r.json") as process:
+        children = started(process)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=END_S)
+    assert process.returncode == 75, told
+    assert json.loads((tmp_path / "r.json").read_text())["in_flight"] == 1
+    assert all_gone(children)
+
+
+def started(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The run's processes, once the sink's own has opened its file: by then signals are handled."""
+    output = Path(psutil.Process(process.pid).cwd()) / "o.ndjson"
+    while process.poll() is None:
+        if output.exists():
+            return family(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    raise AssertionError(f"ended with {process.returncode} before it began: {process.stderr and process.stderr.read()}")
+
+
+def test_a_reader_that_leaves_ends_the_run(tmp_path: Path) -> None:
+    """``tidemill run ... --output - | head``: exit code 5, no traceback, no process left."""
+    with running(tmp_path, ENDLESS, "--lanes", 1) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        children = family(process)
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(END_S) == 5, told
+    assert "Traceback" not in told
+    assert all_gone(children)

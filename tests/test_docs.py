@@ -1,0 +1,62 @@
+"""What the documentation shows is what happens: its Python runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")})
+
+
+def python_of(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def executed(code: str, folder: Path) -> None:
+    """As a script without a ``__main__`` guard, in a folder that has the examples."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "shown.py").write_text(code)
+    done = subprocess.run([sys.executable, "shown.py"], cwd=folder, capture_output=True, text=True, timeout=100)  # noqa: PLW1510
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
+    """Copied into a file and started, it leaves the features in the database."""
+    executed(python_of(ROOT / "README.md")[0], tmp_path)
+    with sqlite3.connect(tmp_path / "features.db") as database:
+        query = re.search(r'sqlite3 features\.db "(.*)"', (ROOT / "README.md").read_text())
+        assert query
+        rows = database.execute(query[1]).fetchall()
+    assert rows[0][0] == "pump-2"
+    assert len(rows) == 3
+
+
+def test_the_readmes_example_is_ten_lines() -> None:
+    """More than a screen and nobody reads it."""
+    code = [line for line in python_of(ROOT / "README.md")[0].splitlines() if line.strip()]
+    assert len(code) <= 12
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its blocks, joined; its own assertions hold."""
+    executed("\n".join(python_of(ROOT / "docs" / "tutorial.md")), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """Every relative link of every page."""
+    links = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    """The tour of the floors does not lead into walls."""
+    named = re.findall(r"`((?:\w+/)+\w+\.py|\w+/)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / "src" / "tidemill" / name).exists()] == []
