@@ -187,7 +187,7 @@ class CsvDecoder:
         if self.header is None:
             return None
         lines = self._readable(self._records(block, last), letters)
-        rows = []
+        rows: list[list[str]] = []
         for line in lines:
             cells = _cells_of(line)
             if len(cells) != len(self.header) and "\n" in line:  # a stray quote must not swallow its neighbours

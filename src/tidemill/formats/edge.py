@@ -134,8 +134,12 @@ class Edge:
         known: Known | None = None,
         rejects: Mapping[int, Reject] | None = None,
         raw_of: RawOf | None = None,
+        naive: frozenset[str] = frozenset(),
     ) -> tuple[Batch, list[DeadLetter]]:
-        """Records given as columns; ``rejects`` are rows that the format has refused already."""
+        """Records given as columns; ``rejects`` are rows that the format has refused already.
+
+        ``naive`` names the TIME columns whose times had no zone: they are carried as they are, and read in ``tz``.
+        """
         found = dict(rejects or {})
         made = {}
         for name, column in columns.items():
@@ -150,6 +154,8 @@ class Edge:
                 )
         show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
         chosen, found = self._with_roles(batch, found, wall_ns, known, None)
+        if self.time in naive and chosen.time_ns is not None and chosen.columns[self.time].kind is Kind.TIME:
+            chosen.time_ns = self.times.localised(chosen.time_ns)
         chosen.arrived_ns = arrived_ns
         return chosen, self._letters(found, show)
 

@@ -139,6 +139,12 @@ class TimeReader:
             made[row] = self._slow(texts[row])
         return made
 
+    def localised(self, local_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Local times of this reader's zone, counted as if they were UTC's, as the moments they are."""
+        if self._zone is None:
+            return local_ns
+        return local_ns - _offsets(self._zone, local_ns // 10**9) * 10**9
+
     # -- one at a time -----------------------------------------------------------------------------
 
     def _formatted(self, text: str) -> int:

@@ -1,0 +1,392 @@
+"""Batches ↔ pandas, polars, Arrow and lists of dicts. The libraries are imported when they are used."""
+# ruff: noqa: PD011 - Column.values is not pandas'
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import ABSENT, INTEGER_TAG, NAT, NULL_TAG, Column, object_array
+from tidemill.errors import MissingExtra, PlanError
+from tidemill.rows import Kinds, batch_of_rows
+from tidemill.schema import Kind
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = [
+    "column_of_arrow",
+    "columns_of_arrow",
+    "from_table",
+    "kind_of_table",
+    "like",
+    "naive_times",
+    "to_arrow",
+    "to_pandas",
+]
+
+
+def kind_of_table(data: Any) -> str:
+    """What ``data`` is: ``"pandas"``, ``"polars"``, ``"arrow"``, ``"rows"``, ``"batch"``, or ``""`` for none of them.
+
+    Asks by type name, so that no library is imported only to find out.
+
+    >>> kind_of_table([{"value": 1}]), kind_of_table(7)
+    ('rows', '')
+    """
+    if isinstance(data, Batch):
+        return "batch"
+    for kind in type(data).__mro__:
+        root = kind.__module__.partition(".")[0]
+        if (root, kind.__name__) in (("pandas", "DataFrame"), ("polars", "DataFrame")):
+            return root
+        if root == "pyarrow" and kind.__name__ in ("Table", "RecordBatch"):
+            return "arrow"
+    if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
+        return "rows"
+    return ""
+
+
+def from_table(data: Any) -> Batch:
+    """A batch of the columns of a pandas or polars DataFrame, an Arrow table or a list of dicts; a Batch as it is.
+
+    Roles are not given here: the batch has neither key nor time. Raises `PlanError` for anything else.
+    """
+    match kind_of_table(data):
+        case "batch":
+            batch: Batch = data
+            return batch
+        case "pandas":
+            return Batch(_columns_of_pandas(data), rows=len(data))
+        case "polars":
+            return _of_arrow(_polars_arrow(data))
+        case "arrow":
+            return _of_arrow(data)
+        case "rows":
+            batch, rejects = batch_of_rows([dict(row) for row in data], Kinds())
+            if rejects:
+                raise PlanError(f"row {rejects[0].row}: {rejects[0].reason}")
+            return batch
+        case _:
+            raise PlanError(
+                f"a {type(data).__name__} is no table; give a DataFrame (pandas or polars), an Arrow table, "
+                f"a list of dicts or a Batch."
+            )
+
+
+def naive_times(data: Any) -> frozenset[str]:
+    """The columns of a table that hold times without a zone, which whoever gives the roles reads in their ``tz``."""
+    match kind_of_table(data):
+        case "pandas":
+            kinds = {str(name): data[name].dtype for name in data.columns}
+            return frozenset(name for name, kind in kinds.items() if isinstance(kind, np.dtype) and kind.kind == "M")
+        case "polars":
+            kinds = dict(data.schema)
+            return frozenset(name for name, kind in kinds.items() if _naive_polars(kind))
+        case "arrow":
+            kinds = {field.name: str(field.type) for field in data.schema}
+            return frozenset(
+                name for name, kind in kinds.items() if kind.startswith(("timestamp", "date")) and "tz=" not in kind
+            )
+        case _:
+            return frozenset()
+
+
+def _naive_polars(kind: Any) -> bool:
+    return str(kind).startswith(("Datetime", "Date")) and getattr(kind, "time_zone", None) is None
+
+
+def like(data: Any, batch: Batch) -> Any:
+    """``batch`` as the same kind of table as ``data``: what went in decides what comes out.
+
+    Columns of ``data`` that the batch carries unchanged keep their own type (an int stays an int, a time its zone);
+    a pandas index is kept when the batch has the rows of ``data``.
+    """
+    match kind_of_table(data):
+        case "batch":
+            return batch
+        case "rows":
+            return batch.to_rows()
+        case "pandas":
+            return _like_pandas(data, batch)
+        case "polars":
+            import polars as pl
+
+            made: Any = pl.from_arrow(_like_arrow(_polars_arrow(data), batch))
+            same = {name: data.schema[name] for name in made.columns if name in data.schema}
+            return _cast_polars(made, same)
+        case "arrow":
+            return _like_arrow(data, batch)
+        case _:
+            raise PlanError(f"a {type(data).__name__} is no table.")
+
+
+# -- Arrow -------------------------------------------------------------------------------------------
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise MissingExtra("pyarrow", "parquet", "Arrow tables") from None
+    return pa
+
+
+def to_arrow(batch: Batch) -> pa.Table:
+    """A pyarrow Table with one type per kind, the same for every batch of a run.
+
+    Numbers are float64 (int64 when declared), text is dictionary-encoded, times are timestamp[ns, UTC], nested and
+    other values are JSON text; null and absent are null. A computed NaN stays NaN.
+    """
+    pa = _pyarrow()
+    arrays = {name: _arrow_array(pa, column) for name, column in batch.columns.items()}
+    if not arrays:
+        return pa.table({})
+    return pa.table(arrays)
+
+
+def _arrow_array(pa: Any, column: Column) -> Any:
+    missing = None if column.tags is None else (column.tags != 0) & (column.tags != INTEGER_TAG)
+    if missing is not None and not missing.any():
+        missing = None
+    match column.kind:
+        case Kind.TEXT:
+            assert column.texts is not None
+            absent = column.values < 0
+            codes = pa.array(column.values, mask=absent if absent.any() else None)
+            return pa.DictionaryArray.from_arrays(codes, pa.array(column.texts.tolist(), pa.string()))
+        case Kind.TIME:
+            missing = column.values == NAT
+            return pa.array(column.values, pa.int64(), mask=missing).cast(pa.timestamp("ns", "UTC"))
+        case Kind.OBJECT:
+            return pa.array([_json_text(item) for item in column.to_list()], pa.string())
+        case _:
+            return pa.array(column.values, mask=missing)
+
+
+def _json_text(item: Any) -> str | None:
+    if item is None or item is ABSENT:
+        return None
+    if isinstance(item, str):
+        return item
+    try:
+        return json.dumps(item, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return str(item)
+
+
+def columns_of_arrow(table: Any) -> dict[str, Column]:
+    """The columns of a pyarrow Table or RecordBatch."""
+    return {name: column_of_arrow(table.column(name)) for name in table.schema.names}
+
+
+def column_of_arrow(array: Any) -> Column:
+    """One Arrow array: numbers are floats that remember integers, strings text, timestamps times in UTC.
+
+    A timestamp without a zone is shown as if it were UTC's; see `naive_times`.
+    """
+    pa = _pyarrow()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+        if isinstance(array, pa.ChunkedArray):  # some versions give one back when there is no chunk
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    kind = array.type
+    if pa.types.is_dictionary(kind) and _is_text(pa, kind.value_type):
+        return _text_of_arrow(array)
+    if pa.types.is_dictionary(kind):
+        return column_of_arrow(array.dictionary_decode())
+    if _is_text(pa, kind):
+        return _text_of_arrow(array.dictionary_encode())
+    missing = _missing_of_arrow(array)
+    if pa.types.is_boolean(kind):
+        return _tagged(Column(Kind.BOOL, array.fill_null(False).to_numpy(zero_copy_only=False)), missing)
+    if pa.types.is_integer(kind):
+        return _tagged(Column.of_integers(array.fill_null(0).to_numpy(zero_copy_only=False)), missing, np.nan)
+    if pa.types.is_floating(kind):
+        filled = array.cast(pa.float64()).fill_null(float("nan"))
+        return _tagged(Column(Kind.FLOAT, filled.to_numpy(zero_copy_only=False)), missing)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _time_of_arrow(pa, array, missing)
+    return _tagged(Column(Kind.OBJECT, object_array(array.to_pylist())), missing)
+
+
+def _is_text(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _missing_of_arrow(array: Any) -> NDArray[np.bool_] | None:
+    if array.null_count == 0:
+        return None
+    missing: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
+    return missing
+
+
+def _tagged(column: Column, missing: NDArray[np.bool_] | None, fill: Any = None) -> Column:
+    if missing is None:
+        return column
+    tags = np.zeros(len(column), np.uint8) if column.tags is None else column.tags
+    values = column.values
+    if fill is not None:
+        values = np.where(missing, fill, values)
+    return Column(column.kind, values, tags=np.where(missing, np.uint8(NULL_TAG), tags), exact=column.exact)
+
+
+def _text_of_arrow(array: Any) -> Column:
+    texts = object_array(array.dictionary.to_pylist())
+    codes = array.indices.cast("int32").fill_null(-1).to_numpy(zero_copy_only=False)
+    if None in texts.tolist():  # a null may stand in the dictionary itself
+        empty = [code for code, text in enumerate(texts.tolist()) if text is None]
+        codes = np.where(np.isin(codes, empty), np.int32(-1), codes)
+    missing = codes < 0
+    tags = np.where(missing, np.uint8(NULL_TAG), np.uint8(0)) if missing.any() else None
+    return Column(Kind.TEXT, codes, tags=tags, texts=texts)
+
+
+def _time_of_arrow(pa: Any, array: Any, missing: NDArray[np.bool_] | None) -> Column:
+    zone = getattr(array.type, "tz", None)
+    try:
+        values = array.cast(pa.timestamp("ns", zone)).cast(pa.int64()).fill_null(NAT).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # beyond the years 1677 to 2262
+        return _tagged(Column(Kind.OBJECT, object_array([str(item) for item in array.to_pylist()])), missing)
+    return _tagged(Column(Kind.TIME, values), missing)
+
+
+def _of_arrow(table: Any) -> Batch:
+    return Batch(columns_of_arrow(table), rows=table.num_rows)
+
+
+def _polars_arrow(frame: Any) -> Any:
+    _pyarrow()
+    return frame.to_arrow()
+
+
+def _like_arrow(data: Any, batch: Batch) -> Any:
+    """`to_arrow`, with the types that the columns had."""
+    pa = _pyarrow()
+    made = to_arrow(batch)
+    for place, name in enumerate(made.schema.names):
+        column = made.column(place)
+        if name in data.schema.names:
+            own = data.schema.field(name).type
+            if own == column.type:
+                continue
+            if len(batch) == data.num_rows and _same(column_of_arrow(data.column(name)), batch.columns[name]):
+                made = made.set_column(place, name, data.column(name))
+                continue
+            try:
+                made = made.set_column(place, name, column.cast(own))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                continue
+        elif pa.types.is_dictionary(column.type):
+            made = made.set_column(place, name, column.cast(pa.string()))
+    return made
+
+
+def _cast_polars(frame: Any, kinds: Mapping[str, Any]) -> Any:
+    import polars as pl
+
+    try:
+        return frame.cast(dict(kinds))
+    except pl.exceptions.PolarsError:
+        return frame
+
+
+# -- pandas ------------------------------------------------------------------------------------------
+
+
+def to_pandas(batch: Batch) -> pd.DataFrame:
+    """A pandas DataFrame: numbers float64 with NaN where missing, text and other values objects, times UTC."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingExtra("pandas", "all", "DataFrames") from None
+    return pd.DataFrame({name: _pandas_values(pd, column) for name, column in batch.columns.items()}, copy=True)
+
+
+def _pandas_values(pd: Any, column: Column) -> Any:
+    match column.kind:
+        case Kind.TIME:
+            return pd.DatetimeIndex(column.values.view("datetime64[ns]"), tz="UTC")
+        case Kind.OBJECT:
+            return pd.Series(column.values, dtype=object)
+        case Kind.INT | Kind.BOOL if column.tags is not None and column.tags.any():
+            return pd.Series([None if item is ABSENT else item for item in column.to_list()], dtype=object)
+        case _:
+            return column.array
+
+
+def _columns_of_pandas(frame: Any) -> dict[str, Column]:
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise PlanError(f"the DataFrame has the column {str(twice[0])!r} twice.")
+    return {str(name): _column_of_pandas(frame[name]) for name in frame.columns}
+
+
+def _column_of_pandas(series: Any) -> Column:
+    values = series.dtype
+    if isinstance(values, np.dtype) and values.kind in "fbiu":
+        return Column.of_array(series.to_numpy())
+    if getattr(values, "kind", "") == "M":
+        moments = series if getattr(values, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
+        return _time_column(moments.to_numpy())
+    if str(values) == "category":
+        return _column_of_pandas(series.astype(values.categories.dtype))
+    items = series.astype(object).to_numpy()
+    missing = series.isna().to_numpy()
+    return _column_of_objects([None if gone else item for item, gone in zip(items, missing.tolist(), strict=True)])
+
+
+def _time_column(moments: NDArray[Any]) -> Column:
+    ns = moments.astype("datetime64[ns]").view(np.int64)
+    missing = ns == NAT
+    return _tagged(Column(Kind.TIME, ns), missing if missing.any() else None)
+
+
+def _column_of_objects(items: Sequence[Any]) -> Column:
+    plain = [item.item() if isinstance(item, np.generic) else item for item in items]
+    column, rejects = Kinds().column("", plain)
+    if rejects:
+        column, _ = Kinds({"": Kind.OBJECT}).column("", plain)
+    return column
+
+
+def _like_pandas(data: Any, batch: Batch) -> Any:
+    made = to_pandas(batch)
+    if len(batch) != len(data):
+        for name in made.columns:
+            if name in data.columns and made[name].dtype != data[name].dtype:
+                made[name] = _cast_pandas(made[name], data[name].dtype)
+        return made
+    made.index = data.index
+    own = {str(name): name for name in data.columns}
+    for name in made.columns:
+        if name in own and _same(_column_of_pandas(data[own[name]]), batch.columns[name]):
+            made[name] = data[own[name]]
+    return made.rename(columns=own)
+
+
+def _cast_pandas(series: Any, kind: Any) -> Any:
+    try:
+        if getattr(series.dtype, "tz", None) is not None and getattr(kind, "tz", None) is None:
+            series = series.dt.tz_localize(None)
+        cast = series.astype(kind)
+    except (TypeError, ValueError):
+        return series
+    return cast
+
+
+def _same(one: Column, other: Column) -> bool:
+    """Whether two columns hold the same values; their texts may be numbered differently."""
+    if one.kind is not other.kind or len(one) != len(other):
+        return False
+    if one.kind is Kind.TEXT:
+        return one.to_list() == other.to_list()
+    if one.kind is Kind.OBJECT:
+        return all(a is b or a == b for a, b in zip(one.values.tolist(), other.values.tolist(), strict=True))
+    return np.array_equal(one.values, other.values, equal_nan=one.kind is Kind.FLOAT)
