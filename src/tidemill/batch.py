@@ -204,9 +204,10 @@ class Batch:
         kinds: dict[str, Kind] = {}
         for part in parts:
             for name, column in part.columns.items():
-                kinds.setdefault(name, column.kind)
+                if name not in kinds or (kinds[name] is Kind.OBJECT and not column.is_missing):
+                    kinds[name] = column.kind
         columns = {
-            name: Column.concat([p.columns.get(name) or Column.missing(kind, len(p)) for p in parts])
+            name: Column.concat([_as_kind(p.columns.get(name), kind, len(p)) for p in parts])
             for name, kind in kinds.items()
         }
         keys = [part.key_column for part in parts]
@@ -257,6 +258,17 @@ class Batch:
         return to_pandas(self)
 
 
+def _as_kind(column: Column | None, kind: Kind, rows: int) -> Column:
+    """The column, where it is of the kind; what holds no value at all can be of any kind."""
+    if column is None:
+        return Column.missing(kind, rows)
+    if column.kind is kind or not column.is_missing:
+        return column
+    made = Column.missing(kind, rows)
+    made.tags = column.tags
+    return made
+
+
 def _concat_orders(
     parts: Iterable[Batch],
 ) -> tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None:
@@ -282,5 +294,3 @@ def _own_order(batch: Batch) -> tuple[str, ...]:
         for name, column in batch.columns.items()
         if column.tags is None or not len(column) or column.tags[0] != ABSENT_TAG
     )
-
-

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.errors import EngineError
 from tidemill.schema import Kind
 
 __all__ = ["ABSENT", "ABSENT_TAG", "DTYPES", "INTEGER_TAG", "NAT", "NULL_TAG", "VALUE_TAG", "Column"]
@@ -106,8 +107,8 @@ class Column:
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> Column:
         """A TEXT column from one str per row, each distinct text stored once."""
-        codes: dict[str, int] = {}
-        values = np.fromiter((codes.setdefault(text, len(codes)) for text in texts), np.int32, len(texts))
+        codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+        values = np.fromiter(map(codes.__getitem__, texts), np.int32, len(texts))
         return cls(Kind.TEXT, values, texts=object_array(list(codes)))
 
     @classmethod
@@ -148,6 +149,13 @@ class Column:
         if items and all(isinstance(item, str) for item in items):
             return cls.of_texts(items)
         return cls(Kind.OBJECT, object_array(items))
+
+    @property
+    def is_missing(self) -> bool:
+        """No row has a value: until one has, the column could be of any kind."""
+        if not len(self.values):
+            return True
+        return self.kind is Kind.OBJECT and self.tags is not None and bool(self.tags.all())
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -222,6 +230,8 @@ class Column:
         if len(parts) == 1:
             return first
         kind = first.kind
+        if any(part.kind is not kind for part in parts):
+            raise EngineError(f"columns of different kinds were joined: {sorted({part.kind.value for part in parts})}")
         if kind is Kind.TEXT and any(part.texts is not first.texts for part in parts):
             values, texts = _concat_texts(parts)
         else:

@@ -15,6 +15,7 @@ __all__ = [
     "NO_KEY",
     "OVERSIZE",
     "RAISED",
+    "TOO_MANY_KEYS",
     "WRONG_LENGTH",
     "WRONG_TYPE",
     "DeadLetter",
@@ -33,6 +34,7 @@ RAISED: Final = "raised"
 WRONG_LENGTH: Final = "wrong_length"
 DEADLINE: Final = "deadline"
 KILLED: Final = "killed_lane"
+TOO_MANY_KEYS: Final = "too_many_keys"
 
 
 @dataclass(frozen=True)

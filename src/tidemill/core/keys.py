@@ -1,0 +1,100 @@
+"""The key table: every sensor of the run, its lane, and its slot in that lane's state memory.
+
+The only table that is run-wide. Append-only and bounded; a key's lane follows from its bytes alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.column import Column
+
+__all__ = ["UNKNOWN", "KeyTable", "lane_of"]
+
+UNKNOWN = -1
+"""The code of a key that the full table could not take."""
+
+
+def lane_of(key: str, lanes: int) -> int:
+    """The lane that owns a key: a stable hash of its bytes, never Python's ``hash``, which differs per process."""
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % lanes
+
+
+class KeyTable:
+    """Codes of keys in order of first appearance.
+
+    >>> table = KeyTable(lanes=2, max_keys=10)
+    >>> table.encode(Column.of_texts(["S1", "S2", "S1"])).tolist()
+    [0, 1, 0]
+    """
+
+    def __init__(self, lanes: int, max_keys: int) -> None:
+        self._lanes = lanes
+        self._max_keys = max_keys
+        self._codes: dict[str, int] = {}
+        self._lane = np.zeros(1024, np.int16)
+        self._slot = np.zeros(1024, np.int32)
+        self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
+        self._told = [0] * lanes
+        self._known: dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def encode(self, column: Column) -> NDArray[np.int32]:
+        """The run-wide code of each row's key; `UNKNOWN` where the table is full (or the row has no key)."""
+        return self._recoded(column).take(column.values, mode="wrap")  # -1 reads the last entry, UNKNOWN
+
+    def _recoded(self, column: Column) -> NDArray[np.int32]:
+        texts = column.texts
+        assert texts is not None
+        known = self._known.get(id(texts))
+        if known is not None and known[0] is texts:
+            return known[1]
+        codes = np.fromiter((self.code(text) for text in texts), np.int32, len(texts))
+        codes = np.append(codes, np.int32(UNKNOWN))
+        if len(self._known) >= 16:
+            self._known.clear()
+        self._known[id(texts)] = (texts, codes)
+        return codes
+
+    def code(self, key: str) -> int:
+        """The key's code, a new one if it is new; `UNKNOWN` when the table is full."""
+        code = self._codes.get(key)
+        if code is not None:
+            return code
+        code = len(self._codes)
+        if code >= self._max_keys:
+            return UNKNOWN
+        self._codes[key] = code
+        if code == len(self._lane):
+            self._lane = np.append(self._lane, np.zeros_like(self._lane))
+            self._slot = np.append(self._slot, np.zeros_like(self._slot))
+        lane = lane_of(key, self._lanes)
+        self._lane[code] = lane
+        self._slot[code] = len(self._by_lane[lane])
+        self._by_lane[lane].append(key)
+        return code
+
+    def lanes(self, codes: NDArray[np.int32]) -> NDArray[np.int16]:
+        """The lane of each code."""
+        return self._lane.take(codes)
+
+    def slots(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The slot of each code in its lane's state memory."""
+        return self._slot.take(codes)
+
+    def untold(self, lane: int) -> tuple[int, Sequence[str]]:
+        """The keys this lane has not been told of, and the slot of the first; they count as told from here on."""
+        first = self._told[lane]
+        keys = self._by_lane[lane][first:]
+        self._told[lane] = first + len(keys)
+        return first, keys
+
+    def forget_telling(self, lane: int) -> None:
+        """The lane was replaced: it knows no keys."""
+        self._told[lane] = 0

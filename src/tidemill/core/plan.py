@@ -1,0 +1,92 @@
+"""`Plan`: a pipeline without its edges; what a lane runs, and what a notebook applies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tidemill.errors import PlanError
+from tidemill.schema import Schema
+from tidemill.stages.base import LoadTable, Stage
+from tidemill.stages.state import StateField, StateLayout
+
+__all__ = ["Plan"]
+
+
+class Plan:
+    """A chain of stages, checked as far as it can be before anything runs.
+
+    ``Plan(stage, stage, ...)``; a list of stages counts as its stages, and a plan inside a plan as its stages.
+    """
+
+    def __init__(self, *stages: Stage | Plan | Iterable[Stage]) -> None:
+        self.stages: tuple[Stage, ...] = tuple(_flattened(stages))
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(map(repr, self.stages))})"
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def prepared(self, load: LoadTable) -> Plan:
+        """The plan with its tables loaded; raises `InputError` or `PlanError` for one that cannot serve."""
+        return Plan(*(stage.prepared(load) for stage in self.stages))
+
+    def bind(self, schema: Schema) -> list[Schema]:
+        """The schema after each stage; raises `PlanError` naming the stage, the column, and what there is."""
+        schemas = []
+        for stage in self.stages:
+            schema = stage.bind(schema)
+            schemas.append(schema)
+        return schemas
+
+    def reads(self) -> frozenset[str] | None:
+        """The columns its stages look at; None when a user's function may look at any."""
+        names: frozenset[str] = frozenset()
+        for stage in self.stages:
+            read = stage.reads()
+            if read is None:
+                return None
+            names |= read
+        return names
+
+    @property
+    def learns(self) -> bool:
+        """Whether some columns are known only once a user's function has returned its first batch."""
+        return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
+
+    def layout(self, max_keys: int, max_records: int) -> StateLayout:
+        """The layout of the state memory of one lane."""
+        fields: tuple[Mapping[str, StateField], ...] = tuple(dict(stage.state_fields()) for stage in self.stages)
+        return StateLayout(fields, max_keys, max_records)
+
+    def apply(self, data: Any, *, key: str = "sensor", time: str | None = None, tz: str = "UTC") -> Any:
+        """The plan over data in memory, inline, without processes: the same numbers as live.
+
+        ``data`` is a pandas or polars DataFrame, a pyarrow Table, a list of dicts or a `Batch`; the same kind comes
+        back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it.
+
+        A record that a user's function fails on raises `StageError`: a notebook wants to know.
+        """
+        from tidemill.core.apply import apply
+
+        return apply(self, data, key=key, time=time, tz=tz)
+
+
+def _flattened(stages: Iterable[Any]) -> Iterable[Stage]:
+    for stage in stages:
+        if isinstance(stage, Stage):
+            yield stage
+        elif isinstance(stage, Plan):
+            yield from stage.stages
+        elif isinstance(stage, Iterable) and not isinstance(stage, str | bytes | Mapping):
+            yield from _flattened(stage)
+        elif callable(stage):
+            name = getattr(stage, "__name__", type(stage).__name__)
+            raise PlanError(
+                f"{name} is a function, not a stage; write tm.Map({name}) for columns, tm.MapRows({name}) for dicts."
+            )
+        else:
+            raise PlanError(
+                f"{stage!r} is not a stage; a Plan takes stages such as tm.Rolling(...) or tm.Map(function)."
+            )

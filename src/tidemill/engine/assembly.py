@@ -1,0 +1,128 @@
+"""Putting a slab's output together: what the lanes made of their rows, in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import DTYPES, Column
+from tidemill.formats.packed import Unpacker
+from tidemill.lanes.wire import Result, Slot
+from tidemill.schema import Kind
+
+__all__ = ["Share", "assemble"]
+
+
+@dataclass
+class Share:
+    """One lane's part of a slab."""
+
+    rows: NDArray[np.int32]
+    """Its rows' positions in the slab."""
+    result: Result
+    payload: bytes
+
+    @property
+    def survivors(self) -> NDArray[np.int32]:
+        """Positions in the slab of the rows that came out."""
+        if self.result.kept_at < 0:
+            return self.rows
+        return np.frombuffer(self.payload, np.int32, self.result.kept, self.result.kept_at)
+
+
+def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffer: Any, unpacker: Unpacker) -> Batch:
+    """The slab's output rows, in input order; result columns are views of the slab until something must be copied."""
+    shares = [share for share in shares if share.result.kept]
+    if not shares:
+        return batch.take(np.empty(0, np.intp))
+    if all(share.result.kept_at < 0 for share in shares):
+        rows, base = None, batch
+    else:
+        rows = np.sort(np.concatenate([share.survivors for share in shares]))
+        base = batch.take(rows)
+    maker = _Maker(batch, base, rows, shares, {slot.name: slot for slot in slots}, buffer, unpacker)
+    columns = {name: maker.column(name) for name in maker.names()}
+    return _on(base, columns)
+
+
+def _on(base: Batch, columns: dict[str, Column]) -> Batch:
+    """The base's records with these columns; keeps the records' own dicts where they are still good."""
+    if list(columns)[: len(base.columns)] == list(base.columns):
+        changed = {name: column for name, column in columns.items() if column is not base.columns.get(name)}
+        return base.with_columns(changed)
+    made = base.with_columns(columns)
+    return made.select({name: name for name in columns})
+
+
+class _Maker:
+    def __init__(
+        self,
+        batch: Batch,
+        base: Batch,
+        rows: NDArray[np.int32] | None,
+        shares: Sequence[Share],
+        slots: dict[str, Slot],
+        buffer: Any,
+        unpacker: Unpacker,
+    ) -> None:
+        self._batch, self._base, self._rows = batch, base, rows
+        self._shares, self._slots, self._buffer = shares, slots, buffer
+        self._outputs = [{output.name: output for output in share.result.outputs} for share in shares]
+        self._frames = [
+            unpacker.batch(share.result.framed, share.payload) if share.result.framed is not None else None
+            for share in shares
+        ]
+        self._order: NDArray[np.intp] | None = None
+
+    def names(self) -> list[str]:
+        """All output columns, in the order of the first lane that has them."""
+        return list(dict.fromkeys(name for outputs in self._outputs for name in outputs))
+
+    def column(self, name: str) -> Column:
+        ways = {(outputs[name].how, outputs[name].source) if name in outputs else None for outputs in self._outputs}
+        if len(ways) == 1:
+            way = next(iter(ways))
+            assert way is not None
+            if way[0] == "carried":
+                return self._base.columns[way[1]]
+            if way[0] == "slab":
+                column = self._in_slab(name)
+                return column if self._rows is None else column.take(self._rows)
+        parts = [self._part(number, name) for number in range(len(self._shares))]
+        return self._joined(parts)
+
+    def _in_slab(self, name: str) -> Column:
+        slot = self._slots[name]
+        kind = Kind(slot.kind)
+        return Column(kind, np.frombuffer(self._buffer, DTYPES[kind], len(self._batch), slot.at))
+
+    def _part(self, number: int, name: str) -> Column | None:
+        """One lane's rows of the column, in the lane's order."""
+        output = self._outputs[number].get(name)
+        share = self._shares[number]
+        if output is None:
+            return None
+        if output.how == "carried":
+            return self._batch.columns[output.source].take(share.survivors)
+        if output.how == "slab":
+            return self._in_slab(name).take(share.survivors)
+        frame = self._frames[number]
+        assert frame is not None
+        return frame.columns[name]
+
+    def _joined(self, parts: Sequence[Column | None]) -> Column:
+        pieces = [
+            Batch({} if part is None else {"": part}, rows=share.result.kept)
+            for part, share in zip(parts, self._shares, strict=True)
+        ]
+        column = Batch.concat(pieces).columns[""]
+        if len(self._shares) == 1:
+            return column
+        if self._order is None:
+            self._order = np.argsort(np.concatenate([share.survivors for share in self._shares]), kind="stable")
+        return column.take(self._order)

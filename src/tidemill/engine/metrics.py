@@ -1,0 +1,208 @@
+"""What a run measured: live `Statistics`, the final `Report`, and the histograms behind both."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tidemill.clock import Clock
+
+__all__ = ["Counts", "Histogram", "LaneReport", "LagMonitor", "Quantiles", "Report", "Statistics"]
+
+_SUB = 5  # bits: 32 buckets an octave, so a quantile is right within 3 %
+
+
+class Histogram:
+    """Counts of durations in nanoseconds, in buckets of at most 3 % width.
+
+    >>> histogram = Histogram()
+    >>> histogram.add(1_000_000, 99); histogram.add(50_000_000)
+    >>> histogram.quantiles().max_ms
+    50.0
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(64 << _SUB, np.int64)
+        self._max = 0
+        self._total = 0
+
+    def add(self, nanoseconds: int, times: int = 1) -> None:
+        """Count a duration ``times`` times; negative ones count as 0."""
+        value = max(nanoseconds, 0)
+        shift = max(value.bit_length() - _SUB - 1, 0)
+        self._counts[(shift << _SUB) + (value >> shift)] += times
+        self._total += times
+        self._max = max(self._max, value)
+
+    def quantile(self, q: float) -> int:
+        """The duration below which a share ``q`` of the counts lies, in nanoseconds; 0 when empty."""
+        if not self._total:
+            return 0
+        bucket = int(np.searchsorted(np.cumsum(self._counts), q * self._total))
+        shift = max((bucket >> _SUB) - 1, 0)
+        return min((bucket - (shift << _SUB)) << shift, self._max)
+
+    def quantiles(self) -> Quantiles:
+        """p50, p99 and the maximum, in milliseconds."""
+        return Quantiles(self.quantile(0.5) / 1e6, self.quantile(0.99) / 1e6, self._max / 1e6, self._total)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Of a duration, in milliseconds."""
+
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+    samples: int = 0
+
+
+class LagMonitor:
+    """How late the event loop runs a timer that is due every millisecond."""
+
+    PERIOD_S = 0.001
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.histogram = Histogram()
+
+    async def watch(self) -> None:
+        """Measure until cancelled."""
+        period = round(self.PERIOD_S * 1e9)
+        while True:
+            before = self._clock.monotonic_ns()
+            await asyncio.sleep(self.PERIOD_S)
+            self.histogram.add(self._clock.monotonic_ns() - before - period)
+
+
+@dataclass
+class Counts:
+    """Where every record went.
+
+    ``records_in = rows_from_records + filtered + dead_letters + late + deduplicated + dropped + absorbed + in_flight``
+    and ``rows_out = rows_from_records + emitted``: always.
+    """
+
+    records_in: int = 0
+    rows_from_records: int = 0
+    filtered: int = 0
+    dead_letters: int = 0
+    late: int = 0
+    deduplicated: int = 0
+    dropped: int = 0
+    absorbed: int = 0
+    emitted: int = 0
+
+    @property
+    def rows_out(self) -> int:
+        return self.rows_from_records + self.emitted
+
+    @property
+    def in_flight(self) -> int:
+        gone = self.filtered + self.dead_letters + self.late + self.deduplicated + self.dropped + self.absorbed
+        return self.records_in - self.rows_from_records - gone
+
+
+@dataclass(frozen=True)
+class LaneReport:
+    """One lane over the run."""
+
+    busy: float
+    """Share of the run's time it worked, 0 to 1."""
+    batches: int
+    restarts: int
+
+
+@dataclass(frozen=True)
+class BatchRecords:
+    """Records in a slab."""
+
+    p50: int = 0
+    max: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did; the same fields as JSON by ``--report FILE``."""
+
+    records_in: int = 0
+    rows_out: int = 0
+    rows_from_records: int = 0
+    emitted: int = 0
+    filtered: int = 0
+    dead_letters: int = 0
+    late: int = 0
+    deduplicated: int = 0
+    dropped: int = 0
+    absorbed: int = 0
+    in_flight: int = 0
+    seconds: float = 0.0
+    records_per_s: float = 0.0
+    loop_lag: Quantiles = field(default_factory=Quantiles)
+    latency: Quantiles = field(default_factory=Quantiles)
+    """From the return of the read that brought the record to the return of the sink's write."""
+    visible: Quantiles = field(default_factory=Quantiles)
+    """The same, to the flush that showed the row to readers."""
+    lanes: tuple[LaneReport, ...] = ()
+    batch_records: BatchRecords = field(default_factory=BatchRecords)
+    delivery: dict[str, str] = field(default_factory=dict)
+    """Per sink, its guarantee."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes: ``slabs`` and ``state`` taken from the machine, ``state_per_key``."""
+    dead_letters_by_reason: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    """What stages counted, such as ``unknown_key``."""
+    sinks: dict[str, int] = field(default_factory=dict)
+    """Per sink, the rows it wrote."""
+    kernels: str = ""
+    cold_s: float = 0.0
+    """Seconds spent making the kernels ready."""
+    start_s: float = 0.0
+    """Seconds from the start of the engine to the end of its first slab."""
+
+    def to_json(self, *, indent: int = 2) -> str:
+        """The report as JSON, field by field."""
+        data = msgspec.json.encode(dataclasses.asdict(self))
+        return msgspec.json.format(data, indent=indent).decode()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How a run is, now."""
+
+    seconds: float
+    records_in: int
+    rows_out: int
+    dead_letters: int
+    filtered: int
+    records_per_s: float
+    """Over the time since the last reading of these statistics."""
+    lanes: tuple[LaneReport, ...]
+    """``busy`` is over the same time."""
+    queue_records: int
+    queue_limit: int
+    slabs_in_flight: int
+    batch_records: BatchRecords
+    latency: Quantiles
+    loop_lag: Quantiles
+    keys: int
+    sources: tuple[Any, ...] = ()
+    sinks: dict[str, int] = field(default_factory=dict)
+
+
+class BatchSizes:
+    """Sizes of slabs: the median and the largest."""
+
+    def __init__(self) -> None:
+        self._histogram = Histogram()
+
+    def add(self, records: int) -> None:
+        self._histogram.add(records)
+
+    def read(self) -> BatchRecords:
+        return BatchRecords(self._histogram.quantile(0.5), round(self._histogram.quantiles().max_ms * 1e6))

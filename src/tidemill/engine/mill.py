@@ -1,0 +1,421 @@
+"""The mill: slabs out to the lanes, results back, output on to the sinks, in input order.
+
+Everything here runs in callbacks of the event loop, each bounded: a record arrived, a lane spoke, a lane died, a sink
+took a slab. What to do is decided by the batcher, the ledger and blame; the mill performs it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.column import DTYPES
+from tidemill.core.batching import Batcher
+from tidemill.core.blame import TooManyDeaths
+from tidemill.core.keys import KeyTable
+from tidemill.core.ledger import Ledger
+from tidemill.core.plan import Plan
+from tidemill.engine.assembly import Share, assemble
+from tidemill.engine.intake import SLICE_RECORDS, Intake, Taken
+from tidemill.engine.lane import Lane, LaneFactory
+from tidemill.engine.metrics import BatchSizes, Counts
+from tidemill.engine.outlets import error_of
+from tidemill.engine.slabs import Slabs
+from tidemill.errors import EngineError, InputError
+from tidemill.formats.packed import Full, Packed, Packer, Unpacker
+from tidemill.lanes.process import Exit
+from tidemill.lanes.wire import (
+    Admit,
+    Committed,
+    Failed,
+    FromLane,
+    KindsFixed,
+    LoadPlan,
+    Quarantined,
+    Ready,
+    Result,
+    Slot,
+    Stop,
+    Work,
+)
+from tidemill.letters import DeadLetter
+from tidemill.schema import Field, Kind, Schema
+
+__all__ = ["Finished", "Mill"]
+
+_log = logging.getLogger("tidemill")
+_IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
+_PROBES = 1_000
+"""Records sent one by one, at most, until a first one has passed every function and so shown its columns."""
+
+
+@dataclass
+class _Slab:
+    """What the engine keeps of a slab until its output is in the sinks."""
+
+    memory: int
+    taken: Taken
+    packed: Packed
+    slots_at: int
+    results: list[Slot]
+    rows: dict[int, tuple[int, NDArray[np.int32]]]
+    """Per lane, where its row list lies and what it holds."""
+    shares: dict[int, Share] = field(default_factory=dict)
+    busy_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A slab's output, in input order, and what must be known to deliver it."""
+
+    batch: Batch
+    arrivals: list[tuple[int, int]]
+    freed: Callable[[], None]
+
+
+class Mill:
+    """Lanes, slabs and the books of one run.
+
+    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        schema: Schema,
+        *,
+        lanes: int,
+        keys: KeyTable,
+        batcher: Batcher,
+        clock: Clock,
+        max_keys: int,
+        emit: Callable[[Finished], None],
+        fail: Callable[[BaseException], None],
+        reject: Callable[[DeadLetter], None],
+        defer: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._plan = plan
+        self._keys = keys
+        self._batcher = batcher
+        self._clock = clock
+        self._emit, self._fail, self._reject, self._defer = emit, fail, reject, defer
+        self._layout = plan.layout(max_keys, batcher.limits.max_records)
+        self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
+        self.ledger = Ledger(len(self.lanes))
+        self.slabs = Slabs()
+        self.counts = Counts()
+        self.counters: dict[str, int] = {}
+        self.sizes = BatchSizes()
+        self.first_done_ns = 0
+        self._intake: Intake | None = None
+        self._factory: LaneFactory | None = None
+        self._open: dict[int, _Slab] = {}
+        self._unpacker = Unpacker()
+        self._kinds: dict[int, dict[str, str]] = {}
+        self._probing = plan.learns
+        self._probed = 0
+        self._stopping = False
+        self._scheduled = False
+        self._reads = plan.reads()
+        self._slots = _declared_slots(plan, schema)
+        self._stages = cloudpickle.dumps((plan.stages, self._layout))
+        self._user_code = [stage.runs_user_code for stage in plan.stages]
+        self._deadlines = [None if s.deadline_s is None else round(s.deadline_s * 1e9) for s in plan.stages]
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self, factory: LaneFactory, intake: Intake) -> None:
+        """Start every lane; slabs flow as soon as records are there."""
+        self._factory = factory
+        self._intake = intake
+        for lane in self.lanes:
+            self._start(lane)
+        self.pump()
+
+    def _start(self, lane: Lane) -> None:
+        assert self._factory is not None
+        self._factory.start(
+            lane,
+            lambda message, payload: self._received(lane, message, payload),
+            lambda how: self._died(lane, how),
+        )
+        lane.send(LoadPlan(self._stages, self._kinds))
+
+    def stop(self) -> None:
+        """All is done: the lanes may end."""
+        self._stopping = True
+        for lane in self.lanes:
+            lane.send(Stop())
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._stopping = True
+        self.slabs.close()
+        for lane in self.lanes:
+            lane.state.close()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, nothing is in a lane, nothing is on its way to a sink."""
+        return self.ledger.idle and (self._intake is None or not self._intake.waiting)
+
+    @property
+    def keys_seen(self) -> int:
+        """Sensors so far."""
+        return len(self._keys)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes taken from the machine."""
+        return {
+            "slabs": self.slabs.touched_bytes(),
+            "state": sum(lane.state.touched_bytes() for lane in self.lanes),
+            "state_per_key": self._layout.bytes_per_key,
+        }
+
+    @property
+    def has_deadlines(self) -> bool:
+        return any(self._deadlines)
+
+    def enforce_deadlines(self) -> None:
+        """Kill lanes whose function has run too long; called several times per deadline."""
+        now = self._clock.monotonic_ns()
+        for lane in self.lanes:
+            if lane.overdue(now, self._deadlines):
+                _log.warning("lane %d: a function passed its deadline and is stopped", lane.number)
+                lane.kill()
+
+    # -- out to the lanes ------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Form slabs while the batcher says so; at most one full slice per turn of the loop."""
+        if self._intake is None or self._stopping:
+            return
+        handled = 0
+        while records := self._next_records(self._intake):
+            handled += self._open_slab(self._intake, records)
+            if handled >= SLICE_RECORDS:
+                self._pump_soon()
+                return
+
+    def _pump_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._defer(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._scheduled = False
+        self.pump()
+
+    def _next_records(self, intake: Intake) -> int:
+        records = self._batcher.records(
+            waiting=intake.waiting, in_flight=self.ledger.in_flight(), free_slabs=self.slabs.free
+        )
+        if not self._probing or not records:
+            return records
+        # Columns are learned from the first record, not from whatever a batch happens to hold: one record at a time.
+        return 1 if self.ledger.idle else 0
+
+    def _open_slab(self, intake: Intake, records: int) -> int:
+        taken = intake.take(records)
+        memory, packer = self.slabs.take()
+        while True:
+            try:
+                slab = self._pack(taken, memory, packer)
+                break
+            except Full:
+                if len(taken.batch) == 1:
+                    raise InputError(
+                        f"record {taken.first} does not fit in a slab of {self.slabs.shared[memory].size >> 20} MB."
+                    ) from None
+                taken = intake.put_back(taken, len(taken.batch) // 2)
+                packer.rewind()
+        self.sizes.add(len(taken.batch))
+        number = self.ledger.open(slab.rows)
+        self._open[number] = slab
+        for lane in slab.rows:
+            self._admit(self.lanes[lane])
+            self.lanes[lane].send(self._work(self.lanes[lane], number))
+        return len(taken.batch)
+
+    def _pack(self, taken: Taken, memory: int, packer: Packer) -> _Slab:
+        """Write the batch, the key slots and each lane's row list into the slab, and leave room for results."""
+        packed = packer.batch(taken.batch, self._reads)
+        slots_at = packer.array(self._keys.slots(taken.codes))
+        count = len(taken.batch)
+        results = [
+            Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize)) for name, kind in self._slots.items()
+        ]
+        rows = {}
+        for lane, positions in self._rows_by_lane(taken).items():
+            rows[lane] = (packer.array(positions), positions)
+        return _Slab(memory, taken, packed, slots_at, results, rows)
+
+    def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.int32]]:
+        if len(self.lanes) == 1:
+            return {0: np.arange(len(taken.codes), dtype=np.int32)}
+        owners = self._keys.lanes(taken.codes)
+        rows = {lane: np.flatnonzero(owners == lane).astype(np.int32) for lane in range(len(self.lanes))}
+        return {lane: positions for lane, positions in rows.items() if len(positions)}
+
+    def _admit(self, lane: Lane) -> None:
+        first, keys = self._keys.untold(lane.number)
+        if keys:
+            lane.send(Admit(first, list(keys)))
+
+    def _work(self, lane: Lane, number: int) -> Work:
+        slab = self._open[number]
+        rows_at, rows = slab.rows[lane.number]
+        orders = lane.blame.orders(number)
+        quarantine = [
+            Quarantined(stage, row, code, reason)
+            for stage, away in orders.quarantine.items()
+            for row, (code, reason) in away.items()
+        ]
+        return Work(
+            number,
+            slab.memory,
+            slab.packed,
+            rows_at,
+            len(rows),
+            slab.slots_at,
+            slab.results,
+            sorted(orders.isolate),
+            quarantine,
+        )
+
+    # -- back from the lanes ---------------------------------------------------------------------------------
+
+    def _received(self, lane: Lane, message: FromLane, payload: bytes) -> None:
+        try:
+            match message:
+                case Result():
+                    lane.results[message.slab] = (message, payload)
+                case Committed(number):
+                    self._committed(lane, number)
+                    self.pump()
+                case Ready():
+                    lane.ready = True
+                case Failed():
+                    self._fail(error_of(message))
+                case _:
+                    self._fail(EngineError(f"lane {lane.number} sent {message}"))
+        except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
+            self._fail(error)
+
+    def _committed(self, lane: Lane, number: int) -> None:
+        result, payload = lane.results.pop(number)
+        slab = self._open[number]
+        slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload)
+        slab.busy_ns = max(slab.busy_ns, result.busy_ns)
+        lane.busy_ns += result.busy_ns
+        lane.batches += 1
+        lane.blame.committed(number)
+        for what, times in result.counts.items():
+            self.counters[what] = self.counters.get(what, 0) + times
+        if result.kinds:
+            self._learn(result.kinds)
+        for ready in self.ledger.committed(lane.number, number):
+            self._finish(ready)
+
+    def _learn(self, kinds: dict[int, dict[str, str]]) -> None:
+        """The first lane to speak of a column fixes its kind, for all."""
+        known = sum(map(len, self._kinds.values()))
+        for stage, columns in kinds.items():
+            own = self._kinds.setdefault(stage, {})
+            for name, kind in columns.items():
+                own.setdefault(name, kind)
+        if sum(map(len, self._kinds.values())) > known:
+            for lane in self.lanes:
+                lane.send(KindsFixed(self._kinds))
+
+    def _finish(self, number: int) -> None:
+        """All lanes are through with a slab, and with all before it."""
+        slab = self._open.pop(number)
+        if not self.first_done_ns:
+            self.first_done_ns = self._clock.monotonic_ns()
+        shares = [slab.shares[lane] for lane in sorted(slab.shares)]
+        batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
+        dead = self._bury(slab, shares)
+        self.counts.rows_from_records += len(batch)
+        self.counts.filtered += len(slab.taken.batch) - len(batch) - dead
+        self._batcher.measured(len(slab.taken.batch), slab.busy_ns / 1e9)
+        if self._probing:
+            self._probed += 1
+            self._probing = not len(batch) and self._probed < _PROBES
+        self._learn_slots(slab.taken.batch, batch)
+        self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
+
+    def _learn_slots(self, before: Batch, after: Batch) -> None:
+        """Columns of fixed width get room in the slabs from now on."""
+        for name, column in after.columns.items():
+            if column.kind in _IN_PLACE and name not in self._slots and column is not before.columns.get(name):
+                self._slots[name] = column.kind
+
+    def _bury(self, slab: _Slab, shares: list[Share]) -> int:
+        """Dead letters of a slab, in input order; how many."""
+        dead = sorted(entry for share in shares for entry in share.result.dead)
+        if not dead:
+            return 0
+        taken = slab.taken
+        rows = np.array([row for row, *_ in dead])
+        lost = taken.batch.take(rows)
+        keys = [str(lost.keys[code]) for code in lost.key]
+        for (row, stage, code, reason), raw, key in zip(dead, lost.to_rows(), keys, strict=True):
+            name = self._plan.stages[stage].name
+            self._reject(DeadLetter(code, reason, raw, stage=name, key=key, position=taken.first + row))
+        return len(dead)
+
+    def _freed(self, number: int, memory: int) -> None:
+        self.ledger.freed(number)
+        self.slabs.give_back(memory)
+        self._pump_soon()
+
+    # -- when a lane is lost ---------------------------------------------------------------------------------
+
+    def _died(self, lane: Lane, how: Exit) -> None:
+        """Replace the process: same state memory, rolled back by the newcomer; what is owed is sent again."""
+        if self._stopping:
+            return
+        try:
+            # Committed in the memory, but the word of it was lost with the process: its result came before, and holds.
+            for number in sorted(lane.results):
+                if number <= lane.memory.committed:
+                    self._committed(lane, number)
+            lane.blame.died(lane.death(how, self._user_code))
+        except TooManyDeaths as death:
+            self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))
+            return
+        except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
+            self._fail(error)
+            return
+        _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how)
+        lane.restarts += 1
+        lane.detach()
+        self._keys.forget_telling(lane.number)
+        self._start(lane)
+        self._admit(lane)
+        for number in self.ledger.owed(lane.number):
+            lane.send(self._work(lane, number))
+        self.pump()
+
+
+def _declared_slots(plan: Plan, schema: Schema) -> dict[str, Kind]:
+    """Result columns of fixed width that are known before anything has run."""
+    slots: dict[str, Kind] = {}
+    before = schema
+    for stage, after in zip(plan.stages, plan.bind(schema), strict=True):
+        if stage.changes_columns:
+            slots.update({name: f.kind for name, f in _new(before, after).items() if f.kind in _IN_PLACE})  # type: ignore[misc]
+        before = after
+    return slots
+
+
+def _new(before: Schema, after: Schema) -> dict[str, Field]:
+    return {f.name: f for f in after if f.name not in before or before[f.name] != f}

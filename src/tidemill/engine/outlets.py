@@ -1,0 +1,312 @@
+"""Outlets: how a slab's output reaches a sink, wherever the sink runs.
+
+Each takes batches in order. ``taken`` is called once the batch's memory is no longer needed here (the sink's process
+has its own copy, or the write has returned), ``written`` once the sink's write has returned, ``shown`` once the rows
+are visible to readers.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import concurrent.futures
+import pickle
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import cloudpickle
+
+from tidemill import errors
+from tidemill.batch import Batch
+from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
+from tidemill.formats.packed import Full, Packer
+from tidemill.lanes.memory import Shared
+from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
+from tidemill.lanes.sink_main import SinkHost
+from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.schema import Schema
+from tidemill.sinks.base import LoopSink, ProcessSink
+
+__all__ = ["Delivery", "LoopOutlet", "Outlet", "ProcessOutlet", "ThreadOutlet", "error_of"]
+
+FLUSH_S: Final = 0.25
+"""Seconds that rows wait at most to become visible."""
+_REGIONS: Final = 3
+_REGION_BYTES: Final = 160 << 20
+
+
+@dataclass
+class Delivery:
+    """A batch on its way to one sink."""
+
+    batch: Batch
+    taken: Callable[[], None]
+    written: Callable[[], None]
+    shown: Callable[[], None]
+
+
+class Outlet(abc.ABC):
+    """One sink's end of the engine."""
+
+    name: str
+    rows = 0
+    """Rows the sink has written."""
+
+    @abc.abstractmethod
+    async def open(self, schema: Schema) -> None:
+        """Make the sink ready; raises what it refuses."""
+
+    @abc.abstractmethod
+    def put(self, delivery: Delivery) -> None:
+        """Hand over a batch; never blocks. The slabs bound how many can be under way."""
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Do the outlet's work until cancelled or failed."""
+
+    @abc.abstractmethod
+    async def finish(self) -> None:
+        """Return once everything put has been written and flushed, and the sink is closed."""
+
+    async def abandon(self) -> None:
+        """Let go after a failure; must not raise."""
+
+
+class LoopOutlet(Outlet):
+    """For a sink on the event loop: the application's own code."""
+
+    def __init__(self, sink: LoopSink) -> None:
+        self._sink = sink
+        self.name = sink.name
+        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    async def open(self, schema: Schema) -> None:
+        await self._sink.open(schema)
+
+    def put(self, delivery: Delivery) -> None:
+        self._waiting.put_nowait(delivery)
+
+    async def run(self) -> None:
+        while True:
+            delivery = await self._waiting.get()
+            try:
+                await self._sink.write(self._sink.chosen(delivery.batch))
+            except TidemillError:
+                raise
+            except Exception as error:
+                raise StageError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
+            self.rows = self._sink.statistics().rows
+            delivery.written()
+            delivery.shown()
+            delivery.taken()
+            self._waiting.task_done()
+
+    async def finish(self) -> None:
+        await self._waiting.join()
+        await self._sink.close()
+
+
+class ThreadOutlet(Outlet):
+    """For a blocking sink with ``lanes=0``: one thread, no process."""
+
+    def __init__(self, sink: ProcessSink) -> None:
+        self._host = SinkHost(sink, FLUSH_S)
+        self.name = sink.name
+        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._unseen: list[Delivery] = []
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
+
+    async def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        except TidemillError:
+            raise
+        except Exception as error:
+            raise OutsideError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
+
+    async def open(self, schema: Schema) -> None:
+        await self._call(self._host.sink.open, schema)
+
+    def put(self, delivery: Delivery) -> None:
+        self._waiting.put_nowait(delivery)
+
+    async def run(self) -> None:
+        while True:
+            try:
+                delivery = await asyncio.wait_for(self._waiting.get(), self._host.due_in())
+            except TimeoutError:
+                await self._call(self._host.flush)
+                self._show()
+                continue
+            await self._call(self._host.write, self._host.written + 1, delivery.batch)
+            self.rows = self._host.sink.statistics().rows
+            delivery.written()
+            self._unseen.append(delivery)
+            delivery.taken()
+            if self._host.flushed == self._host.written:
+                self._show()
+            self._waiting.task_done()
+
+    def _show(self) -> None:
+        for delivery in self._unseen:
+            delivery.shown()
+        self._unseen.clear()
+
+    async def finish(self) -> None:
+        await self._waiting.join()
+        await self._call(self._host.flush)
+        self._show()
+        await self._call(self._host.sink.close)
+        self._thread.shutdown()
+
+    async def abandon(self) -> None:
+        self._thread.submit(self._host.sink.close)
+        self._thread.shutdown(wait=False)
+
+
+class ProcessOutlet(Outlet):
+    """For a blocking sink: its own process, fed through a few regions of shared memory."""
+
+    def __init__(self, sink: ProcessSink, server: ForkServer) -> None:
+        self._sink = sink
+        self._server = server
+        self.name = sink.name
+        self._regions = [Shared(f"sink-{number}", _REGION_BYTES) for number in range(_REGIONS)]
+        self._packers = [Packer(region.buffer) for region in self._regions]
+        self._free = list(range(_REGIONS))
+        self._waiting: deque[Delivery] = deque()
+        self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)
+        self._unseen: deque[tuple[int, Delivery]] = deque()
+        self._number = 0
+        self._channel: ProcessChannel | None = None
+        loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
+        self._failed: asyncio.Future[None] = loop.create_future()
+        self._finishing = False
+
+    async def open(self, schema: Schema) -> None:
+        memories = [region.fd for region in self._regions]
+        self._channel = self._server.spawn("sink", memories, self._received, self._died)
+        self._channel.send(OpenSink(cloudpickle.dumps(self._sink), pickle.dumps(schema), FLUSH_S))
+        await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+
+    def put(self, delivery: Delivery) -> None:
+        self._waiting.append(delivery)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._waiting and self._free:
+            self._send(self._waiting.popleft())
+
+    def _send(self, delivery: Delivery) -> None:
+        """Copy the batch into a region; in halves when it does not fit."""
+        region = self._free.pop()
+        packer = self._packers[region]
+        packer.rewind()
+        batch = delivery.batch
+        try:
+            packed = packer.batch(batch, self._wanted(batch), key=self._sink.where is not None)
+        except Full:
+            self._free.append(region)
+            if len(batch) == 1:
+                raise OutsideError(
+                    f"one row is larger than {_REGION_BYTES >> 20} MB and cannot reach {self.name}"
+                ) from None
+            middle = len(batch) // 2
+            first = Delivery(batch.slice(0, middle), _nothing, _nothing, _nothing)
+            rest = Delivery(batch.slice(middle, len(batch)), delivery.taken, delivery.written, delivery.shown)
+            self._waiting.extendleft((rest, first))
+            return
+        self._number += 1
+        self._sent.append((self._number, region, delivery))
+        assert self._channel is not None
+        self._channel.send(Write(self._number, region, packed))
+        delivery.taken()
+
+    def _wanted(self, batch: Batch) -> list[str] | None:
+        if self._sink.where is not None or self._sink.columns is None:
+            return None
+        return [name for name in self._sink.columns if name in batch.columns]
+
+    def _received(self, message: FromLane, _: bytes) -> None:
+        match message:
+            case Written(number, flushed, rows, _):
+                self.rows = rows
+                while self._sent and self._sent[0][0] <= number:
+                    sent, region, delivery = self._sent.popleft()
+                    self._free.append(region)
+                    assert delivery is not None
+                    delivery.written()
+                    self._unseen.append((sent, delivery))
+                self._show(flushed)
+                if not self._opened.done():
+                    self._opened.set_result(None)
+                self._pump()
+                self._close_if_done()
+            case SinkClosed(rows, _):
+                self.rows = rows
+                self._show(self._number)
+                if not self._closed.done():
+                    self._closed.set_result(None)
+            case Failed():
+                self._fail(error_of(message))
+            case _:
+                self._fail(EngineError(f"a sink's process sent {message}"))
+
+    def _show(self, flushed: int) -> None:
+        while self._unseen and self._unseen[0][0] <= flushed:
+            self._unseen.popleft()[1].shown()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _died(self, how: Exit) -> None:
+        if not self._closed.done():
+            self._fail(OutsideError(f"the process of sink {self.name} ended: {how}; rows not yet flushed are lost"))
+
+    async def run(self) -> None:
+        await asyncio.shield(self._failed)
+
+    def _close_if_done(self) -> None:
+        if self._finishing and not self._waiting and not self._sent:
+            self._finishing = False
+            assert self._channel is not None
+            self._channel.send(Stop())
+
+    async def finish(self) -> None:
+        self._finishing = True
+        self._close_if_done()
+        await asyncio.wait([self._closed, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+        self._release()
+
+    async def abandon(self) -> None:
+        if self._channel is not None:
+            self._channel.send(Stop())  # what was written is flushed, so that complete rows stay complete
+            await asyncio.wait([asyncio.ensure_future(self._channel.gone.wait())], timeout=2)
+            self._channel.kill()
+        if self._failed.done():
+            self._failed.exception()
+        self._release()
+
+    def _release(self) -> None:
+        self._packers.clear()
+        for region in self._regions:
+            region.close()
+
+
+def _nothing() -> None:
+    """A part of a batch was taken or written: nothing to tell yet."""
+
+
+def error_of(message: Failed) -> TidemillError:
+    """The error that a process reported."""
+    kind = getattr(errors, message.error, EngineError)
+    return kind(message.message) if kind is not errors.MissingExtra else TidemillError(message.message)

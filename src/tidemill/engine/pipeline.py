@@ -1,0 +1,99 @@
+"""`Pipeline`: sources, a plan, sinks; and what can be known of it before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill import files
+from tidemill.core.plan import Plan
+from tidemill.errors import PlanError
+from tidemill.schema import Field, Schema
+from tidemill.sinks.base import Sink
+from tidemill.sources.base import Source
+from tidemill.stages.base import Stage
+
+__all__ = ["Checked", "Pipeline"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A pipeline that may start."""
+
+    plan: Plan
+    """With its tables loaded."""
+    schemas: tuple[Schema, ...]
+    """What enters the first stage, then what leaves each stage."""
+
+
+class Pipeline:
+    """Where records come from, what is computed, where rows go.
+
+    ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come; their
+    columns are put together by name.
+
+    >>> import tidemill as tm
+    >>> tm.Pipeline(tm.sources.Records([]), tm.Plan(), tm.sinks.Latest())
+    Pipeline(records -> latest)
+    """
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        plan: Plan | Stage | Iterable[Stage],
+        sink: Sink | Sequence[Sink],
+        *,
+        name: str | None = None,
+        max_keys: int = 1_000_000,
+    ) -> None:
+        self.sources: tuple[Source, ...] = _all_of(source, Source, "source", "tm.sources.Replay(...)")
+        self.plan = plan if isinstance(plan, Plan) else Plan(plan)
+        self.sinks: tuple[Sink, ...] = _all_of(sink, Sink, "sink", "tm.sinks.SQLite(...)")
+        self.name = name or "pipeline"
+        if max_keys < 1:
+            raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
+        self.max_keys = max_keys
+
+    def __repr__(self) -> str:
+        ways = [*(source.name for source in self.sources)], [*(sink.name for sink in self.sinks)]
+        middle = [stage.name for stage in self.plan.stages]
+        return f"Pipeline({' -> '.join([', '.join(ways[0]), *middle, ', '.join(ways[1])])})"
+
+    @property
+    def finite(self) -> bool:
+        """It ends by itself: every source does."""
+        return all(source.finite for source in self.sources)
+
+    def check(self, *, edges: bool = True) -> Checked:
+        """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
+
+        ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet.
+        """
+        if edges:
+            for edge in (*self.sources, *self.sinks):
+                edge.check()
+        plan = self.plan.prepared(files.read_table)
+        entering = _together([source.peek() for source in self.sources])
+        schemas = (entering, *plan.bind(entering))
+        for sink in self.sinks:
+            sink.bind(schemas[-1])
+        return Checked(plan, schemas)
+
+
+def _together(schemas: Sequence[Schema]) -> Schema:
+    fields: dict[str, Field] = {}
+    for schema in schemas:
+        for field in schema:
+            fields.setdefault(field.name, field)
+    return Schema(fields.values(), open=any(schema.open for schema in schemas))
+
+
+def _all_of(given: Any, kind: type[Any], word: str, example: str) -> tuple[Any, ...]:
+    members = (given,) if isinstance(given, kind) else tuple(given) if isinstance(given, Iterable) else (given,)
+    for member in members:
+        if not isinstance(member, kind):
+            raise PlanError(f"{member!r} is not a {word}; give one such as {example}, or a list of them.")
+    if not members:
+        raise PlanError(f"a pipeline needs at least one {word}, such as {example}.")
+    return members

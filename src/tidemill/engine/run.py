@@ -1,0 +1,532 @@
+"""A run: one TaskGroup, and the picture of the flow.
+
+    Source ──▶ Intake ──▶ Mill ══slabs══▶ lanes ══▶ Mill ──▶ Outlets ──▶ Sinks
+      ▲          │ keys, input order                  │ dead letters
+      └─ waits ──┘ while the intake is full           └──────────▶ DeadLetterFile
+
+The tasks: one per source, one per outlet, the dead letters, the lag monitor, the watch over deadlines. What ends the
+run: all sources have ended, ``stop()``, ``seconds``, a signal, or the first error; the way out is the same for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tidemill.clock import Clock, SystemClock
+from tidemill.core.batching import Batcher, Limits
+from tidemill.core.keys import KeyTable
+from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.intake import Intake
+from tidemill.engine.lane import LaneFactory
+from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.loading import stop_if_loading
+from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, Report, Statistics
+from tidemill.engine.mill import Finished, Mill
+from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
+from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.errors import EngineError, PlanError
+from tidemill.lanes.process import ForkServer
+from tidemill.letters import DeadLetter
+from tidemill.sinks.base import LoopSink, ProcessSink
+from tidemill.sources.base import Source, SourceContext
+
+__all__ = ["Run", "run", "run_async", "serve"]
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may hold the interpreter while another waits: a decoding thread must not hold the loop."""
+_log = logging.getLogger("tidemill")
+
+
+class Run:
+    """One run of a pipeline; made by `run`, `run_async` or `serve`."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        lanes: int | None = None,
+        seconds: float | None = None,
+        dead_letters: str | Path | None = None,
+        grace: float = 10.0,
+        clock: Clock | None = None,
+        limits: Limits | None = None,
+        on_statistics: Callable[[Statistics], None] | None = None,
+    ) -> None:
+        if seconds is not None and not seconds > 0:
+            raise PlanError(f"seconds={seconds!r} must be more than 0.")
+        if not grace >= 0:
+            raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
+        self.pipeline = pipeline
+        self.report: Report | None = None
+        """Set when the run has ended."""
+        self._lanes = resolved_lanes(lanes)
+        self._seconds = seconds
+        self._grace = grace
+        self._clock = clock or SystemClock()
+        self._on_statistics = on_statistics
+        self._limits = limits or Limits()
+        self._dead_letters_path = dead_letters
+        self._latency = Histogram()
+        self._visible = Histogram()
+        self._lag = LagMonitor(self._clock)
+        self._begun_ns = self._clock.monotonic_ns()
+        self._last = (self._begun_ns, 0, [0] * max(self._lanes, 1))
+        self._kernels, self._cold_s = "", 0.0
+        self._memory: dict[str, int] = {}
+        self._mill: Mill | None = None
+        self._intake: Intake | None = None
+        self._letters: DeadLetterFile | None = None
+        self._outlets: list[Outlet] = []
+        self._contexts: list[SourceContext] = []
+        self._stopping: asyncio.Event | None = None
+        self._idle: asyncio.Event | None = None
+        self._failed: asyncio.Future[None] | None = None
+        self.started: asyncio.Event | None = None
+
+    # -- the way through -------------------------------------------------------------------------------------
+
+    async def execute(self) -> Report:
+        """Run to the end; raises the first error, after everything has been let go."""
+        checked = self.pipeline.check()
+        loop = asyncio.get_running_loop()
+        self._stopping, self._idle, self.started = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._failed = loop.create_future()
+        self._letters = DeadLetterFile(self._dead_letters_path)
+        server = ForkServer() if self._lanes else None
+        if server is not None:
+            server.begin()  # its imports take longest; everything else happens meanwhile
+        try:
+            with _switch_interval(SWITCH_INTERVAL_S):
+                await self._flow(checked, server)
+        finally:
+            if self._mill is not None:
+                self._memory = self._mill.memory()
+                self._mill.close()
+            await self._letters.aclose()
+            if server is not None:
+                await server.aclose()
+        self.report = self._final_report()
+        return self.report
+
+    async def _flow(self, checked: Checked, server: ForkServer | None) -> None:
+        assert self._letters is not None
+        mill, intake = self._build(checked)
+        self._outlets = [_outlet(sink, server) for sink in self.pipeline.sinks]
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [
+                    group.create_task(work)
+                    for work in (self._letters.write(), self._lag.watch(), self._watch(mill), self._raise_failure())
+                ]
+                sources = [group.create_task(self._read(source, intake)) for source in self.pipeline.sources]
+                await self._start(checked, server, mill, intake)
+                background += [group.create_task(outlet.run()) for outlet in self._outlets]
+                await self._sources_ended(sources)
+                await self._drained(mill)
+                for outlet in self._outlets:
+                    await outlet.finish()
+                mill.stop()
+                for task in background:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        finally:
+            for outlet in self._outlets:
+                await outlet.abandon()
+
+    def _build(self, checked: Checked) -> tuple[Mill, Intake]:
+        keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
+        loop = asyncio.get_running_loop()
+        mill = Mill(
+            checked.plan,
+            checked.schemas[0],
+            lanes=self._lanes,
+            keys=keys,
+            batcher=Batcher(self._limits),
+            clock=self._clock,
+            max_keys=self.pipeline.max_keys,
+            emit=self._emit,
+            fail=self._fail,
+            reject=self._reject_record,
+            defer=loop.call_soon,
+        )
+        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump)
+        self._mill, self._intake = mill, intake
+        return mill, intake
+
+    async def _start(self, checked: Checked, server: ForkServer | None, mill: Mill, intake: Intake) -> None:
+        if server is not None:
+            loaded = await server.wait_ready()
+            self._kernels, self._cold_s = loaded.kernels, loaded.cold_s
+        mill.start(LaneFactory(server, mill.slabs.shared), intake)
+        for outlet in self._outlets:
+            await outlet.open(checked.schemas[-1])
+        assert self.started is not None
+        self.started.set()
+
+    # -- in --------------------------------------------------------------------------------------------------
+
+    async def _read(self, source: Source, intake: Intake) -> None:
+        """Everything a source gives, into the intake."""
+        assert self._stopping is not None
+        context = SourceContext(self._clock, self._reject_input, self._stopping)
+        stream = source.stream(context)
+        try:
+            async for batch in stream:
+                self._mill_counts().records_in += len(batch)
+                await intake.put(batch, source.name)
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
+        """Wait for the end of input; after a stop, for the grace, and then cancel what still reads."""
+        assert self._stopping is not None
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        timer = asyncio.ensure_future(self._end_after_seconds())
+        try:
+            waiting = set(sources)
+            while waiting and not self._stopping.is_set():
+                await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                waiting = {task for task in waiting if not task.done()}
+            if waiting:
+                _, late = await asyncio.wait(waiting, timeout=self._grace)
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(waiting)
+        finally:
+            stopping.cancel()
+            timer.cancel()
+
+    async def _end_after_seconds(self) -> None:
+        if self._seconds is not None:
+            assert self.started is not None
+            await self.started.wait()
+            await self._clock.sleep(self._seconds)
+            self.stop_soon()
+
+    async def _drained(self, mill: Mill) -> None:
+        assert self._idle is not None
+        while not mill.idle:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _reject_input(self, letter: DeadLetter) -> None:
+        """A source could not make a record of something: it came in all the same."""
+        self._mill_counts().records_in += 1
+        self._reject_record(letter)
+
+    def _reject_record(self, letter: DeadLetter) -> None:
+        assert self._letters is not None
+        self._mill_counts().dead_letters += 1
+        self._letters.add(letter)
+
+    def _mill_counts(self) -> Any:
+        assert self._mill is not None
+        return self._mill.counts
+
+    # -- out -------------------------------------------------------------------------------------------------
+
+    def _emit(self, finished: Finished) -> None:
+        """A slab's rows, to every sink; its memory is free when the last has taken them."""
+        left = len(self._outlets)
+
+        def taken() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                finished.freed()
+                self._check_idle()
+
+        if not len(finished.batch):
+            left = 1
+            taken()
+            return
+        delivery = Delivery(
+            finished.batch,
+            taken,
+            lambda: self._time(self._latency, finished.arrivals),
+            lambda: self._time(self._visible, finished.arrivals),
+        )
+        for outlet in self._outlets:
+            outlet.put(delivery)
+
+    def _check_idle(self) -> None:
+        if self._mill is not None and self._idle is not None and self._mill.idle:
+            self._idle.set()
+
+    def _time(self, histogram: Histogram, arrivals: list[tuple[int, int]]) -> None:
+        now = self._clock.monotonic_ns()
+        for records, arrived_ns in arrivals:
+            if arrived_ns:
+                histogram.add(now - arrived_ns, records)
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    async def _watch(self, mill: Mill) -> None:
+        """Deadlines, and the reader of live statistics."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(0.02)
+            if mill.has_deadlines:
+                mill.enforce_deadlines()
+            ticks += 1
+            if self._on_statistics is not None and ticks % 12 == 0:
+                self._on_statistics(self.statistics())
+
+    async def _raise_failure(self) -> None:
+        """What fails in a callback ends the run here."""
+        assert self._failed is not None
+        await self._failed
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def stop_soon(self) -> None:
+        """Stop reading, finish what is in flight, flush, end; returns at once."""
+        if self._stopping is not None:
+            self._stopping.set()
+
+    async def stop(self) -> None:
+        """The same, and wait until all is done (inside `serve`)."""
+        self.stop_soon()
+        task: asyncio.Task[Any] | None = getattr(self, "_task", None)
+        if task is not None and task is not asyncio.current_task():
+            await asyncio.wait([task])
+
+    def statistics(self) -> Statistics:
+        """How the run is, now; rates and busy shares are since the last reading."""
+        if self._mill is None or self._intake is None:
+            raise EngineError("the run has not started")
+        mill, now = self._mill, self._clock.monotonic_ns()
+        then, records, busy = self._last
+        span = max(now - then, 1)
+        lanes = tuple(
+            LaneReport(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts)
+            for lane, before in zip(mill.lanes, busy, strict=True)
+        )
+        self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
+        ledger = mill.ledger.statistics()
+        return Statistics(
+            seconds=(now - self._begun_ns) / 1e9,
+            records_in=mill.counts.records_in,
+            rows_out=mill.counts.rows_out,
+            dead_letters=mill.counts.dead_letters,
+            filtered=mill.counts.filtered,
+            records_per_s=(mill.counts.records_in - records) / span * 1e9,
+            lanes=lanes,
+            queue_records=self._intake.waiting,
+            queue_limit=self._intake.high_records,
+            slabs_in_flight=ledger.in_lanes + ledger.done + ledger.in_sinks,
+            batch_records=mill.sizes.read(),
+            latency=self._latency.quantiles(),
+            loop_lag=self._lag.histogram.quantiles(),
+            keys=mill.keys_seen,
+            sources=tuple(source.statistics() for source in self.pipeline.sources),
+            sinks={outlet.name: outlet.rows for outlet in self._outlets},
+        )
+
+    def _final_report(self) -> Report:
+        mill, letters = self._mill, self._letters
+        assert mill is not None
+        assert letters is not None
+        seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
+        counts = mill.counts
+        return Report(
+            records_in=counts.records_in,
+            rows_out=counts.rows_out,
+            rows_from_records=counts.rows_from_records,
+            emitted=counts.emitted,
+            filtered=counts.filtered,
+            dead_letters=counts.dead_letters,
+            late=counts.late,
+            deduplicated=counts.deduplicated,
+            dropped=counts.dropped,
+            absorbed=counts.absorbed,
+            in_flight=counts.in_flight,
+            seconds=seconds,
+            records_per_s=counts.records_in / seconds,
+            loop_lag=self._lag.histogram.quantiles(),
+            latency=self._latency.quantiles(),
+            visible=self._visible.quantiles(),
+            lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
+            batch_records=mill.sizes.read(),
+            delivery={sink.name: sink.delivery for sink in self.pipeline.sinks},
+            memory=self._memory,
+            dead_letters_by_reason=dict(letters.reasons),
+            counters=dict(mill.counters),
+            sinks={outlet.name: outlet.rows for outlet in self._outlets},
+            kernels=self._kernels,
+            cold_s=self._cold_s,
+            start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,
+        )
+
+
+def _outlet(sink: Any, server: ForkServer | None) -> Outlet:
+    if isinstance(sink, LoopSink):
+        return LoopOutlet(sink)
+    if isinstance(sink, ProcessSink):
+        return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
+    raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf: the others followed from it."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@contextlib.contextmanager
+def _switch_interval(seconds: float) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(seconds, before))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+# -- the doors -------------------------------------------------------------------------------------------------
+
+
+async def run_async(pipeline: Pipeline, *, handle_signals: bool = False, **options: Any) -> Report:
+    """Run a pipeline to its end inside a running loop; the options are those of `run`."""
+    stop_if_loading(pipeline)
+    report_path = options.pop("report", None)
+    execution = Run(pipeline, **options)
+    with _signals(execution) if handle_signals else contextlib.nullcontext():
+        report = await execution.execute()
+    if report_path is not None:
+        from tidemill import files
+
+        await asyncio.to_thread(files.write_atomic, report_path, report.to_json().encode() + b"\n")
+    return report
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    lanes: int | None = None,
+    seconds: float | None = None,
+    report: str | Path | None = None,
+    dead_letters: str | Path | None = None,
+    grace: float = 10.0,
+    limits: Limits | None = None,
+    clock: Clock | None = None,
+    on_statistics: Callable[[Statistics], None] | None = None,
+    handle_signals: bool = True,
+) -> Report:
+    """Run a pipeline to its end and return its `Report`.
+
+    ``lanes``         worker processes; by default what the machine or the container allows, 0 runs inline
+    ``seconds``       stop after this long; by default when the sources end
+    ``report``        a file to write the report to, as JSON
+    ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
+    ``grace``         seconds that sources get to end after a stop
+
+    Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
+    of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
+    once. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
+    refuses, `StageError` under ``on_error="stop"``.
+    """
+    stop_if_loading(pipeline)
+    work = run_async(
+        pipeline,
+        lanes=lanes,
+        seconds=seconds,
+        report=report,
+        dead_letters=dead_letters,
+        grace=grace,
+        limits=limits,
+        clock=clock,
+        on_statistics=on_statistics,
+        handle_signals=handle_signals and threading.current_thread() is threading.main_thread() and not _in_loop(),
+    )
+    return _in_thread(work) if _in_loop() else asyncio.run(work)
+
+
+@contextlib.asynccontextmanager
+async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
+    """Run a pipeline inside an application: ``async with tm.serve(pipeline) as run: ...``.
+
+    ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
+    run is raised at the end of the block; ``run.report`` is set after a good end. Options as in `run`.
+    """
+    stop_if_loading(pipeline)
+    execution = Run(pipeline, **options)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(execution.execute())
+        execution._task = task  # type: ignore[attr-defined]
+        while execution.started is None and not task.done():
+            await asyncio.sleep(0)
+        if execution.started is not None and not task.done():
+            started = asyncio.ensure_future(execution.started.wait())
+            await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+            started.cancel()
+        try:
+            yield execution
+        finally:
+            execution.stop_soon()
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _in_thread(work: Coroutine[Any, Any, Report]) -> Report:
+    """``asyncio.run`` in a thread of its own, for a caller whose loop is running (a notebook cell)."""
+    result: list[Report] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=target, name="tidemill-run")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+@contextlib.contextmanager
+def _signals(execution: Run) -> Iterator[None]:
+    """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process."""
+    loop = asyncio.get_running_loop()
+    seen = 0
+
+    def caught(number: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            os._exit(128 + number)
+        _log.info("%s: stopping; once more to leave at once", signal.Signals(number).name)
+        execution.stop_soon()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, caught, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

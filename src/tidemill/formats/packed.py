@@ -1,0 +1,212 @@
+"""Batch ↔ shared memory: columns laid one after another in a buffer, and a small description of what lies where.
+
+What crosses a process boundary is the description (a few hundred bytes on a socket); the columns are written once
+into memory that both sides map, and read there as views. Only OBJECT columns and exact integers are pickled, by us
+and for us: the bytes never leave our own processes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import DTYPES, Column
+from tidemill.schema import Kind
+
+__all__ = ["Full", "Packed", "PackedColumn", "Packer", "Unpacker", "packed_bytes"]
+
+_ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
+_NONE = -1
+
+
+class Full(Exception):  # noqa: N818 - a state, not a fault
+    """The buffer has no room for this; pack fewer rows."""
+
+
+class PackedColumn(msgspec.Struct, array_like=True, frozen=True):
+    """Where one column lies; offsets in bytes, -1 for "not there"."""
+
+    name: str
+    kind: str
+    at: int
+    tags_at: int = _NONE
+    texts_at: int = _NONE
+    texts_bytes: int = 0
+    exact_at: int = _NONE
+    exact_bytes: int = 0
+
+
+class Packed(msgspec.Struct, array_like=True, frozen=True):
+    """Where a batch lies."""
+
+    rows: int
+    columns: list[PackedColumn]
+    key: PackedColumn | None = None
+    time_at: int = _NONE
+    orders_at: int = _NONE
+    orders: list[list[str]] | None = None
+
+
+class Packer:
+    """Writes batches into one buffer, from the front."""
+
+    def __init__(self, buffer: Any) -> None:
+        self._bytes = np.frombuffer(buffer, np.uint8)
+        self._at = 0
+        self._texts: dict[int, tuple[Any, bytes]] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes written since `rewind`."""
+        return self._at
+
+    def rewind(self) -> None:
+        """Start again at the front."""
+        self._at = 0
+
+    def reserve(self, size: int) -> int:
+        """Room for ``size`` bytes, aligned; returns its offset. Raises `Full`."""
+        at = -(-self._at // _ALIGN) * _ALIGN
+        if at + size > len(self._bytes):
+            raise Full
+        self._at = at + size
+        return at
+
+    def array(self, array: NDArray[Any]) -> int:
+        """Copy a 1-D array in; returns its offset."""
+        at = self.reserve(array.nbytes)
+        self._bytes[at : at + array.nbytes].view(array.dtype)[:] = array
+        return at
+
+    def blob(self, data: bytes) -> int:
+        """Copy bytes in; returns their offset."""
+        at = self.reserve(len(data))
+        self._bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        return at
+
+    def batch(self, batch: Batch, names: Iterable[str] | None = None, *, key: bool = False) -> Packed:
+        """Copy a batch in (these columns, or all), with its time, and with its key when asked."""
+        chosen = batch.columns if names is None else {n: batch.columns[n] for n in names if n in batch.columns}
+        columns = [self.column(name, column) for name, column in chosen.items()]
+        key_column = self.column("", batch.key_column) if key and batch.key_column is not None else None
+        time_at = _NONE if batch.time_ns is None else self.array(batch.time_ns)
+        if batch.orders is None:
+            return Packed(len(batch), columns, key_column, time_at)
+        ids, orders = batch.orders
+        return Packed(len(batch), columns, key_column, time_at, self.array(ids), [list(order) for order in orders])
+
+    def column(self, name: str, column: Column) -> PackedColumn:
+        """Copy one column in."""
+        if column.kind is Kind.OBJECT:
+            data = pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+            tags_at = _NONE if column.tags is None else self.array(column.tags)
+            return PackedColumn(name, "object", _NONE, tags_at, self.blob(data), len(data))
+        at = self.array(column.values)
+        tags_at = _NONE if column.tags is None else self.array(column.tags)
+        texts = exact = b""
+        if column.kind is Kind.TEXT:
+            texts = self._packed_texts(column.texts)
+        if column.exact:
+            exact = pickle.dumps(column.exact, pickle.HIGHEST_PROTOCOL)
+        return PackedColumn(
+            name,
+            column.kind.value,
+            at,
+            tags_at,
+            self.blob(texts) if column.kind is Kind.TEXT else _NONE,
+            len(texts),
+            self.blob(exact) if exact else _NONE,
+            len(exact),
+        )
+
+    def _packed_texts(self, texts: Any) -> bytes:
+        """The texts' bytes; remembered for the tables that come again with every batch of a source."""
+        known = self._texts.get(id(texts))
+        if known is not None and known[0] is texts:
+            return known[1]
+        data = msgspec.msgpack.encode(texts.tolist())
+        if len(self._texts) >= 64:
+            self._texts.clear()
+        self._texts[id(texts)] = (texts, data)
+        return data
+
+
+class Unpacker:
+    """Reads batches from one buffer; keeps decoded texts, which mostly repeat from slab to slab."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, tuple[bytes, NDArray[np.object_]]] = {}
+
+    def batch(self, packed: Packed, buffer: Any, rows: NDArray[Any] | None = None) -> Batch:
+        """The batch, as views into ``buffer``, or copied when only ``rows`` of it are wanted."""
+        count = packed.rows if rows is None else len(rows)
+        columns = {column.name: self.column(column, buffer, packed.rows, rows) for column in packed.columns}
+        key = None if packed.key is None else self.column(packed.key, buffer, packed.rows, rows)
+        time = None
+        if packed.time_at != _NONE:
+            time = _view(buffer, np.dtype(np.int64), packed.rows, packed.time_at, rows)
+        batch = Batch(columns, rows=count, key=key, time=time)
+        if packed.orders is not None:
+            ids = _view(buffer, np.dtype(np.int16), packed.rows, packed.orders_at, rows)
+            batch.orders = (ids, tuple(tuple(order) for order in packed.orders))
+        return batch
+
+    def column(self, packed: PackedColumn, buffer: Any, count: int, rows: NDArray[Any] | None = None) -> Column:
+        """One column of ``count`` packed rows, or those of them that are wanted."""
+        kind = Kind(packed.kind)
+        tags = None
+        if packed.tags_at != _NONE:
+            tags = _view(buffer, np.dtype(np.uint8), count, packed.tags_at, rows)
+        if kind is Kind.OBJECT:
+            items = pickle.loads(buffer[packed.texts_at : packed.texts_at + packed.texts_bytes])  # noqa: S301 - our own bytes
+            values = np.fromiter(items, object, count)
+            return Column(kind, values if rows is None else values[rows], tags=tags)
+        values = _view(buffer, DTYPES[kind], count, packed.at, rows)
+        exact = self._exact(packed, buffer, rows)
+        return Column(kind, values, tags=tags, texts=self._unpacked_texts(packed, buffer), exact=exact)
+
+    def _exact(self, packed: PackedColumn, buffer: Any, rows: NDArray[Any] | None) -> Mapping[int, Any] | None | Any:
+        if packed.exact_at == _NONE:
+            return None
+        exact = pickle.loads(buffer[packed.exact_at : packed.exact_at + packed.exact_bytes])  # noqa: S301 - our own bytes
+        if rows is None:
+            return exact
+        places = {int(row): place for place, row in enumerate(rows)}
+        return {places[row]: value for row, value in exact.items() if row in places} or None
+
+    def _unpacked_texts(self, packed: PackedColumn, buffer: Any) -> NDArray[np.object_] | None:
+        if packed.texts_at == _NONE:
+            return None
+        data = bytes(buffer[packed.texts_at : packed.texts_at + packed.texts_bytes])
+        known = self._texts.get(packed.name)
+        if known is not None and known[0] == data:
+            return known[1]
+        texts = msgspec.msgpack.decode(data, type=list[str])
+        table = np.fromiter(texts, object, len(texts))
+        self._texts[packed.name] = (data, table)
+        return table
+
+
+def _view(buffer: Any, dtype: np.dtype[Any], count: int, at: int, rows: NDArray[Any] | None) -> NDArray[Any]:
+    whole = np.frombuffer(buffer, dtype, count, at)
+    return whole if rows is None else whole.take(rows)
+
+
+def packed_bytes(columns: Mapping[str, Column]) -> int:
+    """An upper bound of the bytes that packing these columns takes."""
+    total = 0
+    for column in columns.values():
+        total += len(column) * (DTYPES[column.kind].itemsize + 1) + 4 * _ALIGN
+        if column.kind is Kind.TEXT and column.texts is not None:
+            total += sum(4 * len(text) + 5 for text in column.texts)
+        elif column.kind is Kind.OBJECT:
+            total += len(pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL))
+        if column.exact:
+            total += len(pickle.dumps(column.exact, pickle.HIGHEST_PROTOCOL))
+    return total

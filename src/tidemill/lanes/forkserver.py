@@ -1,0 +1,206 @@
+"""The fork server: one small single-threaded process from which lanes and sink processes are forked in milliseconds.
+
+It is started once per run as ``python -m tidemill.lanes.forkserver FD``, loads NumPy and the kernels, and then forks on
+request. Its children therefore never import the user's ``__main__``, inherit no thread, no lock and no descriptor of
+the application, and share the loaded libraries' memory. It is the parent of its children, so a kill by process id
+cannot hit a stranger: an id is free again only after it was reaped here.
+
+When the application dies, even by SIGKILL, the server reads the end of its socket, kills its children and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+__all__ = ["Exited", "Kill", "Loaded", "Spawn", "Spawned", "main"]
+
+MAX_FDS: Final = 64
+"""Descriptors of one spawn: the socket, the state memory and the slabs."""
+
+
+class Spawn(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """Fork a child; its descriptors come with the message: the socket, then its memories."""
+
+    child: int
+    role: str
+    nice: int
+
+
+class Kill(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """SIGKILL a child, if it still lives."""
+
+    child: int
+
+
+class Loaded(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """The server is ready to fork."""
+
+    kernels: str
+    cold_s: float
+
+
+class Spawned(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    child: int
+    pid: int
+
+
+class Exited(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """A child was reaped: ``status`` as ``os.waitpid`` gave it."""
+
+    child: int
+    status: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_requests = msgspec.msgpack.Decoder(Spawn | Kill)
+
+
+def main(fd: int) -> None:
+    """Serve until the application's end of the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control = socket.socket(fileno=fd)
+    kernels, cold_s = _preload()
+    control.send(_encode(Loaded(kernels, cold_s)))
+    _Server(control).serve()
+
+
+def _preload() -> tuple[str, float]:
+    """Import what every child needs; the kernels' kind and the seconds they took."""
+    import gc
+
+    import cloudpickle  # noqa: F401 - children unpickle with it
+
+    import tidemill.lanes.lane_main
+    import tidemill.lanes.sink_main  # noqa: F401
+    from tidemill.stages.statistics.compiled import load_kernels
+
+    start = time.perf_counter()
+    kind = load_kernels().kind
+    cold_s = time.perf_counter() - start
+    gc.collect()
+    gc.freeze()  # children must not copy these pages just to count references in a collection
+    return kind, cold_s
+
+
+class _Server:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._children: dict[int, int] = {}  # pid -> child
+        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+    def serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wake:
+                    self._reap()
+                elif not self._request():
+                    self._leave()
+                    return
+
+    def _request(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._control, 4096, MAX_FDS)
+        if not data:
+            return False
+        match _requests.decode(data):
+            case Spawn() as spawn:
+                self._spawn(spawn, fds)
+            case Kill(child):
+                for pid, owner in self._children.items():
+                    if owner == child:
+                        os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._become(spawn, fds)
+        for fd in fds:
+            os.close(fd)  # else a lane's death would not close its socket
+        self._children[pid] = spawn.child
+        self._tell(_encode(Spawned(spawn.child, pid)))
+
+    def _become(self, spawn: Spawn, fds: list[int]) -> None:
+        """In the child: never returns."""
+        code = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._control.close()
+            os.close(self._wake)
+            _die_with_parent()
+            if spawn.nice:
+                os.nice(spawn.nice)
+            sys.setswitchinterval(0.0005)
+            _entry(spawn.role)(socket.socket(fileno=fds[0]), fds[1:])
+            code = 0
+        except BaseException:  # noqa: BLE001 - the last frame of this process
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake, 512):
+                pass
+        while self._children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is not None:
+                self._tell(_encode(Exited(child, status)))
+
+    def _tell(self, data: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._control.send(data)
+
+    def _leave(self) -> None:
+        """The application is gone: nobody will read what the children do."""
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
+    from tidemill.lanes import lane_main, sink_main
+
+    return {"lane": lane_main.main, "sink": sink_main.main}[role]
+
+
+def _die_with_parent() -> None:
+    """The kernel kills this process when the fork server ends, however it ends (Linux)."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it ended in between
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,43 @@
+"""Shared memory without names: created by the parent, mapped by both sides, freed by the kernel with its last user."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+__all__ = ["Shared"]
+
+
+class Shared:
+    """``size`` zero bytes that other processes can map by ``fd``.
+
+    Only the pages that are touched are taken from the machine, so a generous size costs nothing. Without memfds
+    (macOS, Windows) the memory is private to this process, which is all that ``lanes=0`` needs.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.size = size
+        self.fd = -1
+        if hasattr(os, "memfd_create"):
+            self.fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, size)
+            self.buffer = mmap.mmap(self.fd, size)
+        else:
+            self.buffer = mmap.mmap(-1, size)
+
+    @classmethod
+    def of(cls, fd: int) -> mmap.mmap:
+        """Map memory that another process created."""
+        buffer = mmap.mmap(fd, os.fstat(fd).st_size)
+        os.close(fd)  # the mapping keeps the memory
+        return buffer
+
+    def touched_bytes(self) -> int:
+        """What it takes from the machine now."""
+        return os.fstat(self.fd).st_blocks * 512 if self.fd >= 0 else self.size
+
+    def close(self) -> None:
+        """Let go. NumPy views may still keep the mapping; the kernel frees it with the last of them."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

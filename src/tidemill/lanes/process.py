@@ -1,0 +1,267 @@
+"""The parent's side of the fork server and of its children; everything on the event loop, nothing blocks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from tidemill.errors import EngineError
+from tidemill.lanes.forkserver import Exited, Kill, Loaded, Spawn, Spawned
+from tidemill.lanes.wire import FrameReader, FromLane, Message, frame
+
+__all__ = ["Exit", "ForkServer", "ProcessChannel"]
+
+_BYTES_PER_TURN: Final = 256 * 1024
+"""Socket bytes taken per turn of the loop, so that a large result cannot hold it."""
+
+_replies = msgspec.msgpack.Decoder(Loaded | Spawned | Exited)
+_encode = msgspec.msgpack.Encoder().encode
+
+_ONE_THREAD = {
+    name: "1"
+    for name in (
+        "OPENBLAS_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended."""
+
+    signal: int | None
+    code: int | None
+
+    @classmethod
+    def of(cls, status: int) -> Exit:
+        """From what ``os.waitpid`` gave."""
+        if os.WIFSIGNALED(status):
+            return cls(os.WTERMSIG(status), None)
+        return cls(None, os.WEXITSTATUS(status))
+
+    def __str__(self) -> str:
+        import signal
+
+        if self.signal is not None:
+            return f"killed by {signal.Signals(self.signal).name}"
+        return f"exit code {self.code}"
+
+
+class ProcessChannel:
+    """A child and its private socket.
+
+    ``received`` gets each message with its payload, ``died`` how the process ended, after the last of its messages.
+    """
+
+    def __init__(
+        self,
+        server: ForkServer,
+        child: int,
+        parent_end: socket.socket,
+        received: Callable[[FromLane, bytes], None],
+        died: Callable[[Exit], None],
+    ) -> None:
+        self._server = server
+        self._child = child
+        self._socket = parent_end
+        self._received = received
+        self._died = died
+        self._reader = FrameReader(to_lane=False)
+        self._unsent: deque[memoryview] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._exit: Exit | None = None
+        self._eof = False
+        self._told = False
+        self.pid: int | None = None
+        self.gone = asyncio.Event()
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._readable)
+
+    def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """Hand a message to the child, in order; what the socket does not take at once follows as it drains."""
+        if self._eof:
+            return
+        self._unsent.extend(memoryview(part) for part in frame(message, payload))
+        if len(self._unsent) <= 2:
+            self._writable()
+        elif not self._writing:
+            self._writable()
+
+    @property
+    def _writing(self) -> bool:
+        return bool(self._unsent)
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.sendmsg(list(self._unsent)[:64])
+                while self._unsent and sent >= len(self._unsent[0]):
+                    sent -= len(self._unsent.popleft())
+                if sent:
+                    self._unsent[0] = self._unsent[0][sent:]
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._socket, self._writable)
+            return
+        except OSError:  # the child is gone; its end is noticed by the reader
+            self._unsent.clear()
+        self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_BYTES_PER_TURN)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._eof = True
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._end()
+            return
+        self._reader.feed(data)
+        for message, payload in self._reader.messages():
+            self._received(message, payload)  # type: ignore[arg-type]
+
+    def exited(self, status: int) -> None:
+        """The fork server has reaped it."""
+        self._exit = Exit.of(status)
+        self._end()
+
+    def _end(self) -> None:
+        """Both signs of death are in: its socket was read to the end, and its exit status is known."""
+        if self._eof and self._exit is not None and not self._told:
+            self._told = True
+            self._socket.close()
+            self.gone.set()
+            self._died(self._exit)
+
+    def kill(self) -> None:
+        """SIGKILL it, if it lives."""
+        self._server.kill(self._child)
+
+
+class ForkServer:
+    """Starts the server process, asks it to fork, and is told of exits."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._channels: dict[int, ProcessChannel] = {}
+        self._next = 0
+        self._loaded: asyncio.Future[Loaded] | None = None
+        self._closing = False
+
+    async def start(self) -> Loaded:
+        """Start the process and wait until it is ready to fork."""
+        self.begin()
+        return await self.wait_ready()
+
+    def begin(self) -> None:
+        """Start the process; its imports go on while the caller does other things."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tidemill.lanes.forkserver", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._control = ours
+        loop = asyncio.get_running_loop()
+        self._loaded = loop.create_future()
+        loop.add_reader(ours, self._readable)
+
+    async def wait_ready(self) -> Loaded:
+        """Wait until it can fork."""
+        assert self._loaded is not None
+        return await self._loaded
+
+    def _readable(self) -> None:
+        assert self._control is not None
+        assert self._loaded is not None
+        try:
+            data = self._control.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        match _replies.decode(data):
+            case Loaded() as loaded:
+                self._loaded.set_result(loaded)
+            case Spawned(child, pid):
+                if child in self._channels:
+                    self._channels[child].pid = pid
+            case Exited(child, status):
+                channel = self._channels.pop(child, None)
+                if channel is not None:
+                    channel.exited(status)
+
+    def _lost(self) -> None:
+        """The server ended. Its children end with it; each is then reported as killed."""
+        assert self._control is not None
+        assert self._loaded is not None
+        asyncio.get_running_loop().remove_reader(self._control)
+        if not self._loaded.done():
+            self._loaded.set_exception(EngineError("the fork server ended before it was ready; see its message above"))
+        for channel in list(self._channels.values()):
+            channel.exited(9)
+        self._channels.clear()
+
+    def spawn(
+        self,
+        role: str,
+        memories: Sequence[int],
+        received: Callable[[FromLane, bytes], None],
+        died: Callable[[Exit], None],
+        *,
+        nice: int = 0,
+    ) -> ProcessChannel:
+        """Fork a child with these memories; messages can be sent to it at once."""
+        assert self._control is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (ours, theirs):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        self._next += 1
+        channel = ProcessChannel(self, self._next, ours, received, died)
+        self._channels[self._next] = channel
+        socket.send_fds(self._control, [_encode(Spawn(self._next, role, nice))], [theirs.fileno(), *memories])
+        theirs.close()
+        return channel
+
+    def kill(self, child: int) -> None:
+        """SIGKILL a child, if it lives."""
+        if self._control is not None and child in self._channels:
+            with contextlib.suppress(OSError):
+                self._control.send(_encode(Kill(child)))
+
+    async def aclose(self) -> None:
+        """End the server; children that are left are killed by it."""
+        if self._process is None or self._control is None:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        process, self._process = self._process, None
+        await asyncio.to_thread(process.wait)

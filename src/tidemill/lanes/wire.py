@@ -1,0 +1,245 @@
+"""The messages between the engine and its processes, and how they are framed on a socket.
+
+A frame is ``<header length, payload length>`` (two little-endian uint32), the header (msgpack of one message below) and
+the payload (raw column bytes, described by the header). Both ends are our own processes of one version.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from tidemill.formats.packed import Packed
+
+__all__ = [
+    "Admit",
+    "Committed",
+    "Failed",
+    "FrameReader",
+    "FromLane",
+    "KindsFixed",
+    "LoadPlan",
+    "OpenSink",
+    "Output",
+    "Quarantined",
+    "Ready",
+    "Result",
+    "SinkClosed",
+    "Slot",
+    "Stop",
+    "ToLane",
+    "Work",
+    "Write",
+    "Written",
+    "frame",
+]
+
+_HEAD: Final = struct.Struct("<II")
+MAX_FRAME: Final = 1 << 31
+"""A length beyond this is a broken stream, refused before anything is allocated."""
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """One message; its class name travels with it."""
+
+
+# -- to a lane -------------------------------------------------------------------------------------------
+
+
+class LoadPlan(Message, frozen=True):
+    """The stages and the layout of their state, sent once; functions travel inside, by value where needed."""
+
+    stages: bytes
+    kinds: dict[int, dict[str, str]]
+
+
+class Admit(Message, frozen=True):
+    """New keys: ``keys[i]`` has slot ``first_slot + i``."""
+
+    first_slot: int
+    keys: list[str]
+
+
+class KindsFixed(Message, frozen=True):
+    """The kinds of the columns that functions add, per stage; from now on others are rejected."""
+
+    kinds: dict[int, dict[str, str]]
+
+
+class Slot(msgspec.Struct, array_like=True, frozen=True):
+    """Room in the slab for one result column, one 8-byte (or 1-byte) cell per row."""
+
+    name: str
+    kind: str
+    at: int
+
+
+class Quarantined(msgspec.Struct, array_like=True, frozen=True):
+    """A row of the lane's share that must not reach a stage again."""
+
+    stage: int
+    row: int
+    reason_code: str
+    reason: str
+
+
+class Work(Message, frozen=True):
+    """A slab: where it lies, and which of its rows are this lane's."""
+
+    slab: int
+    memory: int
+    packed: Packed
+    rows_at: int
+    rows: int
+    """Number of the lane's rows; their positions are int32 at ``rows_at``."""
+    slots_at: int
+    """Key slots, int32, of every row of the slab."""
+    results: list[Slot]
+    isolate: list[int]
+    quarantine: list[Quarantined]
+
+
+class Stop(Message, frozen=True):
+    """Finish what was sent before, then exit."""
+
+
+# -- from a lane -----------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """The plan is loaded."""
+
+    kernels: str
+    """"compiled" or "interpreted"."""
+    cold_s: float
+    """Seconds spent making the kernels ready."""
+
+
+class Output(msgspec.Struct, array_like=True, frozen=True):
+    """A column of the result: ``how`` is "carried" (from the input column ``source``), "slab" or "frame"."""
+
+    name: str
+    how: str
+    source: str = ""
+
+
+class Result(Message, frozen=True):
+    """What a lane made of its rows of a slab; holds only once `Committed` has come too."""
+
+    slab: int
+    busy_ns: int
+    outputs: list[Output]
+    framed: Packed | None
+    """Columns in the payload, one row per surviving row of this lane."""
+    kept_at: int
+    """Positions in the slab of the surviving rows, int32 in the payload; -1 when all survived."""
+    kept: int
+    dead: list[tuple[int, int, str, str]]
+    """(row of the slab, stage, reason code, reason)"""
+    counts: dict[str, int]
+    kinds: dict[int, dict[str, str]] | None
+    """Kinds per stage, when the lane has learned some since its last result."""
+
+
+class Committed(Message, frozen=True):
+    """The slab's effects on the state are in; its `Result` holds."""
+
+    slab: int
+
+
+class Failed(Message, frozen=True):
+    """The process cannot go on: the run ends with this error."""
+
+    error: str
+    """A class of `tidemill.errors`."""
+    message: str
+
+
+# -- to and from a sink's process ------------------------------------------------------------------------
+
+
+class OpenSink(Message, frozen=True):
+    """The pickled sink, its schema, and how long rows may wait for a flush."""
+
+    sink: bytes
+    schema: bytes
+    flush_s: float
+
+
+class Write(Message, frozen=True):
+    """A batch in one of the regions."""
+
+    number: int
+    region: int
+    packed: Packed
+
+
+class Written(Message, frozen=True):
+    """Batch ``number`` was written; ``flushed`` is the last one visible to readers."""
+
+    number: int
+    flushed: int
+    rows: int
+    bytes: int
+
+
+class SinkClosed(Message, frozen=True):
+    """Flushed and closed."""
+
+    rows: int
+    bytes: int
+
+
+ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write
+FromLane = Ready | Result | Committed | Failed | Written | SinkClosed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_lane = msgspec.msgpack.Decoder(ToLane)
+_from_lane = msgspec.msgpack.Decoder(FromLane)
+
+
+def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> list[bytes | bytearray | memoryview]:
+    """The parts to send, for ``sendmsg``."""
+    header = _encoder.encode(message)
+    parts: list[bytes | bytearray | memoryview] = [_HEAD.pack(len(header), len(payload)) + header]
+    if len(payload):
+        parts.append(payload)
+    return parts
+
+
+class FrameReader:
+    """Bytes in, messages out; a frame may arrive in any number of pieces.
+
+    >>> reader = FrameReader(to_lane=True)
+    >>> data = b"".join(frame(Stop()))
+    >>> reader.feed(data[:3]); list(reader.messages())
+    []
+    >>> reader.feed(data[3:]); list(reader.messages())
+    [(Stop(), b'')]
+    """
+
+    def __init__(self, *, to_lane: bool) -> None:
+        self._decoder: msgspec.msgpack.Decoder[ToLane | FromLane] = _to_lane if to_lane else _from_lane  # type: ignore[assignment]
+        self._data = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take what a read returned."""
+        self._data += data
+
+    def messages(self) -> Iterator[tuple[ToLane | FromLane, bytes]]:
+        """The complete messages so far, in order, each with its payload."""
+        while len(self._data) >= _HEAD.size:
+            header, payload = _HEAD.unpack_from(self._data)
+            if header + payload > MAX_FRAME:
+                raise ValueError(f"a frame announces {header + payload} bytes")
+            end = _HEAD.size + header + payload
+            if len(self._data) < end:
+                return
+            with memoryview(self._data) as view:
+                message = self._decoder.decode(view[_HEAD.size : _HEAD.size + header])
+                body = bytes(view[_HEAD.size + header : end])
+            del self._data[:end]
+            yield message, body

@@ -1,0 +1,200 @@
+"""What a lane does with each message. The transport around it is a socket (`lane_main`) or nothing (`inline.py`)."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import DTYPES, Column, object_array
+from tidemill.core.blame import Orders
+from tidemill.core.chain import Chain, Outcome
+from tidemill.errors import TidemillError
+from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.wire import (
+    Admit,
+    Committed,
+    Failed,
+    KindsFixed,
+    LoadPlan,
+    Message,
+    Output,
+    Ready,
+    Result,
+    Slot,
+    Stop,
+    ToLane,
+    Work,
+)
+from tidemill.schema import Kind
+from tidemill.stages.state import StateMemory
+
+__all__ = ["Worker"]
+
+Send = Callable[[Message, bytes | bytearray | memoryview], None]
+
+
+class Worker:
+    """One lane's stages over its state memory and the slabs.
+
+    ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
+    returns when it is out of this process's hands.
+    """
+
+    def __init__(self, state: Any, slabs: list[Any], send: Send) -> None:
+        self._state = state
+        self._slabs = slabs
+        self._send = send
+        self._unpacker = Unpacker()
+        self._keys: list[str] = []
+        self._key_texts: NDArray[np.object_] = np.empty(0, object)
+        self._kinds_told = 0
+        self._memory: StateMemory | None = None
+        self._chain: Chain | None = None
+
+    def handle(self, message: ToLane) -> bool:
+        """Act on a message; False when it was the last."""
+        try:
+            match message:
+                case Work():
+                    self._work(message)
+                case Admit():
+                    self._admit(message)
+                case KindsFixed():
+                    self._fix(message.kinds)
+                case LoadPlan():
+                    self._load(message)
+                case Stop():
+                    return False
+        except TidemillError as error:
+            self._send(Failed(type(error).__name__, str(error)), b"")
+        return True
+
+    def _load(self, message: LoadPlan) -> None:
+        import traceback
+
+        from tidemill.errors import PlanError
+
+        start = time.perf_counter()
+        try:
+            stages, layout = pickle.loads(message.stages)  # noqa: S301 - our own parent's bytes
+            self._memory = StateMemory(layout, self._state)
+            self._memory.roll_back()
+            self._chain = Chain(stages, self._memory, time.monotonic_ns)
+        except TidemillError:
+            raise
+        except Exception as error:
+            raise PlanError(f"a lane could not load the plan: {error}\n{traceback.format_exc()}") from error
+        self._fix(message.kinds)
+        self._send(Ready("", time.perf_counter() - start), b"")
+
+    def _admit(self, message: Admit) -> None:
+        assert self._chain is not None
+        self._keys[message.first_slot :] = message.keys
+        self._key_texts = object_array(self._keys)
+        self._chain.admit(message.keys, message.first_slot)
+
+    def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
+        assert self._chain is not None
+        self._chain.kinds = {
+            stage: {name: Kind(kind) for name, kind in columns.items()} for stage, columns in kinds.items()
+        }
+        self._kinds_told = sum(map(len, kinds.values()))
+
+    # -- one slab --------------------------------------------------------------------------------------
+
+    def _work(self, work: Work) -> None:
+        """Run the stages over this lane's rows, hand over the result, then commit: in this order, see `Result`."""
+        assert self._memory is not None
+        assert self._chain is not None
+        start = time.perf_counter_ns()
+        buffer = self._slabs[work.memory]
+        rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
+        batch = self._unpacker.batch(work.packed, buffer, rows)
+        slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows)
+        batch.key_column = Column(Kind.TEXT, slots, texts=self._key_texts)
+        self._memory.begin(work.slab)
+        outcome = self._chain.run(batch, slots, _orders(work))
+        result, payload = self._result(work, rows, outcome, buffer, start)
+        self._send(result, payload)
+        self._memory.commit(work.slab)
+        self._send(Committed(work.slab), b"")
+
+    def _result(
+        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
+    ) -> tuple[Result, bytearray]:
+        survivors = rows if outcome.rows is None else rows[outcome.rows]
+        outputs, framed = _place(outcome, survivors, work.results, buffer)
+        payload, packed, kept_at = _pack(framed, len(survivors), None if outcome.rows is None else survivors)
+        dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead]
+        result = Result(
+            work.slab,
+            time.perf_counter_ns() - start,
+            outputs,
+            packed,
+            kept_at,
+            len(survivors),
+            dead,
+            outcome.counts,
+            self._learned(),
+        )
+        return result, payload
+
+    def _learned(self) -> dict[int, dict[str, str]] | None:
+        assert self._chain is not None
+        known = sum(map(len, self._chain.kinds.values()))
+        if known == self._kinds_told:
+            return None
+        self._kinds_told = known
+        return {
+            stage: {name: kind.value for name, kind in columns.items()} for stage, columns in self._chain.kinds.items()
+        }
+
+
+def _orders(work: Work) -> Orders:
+    orders = Orders(set(work.isolate))
+    for row in work.quarantine:
+        orders.quarantine.setdefault(row.stage, {})[row.row] = (row.reason_code, row.reason)
+    return orders
+
+
+def _place(
+    outcome: Outcome, survivors: NDArray[np.int32], slots: list[Slot], buffer: Any
+) -> tuple[list[Output], dict[str, Column]]:
+    """Write what has room in the slab at the rows' own places; the rest goes in the frame."""
+    room = {slot.name: slot for slot in slots}
+    outputs, framed = [], {}
+    for name, column in outcome.batch.columns.items():
+        source = outcome.carried.get(name)
+        slot = room.get(name)
+        if source is not None:
+            outputs.append(Output(name, "carried", source))
+        elif slot is not None and column.tags is None and column.kind.value == slot.kind:
+            dtype = DTYPES[column.kind]
+            whole = np.frombuffer(buffer, dtype, (len(buffer) - slot.at) // dtype.itemsize, slot.at)
+            whole[survivors] = column.values
+            outputs.append(Output(name, "slab"))
+        else:
+            framed[name] = column
+            outputs.append(Output(name, "frame"))
+    return outputs, framed
+
+
+def _pack(
+    framed: dict[str, Column], count: int, survivors: NDArray[np.int32] | None
+) -> tuple[bytearray, Packed | None, int]:
+    if not framed and survivors is None:
+        return bytearray(), None, -1
+    payload = bytearray(packed_bytes(framed) + (0 if survivors is None else survivors.nbytes) + 128)
+    packer = Packer(payload)
+    kept_at = -1 if survivors is None else packer.array(survivors)
+    packed = packer.batch(Batch(framed, rows=count)) if framed else None
+    used = packer.used
+    del packer  # the view must go before the bytes can be cut
+    del payload[used:]
+    return payload, packed, kept_at
