@@ -185,7 +185,10 @@ class Parquet(ProcessSink):
         """Make place for columns that are new, or whose kind is: a file with rows in it has its columns for good."""
         merged = {**self._kinds}
         for name, kind in kinds.items():
-            merged[name] = kind or merged.get(name) or self._declared(name)
+            known = merged.get(name)
+            if kind is not None and known is not None and kind is not known:
+                raise InputError(f"Column {name!r} was {known.value} and is {kind.value} now; a column keeps its kind.")
+            merged[name] = kind or known or self._declared(name)
         if merged == self._kinds:
             return
         if self._file is not None:

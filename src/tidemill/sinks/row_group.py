@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, DTYPES, NAT, NULL_TAG, Column
-from tidemill.errors import InputError
 from tidemill.schema import Kind
 from tidemill.sinks.text import clean_text, json_text
 
@@ -42,7 +41,7 @@ class RowGroup:
             if gathered is None:
                 gathered = self._columns[name] = _Gathered(self.capacity, self.rows)
             if kind is not None and gathered.kind is not kind:
-                gathered.settle(name, kind, self.rows)
+                gathered.settle(kind, self.rows)
         for name, gathered in self._columns.items():
             column = batch.columns.get(name)
             if column is None or kinds[name] is None:
@@ -99,9 +98,8 @@ class _Gathered:
         self._recoding: tuple[NDArray[np.object_], NDArray[np.int32]] | None = None
         self.skip(0, rows_before)
 
-    def settle(self, name: str, kind: Kind, rows_before: int) -> None:
-        if self.kind is not None:
-            raise InputError(f"Column {name!r} was {self.kind.value} and is {kind.value} now; a column keeps its kind.")
+    def settle(self, kind: Kind, rows_before: int) -> None:
+        """The first value shows the kind; the rows before it have none."""
         self.kind = kind
         self._values = np.empty(self._capacity, DTYPES[kind])
         self.skip(0, rows_before)

@@ -14,7 +14,7 @@ from tidemill.column import Column
 from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
-from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, quoted
+from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, folded, quoted
 
 __all__ = ["SQLite"]
 
@@ -108,7 +108,7 @@ class SQLite(ProcessSink):
                 connection.close()
                 raise
         self._connection = connection
-        self._names = ColumnNames(self._declared or ())
+        self._names = ColumnNames()
         self._inserts.clear()
         self._failed = False
 
@@ -153,7 +153,7 @@ class SQLite(ProcessSink):
     # -- the table -----------------------------------------------------------------------------------
 
     def _existing(self, connection: sqlite3.Connection) -> dict[str, str] | None:
-        """Columns and declared types of the table, None when it is not there."""
+        """Folded names of the table's columns → declared types; None when it is not there."""
         query = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')"
         found = connection.execute(query, (self.table,)).fetchone()
         if found is None:
@@ -166,7 +166,7 @@ class SQLite(ProcessSink):
                 f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
             )
         rows = connection.execute(f"PRAGMA table_info({quoted(self.table)})").fetchall()
-        return {row[1]: row[2] for row in rows}
+        return {folded(row[1]): row[2] for row in rows}
 
     def _make_room(self, connection: sqlite3.Connection, columns: dict[str, Column]) -> None:
         """Create the table, or the columns of it that are new; check those that are not when they were there before."""
@@ -177,7 +177,7 @@ class SQLite(ProcessSink):
         if self._declared is None and not columns:
             raise InputError(f"The first row for table {self.table!r} has no fields at all; SQLite needs one or more.")
         added = {self._names.of(name): column for name, column in columns.items()}
-        if len({**(self._declared or {}), **added}) > MOST_COLUMNS:
+        if len({*(self._declared or ()), *map(folded, added)}) > MOST_COLUMNS:
             raise InputError(
                 f"The rows for {self.path} have more than {MOST_COLUMNS} columns, the most that SQLite "
                 f"takes; name those you want with columns=[...]."
@@ -188,15 +188,15 @@ class SQLite(ProcessSink):
             if self.if_exists == "replace":
                 connection.execute(f"DROP TABLE IF EXISTS {table}")
             connection.execute(f"CREATE TABLE {table} ({definition})")
-            self._declared = types
+            self._declared = {folded(name): kind for name, kind in types.items()}
         for name, column in added.items():
-            if name not in self._declared:
+            if folded(name) not in self._declared:
                 kind = declared_type(column)
                 connection.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {kind}")
-                self._declared[name] = kind
+                self._declared[folded(name)] = kind
             elif not self._fits(name, column):
                 raise InputError(
-                    f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[name]}, and "
+                    f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[folded(name)]}, and "
                     f'the rows have {column.kind.value} there; choose another table=, or if_exists="replace".'
                 )
         names = ", ".join(map(quoted, added))
@@ -207,7 +207,7 @@ class SQLite(ProcessSink):
 
     def _fits(self, name: str, column: Column) -> bool:
         assert self._declared is not None
-        return fits(self._declared[name], column.kind) or declared_type(column) == ""
+        return fits(self._declared[folded(name)], column.kind) or declared_type(column) == ""
 
     def _insert(self, connection: sqlite3.Connection, batch: Batch) -> None:
         """All rows of the batch or none: some text that UTF-8 cannot hold makes sqlite3 stop in the middle."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +11,7 @@ from tidemill.column import ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, Column
 from tidemill.schema import Kind
 from tidemill.sinks.text import clean_text, json_text
 
-__all__ = ["ColumnNames", "bindable", "declared_type", "fits", "quoted"]
+__all__ = ["ColumnNames", "bindable", "declared_type", "fits", "folded", "quoted"]
 
 _INT64: Final = range(-(2**63), 2**63)
 _MISSING: Final = (NULL_TAG, ABSENT_TAG)
@@ -66,26 +65,24 @@ class ColumnNames:
     ['value', 'Value_2', 'value']
     """
 
-    def __init__(self, existing: Iterable[str] = ()) -> None:
+    def __init__(self) -> None:
         self._known: dict[str, str] = {}
         self._taken: set[str] = set()
-        for name in existing:
-            self.of(name)
 
     def of(self, name: str) -> str:
         """The column for the field ``name``: always the same one."""
         if name not in self._known:
             base = column = clean_text(name.replace("\0", "\u2400"))
             number = 2
-            while _folded(column) in self._taken:
+            while folded(column) in self._taken:
                 column = f"{base}_{number}"
                 number += 1
             self._known[name] = column
-            self._taken.add(_folded(column))
+            self._taken.add(folded(column))
         return self._known[name]
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """Case folded as SQLite does it: ASCII only."""
     return "".join(letter.lower() if letter.isascii() else letter for letter in name)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 __all__ = ["clean_text", "json_text"]
 
@@ -22,6 +23,19 @@ def json_text(item: Any) -> str:
     '{"codes":[1,2.5,null]}'
     """
     try:
-        return msgspec.json.encode(item, enc_hook=str).decode()
-    except (TypeError, ValueError):  # a dict key or an int that msgspec does not take, half a surrogate pair
-        return clean_text(json.dumps(item, default=str, skipkeys=True, ensure_ascii=False))
+        return _ENCODER.encode(item).decode()
+    except (TypeError, ValueError, RecursionError):  # a dict key or an int that msgspec does not take, a cycle
+        pass
+    try:
+        return clean_text(json.dumps(item, default=_plain, skipkeys=True, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(f"{type(item).__name__} that JSON cannot hold")
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, np.generic):
+        return item.item()
+    return item.tolist() if isinstance(item, np.ndarray) else str(item)
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_plain)

@@ -1,0 +1,160 @@
+"""What only lines of text promise."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidemill import sinks
+from tidemill.batch import Batch
+from tidemill.errors import InputError, PlanError
+from tidemill.schema import Schema
+
+OPEN = Schema(open=True)
+
+
+def opened(path: Path | str, **options: Any) -> sinks.Lines:
+    sink = sinks.Lines(path, **options)
+    sink.open(OPEN)
+    return sink
+
+
+def write(path: Path, rows: list[dict[str, Any]], **options: Any) -> None:
+    sink = opened(path, **options)
+    try:
+        sink.write(Batch.from_rows(rows))
+    finally:
+        sink.close()
+
+
+def test_rows_are_visible_after_a_flush(tmp_path: Path) -> None:
+    """Not before it, and always whole lines."""
+    path = tmp_path / "out.ndjson"
+    sink = opened(path)
+    sink.write(Batch.from_rows([{"a": 1.5}]))
+    assert path.read_bytes() == b""
+    sink.flush()
+    assert path.read_bytes() == b'{"a":1.5}\n'
+    assert sink.statistics().bytes == 10
+    sink.close()
+
+
+def test_gzip_can_be_unpacked_up_to_the_last_flush(tmp_path: Path) -> None:
+    """A reader gets the rows so far while the file is written."""
+    path = tmp_path / "out.ndjson.gz"
+    sink = opened(path)
+    for n in range(3):
+        sink.write(Batch.from_rows([{"a": n}]))
+        sink.flush()
+        so_far = zlib.decompressobj(31).decompress(path.read_bytes())
+        assert so_far.count(b"\n") == n + 1
+    sink.close()
+    assert gzip.decompress(path.read_bytes()) == so_far
+
+
+def test_append_keeps_apart_from_a_line_cut_short(tmp_path: Path) -> None:
+    """What a killed run left half-written is one bad line, not two."""
+    path = tmp_path / "out.ndjson"
+    path.write_bytes(b'{"a":1}\n{"a":')
+    write(path, [{"a": 2}], if_exists="append")
+    assert path.read_bytes() == b'{"a":1}\n{"a":\n{"a":2}\n'
+
+
+def test_append_refuses_a_gzip_file_cut_short(tmp_path: Path) -> None:
+    """Nothing added after it could ever be read."""
+    path = tmp_path / "out.csv.gz"
+    write(path, [{"a": 1.5}])
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match=str(path)):
+        opened(path, if_exists="append")
+
+
+def test_append_to_csv_keeps_its_header(tmp_path: Path) -> None:
+    """Columns go under their names, whatever their order here; one that is not there is refused."""
+    path = tmp_path / "out.csv"
+    path.write_text('"a,1",b\n1,2\n')
+    write(path, [{"b": 4.5, "a,1": 3.5}], if_exists="append")
+    assert path.read_text().splitlines() == ['"a,1",b', "1,2", "3.5,4.5"]
+    with pytest.raises(InputError, match="'c'"):
+        write(path, [{"c": 1.5}], if_exists="append")
+
+
+def test_the_suffix_says_the_format(tmp_path: Path) -> None:
+    """An unknown one is refused with those known; ``format`` overrules it."""
+    with pytest.raises(PlanError, match=r"\.ndjson, \.jsonl, \.csv.*format="):
+        sinks.Lines(tmp_path / "out.txt")
+    with pytest.raises(PlanError, match="format='xml'"):
+        sinks.Lines(tmp_path / "out.csv", format="xml")  # type: ignore[arg-type]
+    write(tmp_path / "out.txt", [{"a": 1.5}], format="csv")
+    assert (tmp_path / "out.txt").read_text().split() == ["a", "1.5"]
+    assert sinks.Lines(tmp_path / "OUT.CSV.GZ").format == "csv"
+
+
+def test_lines_encoded_elsewhere(tmp_path: Path) -> None:
+    """Lanes may encode rows; they are counted and keep their place."""
+    sink = opened(tmp_path / "out.ndjson")
+    sink.write(Batch.from_rows([{"a": 1}]))
+    sink.write_encoded(b'{"a":2}\n{"a":3}\n', 2)
+    sink.write(Batch.from_rows([{"a": 4}]))
+    sink.close()
+    assert [json.loads(line)["a"] for line in (tmp_path / "out.ndjson").read_text().splitlines()] == [1, 2, 3, 4]
+    assert sink.statistics().rows == 4
+
+
+def test_a_device_is_no_file_to_keep() -> None:
+    """/dev/null is always there."""
+    sink = sinks.Lines("/dev/null", format="ndjson")
+    sink.check()
+    sink.open(OPEN)
+    sink.write(Batch.from_rows([{"a": 1}]))
+    sink.close()
+
+
+SCRIPT = """
+import sys
+from tidemill import sinks
+from tidemill.batch import Batch
+from tidemill.errors import OutsideError
+from tidemill.schema import Schema
+sink = sinks.Lines("-", format=sys.argv[1])
+sink.check()
+sink.open(Schema(open=True))
+try:
+    for n in range(int(sys.argv[2])):
+        sink.write(Batch.from_rows([{"n": n, "text": "x" * 100}] * 1000))
+        sink.flush()
+    sink.close()
+except OutsideError as error:
+    print(error, file=sys.stderr)
+sink.close()
+"""
+
+
+@pytest.mark.parametrize(("format_", "first"), [("ndjson", b'{"n":0,'), ("csv", b"n,text")])
+def test_standard_output(format_: str, first: bytes) -> None:
+    """``-`` writes where the process writes."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, format_, "3"], capture_output=True, check=True, timeout=60)
+    assert done.stdout.startswith(first)
+    assert done.stdout.count(b"\n") == 3000 + (format_ == "csv")
+    assert done.stderr == b""
+
+
+def test_the_reader_of_standard_output_goes_away() -> None:
+    """One sentence, as for ``tidemill run ... | head``."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "ndjson", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert said.startswith("The program that read standard output has gone away")
+    assert said.count("\n") == 1

@@ -1,0 +1,224 @@
+"""What only SQLite promises."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tidemill import sinks
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.schema import Kind, Schema
+from tidemill.sinks.sqlite_values import ColumnNames, bindable, fits
+
+OPEN = Schema(open=True)
+
+
+def batch_of(**columns: list[Any]) -> Batch:
+    names = tuple(columns)
+    return Batch.from_rows([dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def test_another_connection_reads_while_rows_are_written(tmp_path: Path) -> None:
+    """It sees whole flushes, without waiting and without stopping the writer."""
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    sink.write(batch_of(value=[1.5, 2.5]))
+    sink.flush()
+    with closing(sqlite3.connect(path, timeout=0)) as reader:
+        assert reader.execute("SELECT count(*) FROM features").fetchone() == (2,)
+        cursor = reader.execute("SELECT value FROM features")
+        assert cursor.fetchone() == (1.5,)  # a read in progress
+        sink.write(batch_of(value=[3.5]))
+        assert query(path, "SELECT count(*) FROM features") == [(2,)]  # not flushed yet
+        sink.flush()
+        assert cursor.fetchall() == [(2.5,)]  # the snapshot it began with
+        assert reader.execute("SELECT count(*) FROM features").fetchone() == (3,)
+    sink.close()
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_types_of_the_table(tmp_path: Path) -> None:
+    """Each kind has its declared type; a column of ints keeps them, NaN is NULL, a time is nanoseconds."""
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    time = Column.of_array(np.array(["2024-01-01", "NaT"], "datetime64[ns]"))
+    n = Column(Kind.INT, np.array([1, 2]))
+    rows = batch_of(value=[1.5, float("nan")], count=[1, 2.5], ok=[True, None], unit=["C", None], at=[{"x": 1}, None])
+    sink.write(rows.with_columns({"n": n, "time": time}))
+    sink.close()
+    declared = {row[1]: row[2] for row in query(path, "PRAGMA table_info(features)")}
+    assert declared == {
+        "value": "REAL", "count": "", "ok": "INTEGER", "unit": "TEXT", "at": "TEXT", "n": "INTEGER", "time": "INTEGER",
+    }  # fmt: skip
+    assert repr(query(path, "SELECT * FROM features")) == repr(
+        [(1.5, 1, 1, "C", '{"x":1}', 1, 1704067200_000_000_000), (None, 2.5, None, None, None, 2, None)]
+    )
+
+
+def test_integers_beyond_what_floats_and_sqlite_hold() -> None:
+    """Up to 64 bits exact; beyond, their digits."""
+    items = [2**53 + 1, -(2**63), 2**63, None]
+    column = Batch.from_rows([{"n": item} for item in items]).column("n")
+    assert bindable(column) == [2**53 + 1, -(2**63), str(2**63), None]
+
+
+def test_names_that_differ_by_case_only(tmp_path: Path) -> None:
+    """SQLite takes them for one name; the second gets a number, and so it does when rows are appended."""
+    path = tmp_path / "features.db"
+    for if_exists in ("fail", "append"):
+        sink = sinks.SQLite(path, if_exists=if_exists)
+        sink.open(OPEN)
+        sink.write(batch_of(value=[1.5], Value=[2.5], VALUE_2=[3.5]))
+        sink.close()
+    assert [row[1] for row in query(path, "PRAGMA table_info(features)")][:2] == ["value", "Value_2"]
+    assert set(query(path, "SELECT value, Value_2, VALUE_2_2 FROM features")) == {(1.5, 2.5, 3.5)}
+
+
+def test_column_names_stay_the_same() -> None:
+    """A field's column is found again, and no two fields share one."""
+    names = ColumnNames()
+    assert [names.of(name) for name in ("a", "A", "A_2", "A")] == ["a", "A_2", "A_2_2", "A_2"]
+
+
+def test_other_tables_are_not_touched(tmp_path: Path) -> None:
+    """A file with other tables in it is fine; ``replace`` deletes ours only, when the first row comes."""
+    path = tmp_path / "features.db"
+    for table, options in (("other", {}), ("features", {}), ("features", {"if_exists": "replace"})):
+        sink = sinks.SQLite(path, table, **options)
+        sink.check()
+        sink.open(OPEN)
+        sink.write(batch_of(a=[1.5]))
+        sink.close()
+    assert query(path, "SELECT (SELECT count(*) FROM other), (SELECT count(*) FROM features)") == [(1, 1)]
+
+
+def test_a_table_name_is_only_a_name(tmp_path: Path) -> None:
+    """Quotes and semicolons in ``table=`` make a strange table and nothing else; names SQLite forbids are refused."""
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path, 'x"; DROP TABLE y; --')
+    sink.open(OPEN)
+    sink.write(batch_of(a=[1.5]))
+    sink.close()
+    assert query(path, "SELECT name FROM sqlite_master") == [('x"; DROP TABLE y; --',)]
+    for table in ("", "sqlite_x", "a\0b"):
+        with pytest.raises(PlanError, match="cannot be a table"):
+            sinks.SQLite(path, table)
+    with pytest.raises(PlanError, match="give a path"):
+        sinks.SQLite(":memory:")
+
+
+def test_append_checks_the_columns_there_are(tmp_path: Path) -> None:
+    """Numbers into a text column are refused by name; new columns are added; columns of the table alone read null."""
+    path = tmp_path / "features.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE features (Unit TEXT, value DOUBLE, extra INT)")
+    sink = sinks.SQLite(path, if_exists="append")
+    sink.open(OPEN)
+    sink.write(batch_of(value=[1.5], Unit=["C"], new=[2.5]))
+    sink.flush()
+    assert query(path, "SELECT * FROM features") == [("C", 1.5, None, 2.5)]
+    with pytest.raises(InputError, match=r"'Unit'.*TEXT.*float"):
+        sink.write(batch_of(Unit=[1.5]))
+    sink.close()
+    assert query(path, "SELECT count(*) FROM features") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "kinds"),
+    [
+        ("", set(Kind)),
+        ("BLOB", set(Kind)),
+        ("VARCHAR(10)", {Kind.TEXT, Kind.OBJECT}),
+        ("BIGINT", {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}),
+        ("double precision", {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}),
+        ("NUMERIC", {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}),
+    ],
+)
+def test_which_kinds_a_declared_type_takes(declared: str, kinds: set[Kind]) -> None:
+    """By SQLite's rules of affinity: what is written is what is read."""
+    assert {kind for kind in Kind if fits(declared, kind)} == kinds
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """Refused at start, with its path; the file is not touched."""
+    path = tmp_path / "features.db"
+    path.write_text("sensor,value\n" * 1000)
+    with pytest.raises(InputError, match=rf"{path} is not a SQLite database"):
+        sinks.SQLite(path).check()
+    with pytest.raises(InputError, match="is not a SQLite database"):
+        sinks.SQLite(path, if_exists="replace").open(OPEN)
+    assert path.read_text().startswith("sensor")
+
+
+def test_a_view_of_that_name(tmp_path: Path) -> None:
+    """Nothing can be written to a view; another table is asked for."""
+    path = tmp_path / "features.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW features AS SELECT 1")
+    with pytest.raises(InputError, match="view"):
+        sinks.SQLite(path, if_exists="append").check()
+
+
+def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program's open transaction is waited for, then named."""
+    monkeypatch.setattr("tidemill.sinks.sqlite.BUSY_TIMEOUT", 0.0)
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OutsideError, match="locked by another program"):
+            sink.write(batch_of(a=[1.5]))
+    sink.close()
+
+
+def test_rules_of_the_table_itself(tmp_path: Path) -> None:
+    """A row that a constraint refuses stops the run in one sentence; rows since the last flush are not committed."""
+    path = tmp_path / "features.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE features (a REAL UNIQUE)")
+    sink = sinks.SQLite(path, if_exists="append")
+    sink.open(OPEN)
+    sink.write(batch_of(a=[1.5]))
+    with pytest.raises(OutsideError, match="UNIQUE"):
+        sink.write(batch_of(a=[1.5]))
+    sink.close()
+    assert query(path, "SELECT * FROM features") == []
+
+
+def test_too_many_columns(tmp_path: Path) -> None:
+    """Records with ever new fields end in a sentence that says what to do."""
+    sink = sinks.SQLite(tmp_path / "features.db")
+    sink.open(OPEN)
+    with pytest.raises(InputError, match=r"2000.*columns=\["):
+        sink.write(Batch.from_rows([{f"c{i}": 1.5 for i in range(2001)}]))
+    sink.close()
+
+
+def test_records_without_fields(tmp_path: Path) -> None:
+    """The first must have one; later ones are rows of nulls."""
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    with pytest.raises(InputError, match="no fields"):
+        sink.write(Batch.from_rows([{}]))
+    sink.close()
+    sink.open(OPEN)
+    sink.write(batch_of(a=[1.5]))
+    sink.write(Batch.from_rows([{}, {}]))
+    sink.close()
+    assert query(path, "SELECT * FROM features") == [(1.5,), (None,), (None,)]
