@@ -17,7 +17,7 @@ __all__ = ["LoadedFar", "loading", "stop_if_loading"]
 _loading: ContextVar[bool] = ContextVar("tidemill_loading", default=False)
 
 
-class LoadedFar(BaseException):  # noqa: N818 - not an error, and no ``except Exception`` of the file may swallow it
+class LoadedFar(BaseException):
     """The file has been read as far as its own ``tm.run`` or ``tm.serve``; not an error."""
 
     def __init__(self, pipeline: object = None) -> None:

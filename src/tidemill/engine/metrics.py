@@ -12,7 +12,7 @@ import numpy as np
 
 from tidemill.clock import Clock
 
-__all__ = ["Counts", "Histogram", "LaneReport", "LagMonitor", "Quantiles", "Report", "Statistics"]
+__all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "Quantiles", "Report", "Statistics"]
 
 _SUB = 5  # bits: 32 buckets an octave, so a quantile is right within 3 %
 

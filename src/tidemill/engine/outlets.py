@@ -70,8 +70,8 @@ class Outlet(abc.ABC):
     async def finish(self) -> None:
         """Return once everything put has been written and flushed, and the sink is closed."""
 
-    async def abandon(self) -> None:
-        """Let go after a failure; must not raise."""
+    async def abandon(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Let go, whatever happened before; must not raise."""
 
 
 class LoopOutlet(Outlet):

@@ -71,8 +71,10 @@ class Pipeline:
         ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet.
         """
         if edges:
-            for edge in (*self.sources, *self.sinks):
-                edge.check()
+            for source in self.sources:
+                source.check()
+            for sink in self.sinks:
+                sink.check()
         plan = self.plan.prepared(files.read_table)
         entering = _together([source.peek() for source in self.sources])
         schemas = (entering, *plan.bind(entering))

@@ -29,7 +29,7 @@ from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.loading import stop_if_loading
-from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, Report, Statistics
+from tidemill.engine.metrics import Counts, Histogram, LagMonitor, LaneReport, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -87,10 +87,12 @@ class Run:
         self._letters: DeadLetterFile | None = None
         self._outlets: list[Outlet] = []
         self._contexts: list[SourceContext] = []
-        self._stopping: asyncio.Event | None = None
-        self._idle: asyncio.Event | None = None
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
-        self.started: asyncio.Event | None = None
+        self._task: asyncio.Task[Report] | None = None
+        self.started = asyncio.Event()
+        """Set when lanes and sinks are ready."""
 
     # -- the way through -------------------------------------------------------------------------------------
 
@@ -98,7 +100,6 @@ class Run:
         """Run to the end; raises the first error, after everything has been let go."""
         checked = self.pipeline.check()
         loop = asyncio.get_running_loop()
-        self._stopping, self._idle, self.started = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failed = loop.create_future()
         self._letters = DeadLetterFile(self._dead_letters_path)
         server = ForkServer() if self._lanes else None
@@ -170,14 +171,12 @@ class Run:
         mill.start(LaneFactory(server, mill.slabs.shared), intake)
         for outlet in self._outlets:
             await outlet.open(checked.schemas[-1])
-        assert self.started is not None
         self.started.set()
 
     # -- in --------------------------------------------------------------------------------------------------
 
     async def _read(self, source: Source, intake: Intake) -> None:
         """Everything a source gives, into the intake."""
-        assert self._stopping is not None
         context = SourceContext(self._clock, self._reject_input, self._stopping)
         stream = source.stream(context)
         try:
@@ -191,7 +190,6 @@ class Run:
 
     async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
         """Wait for the end of input; after a stop, for the grace, and then cancel what still reads."""
-        assert self._stopping is not None
         stopping = asyncio.ensure_future(self._stopping.wait())
         timer = asyncio.ensure_future(self._end_after_seconds())
         try:
@@ -210,13 +208,11 @@ class Run:
 
     async def _end_after_seconds(self) -> None:
         if self._seconds is not None:
-            assert self.started is not None
             await self.started.wait()
             await self._clock.sleep(self._seconds)
             self.stop_soon()
 
     async def _drained(self, mill: Mill) -> None:
-        assert self._idle is not None
         while not mill.idle:
             self._idle.clear()
             await self._idle.wait()
@@ -231,7 +227,7 @@ class Run:
         self._mill_counts().dead_letters += 1
         self._letters.add(letter)
 
-    def _mill_counts(self) -> Any:
+    def _mill_counts(self) -> Counts:
         assert self._mill is not None
         return self._mill.counts
 
@@ -262,7 +258,7 @@ class Run:
             outlet.put(delivery)
 
     def _check_idle(self) -> None:
-        if self._mill is not None and self._idle is not None and self._mill.idle:
+        if self._mill is not None and self._mill.idle:
             self._idle.set()
 
     def _time(self, histogram: Histogram, arrivals: list[tuple[int, int]]) -> None:
@@ -295,15 +291,13 @@ class Run:
 
     def stop_soon(self) -> None:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
-        if self._stopping is not None:
-            self._stopping.set()
+        self._stopping.set()
 
     async def stop(self) -> None:
         """The same, and wait until all is done (inside `serve`)."""
         self.stop_soon()
-        task: asyncio.Task[Any] | None = getattr(self, "_task", None)
-        if task is not None and task is not asyncio.current_task():
-            await asyncio.wait([task])
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     def statistics(self) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading."""
@@ -468,14 +462,10 @@ async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
     stop_if_loading(pipeline)
     execution = Run(pipeline, **options)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(execution.execute())
-        execution._task = task  # type: ignore[attr-defined]
-        while execution.started is None and not task.done():
-            await asyncio.sleep(0)
-        if execution.started is not None and not task.done():
-            started = asyncio.ensure_future(execution.started.wait())
-            await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
-            started.cancel()
+        execution._task = task = group.create_task(execution.execute())
+        started = asyncio.ensure_future(execution.started.wait())
+        await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
         try:
             yield execution
         finally:

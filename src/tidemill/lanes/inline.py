@@ -48,8 +48,3 @@ class InlineLane:
 
     def kill(self) -> None:
         """There is nothing to kill: a hung function hangs the program, as it would without tidemill."""
-
-    async def aclose(self) -> None:
-        """Finish what was sent."""
-        while self._waiting:
-            await asyncio.sleep(0)

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -27,16 +28,9 @@ _BYTES_PER_TURN: Final = 256 * 1024
 _replies = msgspec.msgpack.Decoder(Loaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
 
-_ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OPENBLAS_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "BLIS_NUM_THREADS",
-    )
-}
+_ONE_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,7 @@ class ProcessChannel:
         self._unsent: deque[memoryview] = deque()
         self._loop = asyncio.get_running_loop()
         self._exit: Exit | None = None
+        self._armed = False  # whether the loop tells us when the socket takes more
         self._eof = False
         self._told = False
         self.pid: int | None = None
@@ -96,29 +91,27 @@ class ProcessChannel:
         if self._eof:
             return
         self._unsent.extend(memoryview(part) for part in frame(message, payload))
-        if len(self._unsent) <= 2:
+        if not self._armed:
             self._writable()
-        elif not self._writing:
-            self._writable()
-
-    @property
-    def _writing(self) -> bool:
-        return bool(self._unsent)
 
     def _writable(self) -> None:
         try:
             while self._unsent:
-                sent = self._socket.sendmsg(list(self._unsent)[:64])
+                sent = self._socket.sendmsg(list(islice(self._unsent, 64)))
                 while self._unsent and sent >= len(self._unsent[0]):
                     sent -= len(self._unsent.popleft())
                 if sent:
                     self._unsent[0] = self._unsent[0][sent:]
         except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._socket, self._writable)
+            if not self._armed:
+                self._armed = True
+                self._loop.add_writer(self._socket, self._writable)
             return
-        except OSError:  # the child is gone; its end is noticed by the reader
+        except OSError:  # the child is gone; the reader notices
             self._unsent.clear()
-        self._loop.remove_writer(self._socket)
+        if self._armed:
+            self._armed = False
+            self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
         try:
@@ -175,7 +168,7 @@ class ForkServer:
         """Start the process; its imports go on while the caller does other things."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
             [sys.executable, "-m", "tidemill.lanes.forkserver", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
