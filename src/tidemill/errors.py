@@ -6,6 +6,7 @@
     ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
     ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
+    ├── BadResult        the user's function returned something else than a stage can use; a matter of its batch.
     └── EngineError      ours: a promise of tidemill was broken. Please report it.
 
 Each message is one readable paragraph that names the culprit and says what to do.
@@ -14,6 +15,7 @@ Each message is one readable paragraph that names the culprit and says what to d
 from __future__ import annotations
 
 __all__ = [
+    "BadResult",
     "EngineError",
     "InputError",
     "MissingExtra",
@@ -42,6 +44,17 @@ class OutsideError(TidemillError):
 
 class StageError(TidemillError):
     """The user's own function failed under ``on_error="stop"``; the remote traceback is in the message."""
+
+
+class BadResult(TidemillError):
+    """The user's function returned the wrong length or a wrong type; ``reason_code`` says which, for the dead letter."""
+
+    def __init__(self, reason_code: str, message: str) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+    def __reduce__(self) -> tuple[type[BadResult], tuple[str, str]]:
+        return BadResult, (self.reason_code, str(self))
 
 
 class EngineError(TidemillError):

@@ -37,7 +37,11 @@ __all__ = ["Kernels", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
 _FORMAT: Final = 1
 _CACHE: Final = "default"
-_NUMPY_OF: Final = {"i": np.dtype(np.int32), "q": np.dtype(np.int64), "d": np.dtype(np.float64)}
+_NUMPY_OF: Final[dict[str, np.dtype[Any]]] = {
+    "i": np.dtype(np.int32),
+    "q": np.dtype(np.int64),
+    "d": np.dtype(np.float64),
+}
 Call = Callable[..., None]
 
 
@@ -285,7 +289,7 @@ def _settle_symbols(llvm: Any) -> None:
 def _call(name: str, address: int) -> Call:
     arguments = source.KERNELS[name][1]
     native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
-    dtypes: list[np.dtype[Any] | None] = [_NUMPY_OF.get(a) for a in arguments]
+    dtypes = list(map(_NUMPY_OF.get, arguments))
 
     def call(*given: Any) -> None:
         native(*[_pointer(a, dtype) for a, dtype in zip(given, dtypes, strict=True)])

@@ -1,0 +1,214 @@
+"""What `Map`, `MapRows`, `MapFrame` and `Filter` share: calling the user's function, and reading what it returned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import NULL_TAG, Column, object_array
+from tidemill.errors import BadResult, PlanError
+from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
+from tidemill.rows import Kinds
+from tidemill.schema import Kind, Schema
+from tidemill.stages.base import OnError, Stage
+
+__all__ = ["FunctionStage", "made_column", "padded", "shown_type"]
+
+
+class FunctionStage(Stage):
+    """A stage around a user's function, or a class whose object is the function.
+
+    A class is called without arguments once per lane, where an expensive object (a model, a table) is then kept.
+    """
+
+    runs_user_code: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        on_error: OnError = "dead_letter",
+        deadline_s: float | None = None,
+    ) -> None:
+        super().__init__(name=name, on_error=on_error, deadline_s=deadline_s)
+        if not callable(fn):
+            raise PlanError(f"{type(self).__name__} needs a function; it was given {shown_type(fn)}.")
+        if inspect.iscoroutinefunction(fn):
+            raise PlanError(f"{type(self).__name__} needs a plain function; {_own_name(fn)} is async.")
+        self.fn = fn
+        self._call: Callable[..., Any] = fn
+
+    def describe(self) -> str:
+        return f"{type(self).__name__}({_own_name(self.fn)})"
+
+    def bind(self, schema: Schema) -> Schema:
+        """What an undeclared function adds is learned from its first batch."""
+        return schema.opened()
+
+    def opened(self) -> Self:
+        lane = super().opened()
+        if isinstance(self.fn, type):
+            lane._call = self.fn()
+            if not callable(lane._call):
+                raise PlanError(f"{self.name}: objects of the class {_own_name(self.fn)} cannot be called.")
+        return lane
+
+
+def _own_name(fn: object) -> str:
+    return str(
+        getattr(fn, "__name__", None) or getattr(getattr(fn, "func", None), "__name__", None) or type(fn).__name__
+    )
+
+
+def shown_type(value: object) -> str:
+    """The type as a person knows it: ``None``, ``list``, ``pandas.DataFrame``."""
+    if value is None:
+        return "None"
+    module = type(value).__module__.split(".")[0]
+    return type(value).__name__ if module in ("builtins", "__main__") else f"{module}.{type(value).__name__}"
+
+
+# -- one returned column -----------------------------------------------------------------------------------
+
+
+def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind | None) -> Column:
+    """What a function returned for ``name`` as a column of ``len(batch)``; raises `BadResult`.
+
+    An array, list or Series has one value per record; anything else is one value for all of them. Numbers become
+    float64 unless declared. What is still the batch's own column is given back as that column, tags and all.
+    """
+    rows = len(batch)
+    own = batch.columns.get(name)
+    if isinstance(given, Column):
+        column = given
+        if len(column) != rows:
+            raise _wrong_length(stage, name, len(column), rows)
+        return column
+    array = _array(stage, name, given, rows)
+    if own is not None and declared in (None, own.kind) and _unchanged(own, array):
+        return own
+    return _column(stage, name, array, declared)
+
+
+def _wrong_length(stage: str, name: str, got: int, rows: int) -> BadResult:
+    return BadResult(WRONG_LENGTH, f"{stage} returned {got} values of {name!r} for {rows} records")
+
+
+def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
+    """One value per record."""
+    if hasattr(given, "to_numpy") and not isinstance(given, np.ndarray):
+        given = given.to_numpy()
+    if isinstance(given, list | tuple):
+        given = _array_of_items(given)
+    if isinstance(given, np.ndarray) and given.ndim > 0:
+        if given.ndim != 1:
+            raise BadResult(
+                WRONG_LENGTH,
+                f"{stage} returned {name!r} with shape {given.shape}; a column has one dimension, ({rows},)",
+            )
+        if len(given) != rows:
+            raise _wrong_length(stage, name, len(given), rows)
+        return given
+    if isinstance(given, np.ndarray):
+        given = given[()]
+    if isinstance(given, bool | int | float | np.number | np.bool_ | np.datetime64):
+        return np.full(rows, given)
+    return object_array([given] * rows)
+
+
+def _array_of_items(items: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
+    types = set(map(type, items))
+    if types <= {float} or types <= {int} or types <= {bool} or types <= {float, int}:
+        return np.array(items, np.float64) if float in types or not types else np.array(items)
+    if types and all(issubclass(one, np.generic) for one in types):
+        return np.array(items)
+    return object_array(items)
+
+
+def _unchanged(own: Column, array: NDArray[Any]) -> bool:
+    """Whether the array holds what the function was shown of this column, bit for bit."""
+    shown = own.array
+    if array is shown:
+        return True
+    if array.dtype != shown.dtype or array.dtype == object:
+        same = array.dtype == object and shown.dtype == object and own.kind is Kind.TEXT
+        return same and all(a is b or a == b for a, b in zip(array.tolist(), shown.tolist(), strict=True))
+    start, stride = array.__array_interface__["data"][0], array.strides
+    if (start, stride) == (shown.__array_interface__["data"][0], shown.strides):
+        return True
+    width = np.dtype(f"u{array.itemsize}")
+    return bool(np.array_equal(np.ascontiguousarray(array).view(width), np.ascontiguousarray(shown).view(width)))
+
+
+_FITS: Final[dict[Kind, str]] = {Kind.FLOAT: "fiu", Kind.INT: "iu", Kind.BOOL: "b", Kind.TIME: "M"}
+"""The NumPy kinds that a declared column accepts; floats that are whole numbers are integers too."""
+
+
+def _column(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -> Column:
+    kind = array.dtype.kind
+    if kind == "O" and declared is not Kind.OBJECT:
+        return _column_of_objects(stage, name, array, declared)
+    if declared is None:
+        if kind in "fiu":
+            return Column(Kind.FLOAT, np.ascontiguousarray(array, np.float64))
+        return Column.of_array(array)
+    if declared is Kind.OBJECT:
+        return Column(Kind.OBJECT, object_array(array.tolist()))
+    if declared is Kind.TEXT and kind in "UT":
+        return Column.of_texts(array.tolist())
+    if declared is Kind.INT and kind == "f" and bool((array == np.rint(array)).all()):
+        return Column(Kind.INT, array.astype(np.int64))
+    if kind not in _FITS.get(declared, ""):
+        raise _wrong_kind(stage, name, declared, array.dtype.name)
+    if declared is Kind.TIME:
+        return Column.of_array(array)
+    target = {Kind.FLOAT: np.float64, Kind.INT: np.int64, Kind.BOOL: np.bool_}[declared]
+    return Column(declared, np.ascontiguousarray(array, target))
+
+
+def _wrong_kind(stage: str, name: str, declared: Kind, got: str) -> BadResult:
+    return BadResult(WRONG_TYPE, f"{stage} returned {name!r} as {got}; it is declared as {declared.value}")
+
+
+def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -> Column:
+    """Text with nulls, numbers with nulls, or objects."""
+    items = [None if _is_missing(item) else item for item in array.tolist()]
+    if declared is None and not any(isinstance(item, str) for item in items):
+        numbers = all(item is None or type(item) in (int, float, np.float64, np.int64) for item in items)
+        if not numbers or all(item is None for item in items):
+            return Column(Kind.OBJECT, object_array(items), tags=_null_tags(items))
+    elif declared is None and not all(item is None or isinstance(item, str) for item in items):
+        return Column(Kind.OBJECT, object_array(items), tags=_null_tags(items))
+    column, rejects = Kinds({} if declared is None else {name: declared}).column(name, items)
+    if rejects:
+        raise _wrong_kind(stage, name, declared or column.kind, shown_type(items[rejects[0].row]))
+    return column
+
+
+def _is_missing(item: Any) -> bool:
+    """None, and pandas' NA and NaT; NaN is a float."""
+    return item is None or type(item).__name__ in ("NAType", "NaTType")
+
+
+def _null_tags(items: list[Any]) -> NDArray[np.uint8] | None:
+    if not any(item is None for item in items):
+        return None
+    return np.fromiter((NULL_TAG if item is None else 0 for item in items), np.uint8, len(items))
+
+
+def padded(batch: Batch, rows: int) -> Batch:
+    """The batch made ``rows`` long: numbers by zeros, everything else by its last value."""
+    if not len(batch):
+        return batch
+    made = batch.take(np.minimum(np.arange(rows), len(batch) - 1))
+    for name, column in made.columns.items():
+        if column.kind in (Kind.FLOAT, Kind.INT, Kind.BOOL):
+            column.values[len(batch) :] = 0  # `take` has just made this memory
+            made.columns[name] = column
+    return made

@@ -1,0 +1,187 @@
+"""`Map` and `MapFrame`: a user's function over columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import BadResult, PlanError
+from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
+from tidemill.schema import Field, Kind, Schema
+from tidemill.stages.base import OnError
+from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
+from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
+from tidemill.stages.state import StageState
+
+__all__ = ["Map", "MapFrame"]
+
+
+class Map(FunctionStage):
+    """A function from a batch to new columns; one row out per record in.
+
+    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``) and returns a dict of arrays, lists,
+                 Series or single values (one value for all records), a DataFrame, a `Batch`, or, with ``into``, one
+                 array. Or a class: it is called once per lane without arguments, and its object is the function
+    ``columns``  the columns it sees; all by default
+    ``adds``     the columns it adds and their kinds, such as ``{"feature": float}``; learned from its first batch
+                 when not given
+    ``into``     name of the column, for a function that returns one array
+    ``tile``     call it with exactly this many records each time (the last ones padded: numbers by zeros), so that
+                 a matrix product gives a record the same bits whatever batch it came in
+
+    Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
+    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed.
+
+    A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
+    function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.
+
+    >>> import numpy as np
+    >>> from tidemill.batch import Batch
+    >>> def feature(batch):
+    ...     return {"root": np.sqrt(batch["value"]), "lane": "A"}
+    >>> batch = Batch.from_rows([{"value": 4.0}, {"value": 9.0}])
+    >>> Map(feature).opened().step(batch, None).to_rows()
+    [{'value': 4.0, 'root': 2.0, 'lane': 'A'}, {'value': 9.0, 'root': 3.0, 'lane': 'A'}]
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        columns: Sequence[str] | None = None,
+        adds: Mapping[str, object] | None = None,
+        into: str | None = None,
+        tile: int | None = None,
+        name: str | None = None,
+        on_error: OnError = "dead_letter",
+        deadline_s: float | None = None,
+    ) -> None:
+        super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
+        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+        self.adds = None if adds is None else {column: Kind.of(kind) for column, kind in adds.items()}
+        self.into = into
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise PlanError(f"{self.name}: tile={tile!r} must be a number of records, 1 or more.")
+        if into is not None and self.adds is not None and list(self.adds) != [into]:
+            raise PlanError(f"{self.name}: adds={list(self.adds)} and into={into!r} name different columns.")
+        self.tile = tile
+
+    def bind(self, schema: Schema) -> Schema:
+        for column in self.columns or ():
+            schema.require(column, stage=self.name)
+        if self.adds is None:
+            return super().bind(schema)
+        return schema.adding(Field(column, kind) for column, kind in self.adds.items())
+
+    def reads(self) -> frozenset[str] | None:
+        return None if self.columns is None else frozenset(self.columns)
+
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
+        parts = [self._made(self._call(tile), tile) for tile in self._tiles(seen)]
+        made = parts[0]
+        if self.tile is not None:
+            made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
+        return batch.with_columns(made)
+
+    def _tiles(self, batch: Batch) -> Iterator[Batch]:
+        if self.tile is None:
+            yield batch
+            return
+        for start in range(0, max(len(batch), 1), self.tile):
+            piece = batch.slice(start, start + self.tile)
+            yield piece if len(piece) == self.tile else padded(piece, self.tile)
+
+    def _made(self, result: Any, batch: Batch) -> dict[str, Column]:
+        """The returned columns, checked."""
+        if self.into is not None and not isinstance(result, Mapping | Batch) and not is_frame(result):
+            result = {self.into: result}
+        declared = self.adds or {}
+        if isinstance(result, Batch):
+            made = _columns_of_batch(self.name, result, batch)
+        elif is_frame(result):
+            made = columns_of_frame(self.name, result, batch, declared)
+        elif isinstance(result, Mapping):
+            made = {
+                column: made_column(self.name, column, given, batch, declared.get(column))
+                for column, given in result.items()
+            }
+        else:
+            raise BadResult(
+                WRONG_TYPE,
+                f"{self.name} returned {shown_type(result)}; a dict of columns, a DataFrame or a Batch is needed"
+                + ("" if result is None else ', or into="name" for one array'),
+            )
+        self._check_names(made, batch)
+        return made
+
+    def _check_names(self, made: dict[str, Column], batch: Batch) -> None:
+        for column in made:
+            if not isinstance(column, str):
+                raise BadResult(WRONG_TYPE, f"{self.name} returned the column {column!r}; names must be text")
+        if self.adds is None:
+            return
+        for column, kind in self.adds.items():
+            if column not in made:
+                raise BadResult(WRONG_TYPE, f"{self.name} did not return {column!r}, which it declares in adds")
+            if made[column].kind is not kind:
+                raise BadResult(
+                    WRONG_TYPE,
+                    f"{self.name} returned {column!r} as {made[column].kind.value}; it is declared as {kind.value}",
+                )
+        for column in [column for column in made if column not in self.adds]:
+            if made[column] is not batch.columns.get(column):
+                raise BadResult(WRONG_TYPE, f"{self.name} returned {column!r}, which it does not declare in adds")
+            del made[column]  # one it was given and passed through
+
+
+def _columns_of_batch(stage: str, result: Batch, batch: Batch) -> dict[str, Column]:
+    if len(result) != len(batch):
+        raise BadResult(WRONG_LENGTH, f"{stage} returned a Batch of {len(result)} records for {len(batch)}")
+    return dict(result.columns)
+
+
+class MapFrame(FunctionStage):
+    """A function from a DataFrame to a DataFrame of as many rows, unchanged, as people already have them.
+
+    ``fn``     gets the batch as a DataFrame of its own memory (numbers float64 with NaN where missing, text, times in
+               ns UTC, index 0..n-1) and returns the one that goes on: columns may be added, changed, dropped, reordered
+    ``frame``  ``"pandas"`` or ``"polars"``; by default what the first parameter's annotation says, else pandas
+
+    Rows that a pandas function has sorted are put back by their index; what comes back unchanged stays exactly as it
+    was in the record (an integer an integer). Another number of rows raises `BadResult`, which costs the records it
+    fails on; use `Filter` to leave records out.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        frame: Library | None = None,
+        name: str | None = None,
+        on_error: OnError = "dead_letter",
+        deadline_s: float | None = None,
+    ) -> None:
+        super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
+        if frame not in (None, "pandas", "polars"):
+            raise PlanError(f'{self.name}: frame={frame!r} is not one of "pandas", "polars".')
+        self.frame: Library = frame or _annotated(fn)
+
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        result = self._call(frame_of_batch(batch, self.frame))
+        if not is_frame(result):
+            raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a DataFrame is needed")
+        made = columns_of_frame(self.name, result, batch, {})
+        added = batch.with_columns(made)
+        if list(added.columns) == list(made):
+            return added
+        return added.select({name: name for name in made})
+
+
+def _annotated(fn: Callable[..., Any]) -> Library:
+    annotations = {name: given for name, given in getattr(fn, "__annotations__", {}).items() if name != "return"}
+    first = next(iter(annotations.values()), None)
+    module = first.split(".")[0] if isinstance(first, str) else getattr(first, "__module__", "").split(".")[0]
+    return "polars" if module in ("pl", "polars") else "pandas"

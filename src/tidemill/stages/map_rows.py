@@ -1,0 +1,136 @@
+"""`MapRows`: a ``list[dict] -> list[dict]`` function, unchanged, over columns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from operator import is_
+from typing import Any, Self
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import BadResult
+from tidemill.letters import WRONG_LENGTH, WRONG_TYPE, Reject
+from tidemill.rows import Kinds, fields_of_rows, rows_of_lists
+from tidemill.schema import Field, Kind, Schema
+from tidemill.stages.base import OnError, Step
+from tidemill.stages.functions import FunctionStage, shown_type
+from tidemill.stages.state import StageState
+
+__all__ = ["MapRows"]
+
+
+class MapRows(FunctionStage):
+    """A plain function over a list of records, as people already have them; as many rows out as records in.
+
+    ``fn``    gets the records as dicts with their own fields, in their order, types and values bit for bit, and
+              returns a list of as many dicts: fields may be added, changed or dropped. The dicts are its own to change
+    ``adds``  kinds of fields it adds, such as ``{"feature": float}``; learned from the first value when not given
+
+    Fields that it leaves alone stay the columns they were; NumPy scalars are read as the Python values they equal. A
+    field keeps its kind for the whole run: a single record that breaks it is rejected (``wrong_type``) alone. Another
+    number of rows raises `BadResult`.
+
+    >>> from tidemill.batch import Batch
+    >>> def double(rows):
+    ...     return [{**row, "double": row["value"] * 2} for row in rows]
+    >>> batch = Batch.from_rows([{"sensor": "S1", "value": 3}, {"sensor": "S2", "value": 1.5}])
+    >>> MapRows(double).opened().step(batch, None).batch.to_rows()
+    [{'sensor': 'S1', 'value': 3, 'double': 6}, {'sensor': 'S2', 'value': 1.5, 'double': 3.0}]
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        adds: Mapping[str, object] | None = None,
+        name: str | None = None,
+        on_error: OnError = "dead_letter",
+        deadline_s: float | None = None,
+    ) -> None:
+        super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
+        self.adds = {field: Kind.of(kind) for field, kind in (adds or {}).items()}
+        self._kinds = Kinds(self.adds)
+
+    def bind(self, schema: Schema) -> Schema:
+        return schema.adding(Field(name, kind) for name, kind in self.adds.items()).opened()
+
+    def opened(self) -> Self:
+        lane = super().opened()
+        lane._kinds = Kinds(self.adds)
+        return lane
+
+    def step(self, batch: Batch, state: StageState) -> Step:
+        lists = {name: _own_items(column) for name, column in batch.columns.items()}
+        rows, rejects = self._checked(self._call(rows_of_lists(batch, lists)), len(batch))
+        names, fields, orders = fields_of_rows(rows)
+        made = Batch({}, rows=len(batch), key=batch.key_column, time=batch.time_ns, arrived_ns=batch.arrived_ns)
+        made.orders = orders
+        for name, items in zip(names, fields, strict=True):
+            if type(name) is not str:
+                raise BadResult(WRONG_TYPE, f"{self.name} returned the field {name!r}; names must be text")
+            made.columns[name], wrong = self._column(name, items, batch.columns.get(name), lists.get(name))
+            for reject in wrong:
+                rejects.setdefault(reject.row, reject)
+        return self._without(made, rejects, state)
+
+    def _checked(self, result: Any, rows: int) -> tuple[Sequence[dict[str, Any]], dict[int, Reject]]:
+        """The returned rows; where one is no dict, an empty row that is rejected."""
+        if not isinstance(result, list | tuple):
+            raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a list of dicts is needed")
+        if len(result) != rows:
+            raise BadResult(WRONG_LENGTH, f"{self.name} returned {len(result)} rows for {rows} records")
+        if set(map(type, result)) <= {dict}:
+            return result, {}
+        wrong = {row: item for row, item in enumerate(result) if not isinstance(item, dict)}
+        rejects = {
+            row: Reject(row, WRONG_TYPE, f"{self.name} returned {shown_type(item)} in place of a dict")
+            for row, item in wrong.items()
+        }
+        return [{} if row in wrong else item for row, item in enumerate(result)], rejects
+
+    def _column(
+        self, name: str, items: Sequence[Any], own: Column | None, given: Sequence[Any] | None
+    ) -> tuple[Column, list[Reject]]:
+        """The returned values of one field: the column it came from, when they are the very objects handed out."""
+        known = self._kinds.get(name)
+        if own is None or given is None:
+            return self._kinds.column(name, items)
+        if known in (None, own.kind) and own.kind is not Kind.OBJECT and all(map(is_, items, given)):
+            if not own.is_missing:
+                self._kinds.learn(name, own.kind)
+            return own, []
+        if known is None and own.kind in (Kind.INT, Kind.TIME):
+            column, rejects = Kinds({name: own.kind}).column(name, items)
+            if not rejects:  # still what was declared
+                self._kinds.learn(name, own.kind)
+                return column, []
+        return self._kinds.column(name, items)
+
+    def _without(self, made: Batch, rejects: dict[int, Reject], state: StageState) -> Step:
+        if not rejects:
+            return Step(made)
+        told = [
+            Reject(row, reject.reason_code, f"{self.name}: {reject.reason}") for row, reject in sorted(rejects.items())
+        ]
+        if self.on_error == "stop":
+            raise BadResult(told[0].reason_code, told[0].reason)
+        if self.on_error == "nan":  # what did not fit already reads as null
+            state.count("failed_as_nan", len(told))
+            return Step(made)
+        kept = np.setdiff1d(np.arange(len(made)), list(rejects))
+        return Step(made.take(kept), kept, told)
+
+
+def _own_items(column: Column) -> list[Any]:
+    """The column's values; nested ones are copied, since the function may change them and be called again."""
+    items = column.to_list()
+    if column.kind is Kind.OBJECT:
+        return [item if item is None or isinstance(item, str | int | float) else _copied(item) for item in items]
+    return items
+
+
+def _copied(item: Any) -> Any:
+    return copy.deepcopy(item) if isinstance(item, list | dict | set | np.ndarray) else item
