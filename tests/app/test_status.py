@@ -61,13 +61,22 @@ def test_plain_lines_come_at_their_pace() -> None:
     assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:05", "00:10", "00:15"]
 
 
+def test_what_is_shown_is_the_average_since_the_last_showing() -> None:
+    """A glance every five seconds is not a glance at a random quarter of one."""
+    stream = io.StringIO()
+    with watching(stream, title="plant", line_every_s=5.0) as watch:
+        for second, busy in ((1, 0.0), (3, 0.2), (5, 1.0)):
+            watch(statistics(second, records_in=1000 * second, lanes=(LaneReport(busy, 1, 0),)))
+    assert "1,000/s | lanes 40%" in stream.getvalue()
+
+
 def test_a_terminal_gets_a_view_with_every_lane() -> None:
     """The live view shows the numbers of the line, and a bar for each lane."""
     stream = Terminal()
     with watching(stream, title="plant", note="rows in features.db") as watch:
         watch(statistics())
     shown = stream.getvalue()
-    for words in ("plant", "98,765", "lane 0", "lane 1", "91%", "1 restarts", "p99 17.5 ms", "max 3.10 ms", "rows in"):
+    for words in ("plant", "102,881", "lane 0", "lane 1", "91%", "1 restarts", "p99 17.5 ms", "max 3.10 ms", "rows in"):
         assert words in shown
 
 

@@ -2,16 +2,114 @@
 
 from __future__ import annotations
 
-from tidemill.engine.pipeline import Pipeline
-from tidemill.schema import Schema
+from collections.abc import Iterator, Sequence
 
-__all__ = ["described"]
+from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.schema import Field, Schema
+from tidemill.sources.base import Source
+
+__all__ = ["checked", "described"]
+
+KEYS_SHOWN = 1_000  # sensors that the memory is worked out for
 
 
-def described(pipeline: Pipeline, *, lanes: int | None = None) -> str:
-    """Sources, stages with the schemas between them, sinks, lanes and memory, as text.
+def checked(pipeline: Pipeline) -> Checked:
+    """The pipeline compiled, by the same calls that a run makes, so that the errors are a run's own.
 
-    Everything that can be known before the first record is checked on the way, by the same calls that a run makes, so
-    that the errors are a run's own.
+    The sinks' places are not looked at yet: a plan can be read while last week's output is still there.
     """
-    raise RuntimeError(pipeline, lanes, Schema)
+    for source in pipeline.sources:
+        source.check()
+    return pipeline.check(edges=False)
+
+
+def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None) -> str:
+    """Sources, stages with what each adds, sinks, lanes and memory, as text."""
+    rows = [
+        *_sources(pipeline, compiled),
+        *_stages(compiled),
+        *_sinks(pipeline, compiled),
+        ("lanes", _lanes(lanes)),
+        ("memory", _memory(pipeline, compiled)),
+    ]
+    width = max(len(label) for label, _ in rows) + 2
+    return "".join(f"{label:<{width}}{text}\n" for label, text in [("pipeline", pipeline.name), *rows])
+
+
+def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
+    for source in pipeline.sources:
+        yield "source", f"{source.name}: {_roles(source)}"
+    yield "", _columns(compiled.schemas[0])
+
+
+def _roles(source: Source) -> str:
+    key = f"key {source.key or 'sensor'}"
+    time = f"time {source.time or ('time, or the arrival' if source.push else 'time')}"
+    return f"{key}; {time}, read in {source.tz} where it names no zone"
+
+
+def _stages(compiled: Checked) -> Iterator[tuple[str, str]]:
+    for number, stage in enumerate(compiled.plan.stages, 1):
+        before, after = compiled.schemas[number - 1], compiled.schemas[number]
+        yield f"stage {number}", stage.name
+        yield "", _change(before, after)
+
+
+def _change(before: Schema, after: Schema) -> str:
+    """What a stage does to the columns, told as a difference."""
+    added = [field for field in after if field.name not in before or before[field.name] != field]
+    removed = [name for name in before.names if name not in after]
+    parts = [f"+ {_listed(added)}"] if added else []
+    if removed and not after.open:
+        parts.append(f"- {', '.join(removed)}")
+    if after.open and not before.open:
+        parts.append("+ what its first batch shows")
+    return "; ".join(parts) or "the same columns"
+
+
+def _sinks(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
+    for sink in pipeline.sinks:
+        yield "sink", f"{sink.name}: {sink.delivery}"
+    yield "", _columns(compiled.schemas[-1])
+
+
+def _columns(schema: Schema) -> str:
+    listed = _listed(list(schema))
+    if not schema.open:
+        return listed or "no columns"
+    return f"{listed}, and what the first batch shows" if listed else "columns as the first batch shows them"
+
+
+def _listed(fields: Sequence[Field]) -> str:
+    return ", ".join(map(str, fields))
+
+
+def _lanes(asked: int | None) -> str:
+    count = resolved_lanes(asked)
+    if not count:
+        return "0: everything runs in one process"
+    return f"{count}{'' if asked is not None else ', what this machine may use'}"
+
+
+def _memory(pipeline: Pipeline, compiled: Checked) -> str:
+    each = compiled.plan.layout(1, 1).bytes_per_key
+    if not each:
+        return "no state of sensors"
+    return (
+        f"state {_bytes(each)} for each sensor ({_bytes(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
+        f"at most {pipeline.max_keys:,} sensors"
+    )
+
+
+def _bytes(count: float) -> str:
+    """A size for a person.
+
+    >>> _bytes(512), _bytes(2_048), _bytes(3_500_000)
+    ('512 B', '2.0 kB', '3.5 MB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -178,12 +178,14 @@ def _check(
     debug
         Show the traceback of an error.
     """
-    from tidemill.app.check import described
+    from tidemill.app.check import checked, described
     from tidemill.app.load import load
     from tidemill.app.replace import Edges, replaced
 
     pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
-    sys.stdout.write(described(pipeline, lanes=lanes))
+    sys.stdout.write(described(pipeline, checked(pipeline), lanes=lanes))
+    for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
+        sink.check()
     return 0
 
 
@@ -222,6 +224,8 @@ def _explained(error: Exception, code: int) -> str:
     from tidemill.app.exit_codes import ExitCode
 
     message = _one_paragraph(str(error)) or type(error).__name__
+    if code == ExitCode.FAILED:
+        return f"{message} See its traceback with --debug."
     if code != ExitCode.BUG:
         return message
     return (
@@ -231,7 +235,8 @@ def _explained(error: Exception, code: int) -> str:
 
 
 def _one_paragraph(message: str) -> str:
-    return " ".join(message.split()) if "Traceback" not in message else message.strip()
+    """The message without the remote traceback that may follow it, on one line."""
+    return " ".join(message.partition("\nTraceback")[0].split())
 
 
 def _command_of(words: list[str]) -> str:

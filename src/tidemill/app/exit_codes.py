@@ -7,6 +7,7 @@ import signal
 from typing import Self
 
 from tidemill.errors import (
+    BadResult,
     EngineError,
     InputError,
     MissingExtra,
@@ -54,6 +55,7 @@ _BY_ERROR: dict[type[TidemillError], ExitCode] = {
     InputError: ExitCode.BAD_INPUT,
     OutsideError: ExitCode.OUTSIDE,
     StageError: ExitCode.FAILED,
+    BadResult: ExitCode.FAILED,
     MissingExtra: ExitCode.MISSING_EXTRA,
     EngineError: ExitCode.BUG,
 }

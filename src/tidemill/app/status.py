@@ -6,7 +6,9 @@ Everything shown is read from the engine's frozen `Statistics` and `Report`; not
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
 from tidemill.engine.metrics import Quantiles, Report, Statistics
@@ -34,17 +36,26 @@ def watching(stream: TextIO, *, title: str, line_every_s: float = LINE_EVERY_S, 
 
 
 class _Every:
-    """Passes statistics on at most once in ``interval_s`` of the run's own time."""
+    """Passes statistics on at most once in ``interval_s`` of the run's own time, averaged over what it held back."""
 
     def __init__(self, interval_s: float, show: Watch) -> None:
         self._interval_s = interval_s
         self._show = show
-        self._next_s = interval_s
+        self._shown_s = 0.0
+        self._shown_records = 0
+        self._busy: list[tuple[float, ...]] = []
 
     def __call__(self, statistics: Statistics) -> None:
-        if statistics.seconds >= self._next_s:
-            self._next_s = statistics.seconds + self._interval_s
-            self._show(statistics)
+        self._busy.append(tuple(lane.busy for lane in statistics.lanes))
+        passed = statistics.seconds - self._shown_s
+        if passed < self._interval_s:
+            return
+        shares = [sum(column) / len(self._busy) for column in zip(*self._busy, strict=True)]
+        lanes = [dataclasses.replace(lane, busy=share) for lane, share in zip(statistics.lanes, shares, strict=True)]
+        rate = (statistics.records_in - self._shown_records) / passed
+        self._shown_s, self._shown_records = statistics.seconds, statistics.records_in
+        self._busy.clear()
+        self._show(dataclasses.replace(statistics, records_per_s=rate, lanes=tuple(lanes)))
 
 
 # -- plain lines -------------------------------------------------------------------------------------------
@@ -78,13 +89,26 @@ def _write_line(stream: TextIO, statistics: Statistics) -> None:
 
 @contextlib.contextmanager
 def _live(stream: TextIO, title: str, note: str) -> Iterator[Watch]:
+    """A view redrawn in place. Statistics come on the event loop and are drawn in a thread: drawing takes
+    milliseconds, which belong to the records."""
+    from rich import panel, table, text  # noqa: F401 - imported now, not in the first moments of the run
     from rich.console import Console
     from rich.live import Live
 
     console = Console(file=stream)
-    # auto_refresh would start a thread, and a thread is a rival of the event loop for the GIL.
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        yield _Every(LIVE_EVERY_S, lambda statistics: live.update(_view(statistics, title, note), refresh=True))
+    with (
+        Live(console=console, auto_refresh=False, transient=False) as live,
+        ThreadPoolExecutor(1, "tidemill-view") as thread,
+    ):
+        console.show_cursor()  # a second Ctrl-C leaves at once and would not bring a hidden cursor back
+        drawing: list[Future[None]] = []
+
+        def draw(statistics: Statistics) -> None:
+            if drawing and not drawing[0].done():
+                return  # a terminal that is slow to draw misses a picture, and nothing waits for it
+            drawing[:] = [thread.submit(lambda: live.update(_view(statistics, title, note), refresh=True))]
+
+        yield _Every(LIVE_EVERY_S, draw)
 
 
 def _view(statistics: Statistics, title: str, note: str) -> RenderableType:
