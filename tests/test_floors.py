@@ -45,6 +45,12 @@ DOORS = {
 }
 """Modules that lead outside, or to another time."""
 
+OPENED = {
+    "tidemill.stages.tables": {"os"},  # os.PathLike, a type
+    "tidemill.stages.statistics.compiled": {"os", "pathlib", "time"},  # machine code is kept on disk, its making timed
+}
+"""Doors that are open, with the reason."""
+
 HEAVY = {"llvmlite", "numba", "pandas", "polars", "psutil", "pyarrow", "rich", "cyclopts", "prometheus_client"}
 """Libraries imported only where they are used: they are optional, or cost start-up time."""
 
@@ -118,8 +124,8 @@ def test_imports_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in MODULES if part_of(name_of(path)) in NO_IO], ids=name_of)
 def test_what_computes_opens_no_door(path: Path) -> None:
     """Stages, formats and decisions import nothing that leads to files, sockets, processes, the loop or a clock."""
-    opened = {(line, name) for line, name in imports_of(path) if name.split(".")[0] in DOORS}
-    assert not opened
+    doors = DOORS - OPENED.get(name_of(path), set())
+    assert {(line, name) for line, name in imports_of(path) if name.split(".")[0] in doors} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

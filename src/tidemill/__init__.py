@@ -44,13 +44,11 @@ if TYPE_CHECKING:
     )
     from tidemill.schema import Kind, Schema
     from tidemill.stages.calibrate import Calibrate
-    from tidemill.stages.filter import Filter
+    from tidemill.stages.filter import Filter, Select
     from tidemill.stages.lookup import Lookup
-    from tidemill.stages.map import Map
-    from tidemill.stages.map_frame import MapFrame
+    from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
     from tidemill.stages.rolling import Rolling
-    from tidemill.stages.select import Select
 
     __version__: str
 
@@ -98,7 +96,7 @@ _HOMES: Final = {
     "Lanes": "engine.lanes",
     "Lookup": "stages.lookup",
     "Map": "stages.map",
-    "MapFrame": "stages.map_frame",
+    "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
     "MissingExtra": "errors",
     "OutsideError": "errors",
@@ -108,7 +106,7 @@ _HOMES: Final = {
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
     "Schema": "schema",
-    "Select": "stages.select",
+    "Select": "stages.filter",
     "StageError": "errors",
     "Statistics": "engine.metrics",
     "TidemillError": "errors",

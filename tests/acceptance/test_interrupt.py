@@ -103,7 +103,7 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, stop: signal.Signals, co
         assert process.stderr is not None
         children = started(process)
         process.send_signal(stop)
-        assert any("again" in line for line in iter(process.stderr.readline, ""))
+        assert any("once more" in line for line in iter(process.stderr.readline, ""))
         process.send_signal(stop)
         assert process.wait(END_S) == code
     assert all_gone(children)

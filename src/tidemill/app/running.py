@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tidemill.app.exit_codes import ExitCode
+from tidemill.app.logs import logging_to_stderr
 from tidemill.app.status import summary, watching
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
@@ -24,7 +25,7 @@ def perform(
     grace: float = 10.0,
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout."""
-    with watching(sys.stderr, title=pipeline.name) as watch:
+    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr():
         made = run(
             pipeline,
             lanes=lanes,

@@ -7,29 +7,43 @@ import select
 import socket
 import time
 import traceback
-from typing import Any
+from typing import Any, Protocol
 
+from tidemill.batch import Batch
 from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.lane_main import send_all
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Failed, FrameReader, OpenSink, SinkClosed, Stop, Write, Written
-from tidemill.sinks.base import ProcessSink
+from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
+
+
+class BlockingSink(Protocol):
+    """What this edge needs to know of another: a `tidemill.sinks.base.ProcessSink`."""
+
+    @property
+    def name(self) -> str: ...
+    def open(self, schema: Schema) -> None: ...
+    def chosen(self, batch: Batch) -> Batch: ...
+    def write(self, batch: Batch) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+    def statistics(self) -> Any: ...
 
 
 class SinkHost:
     """A sink with its flushing: rows wait at most ``flush_s`` to become visible."""
 
-    def __init__(self, sink: ProcessSink, flush_s: float) -> None:
+    def __init__(self, sink: BlockingSink, flush_s: float) -> None:
         self.sink = sink
         self._flush_s = flush_s
         self._dirty_since: float | None = None
         self.written = 0
         self.flushed = 0
 
-    def write(self, number: int, batch: Any) -> None:
+    def write(self, number: int, batch: Batch) -> None:
         """Write a batch; flush when rows have waited long enough."""
         self.sink.write(self.sink.chosen(batch))
         self.written = number
@@ -72,7 +86,7 @@ def main(control: socket.socket, memories: list[int]) -> None:
             for message, _ in reader.messages():
                 match message:
                     case OpenSink():
-                        sink: ProcessSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
+                        sink: BlockingSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
                         host = SinkHost(sink, message.flush_s)
                         sink.open(pickle.loads(message.schema))  # noqa: S301 - our own parent's bytes
                         send_all(control, _written(host), b"")
