@@ -15,6 +15,7 @@ __all__ = [
     "NO_KEY",
     "OVERSIZE",
     "RAISED",
+    "UNKNOWN_KEY",
     "TOO_MANY_KEYS",
     "WRONG_LENGTH",
     "WRONG_TYPE",
@@ -32,6 +33,7 @@ WRONG_TYPE: Final = "wrong_type"
 INFINITE: Final = "infinite"
 RAISED: Final = "raised"
 WRONG_LENGTH: Final = "wrong_length"
+UNKNOWN_KEY: Final = "unknown_key"
 DEADLINE: Final = "deadline"
 KILLED: Final = "killed_lane"
 TOO_MANY_KEYS: Final = "too_many_keys"

@@ -1,0 +1,194 @@
+"""`Lookup`: static columns of each record's sensor, from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import NULL_TAG, Column, object_array
+from tidemill.errors import InputError, PlanError
+from tidemill.letters import UNKNOWN_KEY, Reject
+from tidemill.schema import Field, Kind, Schema
+from tidemill.stages.base import LoadTable, Stage, Step
+from tidemill.stages.state import StageState
+from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
+
+__all__ = ["Lookup", "SlotValues", "Unknown", "with_unknown"]
+
+Unknown = Literal["nan", "dead_letter"]
+_UNKNOWN: Final = -1
+
+
+class SlotValues:
+    """The table's row of each key slot, in this process's own memory, growing as sensors appear."""
+
+    def __init__(self, rows: Mapping[str, int]) -> None:
+        self._rows = rows
+        self._fallback = rows.get(ANY_SENSOR, _UNKNOWN)
+        self._of_slot = np.full(1024, _UNKNOWN, np.intp)
+
+    def admit(self, keys: Sequence[str], first_slot: int) -> None:
+        end = first_slot + len(keys)
+        if end > len(self._of_slot):
+            grown = np.full(max(end, 2 * len(self._of_slot)), _UNKNOWN, np.intp)
+            grown[: len(self._of_slot)] = self._of_slot
+            self._of_slot = grown
+        self._of_slot[first_slot:end] = [self._rows.get(str(key), self._fallback) for key in keys]
+
+    def rows(self, slots: NDArray[np.int32]) -> NDArray[np.intp]:
+        """The table row of each record, -1 where its sensor is unknown."""
+        return self._of_slot.take(slots)
+
+
+def with_unknown(
+    batch: Batch, made: Mapping[str, Column], known: NDArray[np.bool_], unknown: Unknown, state: StageState, stage: str
+) -> Batch | Step:
+    """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked."""
+    strangers = len(known) - int(known.sum())
+    state.count("unknown_key", strangers)
+    whole = batch.with_columns(made)
+    if not strangers or unknown == "nan":
+        return whole
+    reason = f"{stage}: the table has no row for this sensor"
+    rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
+    kept = np.flatnonzero(known)
+    return Step(whole.take(kept), kept, rejects)
+
+
+class Lookup(Stage):
+    """Adds columns that say something fixed about each record's sensor: its line, its unit, its limits.
+
+    ``table``       path of a CSV file, dict, list of dicts, or DataFrame (read when the stage is made); one row per
+                    sensor, and ``*`` for every sensor without one
+    ``columns``     the columns to add; all but the key by default
+    ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
+    ``default``     the row for sensors that the table does not have, as a dict or tuple; like a ``*`` row
+    ``unknown``     what happens to a record whose sensor has no row: ``"nan"`` leaves the columns empty,
+                    ``"dead_letter"`` rejects it; either way it is counted as ``unknown_key``
+
+    A column is float where every cell of it is a number, else text; an empty cell is NaN, or null in text.
+    Raises `InputError` for a missing column or sensor, or one that stands there twice, naming the row.
+
+    >>> from tidemill.schema import Schema, Field, Kind
+    >>> lookup = Lookup({"S1": {"line": "A", "limit": 80}, "S2": {"line": "B", "limit": 75}})
+    >>> print(lookup.bind(Schema([Field("value", Kind.FLOAT)])))
+    value: float, line: text, limit: float
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        columns: Sequence[str] | None = None,
+        *,
+        key_column: str = "sensor",
+        default: Mapping[str, Any] | Sequence[Any] | None = None,
+        unknown: Unknown = "nan",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        if unknown not in ("nan", "dead_letter"):
+            raise PlanError(f'{self.name}: unknown={unknown!r} is not one of "nan", "dead_letter".')
+        self.path = path_of(table)
+        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+        self.key_column = key_column
+        self.default = default
+        self.unknown: Unknown = unknown
+        self._values: dict[str, Column] | None = None
+        self._rows: dict[str, int] = {}
+        self._slots = SlotValues({})
+        if self.path is None:
+            self._read(
+                as_columns(table, stage=self.name, key_column=key_column, columns=self.columns or ()), "the table"
+            )
+
+    def describe(self) -> str:
+        shown = getattr(self, "path", None)
+        return f"Lookup({shown!r})" if shown else "Lookup"
+
+    def prepared(self, load: LoadTable) -> Self:
+        if self.path is None:
+            return self
+        loaded = super().opened()
+        loaded._read(load(self.path), self.path)
+        return loaded
+
+    def _read(self, table: Mapping[str, Sequence[Any]], source: str) -> None:
+        if self.columns is None:
+            self.columns = tuple(name for name in table if name != self.key_column)
+        rows = keyed_rows(table, stage=self.name, source=source, key_column=self.key_column, columns=self.columns)
+        if self.default is not None:
+            rows.append(default_row(self.default, self.columns, self.name))
+        self._rows = numbered(rows, self.name)
+        self._values = {column: _column([row.cells[column] for row in rows]) for column in self.columns}
+
+    def bind(self, schema: Schema) -> Schema:
+        values = self._values or {}
+        if self.columns is None:
+            return schema.opened()
+        return schema.adding(Field(name, values[name].kind if name in values else None) for name in self.columns or ())
+
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    def opened(self) -> Self:
+        if self._values is None:
+            raise PlanError(f"{self.name}: its table has not been loaded; prepare the plan first.")
+        lane = super().opened()
+        lane._slots = SlotValues(self._rows)
+        return lane
+
+    def admit(self, keys: Sequence[str], first_slot: int) -> None:
+        self._slots.admit(keys, first_slot)
+
+    def step(self, batch: Batch, state: StageState) -> Batch | Step:
+        rows = self._slots.rows(state.slots)
+        known = rows != _UNKNOWN
+        assert self._values is not None
+        made = {name: _looked_up(column, rows) for name, column in self._values.items()}
+        return with_unknown(batch, made, known, self.unknown, state, self.name)
+
+
+def default_row(default: Mapping[str, Any] | Sequence[Any], columns: Sequence[str], stage: str) -> KeyedRow:
+    """``default=`` as the row ``*``."""
+    cells = default if isinstance(default, Mapping) else dict(zip(columns, default, strict=False))
+    absent = [name for name in columns if name not in cells]
+    if absent:
+        raise InputError(f"{stage}: default= has no {absent[0]!r}; it needs {', '.join(columns)}.")
+    return KeyedRow(ANY_SENSOR, "default=", cells)
+
+
+def numbered(rows: Sequence[KeyedRow], stage: str) -> dict[str, int]:
+    """Row number by key; raises `InputError` for a key that stands there twice."""
+    numbers: dict[str, int] = {}
+    for place, row in enumerate(rows):
+        if row.key in numbers:
+            first = rows[numbers[row.key]].place
+            raise InputError(f"{stage}: {row.place} stands there twice; the first is {first}.")
+        numbers[row.key] = place
+    return numbers
+
+
+def _column(cells: Sequence[Any]) -> Column:
+    """One column of the table, and in its last place what an unknown sensor gets: position -1."""
+    try:
+        numbers = [np.nan if missing(cell) else float(cell) for cell in cells]
+        if any(not missing(cell) for cell in cells):
+            return Column(Kind.FLOAT, np.array([*numbers, np.nan]))
+    except (TypeError, ValueError):
+        pass
+    texts = {text: code for code, text in enumerate(dict.fromkeys(str(c) for c in cells if not missing(c)))}
+    codes = [-1 if missing(cell) else texts[str(cell)] for cell in cells]
+    return Column(Kind.TEXT, np.array([*codes, -1], np.int32), texts=object_array(list(texts)))
+
+
+def _looked_up(column: Column, rows: NDArray[np.intp]) -> Column:
+    values = column.values[rows]
+    if column.kind is Kind.FLOAT:
+        return Column(Kind.FLOAT, values)
+    empty = values < 0
+    tags = np.where(empty, np.uint8(NULL_TAG), np.uint8(0)) if empty.any() else None
+    return Column(Kind.TEXT, values, tags=tags, texts=column.texts)
