@@ -55,6 +55,9 @@ def test_gzip_can_be_unpacked_up_to_the_last_flush(tmp_path: Path) -> None:
         sink.flush()
         so_far = zlib.decompressobj(31).decompress(path.read_bytes())
         assert so_far.count(b"\n") == n + 1
+        size = path.stat().st_size
+        sink.flush()
+        assert path.stat().st_size == size  # nothing new, nothing written
     sink.close()
     assert gzip.decompress(path.read_bytes()) == so_far
 

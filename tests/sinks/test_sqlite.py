@@ -222,3 +222,16 @@ def test_records_without_fields(tmp_path: Path) -> None:
     sink.write(Batch.from_rows([{}, {}]))
     sink.close()
     assert query(path, "SELECT * FROM features") == [(1.5,), (None,), (None,)]
+
+
+def test_a_text_that_utf8_cannot_hold_in_the_middle_of_a_batch(tmp_path: Path) -> None:
+    """sqlite3 stops there; still every row is written once, in order, the bad half character as ``?``."""
+    path = tmp_path / "features.db"
+    rows = [{"n": n, "text": "\ud800" if n == 500 else "é"} for n in range(1001)]
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    sink.write(batch_of(n=[-1], text=["first"]))
+    sink.write(Batch.from_rows(rows))
+    sink.close()
+    got = query(path, "SELECT n, text FROM features")
+    assert got == [(-1, "first"), *((n, "?" if n == 500 else "é") for n in range(1001))]

@@ -62,7 +62,7 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""
 
-    def check(self) -> None:  # noqa: B027 - most sinks in memory have nothing to check
+    def check(self) -> None:
         """Refuse at start what cannot work: a file that exists, a folder that does not."""
 
     def bind(self, schema: Schema) -> None:

@@ -43,14 +43,17 @@ class Output:
             self.write(b"\n")  # the line before us was cut short: keep ours apart from it
 
     def write(self, lines: bytes) -> None:
-        data = self._gz.compress(lines) if self._gz is not None else lines
+        data = self._gz.compress(lines) if self._gz is not None else lines  # may be b"": zlib keeps some back
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= BUFFER_BYTES:
             self._send()
+            self._waiting.append(b"")  # of a gzip file, the compressor may still hold a part
 
     def flush(self) -> None:
         """Everything so far can be read; gzip readers can unpack up to here, then say that the end is missing."""
+        if not self._waiting:  # an idle run flushes all the time
+            return
         if self._gz is not None:
             self._waiting.append(self._gz.flush(zlib.Z_SYNC_FLUSH))
         self._send()
