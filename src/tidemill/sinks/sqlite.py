@@ -260,7 +260,7 @@ class _Insert:
         self._at_once = max(1, min(STATEMENT_ROWS, STATEMENT_VALUES // max(1, self._width)))
         row = f"({', '.join('?' * self._width)})"
         # Names cannot be bound; `quoted` made them identifiers whatever they hold.
-        head = f"INSERT INTO {table} " + (f"({', '.join(names)}) VALUES " if names else "DEFAULT VALUES")
+        head = f"INSERT INTO {table} " + (f"({', '.join(names)}) VALUES " if names else "DEFAULT VALUES")  # noqa: S608
         self._one = head + row if names else head
         self._many = head + ", ".join([row] * self._at_once) if names else head
 
