@@ -3,8 +3,8 @@
 A lane leaves a crash cursor: the slab, the stage and, while it works row by row, the row. After a first death inside
 a user's function the replacement goes through that stage row by row; the second death names the row, which goes to
 the dead letters alone. A kill by SIGKILL that we did not send may have come from outside (an operator, the memory
-of the machine); it must strike the same row twice before that row is blamed, so that killing lanes at random
-never costs a record.
+of the machine): the slab is first tried again as it was, and a row must be struck twice before it is blamed, so that
+killing lanes at random costs neither a record nor the time to look for one.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Blame:
     def __init__(self) -> None:
         self._orders: dict[int, Orders] = {}
         self._struck: dict[Cursor, int] = {}
+        self._tried_again: set[int] = set()
         self._fruitless = 0
 
     def orders(self, slab: int) -> Orders:
@@ -90,6 +91,7 @@ class Blame:
         """The slab is through; its orders are void."""
         self._fruitless = 0
         if self._orders.pop(slab, None) is not None:
+            self._tried_again.discard(slab)
             self._struck = {cursor: times for cursor, times in self._struck.items() if cursor.slab != slab}
 
     def died(self, death: Death) -> Orders:
@@ -101,12 +103,15 @@ class Blame:
                 raise TooManyDeaths(str(death))
             return self.orders(cursor.slab)
         orders = self._orders.setdefault(cursor.slab, Orders())
+        from_outside = death.signal == _SIGKILL and not death.ours
+        if from_outside and cursor.slab not in self._tried_again:
+            self._tried_again.add(cursor.slab)
+            return orders
         if cursor.row < 0 or cursor.stage not in orders.isolate:
             orders.isolate.add(cursor.stage)
             return orders
         self._struck[cursor] = self._struck.get(cursor, 0) + 1
-        suspect_from_outside = death.signal == _SIGKILL and not death.ours
-        if self._struck[cursor] >= (2 if suspect_from_outside else 1):
+        if self._struck[cursor] >= (2 if from_outside else 1):
             code, verb = (DEADLINE, "was stopped") if death.ours else (KILLED, "killed its lane")
             reason = f"the record {verb}: {death}"
             orders.quarantine.setdefault(cursor.stage, {})[cursor.row] = (code, reason)

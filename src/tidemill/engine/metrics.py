@@ -12,7 +12,7 @@ import numpy as np
 
 from tidemill.clock import Clock
 
-__all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "Quantiles", "Report", "Statistics"]
+__all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "LaneStatistics", "Quantiles", "Report", "Statistics"]
 
 _SUB = 5  # bits: 32 buckets an octave, so a quantile is right within 3 %
 
@@ -119,6 +119,20 @@ class LaneReport:
 
 
 @dataclass(frozen=True)
+class LaneStatistics:
+    """One lane, now."""
+
+    busy: float
+    """Share of the time since the last reading that it worked, 0 to 1."""
+    batches: int
+    restarts: int
+    in_flight: int
+    """Slabs it has not committed."""
+    pid: int | None
+    """Its process; None inline, or while a new one is being started."""
+
+
+@dataclass(frozen=True)
 class BatchRecords:
     """Records in a slab."""
 
@@ -182,8 +196,7 @@ class Statistics:
     filtered: int
     records_per_s: float
     """Over the time since the last reading of these statistics."""
-    lanes: tuple[LaneReport, ...]
-    """``busy`` is over the same time."""
+    lanes: tuple[LaneStatistics, ...]
     queue_records: int
     queue_limit: int
     slabs_in_flight: int

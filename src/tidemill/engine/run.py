@@ -29,7 +29,7 @@ from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.loading import stop_if_loading
-from tidemill.engine.metrics import Counts, Histogram, LagMonitor, LaneReport, Report, Statistics
+from tidemill.engine.metrics import Counts, Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -138,11 +138,10 @@ class Run:
                 mill.stop()
                 for task in background:
                     task.cancel()
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        finally:
+        except BaseException as error:
             for outlet in self._outlets:
                 await outlet.abandon()
+            raise _first(error) from None
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
@@ -293,6 +292,11 @@ class Run:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
         self._stopping.set()
 
+    async def wait(self) -> Report:
+        """Wait until it has ended by itself (inside `serve`)."""
+        assert self._task is not None
+        return await asyncio.shield(self._task)
+
     async def stop(self) -> None:
         """The same, and wait until all is done (inside `serve`)."""
         self.stop_soon()
@@ -307,8 +311,8 @@ class Run:
         then, records, busy = self._last
         span = max(now - then, 1)
         lanes = tuple(
-            LaneReport(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts)
-            for lane, before in zip(mill.lanes, busy, strict=True)
+            LaneStatistics(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts, in_flight, lane.pid)
+            for lane, before, in_flight in zip(mill.lanes, busy, mill.ledger.in_flight(), strict=True)
         )
         self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
         ledger = mill.ledger.statistics()
@@ -375,9 +379,8 @@ def _outlet(sink: Any, server: ForkServer | None) -> Outlet:
     raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first leaf: the others followed from it."""
-    error: BaseException = errors
+def _first(error: BaseException) -> BaseException:
+    """The first leaf of a group: the others followed from it."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,0 +1,86 @@
+"""``Plan.apply``: the chain of the lanes over data in memory, so that a notebook sees the numbers of the plant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tidemill import files, interchange
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.core.chain import Chain, Outcome
+from tidemill.core.keys import KeyTable
+from tidemill.errors import InputError, StageError
+from tidemill.formats.edge import DEFAULT_TIME, Edge
+from tidemill.stages.state import StateMemory
+
+if TYPE_CHECKING:
+    from tidemill.core.plan import Plan
+
+__all__ = ["apply"]
+
+_RECORDS_AT_ONCE: Final = 32_768
+"""As many as a slab holds: it bounds the undo log, and functions see batches of the size they see live."""
+
+
+def apply(plan: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
+    """See `Plan.apply`."""
+    batch = _with_roles(data, key, time, tz)
+    prepared = plan.prepared(files.read_table)
+    prepared.bind(batch.schema)
+    keys = KeyTable(lanes=1, max_keys=max(len(batch), 1))
+    slots = keys.slots(keys.encode(batch.key_column)) if batch.key_column is not None else np.empty(0, np.int32)
+    layout = prepared.layout(max(len(keys), 1), _RECORDS_AT_ONCE)
+    memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
+    chain = Chain(prepared.stages, memory, lambda: 0)
+    chain.admit(keys.untold(0)[1], 0)
+    outcomes = []
+    for number, start in enumerate(range(0, max(len(batch), 1), _RECORDS_AT_ONCE), 1):
+        part = slice(start, start + _RECORDS_AT_ONCE)
+        memory.begin(number)
+        outcome = chain.run(batch.slice(part.start, part.stop), slots[part])
+        memory.commit(number)
+        for dead in outcome.dead:
+            name = prepared.stages[dead.stage].name
+            raise StageError(f"record {start + dead.row}: {name}: {dead.reason}")
+        outcomes.append((start, outcome))
+    return interchange.like(data, _joined(batch, outcomes))
+
+
+def _with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
+    table = interchange.from_table(data)
+    if not table.columns:
+        return table
+    arrival = time is None and DEFAULT_TIME not in table.columns
+    edge = Edge(key=key, time=time, tz=tz, arrival=arrival, source="apply")
+    batch, letters = edge.columns(table.columns, rows=len(table), naive=interchange.naive_times(data))
+    if letters:
+        raise InputError(f"{letters[0].reason}, in the record {letters[0].raw}; {len(letters)} such records in all.")
+    batch.origin, batch.origin_names, batch.orders = table.origin, table.origin_names, table.orders
+    return batch
+
+
+def _joined(batch: Batch, outcomes: list[tuple[int, Outcome]]) -> Batch:
+    """The chunks as one; what was carried is taken from the input, so that it stays what it was to the last bit."""
+    base = batch
+    if any(outcome.rows is not None for _, outcome in outcomes):
+        sizes = [np.arange(len(o.batch)) if o.rows is None else o.rows for _, o in outcomes]
+        rows = np.concatenate([own + start for own, (start, _) in zip(sizes, outcomes, strict=True)])
+        base = batch.take(rows)
+    last = outcomes[-1][1]
+    columns: dict[str, Column] = {}
+    for name in last.batch.columns:
+        sources = {outcome.carried.get(name) for _, outcome in outcomes}
+        source = next(iter(sources)) if len(sources) == 1 else None
+        if source is not None:
+            columns[name] = base.columns[source]
+        else:
+            parts = [
+                Batch({name: o.batch.columns[name]}) if name in o.batch.columns else Batch({}, rows=len(o.batch))
+                for _, o in outcomes
+            ]
+            columns[name] = Batch.concat(parts).columns[name]
+    if list(columns)[: len(base.columns)] == list(base.columns):
+        return base.with_columns({n: c for n, c in columns.items() if c is not base.columns.get(n)})
+    return base.with_columns(columns).select({name: name for name in columns})
