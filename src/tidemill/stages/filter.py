@@ -71,7 +71,7 @@ class Filter(FunctionStage):
         if isinstance(mask, bool | np.bool_):
             mask = np.full(len(batch), mask)
         mask = np.asarray(mask)
-        if mask.dtype == object and all(isinstance(item, bool | np.bool_) for item in mask.tolist()):
+        if mask.dtype == object and mask.ndim == 1 and all(isinstance(item, bool | np.bool_) for item in mask.tolist()):
             mask = mask.astype(np.bool_)
         if mask.dtype != np.bool_:
             got = f"an array of {mask.dtype.name}" if mask.ndim else shown_type(mask.tolist())

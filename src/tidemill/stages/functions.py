@@ -134,14 +134,13 @@ def _array_of_items(items: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
 def _unchanged(own: Column, array: NDArray[Any]) -> bool:
     """Whether the array holds what the function was shown of this column, bit for bit."""
     shown = own.array
-    if array is shown:
-        return True
-    if array.dtype != shown.dtype or array.dtype == object:
-        same = array.dtype == object and shown.dtype == object and own.kind is Kind.TEXT
-        return same and all(a is b or a == b for a, b in zip(array.tolist(), shown.tolist(), strict=True))
+    if array.dtype != shown.dtype:
+        return False
     start, stride = array.__array_interface__["data"][0], array.strides
-    if (start, stride) == (shown.__array_interface__["data"][0], shown.strides):
+    if own.kind is not Kind.TEXT and (start, stride) == (shown.__array_interface__["data"][0], shown.strides):
         return True
+    if array.dtype == object:
+        return own.kind is Kind.TEXT and bool(np.array_equal(array, shown))
     width = np.dtype(f"u{array.itemsize}")
     return bool(np.array_equal(np.ascontiguousarray(array).view(width), np.ascontiguousarray(shown).view(width)))
 

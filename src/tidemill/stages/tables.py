@@ -46,7 +46,8 @@ def as_columns(table: Any, *, stage: str, key_column: str, columns: Sequence[str
     if module == "pyarrow":
         return dict(table.to_pydict())
     if isinstance(table, Mapping):
-        if key_column in table and not isinstance(table[key_column], Mapping):
+        by_column = any(name in table and not isinstance(table[name], Mapping) for name in (key_column, *columns))
+        if by_column:
             return {str(name): list(cells) for name, cells in table.items()}
         return _columns_of_rows(
             {key_column: key, **_named(row, columns, f"{stage}: the row of {key!r}")} for key, row in table.items()
@@ -79,6 +80,8 @@ def keyed_rows(table: Table, *, stage: str, source: str, key_column: str, column
 
     Raises `InputError` naming the expected header, or the row.
     """
+    if not table:
+        raise InputError(f"{stage}: {source} is empty.")
     wanted = [key_column, *columns]
     absent = [name for name in wanted if name not in table]
     if absent:
@@ -89,6 +92,8 @@ def keyed_rows(table: Table, *, stage: str, source: str, key_column: str, column
     lengths = {name: len(table[name]) for name in wanted}
     if len(set(lengths.values())) > 1:
         raise InputError(f"{stage}: {source} has columns of different lengths: {lengths}.")
+    if not lengths[key_column]:
+        raise InputError(f"{stage}: {source} has no rows.")
     rows = []
     for number_, cells in enumerate(zip(*(table[name] for name in wanted), strict=True), 1):
         key = cells[0]

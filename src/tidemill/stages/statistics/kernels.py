@@ -13,7 +13,6 @@ function of its window alone:
 A key's ``head`` packs how many cells of its ring are filled (high 32 bits) and the cell of its next record (low 32).
 """
 
-# ruff: noqa: C901 - one pass over the window is the point
 # ruff: noqa: FURB136 - min() and max() are slower interpreted, and leave open what they do with NaN
 # ruff: noqa: PLR0124 - x == x is false for NaN alone
 

@@ -1,0 +1,205 @@
+"""Calibrate and Lookup: the formula, every shape of table, and what is refused."""
+
+# ruff: noqa: ARG005 - these functions only return
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import InputError, PlanError
+from tidemill.schema import Field, Kind, Schema
+from tidemill.stages.calibrate import Calibrate
+from tidemill.stages.lookup import Lookup
+
+TABLE = {"sensor": ["S1", "7"], "baseline": ["20", "1.5"], "scale": ["60", "-2"]}
+
+
+def loaded(table):
+    return lambda path: table
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.floats(-1e6, 1e6) | st.just(float("nan"))), min_size=1, max_size=50),
+    st.dictionaries(
+        st.sampled_from("abc"),
+        st.tuples(st.floats(-1e3, 1e3), st.floats(0.001, 1e3) | st.floats(-1e3, -0.001)),
+        min_size=1,
+    ),
+)
+def test_equals_pandas(drive, floats, records, constants):
+    """Over any interleaving and any table, the numbers are pandas' own, bit for bit, and NaN for unknown sensors."""
+    keys = [key for key, _ in records]
+    values = [value for _, value in records]
+    driver = drive(Calibrate(constants))
+    made = driver.step(floats(value=values), keys).batch
+    frame = pd.DataFrame({"key": keys, "value": values})
+    baseline = frame["key"].map({key: c[0] for key, c in constants.items()}).astype(float)
+    scale = frame["key"].map({key: c[1] for key, c in constants.items()}).astype(float)
+    expected = ((frame["value"] - baseline) / scale).to_numpy()
+    np.testing.assert_array_equal(made["normalized"], expected)
+    assert driver.state.counts.get("unknown_key", 0) == sum(key not in constants for key in keys)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE,
+        {"S1": (20, 60), 7: (1.5, -2)},
+        {"S1": {"baseline": 20, "scale": 60}, "7": {"baseline": 1.5, "scale": -2.0}},
+        [{"sensor": "S1", "baseline": 20, "scale": 60}, {"sensor": 7, "baseline": 1.5, "scale": -2}],
+        pd.DataFrame({"sensor": ["S1", 7], "baseline": [20, 1.5], "scale": [60, -2]}),
+        pl.DataFrame({"sensor": ["S1", "7"], "baseline": [20.0, 1.5], "scale": [60.0, -2.0]}),
+    ],
+)
+def test_every_shape_of_table(drive, floats, table):
+    """CSV columns, dicts by sensor, rows and both kinds of DataFrame say the same; 7 and "7" are one sensor."""
+    made = drive(Calibrate(table)).step(floats(value=[50, 5]), ["S1", "7"]).batch
+    assert made["normalized"].tolist() == [0.5, -1.75]
+
+
+def test_a_path_is_loaded_by_prepared(drive, floats):
+    """The stage reads no file itself: it is prepared with what was loaded, and refuses to open before."""
+    stage = Calibrate("calibration.csv")
+    assert stage.bind(Schema([Field("value", Kind.FLOAT)])).names == ("value", "normalized")
+    with pytest.raises(PlanError, match="not been loaded"):
+        stage.opened()
+    made = drive(stage.prepared(loaded(TABLE))).step(floats(value=[50]), ["S1"]).batch
+    assert made["normalized"].tolist() == [0.5]
+
+
+def test_rows_of_other_columns_are_left_out(drive, floats):
+    """With the header sensor,column,baseline,scale one table serves several stages."""
+    table = {
+        "sensor": ["S1", "S1"],
+        "column": ["value", "pressure"],
+        "baseline": ["0", "100"],
+        "scale": ["1", "10"],
+    }
+    made = drive(Calibrate(table, column="pressure", into="p")).step(floats(pressure=[120]), ["S1"]).batch
+    assert made["p"].tolist() == [2]
+    with pytest.raises(InputError, match="no row for the column 'level'"):
+        Calibrate(table, column="level")
+
+
+@pytest.mark.parametrize(
+    "options", [{"table": {"S1": (0, 1), "*": (10, 1)}}, {"table": {"S1": (0, 1)}, "default": (10, 1)}]
+)
+def test_a_default_row_serves_the_rest(drive, floats, options):
+    """The sensor ``*``, or ``default=``, stands for every sensor without a row of its own."""
+    driver = drive(Calibrate(**options))
+    assert driver.step(floats(value=[5, 5]), ["S1", "S9"]).batch["normalized"].tolist() == [5, -5]
+    assert driver.state.counts == {}
+
+
+def test_unknown_sensors_go_to_the_dead_letters_when_asked(drive, floats):
+    """With ``unknown="dead_letter"`` a record without a row is rejected, and the others go on."""
+    driver = drive(Calibrate({"S1": (0, 1)}, unknown="dead_letter"))
+    step = driver.step(floats(value=[1, 2, 3]), ["S1", "S2", "S1"])
+    assert step.kept.tolist() == [0, 2]
+    assert [(reject.row, reject.reason_code) for reject in step.rejects] == [(1, "unknown_key")]
+    assert step.batch["normalized"].tolist() == [1, 3]
+
+
+def test_range_and_two_point(drive, floats):
+    """A range maps low to 0 and high to 1; two points map what was measured to what is true."""
+    made = drive(Calibrate.range(-20, 60, into="r")).step(floats(value=[-20, 60, 20])).batch
+    assert made["r"].tolist() == [0, 1, 0.5]
+    made = drive(Calibrate.range({"S1": (0, 10)})).step(floats(value=[5, 5]), ["S1", "S2"]).batch
+    np.testing.assert_array_equal(made["normalized"], [0.5, np.nan])
+    stage = Calibrate.two_point(low=(0.8, 0.0), high=(99.3, 100.0), into="celsius")
+    made = drive(stage).step(floats(value=[0.8, 99.3])).batch
+    np.testing.assert_allclose(made["celsius"], [0, 100], rtol=1e-15)
+    table = {
+        "sensor": ["S1"],
+        "measured_low": ["1"],
+        "true_low": ["0"],
+        "measured_high": ["3"],
+        "true_high": ["100"],
+    }
+    stage = Calibrate.two_point("points.csv").prepared(loaded(table))
+    assert drive(stage).step(floats(value=[2]), ["S1"]).batch["normalized"].tolist() == [50]
+
+
+def test_sensors_admitted_again_and_many(drive, floats):
+    """A lane that takes over admits every sensor anew from slot 0; the slots' own memory grows as needed."""
+    driver = drive(Calibrate({str(i): (i, 1) for i in range(5000)}), max_keys=8192)
+    keys = [str(i) for i in range(5000)]
+    first = driver.step(floats(value=np.zeros(5000)), keys).batch["normalized"]
+    driver.stage = driver.stage.opened()
+    driver.stage.admit(keys, 0)
+    assert first.tolist() == driver.step(floats(value=np.zeros(5000)), keys).batch["normalized"].tolist()
+    assert first[4999] == -4999
+
+
+def test_a_column_can_be_calibrated_in_its_place(drive, floats):
+    """``into`` may be the column itself; it keeps its place."""
+    made = drive(Calibrate({"*": (1, 2)}, into="value")).step(floats(value=[5], other=[1])).batch
+    assert made.names == ("value", "other")
+    assert made["value"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("table", "culprit"),
+    [
+        ({"sensor": ["S1"], "offset": ["1"]}, "Expected header: sensor,baseline,scale; found: sensor,offset"),
+        ({"id": ["S1"], "baseline": ["1"], "scale": ["2"]}, "no column 'sensor'"),
+        ({"sensor": ["S1", "S2"], "baseline": ["1", "2"], "scale": ["1", "0"]}, r"row 2 \(sensor S2\): scale is 0"),
+        ({"sensor": ["S1"], "baseline": ["warm"], "scale": ["1"]}, r"row 1 \(sensor S1\): baseline is 'warm'"),
+        ({"sensor": ["S1"], "baseline": ["inf"], "scale": ["1"]}, "baseline is 'inf'; a finite number"),
+        ({"sensor": ["S1"], "baseline": [""], "scale": ["1"]}, "baseline is ''"),
+        ({"sensor": ["7", 7], "baseline": [1, 2], "scale": [1, 2]}, r"row 2 \(sensor 7\) stands there twice"),
+        ({"sensor": [""], "baseline": [1], "scale": [1]}, "row 1: the sensor is empty"),
+        ({"S1": (1, 2, 3)}, "row of 'S1' has 3 values; 2 are needed: baseline, scale"),
+        ({"sensor": [], "baseline": [], "scale": []}, "has no rows"),
+        ({}, "the table is empty"),
+        (42, "it was given int"),
+    ],
+)
+def test_bad_tables_are_refused(table, culprit):
+    """A bad table is refused when it is read, naming the row or the header that was expected."""
+    with pytest.raises(InputError, match=culprit):
+        Calibrate(table)
+
+
+def test_degenerate_points_are_refused():
+    """A range or two points of no width would divide by zero."""
+    with pytest.raises(InputError, match="low and high are both 5"):
+        Calibrate.range(5, 5)
+    with pytest.raises(InputError, match="both points were measured as 1"):
+        Calibrate.two_point(low=(1, 0), high=(1, 10))
+    with pytest.raises(PlanError, match="low and high, or a table"):
+        Calibrate.range(1, 2, 3)
+    with pytest.raises(PlanError, match="needs a column 'value'"):
+        Calibrate({"*": (0, 1)}).bind(Schema([Field("v", Kind.FLOAT)]))
+
+
+def test_lookup_adds_text_and_numbers(drive, floats):
+    """A column of numbers is float, any other text; an empty cell and an unknown sensor are null or NaN."""
+    table = {"sensor": ["S1", "S2"], "line": ["A", ""], "limit": ["80", ""], "gain": ["1", "2"]}
+    stage = Lookup("sensors.csv", columns=["line", "limit"]).prepared(loaded(table))
+    schema = stage.bind(Schema([Field("value", Kind.FLOAT)]))
+    assert str(schema) == "value: float, line: text, limit: float"
+    driver = drive(stage)
+    made = driver.step(floats(value=[1, 2, 3]), ["S1", "S2", "S3"]).batch
+    assert made["line"].tolist() == ["A", None, None]
+    np.testing.assert_array_equal(made["limit"], [80, np.nan, np.nan])
+    assert driver.state.counts == {"unknown_key": 1}
+    assert [row["line"] for row in made.to_rows()] == ["A", None, None]
+
+
+def test_lookup_defaults_and_dead_letters(drive):
+    """``default=`` fills in for the sensors that are not there; without it they can be rejected."""
+    batch = Batch({"v": Column(Kind.FLOAT, np.zeros(2))})
+    made = drive(Lookup({"S1": {"line": "A"}}, default={"line": "?"})).step(batch, ["S1", "S2"]).batch
+    assert made["line"].tolist() == ["A", "?"]
+    step = drive(Lookup({"S1": {"line": "A"}}, unknown="dead_letter")).step(batch, ["S2", "S1"])
+    assert step.kept.tolist() == [1]
+    assert step.batch["line"].tolist() == ["A"]
+    with pytest.raises(InputError, match=r"no column 'limit'\. Expected header: sensor,limit; found: sensor,line"):
+        Lookup({"sensor": ["S1"], "line": ["A"]}, columns=["limit"])
