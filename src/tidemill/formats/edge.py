@@ -5,6 +5,7 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -85,6 +86,17 @@ class Edge:
     def key_fields(self) -> tuple[str, ...]:
         """The names that make the key: fields of the record, or things that the source knows."""
         return tuple(name for _, name in self._template if name is not None)
+
+    def twin(self) -> Edge:
+        """An edge that learns the same kinds and counts for itself: for a look ahead that is no reading."""
+        made = copy.copy(self)
+        made._fields, made._reasons, made._accepted = {}, {}, 0
+        return made
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields seen so far (of rejected records, those of the first fifty)."""
+        return tuple(self._fields)
 
     # -- in ----------------------------------------------------------------------------------------
 

@@ -75,6 +75,12 @@ class LineSplitter:
         self._hold(data[end:])
         return block if len(block) <= self.limit else self._within_limit(block)
 
+    def give_up(self) -> None:
+        """Reject the unfinished line: somebody else needs the memory."""
+        if self._held:
+            self._set_aside(b"".join(self._parts))
+            self._skipping = True
+
     def finish(self) -> bytes:
         """The last line, when the input ended without a line's end; empty when there is none."""
         if self._start:  # one or two bytes that could have become a byte order mark

@@ -85,6 +85,10 @@ class Source(abc.ABC):
         """What is known of the records before the first is read."""
         return Schema(open=True)
 
+    def explain(self) -> str:
+        """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
+        return ""
+
     @abc.abstractmethod
     def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         """Yield batches, each with its key, time and ``arrived_ns``, never holding the loop for more than about a

@@ -1,0 +1,90 @@
+"""What the sources have in common: an edge that gives roles, counts, and rejects on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Final
+
+from tidemill.batch import Batch
+from tidemill.formats.edge import Edge
+from tidemill.letters import DeadLetter
+from tidemill.schema import Field, Schema
+from tidemill.sources.base import Source, SourceContext, SourceStatistics
+
+__all__ = ["MOST_RECORDS", "EdgedSource", "pause", "pieces"]
+
+MOST_RECORDS: Final = 8_192
+"""Records of one batch; a batch that the user made may have four times as many."""
+
+
+class EdgedSource(Source):
+    """A source whose records get their roles from an `Edge`.
+
+    ``time_format``  a ``strptime`` format for every time of this source
+    """
+
+    arrival: ClassVar[bool] = False
+    """Records without the default time field get the time of their arrival."""
+    fallback: ClassVar[str | None] = None
+    """What the source knows that names the sensor of a record without the default key field."""
+
+    def __init__(
+        self,
+        *,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, name=name)
+        self.edge = Edge(
+            key=key,
+            time=time,
+            columns=self.columns,
+            tz=tz,
+            time_format=time_format,
+            arrival=self.arrival,
+            fallback=self.fallback,
+            source=self.name,
+        )
+        self._records = 0
+        self._rejected = 0
+        self._connected = False
+
+    def accept(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Batch:
+        """``batch``, counted; its rejects handed over."""
+        for letter in letters:
+            context.reject(letter)
+        self._rejected += len(letters)
+        self._records += len(batch)
+        return batch
+
+    def declared(self, *, more: bool) -> Schema:
+        """The declared columns, ``more`` of which may come."""
+        return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
+
+    def explain(self) -> str:
+        return self.edge.explain()
+
+    def statistics(self) -> SourceStatistics:
+        return SourceStatistics(self.name, self._connected, self._records, self._rejected)
+
+
+def pieces(batch: Batch, most: int = MOST_RECORDS) -> Iterator[Batch]:
+    """``batch`` in slices of at most ``most`` records; nothing when it is empty."""
+    for start in range(0, len(batch), most):
+        yield batch.slice(start, start + most)
+
+
+async def pause(context: SourceContext, seconds: float) -> None:
+    """Wait, but no longer than until the run wants to end."""
+    sleeping = asyncio.ensure_future(context.clock.sleep(seconds))
+    stopping = asyncio.ensure_future(context.stopping.wait())
+    try:
+        await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleeping.cancel()
+        stopping.cancel()

@@ -1,0 +1,78 @@
+"""`Frame`: a table in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from tidemill.batch import Batch
+from tidemill.errors import InputError, PlanError
+from tidemill.interchange import from_table, kind_of_table, naive_times
+from tidemill.schema import Field, Schema
+from tidemill.sources.base import SourceContext
+from tidemill.sources.edged import EdgedSource, pieces
+
+__all__ = ["Frame"]
+
+
+class Frame(EdgedSource):
+    """A pandas or polars DataFrame, or an Arrow table, in the order of its rows.
+
+    Raises `PlanError` for anything else, `InputError` when the key or time column is not there, naming those that are.
+    Delivery: every row once, in order.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        if kind_of_table(table) not in ("pandas", "polars", "arrow"):
+            raise PlanError(
+                f"Frame takes a DataFrame (pandas or polars) or an Arrow table, not a {type(table).__name__}; "
+                f"for dicts or batches write sources.Records(rows)."
+            )
+        self.table = table
+
+    def check(self) -> None:
+        self.peek()
+
+    def peek(self) -> Schema:
+        head = self.table[:100] if kind_of_table(self.table) != "arrow" else self.table.slice(0, 100)
+        batch = from_table(head)
+        hint = f"its columns are: {', '.join(batch.names)}; try {self.edge.suggestion(batch.names)}"
+        if self.edge.time not in batch:
+            raise InputError(f"the table has no column {self.edge.time!r} to read the time from; {hint}.")
+        for name in self.edge.key_fields:
+            if name not in batch:
+                raise InputError(f"the table has no column {name!r} to read the sensor from; {hint}.")
+        return batch.schema.adding(Field(name, kind) for name, kind in self.columns.items())
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        self._connected = True
+        try:
+            batch, letters = await asyncio.to_thread(self._decode)
+            batch.arrived_ns = context.clock.monotonic_ns()
+            for letter in letters:
+                context.reject(letter)
+            self._rejected += len(letters)
+            for piece in pieces(batch):
+                if context.stopping.is_set():
+                    return
+                self._records += len(piece)
+                yield piece
+                await asyncio.sleep(0)
+        finally:
+            self._connected = False
+
+    def _decode(self) -> Any:
+        batch = from_table(self.table)
+        return self.edge.columns(batch.columns, rows=len(batch), naive=naive_times(self.table))

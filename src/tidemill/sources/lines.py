@@ -1,0 +1,139 @@
+"""`Lines`: standard input, a pipe or a file of lines, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from tidemill import files
+from tidemill.batch import Batch
+from tidemill.errors import InputError, PlanError
+from tidemill.schema import Schema
+from tidemill.sources.base import SourceContext
+from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.inbox import Inbox
+from tidemill.sources.readers import Decoder, decoder_for, format_of
+
+__all__ = ["Lines"]
+
+_READ: Final = 1 << 15
+_BUFFER: Final = 1 << 20
+
+
+class Lines(EdgedSource):
+    """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file or named pipe.
+
+    ``format``  ``"ndjson"`` (default) or ``"csv"``, whose first line names the columns
+
+    A record without the default time field gets the time of its arrival. Reads no more than 1 MiB ahead, so that the
+    writer of a pipe waits. Ends with its input. Delivery: every line once, in order; a pipe cannot be read again.
+    """
+
+    push = True
+    arrival = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "-",
+        *,
+        format: str | None = None,  # noqa: A002 - the user's word
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        if format not in (None, "ndjson", "csv"):
+            raise PlanError(f'format={format!r} of Lines must be "ndjson" or "csv".')
+        self.path = path
+        if format is None:
+            format = "csv" if path != "-" and files.suffix(path) == ".csv" else "ndjson"  # noqa: A001
+        self.format = format_of(files.absolute(path), format)
+
+    def check(self) -> None:
+        if self.path != "-" and not files.absolute(self.path).exists():
+            files.expand(self.path)  # raises, naming the path
+
+    def peek(self) -> Schema:
+        return self.declared(more=True)
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        own = self.path != "-"
+        descriptor = self._opened() if own else sys.stdin.fileno()
+        decoder = decoder_for(self.format, self.edge, named="standard input" if not own else str(self.path))
+        self._connected = True
+        try:
+            waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+            blocks = _as_they_come(descriptor, context) if waits else _of_file(descriptor, context)
+            async for block, arrived_ns, wall_ns in blocks:
+                for piece in self._decoded(context, decoder, block, arrived_ns, wall_ns):
+                    yield piece
+                await asyncio.sleep(0)
+            for piece in self._decoded(context, decoder, None, context.clock.monotonic_ns(), context.clock.wall_ns()):
+                yield piece
+        finally:
+            self._connected = False
+            if own:
+                os.close(descriptor)
+
+    def _opened(self) -> int:
+        tried = files.absolute(self.path)
+        try:
+            return os.open(tried, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
+
+    def _decoded(
+        self, context: SourceContext, decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int
+    ) -> list[Batch]:
+        if block is None:
+            batch, letters = decoder.finish(arrived_ns=arrived_ns, wall_ns=wall_ns)
+        else:
+            batch, letters = decoder.feed(block, arrived_ns=arrived_ns, wall_ns=wall_ns)
+        return list(pieces(self.accept(context, batch, letters)))
+
+
+async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+    while not context.stopping.is_set() and (block := await asyncio.to_thread(os.read, descriptor, _READ)):
+        yield block, context.clock.monotonic_ns(), context.clock.wall_ns()
+
+
+async def _as_they_come(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+    """Reads when there is something to read: the loop never waits, and no thread is left behind in a read."""
+    loop = asyncio.get_running_loop()
+    clock = context.clock
+
+    def read() -> None:
+        try:
+            block = os.read(descriptor, _READ)
+        except BlockingIOError:
+            return
+        except OSError:  # the terminal went away
+            block = b""
+        if block:
+            inbox.put((block, clock.monotonic_ns(), clock.wall_ns()), len(block))
+        else:
+            pause()
+            inbox.close()
+
+    def pause() -> None:
+        loop.remove_reader(descriptor)
+
+    def resume() -> None:
+        loop.add_reader(descriptor, read)
+
+    inbox: Inbox[tuple[bytes, int, int]] = Inbox(_BUFFER, pause, resume)
+    resume()
+    try:
+        async with inbox.until_stopping(context, pause):
+            while await inbox.filled():
+                for item in inbox.take(_READ):
+                    yield item
+    finally:
+        pause()
