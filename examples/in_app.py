@@ -12,7 +12,7 @@ SENSORS = ["boiler-1", "boiler-2", "pump-1"]
 READINGS = 60
 
 newest = tm.sinks.Latest()
-listener = tm.sources.TCP("127.0.0.1:0")  # port 0: any free one; a real plant has a fixed one
+listener = tm.sources.TCP(port=0)  # any free one; a real plant has a fixed one
 pipeline = tm.Pipeline(listener, tm.Rolling("value", window=50, stats=["mean", "max"]), newest)
 
 

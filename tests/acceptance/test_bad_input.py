@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-GOOD = '{"sensor": "a", "time": 1, "value": 1.5}\n'
+GOOD = '{"sensor": "a", "time": "2026-03-01T06:00:00Z", "value": 1.5}\n'
 
 PIPELINE = """
 import tidemill as tm
@@ -19,13 +19,13 @@ pipeline = tm.Pipeline(tm.sources.Lines("-"), tm.Rolling("value", window=5, stat
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
-        ('{"sensor": "a", "time": 2, "val\n', "malformed"),
+        ('{"sensor": "a", "time": "2026-03-01T06:00:01Z", "val\n', "malformed"),
         ("[1, 2, 3]\n", "malformed"),
-        ('{"sensor": "a", "time": 2, "value": "warm"}\n', "wrong_type"),
-        ('{"time": 2, "value": 1}\n', "no_key"),
+        ('{"sensor": "a", "time": "2026-03-01T06:00:01Z", "value": "warm"}\n', "wrong_type"),
+        ('{"time": "2026-03-01T06:00:01Z", "value": 1}\n', "no_key"),
         ('{"sensor": "a", "time": "yesterday", "value": 1}\n', "bad_time"),
-        ('{"sensor": "a", "time": 2, "value": 1e999}\n', "infinite"),
-        ('{"sensor": "a", "time": 2, "value": 1, "pad": "' + "x" * (1 << 20) + '"}\n', "oversize"),
+        ('{"sensor": "a", "time": "2026-03-01T06:00:01Z", "value": 1e999}\n', "infinite"),
+        ('{"sensor": "a", "time": "2026-03-01T06:00:01Z", "value": 1, "pad": "' + "x" * (1 << 20) + '"}\n', "oversize"),
     ],
     ids=["half a line", "no object", "text for a number", "no sensor", "no such time", "infinite", "over 1 MiB"],
 )
@@ -165,7 +165,7 @@ def test_a_busy_port_is_refused_by_number(tidemill, write) -> None:
             "plant.py",
             f"""
 import tidemill as tm
-pipeline = tm.Pipeline(tm.sources.TCP("127.0.0.1:{port}"), tm.Rolling("value"), tm.sinks.Lines("o.ndjson"))
+pipeline = tm.Pipeline(tm.sources.TCP("127.0.0.1", {port}), tm.Rolling("value"), tm.sinks.Lines("o.ndjson"))
 """,
         )
         told = tidemill("run", "plant.py")

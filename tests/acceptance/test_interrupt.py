@@ -55,12 +55,14 @@ END_S = 60  # far beyond what an orderly end takes; a hang fails here instead of
 def running(folder: Path, text: str, *words: object) -> Iterator[subprocess.Popen[str]]:
     (folder / "plant.py").write_text(text)
     command = [sys.executable, "-m", "tidemill", "run", "plant.py", *map(str, words)]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    with (
+        (folder / "told").open("w") as told,
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=told, text=True) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -83,8 +85,8 @@ def test_a_signal_under_load_ends_in_order(
         lines = [process.stdout.readline() for _ in range(5_000)]  # the run is at full load
         children = family(process)
         process.send_signal(stop)
-        rest, told = process.communicate(timeout=END_S)
-    assert process.returncode == 0, told
+        rest = process.stdout.read()
+        assert process.wait(END_S) == 0, (tmp_path / "told").read_text()
     text = "".join(lines) + rest
     assert text.endswith("\n")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -100,10 +102,9 @@ def test_a_signal_under_load_ends_in_order(
 def test_a_second_signal_leaves_at_once(tmp_path: Path, stop: signal.Signals, code: int) -> None:
     """A function that will not return for an hour does not hold the user."""
     with running(tmp_path, STUCK, "--lanes", 1, "--grace", 3600) as process:
-        assert process.stderr is not None
         children = started(process)
         process.send_signal(stop)
-        assert any("once more" in line for line in iter(process.stderr.readline, ""))
+        until(process, lambda: "once more" in (tmp_path / "told").read_text())
         process.send_signal(stop)
         assert process.wait(END_S) == code
     assert all_gone(children)
@@ -114,32 +115,32 @@ def test_the_grace_bounds_the_stop(tmp_path: Path) -> None:
     with running(tmp_path, STUCK, "--lanes", 1, "--grace", 0.2, "--report", "r.json") as process:
         children = started(process)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=END_S)
-    assert process.returncode == 75, told
+        assert process.wait(END_S) == 75, (tmp_path / "told").read_text()
     assert json.loads((tmp_path / "r.json").read_text())["in_flight"] == 1
     assert all_gone(children)
 
 
-def started(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The run's processes, once the sink's own has opened its file: by then signals are handled."""
-    output = Path(psutil.Process(process.pid).cwd()) / "o.ndjson"
-    while process.poll() is None:
-        if output.exists():
-            return family(process)
+def until(process: subprocess.Popen[str], true: Callable[[], bool]) -> None:
+    """Return as soon as it is; fail when the process ends before."""
+    while not true():
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.01)
-    raise AssertionError(f"ended with {process.returncode} before it began: {process.stderr and process.stderr.read()}")
+            raise AssertionError(f"ended with {process.wait(0.01)} too early")
+
+
+def started(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The run's processes, once the sink has opened its file: by then signals are handled."""
+    output = Path(psutil.Process(process.pid).cwd()) / "o.ndjson"
+    until(process, output.exists)
+    return family(process)
 
 
 def test_a_reader_that_leaves_ends_the_run(tmp_path: Path) -> None:
     """``tidemill run ... --output - | head``: exit code 5, no traceback, no process left."""
     with running(tmp_path, ENDLESS, "--lanes", 1) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         children = family(process)
         process.stdout.close()
-        told = process.stderr.read()
-        assert process.wait(END_S) == 5, told
-    assert "Traceback" not in told
+        assert process.wait(END_S) == 5
+    assert "Traceback" not in (tmp_path / "told").read_text()
     assert all_gone(children)

@@ -23,8 +23,9 @@ def test_a_recording_runs_with_the_files_own_edges(tidemill, examples, tmp_path)
     assert told.stdout == ""
     assert f"{RECORDS} records in, {RECORDS} rows out" in told.stderr
     with sqlite3.connect(tmp_path / "features.db") as database:
-        (rows,) = database.execute("SELECT count(*) FROM features WHERE surprise IS NOT NULL").fetchone()
+        (surprises, rows) = database.execute("SELECT count(surprise), count(*) FROM features").fetchone()
     assert rows == RECORDS
+    assert surprises == RECORDS - 8  # one reading has no spread: the first of each sensor
 
 
 @pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz", "csv", "db", "parquet"])

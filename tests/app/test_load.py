@@ -15,7 +15,7 @@ HEAD = """
 import tidemill as tm
 
 def pipe(name):
-    return tm.Pipeline(tm.sources.Records([]), tm.Select(["value"]), tm.sinks.Callback(print), name=name)
+    return tm.Pipeline(tm.sources.Records([]), tm.Select("value"), tm.sinks.Callback(print), name=name)
 
 """
 
@@ -92,7 +92,7 @@ def test_a_file_without_a_pipeline_shows_what_to_write(written) -> None:
 
 def test_a_plan_alone_is_found(written) -> None:
     """Its edges are for the command line to give."""
-    found = load(str(written("plan = tm.Plan(tm.Select(['value']))")))
+    found = load(str(written("plan = tm.Plan(tm.Select('value'))")))
     assert found.pipeline is None
     assert found.plan is not None
     assert found.name == "plan"

@@ -44,9 +44,10 @@ def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]
 
 
 def _roles(source: Source) -> str:
-    key = f"key {source.key or 'sensor'}"
-    time = f"time {source.time or ('time, or the arrival' if source.push else 'time')}"
-    return f"{key}; {time}, read in {source.tz} where it names no zone"
+    time = f"time from {source.time or 'time'!r}"
+    if source.push and source.time is None:
+        time += ", else its arrival"
+    return f"sensor from {source.key or 'sensor'!r}, {time}; times without a zone are {source.tz}"
 
 
 def _stages(compiled: Checked) -> Iterator[tuple[str, str]]:

@@ -1,18 +1,15 @@
-"""The command line: ``tidemill run``, ``check`` and ``demo``.
+"""The command line: fast answers, one paragraph for an error, and an exit code.
 
 Rows may go to stdout, so everything said to a person goes to stderr; ``demo``, whose rows go to a database, talks on
-stdout. An error is one readable paragraph; ``--debug`` adds the traceback. Exit codes: `tidemill.app.exit_codes`.
+stdout. ``--debug`` adds the traceback. The commands themselves are in `tidemill.app.commands`, the exit codes in
+`tidemill.app.exit_codes`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
-
-if TYPE_CHECKING:
-    import cyclopts
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -32,11 +29,12 @@ def answer(words: list[str]) -> int:
     """The exit code of one command line."""
     import cyclopts
 
+    from tidemill.app.commands import application
     from tidemill.app.exit_codes import ExitCode, code_of
 
     debug = "--debug" in words
     try:
-        command, bound, _ = _app().parse_args(words, exit_on_error=False, print_error=False)
+        command, bound, _ = application().parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _say(f"{_one_paragraph(str(error))} See: tidemill {_command_of(words)}--help")
         return ExitCode.USAGE
@@ -53,168 +51,6 @@ def answer(words: list[str]) -> int:
         code = code_of(error)
         _say(_explained(error, code))
     return code if isinstance(code, int) else ExitCode.DONE
-
-
-# -- commands ----------------------------------------------------------------------------------------------
-
-
-def _app() -> cyclopts.App:
-    import cyclopts
-
-    app = cyclopts.App(
-        name="tidemill",
-        help="Real-time sensor pipelines: readings come in on asyncio, heavy work is ground in processes.",
-        version=_version,
-        help_format="plaintext",
-    )
-    app.command(_run, name="run")
-    app.command(_check, name="check")
-    app.command(_demo, name="demo")
-    return app
-
-
-def _version() -> str:
-    import tidemill
-
-    return f"tidemill {tidemill.__version__}"
-
-
-def _run(
-    file: str,
-    /,
-    *,
-    input: str | None = None,  # noqa: A002 - the option's word
-    output: str | None = None,
-    key: str | None = None,
-    time: str | None = None,
-    tz: str | None = None,
-    lanes: int | None = None,
-    seconds: float | None = None,
-    report: Path | None = None,
-    dead_letters: Path | None = None,
-    grace: float = 10.0,
-    if_exists: Literal["fail", "append", "replace"] = "fail",
-    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
-) -> int:
-    """Run the pipeline in a Python file.
-
-    Parameters
-    ----------
-    file
-        FILE.py, or FILE.py:NAME when it holds several pipelines.
-    input
-        Read this instead of the pipeline's own source: a file, a folder or a pattern; - for stdin.
-    output
-        Write here instead of the pipeline's own sink; the suffix says the format; - for stdout.
-    key
-        The field that names the sensor, for --input; by default as in the file.
-    time
-        The field that holds the time, for --input; by default as in the file.
-    tz
-        The zone of times without one, for --input; by default as in the file, else UTC.
-    lanes
-        Worker processes; 0 runs everything in this process. By default, what the machine may use.
-    seconds
-        Stop reading after this long.
-    report
-        Write the report of the run here, as JSON.
-    dead_letters
-        Write rejected records here, with their reasons.
-    grace
-        Seconds to finish what is in flight once asked to stop.
-    if_exists
-        What to do when the output of --output is there already.
-    debug
-        Show the traceback of an error.
-    """
-    from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced
-    from tidemill.app.running import perform
-
-    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
-    return perform(
-        pipeline,
-        lanes=lanes,
-        seconds=seconds,
-        report=report,
-        dead_letters=dead_letters,
-        grace=grace,
-    )
-
-
-def _check(
-    file: str,
-    /,
-    *,
-    input: str | None = None,  # noqa: A002 - the option's word
-    output: str | None = None,
-    key: str | None = None,
-    time: str | None = None,
-    tz: str | None = None,
-    lanes: int | None = None,
-    if_exists: Literal["fail", "append", "replace"] = "fail",
-    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
-) -> int:
-    """Compile the pipeline in a Python file and print it, without running it.
-
-    Parameters
-    ----------
-    file
-        FILE.py, or FILE.py:NAME when it holds several pipelines.
-    input
-        Check against this file, folder or pattern instead of the pipeline's own source.
-    output
-        Check this instead of the pipeline's own sink.
-    key
-        The field that names the sensor, for --input.
-    time
-        The field that holds the time, for --input.
-    tz
-        The zone of times without one, for --input.
-    lanes
-        Worker processes to plan for.
-    if_exists
-        What a run would do when the output of --output is there already.
-    debug
-        Show the traceback of an error.
-    """
-    from tidemill.app.check import checked, described
-    from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced
-
-    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
-    sys.stdout.write(described(pipeline, checked(pipeline), lanes=lanes))
-    for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
-        sink.check()
-    return 0
-
-
-def _demo(
-    *,
-    seconds: float | None = None,
-    rate: Annotated[float, "records a second"] = 20_000,
-    lanes: int | None = None,
-    output: Path = Path("tidemill-demo.db"),
-    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
-) -> int:
-    """1,000 synthetic sensors and this machine's own, calibrated, with rolling statistics, into SQLite.
-
-    Parameters
-    ----------
-    seconds
-        Stop after this long; by default on Ctrl-C, or when the database reaches 1 GB.
-    rate
-        Synthetic records a second.
-    lanes
-        Worker processes; by default, what the machine may use.
-    output
-        The database; it is replaced if a demo made it.
-    debug
-        Show the traceback of an error.
-    """
-    from tidemill.app.demo import demo
-
-    return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)
 
 
 # -- errors ------------------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""The commands and their options. Their docstrings are the help that ``--help`` shows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+
+__all__ = ["application"]
+
+Place = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]  # - is stdin, or stdout
+
+
+def application() -> cyclopts.App:
+    """The commands and their options, as the argument parser knows them."""
+    app = cyclopts.App(
+        name="tidemill",
+        help="Real-time sensor pipelines: readings come in on asyncio, heavy work is ground in processes.",
+        version=_version,
+        help_format="plaintext",
+        default_parameter=cyclopts.Parameter(negative=()),
+    )
+    app.command(_run, name="run")
+    app.command(_check, name="check")
+    app.command(_demo, name="demo")
+    return app
+
+
+def _version() -> str:
+    import tidemill
+
+    return f"tidemill {tidemill.__version__}"
+
+
+def _run(
+    file: str,
+    /,
+    *,
+    input: Place | None = None,  # noqa: A002 - the option's word
+    output: Place | None = None,
+    key: str | None = None,
+    time: str | None = None,
+    tz: str | None = None,
+    lanes: int | None = None,
+    seconds: float | None = None,
+    report: Path | None = None,
+    dead_letters: Path | None = None,
+    grace: float = 10.0,
+    if_exists: Literal["fail", "append", "replace"] = "fail",
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Run the pipeline in a Python file.
+
+    Parameters
+    ----------
+    file
+        FILE.py, or FILE.py:NAME when it holds several pipelines.
+    input
+        Read this instead of the pipeline's own source: a file, a folder or a pattern; - for stdin.
+    output
+        Write here instead of the pipeline's own sink; the suffix says the format; - for stdout.
+    key
+        The field that names the sensor, for --input; by default as in the file.
+    time
+        The field that holds the time, for --input; by default as in the file.
+    tz
+        The zone of times without one, for --input; by default as in the file, else UTC.
+    lanes
+        Worker processes; 0 runs everything in this process. By default, what the machine may use.
+    seconds
+        Stop reading after this long.
+    report
+        Write the report of the run here, as JSON.
+    dead_letters
+        Write rejected records here, with their reasons.
+    grace
+        Seconds to finish what is in flight once asked to stop.
+    if_exists
+        What to do when the output of --output is there already.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.load import load
+    from tidemill.app.replace import Edges, replaced
+    from tidemill.app.running import perform
+
+    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
+    return perform(
+        pipeline,
+        lanes=lanes,
+        seconds=seconds,
+        report=report,
+        dead_letters=dead_letters,
+        grace=grace,
+    )
+
+
+def _check(
+    file: str,
+    /,
+    *,
+    input: Place | None = None,  # noqa: A002 - the option's word
+    output: Place | None = None,
+    key: str | None = None,
+    time: str | None = None,
+    tz: str | None = None,
+    lanes: int | None = None,
+    if_exists: Literal["fail", "append", "replace"] = "fail",
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Compile the pipeline in a Python file and print it, without running it.
+
+    Parameters
+    ----------
+    file
+        FILE.py, or FILE.py:NAME when it holds several pipelines.
+    input
+        Check against this file, folder or pattern instead of the pipeline's own source.
+    output
+        Check this instead of the pipeline's own sink.
+    key
+        The field that names the sensor, for --input.
+    time
+        The field that holds the time, for --input.
+    tz
+        The zone of times without one, for --input.
+    lanes
+        Worker processes to plan for.
+    if_exists
+        What a run would do when the output of --output is there already.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.check import checked, described
+    from tidemill.app.load import load
+    from tidemill.app.replace import Edges, replaced
+
+    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
+    sys.stdout.write(described(pipeline, checked(pipeline), lanes=lanes))
+    for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
+        sink.check()
+    return 0
+
+
+def _demo(
+    *,
+    seconds: float | None = None,
+    rate: float = 20_000,
+    lanes: int | None = None,
+    output: Path = Path("tidemill-demo.db"),
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """1,000 synthetic sensors and this machine's own, calibrated, with rolling statistics, into SQLite.
+
+    Parameters
+    ----------
+    seconds
+        Stop after this long; by default on Ctrl-C, or when the database reaches 1 GB.
+    rate
+        Synthetic records a second.
+    lanes
+        Worker processes; by default, what the machine may use.
+    output
+        The database; it is replaced if a demo made it.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.demo import demo
+
+    return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)

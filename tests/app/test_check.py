@@ -1,0 +1,48 @@
+"""What ``tidemill check`` prints."""
+
+from __future__ import annotations
+
+import tidemill as tm
+from tidemill.app.check import checked, described
+
+
+def shown(*stages: object, lanes: int | None = 2) -> list[str]:
+    records = [{"sensor": "a", "time": 1, "value": 2.0, "unit": "C"}]
+    pipeline = tm.Pipeline(tm.sources.Records(records), tm.Plan(*stages), tm.sinks.Latest(), name="plant")
+    return described(pipeline, checked(pipeline), lanes=lanes).splitlines()
+
+
+def test_every_stage_says_what_it_adds_and_takes_away() -> None:
+    """As a difference to the columns before it."""
+    lines = shown(
+        tm.Calibrate({"a": (1.0, 2.0)}),
+        tm.Rolling("normalized", window=50, stats=["mean"]),
+        tm.Map(lambda batch: {}, adds={"feature": float}),
+        tm.Select("sensor", "feature"),
+    )
+    assert [line.split() for line in lines if "+" in line or "- " in line] == [
+        ["+", "normalized:", "float"],
+        ["+", "normalized_mean_50:", "float"],
+        ["+", "feature:", "float"],
+        ["-", "time,", "value,", "unit,", "normalized,", "normalized_mean_50"],
+    ]
+
+
+def test_what_only_the_first_batch_shows_is_said() -> None:
+    """A function without declared columns is honest ignorance, not a guess."""
+    assert any("+ what its first batch shows" in line for line in shown(tm.MapRows(lambda rows: rows)))
+
+
+def test_edges_lanes_and_memory_are_named() -> None:
+    """Where records come from and go, what they are told apart by, what a sensor costs."""
+    text = "\n".join(shown(tm.Rolling("value", window=50)))
+    for words in (
+        "plant",
+        "sensor from 'sensor', time from 'time'",
+        "times without a zone are UTC",
+        "newest row",
+        "408 B",
+    ):
+        assert words in text
+    assert "lanes    2" in text
+    assert "one process" in "\n".join(shown(lanes=0))
