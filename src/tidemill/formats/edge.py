@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import string
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from operator import contains
 from typing import Any, Final
 
 import numpy as np
@@ -110,9 +112,26 @@ class Edge:
         raws: Sequence[Any] | None = None,
     ) -> tuple[Batch, list[DeadLetter]]:
         """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts."""
+        plain = set(map(type, rows)) <= {dict}
+        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws)
+        if made is None:
+            made = self._rows(rows, False, arrived_ns, wall_ns, known, raws)
+            assert made is not None
+        return made
+
+    def _rows(
+        self,
+        rows: Sequence[Any],
+        plain: bool,
+        arrived_ns: int,
+        wall_ns: int | NDArray[np.int64],
+        known: Known | None,
+        raws: Sequence[Any] | None,
+    ) -> tuple[Batch, list[DeadLetter]] | None:
+        """None when the records turn out not to be as ``plain`` as they seemed: a field's name is not text."""
         early: dict[int, Reject] = {}
         kept: Sequence[dict[str, Any]] = rows
-        if not set(map(type, rows)) <= {dict}:
+        if not plain:
             kept = [dict(row) if isinstance(row, Mapping) else row for row in rows]
             for place, row in enumerate(kept):
                 if type(row) is not dict:
@@ -127,6 +146,8 @@ class Edge:
             places = np.array([place for place in range(len(kept)) if place not in early], np.intp)
             kept = [kept[place] for place in places.tolist()]
         batch, misfits = batch_of_rows(kept, self.kinds)
+        if plain and set(map(type, batch.names)) - {str}:
+            return None
         rejects = {reject.row: reject for reject in misfits}
         _find_surrogates(batch, rejects)
         chosen, late = self._with_roles(batch, rejects, wall_ns, known, places)
@@ -215,7 +236,7 @@ class Edge:
             ]
         found = []
         for name, code, reason in needed:
-            if not early and all(name in row for row in rows):
+            if not early and all(map(contains, rows, repeat(name))):
                 continue
             found += [
                 (place, Reject(place, code, reason))

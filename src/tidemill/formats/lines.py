@@ -70,10 +70,12 @@ class LineSplitter:
             self._hold(data)
             return b""
         block = data[:end]
-        if self._parts or self._skipping or self._held:
+        if self._parts or self._skipping:
             block = self._completed(block)
+        if len(block) > self.limit:
+            block = self._within_limit(block)
         self._hold(data[end:])
-        return block if len(block) <= self.limit else self._within_limit(block)
+        return block
 
     def give_up(self) -> None:
         """Reject the unfinished line: somebody else needs the memory."""

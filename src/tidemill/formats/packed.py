@@ -8,7 +8,7 @@ and for us: the bytes never leave our own processes.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import DTYPES, Column
+from tidemill.column import DTYPES, Column, exact_at
 from tidemill.schema import Kind
 
 __all__ = ["Full", "Packed", "PackedColumn", "Packer", "Unpacker", "packed_bytes"]
@@ -30,11 +30,14 @@ class Full(Exception):  # noqa: N818 - a state, not a fault
 
 
 class PackedColumn(msgspec.Struct, array_like=True, frozen=True):
-    """Where one column lies; offsets in bytes, -1 for "not there"."""
+    """Where one column lies; offsets in bytes, -1 for "not there".
+
+    A column of which nothing is there was left out: it keeps its place among the others and reads as absent.
+    """
 
     name: str
     kind: str
-    at: int
+    at: int = _NONE
     tags_at: int = _NONE
     texts_at: int = _NONE
     texts_bytes: int = 0
@@ -90,10 +93,23 @@ class Packer:
         self._bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
         return at
 
-    def batch(self, batch: Batch, names: Iterable[str] | None = None, *, key: bool = False) -> Packed:
-        """Copy a batch in (these columns, or all), with its time, and with its key when asked."""
+    def batch(
+        self,
+        batch: Batch,
+        names: Iterable[str] | None = None,
+        *,
+        key: bool = False,
+        reads: Collection[str] | None = None,
+    ) -> Packed:
+        """Copy a batch in (these columns, or all), with its time, and with its key when asked.
+
+        ``reads`` are the columns that anybody will look into: the others keep their places and are not copied.
+        """
         chosen = batch.columns if names is None else {n: batch.columns[n] for n in names if n in batch.columns}
-        columns = [self.column(name, column) for name, column in chosen.items()]
+        columns = [
+            self.column(name, column) if reads is None or name in reads else PackedColumn(name, column.kind.value)
+            for name, column in chosen.items()
+        ]
         key_column = self.column("", batch.key_column) if key and batch.key_column is not None else None
         time_at = _NONE if batch.time_ns is None else self.array(batch.time_ns)
         if batch.orders is None:
@@ -107,7 +123,7 @@ class Packer:
             data = pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
             tags_at = _NONE if column.tags is None else self.array(column.tags)
             return PackedColumn(name, "object", _NONE, tags_at, self.blob(data), len(data))
-        at = self.array(column.values)
+        at = self.array(np.asarray(column.values, DTYPES[column.kind]))
         tags_at = _NONE if column.tags is None else self.array(column.tags)
         texts = exact = b""
         if column.kind is Kind.TEXT:
@@ -130,7 +146,7 @@ class Packer:
         known = self._texts.get(id(texts))
         if known is not None and known[0] is texts:
             return known[1]
-        data = msgspec.msgpack.encode(texts.tolist())
+        data = _encoded(texts.tolist())
         if len(self._texts) >= 64:
             self._texts.clear()
         self._texts[id(texts)] = (texts, data)
@@ -153,13 +169,15 @@ class Unpacker:
             time = _view(buffer, np.dtype(np.int64), packed.rows, packed.time_at, rows)
         batch = Batch(columns, rows=count, key=key, time=time)
         if packed.orders is not None:
-            ids = _view(buffer, np.dtype(np.int16), packed.rows, packed.orders_at, rows)
+            ids = _view(buffer, np.dtype(np.int32), packed.rows, packed.orders_at, rows)
             batch.orders = (ids, tuple(tuple(order) for order in packed.orders))
         return batch
 
     def column(self, packed: PackedColumn, buffer: Any, count: int, rows: NDArray[Any] | None = None) -> Column:
         """One column of ``count`` packed rows, or those of them that are wanted."""
         kind = Kind(packed.kind)
+        if packed.at == _NONE and packed.texts_at == _NONE:
+            return _left_out(kind, count if rows is None else len(rows))
         tags = None
         if packed.tags_at != _NONE:
             tags = _view(buffer, np.dtype(np.uint8), count, packed.tags_at, rows)
@@ -171,14 +189,12 @@ class Unpacker:
         exact = self._exact(packed, buffer, rows)
         return Column(kind, values, tags=tags, texts=self._unpacked_texts(packed, buffer), exact=exact)
 
-    def _exact(self, packed: PackedColumn, buffer: Any, rows: NDArray[Any] | None) -> Mapping[int, Any] | None | Any:
+    def _exact(self, packed: PackedColumn, buffer: Any, rows: NDArray[Any] | None) -> dict[int, Any] | None:
         if packed.exact_at == _NONE:
             return None
-        exact = pickle.loads(buffer[packed.exact_at : packed.exact_at + packed.exact_bytes])  # noqa: S301 - our own bytes
-        if rows is None:
-            return exact
-        places = {int(row): place for place, row in enumerate(rows)}
-        return {places[row]: value for row, value in exact.items() if row in places} or None
+        data = buffer[packed.exact_at : packed.exact_at + packed.exact_bytes]
+        exact: dict[int, Any] = pickle.loads(data)  # noqa: S301 - our own bytes
+        return exact if rows is None else exact_at(exact, rows)
 
     def _unpacked_texts(self, packed: PackedColumn, buffer: Any) -> NDArray[np.object_] | None:
         if packed.texts_at == _NONE:
@@ -187,10 +203,31 @@ class Unpacker:
         known = self._texts.get(packed.name)
         if known is not None and known[0] == data:
             return known[1]
-        texts = msgspec.msgpack.decode(data, type=list[str])
+        texts = _decoded(data)
         table = np.fromiter(texts, object, len(texts))
         self._texts[packed.name] = (data, table)
         return table
+
+
+def _encoded(texts: list[str]) -> bytes:
+    try:
+        return msgspec.msgpack.encode(texts)
+    except UnicodeEncodeError:  # half of a surrogate pair, which Python's text may hold and UTF-8 may not
+        return pickle.dumps(texts, pickle.HIGHEST_PROTOCOL)
+
+
+def _decoded(data: bytes) -> list[str]:
+    if data.startswith(pickle.PROTO):  # as msgpack, an empty map
+        texts: list[str] = pickle.loads(data)  # noqa: S301 - our own bytes
+        return texts
+    return msgspec.msgpack.decode(data, type=list[str])
+
+
+def _left_out(kind: Kind, rows: int) -> Column:
+    """A column in which every row is absent, in the memory of one row."""
+    one = Column.missing(kind, 1)
+    assert one.tags is not None
+    return Column(kind, np.broadcast_to(one.values, rows), tags=np.broadcast_to(one.tags, rows), texts=one.texts)
 
 
 def _view(buffer: Any, dtype: np.dtype[Any], count: int, at: int, rows: NDArray[Any] | None) -> NDArray[Any]:
@@ -204,7 +241,7 @@ def packed_bytes(columns: Mapping[str, Column]) -> int:
     for column in columns.values():
         total += len(column) * (DTYPES[column.kind].itemsize + 1) + 4 * _ALIGN
         if column.kind is Kind.TEXT and column.texts is not None:
-            total += sum(4 * len(text) + 5 for text in column.texts)
+            total += sum(4 * len(text) + 8 for text in column.texts)
         elif column.kind is Kind.OBJECT:
             total += len(pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL))
         if column.exact:

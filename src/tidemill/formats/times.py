@@ -56,7 +56,7 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
 def _scaled(numbers: NDArray[np.float64], scale: int) -> NDArray[np.int64]:
     whole = np.floor(numbers)
     fraction = (numbers - whole) * scale
-    coarse = np.spacing(np.abs(numbers)) * scale > 64  # ns; then digits below the microsecond are noise
+    coarse = np.spacing(np.abs(numbers)) * scale > 8  # ns; then digits below the microsecond are noise
     parts = np.where(coarse, np.rint(fraction / 1000) * 1000, np.rint(fraction))
     seconds_fit = np.abs(whole) * (scale / 1e9) < _LIMIT_S
     ticks = np.where(seconds_fit, whole, 0).astype(np.int64) * scale + parts.astype(np.int64)

@@ -35,7 +35,8 @@ class Inbox(Generic[Item]):
         """Add an item and wake whoever waits; never blocks."""
         self._items.append((item, size))
         self.size += size
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
         if self.size > self._high and not self.paused:
             self.paused = True
             self._pause()

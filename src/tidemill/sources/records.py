@@ -108,14 +108,15 @@ class Records(EdgedSource):
         assert isinstance(self.records, AsyncIterable)
         room = asyncio.Event()
         room.set()
-        inbox: Inbox[tuple[int, Any]] = Inbox(_AHEAD, room.clear, room.set)
-        pump = asyncio.ensure_future(_pump(self.records, inbox, room, context))
+        inbox: Inbox[Any] = Inbox(_AHEAD, room.clear, room.set)
+        arrivals = [0]
+        pump = asyncio.ensure_future(_pump(self.records, inbox, arrivals, room, context))
         pump.add_done_callback(lambda _: inbox.close())
         try:
             async with inbox.until_stopping(context, pump.cancel):
                 while await inbox.filled():
-                    taken = inbox.take(_SLICE)
-                    for batch in self._batches(context, [item for _, item in taken], taken[0][0]):
+                    arrived_ns = arrivals[0]
+                    for batch in self._batches(context, inbox.take(_SLICE), arrived_ns):
                         yield batch
                     await asyncio.sleep(0)
             if pump.done() and not pump.cancelled():
@@ -187,15 +188,20 @@ def _slow(rows: list[Any], context: SourceContext, until: int) -> bool:
 
 
 async def _pump(
-    records: AsyncIterable[Any], inbox: Inbox[tuple[int, Any]], room: asyncio.Event, context: SourceContext
+    records: AsyncIterable[Any], inbox: Inbox[Any], arrivals: list[int], room: asyncio.Event, context: SourceContext
 ) -> None:
-    clock = context.clock
-    until = clock.monotonic_ns() + _SLICE_NS
+    """Fills the inbox; ``arrivals[0]`` is when the oldest item in it came, or earlier."""
+    now_ns = context.clock.monotonic_ns
+    put = inbox.put
+    until = now_ns() + _SLICE_NS
+    count = 0
     async for item in records:
-        now = clock.monotonic_ns()
-        inbox.put((now, item), len(item) if isinstance(item, Batch) else 1)
+        if not inbox.size:
+            arrivals[0] = now_ns()
+        put(item, len(item) if isinstance(item, Batch) else 1)
+        count += 1
         if inbox.paused:
             await room.wait()
-        elif now >= until:
+        elif (count % 16 == 0 or inbox.size < 16) and now_ns() >= until:
             await asyncio.sleep(0)
-            until = clock.monotonic_ns() + _SLICE_NS
+            until = now_ns() + _SLICE_NS

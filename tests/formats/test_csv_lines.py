@@ -1,0 +1,190 @@
+"""CSV: as the csv module reads it, typed once for the run, bad lines alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.errors import InputError
+from tidemill.formats.csv_lines import CsvDecoder, encode_csv, learn_kind, parse_header
+from tidemill.formats.edge import Edge
+from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, OVERSIZE, WRONG_TYPE, DeadLetter
+from tidemill.schema import Kind
+
+cells = st.text(st.sampled_from('ab1.,"\n é-'), max_size=6)
+
+
+def decode(
+    data: bytes, cuts: list[int] | None = None, **options: object
+) -> tuple[list[dict[str, object]], list[DeadLetter]]:
+    edge = Edge(key="k", time="t", columns=options.pop("columns", None))  # type: ignore[arg-type]
+    decoder = CsvDecoder(edge, named="test.csv", **options)  # type: ignore[arg-type]
+    rows: list[dict[str, object]] = []
+    letters: list[DeadLetter] = []
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts or ()), len(data)]
+    for start, stop in pairwise(edges):
+        batch, more = decoder.feed(data[start:stop])
+        rows += batch.to_rows()
+        letters += more
+    batch, more = decoder.finish()
+    return rows + batch.to_rows(), letters + more
+
+
+@given(
+    st.lists(st.lists(cells, min_size=2, max_size=2), max_size=8),
+    st.lists(st.integers(0, 300), max_size=6),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_texts_against_the_csv_module(table: list[list[str]], cuts: list[int], end: str, quoting: int) -> None:
+    """Whatever the csv module writes is read back as the csv module reads it, however the bytes are cut."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator=end, quoting=quoting)
+    writer.writerow(["k", "t", "a", "b"])
+    for row in table:
+        writer.writerow(["S", "0", *row])
+    rows, letters = decode(out.getvalue().encode(), cuts, columns={"a": Kind.TEXT, "b": Kind.TEXT})
+    assert not letters
+    read = list(csv.reader(io.StringIO(out.getvalue(), newline="")))[1:]
+    expected = [[cell or None for cell in row[2:]] for row in read]
+    assert [[row["a"], row["b"]] for row in rows] == expected
+
+
+@given(st.binary(max_size=120), st.lists(st.integers(0, 120), max_size=4))
+def test_any_bytes_are_rows_or_letters(data: bytes, cuts: list[int]) -> None:
+    """No input raises, and the cuts change nothing."""
+    data = b"k,t,a\nS,0,1\n" + data
+    whole = decode(data)
+    rows, letters = decode(data, cuts)
+    assert repr(rows) == repr(whole[0])
+    assert sorted(str(letter.raw) for letter in letters) == sorted(str(letter.raw) for letter in whole[1])
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "word"),
+    [
+        ("S,0", MALFORMED, "2 cells"),
+        ("S,0,1,2", MALFORMED, "4 cells"),
+        ("S,0,hot", WRONG_TYPE, "text 'hot'"),
+        ("S,0,inf", INFINITE, "infinite"),
+        ("S,0,1e999", INFINITE, "infinite"),
+        ("S,0,1_0", WRONG_TYPE, "text"),
+        ("S,soon,1", WRONG_TYPE, "'t'"),
+        ("S,,1", BAD_TIME, "nothing"),
+        (",0,1", "no_key", "'k'"),
+        ("S,0," + "1" * 300, OVERSIZE, "longer than 200"),
+        ('S,0,"1', MALFORMED, ""),
+    ],
+)
+def test_a_bad_line_goes_alone(line: str, code: str, word: str) -> None:
+    """Each bad line is one letter with its text; the lines around it flow."""
+    data = "k,t,a\n" + "S,0,1\n" * 3 + line + "\n" + "S,1,2\n" * 2
+    rows, letters = decode(data.encode(), limit=200)
+    if line == 'S,0,"1':  # what stands after an open quote is read as its text, and then as a line of its own
+        assert len(rows) == 6
+        return
+    assert [(letter.reason_code, letter.raw[:5]) for letter in letters] == [(code, line[:5])]
+    assert word in letters[0].reason
+    assert len(rows) == 5
+
+
+def test_bytes_that_are_not_utf8_are_one_letter() -> None:
+    """A line in another encoding is rejected alone."""
+    rows, letters = decode(b"k,t,a\nS,0,1\nS,0,\xff\nS,0,2\n")
+    assert (len(rows), [letter.reason_code for letter in letters]) == (2, [MALFORMED])
+
+
+def test_a_stray_quote_swallows_nobody() -> None:
+    """A quote that never closes is given up after a bounded number of lines, each of which then stands for itself."""
+    rows, letters = decode(b'k,t,a\nS,0,"x\n' + b"S,0,1\n" * 500)
+    assert len(rows) + len(letters) == 501
+    assert len(rows) >= 500
+
+
+def test_numbers_keep_their_form() -> None:
+    """Integers come back as integers beyond float64's precision too; empty and nan cells are null."""
+    rows, letters = decode(b"k,t,a\nS,0,1\nS,0,1.0\nS,0,\nS,0,nan\nS,0,1234567890123456789\nS,0,-3\n")
+    assert not letters
+    assert [repr(row["a"]) for row in rows] == ["1", "1.0", "None", "None", "1234567890123456789", "-3"]
+
+
+def test_the_key_is_text() -> None:
+    """Sensor 007 is not sensor 7."""
+    rows, _ = decode(b"k,t,a\n007,0,1\n")
+    assert rows[0]["k"] == "007"
+
+
+def test_one_kind_for_the_run() -> None:
+    """A column that began with numbers stays a number column in the next block and in the next file."""
+    edge = Edge(key="k", time="t")
+    first = CsvDecoder(edge, named="a.csv")
+    first.feed(b"k,t,a\nS,0,1\n")
+    _, letters = first.feed(b"S,0,x\n")
+    assert "float" in letters[0].reason
+    second = CsvDecoder(edge, named="b.csv")
+    batch, letters = second.feed(b"k,t,a\nS,0,2\nS,0,y\n")
+    assert (batch.schema["a"].kind, len(letters)) == (Kind.FLOAT, 1)
+
+
+def test_kinds_are_learned_by_majority() -> None:
+    """One odd cell does not make a column of numbers text."""
+    assert learn_kind(["1", "2", "n/a", ""]) is Kind.FLOAT
+    assert learn_kind(["a", "b", "3"]) is Kind.TEXT
+    assert learn_kind(["", "nan"]) is None
+
+
+def test_declared_kinds() -> None:
+    """int, bool and time columns are read as declared; what does not fit is rejected."""
+    kinds = {"n": Kind.INT, "b": Kind.BOOL, "w": Kind.TIME}
+    data = b"k,t,n,b,w\nS,0,1,true,2024-01-01T00:00:00Z\nS,0,1.5,true,0\nS,0,2,maybe,0\nS,0,3,0,never\nS,0,,,\n"
+    rows, letters = decode(data, columns=kinds)
+    assert [(row["n"], row["b"]) for row in rows] == [(1, True), (None, None)]
+    assert [letter.reason_code for letter in letters] == [WRONG_TYPE] * 3
+
+
+def test_headers() -> None:
+    """A name given twice is refused; a name left out gets one; a byte order mark is no part of a name."""
+    with pytest.raises(InputError, match="'a' twice"):
+        parse_header(b"a,b,a", "x.csv")
+    assert parse_header(b",value", "x.csv") == ["column0", "value"]
+    rows, _ = decode(b"\xef\xbb\xbfk,t,a\nS,0,1")
+    assert list(rows[0]) == ["k", "t", "a"]
+
+
+def test_encoding_against_the_csv_module() -> None:
+    """What is written reads back through the csv module, cell by cell."""
+    batch = Batch(
+        {
+            "s": Column.of_texts(['a,"b"', "line\nbreak", " space "]),
+            "x": Column(Kind.FLOAT, np.array([0.1, math.nan, 1e300])),
+            "t": Column(Kind.TIME, np.array([0, 1_500_000_000, np.iinfo(np.int64).min])),
+            "o": Column.of_array(np.array([{"a": [1]}, None, "x,y"], object)),
+            "b": Column(Kind.BOOL, np.array([True, False, True])),
+        }
+    )
+    read = list(csv.reader(io.StringIO(encode_csv(batch, header=True).decode(), newline="")))
+    assert read[0] == ["s", "x", "t", "o", "b"]
+    assert read[1] == ['a,"b"', "0.1", "1970-01-01T00:00:00Z", '{"a":[1]}', "true"]
+    assert read[2] == ["line\nbreak", "", "1970-01-01T00:00:01.5Z", "", "false"]
+    assert [float(read[3][1]), read[3][2:]] == [1e300, ["", "x,y", "true"]]
+    assert encode_csv(batch.slice(0, 0)) == b""
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60), min_size=1, max_size=20)
+)
+def test_numbers_survive_a_round_trip(numbers: list[float]) -> None:
+    """Numbers written as CSV read back equal and of the same type."""
+    rows = [{"k": "S", "t": 0, "a": number} for number in numbers]
+    back, letters = decode(encode_csv(Batch.from_rows(rows), header=True))
+    assert not letters
+    assert [repr(row["a"]) for row in back] == [repr(number) for number in numbers]

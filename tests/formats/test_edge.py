@@ -1,0 +1,161 @@
+"""The edge: roles, kinds, and rejects one by one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tidemill.column import Column
+from tidemill.errors import PlanError
+from tidemill.formats.edge import Edge, conform
+from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, WRONG_TYPE
+from tidemill.rows import Kinds
+from tidemill.schema import Kind
+
+GOOD = {"sensor": "S1", "time": 1, "value": 20.5}
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [
+        ({"time": 1, "value": 1.0}, NO_KEY),
+        ({"sensor": None, "time": 1, "value": 1.0}, NO_KEY),
+        ({"sensor": "", "time": 1, "value": 1.0}, NO_KEY),
+        ({"sensor": "S1", "value": 1.0}, BAD_TIME),
+        ({"sensor": "S1", "time": None, "value": 1.0}, BAD_TIME),
+        ({"sensor": "S1", "time": 1e30, "value": 1.0}, BAD_TIME),
+        ({"sensor": "S1", "time": "soon", "value": 1.0}, WRONG_TYPE),
+        ({"sensor": "S1", "time": 1, "value": "hot"}, WRONG_TYPE),
+        ({"sensor": "S1", "time": 1, "value": True}, WRONG_TYPE),
+        ({"sensor": "S1", "time": 1, "value": math.inf}, INFINITE),
+        ({"sensor": "S1", "time": 1, "value": -math.inf}, INFINITE),
+        ({"sensor": ["S1"], "time": 1, "value": 1.0}, WRONG_TYPE),
+        ({"sensor": "\ud800", "time": 1, "value": 1.0}, MALFORMED),
+        ({"sensor": "S1", "time": 1, "value": 1.0, 7: 8}, MALFORMED),
+        ("text", MALFORMED),
+        (None, MALFORMED),
+        (3, MALFORMED),
+    ],
+)
+def test_a_bad_record_goes_alone(record: object, code: str) -> None:
+    """The bad record is a letter with its code and itself; its neighbours flow."""
+    batch, letters = Edge(source="plant").rows([GOOD, record, GOOD, GOOD])
+    assert [(letter.reason_code, letter.raw, letter.source) for letter in letters] == [(code, record, "plant")]
+    assert batch.to_rows() == [GOOD] * 3
+    assert batch.keys[batch.key].tolist() == ["S1"] * 3
+    assert batch.time.tolist() == [10**9] * 3
+
+
+def test_a_record_without_a_key_teaches_no_kind() -> None:
+    """What is rejected for its key does not make the column of its value text for the rest of the run."""
+    batch, letters = Edge().rows([{"time": 1, "value": "hot"}, GOOD])
+    assert len(letters) == 1
+    assert batch.schema["value"].kind is Kind.FLOAT
+
+
+def test_a_declared_field_must_be_there() -> None:
+    """A record that lacks a declared field is rejected; null is a value for it."""
+    edge = Edge(columns={"n": Kind.INT})
+    batch, letters = edge.rows([{**GOOD, "n": 1}, GOOD, {**GOOD, "n": None}])
+    assert [letter.reason_code for letter in letters] == [MISSING_FIELD]
+    assert batch.schema["n"].kind is Kind.INT
+    assert [row["n"] for row in batch.to_rows()] == [1, None]
+
+
+def test_a_template_joins_fields_and_what_the_source_knows() -> None:
+    """``{line}/{machine}`` over fields; ``{stem}`` from the source; literal braces doubled."""
+    rows = [{"line": 1, "machine": "m", "time": 0}, {"line": 2, "machine": "k", "time": 0}]
+    batch, _ = Edge(key="{line}/{machine}").rows(rows)
+    assert batch.keys[batch.key].tolist() == ["1/m", "2/k"]
+    batch, _ = Edge(key="{stem}").rows(rows, known={"stem": "pump"})
+    assert batch.keys[batch.key].tolist() == ["pump", "pump"]
+    batch, _ = Edge(key="{{{stem}}}-{line}").rows(rows, known={"stem": "pump"})
+    assert batch.keys[batch.key].tolist() == ["{pump}-1", "{pump}-2"]
+
+
+def test_a_number_can_be_a_key() -> None:
+    """The key is the text of the value as the record held it."""
+    batch, _ = Edge().rows([{"sensor": 7, "time": 0}, {"sensor": 7.5, "time": 0}])
+    assert batch.keys[batch.key].tolist() == ["7", "7.5"]
+
+
+@pytest.mark.parametrize("key", ["{", "{}", "{a!r}", "{a:>3}"])
+def test_a_template_that_is_none(key: str) -> None:
+    """A malformed template is refused when it is written."""
+    with pytest.raises(PlanError, match=r"template|names in braces"):
+        Edge(key=key)
+
+
+def test_arrival_and_fallback_fill_what_push_sources_lack() -> None:
+    """Without the default fields, the time is the arrival's and the sensor the connection; named fields must be there."""
+    known = [{"peer": "a:1"}, {"peer": "b:2"}]
+    batch, letters = Edge(arrival=True, fallback="peer").rows(
+        [{"value": 1}, {"sensor": "S", "time": 3, "value": 2}], wall_ns=np.array([7, 8]), known=known
+    )
+    assert not letters
+    assert batch.keys[batch.key].tolist() == ["a:1", "S"]
+    assert batch.time.tolist() == [7, 3 * 10**9]
+    _, letters = Edge(arrival=True, time="t", key="k", fallback="peer").rows([{"value": 1}], known=known)
+    assert len(letters) == 1
+
+
+def test_rejects_before_and_after_leave_arrivals_with_their_records() -> None:
+    """Each record keeps its own arrival when its neighbours are rejected."""
+    rows = ["bad", {"value": 1, "sensor": "a"}, {"value": "x", "sensor": "b"}, {"value": 2, "sensor": "c"}]
+    batch, letters = Edge(arrival=True).rows(rows, wall_ns=np.array([1, 2, 3, 4]))
+    assert batch.time.tolist() == [2, 4]
+    assert [letter.raw for letter in letters] == [rows[0], rows[2]]
+
+
+def test_nan_from_python_is_a_value() -> None:
+    """A NaN that the user gives takes its place; only infinities are refused."""
+    batch, letters = Edge().rows([{**GOOD, "value": math.nan}])
+    assert not letters
+    assert math.isnan(batch["value"][0])
+
+
+def test_numbers_whose_sum_overflows_are_not_infinite() -> None:
+    """Large finite numbers pass."""
+    batch, letters = Edge().rows([{**GOOD, "value": 1.7e308}] * 3)
+    assert (len(batch), letters) == (3, [])
+
+
+def test_explain_names_the_fields_and_what_to_try() -> None:
+    """When everything is rejected, the sentence holds the fields seen and likely options."""
+    edge = Edge(source="tcp")
+    edge.rows([{"machine_id": "a", "ts": 1, "temp": 2.0}] * 3)
+    sentence = edge.explain()
+    assert "machine_id, ts, temp" in sentence
+    assert "key='machine_id', time='ts'" in sentence
+    assert edge.accepted == 0
+
+
+def test_columns_take_the_kind_of_the_run() -> None:
+    """A column that comes as another kind is rejected row by row; an empty one takes the run's kind."""
+    kinds = Kinds({"value": Kind.FLOAT})
+    column, rejects = conform("value", Column.of_texts(["a", "b"]), kinds)
+    assert column.kind is Kind.FLOAT
+    assert [reject.reason_code for reject in rejects] == [WRONG_TYPE] * 2
+    column, rejects = conform("value", Column.missing(Kind.OBJECT, 2), kinds)
+    assert (column.kind, rejects) == (Kind.FLOAT, [])
+    column, rejects = conform("n", Column.of_integers(np.array([1, 2])), Kinds({"n": Kind.INT}))
+    assert (column.kind, column.values.tolist(), rejects) == (Kind.INT, [1, 2], [])
+
+
+def test_naive_times_of_a_table_are_local() -> None:
+    """A TIME column without a zone is carried as it is, and read in ``tz``."""
+    columns = {"sensor": Column.of_texts(["a"]), "time": Column(Kind.TIME, np.array([0]))}
+    batch, _ = Edge(tz="Europe/Berlin").columns(columns, naive=frozenset({"time"}))
+    assert batch.time.tolist() == [-3_600 * 10**9]
+    assert batch.columns["time"].values.tolist() == [0]
+
+
+def test_a_twin_learns_for_both_and_counts_for_itself() -> None:
+    """A look ahead fixes the kinds of the run without touching its counts."""
+    edge = Edge()
+    edge.twin().rows([GOOD, "bad"])
+    assert edge.kinds.get("value") is Kind.FLOAT
+    assert edge.accepted == 0
+    assert "nothing was rejected" in edge.explain()

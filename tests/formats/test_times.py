@@ -1,0 +1,138 @@
+"""Times in every shape, against pandas and the standard library."""
+# ruff: noqa: DTZ001 - times without a zone are the subject
+
+from __future__ import annotations
+
+import datetime as dt
+import zoneinfo
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tidemill.column import NAT, Column
+from tidemill.errors import InputError
+from tidemill.formats.times import TimeReader, epochs
+from tidemill.schema import Kind
+
+moments = st.datetimes(dt.datetime(1680, 1, 1), dt.datetime(2260, 1, 1))
+zones = st.sampled_from(["", "Z", "+00:00", "+05:30", "-0330", "+01", "-11:59"])
+fractions = st.text("0123456789", max_size=9)
+
+
+@given(moments, st.sampled_from("Tt "), fractions, zones)
+@example(dt.datetime(2000, 2, 29, 23, 59, 59), "T", "999999999", "+23:59")
+def test_iso_text_against_pandas(moment: dt.datetime, between: str, fraction: str, zone: str) -> None:
+    """ISO texts give pandas' nanoseconds, whatever their fraction and zone."""
+    text = moment.strftime(f"%Y-%m-%d{between}%H:%M:%S").rjust(19, "0") + (f".{fraction}" if fraction else "") + zone
+    stamp = pd.Timestamp(text.replace("t", "T")).as_unit("ns")
+    expected = stamp.tz_localize("UTC").value if stamp.tzinfo is None else stamp.value
+    assert TimeReader().texts([text, "soon"]).tolist() == [expected, NAT]
+
+
+@given(st.text(max_size=40))
+@example("2024-02-30 00:00:00")
+@example("2024-13-01T00:00:00")
+@example("2024-01-01T24:00:00")
+@example("2024-01-01T00:00:60")
+@example("2024-01-01T00:00:00.")
+@example("2024-01-01T00:00:00+1:0")
+@example("0001-01-01T00:00:00")
+@example("9999-12-31T23:59:59")
+@example("1e999")
+@example("9" * 40)
+@example("\u0662\u0660\u0662\u0664-\u0660\u0661-\u0660\u0661 00:00:00")
+def test_any_text_is_a_time_or_none(text: str) -> None:
+    """No text raises, and alone or among others it means the same."""
+    alone = TimeReader().texts([text]).tolist()
+    assert TimeReader().texts(["2024-01-01T00:00:00Z", text, "x"]).tolist()[1:2] == alone
+
+
+@given(st.lists(st.text("0123456789-:T. Z+", max_size=24), max_size=5))
+def test_what_is_understood_is_what_the_standard_library_understands(texts: list[str]) -> None:
+    """Of texts that look like times, those with dashes are read as `datetime.fromisoformat` reads them, or not."""
+    for text, ns in zip(texts, TimeReader().texts(texts).tolist(), strict=True):
+        if ns == NAT or "-" not in text[1:]:
+            continue
+        moment = dt.datetime.fromisoformat(text.strip())
+        moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment
+        assert abs(ns - round(moment.timestamp() * 1e6) * 1_000) <= 1_000
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_epochs_tell_their_unit_by_magnitude(unit: str) -> None:
+    """An epoch of this century means the same moment in each unit, as int, float or text."""
+    expected = pd.Timestamp("2024-03-01T12:00:00Z").value
+    number = expected // {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
+    reader = TimeReader()
+    assert reader.one(number) == expected
+    assert reader.one(float(number)) == expected
+    assert reader.one(str(number)) == expected
+    assert epochs(np.array([float(number)])).tolist() == [expected]
+
+
+@given(st.integers(10**8 * 10**6, 4 * 10**9 * 10**6))
+def test_fractional_seconds_are_read_to_the_microsecond(micros: int) -> None:
+    """A float of seconds with microseconds gives those microseconds, not the float's binary noise."""
+    assert TimeReader().one(micros / 1e6) == micros * 1_000
+
+
+def test_epochs_that_are_none() -> None:
+    """NaN, infinities and what nanoseconds cannot hold are no times."""
+    assert (epochs(np.array([np.nan, np.inf, -np.inf, 1e30, 9.3e9])) == NAT).all()
+
+
+@given(
+    moments.filter(lambda moment: moment.year > 1900),
+    st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]),
+)
+@example(dt.datetime(2024, 3, 31, 2, 30), "Europe/Berlin")
+@example(dt.datetime(2024, 10, 27, 2, 30), "Europe/Berlin")
+def test_naive_times_are_local(moment: dt.datetime, tz: str) -> None:
+    """A time without a zone is the zone's local time: of a doubled hour the first, in a skipped one the old offset."""
+    moment = moment.replace(microsecond=0)
+    expected = (moment.replace(tzinfo=zoneinfo.ZoneInfo(tz)) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(
+        seconds=1
+    )
+    reader = TimeReader(tz)
+    assert reader.texts([moment.isoformat(sep=" ")]).tolist() == [expected * 10**9]
+    assert reader.one(moment) == expected * 10**9
+    local = np.array([moment], "datetime64[ns]").view(np.int64)
+    assert reader.localised(local).tolist() == [expected * 10**9]
+    assert reader.texts([moment.isoformat() + "Z"]).tolist() == TimeReader().texts([moment.isoformat()]).tolist()
+
+
+def test_objects_that_are_times() -> None:
+    """datetime, date, datetime64 and pandas' Timestamp, with its nanoseconds."""
+    reader = TimeReader()
+    assert reader.one(dt.datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=dt.UTC)) == 1_000_005_000
+    assert reader.one(dt.date(1970, 1, 2)) == 86_400 * 10**9
+    assert reader.one(np.datetime64("1970-01-01T00:00:01", "ms")) == 10**9
+    assert reader.one(pd.Timestamp("1970-01-01T00:00:00.123456789Z")) == 123_456_789
+    assert reader.one(np.float64(1.5)) == 1_500_000_000
+    assert [reader.one(item) for item in (None, True, [], np.datetime64("NaT"), float("nan"))] == [NAT] * 5
+
+
+def test_an_explicit_format_is_the_only_one() -> None:
+    """With ``time_format`` texts and numbers are read by it, in the zone."""
+    reader = TimeReader("Europe/Berlin", "%Y%m%d%H%M%S")
+    expected = pd.Timestamp("2024-03-01T12:00:00", tz="Europe/Berlin").value
+    assert reader.texts(["20240301120000", "2024-03-01T12:00:00"]).tolist() == [expected, NAT]
+    ns, bad = reader.column(Column.of_integers(np.array([20240301120000])))
+    assert (ns.tolist(), bad.tolist()) == ([expected], [False])
+
+
+def test_epoch_nanoseconds_beyond_float_precision_are_exact() -> None:
+    """Integers that float64 cannot hold keep their last digits."""
+    column = Column.of_integers(np.array([1_700_000_000_123_456_789]))
+    assert TimeReader().column(column)[0].tolist() == [1_700_000_000_123_456_789]
+    declared = Column(Kind.INT, np.array([1_700_000_000_123_456_789]))
+    assert TimeReader().column(declared)[0].tolist() == [1_700_000_000_123_456_789]
+
+
+def test_an_unknown_zone_is_refused() -> None:
+    """The error names the zone and an example."""
+    with pytest.raises(InputError, match=r"Mars/Base.*Europe/Berlin"):
+        TimeReader("Mars/Base")

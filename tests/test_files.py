@@ -1,0 +1,88 @@
+"""The door to disk: what is opened, listed and written, and what its errors say."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from tidemill import files
+from tidemill.errors import InputError, OutsideError
+
+
+def test_a_missing_file_names_the_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative names are shown as what was tried."""
+    monkeypatch.chdir(tmp_path)
+    for attempt in (files.open_read, files.expand, files.read_table):
+        with pytest.raises(InputError, match=str(tmp_path / "none.csv")):
+            attempt("none.csv")
+
+
+def test_expand_takes_files_globs_and_folders(tmp_path: Path) -> None:
+    """A folder means its recordings, a pattern what matches, in the order of their paths."""
+    for name in ("b.csv", "a.ndjson.gz", "c.parquet", "notes.txt", "d.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "sub").mkdir()
+    assert [path.name for path in files.expand(tmp_path)] == ["a.ndjson.gz", "b.csv", "c.parquet", "d.jsonl"]
+    assert [path.name for path in files.expand(tmp_path / "*.csv")] == ["b.csv"]
+    assert [path.name for path in files.expand(tmp_path / "notes.txt")] == ["notes.txt"]
+    with pytest.raises(InputError, match="no file matches"):
+        files.expand(tmp_path / "*.xml")
+    with pytest.raises(InputError, match="holds no recording"):
+        files.expand(tmp_path / "sub")
+
+
+def test_gz_is_unpacked_by_suffix(tmp_path: Path) -> None:
+    """A .gz file reads as what was packed; one that is cut short or no gzip is refused by name."""
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"hello" * 1000))
+    with files.open_read(path) as handle:
+        assert b"".join(files.read_blocks(path, handle, 64)) == b"hello" * 1000
+    path.write_bytes(gzip.compress(os.urandom(1000))[:-20])
+    with files.open_read(path) as handle, pytest.raises(InputError, match="not a whole gzip file"):
+        list(files.read_blocks(path, handle, 64))
+    path.write_bytes(b"plain text")
+    with files.open_read(path) as handle, pytest.raises(InputError, match="not a whole gzip file"):
+        list(files.read_blocks(path, handle, 64))
+
+
+def test_suffix_and_stem() -> None:
+    """Compression is not a format."""
+    assert (files.suffix("x/A.NDJSON.GZ"), files.stem("x/A.NDJSON.GZ")) == (".ndjson", "A")
+    assert (files.suffix("x/a"), files.stem("x/a")) == ("", "a")
+
+
+def test_tables(tmp_path: Path) -> None:
+    """A table is columns of texts; each fault is named with its line."""
+    path = tmp_path / "calibration.csv"
+    path.write_text('\ufeffsensor, baseline\nS1, 20\n\n"S,2",21\n', encoding="utf-8")
+    assert files.read_table(path) == {"sensor": ["S1", "S,2"], "baseline": ["20", "21"]}
+    for content, words in [
+        (b"", "is empty"),
+        (b"a,a\n", "twice"),
+        (b"a,b\n1\n", "line 2: 1 cells"),
+        (b"a\n\xff\n", "not UTF-8"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words) as caught:
+            files.read_table(path)
+        assert str(path) in str(caught.value)
+
+
+def test_writing_at_once(tmp_path: Path) -> None:
+    """The old content stays until the new is whole; nothing else is left in the folder."""
+    path = tmp_path / "state"
+    files.write_atomic(path, b"one")
+    files.write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+    with pytest.raises(OutsideError, match=str(tmp_path)):
+        files.write_atomic(tmp_path / "none" / "state", b"")
+
+
+def test_what_is_no_file_cannot_be_read(tmp_path: Path) -> None:
+    """A folder given as a file is refused by name."""
+    with pytest.raises(InputError, match=str(tmp_path)):
+        files.open_read(tmp_path)
