@@ -40,7 +40,7 @@ def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffe
     shares = [share for share in shares if share.result.kept]
     if not shares:
         return batch.take(np.empty(0, np.intp))
-    if all(share.result.kept_at < 0 for share in shares):
+    if sum(share.result.kept for share in shares) == len(batch):
         rows, base = None, batch
     else:
         rows = np.sort(np.concatenate([share.survivors for share in shares]))

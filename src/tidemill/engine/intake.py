@@ -19,7 +19,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.errors import EngineError
-from tidemill.letters import TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
+from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
 __all__ = ["SLICE_RECORDS", "Intake", "Taken"]
@@ -39,6 +39,24 @@ class Taken:
     """Input index of the first."""
     arrivals: list[tuple[int, int]]
     """(records, monotonic ns of the read that brought them), in order."""
+    bytes: float
+    """What the records hold in memory, roughly."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Waiting records of one read."""
+
+    batch: Batch
+    codes: NDArray[np.int32]
+    record_bytes: float
+
+    @property
+    def bytes(self) -> float:
+        return self.record_bytes * len(self.batch)
+
+    def part(self, start: int, stop: int) -> _Piece:
+        return _Piece(self.batch.slice(start, stop), self.codes[start:stop], self.record_bytes)
 
 
 class Intake:
@@ -58,11 +76,11 @@ class Intake:
         self._arrived = arrived
         self.high_records = high_records
         self._high_bytes = high_bytes
-        self._pieces: deque[tuple[Batch, NDArray[np.int32]]] = deque()
+        self._pieces: deque[_Piece] = deque()
         self._room = asyncio.Event()
         self._room.set()
         self._kinds: dict[str, Kind] = {}
-        self._bytes = 0
+        self._bytes = 0.0
         self.waiting = 0
         """Records put and not taken."""
         self.taken = 0
@@ -88,21 +106,29 @@ class Intake:
             batch, codes = self._without_unknown(batch, codes, source)
         if not len(batch):
             return 0
-        self._pieces.append((batch, codes))
+        piece = _Piece(batch, codes, _record_bytes(batch))
+        self._pieces.append(piece)
         self.waiting += len(batch)
-        self._bytes += _bytes(batch)
+        self._bytes += piece.bytes
         if self.waiting >= self.high_records or self._bytes >= self._high_bytes:
             self._room.clear()
         self._arrived()
         return len(batch)
 
     def _without_unknown(self, batch: Batch, codes: NDArray[np.int32], source: str) -> tuple[Batch, NDArray[np.int32]]:
-        rows = np.flatnonzero(codes == UNKNOWN)
-        for row in batch.take(rows).to_rows():
-            reason = f"the run already has {len(self._keys)} sensors, its max_keys"
-            self._reject(DeadLetter(TOO_MANY_KEYS, reason, row, source))
+        away = batch.take(np.flatnonzero(codes == UNKNOWN))
+        assert away.key_column is not None
+        for row, key in zip(away.to_rows(), away.key_column.to_list(), strict=True):
+            self._reject(DeadLetter(*self._why_unknown(key), row, source))
         keep = np.flatnonzero(codes != UNKNOWN)
         return batch.take(keep), codes[keep]
+
+    def _why_unknown(self, key: str | None) -> tuple[str, str]:
+        if key is None:
+            return NO_KEY, "the record does not say which sensor it is from"
+        if not _is_unicode(key):
+            return MALFORMED, "the sensor's name is no valid Unicode text"
+        return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors, its max_keys"
 
     def _of_one_kind(self, batch: Batch, source: str) -> Batch:
         """A column has one kind for the whole run, whichever source it came from; what does not fit is rejected."""
@@ -112,7 +138,7 @@ class Intake:
             kind = self._kinds.get(name)
             if kind is column.kind:
                 continue
-            if column.kind is Kind.OBJECT and column.tags is not None and column.tags.all():
+            if column.is_missing:
                 if kind is not None:
                     recast[name] = _missing_like(column, kind)
                 continue
@@ -129,46 +155,62 @@ class Intake:
         return batch.with_columns(recast)
 
     def _without_wrong(self, batch: Batch, recast: dict[str, Column], wrong: NDArray[np.bool_], source: str) -> Batch:
-        told = ", ".join(
-            f"{name!r} is {self._kinds[name].value} and this record has {batch.columns[name].kind.value}"
-            for name in recast
-        )
         for row in batch.take(np.flatnonzero(wrong)).to_rows():
-            self._reject(DeadLetter(WRONG_TYPE, f"field {told}", row, source))
+            told = ", ".join(
+                f"field {name!r} is {self._kinds[name].value} and this record has {batch.columns[name].kind.value}"
+                for name in recast
+                if row.get(name) is not None
+            )
+            self._reject(DeadLetter(WRONG_TYPE, told, row, source))
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int) -> Taken:
-        """The next ``records`` waiting records."""
-        batches, codes, arrivals = [], [], []
+        """The next ``records`` waiting records; there must be as many."""
+        pieces: list[_Piece] = []
         left = records
         while left:
-            batch, coded = self._pieces.popleft()
-            if len(batch) > left:
-                self._pieces.appendleft((batch.slice(left, len(batch)), coded[left:]))
-                batch, coded = batch.slice(0, left), coded[:left]
-            left -= len(batch)
-            batches.append(batch)
-            codes.append(coded)
-            arrivals.append((len(batch), batch.arrived_ns))
-            self._bytes -= _bytes(batch)
+            piece = self._pieces.popleft()
+            if len(piece.batch) > left:
+                self._pieces.appendleft(piece.part(left, len(piece.batch)))
+                piece = piece.part(0, left)
+            left -= len(piece.batch)
+            pieces.append(piece)
         first = self.taken
+        size = sum(piece.bytes for piece in pieces)
         self.taken += records
         self.waiting -= records
+        self._bytes = self._bytes - size if self._pieces else 0.0
         if not self._room.is_set() and 2 * self.waiting < self.high_records and 2 * self._bytes < self._high_bytes:
             self._room.set()
-        joined = codes[0] if len(codes) == 1 else np.concatenate(codes)
-        return Taken(Batch.concat(batches), joined, first, arrivals)
+        codes = pieces[0].codes if len(pieces) == 1 else np.concatenate([piece.codes for piece in pieces])
+        arrivals = [(len(piece.batch), piece.batch.arrived_ns) for piece in pieces]
+        return Taken(Batch.concat([piece.batch for piece in pieces]), codes, first, arrivals, size)
 
     def put_back(self, taken: Taken, records: int) -> Taken:
-        """Return all but the first ``records`` of what was just taken."""
-        rest = taken.batch.slice(records, len(taken.batch))
-        rest.arrived_ns = taken.arrivals[-1][1]
-        self._pieces.appendleft((rest, taken.codes[records:]))
-        self.waiting += len(rest)
-        self.taken -= len(rest)
-        self._bytes += _bytes(rest)
+        """Return all but the first ``records`` of what was just taken; gives what is left of it."""
+        record_bytes = taken.bytes / len(taken.batch)
+        ends = np.cumsum([count for count, _ in taken.arrivals]).tolist()
+        kept: list[tuple[int, int]] = []
+        rest: list[_Piece] = []
+        for end, (count, arrived_ns) in zip(ends, taken.arrivals, strict=True):
+            start = max(end - count, records)
+            if records > end - count:
+                kept.append((min(end, records) - (end - count), arrived_ns))
+            if start < end:
+                batch = taken.batch.slice(start, end).with_columns({})
+                batch.arrived_ns = arrived_ns
+                rest.append(_Piece(batch, taken.codes[start:end], record_bytes))
+        self._pieces.extendleft(reversed(rest))
+        returned = len(taken.batch) - records
+        self.waiting += returned
+        self.taken -= returned
+        self._bytes += record_bytes * returned
         return Taken(
-            taken.batch.slice(0, records), taken.codes[:records], taken.first, [(records, taken.arrivals[0][1])]
+            taken.batch.slice(0, records),
+            taken.codes[:records],
+            taken.first,
+            kept,
+            taken.bytes - record_bytes * returned,
         )
 
 
@@ -179,8 +221,24 @@ def _missing_like(column: Column, kind: Kind) -> Column:
     return made
 
 
-def _bytes(batch: Batch) -> int:
-    """What a batch holds in memory, roughly: nested values are counted as 200 bytes each."""
-    return sum(
-        200 * len(column) if column.kind is Kind.OBJECT else column.values.nbytes for column in batch.columns.values()
-    )
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_SAMPLE: Final = 64  # texts
+
+
+def _record_bytes(batch: Batch) -> float:
+    """What a record holds in memory, roughly: nested values are counted as 200 bytes each, texts by a sample."""
+    total = 0.0
+    for column in batch.columns.values():
+        total += 200 if column.kind is Kind.OBJECT else column.values.itemsize
+        if column.kind is Kind.TEXT and column.texts is not None and len(column.texts):
+            sample = column.texts[:: max(len(column.texts) // _SAMPLE, 1)]
+            each = sum(map(len, sample)) / len(sample)
+            total += each * min(len(column.texts) / max(len(batch), 1), 1.0)  # a text of many records is held once
+    return total

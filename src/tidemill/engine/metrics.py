@@ -14,11 +14,12 @@ from tidemill.clock import Clock
 
 __all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "LaneStatistics", "Quantiles", "Report", "Statistics"]
 
-_SUB = 5  # bits: 32 buckets an octave, so a quantile is right within 3 %
+_SUB = 5  # bits: 32 buckets an octave, so a quantile is at most 1/32 too low
+_LONGEST = 2**63 - 1  # nanoseconds; 292 years
 
 
 class Histogram:
-    """Counts of durations in nanoseconds, in buckets of at most 3 % width.
+    """Counts of durations in nanoseconds, in buckets of at most 1/32 of their height; exact below 64.
 
     >>> histogram = Histogram()
     >>> histogram.add(1_000_000, 99); histogram.add(50_000_000)
@@ -33,7 +34,7 @@ class Histogram:
 
     def add(self, nanoseconds: int, times: int = 1) -> None:
         """Count a duration ``times`` times; negative ones count as 0."""
-        value = max(nanoseconds, 0)
+        value = min(max(nanoseconds, 0), _LONGEST)
         shift = max(value.bit_length() - _SUB - 1, 0)
         self._counts[(shift << _SUB) + (value >> shift)] += times
         self._total += times
@@ -43,9 +44,14 @@ class Histogram:
         """The duration below which a share ``q`` of the counts lies, in nanoseconds; 0 when empty."""
         if not self._total:
             return 0
-        bucket = int(np.searchsorted(np.cumsum(self._counts), q * self._total))
+        bucket = int(np.searchsorted(np.cumsum(self._counts), max(q * self._total, 1)))
         shift = max((bucket >> _SUB) - 1, 0)
         return min((bucket - (shift << _SUB)) << shift, self._max)
+
+    @property
+    def max(self) -> int:
+        """The longest, in nanoseconds; exact."""
+        return self._max
 
     def quantiles(self) -> Quantiles:
         """p50, p99 and the maximum, in milliseconds."""
@@ -218,4 +224,4 @@ class BatchSizes:
         self._histogram.add(records)
 
     def read(self) -> BatchRecords:
-        return BatchRecords(self._histogram.quantile(0.5), round(self._histogram.quantiles().max_ms * 1e6))
+        return BatchRecords(self._histogram.quantile(0.5), self._histogram.max)

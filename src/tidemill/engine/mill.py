@@ -125,7 +125,7 @@ class Mill:
         self._scheduled = False
         self._reads = plan.reads()
         self._slots = _declared_slots(plan, schema)
-        self._stages = cloudpickle.dumps((plan.stages, self._layout))
+        self.pickled = cloudpickle.dumps((plan.stages, self._layout))
         self._user_code = [stage.runs_user_code for stage in plan.stages]
         self._deadlines = [None if s.deadline_s is None else round(s.deadline_s * 1e9) for s in plan.stages]
 
@@ -146,7 +146,7 @@ class Mill:
             lambda message, payload: self._received(lane, message, payload),
             lambda how: self._died(lane, how),
         )
-        lane.send(LoadPlan(self._stages, self._kinds))
+        lane.send(LoadPlan(self.pickled, self._kinds))
 
     def stop(self) -> None:
         """All is done: the lanes may end."""
@@ -246,7 +246,7 @@ class Mill:
 
     def _pack(self, taken: Taken, memory: int, packer: Packer) -> _Slab:
         """Write the batch, the key slots and each lane's row list into the slab, and leave room for results."""
-        packed = packer.batch(taken.batch, self._reads)
+        packed = packer.batch(taken.batch, reads=self._reads)
         slots_at = packer.array(self._keys.slots(taken.codes))
         count = len(taken.batch)
         results = [
@@ -412,7 +412,7 @@ def _declared_slots(plan: Plan, schema: Schema) -> dict[str, Kind]:
     before = schema
     for stage, after in zip(plan.stages, plan.bind(schema), strict=True):
         if stage.changes_columns:
-            slots.update({name: f.kind for name, f in _new(before, after).items() if f.kind in _IN_PLACE})  # type: ignore[misc]
+            slots.update({name: f.kind for name, f in _new(before, after).items() if f.kind in _IN_PLACE})
         before = after
     return slots
 

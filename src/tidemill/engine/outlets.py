@@ -70,7 +70,7 @@ class Outlet(abc.ABC):
     async def finish(self) -> None:
         """Return once everything put has been written and flushed, and the sink is closed."""
 
-    async def abandon(self) -> None:  # noqa: B027 - most have nothing to let go of
+    async def abandon(self) -> None:
         """Let go, whatever happened before; must not raise."""
 
 

@@ -33,7 +33,7 @@ from tidemill.engine.metrics import Counts, Histogram, LagMonitor, LaneReport, L
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
-from tidemill.errors import EngineError, PlanError
+from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.lanes.process import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.sinks.base import LoopSink, ProcessSink
@@ -88,6 +88,7 @@ class Run:
         self._outlets: list[Outlet] = []
         self._contexts: list[SourceContext] = []
         self._stopping = asyncio.Event()
+        self._stop_asked_ns = 0
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
         self._task: asyncio.Task[Report] | None = None
@@ -133,12 +134,11 @@ class Run:
                 background += [group.create_task(outlet.run()) for outlet in self._outlets]
                 await self._sources_ended(sources)
                 await self._drained(mill)
-                for outlet in self._outlets:
-                    await outlet.finish()
+                await self._finished()
                 mill.stop()
                 for task in background:
                     task.cancel()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - its first leaf is raised
             for outlet in self._outlets:
                 await outlet.abandon()
             raise _first(error) from None
@@ -165,6 +165,7 @@ class Run:
 
     async def _start(self, checked: Checked, server: ForkServer | None, mill: Mill, intake: Intake) -> None:
         if server is not None:
+            server.preload(mill.pickled)
             loaded = await server.wait_ready()
             self._kernels, self._cold_s = loaded.kernels, loaded.cold_s
         mill.start(LaneFactory(server, mill.slabs.shared), intake)
@@ -188,22 +189,36 @@ class Run:
                 await close()
 
     async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
-        """Wait for the end of input; after a stop, for the grace, and then cancel what still reads."""
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        """Wait for the end of input; after a stop for the grace, and then cancel what still reads."""
         timer = asyncio.ensure_future(self._end_after_seconds())
         try:
-            waiting = set(sources)
+            waiting = await self._until(set(sources))
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
+        finally:
+            timer.cancel()
+
+    async def _until(self, waiting: set[asyncio.Task[Any]], *, more_s: float = 0.0) -> set[asyncio.Task[Any]]:
+        """Wait for these tasks; once a stop was asked for, only as long as the grace (and ``more_s``) lasts.
+
+        Returns what is not done by then.
+        """
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
             while waiting and not self._stopping.is_set():
                 await asyncio.wait({*waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
                 waiting = {task for task in waiting if not task.done()}
             if waiting:
-                _, late = await asyncio.wait(waiting, timeout=self._grace)
-                for task in late:
-                    task.cancel()
-                await asyncio.wait(waiting)
+                _, waiting = await asyncio.wait(waiting, timeout=max(self._grace_left() + more_s, 0.0))
         finally:
             stopping.cancel()
-            timer.cancel()
+        return waiting
+
+    def _grace_left(self) -> float:
+        """Seconds until a stop that was asked for must have ended."""
+        return self._grace - (self._clock.monotonic_ns() - self._stop_asked_ns) / 1e9
 
     async def _end_after_seconds(self) -> None:
         if self._seconds is not None:
@@ -212,9 +227,29 @@ class Run:
             self.stop_soon()
 
     async def _drained(self, mill: Mill) -> None:
+        """Wait until nothing is in flight; after a stop, for what is left of the grace."""
+        late = await self._until({asyncio.ensure_future(self._nothing_in_flight(mill))})
+        for task in late:
+            task.cancel()
+            _log.warning(
+                "the grace of %g s is over: %d records in flight are given up", self._grace, mill.counts.in_flight
+            )
+
+    async def _nothing_in_flight(self, mill: Mill) -> None:
         while not mill.idle:
             self._idle.clear()
             await self._idle.wait()
+
+    async def _finished(self) -> None:
+        """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
+        tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self._outlets}
+        late = await self._until(set(tasks), more_s=1.0)
+        for task in tasks - late:
+            task.result()
+        if late:
+            for task in late:
+                task.cancel()
+            raise OutsideError(f"a sink did not finish within the grace of {self._grace:g} s after the stop.")
 
     def _reject_input(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""
@@ -290,6 +325,8 @@ class Run:
 
     def stop_soon(self) -> None:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
+        if not self._stopping.is_set():
+            self._stop_asked_ns = self._clock.monotonic_ns()
         self._stopping.set()
 
     async def wait(self) -> Report:

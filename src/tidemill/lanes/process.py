@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from tidemill.errors import EngineError
-from tidemill.lanes.forkserver import Exited, Kill, Loaded, Spawn, Spawned
+from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Spawn, Spawned
+from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FrameReader, FromLane, Message, frame
 
 __all__ = ["Exit", "ForkServer", "ProcessChannel"]
@@ -147,6 +148,15 @@ class ProcessChannel:
         """SIGKILL it, if it lives."""
         self._server.kill(self._child)
 
+    def close(self) -> None:
+        """Hear no more of it."""
+        if not self._told:
+            self._told = True
+            if not self._eof:
+                self._loop.remove_reader(self._socket)
+                self._loop.remove_writer(self._socket)
+            self._socket.close()
+
 
 class ForkServer:
     """Starts the server process, asks it to fork, and is told of exits."""
@@ -220,6 +230,14 @@ class ForkServer:
             channel.exited(9)
         self._channels.clear()
 
+    def preload(self, pickled: bytes) -> None:
+        """Have the server import what unpickling this imports, before it forks again."""
+        assert self._control is not None
+        memory = Shared("preload", max(len(pickled), 1))
+        memory.buffer[: len(pickled)] = pickled
+        socket.send_fds(self._control, [_encode(Preload(len(pickled)))], [memory.fd])
+        memory.close()
+
     def spawn(
         self,
         role: str,
@@ -256,5 +274,8 @@ class ForkServer:
             asyncio.get_running_loop().remove_reader(self._control)
         self._control.close()
         self._control = None
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
         process, self._process = self._process, None
         await asyncio.to_thread(process.wait)

@@ -7,7 +7,7 @@ import select
 import socket
 import time
 import traceback
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, TidemillError
@@ -18,6 +18,9 @@ from tidemill.lanes.wire import Failed, FrameReader, OpenSink, SinkClosed, Stop,
 from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
+
+
+IDLE_FLUSH_S: Final = 1.0
 
 
 class BlockingSink(Protocol):
@@ -52,10 +55,10 @@ class SinkHost:
         elif self.due_in() == 0.0:
             self.flush()
 
-    def due_in(self) -> float | None:
-        """Seconds until a flush is due; None when there is nothing to flush."""
+    def due_in(self) -> float:
+        """Seconds until a flush is due; a sink that is idle is flushed too, for what it does by age."""
         if self._dirty_since is None:
-            return None
+            return IDLE_FLUSH_S
         return max(0.0, self._dirty_since + self._flush_s - time.monotonic())
 
     def flush(self) -> None:
@@ -67,57 +70,85 @@ class SinkHost:
 
 def main(control: socket.socket, memories: list[int]) -> None:
     """Run until told to stop or the parent is gone; in both cases what was written is flushed."""
-    regions = list(map(Shared.of, memories))
-    reader = FrameReader(to_lane=True)
-    unpacker = Unpacker()
-    host: SinkHost | None = None
+    loop = _Loop(control, list(map(Shared.of, memories)))
     try:
-        while True:
-            due = host.due_in() if host else None
-            if due is not None and not select.select([control], [], [], due)[0]:
-                assert host is not None
-                host.flush()
-                send_all(control, _written(host), b"")
-                continue
-            data = control.recv(1 << 18)
-            if not data:
-                break
-            reader.feed(data)
-            for message, _ in reader.messages():
-                match message:
-                    case OpenSink():
-                        sink: BlockingSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
-                        host = SinkHost(sink, message.flush_s)
-                        sink.open(pickle.loads(message.schema))  # noqa: S301 - our own parent's bytes
-                        send_all(control, _written(host), b"")
-                    case Write():
-                        assert host is not None
-                        host.write(message.number, unpacker.batch(message.packed, regions[message.region]))
-                        send_all(control, _written(host), b"")
-                    case Stop():
-                        _close(control, host)
-                        host = None
-                        return
+        loop.run()
     except TidemillError as error:
         send_all(control, Failed(type(error).__name__, str(error)), b"")
     except Exception as error:  # noqa: BLE001 - whatever a database raises
-        told = f"the sink {host.sink.name if host else ''} failed: {type(error).__name__}: {error}"
-        send_all(control, Failed(OutsideError.__name__, f"{told}\n{traceback.format_exc()}"), b"")
+        told = f"the sink {loop.name} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+        send_all(control, Failed(OutsideError.__name__, told), b"")
     finally:
+        loop.close()
+
+
+class _Loop:
+    def __init__(self, control: socket.socket, regions: list[Any]) -> None:
+        self._control = control
+        self._regions = regions
+        self._unpacker = Unpacker()
+        self._host: SinkHost | None = None
+
+    @property
+    def name(self) -> str:
+        return self._host.sink.name if self._host else ""
+
+    def run(self) -> None:
+        reader = FrameReader(to_lane=True)
+        while self._wait():
+            data = self._control.recv(1 << 18)
+            if not data:
+                return
+            reader.feed(data)
+            for message, _ in reader.messages():
+                if not self._handle(message):
+                    return
+
+    def _wait(self) -> bool:
+        """Until a message comes; flushes meanwhile when that is due."""
+        while self._host is not None:
+            if select.select([self._control], [], [], self._host.due_in())[0]:
+                return True
+            self._host.flush()
+            self._tell()
+        return True
+
+    def _handle(self, message: Any) -> bool:
+        match message:
+            case OpenSink():
+                sink: BlockingSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
+                self._host = SinkHost(sink, message.flush_s)
+                sink.open(pickle.loads(message.schema))  # noqa: S301 - our own parent's bytes
+                self._tell()
+            case Write():
+                assert self._host is not None
+                batch = self._unpacker.batch(message.packed, self._regions[message.region])
+                self._host.write(message.number, batch)
+                self._tell()
+            case Stop():
+                self._stop()
+                return False
+        return True
+
+    def _tell(self) -> None:
+        assert self._host is not None
+        statistics = self._host.sink.statistics()
+        written = Written(self._host.written, self._host.flushed, statistics.rows, statistics.bytes)
+        send_all(self._control, written, b"")
+
+    def _stop(self) -> None:
+        """Only a sink that has flushed and closed without complaint may say so."""
+        host = self._host
+        rows = size = 0
         if host is not None:
+            host.flush()
             host.sink.close()
+            statistics = host.sink.statistics()
+            rows, size = statistics.rows, statistics.bytes
+        self._host = None
+        send_all(self._control, SinkClosed(rows, size), b"")
 
-
-def _written(host: SinkHost) -> Written:
-    statistics = host.sink.statistics()
-    return Written(host.written, host.flushed, statistics.rows, statistics.bytes)
-
-
-def _close(control: socket.socket, host: SinkHost | None) -> None:
-    if host is None:
-        send_all(control, SinkClosed(0, 0), b"")
-        return
-    host.sink.flush()
-    host.sink.close()
-    statistics = host.sink.statistics()
-    send_all(control, SinkClosed(statistics.rows, statistics.bytes), b"")
+    def close(self) -> None:
+        """After an error, or when the parent is gone."""
+        if self._host is not None:
+            self._host.sink.close()

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from tidemill.errors import EngineError
 from tidemill.formats.packed import Packed
 
 __all__ = [
@@ -204,6 +205,8 @@ _from_lane = msgspec.msgpack.Decoder(FromLane)
 def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> list[bytes | bytearray | memoryview]:
     """The parts to send, for ``sendmsg``."""
     header = _encoder.encode(message)
+    if len(header) + len(payload) > MAX_FRAME:
+        raise EngineError(f"a message of {len(header) + len(payload)} bytes cannot be sent to another process")
     parts: list[bytes | bytearray | memoryview] = [_HEAD.pack(len(header), len(payload)) + header]
     if len(payload):
         parts.append(payload)
@@ -222,7 +225,7 @@ class FrameReader:
     """
 
     def __init__(self, *, to_lane: bool) -> None:
-        self._decoder: msgspec.msgpack.Decoder[ToLane | FromLane] = _to_lane if to_lane else _from_lane  # type: ignore[assignment]
+        self._decoder: msgspec.msgpack.Decoder[ToLane | FromLane] = _to_lane if to_lane else _from_lane
         self._data = bytearray()
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -230,7 +233,10 @@ class FrameReader:
         self._data += data
 
     def messages(self) -> Iterator[tuple[ToLane | FromLane, bytes]]:
-        """The complete messages so far, in order, each with its payload."""
+        """The complete messages so far, in order, each with its payload.
+
+        Raises `ValueError` (`msgspec.DecodeError` is one) for bytes that `frame` cannot have made.
+        """
         while len(self._data) >= _HEAD.size:
             header, payload = _HEAD.unpack_from(self._data)
             if header + payload > MAX_FRAME:
