@@ -1,0 +1,189 @@
+"""Records, Frame and DeadLetters: what is in memory, and what was rejected before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from tidemill.batch import Batch
+from tidemill.clock import SystemClock
+from tidemill.errors import InputError, PlanError
+from tidemill.schema import Kind
+from tidemill.sources import DeadLetters, Frame, Records, SourceContext
+
+ROWS = [{"sensor": f"S{n % 5}", "time": float(n), "value": n, "unit": None, "tags": ["a", n]} for n in range(2_500)]
+
+
+async def later(items: list[Any], pause_every: int = 0) -> AsyncIterator[Any]:
+    for place, item in enumerate(items):
+        if pause_every and place % pause_every == 0:
+            await asyncio.sleep(0)
+        yield item
+
+
+@pytest.mark.parametrize("make", [list, iter, later, lambda rows: later(rows, 7)])
+async def test_every_iterable_gives_its_records_unchanged(drain: Any, make: Any) -> None:
+    """List, generator and asynchronous generator: the same records in order, in bounded batches."""
+    drained = await drain(Records(make(ROWS)))
+    assert drained.rows == ROWS
+    assert max(map(len, drained.batches)) <= 1_000
+    assert drained.keys == [row["sensor"] for row in ROWS]
+
+
+async def test_the_loop_is_shared_with_a_long_iterator(drain: Any) -> None:
+    """While a synchronous iterator is pulled, other tasks get a turn after every slice."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(other())
+    drained = await drain(Records(iter(ROWS)))
+    task.cancel()
+    assert turns >= len(drained.batches)
+
+
+async def test_batches_pass_whole_and_get_roles(drain: Any) -> None:
+    """A batch with roles passes in slices of at most 32,768; one without gets them; dicts between keep their place."""
+    big = Batch.from_rows([{"sensor": "a", "time": 0, "value": 1.5}] * 40_000)
+    drained = await drain(Records([{"sensor": "x", "time": 1}, big, {"sensor": "y", "time": 2}]))
+    assert [len(batch) for batch in drained.batches] == [1, 32_768, 7_232, 1]
+    assert (drained.keys[0], drained.keys[1], drained.keys[-1]) == ("x", "a", "y")
+    ready = drained.batches[1]
+    again = await drain(Records([ready]))
+    assert again.batches[0].key_column is ready.key_column
+
+
+async def test_a_lone_record_does_not_wait_for_others() -> None:
+    """What an asynchronous iterable has given is handed on while it waits for more; stopping ends the wait."""
+    gate = asyncio.Event()
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        yield {"sensor": "a", "value": 1}
+        await gate.wait()
+        yield {"sensor": "a", "value": 2}
+
+    context = SourceContext(SystemClock(), lambda _: None)
+    stream = Records(source()).stream(context)
+    assert (await anext(stream)).to_rows() == [{"sensor": "a", "value": 1}]
+    context.stopping.set()
+    assert [batch async for batch in stream] == []
+
+
+async def test_a_fast_iterable_is_not_read_far_ahead() -> None:
+    """Not pulling stops the user's iterator at a bounded distance."""
+    given = 0
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        nonlocal given
+        while True:
+            given += 1
+            yield {"sensor": "a", "value": given}
+
+    stream = Records(source()).stream(SourceContext(SystemClock(), lambda _: None))
+    await anext(stream)
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert given <= 40_000
+    before = given
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert given == before
+    await stream.aclose()
+
+
+async def test_what_the_iterable_raises_is_raised(drain: Any) -> None:
+    """An error of the user's iterator comes out, after the records before it."""
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        yield {"sensor": "a"}
+        raise ValueError("broken")
+
+    def plain() -> Iterator[dict[str, Any]]:
+        yield {"sensor": "a"}
+        raise ValueError("broken")
+
+    for records in (source(), plain()):
+        with pytest.raises(ValueError, match="broken"):
+            await drain(Records(records))
+
+
+def test_a_table_is_refused_by_name() -> None:
+    """A DataFrame in Records, dicts in Frame: the error names the other one."""
+    frame = pd.DataFrame({"sensor": ["a"], "time": [0]})
+    for table in (frame, pl.from_pandas(frame), pl.from_pandas(frame).to_arrow()):
+        with pytest.raises(PlanError, match=r"sources\.Frame"):
+            Records(table)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"sources\.Records"):
+        Frame([{"a": 1}])
+    for nonsense in ({"sensor": "a"}, "text", 3):
+        with pytest.raises(PlanError, match="iterable of dicts"):
+            Records(nonsense)  # type: ignore[arg-type]
+
+
+def test_a_list_is_looked_at() -> None:
+    """The columns of a list are known before the run; of an iterator only what is declared."""
+    assert Records(ROWS).peek().names == ("sensor", "time", "value", "unit", "tags")
+    schema = Records(iter(ROWS), columns={"n": int}).peek()
+    assert (schema.names, schema.open, schema["n"].kind) == (("n",), True, Kind.INT)
+
+
+async def test_bad_records_go_alone(drain: Any) -> None:
+    """Rejected records are letters with the record itself."""
+    source = Records([*ROWS[:3], {"time": 1}, "text", *ROWS[3:5]])
+    drained = await drain(source)
+    assert drained.rows == ROWS[:5]
+    assert [letter.raw for letter in drained.letters] == [{"time": 1}, "text"]
+    assert "sensor" in source.explain()
+
+
+@pytest.mark.parametrize("make", [lambda f: f, pl.from_pandas, lambda f: pl.from_pandas(f).to_arrow()])
+async def test_frames(drain: Any, make: Any) -> None:
+    """pandas, polars and Arrow: every row in order, in batches of at most 8,192."""
+    frame = pd.DataFrame(
+        {
+            "id": [f"S{n % 3}" for n in range(20_000)],
+            "when": pd.date_range("2024", periods=20_000, freq="s"),
+            "value": np.arange(20_000.0),
+        }
+    )
+    source = Frame(make(frame), key="id", time="when", tz="Europe/Berlin")
+    source.check()
+    drained = await drain(source)
+    assert np.concatenate([batch["value"] for batch in drained.batches]).tolist() == frame["value"].tolist()
+    assert drained.keys == frame["id"].tolist()
+    assert drained.times[0] == pd.Timestamp("2024", tz="Europe/Berlin").value
+    assert max(map(len, drained.batches)) <= 8_192
+    with pytest.raises(InputError, match=r"'time'.*id, when, value.*key='id', time='when'"):
+        Frame(make(frame)).check()
+
+
+async def test_dead_letters_are_replayed(drain: Any, tmp_path: Path) -> None:
+    """Raw records and raw lines come again; what is still bad is rejected again; other lines are told."""
+    path = tmp_path / "dead.ndjson"
+    letters = [
+        {"reason_code": "no_key", "raw": {"sensor": "a", "time": 1, "value": 1.0}},
+        {"reason_code": "malformed", "raw": '{"sensor":"b","time":2,"value":2.0}'},
+        {"reason_code": "malformed", "raw": '{"sensor":'},
+        {"reason_code": "no_key", "raw": {"time": 3}},
+        {"something": "else"},
+    ]
+    path.write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+    source = DeadLetters(path)
+    source.check()
+    drained = await drain(source)
+    assert drained.keys == ["a", "b"]
+    assert [letter.reason_code for letter in drained.letters] == ["malformed", "malformed", "no_key"]
+    with pytest.raises(InputError, match=str(tmp_path / "none")):
+        DeadLetters(tmp_path / "none").check()

@@ -1,0 +1,224 @@
+"""Replay: recordings in order, whole, typed once, and refused by name."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tidemill.errors import InputError, PlanError
+from tidemill.letters import MALFORMED, OVERSIZE, WRONG_TYPE
+from tidemill.schema import Kind
+from tidemill.sources import Replay
+
+
+def write_csv(path: Path, rows: list[tuple[Any, ...]], header: str = "sensor,time,value") -> Path:
+    text = header + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+async def test_all_nab_recordings_merge_by_time(drain: Any, nab: Path) -> None:
+    """31 recordings, six of which look like integers: every row once, each file in its own order, one kind."""
+    source = Replay(nab / "*" / "*.csv", key="{stem}", time="timestamp")
+    schema = source.peek()
+    assert (schema["value"].kind, schema["timestamp"].kind) == (Kind.FLOAT, Kind.TEXT)
+    drained = await drain(source)
+    assert (drained.count, drained.letters) == (152_965, [])
+    assert max(map(len, drained.batches)) <= 8_192
+    assert {batch.schema["value"].kind for batch in drained.batches} == {Kind.FLOAT}
+    keys = np.array(drained.keys)
+    values = np.concatenate([batch["value"] for batch in drained.batches])
+    times = np.array(drained.times)
+    paths = sorted(nab.glob("*/*.csv"))
+    assert len(paths) == 31
+    due = np.empty(len(times), np.int64)
+    for path in paths:
+        frame = pd.read_csv(path)
+        mine = keys == path.stem
+        np.testing.assert_array_equal(values[mine], frame["value"].to_numpy(np.float64))
+        expected = pd.to_datetime(frame["timestamp"]).to_numpy("datetime64[ns]").view(np.int64)
+        np.testing.assert_array_equal(times[mine], expected)
+        due[mine] = np.maximum.accumulate(expected)
+    assert (np.diff(due) >= 0).all()
+    ties = np.flatnonzero(np.diff(due) == 0)
+    place = {path.stem: number for number, path in enumerate(paths)}
+    assert all(place[keys[row]] <= place[keys[row + 1]] for row in ties.tolist())
+
+
+async def test_a_clock_that_steps_back_changes_no_order(drain: Any, nab: Path) -> None:
+    """machine_temperature_system_failure.csv steps back; its rows come as the file has them."""
+    path = nab / "realKnownCause" / "machine_temperature_system_failure.csv"
+    drained = await drain(Replay(path, key="{stem}", time="timestamp"))
+    expected = [row["timestamp"] for row in csv.DictReader(path.read_text().splitlines())]
+    assert [row["timestamp"] for row in drained.rows] == expected
+    assert (np.diff(drained.times) < 0).any()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.ndjson", "a.jsonl.gz", "a.parquet", "a.parquet.gz"])
+async def test_every_format_gives_the_same_records(drain: Any, tmp_path: Path, name: str) -> None:
+    """CSV, NDJSON and Parquet, packed or not, are the same records."""
+    rows = [{"sensor": f"S{n % 3}", "time": n, "value": n / 4 if n % 2 else n} for n in range(20_000)]
+    path = tmp_path / name
+    if ".csv" in name:
+        write_csv(path, [tuple(row.values()) for row in rows])
+    elif "json" in name:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    else:
+        plain = tmp_path / "plain"
+        pq.write_table(pa.Table.from_pandas(pd.DataFrame(rows)), plain)
+        path.write_bytes(gzip.compress(plain.read_bytes()) if name.endswith(".gz") else plain.read_bytes())
+        plain.unlink()
+    source = Replay(path)
+    assert source.peek().names == ("sensor", "time", "value")
+    drained = await drain(source)
+    assert [row["value"] for row in drained.rows] == [row["value"] for row in rows]
+    assert drained.keys == [row["sensor"] for row in rows]
+    assert drained.times == [row["time"] * 10**9 for row in rows]
+
+
+async def test_files_in_sequence_follow_each_other(drain: Any, tmp_path: Path) -> None:
+    """With order="sequence" the files come by path, whatever their times."""
+    write_csv(tmp_path / "b.csv", [("b", 1, 1), ("b", 2, 2)])
+    write_csv(tmp_path / "a.csv", [("a", 5, 1), ("a", 6, 2)])
+    assert (await drain(Replay(tmp_path, order="sequence"))).keys == ["a", "a", "b", "b"]
+    assert (await drain(Replay(tmp_path))).keys == ["b", "b", "a", "a"]
+
+
+async def test_merging_is_stable_over_blocks(drain: Any, tmp_path: Path) -> None:
+    """Files longer than a block, with ties between them, merge as one stable sort of all would."""
+    generator = np.random.default_rng(1)
+    tables = []
+    for place in range(3):
+        times = np.sort(generator.integers(0, 3_000, 9_000 * (place + 1)))
+        tables.append(times)
+        write_csv(tmp_path / f"{place}.csv", [(place, time, row) for row, time in enumerate(times.tolist())])
+    expected = sorted(
+        (time, place, row) for place, times in enumerate(tables) for row, time in enumerate(times.tolist())
+    )
+    drained = await drain(Replay(tmp_path))
+    assert [(row["time"], int(row["sensor"]), row["value"]) for row in drained.rows] == expected
+
+
+async def test_pace_follows_the_recorded_clock(drain: Any, tmp_path: Path, script_clock: Any) -> None:
+    """At pace 2, ten recorded seconds take five; a clock that steps back costs no time."""
+    write_csv(tmp_path / "a.csv", [("a", 0, 1), ("a", 4, 2), ("a", 1, 3), ("a", 10, 4)])
+    began = script_clock.now_ns
+    drained = await drain(Replay(tmp_path / "a.csv", pace=2.0), clock=script_clock)
+    assert [row["value"] for row in drained.rows] == [1, 2, 3, 4]
+    assert [len(batch) for batch in drained.batches] == [1, 2, 1]
+    assert [(batch.arrived_ns - began) / 1e9 for batch in drained.batches] == pytest.approx([0, 2, 5])
+
+
+async def test_stopping_ends_a_wait(drain: Any, tmp_path: Path) -> None:
+    """A paced replay whose next record is a year away ends at once when the run wants to end."""
+    write_csv(tmp_path / "a.csv", [("a", 0, 1), ("a", 31_000_000, 2)])
+    drained = await drain(Replay(tmp_path / "a.csv", pace=1.0), until=lambda _: True)
+    assert drained.count == 1
+
+
+async def test_bad_lines_go_alone(drain: Any, tmp_path: Path) -> None:
+    """Malformed, oversize and misfitting lines are letters; all else flows."""
+    path = tmp_path / "a.ndjson"
+    good = b'{"sensor":"a","time":1,"value":2.5}\n'
+    path.write_bytes(
+        good * 3 + b'{"sensor":\n' + good + b'{"x":"' + b"y" * (1 << 20) + b'"}\n' + good
+        + b'{"sensor":"a","time":1,"value":"hot"}\n' + good
+    )  # fmt: skip
+    drained = await drain(Replay(path))
+    assert drained.count == 6
+    assert sorted(letter.reason_code for letter in drained.letters) == sorted([MALFORMED, OVERSIZE, WRONG_TYPE])
+    assert all(letter.source == "replay" for letter in drained.letters)
+
+
+async def test_one_odd_first_record_does_not_decide_a_kind(drain: Any, tmp_path: Path) -> None:
+    """The head of a file votes: a first value that is text does not reject all the numbers behind it."""
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"sensor":"a","time":1,"value":"n/a"}\n' + '{"sensor":"a","time":1,"value":2.5}\n' * 5)
+    source = Replay(path)
+    assert source.peek()["value"].kind is Kind.FLOAT
+    drained = await drain(source)
+    assert (drained.count, len(drained.letters)) == (5, 1)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet"])
+def test_a_missing_role_is_refused_at_start(tmp_path: Path, name: str) -> None:
+    """The error names the file, the fields seen and what to try."""
+    path = tmp_path / name
+    frame = pd.DataFrame({"machine": ["a"], "timestamp": ["2024-01-01"], "value": [1.0]})
+    match path.suffix:
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case ".ndjson":
+            frame.to_json(path, orient="records", lines=True)
+        case _:
+            frame.to_parquet(path)
+    with pytest.raises(InputError) as caught:
+        Replay(path).check()
+    assert str(path) in str(caught.value)
+    assert "machine, timestamp, value" in str(caught.value)
+    assert "time='timestamp'" in str(caught.value)
+    with pytest.raises(InputError, match="'sensor' to read the sensor from"):
+        Replay(path, time="timestamp").check()
+    Replay(path, time="timestamp", key="machine").check()
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    """A missing file, an unknown suffix, a Parquet file that is none, an unknown zone."""
+    with pytest.raises(InputError, match=str(tmp_path / "none.csv")):
+        Replay(tmp_path / "none.csv").check()
+    (tmp_path / "a.xlsx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.xlsx.*format="):
+        Replay(tmp_path / "a.xlsx").check()
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"a\.parquet is not a readable Parquet file"):
+        Replay(tmp_path / "a.parquet").check()
+    with pytest.raises(InputError, match="Mars"):
+        Replay("a.csv", tz="Mars")
+    for options in ({"pace": 0}, {"pace": "fast"}, {"order": "random"}, {"format": "xlsx"}):
+        with pytest.raises(PlanError, match=next(iter(options))):
+            Replay("a.csv", **options)  # type: ignore[arg-type]
+
+
+async def test_naive_times_of_every_format_are_local(drain: Any, tmp_path: Path) -> None:
+    """tz= is the zone of times without one, in text and in Parquet."""
+    frame = pd.DataFrame({"sensor": ["a"], "time": pd.to_datetime(["2024-07-01 12:00:00"]), "value": [1.0]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    expected = pd.Timestamp("2024-07-01 12:00:00", tz="Europe/Berlin").value
+    for name in ("a.csv", "a.parquet"):
+        assert (await drain(Replay(tmp_path / name, tz="Europe/Berlin"))).times == [expected]
+
+
+async def test_an_empty_file_is_no_error(drain: Any, tmp_path: Path) -> None:
+    """A recording without a record gives none."""
+    for name in ("a.csv", "b.ndjson"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "c.csv").write_text("sensor,time,value\n")
+    assert (await drain(Replay(tmp_path))).count == 0
+
+
+async def test_the_same_source_can_run_again(drain: Any, tmp_path: Path) -> None:
+    """A second run of one source gives the same records."""
+    source = Replay(write_csv(tmp_path / "a.csv", [("a", 0, 1), ("a", 1, 2)]))
+    context_rows = [(await _rows(source)) for _ in range(2)]
+    assert context_rows[0] == context_rows[1]
+
+
+async def _rows(source: Replay) -> list[dict[str, Any]]:
+    from tidemill.clock import SystemClock
+    from tidemill.sources.base import SourceContext
+
+    return [
+        row async for batch in source.stream(SourceContext(SystemClock(), lambda _: None)) for row in batch.to_rows()
+    ]
