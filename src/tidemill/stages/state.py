@@ -18,6 +18,7 @@ compiler cannot reorder, and a killed process's stores are visible to its succes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -158,7 +159,7 @@ class StateMemory:
         for fields, places in zip(layout.stages, offsets, strict=True):
             arrays, numbers = {}, {}
             for name, field in fields.items():
-                count = layout.max_keys * int(np.prod(field.shape, dtype=np.int64))
+                count = layout.max_keys * math.prod(field.shape)
                 flat = np.frombuffer(buffer, field.dtype, count, places[name])
                 numbers[name] = len(self._arrays)
                 arrays[name] = flat.reshape(layout.max_keys, *field.shape)
@@ -193,7 +194,7 @@ class StateMemory:
         array = self._arrays[field]
         at = int(self._header[_UNDO_TAIL]) + self._pending
         shape = (entries,) if cellwise else (entries, *array.shape[1:])
-        size = array.itemsize * int(np.prod(shape, dtype=np.int64))
+        size = array.itemsize * math.prod(shape)
         end = at + 8 * _ENTRY_WORDS + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
         if end > len(self._undo):
             raise EngineError("the undo log is full: a stage saved more than its state fields announce")
@@ -242,7 +243,7 @@ class StateMemory:
             cells, at = self._read(at, np.dtype(np.int32), entries)
             array[slots, cells], _ = self._read(at, array.dtype, entries)
         else:
-            width = int(np.prod(array.shape[1:], dtype=np.int64))
+            width = math.prod(array.shape[1:])
             old, _ = self._read(at, array.dtype, entries * width)
             array[slots] = old.reshape(entries, *array.shape[1:])
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -42,7 +43,18 @@ _NUMPY_OF: Final[dict[str, np.dtype[Any]]] = {
     "q": np.dtype(np.int64),
     "d": np.dtype(np.float64),
 }
-Call = Callable[..., None]
+_NUMBA_RUNTIME: Final = (
+    "NRT_Allocate",
+    "NRT_Free",
+    "NRT_decref",
+    "NRT_incref",
+    "numba_do_raise",
+    "numba_gil_ensure",
+    "numba_gil_release",
+    "numba_runtime_build_excinfo_struct",
+    "numba_unpickle",
+)
+Call = Callable[..., Any]
 
 
 class Kernels:
@@ -226,12 +238,26 @@ def compile_kernels() -> Packed:
         "q": types.CPointer(types.int64),
         "d": types.CPointer(types.float64),
     }
+    # Eight equal operations side by side become vector instructions; their order, and so each bit, stays.
+    before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
     packed = []
-    for name, (fn, arguments) in source.KERNELS.items():
-        signature = types.void(*(kinds[letter] for letter in arguments))
-        made = numba.cfunc(signature, error_model="numpy")(fn)
-        packed.append({"name": name, "symbol": made._wrapper_name, "code": bytes(made._library._get_compiled_object())})
+    try:
+        scope = dict(vars(source))
+        for fn in source.HELPERS:
+            scope[fn.__name__] = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
+        for name, (fn, arguments) in source.KERNELS.items():
+            signature = types.void(*(kinds[letter] for letter in arguments))
+            made = numba.cfunc(signature, error_model="numpy")(_in_scope(fn, scope))
+            code = bytes(made._library._get_compiled_object())
+            packed.append({"name": name, "symbol": made._wrapper_name, "code": code})
+    finally:
+        numba.config.SLP_VECTORIZE = before
     return packed
+
+
+def _in_scope(fn: Call, scope: dict[str, Any]) -> Call:
+    """The function, calling compiled helpers where the source calls plain ones."""
+    return FunctionType(fn.__code__, scope, fn.__name__)
 
 
 def _store(path: Path, packed: Packed) -> None:
@@ -281,7 +307,7 @@ def _settle_symbols(llvm: Any) -> None:
     None of our kernels allocates or raises; should one ever get there, the process stops rather than go on wrong.
     """
     abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
-    for name in ("NRT_incref", "NRT_decref", "NRT_Allocate", "numba_gil_ensure", "numba_gil_release", "numba_unpickle"):
+    for name in _NUMBA_RUNTIME:
         if not llvm.address_of_symbol(name):
             llvm.add_symbol(name, abort)
 
@@ -302,7 +328,7 @@ def _pointer(given: Any, dtype: np.dtype[Any] | None) -> int:
         return int(given)
     if given.dtype != dtype or not given.flags.c_contiguous:
         raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype}")
-    return int(given.__array_interface__["data"][0])
+    return int(given.ctypes.data)
 
 
 def main(arguments: Sequence[str] = ()) -> int:

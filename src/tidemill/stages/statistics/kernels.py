@@ -22,7 +22,7 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any, Final
 
-__all__ = ["COUNT", "KERNELS", "MAX", "MEAN", "MEDIAN", "MIN", "STD", "SUM", "VAR"]
+__all__ = ["COUNT", "HELPERS", "KERNELS", "MAX", "MEAN", "MEDIAN", "MIN", "STD", "SUM", "VAR"]
 
 COUNT: Final = 0
 SUM: Final = 1
@@ -73,6 +73,168 @@ def gather(
         log_old[i] = ring[s * window + c]
 
 
+# -- folds over a window: cells base to end of the ring. Apart, each becomes vector instructions. ---------------
+
+
+def total_of(ring: Any, base: int, end: int) -> float:
+    """The sum of the cells."""
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    end8 = base + ((end - base) >> 3 << 3)
+    for j in range(base, end8, 8):
+        a0 += ring[j]
+        a1 += ring[j + 1]
+        a2 += ring[j + 2]
+        a3 += ring[j + 3]
+        a4 += ring[j + 4]
+        a5 += ring[j + 5]
+        a6 += ring[j + 6]
+        a7 += ring[j + 7]
+    for j in range(end8, end):
+        a0 += ring[j]
+    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+
+
+def squares_of(ring: Any, base: int, end: int, mean: float) -> float:
+    """The sum of squared distances from ``mean``."""
+    q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = 0.0
+    end8 = base + ((end - base) >> 3 << 3)
+    for j in range(base, end8, 8):
+        d0 = ring[j] - mean
+        d1 = ring[j + 1] - mean
+        d2 = ring[j + 2] - mean
+        d3 = ring[j + 3] - mean
+        d4 = ring[j + 4] - mean
+        d5 = ring[j + 5] - mean
+        d6 = ring[j + 6] - mean
+        d7 = ring[j + 7] - mean
+        q0 += d0 * d0
+        q1 += d1 * d1
+        q2 += d2 * d2
+        q3 += d3 * d3
+        q4 += d4 * d4
+        q5 += d5 * d5
+        q6 += d6 * d6
+        q7 += d7 * d7
+    for j in range(end8, end):
+        d0 = ring[j] - mean
+        q0 += d0 * d0
+    return ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
+
+
+def lowest_of(ring: Any, base: int, end: int) -> float:
+    """The least value; NaN is passed over."""
+    l0 = l1 = l2 = l3 = l4 = l5 = l6 = l7 = INF
+    end8 = base + ((end - base) >> 3 << 3)
+    for j in range(base, end8, 8):
+        x0 = ring[j]
+        x1 = ring[j + 1]
+        x2 = ring[j + 2]
+        x3 = ring[j + 3]
+        x4 = ring[j + 4]
+        x5 = ring[j + 5]
+        x6 = ring[j + 6]
+        x7 = ring[j + 7]
+        l0 = x0 if x0 < l0 else l0
+        l1 = x1 if x1 < l1 else l1
+        l2 = x2 if x2 < l2 else l2
+        l3 = x3 if x3 < l3 else l3
+        l4 = x4 if x4 < l4 else l4
+        l5 = x5 if x5 < l5 else l5
+        l6 = x6 if x6 < l6 else l6
+        l7 = x7 if x7 < l7 else l7
+    for j in range(end8, end):
+        x = ring[j]
+        l0 = x if x < l0 else l0
+    l0 = l4 if l4 < l0 else l0
+    l1 = l5 if l5 < l1 else l1
+    l2 = l6 if l6 < l2 else l2
+    l3 = l7 if l7 < l3 else l3
+    l0 = l2 if l2 < l0 else l0
+    l1 = l3 if l3 < l1 else l1
+    return l1 if l1 < l0 else l0
+
+
+def highest_of(ring: Any, base: int, end: int) -> float:
+    """The greatest value; NaN is passed over."""
+    h0 = h1 = h2 = h3 = h4 = h5 = h6 = h7 = -INF
+    end8 = base + ((end - base) >> 3 << 3)
+    for j in range(base, end8, 8):
+        x0 = ring[j]
+        x1 = ring[j + 1]
+        x2 = ring[j + 2]
+        x3 = ring[j + 3]
+        x4 = ring[j + 4]
+        x5 = ring[j + 5]
+        x6 = ring[j + 6]
+        x7 = ring[j + 7]
+        h0 = x0 if x0 > h0 else h0
+        h1 = x1 if x1 > h1 else h1
+        h2 = x2 if x2 > h2 else h2
+        h3 = x3 if x3 > h3 else h3
+        h4 = x4 if x4 > h4 else h4
+        h5 = x5 if x5 > h5 else h5
+        h6 = x6 if x6 > h6 else h6
+        h7 = x7 if x7 > h7 else h7
+    for j in range(end8, end):
+        x = ring[j]
+        h0 = x if x > h0 else h0
+    h0 = h4 if h4 > h0 else h0
+    h1 = h5 if h5 > h1 else h1
+    h2 = h6 if h6 > h2 else h2
+    h3 = h7 if h7 > h3 else h3
+    h0 = h2 if h2 > h0 else h0
+    h1 = h3 if h3 > h1 else h1
+    return h1 if h1 > h0 else h0
+
+
+def median_of(ring: Any, base: int, end: int, scratch: Any) -> Any:
+    """The middle value, or halfway between the two middle ones; there is at least one that is not NaN."""
+    m = 0
+    for j in range(base, end):
+        x = ring[j]
+        if x == x:
+            scratch[m] = x
+            m += 1
+    high = select_of(scratch, m, m >> 1)
+    if m & 1:
+        return high
+    low = scratch[0]  # the selection has left the lower half, in some order, before the middle
+    for j in range(1, m >> 1):
+        x = scratch[j]
+        low = x if x > low else low
+    middle = (low + high) / 2.0
+    return middle if middle == middle else NAN
+
+
+def select_of(scratch: Any, m: int, rank: int) -> Any:
+    """The value with ``rank`` values before it in order, by Hoare's selection, which moves no greater ones before it."""
+    left = 0
+    right = m - 1
+    while left < right:
+        pivot = scratch[(left + right) >> 1]
+        a = left
+        b = right
+        while a <= b:
+            while scratch[a] < pivot:
+                a += 1
+            while pivot < scratch[b]:
+                b -= 1
+            if a <= b:
+                x = scratch[a]
+                scratch[a] = scratch[b]
+                scratch[b] = x
+                a += 1
+                b -= 1
+        if b < rank:
+            left = a
+        if rank < a:
+            right = b
+    return scratch[rank]
+
+
+# -- the statistics ---------------------------------------------------------------------------------------------
+
+
 def roll(
     n: int,
     slots: Any,
@@ -100,68 +262,23 @@ def roll(
     p_max = places[6]
     p_median = places[7]
     spread = p_std >= 0 or p_var >= 0
+    extremes = spread or p_mean >= 0 or p_min >= 0 or p_max >= 0
+    written = False
     for i in range(n):
         base = slots[i] * window
-        ring[base + cells[i]] = values[i]
+        if not written:
+            ring[base + cells[i]] = values[i]
+        # The next record's value goes in early, if into another ring: it is on its way from memory, and past the
+        # store buffer, when its window is read.
+        written = False
+        if i + 1 < n and slots[i + 1] != slots[i]:
+            ring[slots[i + 1] * window + cells[i + 1]] = values[i + 1]
+            written = True
         rows = filled[i]
         end = base + rows
-        end8 = base + (rows >> 3 << 3)
-        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
-        l0 = l1 = l2 = l3 = l4 = l5 = l6 = l7 = INF
-        h0 = h1 = h2 = h3 = h4 = h5 = h6 = h7 = -INF
-        for j in range(base, end8, 8):
-            x0 = ring[j]
-            x1 = ring[j + 1]
-            x2 = ring[j + 2]
-            x3 = ring[j + 3]
-            x4 = ring[j + 4]
-            x5 = ring[j + 5]
-            x6 = ring[j + 6]
-            x7 = ring[j + 7]
-            a0 += x0
-            a1 += x1
-            a2 += x2
-            a3 += x3
-            a4 += x4
-            a5 += x5
-            a6 += x6
-            a7 += x7
-            l0 = x0 if x0 < l0 else l0
-            l1 = x1 if x1 < l1 else l1
-            l2 = x2 if x2 < l2 else l2
-            l3 = x3 if x3 < l3 else l3
-            l4 = x4 if x4 < l4 else l4
-            l5 = x5 if x5 < l5 else l5
-            l6 = x6 if x6 < l6 else l6
-            l7 = x7 if x7 < l7 else l7
-            h0 = x0 if x0 > h0 else h0
-            h1 = x1 if x1 > h1 else h1
-            h2 = x2 if x2 > h2 else h2
-            h3 = x3 if x3 > h3 else h3
-            h4 = x4 if x4 > h4 else h4
-            h5 = x5 if x5 > h5 else h5
-            h6 = x6 if x6 > h6 else h6
-            h7 = x7 if x7 > h7 else h7
-        for j in range(end8, end):
-            x = ring[j]
-            a0 += x
-            l0 = x if x < l0 else l0
-            h0 = x if x > h0 else h0
-        l0 = l4 if l4 < l0 else l0
-        l1 = l5 if l5 < l1 else l1
-        l2 = l6 if l6 < l2 else l2
-        l3 = l7 if l7 < l3 else l3
-        l0 = l2 if l2 < l0 else l0
-        l1 = l3 if l3 < l1 else l1
-        low = l1 if l1 < l0 else l0
-        h0 = h4 if h4 > h0 else h0
-        h1 = h5 if h5 > h1 else h1
-        h2 = h6 if h6 > h2 else h2
-        h3 = h7 if h7 > h3 else h3
-        h0 = h2 if h2 > h0 else h0
-        h1 = h3 if h3 > h1 else h1
-        high = h1 if h1 > h0 else h0
-        total = ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7))
+        total = total_of(ring, base, end)
+        low = lowest_of(ring, base, end) if extremes else INF
+        high = highest_of(ring, base, end) if extremes else -INF
         k = rows
         clean = -INF < total < INF
         if not clean:
@@ -172,109 +289,53 @@ def roll(
                 if x == x:
                     k += 1
                     total += x
+        enough = k >= min_periods
         # A sensor that stands still has exactly its own value as mean and exactly 0 as spread.
         mean = NAN
         if k > 0:
             mean = low if low == high else total / k
-            if mean != mean:
-                mean = NAN
-        enough = k >= min_periods
         if p_count >= 0:
             out[p_count * n + i] = float(k) if rows >= min_periods else NAN
         if p_sum >= 0:
             out[p_sum * n + i] = total if enough and total == total else NAN
         if p_mean >= 0:
-            out[p_mean * n + i] = mean if enough else NAN
+            out[p_mean * n + i] = mean if enough and mean == mean else NAN
         if p_min >= 0:
             out[p_min * n + i] = low if enough and k > 0 else NAN
         if p_max >= 0:
             out[p_max * n + i] = high if enough and k > 0 else NAN
+        if p_median >= 0:
+            out[p_median * n + i] = median_of(ring, base, end, scratch) if enough and k > 0 else NAN
         if spread:
             variance = NAN
             if enough and k > ddof:
+                squares = 0.0
                 if clean:
-                    q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = 0.0
-                    for j in range(base, end8, 8):
-                        d0 = ring[j] - mean
-                        d1 = ring[j + 1] - mean
-                        d2 = ring[j + 2] - mean
-                        d3 = ring[j + 3] - mean
-                        d4 = ring[j + 4] - mean
-                        d5 = ring[j + 5] - mean
-                        d6 = ring[j + 6] - mean
-                        d7 = ring[j + 7] - mean
-                        q0 += d0 * d0
-                        q1 += d1 * d1
-                        q2 += d2 * d2
-                        q3 += d3 * d3
-                        q4 += d4 * d4
-                        q5 += d5 * d5
-                        q6 += d6 * d6
-                        q7 += d7 * d7
-                    for j in range(end8, end):
-                        d0 = ring[j] - mean
-                        q0 += d0 * d0
-                    squares = ((q0 + q1) + (q2 + q3)) + ((q4 + q5) + (q6 + q7))
+                    squares = squares_of(ring, base, end, mean)
                 else:
-                    squares = 0.0
                     for j in range(base, end):
                         x = ring[j]
                         if x == x:
-                            d0 = x - mean
-                            squares += d0 * d0
+                            squares += (x - mean) * (x - mean)
                 variance = squares / (k - ddof)
-                if variance != variance:
-                    variance = NAN
             if p_var >= 0:
-                out[p_var * n + i] = variance
+                out[p_var * n + i] = variance if variance == variance else NAN
             if p_std >= 0:
                 out[p_std * n + i] = sqrt(variance) if variance >= 0.0 else NAN
-        if p_median >= 0:
-            middle = NAN
-            if enough and k > 0:
-                m = 0
-                for j in range(base, end):
-                    x = ring[j]
-                    if x == x:
-                        scratch[m] = x
-                        m += 1
-                # Hoare's selection: afterwards everything left of `want` is no greater, everything right no less.
-                want = m >> 1
-                left = 0
-                right = m - 1
-                while left < right:
-                    pivot = scratch[(left + right) >> 1]
-                    a = left
-                    b = right
-                    while a <= b:
-                        while scratch[a] < pivot:
-                            a += 1
-                        while pivot < scratch[b]:
-                            b -= 1
-                        if a <= b:
-                            x = scratch[a]
-                            scratch[a] = scratch[b]
-                            scratch[b] = x
-                            a += 1
-                            b -= 1
-                    if b < want:
-                        left = a
-                    if want < a:
-                        right = b
-                middle = scratch[want]
-                if m & 1 == 0:
-                    below = scratch[0]
-                    for j in range(1, want):
-                        x = scratch[j]
-                        below = x if x > below else below
-                    middle = (below + middle) / 2.0
-                    if middle != middle:
-                        middle = NAN
-            out[p_median * n + i] = middle
 
+
+HELPERS: Final[tuple[Callable[..., Any], ...]] = (
+    total_of,
+    squares_of,
+    lowest_of,
+    highest_of,
+    select_of,
+    median_of,
+)
+"""What the kernels call, each after those that it calls itself."""
 
 # One letter an argument, for compiler and loader alike: n a count, i int32[], q int64[], d float64[].
-KERNELS: Final[dict[str, tuple[Callable[..., None], str]]] = {
+KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
     "keep": (keep, "niqiq"),
     "advance": (advance, "niqnii"),
     "gather": (gather, "niidniid"),
