@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,7 @@ DEFAULT_PATH: Final = "dead_letters.ndjson"
 MAX_BYTES: Final = 100 << 20
 """Beyond this, letters are counted and no longer written, so that a bad night cannot fill the disk."""
 _WRITE_EVERY_S: Final = 0.2
+_DEEPEST: Final = 50  # levels of nesting that are written as such
 _log = logging.getLogger("tidemill")
 
 
@@ -32,6 +35,7 @@ class DeadLetterFile:
         self._bytes: int | None = None
         self._full_told = False
         self._wake = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
         self.reasons: Counter[str] = Counter()
         self.samples: list[DeadLetter] = []
         """The first few, for messages."""
@@ -58,26 +62,35 @@ class DeadLetterFile:
             await asyncio.sleep(_WRITE_EVERY_S)
 
     async def aclose(self) -> None:
-        """Write what is left."""
+        """Write what is left; what was being written when `write` was cancelled comes first."""
+        if self._writing is not None:
+            await self._writing
         await self._flush()
 
     async def _flush(self) -> None:
         letters, self._waiting = self._waiting, []
         if letters and not self._full_told:
-            await asyncio.to_thread(self._append, letters)
+            self._writing = asyncio.ensure_future(asyncio.to_thread(self._append, letters))
+            await asyncio.shield(self._writing)
+            self._writing = None
 
     def _append(self, letters: list[DeadLetter]) -> None:
         if self._bytes is None:
             self._bytes = self.path.stat().st_size if self.path.exists() else 0
-        data = b"".join(_encoded(letter) + b"\n" for letter in letters)
-        if self._bytes + len(data) > self._max_bytes:
-            self._full_told = True
+        data = bytearray()
+        for letter in letters:
+            line = _encoded(letter) + b"\n"
+            if self._bytes + len(data) + len(line) > self._max_bytes:
+                self._full_told = True
+                break
+            data += line
+        if data:
+            files.append(self.path, bytes(data))
+            self._bytes += len(data)
+        if self._full_told:
             _log.warning(
                 "%s has reached %d MB; further dead letters are only counted", self.path, self._max_bytes >> 20
             )
-            return
-        files.append(self.path, data)
-        self._bytes += len(data)
 
 
 def _encoded(letter: DeadLetter) -> bytes:
@@ -91,10 +104,46 @@ def _encoded(letter: DeadLetter) -> bytes:
         "raw": letter.raw,
     }
     try:
-        return msgspec.json.encode(fields, enc_hook=_plain)
-    except (TypeError, ValueError, RecursionError):  # surrogates, integers beyond 64 bits, endless nesting
-        return msgspec.json.encode({**fields, "raw": repr(letter.raw)[:10_000]}, enc_hook=_plain)
+        data = msgspec.json.encode(fields, enc_hook=_shown)
+        if b"null" not in data or _is_finite(letter.raw):
+            return data
+    except (TypeError, ValueError, OverflowError, RecursionError):  # half a surrogate pair, endless nesting
+        pass
+    return msgspec.json.encode({name: _plain(value) for name, value in fields.items()}, enc_hook=_shown)
 
 
-def _plain(value: Any) -> Any:
-    return repr(value)
+def _is_finite(value: Any) -> bool:
+    """Whether JSON can say it: of an infinite number it would make null, and hide what is wrong with the record."""
+    if isinstance(value, float):
+        return not math.isinf(value)
+    if isinstance(value, dict | list | tuple):
+        return all(_is_finite(item) for item in (value.values() if isinstance(value, dict) else value))
+    return True
+
+
+def _plain(value: Any, around: tuple[int, ...] = ()) -> Any:
+    """The value as JSON can hold it; ``around`` are the ids of what it lies in."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float):
+        return repr(value) if math.isinf(value) else value
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, dict | list | tuple) and len(around) < _DEEPEST and id(value) not in around:
+        inside = (*around, id(value))
+        if isinstance(value, dict):
+            return {
+                _plain(name) if isinstance(name, str) else _shown(name): _plain(item, inside)
+                for name, item in value.items()
+            }
+        return [_plain(item, inside) for item in value]
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Anything at all, as a short text."""
+    try:
+        text = reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - its repr is code of the user's
+        text = f"<{type(value).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()

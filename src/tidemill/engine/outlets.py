@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import concurrent.futures
+import contextlib
 import pickle
 from collections import deque
 from collections.abc import Callable
@@ -116,6 +117,7 @@ class ThreadOutlet(Outlet):
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
         self._unseen: list[Delivery] = []
+        self._finishing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
 
     async def _call(self, function: Callable[..., None], *arguments: object) -> None:
@@ -137,6 +139,8 @@ class ThreadOutlet(Outlet):
             try:
                 delivery = await asyncio.wait_for(self._waiting.get(), self._host.due_in())
             except TimeoutError:
+                if self._finishing:
+                    return
                 await self._call(self._host.flush)
                 self._show()
                 continue
@@ -156,13 +160,15 @@ class ThreadOutlet(Outlet):
 
     async def finish(self) -> None:
         await self._waiting.join()
+        self._finishing = True
         await self._call(self._host.flush)
         self._show()
         await self._call(self._host.sink.close)
         self._thread.shutdown()
 
     async def abandon(self) -> None:
-        self._thread.submit(self._host.sink.close)
+        with contextlib.suppress(RuntimeError):  # it had finished
+            self._thread.submit(self._host.sink.close)
         self._thread.shutdown(wait=False)
 
 
