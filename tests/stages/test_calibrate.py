@@ -203,3 +203,17 @@ def test_lookup_defaults_and_dead_letters(drive):
     assert step.batch["line"].tolist() == ["A"]
     with pytest.raises(InputError, match=r"no column 'limit'\. Expected header: sensor,limit; found: sensor,line"):
         Lookup({"sensor": ["S1"], "line": ["A"]}, columns=["limit"])
+
+
+def test_large_batches(drive, floats):
+    """A batch of any length gets the same bits as its records alone, unknown sensors among them."""
+    random = np.random.default_rng(0)
+    keys = [f"S{i}" for i in random.integers(0, 50, 20_000)]
+    values = random.normal(size=20_000)
+    constants = {f"S{i}": (random.normal(), random.uniform(1, 2)) for i in range(45)}
+    driver = drive(Calibrate(constants), max_records=20_000)
+    made = driver.step(floats(value=values), keys).batch["normalized"]
+    nothing = (np.nan, np.nan)
+    baseline, scale = np.array([constants.get(key, nothing) for key in keys]).T
+    np.testing.assert_array_equal(made, (values - baseline) / scale)
+    assert driver.state.counts["unknown_key"] == int(np.isnan(made).sum()) > 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
@@ -26,6 +27,8 @@ _HEADERS: Final[Mapping[_Form, tuple[str, ...]]] = {
     "two_point": ("measured_low", "true_low", "measured_high", "true_high"),
 }
 _COLUMN: Final = "column"
+_PIECE: Final = 8192
+"""Records worked on at once, so that what lies between the steps of the formula stays in the cache."""
 
 
 class Calibrate(Stage):
@@ -192,15 +195,22 @@ class Calibrate(Stage):
         self._slots.admit(keys, first_slot)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
-        rows = self._slots.rows(state.slots)
+        values = numbers_of(batch, self.column, self.name)
+        made = np.empty(len(batch))
         with np.errstate(over="ignore", invalid="ignore"):
-            values = numbers_of(batch, self.column, self.name) - self._offset[rows]
-            if self._form == "two_point":
-                values *= self._factor[rows]
-                values += self._base[rows]
-            else:
-                values /= self._factor[rows]
-        return with_unknown(batch, {self.into: Column(Kind.FLOAT, values)}, rows >= 0, self.unknown, state, self.name)
+            for start in range(0, len(batch), _PIECE):
+                piece = slice(start, start + _PIECE)
+                self._apply(self._slots.rows(state.slots[piece]), values[piece], made[piece])
+        known = self._slots.known(state.slots)
+        return with_unknown(batch, {self.into: Column(Kind.FLOAT, made)}, known, self.unknown, state, self.name)
+
+    def _apply(self, rows: NDArray[np.intp], values: NDArray[np.float64], made: NDArray[np.float64]) -> None:
+        np.subtract(values, self._offset.take(rows), out=made)
+        if self._form == "two_point":
+            made *= self._factor.take(rows)
+            made += self._base.take(rows)
+        else:
+            made /= self._factor.take(rows)
 
 
 def _constants(form: _Form, cells: Sequence[float], stage: str, place: str) -> tuple[float, float, float]:

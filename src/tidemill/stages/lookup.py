@@ -30,6 +30,7 @@ class SlotValues:
         self._rows = rows
         self._fallback = rows.get(ANY_SENSOR, _UNKNOWN)
         self._of_slot = np.full(1024, _UNKNOWN, np.intp)
+        self._complete = True
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         end = first_slot + len(keys)
@@ -37,20 +38,36 @@ class SlotValues:
             grown = np.full(max(end, 2 * len(self._of_slot)), _UNKNOWN, np.intp)
             grown[: len(self._of_slot)] = self._of_slot
             self._of_slot = grown
-        self._of_slot[first_slot:end] = [self._rows.get(str(key), self._fallback) for key in keys]
+        own = [self._rows.get(str(key), self._fallback) for key in keys]
+        self._of_slot[first_slot:end] = own
+        self._complete = self._complete and _UNKNOWN not in own
 
     def rows(self, slots: NDArray[np.int32]) -> NDArray[np.intp]:
         """The table row of each record, -1 where its sensor is unknown."""
         return self._of_slot.take(slots)
 
+    def known(self, slots: NDArray[np.int32]) -> NDArray[np.bool_] | None:
+        """Which records' sensors have a row; None when all have."""
+        if self._complete:
+            return None
+        known: NDArray[np.bool_] = self.rows(slots) != _UNKNOWN
+        return known
+
 
 def with_unknown(
-    batch: Batch, made: Mapping[str, Column], known: NDArray[np.bool_], unknown: Unknown, state: StageState, stage: str
+    batch: Batch,
+    made: Mapping[str, Column],
+    known: NDArray[np.bool_] | None,
+    unknown: Unknown,
+    state: StageState,
+    stage: str,
 ) -> Batch | Step:
     """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked."""
+    whole = batch.with_columns(made)
+    if known is None:
+        return whole
     strangers = len(known) - int(known.sum())
     state.count("unknown_key", strangers)
-    whole = batch.with_columns(made)
     if not strangers or unknown == "nan":
         return whole
     reason = f"{stage}: the table has no row for this sensor"
@@ -146,10 +163,9 @@ class Lookup(Stage):
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         rows = self._slots.rows(state.slots)
-        known = rows != _UNKNOWN
         assert self._values is not None
         made = {name: _looked_up(column, rows) for name, column in self._values.items()}
-        return with_unknown(batch, made, known, self.unknown, state, self.name)
+        return with_unknown(batch, made, self._slots.known(state.slots), self.unknown, state, self.name)
 
 
 def default_row(default: Mapping[str, Any] | Sequence[Any], columns: Sequence[str], stage: str) -> KeyedRow:
