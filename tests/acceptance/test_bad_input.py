@@ -15,7 +15,7 @@ pipeline = tm.Pipeline(tm.sources.Lines("-"), tm.Rolling("value", window=5, stat
 """
 
 
-@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("lanes", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("bad", "code"),
     [
@@ -43,7 +43,7 @@ def test_a_bad_record_goes_to_the_dead_letters(tidemill, write, tmp_path, rows_o
     assert letter["reason"]
 
 
-@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("lanes", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("function", "code"),
     [

@@ -74,8 +74,15 @@ def all_gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=END_S)[1]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize(
+    ("stop", "lanes"),
+    [
+        (signal.SIGINT, 2),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_under_load_ends_in_order(
     tmp_path: Path, stop: signal.Signals, lanes: int, balanced: Callable[[dict[str, Any]], bool]
 ) -> None:
@@ -98,6 +105,7 @@ def test_a_signal_under_load_ends_in_order(
     assert all_gone(children)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_leaves_at_once(tmp_path: Path, stop: signal.Signals, code: int) -> None:
     """A function that will not return for an hour does not hold the user."""
@@ -134,6 +142,7 @@ def started(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return family(process)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_run(tmp_path: Path) -> None:
     """``tidemill run ... --output - | head``: exit code 5, no traceback, no process left."""
     with running(tmp_path, ENDLESS, "--lanes", 1) as process:

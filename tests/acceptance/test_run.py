@@ -38,6 +38,7 @@ def test_the_suffix_of_output_says_the_format(tidemill, examples, tmp_path, suff
     assert not (tmp_path / "features.db").exists()
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_number_of_lanes(tidemill, examples, tmp_path) -> None:
     """Byte by byte."""
     made = []
@@ -88,7 +89,7 @@ def test_a_plan_alone_asks_for_its_edges(tidemill, write) -> None:
     assert "add --output PATH" in told.stderr
 
 
-@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("lanes", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_report_accounts_for_every_record(tidemill, write, tmp_path, balanced, lanes) -> None:
     """Rows, filtered and dead letters add up to what came in."""
     write(

@@ -71,8 +71,9 @@ def _explained(error: Exception, code: int) -> str:
 
 
 def _one_paragraph(message: str) -> str:
-    """The message without the remote traceback that may follow it, on one line."""
-    return " ".join(message.partition("\nTraceback")[0].split())
+    """The message without the remote traceback that may follow it, on one line, with a full stop."""
+    text = " ".join(message.partition("\nTraceback")[0].split())
+    return text if not text or text.endswith((".", "!", "?", ":")) else f"{text}."
 
 
 def _command_of(words: list[str]) -> str:
