@@ -1,0 +1,98 @@
+"""Lines and Host: pipes, files, and this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidemill.errors import InputError, PlanError
+from tidemill.schema import Kind
+from tidemill.sources import Host, Lines
+
+
+class Stdin(io.TextIOWrapper):
+    """Standard input on a descriptor of the test's own."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(os.fdopen(descriptor, "rb"))
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    reading, writing = os.pipe()
+    stdin = Stdin(reading)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    yield writing
+    stdin.close()
+
+
+async def test_standard_input_comes_as_it_is_written(drain: Any, pipe: int) -> None:
+    """Each line is a record as soon as it is written; the end of the pipe ends the source."""
+    os.write(pipe, b'{"sensor":"a","value":1}\n{"sensor":"b",')
+
+    def more(drained: Any) -> bool:
+        if drained.count == 1:
+            os.write(pipe, b'"value":2}\nnonsense\n{"sensor":"c","value":3}')
+            os.close(pipe)
+        return False
+
+    drained = await drain(Lines("-"), until=more)
+    assert drained.keys == ["a", "b", "c"]
+    assert [letter.raw for letter in drained.letters] == ["nonsense"]
+
+
+async def test_stopping_ends_a_read_that_waits(drain: Any, pipe: int) -> None:
+    """A pipe that stays open and silent does not hold up the end of the run."""
+    os.write(pipe, b'{"sensor":"a","value":1}\n')
+    async with asyncio.timeout(30):
+        drained = await drain(Lines(), until=lambda _: True)
+    assert drained.count == 1
+    os.close(pipe)
+
+
+async def test_a_long_pipe_is_whole(drain: Any, pipe: int) -> None:
+    """More than a pipe and our buffer hold: every line once, in order."""
+    data = b"".join(b'{"sensor":"a","value":%d}\n' % n for n in range(100_000))
+
+    def write() -> None:
+        with os.fdopen(pipe, "wb") as out:
+            out.write(data)
+
+    writing = asyncio.ensure_future(asyncio.to_thread(write))
+    drained = await drain(Lines("-"))
+    await writing
+    assert [row["value"] for row in drained.rows] == list(range(100_000))
+
+
+async def test_a_file_of_lines(drain: Any, tmp_path: Path) -> None:
+    """A CSV file by its suffix, an NDJSON file else; times default to the arrival."""
+    path = tmp_path / "a.csv"
+    path.write_text("sensor,value\na,1\nb,2")
+    drained = await drain(Lines(path))
+    assert drained.keys == ["a", "b"]
+    assert drained.times[0] > 10**18
+    with pytest.raises(InputError, match=str(tmp_path / "none")):
+        Lines(tmp_path / "none").check()
+    with pytest.raises(PlanError, match="format"):
+        Lines("-", format="parquet")
+
+
+async def test_the_host_has_sensors(drain: Any) -> None:
+    """Load per core and memory are there, with units; rates start with the second sweep."""
+    source = Host(interval=0.01)
+    source.check()
+    assert source.peek()["value"].kind is Kind.FLOAT
+    drained = await drain(source, until=lambda drained: len(drained.batches) == 2)
+    first = {row["sensor"]: row for row in drained.batches[0].to_rows()}
+    assert first["cpu0.load"]["unit"] == "%"
+    assert 0 < first["memory.used_percent"]["value"] <= 100
+    assert len(drained.batches[1]) >= len(drained.batches[0])
+    assert drained.keys[0] == "cpu0.load"
+    with pytest.raises(PlanError, match="interval"):
+        Host(interval=0)
