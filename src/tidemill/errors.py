@@ -6,6 +6,9 @@
     ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
     ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
+    ├── CallError        a call on `Lanes` that cannot be made: an argument that cannot be pickled, closed lanes.
+    ├── LaneDied         the process that ran the user's function ended: a crash, a kill, ``os._exit``.
+    ├── RemoteError      the user's function raised something that cannot travel between processes.
     ├── BadResult        the user's function returned something else than a stage can use; a matter of its batch.
     └── EngineError      ours: a promise of tidemill was broken. Please report it.
 
@@ -16,11 +19,14 @@ from __future__ import annotations
 
 __all__ = [
     "BadResult",
+    "CallError",
     "EngineError",
     "InputError",
+    "LaneDied",
     "MissingExtra",
     "OutsideError",
     "PlanError",
+    "RemoteError",
     "StageError",
     "TidemillError",
 ]
@@ -55,6 +61,36 @@ class BadResult(TidemillError):
 
     def __reduce__(self) -> tuple[type[BadResult], tuple[str, str]]:
         return BadResult, (self.reason_code, str(self))
+
+
+class CallError(TidemillError, RuntimeError):
+    """The call was refused before any lane had it; a RuntimeError too, as users of executors expect."""
+
+
+class LaneDied(TidemillError):
+    """The lane's process ended while it ran the function. Other calls are not affected; the lane was replaced.
+
+    ``signal`` is the number of the signal that ended it, or None; ``code`` its exit code, or None.
+    """
+
+    def __init__(self, message: str, signal: int | None = None, code: int | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[LaneDied], tuple[str, int | None, int | None]]:
+        return LaneDied, (str(self), self.signal, self.code)
+
+
+class RemoteError(TidemillError):
+    """Stands for what the function raised; ``type_name`` says what that was, the message and the cause the rest."""
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(message)
+        self.type_name = type_name
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str]]:
+        return RemoteError, (self.type_name, str(self))
 
 
 class EngineError(TidemillError):

@@ -90,6 +90,7 @@ def _preload() -> tuple[str, float]:
 
     import cloudpickle  # noqa: F401 - children unpickle with it
 
+    import tidemill.lanes.call_main
     import tidemill.lanes.lane_main
     import tidemill.lanes.sink_main  # noqa: F401
     from tidemill.stages.statistics.compiled import load_kernels
@@ -212,9 +213,9 @@ class _Server:
 
 
 def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
-    from tidemill.lanes import lane_main, sink_main
+    from tidemill.lanes import call_main, lane_main, sink_main
 
-    return {"lane": lane_main.main, "sink": sink_main.main}[role]
+    return {"lane": lane_main.main, "sink": sink_main.main, "calls": call_main.main}[role]
 
 
 def _die_with_parent() -> None:

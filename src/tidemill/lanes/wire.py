@@ -17,10 +17,13 @@ from tidemill.formats.packed import Packed
 
 __all__ = [
     "Admit",
+    "Call",
     "Committed",
     "Failed",
+    "Forget",
     "FrameReader",
     "FromLane",
+    "Function",
     "KindsFixed",
     "LoadPlan",
     "OpenSink",
@@ -28,6 +31,8 @@ __all__ = [
     "Quarantined",
     "Ready",
     "Result",
+    "Returned",
+    "Revoke",
     "SinkClosed",
     "Slot",
     "Stop",
@@ -194,8 +199,51 @@ class SinkClosed(Message, frozen=True):
     bytes: int
 
 
-ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write
-FromLane = Ready | Result | Committed | Failed | Written | SinkClosed
+# -- to and from a lane that takes calls (`tidemill.engine.lanes`) ---------------------------------------
+
+
+class Function(Message, frozen=True):
+    """A function, pickled in the payload: sent once, then called by its number."""
+
+    function: int
+
+
+class Forget(Message, frozen=True):
+    """No further call names this function."""
+
+    function: int
+
+
+class Call(Message, frozen=True):
+    """One call; its arguments are pickles in the payload, of ``sizes`` bytes each.
+
+    A plain call has one, of ``(args, kwargs)``, or of ``(function, args, kwargs)`` when ``function`` is 0. A ``listed``
+    call has one for each record; the function is called with the list of them.
+    """
+
+    call: int
+    function: int
+    listed: bool
+    sizes: list[int]
+
+
+class Revoke(Message, frozen=True):
+    """Do not start this call; 0 names none and only ends a wait (see `tidemill.lanes.cursor`)."""
+
+    call: int
+
+
+class Returned(Message, frozen=True):
+    """What became of a call: for each of its pickles a value or, where ``raised`` says so, an error."""
+
+    call: int
+    busy_ns: int
+    raised: list[bool]
+    sizes: list[int]
+
+
+ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned
 
 _encoder = msgspec.msgpack.Encoder()
 _to_lane = msgspec.msgpack.Decoder(ToLane)

@@ -1,0 +1,160 @@
+"""Pickles of calls: functions, arguments, values, errors. One pickle an item, so that each can fail alone.
+
+Plain pickle does it where it can (about 1 us); cloudpickle takes what is of ``__main__``, a notebook or a closure, by
+value. A class sent by value and back is the same class again.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from tidemill.errors import BadResult, CallError, RemoteError
+
+__all__ = ["dumps", "dumps_arguments", "dumps_error", "dumps_value", "loads", "loads_error", "loads_value"]
+
+loads = pickle.loads
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value; raises whatever its own methods raise."""
+    try:
+        data = pickle.dumps(value, 5)
+    except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
+        return bytes(cloudpickle.dumps(value, 5))
+    if b"__main__" in data:  # by name, and the other side has another main module
+        return bytes(cloudpickle.dumps(value, 5))
+    return data
+
+
+# -- arguments -------------------------------------------------------------------------------------------
+
+
+def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:
+    """Pickle what a call needs; raises `CallError` that names the one of ``where`` that cannot be, and its path."""
+    try:
+        return dumps(value)
+    except Exception as error:
+        path = next((found for name, part in where.items() if (found := _culprit(part, name))), "its arguments")
+        raise CallError(
+            f"The call was not made: {path} cannot be sent to a lane ({type(error).__name__}: {error}). Pass what it "
+            "was made from instead, and make it inside the function."
+        ) from error
+
+
+def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
+    """The path to the smallest part that cannot be pickled, with its type; None when all of it can."""
+    try:
+        dumps(value)
+    except Exception:  # noqa: BLE001 - see dumps
+        pass
+    else:
+        return None
+    parts: list[tuple[str, Any]] = []
+    if depth and type(value) is dict:
+        parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
+    elif depth and type(value) in {list, tuple}:
+        parts = [(f"{path}[{number}]", part) for number, part in enumerate(value)]
+    elif depth and isinstance(getattr(value, "__dict__", None), dict):
+        parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
+    for name, part in parts:
+        found = _culprit(part, name, depth - 1)
+        if found:
+            return found
+    return f"{path}, a {type(value).__qualname__},"
+
+
+# -- values ----------------------------------------------------------------------------------------------
+
+
+def dumps_value(value: Any) -> bytes:
+    """Pickle what a function returned; raises `BadResult`."""
+    try:
+        return dumps(value)
+    except Exception as error:
+        path = _culprit(value, "the result") or "the result"
+        raise BadResult(
+            "unpicklable_result",
+            f"The function ran, but {path} cannot be sent back ({type(error).__name__}: {error}).",
+        ) from error
+
+
+def loads_value(data: bytes | memoryview) -> Any:
+    """The value; raises `BadResult` when this process cannot read it."""
+    try:
+        return pickle.loads(data)  # noqa: S301 - our own lane's bytes
+    except Exception as error:
+        raise BadResult(
+            "unreadable_result",
+            f"The function ran, but its result cannot be read here ({type(error).__name__}: {error}).",
+        ) from error
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+class _Raised(msgspec.Struct, array_like=True):
+    type_name: str
+    message: str
+    text: str
+    pickled: bytes | None
+
+
+class _RemoteTraceback(Exception):  # noqa: N818 - never raised: the cause of what is
+    """Shows where in the lane it happened, as part of the traceback here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Raised).decode
+
+
+def dumps_error(error: BaseException) -> bytes:
+    """Pickle an error with its traceback's text; one that cannot be pickled travels as text alone."""
+    name = type(error).__qualname__
+    text = "".join(traceback.format_exception(error))
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - the user's __str__
+        message = "(its message cannot be shown)"
+    return _encode(_Raised(name, message, text, _dumped(error)))
+
+
+def _dumped(error: BaseException) -> bytes | None:
+    """None for what must not be raised in another process, or would not arrive."""
+    if not isinstance(error, Exception) or isinstance(error, (StopIteration, StopAsyncIteration)):
+        return None  # sys.exit() in a function must not end the application
+    try:
+        data = dumps(error)
+        pickle.loads(data)  # noqa: S301 - what we just made: many an exception pickles and does not come back
+    except Exception:  # noqa: BLE001 - see dumps
+        return None
+    return data
+
+
+def loads_error(data: bytes | memoryview) -> Exception:
+    """The error, with the lane's traceback as its cause; a `RemoteError` stands for one that cannot travel."""
+    raised = _decode(data)
+    error: Any = None
+    if raised.pickled is not None:
+        try:
+            error = pickle.loads(raised.pickled)  # noqa: S301 - our own lane's bytes
+        except Exception:  # noqa: BLE001 - its module may not be importable here
+            error = None
+    if not isinstance(error, Exception):
+        error = RemoteError(
+            raised.type_name,
+            f"The function raised {raised.type_name}: {raised.message} (it cannot be sent here as it is)",
+        )
+    error.__cause__ = _RemoteTraceback(raised.text)
+    return error

@@ -1,0 +1,62 @@
+"""The loop of a lane that takes calls: read messages, run calls, write what became of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+
+from tidemill.lanes.call_worker import CallWorker
+from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.lane_main import send_all
+from tidemill.lanes.memory import Shared
+from tidemill.lanes.wire import FrameReader, Message, Stop
+
+__all__ = ["inside_lane", "main"]
+
+_inside = False
+
+
+def inside_lane() -> bool:
+    """Whether this process is a lane: there are no lanes within lanes."""
+    return _inside
+
+
+def main(control: socket.socket, memories: list[int]) -> None:
+    """Run until told to stop or the parent is gone. ``memories`` is the cursor's."""
+    global _inside  # noqa: PLW0603 - true of the whole process, once
+    _inside = True
+    os.dup2(2, 1)  # what a function prints must not get into the application's output
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # a crash must not swallow what was printed before it
+    _Host(control, Cursor(Shared.of(memories[0]))).serve()
+
+
+class _Host:
+    def __init__(self, control: socket.socket, cursor: Cursor) -> None:
+        self._control = control
+        self._reader = FrameReader(to_lane=True)
+        self._worker = CallWorker(cursor, self._send, self._wait)
+        self._stopped = False
+
+    def serve(self) -> None:
+        while self._worker.waiting or (not self._stopped and self._wait()):
+            if self._worker.waiting and not self._worker.run_next():
+                return
+
+    def _send(self, message: Message, payload: bytes) -> None:
+        send_all(self._control, message, payload)
+
+    def _wait(self) -> bool:
+        data = self._control.recv(1 << 18)
+        if not data:
+            return False
+        self._reader.feed(data)
+        for message, payload in self._reader.messages():
+            if isinstance(message, Stop):
+                self._stopped = True
+            else:
+                self._worker.handle(message, payload)
+        return True

@@ -1,0 +1,172 @@
+"""What a lane that takes calls does with each message. Around it is a socket (`call_main`) or nothing (inline)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tidemill.errors import BadResult
+from tidemill.lanes.call_codec import dumps_error, dumps_value, loads
+from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
+
+__all__ = ["CallWorker"]
+
+Send = Callable[[Message, bytes], None]
+
+_Answer = tuple[bool, bytes]
+"""Whether it raised, and the pickle."""
+
+
+class CallWorker:
+    """Runs calls in the order they came, one at a time.
+
+    ``send`` hands a message to the parent; ``wait`` blocks until more messages were handled, and is False when there
+    will be none.
+    """
+
+    def __init__(self, cursor: Cursor, send: Send, wait: Callable[[], bool]) -> None:
+        self._cursor = cursor
+        self._send = send
+        self._wait = wait
+        self._functions: dict[int, bytes | Callable[..., Any]] = {}
+        self._queue: deque[tuple[Call, bytes]] = deque()
+        self._revocations = 0
+        self._revoked: set[int] = set()
+        self._pid = os.getpid()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that came and were not started."""
+        return len(self._queue)
+
+    def handle(self, message: Message, payload: bytes) -> None:
+        """Take a message; calls wait for `run_next`."""
+        match message:
+            case Call():
+                self._queue.append((message, payload))
+            case Function(function):
+                self._functions[function] = payload
+            case Forget(function):
+                self._functions.pop(function, None)
+            case Revoke(call):
+                self._revocations += 1
+                self._revoked.add(call)
+
+    def run_next(self) -> bool:
+        """Run the first call that waits and send what became of it; False when the parent is gone."""
+        call, payload = self._queue.popleft()
+        announced = self._cursor.start(call.call)
+        while self._revocations < announced:  # the parent may be taking this very call away
+            if not self._wait():
+                return False
+        if call.call in self._revoked:
+            self._revoked.discard(call.call)
+        else:
+            start = time.perf_counter_ns()
+            answers = self._answers(call, payload)
+            busy_ns = time.perf_counter_ns() - start
+            if os.getpid() != self._pid:
+                os._exit(0)  # the function forked and both copies returned; one lane is enough
+            sizes = [len(data) for _, data in answers]
+            raised = [failed for failed, _ in answers]
+            self._send(Returned(call.call, busy_ns, raised, sizes), b"".join([data for _, data in answers]))
+        self._cursor.rest()
+        return True
+
+    # -- one call --------------------------------------------------------------------------------------
+
+    def _answers(self, call: Call, payload: bytes) -> list[_Answer]:
+        try:
+            function = self._function(call.function) if call.function else None
+            if call.listed:
+                assert function is not None
+                return _listed(function, _pieces(payload, call.sizes))
+            if function is None:
+                function, arguments, options = loads(payload)
+            else:
+                arguments, options = loads(payload)
+            value = function(*arguments, **options)
+        except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
+            return [(True, dumps_error(_here(error)))] * len(call.sizes)
+        return [_answer(value)]
+
+    def _function(self, number: int) -> Callable[..., Any]:
+        function = self._functions[number]
+        if isinstance(function, bytes):
+            function = self._functions[number] = loads(function)
+        assert not isinstance(function, bytes)
+        return function
+
+
+def _here(error: BaseException) -> BaseException:
+    """Without the frames of this file, which say nothing to the user."""
+    if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+    return error
+
+
+def _answer(value: Any) -> _Answer:
+    try:
+        return False, dumps_value(value)
+    except BadResult as error:
+        return True, dumps_error(error)
+
+
+def _pieces(payload: bytes, sizes: list[int]) -> list[memoryview]:
+    view, start, pieces = memoryview(payload), 0, []
+    for size in sizes:
+        pieces.append(view[start : start + size])
+        start += size
+    return pieces
+
+
+# -- calls with a list of records --------------------------------------------------------------------------
+
+
+def _listed(function: Callable[[list[Any]], Any], pieces: list[memoryview]) -> list[_Answer]:
+    """A record that cannot be read fails alone; the function gets the others in one list."""
+    answers: dict[int, _Answer] = {}
+    records: dict[int, Any] = {}
+    for number, piece in enumerate(pieces):
+        try:
+            records[number] = loads(piece)
+        except Exception as error:  # noqa: BLE001 - whatever a __setstate__ raises
+            answers[number] = True, dumps_error(error)
+    answers.update(zip(records, _called(function, list(records.values())), strict=True))
+    return [answers[number] for number in range(len(pieces))]
+
+
+def _called(function: Callable[[list[Any]], Any], records: list[Any]) -> list[_Answer]:
+    """An error of more than one record is narrowed down: each is tried alone, once."""
+    if not records:
+        return []
+    try:
+        values = function(records)
+    except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
+        if len(records) > 1:
+            return [answer for record in records for answer in _called(function, [record])]
+        return [(True, dumps_error(_here(error)))]
+    try:
+        return [_answer(value) for value in _checked(values, len(records))]
+    except BadResult as error:
+        return [(True, dumps_error(error))] * len(records)
+
+
+def _checked(values: Any, count: int) -> list[Any]:
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        raise BadResult(
+            "wrong_type",
+            f"A function for lanes.batched gets a list of records and must return a list of as many values; "
+            f"it returned a {type(values).__qualname__}.",
+        )
+    if len(values) != count:
+        raise BadResult(
+            "wrong_length",
+            f"A function for lanes.batched must return one value for each record: it got {count} and returned "
+            f"{len(values)}.",
+        )
+    return list(values)
