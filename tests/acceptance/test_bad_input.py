@@ -92,7 +92,9 @@ pipeline = tm.Pipeline(
     assert told.returncode == 1, told.stderr
     assert "the user's own words" in told.stderr
     assert "Traceback" not in told.stderr
-    assert "in picky" in tidemill("run", "plant.py", "--debug", "--output", "b.ndjson").stderr
+    debugged = tidemill("run", "plant.py", "--debug", "--output", "b.ndjson")
+    assert debugged.returncode == 1
+    assert "in picky" in debugged.stderr
 
 
 REFUSED = {

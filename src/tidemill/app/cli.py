@@ -8,6 +8,7 @@ stdout. ``--debug`` adds the traceback. The commands themselves are in `tidemill
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -46,20 +47,22 @@ def answer(words: list[str]) -> int:
         _detach_stdout()
         return ExitCode.OUTSIDE
     except Exception as error:
-        if debug:
-            raise
         code = code_of(error)
-        _say(_explained(error, code))
+        if debug:
+            traceback.print_exc()
+        _say(_explained(error, code, debug=debug))
     return code if isinstance(code, int) else ExitCode.DONE
 
 
 # -- errors ------------------------------------------------------------------------------------------------
 
 
-def _explained(error: Exception, code: int) -> str:
+def _explained(error: Exception, code: int, *, debug: bool) -> str:
     from tidemill.app.exit_codes import ExitCode
 
     message = _one_paragraph(str(error)) or type(error).__name__
+    if debug:
+        return message
     if code == ExitCode.FAILED:
         return f"{message} See its traceback with --debug."
     if code != ExitCode.BUG:
