@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -199,3 +200,39 @@ async def test_unfinished_lines_of_all_connections_are_bounded(monkeypatch: pyte
             await writer.wait_closed()
     assert {letter.reason_code for letter in run.letters} <= {OVERSIZE, MALFORMED}
     assert len(run.letters) == 10
+
+
+SENDERS = """
+import json, socket, sys
+host, port, senders, records = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+sockets = [socket.create_connection((host, port)) for _ in range(senders)]
+for number in range(records):
+    for place, each in enumerate(sockets):
+        each.sendall(json.dumps({"sensor": f"S{place}", "time": number, "value": number}).encode() + b"\\n")
+for each in sockets:
+    each.close()
+"""
+
+
+async def test_two_thousand_connections_from_another_process() -> None:
+    """2,000 sensors connected at once, 5 records each: every record once, in each sensor's order."""
+    senders, records = 2_000, 5
+    most = 0
+    async with running(TCP()) as run:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", SENDERS, *map(str, (*run.source.address, senders, records))
+        )
+
+        def all_there() -> bool:
+            nonlocal most
+            most = max(most, run.source.statistics().connections)
+            return run.source.statistics().records == senders * records
+
+        await run.until(all_there)
+        assert await process.wait() == 0
+    assert most == senders
+    by_sensor: dict[str, list[int]] = {}
+    for row in run.rows:
+        by_sensor.setdefault(row["sensor"], []).append(row["value"])
+    assert len(by_sensor) == senders
+    assert all(values == list(range(records)) for values in by_sensor.values())
