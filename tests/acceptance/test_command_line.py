@@ -57,3 +57,30 @@ def test_what_is_not_understood_ends_with_2(tidemill, words) -> None:
     assert "Traceback" not in told.stderr
     assert told.stderr.startswith("tidemill: ")
     assert told.stderr.count("\n") == 1
+
+
+def test_check_prints_the_pipeline_and_runs_nothing(tidemill, examples, tmp_path) -> None:
+    """Stages with what they add, kinds of columns, lanes and memory; no file is made."""
+    told = tidemill("check", examples / "replay.py", "--lanes", 3)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    for words in (
+        "timestamp: text",
+        "value: float",
+        "+ normalized: float",
+        "normalized_std_50: float",
+        "lanes",
+        "3",
+        "for each sensor",
+    ):
+        assert words in told.stdout, words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_shows_the_plan_even_when_the_output_is_in_the_way(tidemill, examples, write) -> None:
+    """And then says so, with the exit code of a run."""
+    write("there.csv", "x\n")
+    told = tidemill("check", examples / "replay.py", "--output", "there.csv")
+    assert told.returncode == 4
+    assert "+ normalized: float" in told.stdout
+    assert "there.csv" in told.stderr

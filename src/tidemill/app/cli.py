@@ -46,7 +46,7 @@ def answer(words: list[str]) -> int:
     except BrokenPipeError:  # whoever read our stdout has left (``| head``)
         _detach_stdout()
         return ExitCode.OUTSIDE
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - every error becomes a paragraph and an exit code
         code = code_of(error)
         if debug:
             traceback.print_exc()
