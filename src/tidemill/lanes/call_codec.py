@@ -46,13 +46,17 @@ def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:
         ) from error
 
 
-def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
-    """The path to the smallest part that cannot be pickled, with its type; None when all of it can."""
+def _can_be_pickled(value: Any) -> bool:
     try:
         dumps(value)
     except Exception:  # noqa: BLE001 - see dumps
-        pass
-    else:
+        return False
+    return True
+
+
+def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
+    """The path to the smallest part that cannot be pickled, with its type; None when all of it can."""
+    if _can_be_pickled(value):
         return None
     parts: list[tuple[str, Any]] = []
     if depth and type(value) is dict:
@@ -104,8 +108,8 @@ class _Raised(msgspec.Struct, array_like=True):
     pickled: bytes | None
 
 
-class _RemoteTraceback(Exception):  # noqa: N818 - never raised: the cause of what is
-    """Shows where in the lane it happened, as part of the traceback here."""
+class _RemoteTraceback(Exception):
+    """Never raised: the cause of what is; shows where in the lane it happened, as part of the traceback here."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -145,13 +149,14 @@ def _dumped(error: BaseException) -> bytes | None:
 def loads_error(data: bytes | memoryview) -> Exception:
     """The error, with the lane's traceback as its cause; a `RemoteError` stands for one that cannot travel."""
     raised = _decode(data)
-    error: Any = None
+    error: Exception | None = None
     if raised.pickled is not None:
         try:
-            error = pickle.loads(raised.pickled)  # noqa: S301 - our own lane's bytes
+            loaded = pickle.loads(raised.pickled)  # noqa: S301 - our own lane's bytes
         except Exception:  # noqa: BLE001 - its module may not be importable here
-            error = None
-    if not isinstance(error, Exception):
+            loaded = None
+        error = loaded if isinstance(loaded, Exception) else None
+    if error is None:
         error = RemoteError(
             raised.type_name,
             f"The function raised {raised.type_name}: {raised.message} (it cannot be sent here as it is)",
