@@ -501,15 +501,21 @@ async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
     """
     stop_if_loading(pipeline)
     execution = Run(pipeline, **options)
-    async with asyncio.TaskGroup() as group:
-        execution._task = task = group.create_task(execution.execute())
-        started = asyncio.ensure_future(execution.started.wait())
-        await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
-        try:
-            yield execution
-        finally:
-            execution.stop_soon()
+    try:
+        async with asyncio.TaskGroup() as group:  # a run that fails cancels the block, which might wait for ever
+            execution._task = task = group.create_task(execution.execute())
+            started = asyncio.ensure_future(execution.started.wait())
+            try:
+                await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                started.cancel()
+            try:
+                yield execution
+            finally:  # in order, whatever ended the block: what was read is worth its rows
+                execution.stop_soon()
+                await asyncio.wait([task])
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
 
 
 def _in_loop() -> bool:
