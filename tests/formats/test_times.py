@@ -54,7 +54,7 @@ def test_any_text_is_a_time_or_none(text: str) -> None:
 def test_what_is_understood_is_what_the_standard_library_understands(texts: list[str]) -> None:
     """Of texts that look like times, those with dashes are read as `datetime.fromisoformat` reads them, or not."""
     for text, ns in zip(texts, TimeReader().texts(texts).tolist(), strict=True):
-        if ns == NAT or "-" not in text[1:]:
+        if ns == NAT or "-" not in text.strip()[1:]:
             continue
         moment = dt.datetime.fromisoformat(text.strip())
         moment = moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment

@@ -6,8 +6,9 @@ run: declared, or learned from a first look (numbers, when most of the cells are
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -68,7 +69,21 @@ class _Block:
     """The cells of some records, by column, and how to show a record."""
 
     cells: list[list[str]]
-    lines: list[str]
+    rows: int
+    lines: Callable[[], list[str]]
+
+
+def _block(rows: list[list[str]], lines: list[str]) -> _Block | None:
+    return _Block(list(map(list, zip(*rows, strict=True))), len(rows), lambda: lines) if rows else None
+
+
+def _even(block: bytes, width: int) -> bool:
+    """Whether every line has ``width`` cells, and none is empty."""
+    glyphs = np.frombuffer(block if block.endswith(b"\n") else block + b"\n", np.uint8)
+    ends = np.flatnonzero(glyphs == ord("\n"))
+    commas = np.searchsorted(np.flatnonzero(glyphs == ord(",")), ends)
+    whole = np.array_equal(commas, np.arange(1, len(ends) + 1) * (width - 1))
+    return whole and bool((np.diff(ends, prepend=-1) > 1).all())
 
 
 class CsvDecoder:
@@ -123,7 +138,7 @@ class CsvDecoder:
         columns, rejects = self._columns(made.cells)
         batch, more = self.edge.columns(
             columns,
-            rows=len(made.lines),
+            rows=made.rows,
             arrived_ns=arrived_ns,
             wall_ns=wall_ns,
             known=self._known,
@@ -146,6 +161,14 @@ class CsvDecoder:
         """Lines without a quote: cells are what stands between commas."""
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n")
+        if self.header is not None and block and _even(block, len(self.header)):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = block.decode().removesuffix("\n")
+                cells = text.replace("\n", ",").split(",")
+                width = len(self.header)
+                return _Block(
+                    [cells[place::width] for place in range(width)], len(cells) // width, partial(text.split, "\n")
+                )
         try:
             lines = block.decode().split("\n")
         except UnicodeDecodeError:
@@ -157,7 +180,7 @@ class CsvDecoder:
         rows = [line.split(",") for line in lines]
         if set(map(len, rows)) != {width}:
             rows, lines = self._fitting(rows, lines, letters)
-        return _Block(list(map(list, zip(*rows, strict=True))), lines) if rows else None
+        return _block(rows, lines)
 
     def _readable(self, lines: list[bytes], letters: list[DeadLetter]) -> list[str]:
         kept = []
@@ -196,7 +219,7 @@ class CsvDecoder:
                 return self._singly(lines, letters)
             rows.append(cells)
         rows, lines = self._fitting(rows, lines, letters)
-        return _Block(list(map(list, zip(*rows, strict=True))), lines) if rows else None
+        return _block(rows, lines)
 
     def _singly(self, lines: list[str], letters: list[DeadLetter]) -> _Block | None:
         assert self.header is not None
@@ -209,7 +232,7 @@ class CsvDecoder:
                     rows.append(_cells_of(part))
                     shown_lines.append(part)
         rows, shown_lines = self._fitting(rows, shown_lines, letters)
-        return _Block(list(map(list, zip(*rows, strict=True))), shown_lines) if rows else None
+        return _block(rows, shown_lines)
 
     def _records(self, block: bytes, last: bool) -> list[bytes]:
         """Lines, joined while a quoted cell is open, up to the limit of a line and `_MOST_LINES`."""
@@ -265,8 +288,8 @@ class CsvDecoder:
         return Kind.OBJECT if learned is None else kinds.learn(name, learned)
 
 
-def _line_of(lines: Sequence[str], row: int) -> str:
-    return shown(lines[row].encode())
+def _line_of(lines: Callable[[], list[str]], row: int) -> str:
+    return shown(lines()[row].encode())
 
 
 def _cells_of(line: str) -> list[str]:
@@ -350,7 +373,7 @@ def _floats(name: str, cells: Sequence[str]) -> tuple[Column, list[Reject]]:
         values = np.array(list(map(float, cells)))
     except ValueError:
         return _float_by_float(name, cells)
-    if not np.isfinite(values).all() or any("_" in cell for cell in cells):
+    if not np.isfinite(values).all() or "_" in ",".join(cells):
         return _float_by_float(name, cells)
     return _with_integers(values, cells, None), []
 

@@ -367,15 +367,16 @@ class Edge:
         assert key.texts is not None
         if key.texts is self._sound_texts:
             return key
-        before = len(rejects)
-        for code, text in enumerate(key.texts.tolist()):
+        texts = key.texts.tolist()
+        if all(texts) and _unicode("".join(texts)):
+            self._sound_texts = key.texts
+            return key
+        for code, text in enumerate(texts):
             if text and _unicode(text):
                 continue
             reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
             for row in np.flatnonzero(key.values == code).tolist():
                 rejects.setdefault(row, Reject(row, NO_KEY, reason))
-        if len(rejects) == before:
-            self._sound_texts = key.texts
         return key
 
     # -- out ---------------------------------------------------------------------------------------

@@ -130,11 +130,13 @@ class TimeReader:
         if self.time_format is not None:
             made[:] = [self._formatted(text) for text in texts]
             return made
-        rows = np.array(
-            [row for row, text in enumerate(texts) if 19 <= len(text) <= _WIDTH and text.isascii()], np.intp
-        )
-        if len(rows):
-            made[rows] = self._columnar([texts[row] for row in rows.tolist()])
+        lengths = set(map(len, texts))
+        if lengths and min(lengths) >= 19 and max(lengths) <= _WIDTH and "".join(texts).isascii():
+            made[:] = self._columnar(list(texts))
+        elif lengths and max(lengths) >= 19:
+            rows = [row for row, text in enumerate(texts) if 19 <= len(text) <= _WIDTH and text.isascii()]
+            if rows:
+                made[rows] = self._columnar([texts[row] for row in rows])
         for row in np.flatnonzero(made == NAT).tolist():
             made[row] = self._slow(texts[row])
         return made
