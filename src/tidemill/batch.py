@@ -59,7 +59,7 @@ class Batch:
         """The user's own dicts, when the records came as dicts: what `to_rows` gives back unchanged."""
         self.origin_names: frozenset[str] = frozenset()
         """The columns that still hold what ``origin`` holds."""
-        self.orders: tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None = None
+        self.orders: tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None = None
         """Per record, which of several field orders it had; None when all had the columns' order."""
 
     # -- reading -----------------------------------------------------------------------------------
@@ -157,10 +157,11 @@ class Batch:
         return made
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Records ``start`` to ``stop``, sharing memory."""
+        """Records ``start`` to ``stop`` (counted from the front, clipped to what is there), sharing memory."""
         if start == 0 and stop >= len(self):
             return self
         stop = min(stop, len(self))
+        start = min(start, stop)
         made = self._like(
             {name: column.slice(start, stop) for name, column in self.columns.items()},
             rows=stop - start,
@@ -271,7 +272,7 @@ def _as_kind(column: Column | None, kind: Kind, rows: int) -> Column:
 
 def _concat_orders(
     parts: Iterable[Batch],
-) -> tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None:
+) -> tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None:
     parts = list(parts)
     own = [_own_order(part) for part in parts]
     if all(part.orders is None for part in parts) and len(set(own)) == 1:
@@ -280,17 +281,17 @@ def _concat_orders(
     ids = []
     for part, order in zip(parts, own, strict=True):
         if part.orders is None:
-            ids.append(np.full(len(part), table.setdefault(order, len(table)), np.int16))
+            ids.append(np.full(len(part), table.setdefault(order, len(table)), np.int32))
         else:
-            codes = np.array([table.setdefault(o, len(table)) for o in part.orders[1]], np.int16)
+            codes = np.array([table.setdefault(o, len(table)) for o in part.orders[1]], np.int32)
             ids.append(codes[part.orders[0]])
     return np.concatenate(ids), tuple(table)
 
 
 def _own_order(batch: Batch) -> tuple[str, ...]:
-    """The field order of a batch whose records all have the same: the columns that are not wholly absent."""
+    """The field order of a batch without ``orders``: its columns, but for those that no record has."""
     return tuple(
         name
         for name, column in batch.columns.items()
-        if column.tags is None or not len(column) or column.tags[0] != ABSENT_TAG
+        if column.tags is None or not len(column) or not (column.tags == ABSENT_TAG).all()
     )

@@ -67,7 +67,8 @@ class Column:
 
     ``tags``    uint8 per row, or None when every row holds a plain value.
     ``texts``   object array of str that TEXT codes point into; shared between slices.
-    ``exact``   row -> the original Python value, where ``values`` cannot give it back (an int beyond 2**53).
+    ``exact``   row -> the original Python value, where ``values`` cannot give it back (an int beyond 2**53); it comes
+                before what the row's tag says.
 
     A column is never changed after it was made; ``take`` and ``slice`` share what they can.
     """
@@ -181,42 +182,36 @@ class Column:
 
         Times come back as int nanoseconds: a datetime would lose the last three digits.
         """
-        if self.kind is Kind.TEXT:
-            items = self._text_objects().tolist()
-        else:
-            items = self.values.tolist()
-        if self.tags is None:
-            return items
-        return self._restore(items, self.tags)
-
-    def _restore(self, items: list[Any], tags: NDArray[np.uint8]) -> list[Any]:
-        if self.exact is None and (tags == INTEGER_TAG).all():
-            return self.values.astype(np.int64).tolist()
-        for row in np.flatnonzero(tags).tolist():
-            match tags[row]:
-                case 3:  # INTEGER_TAG
-                    items[row] = int(items[row])
-                case 1:  # NULL_TAG
-                    items[row] = None
-                case _:
-                    items[row] = ABSENT
+        values = self._text_objects() if self.kind is Kind.TEXT else self.values
+        items: list[Any] = values.tolist() if self.tags is None else self._restored(values, self.tags)
         for row, value in (self.exact or {}).items():
             items[row] = value
         return items
+
+    def _restored(self, values: NDArray[Any], tags: NDArray[np.uint8]) -> list[Any]:
+        """The values as their tags say; what is in ``exact`` is still to be put in."""
+        integers = tags == INTEGER_TAG
+        if self.exact:
+            integers[list(self.exact)] = False  # beyond what int64 or float64 can hold
+        if integers.all():
+            return list(values.astype(np.int64).tolist())
+        items = values.astype(object)
+        if integers.any():
+            items[integers] = values[integers].astype(np.int64)
+        items[tags == NULL_TAG] = None
+        items[tags == ABSENT_TAG] = ABSENT
+        return list(items.tolist())
 
     # -- shaping -----------------------------------------------------------------------------------
 
     def take(self, rows: NDArray[Any]) -> Column:
         """The rows at these positions, in this order."""
-        exact = None
-        if self.exact:
-            places = {int(row): place for place, row in enumerate(rows)}
-            exact = {places[row]: value for row, value in self.exact.items() if row in places} or None
+        exact = exact_at(self.exact, rows) if self.exact else None
         tags = None if self.tags is None else self.tags.take(rows)
         return Column(self.kind, self.values.take(rows), tags=tags, texts=self.texts, exact=exact)
 
     def slice(self, start: int, stop: int) -> Column:
-        """Rows ``start`` to ``stop``, sharing memory."""
+        """Rows ``start`` (0 or more) to ``stop``, sharing memory."""
         exact = None
         if self.exact:
             exact = {row - start: value for row, value in self.exact.items() if start <= row < stop} or None
@@ -232,10 +227,11 @@ class Column:
         kind = first.kind
         if any(part.kind is not kind for part in parts):
             raise EngineError(f"columns of different kinds were joined: {sorted({part.kind.value for part in parts})}")
-        if kind is Kind.TEXT and any(part.texts is not first.texts for part in parts):
+        texts = first.texts
+        if kind is Kind.TEXT and any(part.texts is not texts for part in parts):
             values, texts = _concat_texts(parts)
         else:
-            values, texts = np.concatenate([part.values for part in parts]), first.texts
+            values = np.concatenate([part.values for part in parts])
         tags = None
         if any(part.tags is not None for part in parts):
             tags = np.concatenate([np.zeros(len(p), np.uint8) if p.tags is None else p.tags for p in parts])
@@ -251,6 +247,12 @@ class Column:
 def object_array(items: Sequence[Any]) -> NDArray[np.object_]:
     """A 1-D object array, whatever the items are (``np.array`` would unpack lists)."""
     return np.fromiter(items, object, len(items))
+
+
+def exact_at(exact: dict[int, Any], rows: NDArray[Any]) -> dict[int, Any] | None:
+    """The exact values at ``rows``, by their new places; None when there are none."""
+    places = np.flatnonzero(np.isin(rows, np.fromiter(exact, np.int64, len(exact))))
+    return {place: exact[row] for place, row in zip(places.tolist(), rows[places].tolist(), strict=True)} or None
 
 
 def _concat_texts(parts: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:

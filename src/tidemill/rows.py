@@ -85,7 +85,7 @@ class Kinds:
         return None
 
 
-Fields = tuple[tuple[str, ...], list[Sequence[Any]], tuple[NDArray[np.int16], tuple[tuple[str, ...], ...]] | None]
+Fields = tuple[tuple[str, ...], list[Sequence[Any]], tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None]
 """Names, one list of values per name (`ABSENT` where a row lacks it), and the field orders where they differ."""
 
 
@@ -98,7 +98,7 @@ def fields_of_rows(rows: Sequence[dict[str, Any]]) -> Fields:
         flat = list(chain.from_iterable(map(dict.values, rows)))
         return names, [flat[place :: len(names)] for place in range(len(names))], None
     table: dict[tuple[str, ...], int] = {}
-    orders = np.fromiter((table.setdefault(order, len(table)) for order in map(tuple, rows)), np.int16, len(rows))
+    orders = np.fromiter((table.setdefault(order, len(table)) for order in map(tuple, rows)), np.int32, len(rows))
     names = tuple(dict.fromkeys(chain.from_iterable(table)))
     return names, [[row.get(name, ABSENT) for row in rows] for name in names], (orders, tuple(table))
 
@@ -194,7 +194,7 @@ def _rows_over_origin(batch: Batch, origin: Sequence[dict[str, Any]]) -> list[di
 
 def _ordered(row: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
     """The record's own fields in its own order, then those added to it."""
-    ordered = {name: row.pop(name) for name in order if name in row}
+    ordered = {name: item for name in order if (item := row.pop(name, ABSENT)) is not ABSENT}
     ordered.update((name, item) for name, item in row.items() if item is not ABSENT)
     return ordered
 

@@ -21,7 +21,7 @@ _FRUITLESS_DEATHS: Final = 5
 """Deaths in a row without one committed slab, none of them in a user's function, before the run gives up."""
 
 
-class TooManyDeaths(Exception):  # noqa: N818 - the engine turns it into the error that the user sees
+class TooManyDeaths(Exception):
     """The lane dies again and again outside any user's function: nothing that a retry can mend."""
 
 

@@ -7,26 +7,27 @@ the stages before k and stays in their state, on every path: raised, killed, pas
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import NULL_TAG, Column
+from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
-from tidemill.errors import EngineError, StageError
+from tidemill.errors import BadResult, EngineError, StageError, TidemillError
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
-from tidemill.schema import Kind
+from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
-from tidemill.stages.state import NOWHERE, StateMemory, StageState
+from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
 
 _NARROWING_CALLS = 32
 """Calls spent on halving a batch in which the user's function fails, before going row by row."""
+_LONGEST_REASON = 1_000  # characters
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,17 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-class _WrongKind(Exception):
-    """A function returned another kind of column than before."""
+@dataclass
+class _Piece:
+    """Consecutive records of a batch that a function was called with, and what came of it."""
 
-    reason_code = WRONG_TYPE
+    start: int
+    entered: Batch
+    made: Step | Reject
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.entered)
 
 
 class Chain:
@@ -71,6 +79,7 @@ class Chain:
         self._now = now
         self.kinds: dict[int, dict[str, Kind]] = {}
         """Per stage of user code, the kinds of the columns it adds, once known; fixed for the run."""
+        self._declared = [_declared(stage) for stage in self._stages]
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """Tell every stage of new sensors."""
@@ -83,17 +92,13 @@ class Chain:
         outcome = Outcome(batch, None, {name: name for name in batch.columns})
         for index, stage in enumerate(self._stages):
             slots = self._set_aside(index, outcome, slots, orders.quarantine.get(index))
-            if not len(outcome.batch):
-                # The schema must not depend on whether anything is left: the remaining stages see an empty batch only
-                # when they are built in.
-                if stage.runs_user_code:
-                    continue
+            if stage.runs_user_code and not len(outcome.batch):
+                continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
-            state.slots = slots
-            before = outcome.batch
-            step = self._step(index, stage, outcome, state, isolated=index in orders.isolate)
+            step, before = self._step(index, stage, outcome, slots, isolated=index in orders.isolate)
             slots = self._keep(index, stage, outcome, step, slots)
-            _follow(outcome, before, step.batch, moved=step.kept is not None, filters=not stage.changes_columns)
+            if stage.changes_columns:
+                _follow(outcome, before, step.batch)
             for what, times in state.counts.items():
                 outcome.counts[what] = outcome.counts.get(what, 0) + times
             state.counts = {}
@@ -102,112 +107,98 @@ class Chain:
 
     # -- one stage -------------------------------------------------------------------------------------
 
-    def _step(self, index: int, stage: Stage, outcome: Outcome, state: StageState, *, isolated: bool) -> Step:
+    def _step(
+        self, index: int, stage: Stage, outcome: Outcome, slots: NDArray[np.int32], *, isolated: bool
+    ) -> tuple[Step, Batch]:
+        """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
+        batch, state = outcome.batch, self._memory.stages[index]
         if not stage.runs_user_code:
             self._memory.mark(index)
-            result = stage.step(outcome.batch, state)
-            return result if isinstance(result, Step) else Step(result)
-        if isolated:
-            return self._in_pieces(index, stage, outcome, state, [(i, i + 1) for i in range(len(outcome.batch))])
-        try:
-            return self._call(index, stage, outcome.batch, NOWHERE)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises
-            self._stop_if_asked(stage, error)
-        return self._narrowed(index, stage, outcome, state)
+            state.slots = slots
+            return _as_step(stage.step(batch, state)), batch
 
-    def _call(self, index: int, stage: Stage, batch: Batch, row: int) -> Step:
+        def attempt(start: int, stop: int) -> _Piece:
+            alone = start if outcome.rows is None else int(outcome.rows[start])
+            entered = batch.slice(start, stop)
+            state.slots = slots[start:stop]
+            return _Piece(start, entered, self._attempt(index, stage, entered, alone if len(entered) == 1 else NOWHERE))
+
+        if isolated:
+            return self._joined(index, stage, batch, [attempt(row, row + 1) for row in range(len(batch))])
+        whole = attempt(0, len(batch))
+        if isinstance(whole.made, Step):
+            return whole.made, batch
+        return self._joined(index, stage, batch, _narrowed(whole, attempt))
+
+    def _attempt(self, index: int, stage: Stage, batch: Batch, row: int) -> Step | Reject:
         """One call of the user's function, with the cursor on it and its deadline armed."""
         self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
-        result = stage.step(batch, self._memory.stages[index])
-        step = result if isinstance(result, Step) else Step(result)
-        self._check_kinds(index, stage, batch, step)
+        try:
+            step = _as_step(stage.step(batch, self._memory.stages[index]))
+            if stage.changes_columns:
+                self._check_kinds(index, stage, batch, step)
+        except (Exception, SystemExit) as error:
+            if stage.on_error == "stop":
+                trace = _printable(traceback.format_exc())
+                raise StageError(f"{stage.name} failed: {_told(error)}\n{trace}") from error
+            return Reject(0, error.reason_code if isinstance(error, BadResult) else RAISED, _told(error))
         return step
 
     def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
+        """A column that a function adds has one kind for the whole run: the first that it was seen with."""
         known = self.kinds.setdefault(index, {})
         recast = {}
         for name, column in step.batch.columns.items():
             if column is before.columns.get(name):
                 continue
-            unknown = column.kind is Kind.OBJECT and column.tags is not None and bool(column.tags.all())
             kind = known.get(name)
-            if kind is None and not unknown and len(column):
-                known[name] = column.kind
-            elif kind is not None and column.kind is not kind:
-                if not unknown:
-                    raise _WrongKind(
-                        f"{stage.name} returned {name!r} as {column.kind.value}; it has been {kind.value} so far"
-                    )
+            if kind is None:
+                if not column.is_missing:
+                    known[name] = column.kind
+            elif kind is Kind.OBJECT and column.kind is not kind:
+                recast[name] = _as_objects(column)
+            elif column.is_missing and column.kind is not kind:
                 recast[name] = Column.missing(kind, len(column))
                 recast[name].tags = column.tags
+            elif column.kind is not kind:
+                message = f"{stage.name} returned {name!r} as {column.kind.value}; it has been {kind.value} so far"
+                raise BadResult(WRONG_TYPE, message)
         if recast:
             step.batch = step.batch.with_columns(recast)
 
-    def _stop_if_asked(self, stage: Stage, error: BaseException) -> None:
-        if stage.on_error == "stop":
-            raise StageError(f"{stage.name} failed: {_told(error)}\n{traceback.format_exc()}") from error
+    # -- what was made in pieces -------------------------------------------------------------------------
 
-    # -- finding the records at fault --------------------------------------------------------------------
-
-    def _narrowed(self, index: int, stage: Stage, outcome: Outcome, state: StageState) -> Step:
-        """Halve until the failing records are alone, within a budget of calls; then row by row."""
-        batch = outcome.batch
-        pieces: list[tuple[int, int]] = []
-        budget = _NARROWING_CALLS
-        failing = [(0, len(batch))]
-        while failing:
-            start, stop = failing.pop()
-            if stop - start == 1 or budget <= 0:
-                pieces.extend((row, row + 1) for row in range(start, stop))
-                continue
-            middle = (start + stop) // 2
-            for half in ((middle, stop), (start, middle)):  # the first half ends on top of the stack
-                budget -= 1
-                if self._works(index, stage, batch.slice(*half)):
-                    pieces.append(half)
-                else:
-                    failing.append(half)
-        return self._in_pieces(index, stage, outcome, state, sorted(pieces))
-
-    def _works(self, index: int, stage: Stage, batch: Batch) -> bool:
-        try:
-            self._call(index, stage, batch, NOWHERE)
-        except (Exception, SystemExit):  # noqa: BLE001 - whatever the user's function raises
-            return False
-        return True
-
-    def _in_pieces(
-        self, index: int, stage: Stage, outcome: Outcome, state: StageState, pieces: Sequence[tuple[int, int]]
-    ) -> Step:
-        """The stage over each piece apart; a piece of one record that fails is rejected (or kept without the columns)."""
-        batch, done, kept = outcome.batch, [], []
+    def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[_Piece]) -> tuple[Step, Batch]:
         rejects: list[Reject] = []
-        for start, stop in pieces:
-            piece = batch.slice(start, stop)
-            row = start if outcome.rows is None else int(outcome.rows[start])
-            try:
-                step = self._call(index, stage, piece, row if stop - start == 1 else NOWHERE)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises
-                self._stop_if_asked(stage, error)
-                code = getattr(error, "reason_code", RAISED)
-                step = self._failed(index, stage, piece, Reject(0, code, _told(error)))
-            done.append(step.batch)
-            positions = np.arange(start, stop) if step.kept is None else step.kept + start
-            kept.append(positions)
-            rejects.extend(Reject(r.row + start, r.reason_code, r.reason) for r in step.rejects)
-        whole = Batch.concat(done) if done else batch
-        return Step(whole, np.concatenate(kept) if kept else None, rejects)
+        kept: list[NDArray[np.intp]] = []
+        parts: list[Batch] = []
+        same = set(batch.columns)
+        for piece in pieces:
+            step = piece.made if isinstance(piece.made, Step) else self._failed(index, stage, piece)
+            rejects.extend(Reject(r.row + piece.start, r.reason_code, r.reason) for r in step.rejects)
+            kept.append(np.arange(piece.start, piece.stop) if step.kept is None else step.kept + piece.start)
+            if len(step.batch):
+                parts.append(step.batch)
+                made, entered = step.batch.columns, piece.entered.columns
+                same = {name for name in same if made.get(name) is entered[name]}
+        rows = np.concatenate(kept)
+        base = batch if len(rows) == len(batch) else batch.take(rows)
+        if not parts or not stage.changes_columns:
+            return Step(base, rows, rejects), base
+        whole = Batch.concat(parts)
+        whole.columns.update({name: base.columns[name] for name in same})
+        return Step(whole, rows, rejects), base
 
-    def _failed(self, index: int, stage: Stage, piece: Batch, reject: Reject) -> Step:
-        nothing = np.empty(0, np.intp)
+    def _failed(self, index: int, stage: Stage, piece: _Piece) -> Step:
+        """A record that the function failed on: rejected, or kept with the stage's columns missing."""
         if stage.on_error != "nan":
-            rejects = [Reject(row, reject.reason_code, reject.reason) for row in range(len(piece))]
-            return Step(piece.take(nothing), nothing, rejects)
-        added = self.kinds.get(index, {})
-        self._memory.stages[index].count("failed_as_nan", len(piece))
-        return Step(
-            piece.with_columns({name: Column.missing(kind, len(piece), NULL_TAG) for name, kind in added.items()})
-        )
+            assert isinstance(piece.made, Reject)
+            nothing = np.empty(0, np.intp)
+            return Step(piece.entered.take(nothing), nothing, [piece.made])
+        self._memory.stages[index].count("failed_as_nan")
+        added = {**self._declared[index], **self.kinds.get(index, {})}
+        missing = {name: Column.missing(kind, 1, NULL_TAG) for name, kind in added.items()}
+        return Step(piece.entered.with_columns(missing))
 
     # -- keeping the books ---------------------------------------------------------------------------------
 
@@ -248,10 +239,51 @@ class Chain:
         return slots
 
 
-def _follow(outcome: Outcome, before: Batch, after: Batch, *, moved: bool, filters: bool) -> None:
+def _narrowed(whole: _Piece, attempt: Callable[[int, int], _Piece]) -> list[_Piece]:
+    """Halve until the failing records are alone, the largest pieces first, within a budget of calls; then row by row.
+
+    The pieces cover all records, in order; only pieces of one record are left failing.
+    """
+    calls = _NARROWING_CALLS
+    pieces: list[_Piece] = []
+    failing = deque([whole])
+    while failing:
+        piece = failing.popleft()
+        if piece.stop - piece.start == 1:
+            pieces.append(piece)
+            continue
+        if calls <= 0:
+            pieces.extend(attempt(row, row + 1) for row in range(piece.start, piece.stop))
+            continue
+        middle = (piece.start + piece.stop) // 2
+        for start, stop in ((piece.start, middle), (middle, piece.stop)):
+            calls -= 1
+            half = attempt(start, stop)
+            (pieces if isinstance(half.made, Step) else failing).append(half)
+    return sorted(pieces, key=lambda piece: piece.start)
+
+
+def _declared(stage: Stage) -> dict[str, Kind]:
+    """The kinds of the columns that a stage of user code says it adds."""
+    if not stage.runs_user_code or not stage.changes_columns:
+        return {}
+    return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
+
+
+def _as_step(result: Batch | Step) -> Step:
+    return result if isinstance(result, Step) else Step(result)
+
+
+def _as_objects(column: Column) -> Column:
+    tags = column.tags
+    if tags is not None:
+        tags = np.where(tags == INTEGER_TAG, 0, tags).astype(np.uint8)
+    items = [None if item is ABSENT else item for item in column.to_list()]
+    return Column(Kind.OBJECT, object_array(items), tags=tags)
+
+
+def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
-    if filters:
-        return
     identity = {id(column): name for name, column in before.columns.items()}
     carried = {}
     for name, column in after.columns.items():
@@ -263,7 +295,17 @@ def _follow(outcome: Outcome, before: Batch, after: Batch, *, moved: bool, filte
 
 def _told(error: BaseException) -> str:
     """One line: what was raised, and where in the user's code."""
+    try:
+        text = _printable(str(error))
+    except Exception:  # noqa: BLE001 - the message is code of the user's too
+        text = "its message cannot be shown"
+    if isinstance(error, TidemillError):
+        return text[:_LONGEST_REASON]
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames and frames[-1].name != "_check_kinds" else ""
-    text: Any = str(error)
-    return f"{type(error).__name__}: {text}{place}"[:1000]
+    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{place}"
+
+
+def _printable(text: str) -> str:
+    """Text as UTF-8 can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,22 @@ from tidemill.column import Column
 
 __all__ = ["UNKNOWN", "KeyTable", "lane_of"]
 
-UNKNOWN = -1
-"""The code of a key that the full table could not take."""
+UNKNOWN: Final = -1
+"""The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
+_UNSEEN: Final = -2  # in a recoding: no row had this text yet
+_MOST_RECODINGS: Final = 16  # tables of texts that are remembered
 
 
 def lane_of(key: str, lanes: int) -> int:
-    """The lane that owns a key: a stable hash of its bytes, never Python's ``hash``, which differs per process."""
-    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % lanes
+    """The lane that owns a key: a stable hash of its bytes, never Python's ``hash``, which differs per process.
+
+    Raises `UnicodeEncodeError` for text that UTF-8 cannot hold.
+    """
+    return zlib.crc32(key.encode()) % lanes
 
 
 class KeyTable:
-    """Codes of keys in order of first appearance.
+    """Codes of keys in the order of the rows in which they first appear, whatever batches those rows came in.
 
     >>> table = KeyTable(lanes=2, max_keys=10)
     >>> table.encode(Column.of_texts(["S1", "S2", "S1"])).tolist()
@@ -46,35 +52,45 @@ class KeyTable:
         return len(self._codes)
 
     def encode(self, column: Column) -> NDArray[np.int32]:
-        """The run-wide code of each row's key; `UNKNOWN` where the table is full (or the row has no key)."""
-        return self._recoded(column).take(column.values, mode="wrap")  # -1 reads the last entry, UNKNOWN
-
-    def _recoded(self, column: Column) -> NDArray[np.int32]:
+        """The run-wide code of each row's key; `UNKNOWN` where the table did not take it, or the row has no key."""
         texts = column.texts
         assert texts is not None
+        recoding = self._recoding(texts)
+        codes = recoding.take(column.values, mode="wrap")  # -1 reads the last entry, UNKNOWN
+        if len(codes) and int(codes.min()) == _UNSEEN:
+            for text in dict.fromkeys(column.values[codes == _UNSEEN].tolist()):
+                recoding[text] = self.code(texts[text])
+            codes = recoding.take(column.values, mode="wrap")
+        return codes
+
+    def _recoding(self, texts: NDArray[np.object_]) -> NDArray[np.int32]:
+        """From codes into ``texts``, which sources use for many batches, to codes of the run."""
         known = self._known.get(id(texts))
         if known is not None and known[0] is texts:
             return known[1]
-        codes = np.fromiter((self.code(text) for text in texts), np.int32, len(texts))
-        codes = np.append(codes, np.int32(UNKNOWN))
-        if len(self._known) >= 16:
+        recoding = np.full(len(texts) + 1, _UNSEEN, np.int32)
+        recoding[-1] = UNKNOWN
+        if len(self._known) >= _MOST_RECODINGS:
             self._known.clear()
-        self._known[id(texts)] = (texts, codes)
-        return codes
+        self._known[id(texts)] = (texts, recoding)
+        return recoding
 
     def code(self, key: str) -> int:
-        """The key's code, a new one if it is new; `UNKNOWN` when the table is full."""
+        """The key's code, a new one if it is new; `UNKNOWN` when the table cannot take it."""
         code = self._codes.get(key)
         if code is not None:
             return code
         code = len(self._codes)
         if code >= self._max_keys:
             return UNKNOWN
+        try:
+            lane = lane_of(key, self._lanes)
+        except UnicodeEncodeError:
+            return UNKNOWN
         self._codes[key] = code
         if code == len(self._lane):
             self._lane = np.append(self._lane, np.zeros_like(self._lane))
             self._slot = np.append(self._slot, np.zeros_like(self._slot))
-        lane = lane_of(key, self._lanes)
         self._lane[code] = lane
         self._slot[code] = len(self._by_lane[lane])
         self._by_lane[lane].append(key)

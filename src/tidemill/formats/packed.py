@@ -25,7 +25,7 @@ _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of
 _NONE = -1
 
 
-class Full(Exception):  # noqa: N818 - a state, not a fault
+class Full(Exception):
     """The buffer has no room for this; pack fewer rows."""
 
 

@@ -1,0 +1,146 @@
+"""The batcher as a state machine, and in a simulated run at three loads."""
+
+from collections import deque
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tidemill.core.batching import Batcher, Limits
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    @initialize(
+        cap=st.integers(1, 50_000), target_s=st.floats(1e-4, 1.0), queued=st.integers(1, 4), lanes=st.integers(1, 4)
+    )
+    def begin(self, cap, target_s, queued, lanes):
+        self.limits = Limits(max_records=cap, target_s=target_s, queued_per_lane=queued)
+        self.batcher = Batcher(self.limits)
+        self.lanes = lanes
+
+    @rule(waiting=st.integers(0, 200_000), free=st.integers(0, 12), data=st.data())
+    def ask(self, waiting, free, data):
+        """Never 0 while a lane is idle, a record waits and a slab is free; never more than there is, or than the cap."""
+        in_flight = data.draw(st.lists(st.integers(0, 6), min_size=self.lanes, max_size=self.lanes))
+        records = self.batcher.records(waiting=waiting, in_flight=in_flight, free_slabs=free)
+        cap = self.batcher.statistics().cap
+        assert 0 <= records <= min(waiting, cap, self.limits.max_records)
+        if min(in_flight) == 0 and free:
+            assert records == min(waiting, cap)
+        if not free or min(in_flight) >= self.limits.queued_per_lane:
+            assert records == 0
+        if records and min(in_flight):
+            assert records == cap, "a lane that has work gets only full slabs"
+
+    @rule(share=st.floats(0, 1), busy_s=st.floats(1e-9, 10.0))
+    def measure(self, share, busy_s):
+        """The cap grows to twice the measured slab at most, and falls at once to what the target allows."""
+        records = max(1, round(share * self.limits.max_records))
+        before = self.batcher.statistics().cap
+        self.batcher.measured(records, busy_s)
+        after = self.batcher.statistics().cap
+        assert after <= max(before, 2 * records)
+        if busy_s > self.limits.target_s:
+            assert after <= max(1, round(records * self.limits.target_s / busy_s))
+        else:
+            assert after >= before, "a slab within the target is no reason to shrink"
+
+    @rule()
+    def measure_nothing(self):
+        before = self.batcher.statistics()
+        self.batcher.measured(0, 1.0)
+        self.batcher.measured(10, 0.0)
+        assert self.batcher.statistics() == before
+
+    @invariant()
+    def is_bounded(self):
+        if hasattr(self, "batcher"):
+            assert 1 <= self.batcher.statistics().cap <= self.limits.max_records
+
+
+TestBatcher = BatcherMachine.TestCase
+TestBatcher.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+FIXED_S = 80e-6
+RECORD_S = 0.2e-6
+
+
+class Simulation:
+    """One lane that takes a fixed time a slab and a time a record; ``now`` in seconds is moved by hand."""
+
+    def __init__(self, load, *, fixed_s=FIXED_S, record_s=RECORD_S):
+        self.batcher = Batcher()
+        self.fixed_s, self.record_s = fixed_s, record_s
+        self.every_s = record_s / load
+        self.sizes = []
+        self.delays = []
+
+    def run(self, seconds):
+        now, arrived, taken = 0.0, 0, 0
+        queue = deque()  # (records, end of work)
+        high = 131_072  # the intake holds no more; the source waits
+        while now < seconds:
+            arrived = min(int(now / self.every_s) + 1, taken + high)
+            while queue and queue[0][1] <= now:
+                records, _, busy_s = queue.popleft()
+                self.batcher.measured(records, busy_s)
+            while n := self.batcher.records(
+                waiting=arrived - taken, in_flight=[len(queue)], free_slabs=12 - len(queue)
+            ):
+                busy_s = self.fixed_s + n * self.record_s
+                start = queue[-1][1] if queue else now
+                queue.append((n, start + busy_s, busy_s))
+                self.delays.append(now - taken * self.every_s)
+                self.sizes.append(n)
+                taken += n
+            due = (arrived * self.every_s) if arrived - taken < high else seconds
+            full = now + max(self.batcher.statistics().cap - (arrived - taken), 1) * self.every_s
+            now = min(queue[0][1], max(due, full)) if queue else max(due, now + 1e-9)
+        return self
+
+    def median(self):
+        """Of the second half: the batcher has settled."""
+        return float(np.median(self.sizes[len(self.sizes) // 2 :]))
+
+
+def test_batch_sizes_follow_the_load():
+    """At 1 %, 50 % and 120 % load the median batch differs by 10x and more, with no option changed."""
+    low, half, over = (Simulation(load).run(0.5).median() for load in (0.01, 0.5, 1.2))
+    assert low <= 10
+    assert half >= 10 * low
+    assert over >= 10 * half
+
+
+def test_overload_fills_slabs_to_the_target_time():
+    """Under overload a slab's time settles at the target, neither far below it nor above."""
+    busy = Simulation(1.2).run(0.5)
+    seconds = FIXED_S + busy.median() * RECORD_S
+    assert 0.8 * busy.batcher.limits.target_s <= seconds <= busy.batcher.limits.target_s
+
+
+def test_a_lone_record_goes_at_once():
+    """At a load of a record a second nothing ever waits, and every slab holds one record."""
+    lonely = Simulation(RECORD_S).run(100.0)
+    assert set(lonely.sizes) == {1}
+    assert max(lonely.delays) < 1e-6
+
+
+@given(load=st.floats(0.001, 1.5), fixed_s=st.floats(1e-6, 1e-3), record_s=st.floats(1e-7, 1e-3))
+@settings(max_examples=20, deadline=None)
+def test_a_slab_stays_near_its_target_time(load, fixed_s, record_s):
+    """Whatever a record costs, once it is known no slab takes longer than the target, if a single record
+    does not."""
+    run = Simulation(load, fixed_s=fixed_s, record_s=record_s).run(max(0.05, 200 * record_s))
+    target = run.batcher.limits.target_s
+    settled = run.sizes[len(run.sizes) // 2 :]
+    assert all(n == 1 or fixed_s + n * record_s <= 1.02 * target for n in settled)
+
+
+def test_a_slow_function_gets_small_slabs_at_once():
+    """One slab that took far too long is enough: the next is as small as its cost demands."""
+    batcher = Batcher()
+    batcher.measured(64, 0.64)  # 10 ms a record, and a target of 5 ms
+    assert batcher.records(waiting=1000, in_flight=[0], free_slabs=1) == 1
+    batcher.measured(1, 0.000_1)
+    assert batcher.records(waiting=1000, in_flight=[0], free_slabs=1) == 2

@@ -1,0 +1,109 @@
+"""The key table: codes, lanes, slots, and what each lane was told."""
+
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.column import Column
+from tidemill.core.keys import UNKNOWN, KeyTable, lane_of
+
+
+def keyed(*names):
+    return Column.of_texts(list(names))
+
+
+@pytest.mark.parametrize(("key", "of_2", "of_3", "of_7"), [("S1", 0, 0, 4), ("S2", 0, 2, 0), ("plant/ü", 1, 0, 1)])
+def test_lanes_are_pinned(key, of_2, of_3, of_7):
+    """A key's lane follows from its bytes alone and is the same in every version: states on disk depend on it."""
+    assert (lane_of(key, 2), lane_of(key, 3), lane_of(key, 7)) == (of_2, of_3, of_7)
+
+
+@given(batches=st.lists(st.lists(st.text(max_size=3), max_size=20), max_size=6), lanes=st.integers(1, 4))
+def test_codes_follow_the_rows(batches, lanes):
+    """Codes are given in the order of rows, stay, and lead to the key's lane and its own slot there."""
+    table = KeyTable(lanes, 1000)
+    expected = {}
+    for names in batches:
+        for name in names:
+            expected.setdefault(name, len(expected))
+        codes = table.encode(keyed(*names))
+        assert codes.dtype == np.int32
+        assert codes.tolist() == [expected[name] for name in names]
+    assert len(table) == len(expected)
+    every = np.arange(len(expected), dtype=np.int32)
+    owners, slots = table.lanes(every), table.slots(every)
+    assert owners.tolist() == [zlib.crc32(name.encode()) % lanes for name in expected]
+    for lane in range(lanes):
+        assert slots[owners == lane].tolist() == list(range(int((owners == lane).sum())))
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.lists(st.integers(1, 60), max_size=10), st.integers(1, 10))
+def test_the_keys_taken_do_not_depend_on_batches(rows, cuts, max_keys):
+    """With one table of texts or many, and cut anywhere, a full key table holds the first keys in row order."""
+    texts = np.array([f"S{n}" for n in range(9, -1, -1)], object)
+    values = np.array(rows, np.int32)
+    names = [texts[row] for row in rows]
+    expected = {name: code for code, name in enumerate(dict.fromkeys(names)) if code < max_keys}
+    shared, own = KeyTable(1, max_keys), KeyTable(1, max_keys)
+    bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
+    for start, stop in itertools.pairwise(bounds):
+        told = [expected.get(name, UNKNOWN) for name in names[start:stop]]
+        assert shared.encode(Column(keyed("").kind, values[start:stop], texts=texts)).tolist() == told
+        assert own.encode(keyed(*names[start:stop])).tolist() == told
+
+
+def test_texts_that_no_row_uses_are_no_keys():
+    """A source's table may name sensors that never spoke; they take no place."""
+    table = KeyTable(1, 2)
+    texts = keyed("never", "S1", "S2")
+    assert table.encode(Column(texts.kind, np.array([2, 1, -1], np.int32), texts=texts.texts)).tolist() == [0, 1, -1]
+    assert table.untold(0) == (0, ["S2", "S1"])
+
+
+def test_the_table_grows_and_ends():
+    """It takes max_keys keys, far beyond its first size, and knows no other; a key it has stays known."""
+    table = KeyTable(3, 5000)
+    names = [f"S{n}" for n in range(6000)]
+    codes = table.encode(keyed(*names))
+    assert codes[:5000].tolist() == list(range(5000))
+    assert set(codes[5000:].tolist()) == {UNKNOWN}
+    assert len(table) == 5000
+    assert table.code("S4999") == 4999
+    assert table.code("new") == UNKNOWN
+    assert sorted(table.lanes(codes[:5000]).tolist()) == sorted(lane_of(name, 3) for name in names[:5000])
+
+
+def test_no_text_and_broken_text_are_no_keys():
+    """A row without a key, and a key that UTF-8 cannot hold, have no code and take no place."""
+    table = KeyTable(2, 10)
+    texts = keyed("\ud800", "S1")
+    assert table.encode(Column(texts.kind, np.array([-1, 0, 1], np.int32), texts=texts.texts)).tolist() == [-1, -1, 0]
+    assert len(table) == 1
+
+
+def test_recycled_tables_are_not_confused():
+    """Hundreds of short-lived tables of texts, whose addresses come again, are each read for what they hold."""
+    table = KeyTable(1, 10_000)
+    for turn in range(300):
+        names = [f"S{turn % 7}", f"T{turn}"]
+        assert table.encode(keyed(*names)).tolist() == [table.code(name) for name in names]
+
+
+def test_each_lane_is_told_each_of_its_keys_once():
+    """New keys are told once, in the order of their slots; a lane that was replaced is told all of them again."""
+    table = KeyTable(2, 100)
+    first = [f"S{n}" for n in range(10)]
+    table.encode(keyed(*first))
+    mine = [name for name in first if lane_of(name, 2) == 0]
+    assert table.untold(0) == (0, mine)
+    assert table.untold(0) == (len(mine), [])
+    table.encode(keyed("S3", "S77", "S78", "S79"))
+    more = [name for name in ("S77", "S78", "S79") if lane_of(name, 2) == 0]
+    assert table.untold(0) == (len(mine), more)
+    table.forget_telling(0)
+    assert table.untold(0) == (0, mine + more)
+    assert table.untold(1)[0] == 0
