@@ -1,5 +1,4 @@
 """Batches ↔ pandas, polars, Arrow and lists of dicts. The libraries are imported when they are used."""
-# ruff: noqa: PD011 - Column.values is not pandas'
 
 from __future__ import annotations
 
