@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from tidemill.errors import EngineError
-from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Spawn, Spawned
+from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FrameReader, FromLane, Message, frame
 
@@ -26,7 +26,7 @@ __all__ = ["Exit", "ForkServer", "ProcessChannel"]
 _BYTES_PER_TURN: Final = 256 * 1024
 """Socket bytes taken per turn of the loop, so that a large result cannot hold it."""
 
-_replies = msgspec.msgpack.Decoder(Loaded | Spawned | Exited)
+_replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
 
 _ONE_THREAD = dict.fromkeys(
@@ -115,6 +115,7 @@ class ProcessChannel:
             self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
+        """Take what is there, up to the bound of a turn."""
         try:
             data = self._socket.recv(_BYTES_PER_TURN)
         except (BlockingIOError, InterruptedError):
@@ -122,18 +123,35 @@ class ProcessChannel:
         except OSError:
             data = b""
         if not data:
-            self._eof = True
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._end()
+            self._ended()
             return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
         self._reader.feed(data)
         for message, payload in self._reader.messages():
             self._received(message, payload)  # type: ignore[arg-type]
 
-    def exited(self, status: int) -> None:
-        """The fork server has reaped it."""
+    def _ended(self) -> None:
+        self._eof = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._end()
+
+    def exited(self, status: int, *, reaped: bool = True) -> None:
+        """It ended. When it was ``reaped``, what it wrote is all there: processes that it started may keep the socket
+        open and would hide the end.
+        """
         self._exit = Exit.of(status)
+        while reaped and not self._eof:
+            try:
+                data = self._socket.recv(_BYTES_PER_TURN)
+            except OSError:
+                data = b""
+            if data:
+                self._take(data)
+            else:
+                self._ended()
         self._end()
 
     def _end(self) -> None:
@@ -167,7 +185,10 @@ class ForkServer:
         self._channels: dict[int, ProcessChannel] = {}
         self._next = 0
         self._loaded: asyncio.Future[Loaded] | None = None
+        self._preloaded: asyncio.Future[Preloaded] | None = None
         self._closing = False
+        self.alive = True
+        """False once the process has ended by itself: nothing can be forked any more."""
 
     async def start(self) -> Loaded:
         """Start the process and wait until it is ready to fork."""
@@ -211,6 +232,9 @@ class ForkServer:
         match _replies.decode(data):
             case Loaded() as loaded:
                 self._loaded.set_result(loaded)
+            case Preloaded() as preloaded:
+                if self._preloaded is not None and not self._preloaded.done():
+                    self._preloaded.set_result(preloaded)
             case Spawned(child, pid):
                 if child in self._channels:
                     self._channels[child].pid = pid
@@ -224,19 +248,24 @@ class ForkServer:
         assert self._control is not None
         assert self._loaded is not None
         asyncio.get_running_loop().remove_reader(self._control)
+        self.alive = False
         if not self._loaded.done():
             self._loaded.set_exception(EngineError("the fork server ended before it was ready; see its message above"))
+        if self._preloaded is not None and not self._preloaded.done():
+            self._preloaded.set_exception(EngineError("the fork server ended while it loaded the plan's modules"))
         for channel in list(self._channels.values()):
-            channel.exited(9)
+            channel.exited(9, reaped=False)
         self._channels.clear()
 
-    def preload(self, pickled: bytes) -> None:
-        """Have the server import what unpickling this imports, before it forks again."""
+    async def preload(self, pickled: bytes, *, kernels: bool = False) -> Preloaded:
+        """Have the server import what unpickling this imports, and the kernels, before it forks again."""
         assert self._control is not None
         memory = Shared("preload", max(len(pickled), 1))
         memory.buffer[: len(pickled)] = pickled
-        socket.send_fds(self._control, [_encode(Preload(len(pickled)))], [memory.fd])
+        socket.send_fds(self._control, [_encode(Preload(len(pickled), kernels))], [memory.fd])
         memory.close()
+        self._preloaded = asyncio.get_running_loop().create_future()
+        return await self._preloaded
 
     def spawn(
         self,

@@ -1,0 +1,273 @@
+"""`Lanes`: CPU work in processes, for any asyncio program."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self, TypeVar
+
+from tidemill.clock import SystemClock
+from tidemill.engine.batched import Batched, settle
+from tidemill.engine.crew import Answer, Crew, Request
+from tidemill.engine.executor import LanesExecutor
+from tidemill.engine.functions_sent import FunctionsSent, name_of
+from tidemill.engine.lane import NICE
+from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.stream import streamed
+from tidemill.errors import CallError
+from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.lanes.call_main import inside_lane
+
+__all__ = ["LaneUse", "Lanes", "LanesStatistics"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LaneUse:
+    """One lane, now."""
+
+    busy: float
+    """Share of the time since the last reading spent in calls that ended in it, 0 to 1."""
+    in_flight: int
+    """Calls that it has and has not answered; the first of them is running."""
+    done: int
+    """Calls that it answered."""
+    restarts: int
+    """Times that its process was replaced."""
+    pid: int | None
+    """Its process; None inline, or while a new one is being started."""
+
+
+@dataclass(frozen=True)
+class LanesStatistics:
+    """How the lanes are."""
+
+    lanes: tuple[LaneUse, ...]
+    waiting: int
+    """Calls that no lane has yet."""
+
+
+class Lanes:
+    """Worker processes that run functions for an asyncio program, and an event loop that stays free.
+
+    ``lanes``  how many processes; by default what the machine or the container allows. 0 runs every call inline, on
+               the loop's thread: breakpoints and tracebacks work, and nothing can stop a function.
+    ``nice``   added to the priority number of the processes, so that the loop comes first
+
+    Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
+    was then. Arguments and results are pickled. A call that was started is never started again; if its process dies,
+    it alone fails, with `LaneDied`, and the lane goes on in a new process.
+
+    >>> async def main():
+    ...     async with Lanes(0) as lanes:
+    ...         return await lanes.run(divmod, 17, 5)
+    >>> asyncio.run(main())
+    (3, 2)
+    """
+
+    def __init__(self, lanes: int | None = None, *, nice: int = NICE) -> None:
+        self._count = resolved_lanes(lanes)
+        self._nice = nice
+        self._crew: Crew | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._functions = FunctionsSent()
+        self._clock = SystemClock()
+        self._last: tuple[int, list[int]] = (0, [])
+
+    def __reduce__(self) -> NoReturn:
+        raise CallError("Lanes stay in the process that made them: a function that runs in a lane cannot use them.")
+
+    async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise CallError("These lanes were opened before; make new ones with tm.Lanes(...).")
+        if inside_lane():
+            raise CallError("This function runs in a lane already; there are no lanes within lanes. Call it directly.")
+        if self._count and not sys.platform.startswith("linux"):
+            raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
+        self._loop = asyncio.get_running_loop()
+        crew = Crew(self._count, nice=self._nice)
+        await crew.start()
+        self._crew = crew
+        self._last = (self._clock.monotonic_ns(), [0] * len(crew.lanes))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop all work and end the processes; calls that have not ended raise `CallError`. May be called twice."""
+        self._closed = True
+        if self._crew is not None:
+            await self._crew.aclose()
+
+    # -- calls -----------------------------------------------------------------------------------------
+
+    async def run(self, fn: Callable[..., T], /, *args: Any, timeout: float | None = None, **kwargs: Any) -> T:  # noqa: ASYNC109
+        """Run ``fn(*args, **kwargs)`` in a lane and return what it returned, or raise what it raised.
+
+        After ``timeout`` seconds, waiting included, TimeoutError is raised. A timeout, and a cancel of the task that
+        waits here, really stop the work: a call that was not started never is, the process of one that was is killed
+        and replaced, and the other calls of that lane run as if nothing had happened. The lane's traceback is the
+        ``__cause__`` of an exception. Raises `CallError` when the call cannot be made, `LaneDied` when the process
+        ended in it, `RemoteError` and `BadResult` for what cannot be sent back.
+        """
+        crew = self._open()
+        future: asyncio.Future[T] = self._future()
+        call = crew.submit(self._request(fn, args, kwargs, _settler(future), timeout))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            crew.cancel(call)
+            raise
+
+    def stream(
+        self,
+        fn: Callable[[Any], T],
+        source: Iterable[Any] | AsyncIterable[Any],
+        *,
+        window: int = 64,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[T]:
+        """``fn(x)`` for each ``x`` of the source, in order, with at most ``window`` of them read ahead.
+
+        A result is yielded as soon as those before it are, also while the source takes its time. A call that fails
+        ends the stream with its error, at its place; with ``return_exceptions`` the error is yielded in its place.
+        Leaving the stream early stops what is under way. ``timeout`` is for each call, as in `run`. A source that is
+        a plain iterable is read on the event loop, so it should not block.
+        """
+        crew = self._open()
+        _check_timeout(timeout)
+        if window < 1:
+            raise CallError(f"window={window!r} must be at least 1.")
+
+        def submit(value: Any) -> tuple[asyncio.Future[T], int]:
+            future: asyncio.Future[T] = self._future()
+            try:
+                self._check_here()
+                return future, crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
+            except CallError as error:  # at its place in the order, like every other
+                future.set_exception(error)
+                return future, 0
+
+        return streamed(submit, crew.cancel, source, window, return_exceptions=return_exceptions)
+
+    def batched(self, fn: Callable[[list[Any]], Sequence[Any]], *, max_batch: int = 256) -> Batched:
+        """A callable for single records over a function of lists: ``predict = lanes.batched(fn)``, ``await predict(x)``.
+
+        ``fn`` gets a list of at most ``max_batch`` records and returns as many values. If it raises for several, it is
+        called again with each alone, so that an error belongs to its own record; the same after a death of the
+        process. So it must be safe to call again. A wrong number of values is a `BadResult` for all of the batch. A
+        caller may give up at any time; the work is stopped when nobody waits for any record of a batch.
+        """
+        crew = self._open()
+        if max_batch < 1:
+            raise CallError(f"max_batch={max_batch!r} must be at least 1.")
+        return Batched(crew, self._check_here, fn, self._functions.listed(fn), max_batch)
+
+    def executor(self) -> LanesExecutor:
+        """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.
+
+        ``submit``, ``map`` and ``shutdown`` work from any thread, and cancelling a future stops its work. To wait for
+        a result on the event loop's own thread raises `CallError` at once.
+        """
+        crew = self._open()
+
+        def prepare(
+            fn: Callable[..., Any], args: Any, kwargs: Any, done: Callable[[Sequence[Answer] | Exception], None]
+        ) -> Request:
+            return self._request(fn, args, kwargs, done, None)
+
+        return LanesExecutor(crew, self._check_open, prepare)
+
+    def statistics(self) -> LanesStatistics:
+        """How the lanes are, now; busy shares are since the last reading."""
+        crew = self._crew
+        if crew is None:
+            raise CallError("These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`.")
+        now, calls = self._clock.monotonic_ns(), crew.calls.statistics()
+        then, before = self._last
+        self._last = (now, [lane.busy_ns for lane in crew.lanes])
+        return LanesStatistics(
+            tuple(
+                LaneUse(
+                    min(1.0, (lane.busy_ns - busy) / max(now - then, 1)),
+                    calls.in_lanes[number],
+                    lane.done,
+                    lane.restarts,
+                    crew.pid(number),
+                )
+                for number, (lane, busy) in enumerate(zip(crew.lanes, before, strict=True))
+            ),
+            calls.waiting,
+        )
+
+    # -- within ----------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CallError("These lanes are closed; make new ones with `async with tm.Lanes(...) as lanes:`.")
+
+    def _check_here(self) -> None:
+        self._open()
+
+    def _open(self) -> Crew:
+        """The crew, if this is the loop and the time to use it."""
+        self._check_open()
+        if self._crew is None:
+            raise CallError("These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`.")
+        if _running_loop() is not self._loop:
+            raise CallError(
+                "These lanes belong to another event loop. Open lanes in each loop, or use lanes.executor(), which "
+                "takes calls from any thread."
+            )
+        return self._crew
+
+    def _future(self) -> asyncio.Future[Any]:
+        assert self._loop is not None
+        return self._loop.create_future()
+
+    def _request(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        done: Callable[[Sequence[Answer] | Exception], None],
+        timeout: float | None,
+    ) -> Request:
+        """Pickle first: what cannot be sent costs no lane."""
+        _check_timeout(timeout)
+        if not callable(fn):
+            raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
+        sent = self._functions.of(fn)
+        where = {f"argument {number}": value for number, value in enumerate(args)} | {
+            f"argument {name}": value for name, value in kwargs.items()
+        }
+        if sent is None:
+            data = dumps_arguments((fn, args, kwargs), {"the function": fn, **where})
+        else:
+            data = dumps_arguments((args, kwargs), where)
+        return Request(f"lanes.run({name_of(fn)})", sent, [data], done, timeout_s=timeout)
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout > 0:
+        raise CallError(f"timeout={timeout!r} must be more than 0 seconds; leave it out for none.")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Exception], None]:
+    def done(outcome: Sequence[Answer] | Exception) -> None:
+        settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
+
+    return done

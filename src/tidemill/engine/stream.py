@@ -1,0 +1,96 @@
+"""Results in order over a source, with a bounded look-ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Final
+
+__all__ = ["streamed"]
+
+Submit = Callable[[Any], tuple["asyncio.Future[Any]", int]]
+
+_END: Final = object()
+
+
+class _Source:
+    """Reads a plain or asynchronous iterable; an asynchronous one in a task, so that results need not wait for it."""
+
+    def __init__(self, source: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self._plain: Iterator[Any] | None = None
+        self._asynchronous: AsyncIterator[Any] | None = None
+        if isinstance(source, AsyncIterable):
+            self._asynchronous = aiter(source)
+        else:
+            self._plain = iter(source)
+        self.reading: asyncio.Task[Any] | None = None
+        self.ended = False
+
+    def next_nowait(self) -> Any:
+        """The next value; _END when there is none yet (it is being read) or none any more."""
+        value = self._next()
+        if value is _END and self.reading is None:
+            self.ended = True
+        return value
+
+    def _next(self) -> Any:
+        if self._plain is not None:
+            return next(self._plain, _END)
+        if self.reading is None:
+            self.reading = asyncio.ensure_future(self._read())
+        if not self.reading.done():
+            return _END
+        task, self.reading = self.reading, None
+        return task.result()
+
+    async def _read(self) -> Any:
+        assert self._asynchronous is not None
+        return await anext(self._asynchronous, _END)
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        if self.reading is not None:
+            self.reading.cancel()
+            await asyncio.wait([self.reading])
+            if not self.reading.cancelled():
+                self.reading.exception()
+
+
+async def streamed(
+    submit: Submit,
+    cancel: Callable[[int], None],
+    values: Iterable[Any] | AsyncIterable[Any],
+    window: int,
+    *,
+    return_exceptions: bool,
+) -> AsyncIterator[Any]:
+    """See `tidemill.Lanes.stream`."""
+    source = _Source(values)
+    pending: deque[tuple[asyncio.Future[Any], int]] = deque()
+    try:
+        while True:
+            while not source.ended and len(pending) < window and (value := source.next_nowait()) is not _END:
+                pending.append(submit(value))
+            if pending and pending[0][0].done():
+                future, _ = pending.popleft()
+                error = future.exception()
+                if error is None:
+                    yield future.result()
+                elif return_exceptions:
+                    yield error
+                else:
+                    raise error
+            elif pending or source.reading is not None:
+                waiting = [pending[0][0]] if pending else []
+                if source.reading is not None:
+                    waiting.append(source.reading)
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            elif source.ended:
+                return
+    finally:
+        for future, call in pending:
+            cancel(call)
+            if future.done() and not future.cancelled():
+                future.exception()  # seen: nobody will ask for it
+        await source.aclose()
