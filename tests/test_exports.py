@@ -13,12 +13,15 @@ import pytest
 import tidemill
 
 PUBLIC = [
+    "BadResult",
     "Batch",
     "Calibrate",
+    "CallError",
     "EngineError",
     "Filter",
     "InputError",
     "Kind",
+    "LaneDied",
     "Lanes",
     "Lookup",
     "Map",
@@ -29,6 +32,7 @@ PUBLIC = [
     "Pipeline",
     "Plan",
     "PlanError",
+    "RemoteError",
     "Report",
     "Rolling",
     "Schema",

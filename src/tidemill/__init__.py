@@ -34,11 +34,15 @@ if TYPE_CHECKING:
     from tidemill.engine.pipeline import Pipeline
     from tidemill.engine.run import run, run_async, serve
     from tidemill.errors import (
+        BadResult,
+        CallError,
         EngineError,
         InputError,
+        LaneDied,
         MissingExtra,
         OutsideError,
         PlanError,
+        RemoteError,
         StageError,
         TidemillError,
     )
@@ -53,12 +57,15 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BadResult",
     "Batch",
     "Calibrate",
+    "CallError",
     "EngineError",
     "Filter",
     "InputError",
     "Kind",
+    "LaneDied",
     "Lanes",
     "Lookup",
     "Map",
@@ -69,6 +76,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PlanError",
+    "RemoteError",
     "Report",
     "Rolling",
     "Schema",
@@ -87,12 +95,15 @@ __all__ = [
 
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
+    "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
+    "CallError": "errors",
     "EngineError": "errors",
     "Filter": "stages.filter",
     "InputError": "errors",
     "Kind": "schema",
+    "LaneDied": "errors",
     "Lanes": "engine.lanes",
     "Lookup": "stages.lookup",
     "Map": "stages.map",
@@ -103,6 +114,7 @@ _HOMES: Final = {
     "Pipeline": "engine.pipeline",
     "Plan": "core.plan",
     "PlanError": "errors",
+    "RemoteError": "errors",
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
     "Schema": "schema",

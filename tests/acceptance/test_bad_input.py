@@ -143,7 +143,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", ["check", pytest.param("run", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_work_is_refused_at_start(tidemill, write, tmp_path, case, command) -> None:
     """By ``check`` as by ``run``: one paragraph with the culprit's name (for paths the absolute one), nothing written."""

@@ -7,6 +7,8 @@ import shlex
 import sqlite3
 import subprocess
 
+import pytest
+
 
 def test_the_demo_ends_with_features_and_a_query_that_works(tidemill, tmp_path) -> None:
     """Both sources' sensors are in the database; the query that is printed for pasting shows them."""
@@ -24,6 +26,7 @@ def test_the_demo_ends_with_features_and_a_query_that_works(tidemill, tmp_path) 
     assert len(shown.splitlines()) >= 10
 
 
+@pytest.mark.slow
 def test_the_demo_replaces_its_own_database_and_no_other(tidemill, write) -> None:
     """Run twice, it works twice; pointed at somebody's file, it refuses."""
     run = ("demo", "--seconds", 0.2, "--rate", 1000, "--lanes", 0)

@@ -28,6 +28,7 @@ def test_a_recording_runs_with_the_files_own_edges(tidemill, examples, tmp_path)
     assert surprises == RECORDS - 8  # one reading has no spread: the first of each sensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz", "csv", "db", "parquet"])
 def test_the_suffix_of_output_says_the_format(tidemill, examples, tmp_path, suffix) -> None:
     """Five ways out of one plan; the report counts every row."""
@@ -139,6 +140,7 @@ pipeline = tm.Pipeline(tm.sources.Records(readings()), tm.Rolling("value"), tm.s
     assert report["rows_out"] == report["records_in"] == len(rows_of(tmp_path / "out.ndjson")) > 0
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_not_overwritten_unasked(tidemill, examples, tmp_path) -> None:
     """Refused with the file's name; --if-exists replace or append does as it says."""
     run = ("run", examples / "replay.py", "--output", "out.csv")

@@ -8,11 +8,14 @@ from typing import Self
 
 from tidemill.errors import (
     BadResult,
+    CallError,
     EngineError,
     InputError,
+    LaneDied,
     MissingExtra,
     OutsideError,
     PlanError,
+    RemoteError,
     StageError,
     TidemillError,
 )
@@ -35,7 +38,7 @@ class ExitCode(enum.IntEnum):
         0,
         "the input ended, --seconds passed or a signal asked to stop, and everything read was finished and written",
     )
-    FAILED = 1, 'a function of the user failed in a stage with on_error="stop"'
+    FAILED = 1, 'a function of the user failed where that ends the run: a stage with on_error="stop"'
     USAGE = 2, "the command line was not understood; nothing ran"
     BAD_PIPELINE = 3, "the pipeline cannot run as written: the file, a stage, a column or an option"
     BAD_INPUT = 4, "a file, a table or a value named by the user is missing or cannot be used"
@@ -56,6 +59,9 @@ _BY_ERROR: dict[type[TidemillError], ExitCode] = {
     OutsideError: ExitCode.OUTSIDE,
     StageError: ExitCode.FAILED,
     BadResult: ExitCode.FAILED,
+    LaneDied: ExitCode.FAILED,
+    RemoteError: ExitCode.FAILED,
+    CallError: ExitCode.BAD_PIPELINE,
     MissingExtra: ExitCode.MISSING_EXTRA,
     EngineError: ExitCode.BUG,
 }
