@@ -1,0 +1,225 @@
+"""Calls: every one is run once or reported once, whatever lanes and callers do."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tidemill.core.calls import Calls, Command, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.errors import EngineError
+
+LANES = 3
+
+
+def up(lanes: int = 2) -> Calls:
+    calls = Calls(lanes)
+    for lane in range(lanes):
+        assert calls.attached(lane) == []
+    return calls
+
+
+def test_an_idle_lane_goes_before_a_busy_one() -> None:
+    """Every lane gets a first call before any gets a second, and none gets a third."""
+    calls = up()
+    sent = [command for number in range(1, 7) for command in calls.add(number)]
+    assert sent == [Send(0, 1), Send(1, 2), Send(0, 3), Send(1, 4)]
+    assert calls.waiting == 2
+    assert calls.returned(0, 1) == [Send(0, 5)]
+
+
+def test_a_call_that_waits_behind_another_moves_to_an_idle_lane() -> None:
+    """The lane that fell idle takes what was queued elsewhere, once it is known not to have been started."""
+    calls = up()
+    for number in (1, 2, 3):
+        calls.add(number)
+    assert calls.returned(1, 2) == [Steal(0, 3)]
+    assert calls.revoked(0, 3) == [Send(1, 3)]
+
+
+def test_a_cancelled_call_that_waits_is_never_sent() -> None:
+    """Nothing is sent for it when a lane has room."""
+    calls = Calls(1)
+    calls.add(1)
+    assert calls.cancel(1) == []
+    assert calls.attached(0) == []
+
+
+def test_a_cancelled_call_in_a_lane_is_interrupted_once() -> None:
+    """A second cancel, or a timeout after it, has no effect."""
+    calls = up(1)
+    calls.add(1, deadline_ns=10)
+    assert calls.cancel(1) == [Interrupt(0, 1)]
+    assert calls.cancel(1) == []
+    assert calls.expired(20) == []
+
+
+def test_a_timeout_tells_the_caller_and_stops_the_work() -> None:
+    """At the deadline, not before."""
+    calls = up(1)
+    calls.add(1, deadline_ns=10)
+    assert calls.next_deadline_ns == 10
+    assert calls.expired(9) == []
+    assert calls.expired(10) == [TimedOut(1), Interrupt(0, 1)]
+    calls.killed(0)
+    assert calls.died(0, running=1) == []
+    assert calls.next_deadline_ns is None
+
+
+def test_innocents_of_a_killed_lane_run_again_in_their_order() -> None:
+    """What waited behind the killed call goes first to the replacement."""
+    calls = up(1)
+    for number in (1, 2, 3):
+        calls.add(number)
+    calls.cancel(1)
+    calls.killed(0)
+    assert calls.died(0, running=1) == []
+    assert calls.attached(0) == [Send(0, 2), Send(0, 3)]
+
+
+def test_calls_are_given_up_when_lanes_die_before_they_run_anything() -> None:
+    """Not at the first such death, and later calls start afresh."""
+    calls = up(1)
+    calls.add(1)
+    for _ in range(Calls.MAX_FRUITLESS - 1):
+        assert calls.died(0) == []
+        assert calls.attached(0) == [Send(0, 1)]
+    assert calls.died(0) == [Lost(1)]
+    calls.add(2)
+    assert calls.attached(0) == [Send(0, 2)]
+
+
+def test_a_number_is_used_once() -> None:
+    """Adding it twice is an error of ours."""
+    calls = up()
+    calls.add(1)
+    with pytest.raises(EngineError, match="twice"):
+        calls.add(1)
+
+
+def test_deadlines_of_ended_calls_do_not_pile_up() -> None:
+    """A million calls with timeouts leave a small heap."""
+    calls = up(1)
+    calls.add(1, deadline_ns=1)
+    for number in range(2, 2000):
+        calls.add(number, deadline_ns=10**6 + number)
+        assert calls.next_deadline_ns == 1
+        calls.cancel(number)
+        calls.revoked(0, number)
+    assert len(calls._deadlines) < 100
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Lanes that answer, die and hang, callers that give up: in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = Calls(LANES)
+        self.lanes: list[deque[int]] = [deque() for _ in range(LANES)]  # what each process has been sent
+        self.running = [0] * LANES
+        self.alive = [False] * LANES
+        self.dying = [False] * LANES
+        self.open: set[int] = set()
+        self.ended: set[int] = set()
+        self.runs: dict[int, int] = {}
+        self.number = 0
+        self.now = 0
+
+    def perform(self, commands: list[Command]) -> None:
+        todo = deque(commands)
+        while todo:
+            command = todo.popleft()
+            match command:
+                case Send(lane, call):
+                    assert self.alive[lane] and not self.dying[lane]
+                    assert call in self.open
+                    self.lanes[lane].append(call)
+                case Interrupt(lane, call) | Steal(lane, call):
+                    if self.running[lane] == call:
+                        if isinstance(command, Interrupt):
+                            self.dying[lane] = True
+                            self.calls.killed(lane)
+                    elif call in self.lanes[lane]:
+                        self.lanes[lane].remove(call)
+                        todo.extend(self.calls.revoked(lane, call))
+                case TimedOut(call) | Lost(call):
+                    self.end(call)
+
+    def end(self, call: int) -> None:
+        assert call in self.open, "told once"
+        self.open.remove(call)
+        self.ended.add(call)
+
+    @rule(timeout=st.none() | st.integers(1, 5))
+    def add(self, timeout: int | None) -> None:
+        self.number += 1
+        self.open.add(self.number)
+        self.perform(self.calls.add(self.number, None if timeout is None else self.now + timeout))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(sorted(self.open)))
+        self.end(call)
+        self.perform(self.calls.cancel(call))
+
+    @rule(step=st.integers(1, 3))
+    def time_passes(self, step: int) -> None:
+        self.now += step
+        self.perform(self.calls.expired(self.now))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def begin(self, lane: int) -> None:
+        if self.alive[lane] and not self.dying[lane] and not self.running[lane] and self.lanes[lane]:
+            call = self.running[lane] = self.lanes[lane].popleft()
+            self.runs[call] = self.runs.get(call, 0) + 1
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def answer(self, lane: int) -> None:
+        call, self.running[lane] = self.running[lane], 0
+        if call:
+            if call in self.open:
+                self.end(call)
+            self.perform(self.calls.returned(lane, call))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def die(self, lane: int) -> None:
+        if self.alive[lane]:
+            running, self.running[lane] = self.running[lane], 0
+            self.alive[lane] = self.dying[lane] = False
+            self.lanes[lane].clear()
+            self.perform(self.calls.died(lane, running))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def attach(self, lane: int) -> None:
+        if not self.alive[lane]:
+            self.alive[lane] = True
+            self.perform(self.calls.attached(lane))
+
+    @invariant()
+    def rules_hold(self) -> None:
+        self.calls.validate()
+        assert all(count == 1 for count in self.runs.values()), "a call that was started is never started again"
+        assert self.open.isdisjoint(self.ended)
+
+    def teardown(self) -> None:
+        """Once lanes are well again, every call that is still wanted is answered."""
+        for lane in range(LANES):
+            self.attach(lane)
+        for _ in range(3 * self.number + 3):
+            for lane in range(LANES):
+                if self.dying[lane]:
+                    self.die(lane)
+                    self.attach(lane)
+                self.begin(lane)
+                self.answer(lane)
+        assert self.open == set()
+        assert self.calls.statistics().waiting == 0
+        assert self.calls.statistics().in_lanes == (0,) * LANES
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
