@@ -55,6 +55,11 @@ class Plan:
         """Whether some columns are known only once a user's function has returned its first batch."""
         return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
 
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether a stage needs the compiled kernels."""
+        return any(stage.uses_kernels for stage in self.stages)
+
     def layout(self, max_keys: int, max_records: int) -> StateLayout:
         """The layout of the state memory of one lane."""
         fields: tuple[Mapping[str, StateField], ...] = tuple(dict(stage.state_fields()) for stage in self.stages)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -43,6 +44,8 @@ __all__ = ["Run", "run", "run_async", "serve"]
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter while another waits: a decoding thread must not hold the loop."""
+ALL_REJECTED: Final = 100
+"""Records rejected before the first good one, at which the run says what it saw and what to type."""
 _log = logging.getLogger("tidemill")
 
 
@@ -86,7 +89,6 @@ class Run:
         self._intake: Intake | None = None
         self._letters: DeadLetterFile | None = None
         self._outlets: list[Outlet] = []
-        self._contexts: list[SourceContext] = []
         self._stopping = asyncio.Event()
         self._stop_asked_ns = 0
         self._idle = asyncio.Event()
@@ -107,7 +109,7 @@ class Run:
         if server is not None:
             server.begin()  # its imports take longest; everything else happens meanwhile
         try:
-            with _switch_interval(SWITCH_INTERVAL_S):
+            with _responsive():
                 await self._flow(checked, server)
         finally:
             if self._mill is not None:
@@ -165,9 +167,11 @@ class Run:
 
     async def _start(self, checked: Checked, server: ForkServer | None, mill: Mill, intake: Intake) -> None:
         if server is not None:
-            server.preload(mill.pickled)
-            loaded = await server.wait_ready()
-            self._kernels, self._cold_s = loaded.kernels, loaded.cold_s
+            await server.wait_ready()
+            preloaded = await server.preload(mill.pickled, kernels=checked.plan.uses_kernels)
+            self._kernels, self._cold_s = preloaded.kernels, preloaded.cold_s
+            if preloaded.reason:
+                _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
         mill.start(LaneFactory(server, mill.slabs.shared), intake)
         for outlet in self._outlets:
             await outlet.open(checked.schemas[-1])
@@ -177,16 +181,27 @@ class Run:
 
     async def _read(self, source: Source, intake: Intake) -> None:
         """Everything a source gives, into the intake."""
-        context = SourceContext(self._clock, self._reject_input, self._stopping)
-        stream = source.stream(context)
+        accepted = rejected = 0
+
+        def reject(letter: DeadLetter) -> None:
+            nonlocal rejected
+            rejected += 1
+            self._reject_input(letter)
+            if rejected == ALL_REJECTED and not accepted:
+                _log.warning("the first %d records were all rejected: %s", rejected, source.explain())
+
+        stream = source.stream(SourceContext(self._clock, reject, self._stopping))
         try:
             async for batch in stream:
+                accepted += len(batch)
                 self._mill_counts().records_in += len(batch)
                 await intake.put(batch, source.name)
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
+        if 0 < rejected < ALL_REJECTED and not accepted:
+            _log.warning("all %d records were rejected: %s", rejected, source.explain())
 
     async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
         """Wait for the end of input; after a stop for the grace, and then cancel what still reads."""
@@ -424,12 +439,17 @@ def _first(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _switch_interval(seconds: float) -> Iterator[None]:
+def _responsive() -> Iterator[None]:
+    """While open, neither another thread nor a full garbage collection (10 ms and more over all the application's
+    objects) holds the loop for long; both settings are given back afterwards."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(min(seconds, before))
+    sys.setswitchinterval(min(SWITCH_INTERVAL_S, before))
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         sys.setswitchinterval(before)
 
 

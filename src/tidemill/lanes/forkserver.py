@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Exited", "Kill", "Loaded", "Preload", "Spawn", "Spawned", "main"]
+__all__ = ["Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "main"]
 
 MAX_FDS: Final = 64
 """Descriptors of one spawn: the socket, the state memory and the slabs."""
@@ -43,19 +43,29 @@ class Kill(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 class Preload(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """Unpickle the ``size`` bytes of the memory that comes along, for the modules that this imports.
+    """Unpickle the ``size`` bytes of the memory that comes along, for the modules that this imports; load the kernels
+    if they are needed.
 
     So a lane and every replacement of it find the user's libraries loaded, and start in milliseconds.
     """
 
     size: int
+    kernels: bool
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """The server is ready to fork."""
 
-    kernels: str
-    cold_s: float
+
+class Preloaded(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """What was asked for is loaded."""
+
+    kernels: str = ""
+    """"compiled" or "interpreted"; empty when they are not needed."""
+    cold_s: float = 0.0
+    """Seconds that the kernels took."""
+    reason: str = ""
+    """Why they are interpreted."""
 
 
 class Spawned(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -79,39 +89,45 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=fd)
-    kernels, cold_s = _preload()
-    control.send(_encode(Loaded(kernels, cold_s)))
+    _import_roles()
+    control.send(_encode(Loaded()))
     _Server(control).serve()
 
 
-def _preload() -> tuple[str, float]:
-    """Import what every child needs; the kernels' kind and the seconds they took."""
-    import gc
-
+def _import_roles() -> None:
+    """Import what every child needs."""
     import cloudpickle  # noqa: F401 - children unpickle with it
 
     import tidemill.lanes.call_main
     import tidemill.lanes.lane_main
     import tidemill.lanes.sink_main  # noqa: F401
-    from tidemill.stages.statistics.compiled import load_kernels
 
-    start = time.perf_counter()
-    kind = load_kernels().kind
-    cold_s = time.perf_counter() - start
-    gc.collect()
-    gc.freeze()  # children must not copy these pages just to count references in a collection
-    return kind, cold_s
+    _freeze()
 
 
-def _import_for(pickled: bytes) -> None:
-    """Load the modules that a plan needs. What fails here fails again in the lane, where it is reported."""
+def _freeze() -> None:
+    """Children must not copy pages just to count references in a collection."""
     import gc
+
+    gc.collect()
+    gc.freeze()
+
+
+def _preload(pickled: bytes, *, kernels: bool) -> Preloaded:
+    """Load the modules that a plan needs. What fails here fails again in the lane, where it is reported."""
     import pickle
 
     with contextlib.suppress(Exception):
         pickle.loads(pickled)  # noqa: S301 - our own parent's bytes
-    gc.collect()
-    gc.freeze()
+    loaded = Preloaded()
+    if kernels:
+        from tidemill.stages.statistics.compiled import load_kernels
+
+        start = time.perf_counter()
+        found = load_kernels()
+        loaded = Preloaded(found.kind, time.perf_counter() - start, found.reason)
+    _freeze()
+    return loaded
 
 
 class _Server:
@@ -148,8 +164,8 @@ class _Server:
                 for pid, owner in self._children.items():
                     if owner == child:
                         os.kill(pid, signal.SIGKILL)
-            case Preload(size):
-                _import_for(os.pread(fds[0], size, 0))
+            case Preload(size, kernels):
+                self._tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
                 os.close(fds[0])
         return True
 

@@ -53,6 +53,12 @@ class Stage(abc.ABC):
     ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit
     """
 
+    changes_columns: ClassVar[bool] = True
+    """False for a stage that only drops rows: every column that comes out is what went in."""
+
+    uses_kernels: ClassVar[bool] = False
+    """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
+
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Rolling(Stage):
     >>> Rolling("value", window=3, stats=["mean", "max"]).adds
     ('value_mean_3', 'value_max_3')
     """
+
+    uses_kernels: ClassVar[bool] = True
 
     def __init__(
         self,
