@@ -1,0 +1,112 @@
+"""Frames: any message, cut anywhere, comes out whole; a lying stream is refused."""
+
+import contextlib
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.errors import EngineError
+from tidemill.formats.packed import Packed, PackedColumn
+from tidemill.lanes.wire import (
+    MAX_FRAME,
+    Admit,
+    Committed,
+    Failed,
+    FrameReader,
+    KindsFixed,
+    LoadPlan,
+    Output,
+    Quarantined,
+    Ready,
+    Result,
+    Slot,
+    Stop,
+    Work,
+    frame,
+)
+
+PACKED = Packed(2, [PackedColumn("value", "float", 64), PackedColumn("unit", "text")], None, 128, -1, [["a", "b"]])
+TO_LANE = [
+    LoadPlan(b"\x00stages", {0: {"x": "float"}}),
+    Admit(3, ["S1", "ü", ""]),
+    KindsFixed({2: {"y": "text"}}),
+    Work(7, 1, PACKED, 0, 2, 64, [Slot("y", "float", 256)], [1], [Quarantined(1, 0, "raised", "why")]),
+    Stop(),
+]
+FROM_LANE = [
+    Ready("compiled", 0.1),
+    Result(7, 1000, [Output("y", "slab"), Output("v", "carried", "value")], None, -1, 2, [(1, 0, "a", "b")], {}, None),
+    Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}),
+    Committed(7),
+    Failed("StageError", "no"),
+]
+
+
+def read(reader, data, cuts):
+    got = []
+    bounds = [0, *sorted(cuts), len(data)]
+    for start, stop in itertools.pairwise(bounds):
+        reader.feed(memoryview(data)[start:stop])
+        got.extend(reader.messages())
+    return got
+
+
+@given(st.data(), st.booleans())
+def test_frames_survive_any_cut(data, to_lane):
+    """However a read cuts the bytes, the messages come out whole, in order, each with its payload."""
+    chosen = data.draw(
+        st.lists(st.tuples(st.sampled_from(TO_LANE if to_lane else FROM_LANE), st.binary(max_size=40)), max_size=6)
+    )
+    stream = b"".join(bytes(part) for message, payload in chosen for part in frame(message, payload))
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12))
+    assert read(FrameReader(to_lane=to_lane), stream, cuts) == chosen
+
+
+def test_many_frames_in_one_read():
+    """A thousand messages that arrive at once are all there."""
+    stream = b"".join(b"".join(frame(Committed(n), b"x" * (n % 5))) for n in range(1000))
+    got = read(FrameReader(to_lane=False), stream, [])
+    assert [(message.slab, len(payload)) for message, payload in got] == [(n, n % 5) for n in range(1000)]
+
+
+@pytest.mark.parametrize("lengths", [(2**32 - 1, 0), (0, 2**32 - 1), (MAX_FRAME, 1), (2**31, 2**31)])
+def test_a_lying_length_is_refused_at_once(lengths):
+    """A length that no frame has is refused as soon as it is read, before anything is waited for."""
+    reader = FrameReader(to_lane=False)
+    reader.feed(struct.pack("<II", *lengths))
+    with pytest.raises(ValueError, match="a frame announces"):
+        list(reader.messages())
+
+
+@given(st.binary(max_size=60))
+def test_garbage_is_refused_or_waited_for(data):
+    """Bytes that are no frames raise the documented ValueError, or look like the start of one."""
+    reader = FrameReader(to_lane=False)
+    reader.feed(data)
+    with contextlib.suppress(ValueError):
+        list(reader.messages())
+
+
+@pytest.mark.parametrize("to_lane", [False, True])
+def test_a_message_goes_one_way(to_lane):
+    """What only the other side may say is refused."""
+    reader = FrameReader(to_lane=to_lane)
+    reader.feed(b"".join(frame(Committed(1) if to_lane else Stop())))
+    with pytest.raises(ValueError, match="Invalid value"):
+        list(reader.messages())
+
+
+class Huge(bytes):
+    """Bytes that say they are too many."""
+
+    def __len__(self):
+        return MAX_FRAME
+
+
+def test_too_much_is_not_sent():
+    """A payload that the other side would refuse is refused by the sender, who can say what it was."""
+    with pytest.raises(EngineError, match="cannot be sent to another process"):
+        frame(Committed(1), Huge())
