@@ -141,9 +141,5 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Anything at all, as a short text."""
-    try:
-        text = reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - its repr is code of the user's
-        text = f"<{type(value).__name__}>"
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Anything at all, as a short text; reprlib survives what raises, and what never ends."""
+    return reprlib.repr(value).encode("utf-8", "backslashreplace").decode()

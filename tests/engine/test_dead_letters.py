@@ -1,0 +1,167 @@
+"""The dead letter file: every letter counted, what is written can be read, the disk is never filled."""
+
+import asyncio
+import json
+import logging
+import math
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.errors import TidemillError
+from tidemill.letters import MALFORMED, RAISED, DeadLetter
+
+
+def write(path, letters, **options):
+    """The file's lines after these letters, and the file."""
+
+    async def session():
+        file = DeadLetterFile(path, **options)
+        for letter in letters:
+            file.add(letter)
+        await file.aclose()
+        return file
+
+    file = asyncio.run(session())
+    return path.read_bytes().splitlines() if path.exists() else [], file
+
+
+def test_no_letter_no_file(tmp_path):
+    """A good run leaves nothing behind."""
+    lines, file = write(tmp_path / "dead.ndjson", [])
+    assert (lines, file.count, (tmp_path / "dead.ndjson").exists()) == ([], 0, False)
+
+
+def test_a_letter_says_everything(tmp_path):
+    """One line of JSON with the reason, where it happened, and the record as it came."""
+    raw = {"sensor": "S1", "value": 5, "more": {"n": [1, None, True]}}
+    letter = DeadLetter(RAISED, "ValueError: no", raw, source="tcp", stage="Map(f)", key="S1", position=7)
+    lines, file = write(tmp_path / "dead.ndjson", [letter])
+    assert msgspec.json.decode(lines[0]) == {
+        "reason_code": "raised",
+        "reason": "ValueError: no",
+        "source": "tcp",
+        "stage": "Map(f)",
+        "key": "S1",
+        "position": 7,
+        "raw": raw,
+    }
+    assert (file.count, dict(file.reasons), file.samples) == (1, {"raised": 1}, [letter])
+
+
+class Hostile:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def endless():
+    raw = {"a": []}
+    raw["a"] += [raw, raw]
+    return raw
+
+
+def deep(levels=5_000):
+    raw = []
+    for _ in range(levels):
+        raw = [raw]
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("not { json", "not { json"),
+        ("\ud800", r"\ud800"),
+        ({"\ud800": "\udfff"}, {r"\ud800": r"\udfff"}),
+        ({"value": math.inf, "n": None}, {"value": "inf", "n": None}),
+        ({"value": [-math.inf]}, {"value": ["-inf"]}),
+        ({"value": math.nan}, {"value": None}),
+        ({"value": 2**70}, {"value": 2**70}),
+        ({"value": {1}}, {"value": "{1}"}),
+        ({"value": 1j}, {"value": "1j"}),
+        ({"value": Hostile()}, None),
+        ({(1, 2): 3, None: 4}, None),
+        ({Hostile(): math.inf}, None),
+        (endless(), None),
+        (deep(), None),
+        ("x" * 100_000, "x" * 100_000),
+        (None, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_hostile_records_are_written(tmp_path, raw, shown):
+    """Whatever a record holds, its line is JSON, and shows what was wrong with it."""
+    letters = [DeadLetter(MALFORMED, "\ud800 why", raw, key="\ud800"), DeadLetter(MALFORMED, "fine", "next")]
+    lines, _ = write(tmp_path / "dead.ndjson", letters)
+    assert len(lines) == 2
+    read = json.loads(lines[0])
+    assert read["reason"] == r"\ud800 why"
+    msgspec.json.decode(lines[0])
+    if shown is not None:
+        assert read["raw"] == shown
+    assert json.loads(lines[1])["raw"] == "next"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=8,
+)
+
+
+@given(raws=st.lists(anything, max_size=5))
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_letter_is_one_line(tmp_path, raws):
+    """Any Python values at all: as many lines as letters, each of them JSON."""
+    path = tmp_path / "dead.ndjson"
+    path.unlink(missing_ok=True)
+    lines, file = write(path, [DeadLetter(RAISED, "why", raw) for raw in raws])
+    assert len(lines) == file.count == len(raws)
+    for line in lines:
+        msgspec.json.decode(line)
+
+
+def test_the_cap(tmp_path, caplog):
+    """The file stops short of its cap, says so once, holds the first letters whole, and counting goes on."""
+    letters = [DeadLetter(RAISED, "why", {"n": n}) for n in range(100)]
+    path = tmp_path / "dead.ndjson"
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        lines, file = write(path, letters, max_bytes=1000)
+    size = path.stat().st_size
+    assert 1000 - len(lines[-1]) - 10 <= size <= 1000
+    assert [json.loads(line)["raw"]["n"] for line in lines] == list(range(len(lines)))
+    assert file.count == 100
+    assert len(caplog.records) == 1
+    lines_after, _ = write(path, letters, max_bytes=1000)
+    assert lines_after == lines, "what an earlier run wrote counts"
+
+
+def test_letters_are_appended(tmp_path):
+    """A second run keeps the letters of the first."""
+    for n in range(2):
+        lines, _ = write(tmp_path / "dead.ndjson", [DeadLetter(RAISED, "why", n)])
+    assert [json.loads(line)["raw"] for line in lines] == [0, 1]
+
+
+async def test_a_cancelled_writer_loses_nothing(tmp_path):
+    """Whenever the writer is cancelled, aclose waits for what it was writing and writes the rest, in order."""
+    for turns in range(12):
+        file = DeadLetterFile(tmp_path / f"{turns}.ndjson")
+        writing = asyncio.ensure_future(file.write())
+        for n in range(20):
+            file.add(DeadLetter(RAISED, "why", n))
+            if n < turns:
+                await asyncio.sleep(0)
+        writing.cancel()
+        await file.aclose()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert [json.loads(line)["raw"] for line in file.path.read_bytes().splitlines()] == list(range(20))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    """The error names the path."""
+    with pytest.raises(TidemillError, match="nowhere"):
+        write(tmp_path / "nowhere" / "dead.ndjson", [DeadLetter(RAISED, "why", 1)])

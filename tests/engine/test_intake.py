@@ -1,0 +1,218 @@
+"""The intake: input order, back-pressure, one kind per column over all sources, and putting back."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.batch import Batch
+from tidemill.column import Column
+from tidemill.core.keys import KeyTable
+from tidemill.engine.intake import SLICE_RECORDS, Intake
+from tidemill.errors import EngineError
+from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE
+from tidemill.rows import Kinds, batch_of_rows
+
+
+class Desk:
+    """An intake, its key table, what it rejected, and how often it called."""
+
+    def __init__(self, *, max_keys=1000, **marks):
+        self.keys = KeyTable(2, max_keys)
+        self.letters = []
+        self.calls = 0
+        self.intake = Intake(self.keys, reject=self.letters.append, arrived=self._arrived, **marks)
+
+    def _arrived(self):
+        self.calls += 1
+
+
+def batch_of(rows, *, arrived_ns=0, declared=None):
+    batch, rejects = batch_of_rows(rows, Kinds(declared))
+    assert not rejects
+    batch.origin, batch.origin_names = None, frozenset()
+    batch.key_column = Column.of_texts([row.get("sensor", "S") for row in rows])
+    batch.arrived_ns = arrived_ns
+    return batch
+
+
+def numbered(count, first=0, **more):
+    return [{"sensor": f"S{n % 3}", "n": float(n)} | more for n in range(first, first + count)]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(1, 9)),
+        st.tuples(st.just("take"), st.floats(0, 1)),
+        st.tuples(st.just("take and put back"), st.tuples(st.floats(0, 1), st.floats(0, 1))),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+@settings(deadline=None)
+def test_records_leave_in_input_order(steps):
+    """Any puts, takes and put-backs: each record leaves once, in order, with its key, its index and its arrival."""
+
+    async def session():
+        desk = Desk()
+        intake = desk.intake
+        put, arrived, taken = 0, [], 0
+
+        def check(piece):
+            count = len(piece.batch)
+            assert piece.first == taken
+            assert piece.batch["n"].tolist() == list(map(float, range(taken, taken + count)))
+            assert piece.codes.tolist() == [n % 3 for n in range(taken, taken + count)]
+            assert [ns for records, ns in piece.arrivals for _ in range(records)] == arrived[taken : taken + count]
+
+        for number, (what, how) in enumerate(steps, 1):
+            if what == "put":
+                assert await intake.put(batch_of(numbered(how, put), arrived_ns=number), "test") == how
+                put += how
+                arrived += [number] * how
+            elif intake.waiting:
+                share, kept = how if isinstance(how, tuple) else (how, 1.0)
+                piece = intake.take(max(1, round(share * intake.waiting)))
+                check(piece)
+                if what == "take and put back" and len(piece.batch) > 1:
+                    piece = intake.put_back(piece, min(max(1, round(kept * len(piece.batch))), len(piece.batch) - 1))
+                    check(piece)
+                taken += len(piece.batch)
+            assert (intake.taken, intake.waiting) == (taken, put - taken)
+            assert desk.calls == sum(what == "put" for what, _ in steps[:number])
+        while intake.waiting:
+            piece = intake.take(1)
+            check(piece)
+            taken += 1
+        assert taken == put
+        assert intake._bytes == pytest.approx(0, abs=1e-6)
+
+    asyncio.run(session())
+
+
+async def turns(count=5):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_the_high_mark_stops_a_source_and_the_low_mark_lets_it_go():
+    """Full at the high mark, soft by one slice; it takes again only when less than half is left."""
+    desk = Desk(high_records=10)
+    for n in range(2):
+        await desk.intake.put(batch_of(numbered(5, 5 * n)), "test")
+    waiting = asyncio.ensure_future(desk.intake.put(batch_of(numbered(5, 10)), "test"))
+    await turns()
+    assert not waiting.done()
+    desk.intake.take(5)
+    await turns()
+    assert not waiting.done(), "half full is not yet low"
+    desk.intake.take(1)
+    assert await waiting == 5
+    assert desk.intake.waiting == 9
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"s": "x" * 1000} for _ in range(20)],
+        [{"s": f"{n}" * 500} for n in range(20)],
+        [{"s": [n]} for n in range(200)],
+    ],
+)
+async def test_bytes_count_too(rows):
+    """Long texts and nested values fill the intake long before their number does."""
+    desk = Desk(high_bytes=10_000)
+    batch = batch_of(rows)
+    shared = len({str(row) for row in rows}) == 1
+    await desk.intake.put(batch, "test")
+    second = asyncio.ensure_future(desk.intake.put(batch, "test"))
+    await turns()
+    assert second.done() is shared, "a text that all records share is held once"
+    desk.intake.take(desk.intake.waiting)
+    await second
+
+
+async def test_a_large_batch_enters_in_slices():
+    """A batch far beyond the high mark enters slice by slice, waiting in between; nothing larger is handled at once."""
+    count = 3 * SLICE_RECORDS + 5
+    batch = Batch(
+        {},
+        rows=count,
+        key=Column(batch_of([{}]).key_column.kind, np.zeros(count, np.int32), texts=np.array(["S"], object)),
+    )
+    desk = Desk(high_records=SLICE_RECORDS)
+    putting = asyncio.ensure_future(desk.intake.put(batch, "test"))
+    taken = []
+    while not putting.done() or desk.intake.waiting:
+        await turns()
+        assert desk.intake.waiting <= SLICE_RECORDS
+        taken.append(len(desk.intake.take(desk.intake.waiting).batch))
+    assert taken == [SLICE_RECORDS] * 3 + [5]
+    assert await putting == count
+
+
+async def test_a_column_has_one_kind_over_all_sources():
+    """What another source calls by the same name and is of another kind is rejected record by record; nulls pass."""
+    desk = Desk()
+    await desk.intake.put(batch_of([{"v": None, "w": "a"}, {"v": 1.5, "w": "b"}]), "one")
+    second = [{"v": "x", "w": "c"}, {"v": None, "w": "d"}, {"w": "e"}, {"v": "y", "w": "f"}]
+    assert await desk.intake.put(batch_of(second), "two") == 2
+    assert await desk.intake.put(batch_of([{"v": None, "w": None}]), "two") == 1
+    out = desk.intake.take(5).batch.to_rows()
+    assert out == [
+        {"v": None, "w": "a"},
+        {"v": 1.5, "w": "b"},
+        {"v": None, "w": "d"},
+        {"w": "e"},
+        {"v": None, "w": None},
+    ]
+    told = "field 'v' is float and this record has text"
+    assert [(x.reason_code, x.reason, x.raw, x.source) for x in desk.letters] == [
+        (WRONG_TYPE, told, second[0], "two"),
+        (WRONG_TYPE, told, second[3], "two"),
+    ]
+
+
+async def test_only_the_wrong_fields_are_named():
+    """A dead letter for a changed type names the record's own wrong fields, not its neighbours'."""
+    desk = Desk()
+    await desk.intake.put(batch_of([{"v": 1.5, "w": True}]), "one")
+    await desk.intake.put(batch_of([{"v": "x", "w": None}, {"v": None, "w": 2.5}]), "two")
+    assert [letter.reason for letter in desk.letters] == [
+        "field 'v' is float and this record has text",
+        "field 'w' is bool and this record has float",
+    ]
+
+
+async def test_keys_that_cannot_be_taken():
+    """Too many sensors, a sensor without a name, one whose name is no text: each is a dead letter with its own reason."""
+    desk = Desk(max_keys=2)
+    names = ["S1", "S2", "S3", "S1", "\ud800"]
+    batch = batch_of([{"sensor": name} for name in names])
+    batch.key_column.values[3] = -1
+    assert await desk.intake.put(batch, "test") == 2
+    assert [(x.reason_code, x.raw["sensor"]) for x in desk.letters] == [
+        (TOO_MANY_KEYS, "S3"),
+        (NO_KEY, "S1"),
+        (MALFORMED, "\ud800"),
+    ]
+    assert "already has 2 sensors" in desk.letters[0].reason
+    assert await desk.intake.put(batch_of([{"sensor": "S9"}]), "test") == 0
+    assert desk.intake.waiting == 2
+
+
+async def test_a_batch_without_keys_is_our_fault():
+    """Every source gives its batches keys."""
+    with pytest.raises(EngineError, match="source test made a batch without keys"):
+        await Desk().intake.put(Batch({}, rows=1), "test")
+
+
+async def test_nothing_is_nothing():
+    """An empty batch enters as nothing and wakes nobody."""
+    desk = Desk()
+    assert await desk.intake.put(batch_of([]), "test") == 0
+    assert (desk.calls, desk.intake.waiting) == (0, 0)
