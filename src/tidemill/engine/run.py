@@ -190,6 +190,8 @@ class Run:
             if rejected == ALL_REJECTED and not accepted:
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain())
 
+        if source.makes:
+            await self.started.wait()
         stream = source.stream(SourceContext(self._clock, reject, self._stopping))
         try:
             async for batch in stream:

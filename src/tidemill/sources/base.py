@@ -55,6 +55,9 @@ class Source(abc.ABC):
     """Records come when they like; a record without a time gets its arrival's."""
     finite: ClassVar[bool] = True
     """The source ends by itself."""
+    makes: ClassVar[bool] = False
+    """It makes its records itself, when it likes: nobody waits for it, so it is not begun before the lanes are ready,
+    and no record of it is born into a queue. Other sources are begun at once, so that their reading is under way."""
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Host(Source):
 
     push = True
     finite = False
+    makes = True
 
     def __init__(self, interval: float = 1.0, *, name: str | None = None) -> None:
         super().__init__(name=name)

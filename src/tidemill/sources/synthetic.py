@@ -47,6 +47,8 @@ class Synthetic(Source):
     ('sensor', 'time', 'value', 'unit')
     """
 
+    makes = True
+
     def __init__(
         self,
         sensors: int = 1_000,
