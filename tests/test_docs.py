@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import tidemill as tm
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")})
 
@@ -61,3 +63,11 @@ def test_the_architecture_names_files_that_exist() -> None:
     assert named
     places = (ROOT / "src" / "tidemill", ROOT)
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_the_delivery_of_every_source_and_sink_is_documented() -> None:
+    """A new edge says in the table what happens to a record when something dies."""
+    page = (ROOT / "docs" / "delivery.md").read_text()
+    interfaces = {"Source", "SourceContext", "SourceStatistics", "Sink", "ProcessSink", "LoopSink", "SinkStatistics"}
+    edges = {name for module in (tm.sources, tm.sinks) for name in module.__all__ if name[0].isupper()} - interfaces
+    assert {name for name in edges if f"`{name}" not in page} == set()
