@@ -214,7 +214,8 @@ class Column:
         """Rows ``start`` (0 or more) to ``stop``, sharing memory."""
         exact = None
         if self.exact:
-            exact = {row - start: value for row, value in self.exact.items() if start <= row < stop} or None
+            among = self.exact if len(self.exact) < stop - start else range(start, stop)
+            exact = {row - start: self.exact[row] for row in among if start <= row < stop and row in self.exact} or None
         tags = None if self.tags is None else self.tags[start:stop]
         return Column(self.kind, self.values[start:stop], tags=tags, texts=self.texts, exact=exact)
 

@@ -53,7 +53,7 @@ __all__ = ["Finished", "Mill"]
 _log = logging.getLogger("tidemill")
 _IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
 _PROBES = 1_000
-"""Records sent one by one, at most, until a first one has passed every function and so shown its columns."""
+"""Records sent one by one, at most, until one has passed every function and so shown its columns and their kinds."""
 
 
 @dataclass
@@ -348,7 +348,7 @@ class Mill:
         self._batcher.measured(len(slab.taken.batch), slab.busy_ns / 1e9)
         if self._probing:
             self._probed += 1
-            self._probing = not len(batch) and self._probed < _PROBES
+            self._probing = self._probed < _PROBES and not _shows(slab.taken.batch, shares, batch)
         self._learn_slots(slab.taken.batch, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
 
@@ -404,6 +404,14 @@ class Mill:
         for number in self.ledger.owed(lane.number):
             lane.send(self._work(lane, number))
         self.pump()
+
+
+def _shows(before: Batch, shares: list[Share], after: Batch) -> bool:
+    """Whether a record has passed every function, and left a value in every column that they make."""
+    own = {id(column) for column in before.columns.values()}
+    made = [column for column in after.columns.values() if id(column) not in own]
+    failed = any(share.result.counts.get("failed_as_nan") for share in shares)
+    return bool(len(after)) and not failed and not any(column.is_missing for column in made)
 
 
 def _declared_slots(plan: Plan, schema: Schema) -> dict[str, Kind]:
