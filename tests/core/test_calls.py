@@ -134,7 +134,8 @@ class AnyOrder(RuleBasedStateMachine):
             command = todo.popleft()
             match command:
                 case Send(lane, call):
-                    assert self.alive[lane] and not self.dying[lane]
+                    assert self.alive[lane]
+                    assert not self.dying[lane]
                     assert call in self.open
                     self.lanes[lane].append(call)
                 case Interrupt(lane, call) | Steal(lane, call):

@@ -48,12 +48,19 @@ class WorkFuture(concurrent.futures.Future[T]):
 class LanesExecutor(concurrent.futures.Executor):
     """``submit``, ``map`` and ``shutdown``, from any thread. Shutting it down leaves the lanes open."""
 
-    def __init__(self, crew: Crew, check: Callable[[], None], prepare: Prepare) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        check: Callable[[], None],
+        prepare: Prepare,
+        loop: asyncio.AbstractEventLoop,
+        loop_thread: int,
+    ) -> None:
         self._crew = crew
         self._check = check
         self._prepare = prepare
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._loop = loop
+        self._thread = loop_thread
         self._open: set[WorkFuture[Any]] = set()
         self._shut = False
 

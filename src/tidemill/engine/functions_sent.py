@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.lanes.call_codec import dumps_function
 
 __all__ = ["FunctionsSent", "SentFunction", "name_of"]
 
@@ -39,14 +39,14 @@ class FunctionsSent:
             return None
         sent = self._sent.get(function)
         if sent is None:
-            sent = SentFunction(next(self._numbers), dumps_arguments(function, {"the function": function}))
+            sent = SentFunction(next(self._numbers), dumps_function(function))
             self._sent[function] = sent
         return sent
 
     def listed(self, function: Callable[..., Any]) -> SentFunction:
         """The same for a function of lists, whatever it is: it is as it was when it was first sent."""
         sent = self.of(function)
-        return sent or SentFunction(next(self._numbers), dumps_arguments(function, {"the function": function}))
+        return sent or SentFunction(next(self._numbers), dumps_function(function))
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from tidemill.clock import SystemClock
 from tidemill.engine.batched import Batched, settle
@@ -23,6 +24,8 @@ from tidemill.lanes.call_main import inside_lane
 __all__ = ["LaneUse", "Lanes", "LanesStatistics"]
 
 T = TypeVar("T")
+
+_NOT_OPEN: Final = "These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`."
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Lanes:
         self._nice = nice
         self._crew: Crew | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._closed = False
         self._functions = FunctionsSent()
         self._clock = SystemClock()
@@ -89,6 +93,7 @@ class Lanes:
         if self._count and not sys.platform.startswith("linux"):
             raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         crew = Crew(self._count, nice=self._nice)
         await crew.start()
         self._crew = crew
@@ -175,20 +180,22 @@ class Lanes:
         ``submit``, ``map`` and ``shutdown`` work from any thread, and cancelling a future stops its work. To wait for
         a result on the event loop's own thread raises `CallError` at once.
         """
-        crew = self._open()
+        self._check_open()
+        if self._crew is None or self._loop is None:
+            raise CallError(_NOT_OPEN)
 
         def prepare(
             fn: Callable[..., Any], args: Any, kwargs: Any, done: Callable[[Sequence[Answer] | Exception], None]
         ) -> Request:
             return self._request(fn, args, kwargs, done, None)
 
-        return LanesExecutor(crew, self._check_open, prepare)
+        return LanesExecutor(self._crew, self._check_open, prepare, self._loop, self._thread)
 
     def statistics(self) -> LanesStatistics:
         """How the lanes are, now; busy shares are since the last reading."""
         crew = self._crew
         if crew is None:
-            raise CallError("These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`.")
+            raise CallError(_NOT_OPEN)
         now, calls = self._clock.monotonic_ns(), crew.calls.statistics()
         then, before = self._last
         self._last = (now, [lane.busy_ns for lane in crew.lanes])
@@ -219,7 +226,7 @@ class Lanes:
         """The crew, if this is the loop and the time to use it."""
         self._check_open()
         if self._crew is None:
-            raise CallError("These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`.")
+            raise CallError(_NOT_OPEN)
         if _running_loop() is not self._loop:
             raise CallError(
                 "These lanes belong to another event loop. Open lanes in each loop, or use lanes.executor(), which "

@@ -15,7 +15,7 @@ import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
 
-__all__ = ["dumps", "dumps_arguments", "dumps_error", "dumps_value", "loads", "loads_error", "loads_value"]
+__all__ = ["dumps", "dumps_arguments", "dumps_error", "dumps_function", "dumps_value", "loads", "loads_error", "loads_value"]
 
 loads = pickle.loads
 
@@ -32,6 +32,17 @@ def dumps(value: Any) -> bytes:
 
 
 # -- arguments -------------------------------------------------------------------------------------------
+
+
+def dumps_function(function: Any) -> bytes:
+    """Pickle a function, always by cloudpickle, which knows of modules to be sent by value; raises `CallError`."""
+    try:
+        return bytes(cloudpickle.dumps(function, 5))
+    except Exception as error:
+        raise CallError(
+            f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
+            f"lane ({type(error).__name__}: {error}). Make what it closes over inside of it, or pass it as an argument."
+        ) from error
 
 
 def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:

@@ -1,0 +1,208 @@
+"""Processes that die: the running call is blamed, exactly; everything else goes on; nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+import tidemill as tm
+from tidemill.errors import LaneDied
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def suicide() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def children_of(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "code", "told"),
+    [(segfault, 11, None, "SIGSEGV"), (suicide, 9, None, "SIGKILL"), (leave, None, 3, "exit code 3")],
+)
+async def test_a_dead_process_is_told_and_replaced(two: tm.Lanes, function, number, code, told) -> None:
+    """With the signal or the exit code; the other calls of both lanes have their results."""
+    others = [asyncio.create_task(two.run(square, x)) for x in range(20)]
+    with pytest.raises(LaneDied, match=told) as caught:
+        await two.run(function)
+    assert (caught.value.signal, caught.value.code) == (number, code)
+    assert function.__name__ in str(caught.value)
+    assert await asyncio.gather(*others) == [x * x for x in range(20)]
+
+
+async def test_a_lane_killed_from_outside_fails_only_what_ran(one: tm.Lanes, telephone, home) -> None:
+    """What waited behind it runs once, in the next process."""
+    running = asyncio.create_task(one.run(home, telephone.port, "running"))
+    await telephone.hear("running")
+    behind = [asyncio.create_task(one.run(square, number)) for number in range(5)]
+    pid = one.statistics().lanes[0].pid
+    assert pid is not None  # something ran in it
+    os.kill(pid, signal.SIGKILL)
+    assert await asyncio.gather(*behind) == [number * number for number in range(5)]
+    with pytest.raises(LaneDied, match="SIGKILL"):
+        await running
+    assert telephone.calls == 1
+
+
+async def test_an_idle_lane_that_is_killed_is_nobodys_error(one: tm.Lanes) -> None:
+    """The next call runs, whichever instant the kill comes at."""
+    for number in range(6):
+        pid = await one.run(os.getpid)
+        os.kill(pid, signal.SIGKILL)
+        assert await one.run(square, number) == number * number  # SIGKILL to an idle process is immediate
+        assert await one.run(os.getpid) != pid
+
+
+async def test_the_spare_and_the_fork_server_may_die_too() -> None:
+    """Whatever is killed, calls go on; those that ran are told."""
+    async with tm.Lanes(2) as lanes:
+        parent = await lanes.run(os.getppid)
+        os.kill(parent, signal.SIGKILL)
+        results = [await asyncio.gather(lanes.run(square, 5), return_exceptions=True) for _ in range(3)]
+        assert all(result == [25] or isinstance(result[0], LaneDied) for result in results)
+        while await asyncio.gather(lanes.run(os.getppid), return_exceptions=True) == [parent]:
+            pass
+        assert await lanes.run(square, 6) == 36
+
+
+async def test_a_process_that_a_function_left_behind_hides_no_death(one: tm.Lanes) -> None:
+    """A child of the lane's process holds its socket open; the death is seen all the same."""
+
+    def leaves_a_child() -> int:
+        reader, _ = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(reader, 1)  # waits for ever: it holds the other end itself
+        return child
+
+    child = await one.run(leaves_a_child)
+    try:
+        with pytest.raises(LaneDied, match="exit code 3"):
+            await one.run(leave)
+        assert await one.run(square, 3) == 9
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+async def test_a_function_that_forks_answers_once(one: tm.Lanes) -> None:
+    """The copy that returned as well leaves."""
+
+    def forks() -> str:
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return "parent" if child else "child"
+
+    assert await one.run(forks) == "parent"
+    assert await one.run(square, 2) == 4
+
+
+async def test_after_twenty_kills_nothing_is_left_behind() -> None:
+    """Descriptors and threads are at their baseline; every process is reaped."""
+
+    async with tm.Lanes(2) as lanes:
+        await lanes.run(square, 1)
+        files, threads = open_files(), threading.active_count()
+        for _ in range(20):
+            with pytest.raises(LaneDied):
+                await lanes.run(suicide)
+            assert await lanes.run(square, 3) == 9
+        while any(lane.pid is None for lane in lanes.statistics().lanes):
+            await lanes.run(square, 1)
+        assert open_files() == files
+        assert threading.active_count() == threads
+        assert sum(lane.restarts for lane in lanes.statistics().lanes) == 20
+        server = await lanes.run(os.getppid)
+        assert len(children_of(server)) <= 3 + 1  # two lanes and the spare; one more while a dead one is reaped
+
+
+async def test_no_process_outlives_the_block() -> None:
+    """Lanes, the spare and the server are gone when the block is left, with a function in a tight loop too."""
+    async with tm.Lanes(2) as lanes:
+        server = await lanes.run(os.getppid)
+        pids = [server, *children_of(server)]
+        task = asyncio.create_task(lanes.run(lambda: exec("while True: pass")))
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+    task.exception()
+    assert len(pids) == 4
+    assert not any(map(lives, pids))
+
+
+async def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    """Functions and classes of the script itself, a module beside it, and open lanes at the end of the interpreter."""
+    (tmp_path / "beside.py").write_text("def triple(x):\n    return 3 * x\n")
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+            import asyncio
+            import tidemill as tm
+            from beside import triple
+
+            print("once")
+
+            class Reading:
+                def __init__(self, value):
+                    self.value = value
+
+            class NoSensor(Exception):
+                pass
+
+            def feature(reading):
+                print("not on stdout")
+                if reading.value < 0:
+                    raise NoSensor(reading.value)
+                return Reading(triple(reading.value))
+
+            async def main():
+                lanes = await tm.Lanes(2).__aenter__()  # never closed
+                made = await lanes.run(feature, Reading(14))
+                print(isinstance(made, Reading), made.value)
+                try:
+                    await lanes.run(feature, Reading(-1))
+                except NoSensor as error:
+                    print("NoSensor", error)
+
+            asyncio.run(main())
+        """)
+    )
+    script = await asyncio.create_subprocess_exec(
+        sys.executable, "script.py", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await script.communicate()
+    assert script.returncode == 0, err.decode()
+    assert out.decode().splitlines() == ["once", "True 42", "NoSensor -1"]
+    assert b"not on stdout" in err

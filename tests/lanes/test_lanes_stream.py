@@ -1,0 +1,212 @@
+"""`Lanes.stream`: in order, bounded, each error at its place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import cloudpickle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tidemill as tm
+from tidemill.errors import CallError, LaneDied
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def square(x: int) -> int:
+    if x < 0:
+        raise ValueError(f"{x} is negative")
+    return x * x
+
+
+async def later(values: list) -> AsyncIterator:
+    for value in values:
+        await asyncio.sleep(0)
+        yield value
+
+
+@pytest.mark.parametrize("count", [0, 2], ids=["inline", "processes"])
+async def test_order_and_errors_are_those_of_a_plain_loop(count: int) -> None:
+    """Over random values, windows, and sources of both kinds, errors in their places."""
+    async with tm.Lanes(count) as lanes:
+
+        async def results(values: list[int], window: int, asynchronous: bool) -> list:
+            source = later(values) if asynchronous else values
+            return [
+                repr(result) async for result in lanes.stream(square, source, window=window, return_exceptions=True)
+            ]
+
+        for number in range(40):
+            values = [(number * 7 + step * 5) % 11 - 3 for step in range(number)]
+            expected = [repr(x * x) if x >= 0 else repr(ValueError(f"{x} is negative")) for x in values]
+            assert await results(values, number % 7 + 1, number % 2 == 0) == expected
+
+
+async def test_an_error_ends_the_stream_at_its_place(two: tm.Lanes) -> None:
+    """What comes before it is yielded first, however the calls end."""
+    stream = two.stream(square, [1, 2, -1, 4])
+    assert [await anext(stream), await anext(stream)] == [1, 4]
+    with pytest.raises(ValueError, match="-1 is negative"):
+        await anext(stream)
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+
+
+async def test_a_value_that_cannot_be_sent_fails_at_its_place(two: tm.Lanes) -> None:
+    """The results before it come first."""
+    values = [2, (x for x in ()), 3]
+    results = [result async for result in two.stream(square, values, return_exceptions=True)]
+    assert results[0] == 4
+    assert isinstance(results[1], CallError)
+    assert results[2] == 9
+
+
+async def test_a_call_that_kills_its_process_fails_alone(two: tm.Lanes) -> None:
+    """The others of the stream have their results, in order."""
+
+    def fn(x: int) -> int:
+        if x == 5:
+            os._exit(7)
+        return -x
+
+    results = [result async for result in two.stream(fn, range(12), return_exceptions=True)]
+    died = results.pop(5)
+    assert isinstance(died, LaneDied)
+    assert died.code == 7
+    assert results == [-x for x in range(12) if x != 5]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_look_ahead_is_bounded(two: tm.Lanes, asynchronous: bool) -> None:
+    """No more of the source is read than the window allows beyond what was yielded; a slow reader stops the source."""
+    read = 0
+
+    def plain() -> Iterator[int]:
+        nonlocal read
+        for number in range(200):
+            read += 1
+            yield number
+
+    async def source() -> AsyncIterator[int]:
+        for number in plain():
+            yield number
+
+    yielded = 0
+    async for _ in two.stream(square, source() if asynchronous else plain(), window=8):
+        yielded += 1
+        assert read - yielded <= 8
+    assert yielded == read == 200
+
+
+async def test_results_do_not_wait_for_a_slow_source(two: tm.Lanes) -> None:
+    """A result is yielded while the source has nothing more to give yet."""
+    gate = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        yield 3
+        await gate.wait()
+        yield 4
+
+    seen = []
+    async for result in two.stream(square, source()):
+        seen.append(result)
+        gate.set()
+    assert seen == [9, 16]
+
+
+async def test_leaving_early_stops_the_work(one: tm.Lanes, telephone, home) -> None:
+    """What runs is killed, what waits never runs, and the source is not read on."""
+    read = []
+
+    def names() -> Iterator[str]:
+        for number in range(100):
+            read.append(number)
+            yield f"call {number}"
+
+    port = telephone.port
+    stream = one.stream(lambda name: home(port, name), names(), window=4)
+    first = asyncio.ensure_future(anext(stream))
+    await telephone.hear("call 0")
+    await telephone.tell("call 0")
+    assert await first == "done"
+    await telephone.hear("call 1")
+    await stream.aclose()
+    assert await one.run(square, 2) == 4
+    assert telephone.calls == 2
+    assert len(read) <= 5
+
+
+async def test_a_cancelled_reader_leaves_nothing_behind(one: tm.Lanes, telephone, home) -> None:
+    """Cancelling the task that reads a stream stops its calls and its source."""
+    closed = asyncio.Event()
+
+    async def source() -> AsyncIterator[str]:
+        try:
+            yield "held"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    port = telephone.port
+
+    async def read() -> None:
+        async for _ in one.stream(lambda name: home(port, name), source()):
+            pass
+
+    task = asyncio.create_task(read())
+    await telephone.hear("held")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await closed.wait()
+    assert await one.run(square, 3) == 9
+    assert one.statistics().waiting == 0
+
+
+async def test_an_error_of_the_source_is_the_streams(two: tm.Lanes) -> None:
+    """It is raised as it is."""
+
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("the sensor is gone")
+
+    with pytest.raises(OSError, match="the sensor is gone"):
+        _ = [result async for result in two.stream(square, source())]
+
+
+async def test_each_call_of_a_stream_can_time_out(one: tm.Lanes) -> None:
+    """The one that hangs fails, those after it run."""
+
+    def fn(x: int) -> int:
+        while x == 1:
+            pass
+        return x
+
+    results = [r async for r in one.stream(fn, range(3), window=1, timeout=0.5, return_exceptions=True)]
+    assert isinstance(results.pop(1), TimeoutError)
+    assert results == [0, 2]
+
+
+async def test_senseless_options_are_refused_at_once(two: tm.Lanes) -> None:
+    """Before the source is touched."""
+    with pytest.raises(CallError, match="window=0"):
+        two.stream(square, [1], window=0)
+    with pytest.raises(CallError, match="timeout=0"):
+        two.stream(square, [1], timeout=0)
+
+
+@given(values=st.lists(st.integers(-3, 9), max_size=12), window=st.integers(1, 5), asynchronous=st.booleans())
+@settings(max_examples=40, deadline=None)
+async def test_inline_streams_equal_a_list(values: list[int], window: int, asynchronous: bool) -> None:
+    """The same property with values that Hypothesis chooses."""
+    async with tm.Lanes(0) as lanes:
+        source = later(values) if asynchronous else values
+        stream = lanes.stream(square, source, window=window, return_exceptions=True)
+        results = [repr(result) async for result in stream]
+    assert results == [repr(x * x) if x >= 0 else repr(ValueError(f"{x} is negative")) for x in values]
