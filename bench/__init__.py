@@ -1,0 +1,1 @@
+"""Measurements of tidemill; `python -m bench` runs them all, `python -m bench.throughput` one of them."""
