@@ -12,7 +12,7 @@ import pytest
 
 def test_the_demo_ends_with_features_and_a_query_that_works(tidemill, tmp_path) -> None:
     """Both sources' sensors are in the database; the query that is printed for pasting shows them."""
-    told = tidemill("demo", "--seconds", 2, "--rate", 2000, "--lanes", 1)
+    told = tidemill("demo", "--seconds", 1.5, "--rate", 2000, "--lanes", 1)
     assert told.returncode == 0, told.stderr
     lines = told.stdout.splitlines()
     for words in ("records/s", "lanes", "batch p50", "queue", "latency p50", "loop lag p50"):

@@ -58,7 +58,16 @@ def test_plain_lines_come_at_their_pace() -> None:
     with watching(stream, title="plant", line_every_s=5.0) as watch:
         for tenth in range(200):
             watch(statistics(tenth / 10))
-    assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:05", "00:10", "00:15"]
+    assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:05", "00:10", "00:15", "00:19"]
+
+
+def test_a_short_run_is_seen_too() -> None:
+    """What was held back for the next line is shown at the end."""
+    stream = io.StringIO()
+    with watching(stream, title="plant", line_every_s=5.0) as watch:
+        watch(statistics(1.0))
+        watch(statistics(1.5))
+    assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:01"]
 
 
 def test_what_is_shown_is_the_average_since_the_last_showing() -> None:

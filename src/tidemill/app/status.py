@@ -32,7 +32,9 @@ def watching(stream: TextIO, *, title: str, line_every_s: float = LINE_EVERY_S, 
         with _live(stream, title, note) as watch:
             yield watch
     else:
-        yield _Every(line_every_s, lambda statistics: _write_line(stream, statistics))
+        every = _Every(line_every_s, lambda statistics: _write_line(stream, statistics))
+        yield every
+        every.last()
 
 
 class _Every:
@@ -44,12 +46,20 @@ class _Every:
         self._shown_s = 0.0
         self._shown_records = 0
         self._busy: list[tuple[float, ...]] = []
+        self._held: Statistics | None = None
 
     def __call__(self, statistics: Statistics) -> None:
         self._busy.append(tuple(lane.busy for lane in statistics.lanes))
-        passed = statistics.seconds - self._shown_s
-        if passed < self._interval_s:
+        self._held = statistics
+        if statistics.seconds - self._shown_s >= self._interval_s:
+            self.last()
+
+    def last(self) -> None:
+        """Show now what is held back, if anything: a short run is seen too."""
+        statistics, self._held = self._held, None
+        if statistics is None:
             return
+        passed = max(statistics.seconds - self._shown_s, 1e-9)
         shares = [sum(column) / len(self._busy) for column in zip(*self._busy, strict=True)]
         lanes = [dataclasses.replace(lane, busy=share) for lane, share in zip(statistics.lanes, shares, strict=True)]
         rate = (statistics.records_in - self._shown_records) / passed
@@ -108,7 +118,9 @@ def _live(stream: TextIO, title: str, note: str) -> Iterator[Watch]:
                 return  # a terminal that is slow to draw misses a picture, and nothing waits for it
             drawing[:] = [thread.submit(lambda: live.update(_view(statistics, title, note), refresh=True))]
 
-        yield _Every(LIVE_EVERY_S, draw)
+        every = _Every(LIVE_EVERY_S, draw)
+        yield every
+        every.last()
 
 
 def _view(statistics: Statistics, title: str, note: str) -> RenderableType:
