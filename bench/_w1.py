@@ -101,7 +101,7 @@ async def flow(source: Gated, plan: tm.Plan, sink: object, **options: object) ->
 class Fold:
     """A checksum of columns that sees every bit, every row and the rows' order.
 
-    Row i is added to cell i mod 8,191 of a ring of 64-bit words per column; the ring is then hashed by place.
+    Row i is added to cell i mod 8,191 of a ring of words of the column's width; the ring is then hashed by place.
     """
 
     RING = 8_191
@@ -118,22 +118,22 @@ class Fold:
     def add_columns(self, columns: dict[str, np.ndarray]) -> None:
         rows = 0
         for name, values in columns.items():
+            bits = values.view(f"u{values.dtype.itemsize}")
             ring = self._rings.get(name)
             if ring is None:
-                ring = self._rings[name] = np.zeros(self.RING, np.uint64)
+                ring = self._rings[name] = np.zeros(self.RING, bits.dtype)
             rows = len(values)
-            bits = values.view(np.uint64) if values.dtype.itemsize == 8 else values
             start, place = 0, self.rows % self.RING
             while start < rows:
                 stop = min(rows, start + self.RING - place)
                 cells = ring[place : place + stop - start]
-                np.add(cells, bits[start:stop], out=cells, casting="unsafe")
+                cells += bits[start:stop]
                 start, place = stop, 0
         self.rows += rows
 
     def digest(self) -> dict[str, int]:
         weights = np.arange(1, 2 * self.RING, 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        return {name: int((ring * weights).sum()) for name, ring in sorted(self._rings.items())}
+        return {name: int((ring.astype(np.uint64) * weights).sum()) for name, ring in sorted(self._rings.items())}
 
 
 # -- the references ---------------------------------------------------------------------------------------
