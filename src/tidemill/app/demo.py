@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import signal
@@ -98,6 +99,7 @@ def _until_full(output: Path, watch: Watch) -> Watch:
         watch(statistics)
         if not stopped and sum(part.stat().st_size for part in _parts(output) if part.exists()) >= MOST_BYTES:
             stopped = True
+            logging.getLogger("tidemill").info("%s has reached %d MB; the demo ends", output, MOST_BYTES // 10**6)
             signal.raise_signal(signal.SIGINT)
 
     return see
