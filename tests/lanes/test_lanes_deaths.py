@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from random import Random
 
 import cloudpickle
 import pytest
@@ -206,3 +207,49 @@ async def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
     assert script.returncode == 0, err.decode()
     assert out.decode().splitlines() == ["once", "True 42", "NoSensor -1"]
     assert b"not on stdout" in err
+
+
+async def test_no_call_is_started_twice_whatever_happens(tmp_path: Path) -> None:
+    """Cancels, timeouts and kills at random instants: each call ends once, is started at most once, and is its own."""
+    log = tmp_path / "started"
+    log.touch()
+    path = str(log)
+
+    def starts(number: int) -> int:
+        with open(path, "ab", buffering=0) as file:  # noqa: PTH123
+            file.write(f"{number}\n".encode())
+        return sum(range(number % 7 * 1000)) * 0 + number
+
+    random = Random(7)
+    died = ended = 0
+
+    async def call(lanes: tm.Lanes, number: int) -> None:
+        nonlocal died, ended
+        task = asyncio.create_task(lanes.run(starts, number, timeout=random.choice([None, None, 0.002, 60])))
+        for _ in range(random.randrange(20)):
+            await asyncio.sleep(0)
+        if random.random() < 0.2:
+            task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        ended += 1
+        if isinstance(result, LaneDied):
+            died += 1
+        else:
+            assert result == number or isinstance(result, (TimeoutError, asyncio.CancelledError))
+        pid = lanes.statistics().lanes[number % 3].pid
+        if number % 8 == 0 and pid is not None and lives(pid):
+            os.kill(pid, signal.SIGKILL)
+
+    async def caller(lanes: tm.Lanes, first: int) -> None:
+        for number in range(first, first + 30):
+            await call(lanes, number)
+
+    async with tm.Lanes(3) as lanes:
+        await asyncio.gather(*(caller(lanes, 100 * number) for number in range(10)))
+        assert await lanes.run(square, 3) == 9
+        assert lanes.statistics().waiting == 0
+        lanes._crew.calls.validate()  # type: ignore[union-attr]
+    assert ended == 300
+    assert died < 60
+    started = log.read_text().split()
+    assert len(started) == len(set(started))

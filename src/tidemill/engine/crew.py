@@ -60,6 +60,9 @@ class _Process:
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None
         """None for the spare."""
+        self.turns: dict[int, int] = {}
+        """The turn of each call that was sent and not answered or revoked."""
+        self._last_turn = 0
         self.dying = False
 
     def send(self, call: int, request: Request) -> None:
@@ -69,7 +72,10 @@ class _Process:
             number = request.function.number
             self._introduce(request.function)
         payload = request.pieces[0] if len(request.pieces) == 1 else b"".join(request.pieces)
-        self.channel.send(Call(call, number, request.listed, [len(piece) for piece in request.pieces]), payload)
+        self._last_turn += 1
+        self.turns[call] = self._last_turn
+        sizes = [len(piece) for piece in request.pieces]
+        self.channel.send(Call(call, self._last_turn, number, request.listed, sizes), payload)
 
     def _introduce(self, function: SentFunction) -> None:
         assert self.channel is not None
@@ -81,14 +87,21 @@ class _Process:
         self.channel.send(Function(function.number), function.data)
 
     def revoke(self, call: int, *, or_kill: bool) -> bool:
-        """Whether the call was not started and now never will be. One that was can be killed: nothing else is hit."""
+        """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""
         assert self.channel is not None
-        started = self.cursor.announce() == call
-        if started and or_kill:
+        turn, started = self.turns[call], self.cursor.announce()
+        if started == turn and or_kill:
             self.kill()
-        else:
-            self.channel.send(Revoke(0 if started else call))
-        return not started
+            return False
+        self.channel.send(Revoke(turn if started < turn else 0))
+        if started < turn:
+            del self.turns[call]
+        return started < turn
+
+    def running(self) -> int:
+        """The call that was started and not answered; 0 for none."""
+        started = self.cursor.started
+        return next((call for call, turn in self.turns.items() if turn == started), 0)
 
     def kill(self) -> None:
         assert self.channel is not None
@@ -293,13 +306,14 @@ class Crew:
         lane.busy_ns += message.busy_ns
         lane.done += 1
         self._early_deaths = 0
+        process.turns.pop(message.call, None)
         request = self._requests.pop(message.call, None)
         self._perform(self.calls.returned(process.lane, message.call))  # first: the lane may be idle
         if request is not None:
             request.settle(_answers(message, payload))
 
     def _died(self, process: _Process, how: Exit) -> None:
-        running = process.cursor.running
+        running = process.running()
         process.close()
         self._processes.discard(process)
         if self._closed:

@@ -52,19 +52,20 @@ class CallWorker:
                 self._functions[function] = payload
             case Forget(function):
                 self._functions.pop(function, None)
-            case Revoke(call):
+            case Revoke(turn):
                 self._revocations += 1
-                self._revoked.add(call)
+                if turn:
+                    self._revoked.add(turn)
 
     def run_next(self) -> bool:
         """Run the first call that waits and send what became of it; False when the parent is gone."""
         call, payload = self._queue.popleft()
-        announced = self._cursor.start(call.call)
+        announced = self._cursor.start(call.turn)
         while self._revocations < announced:  # the parent may be taking this very call away
             if not self._wait():
                 return False
-        if call.call in self._revoked:
-            self._revoked.discard(call.call)
+        if call.turn in self._revoked:
+            self._revoked.discard(call.turn)
         else:
             start = time.perf_counter_ns()
             answers = self._answers(call, payload)
@@ -74,7 +75,6 @@ class CallWorker:
             sizes = [len(data) for _, data in answers]
             raised = [failed for failed, _ in answers]
             self._send(Returned(call.call, busy_ns, raised, sizes), b"".join([data for _, data in answers]))
-        self._cursor.rest()
         return True
 
     # -- one call --------------------------------------------------------------------------------------

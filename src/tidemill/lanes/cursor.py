@@ -1,15 +1,16 @@
 """Two cells of shared memory that settle, for every call, whether it was started: exactly, without asking the lane.
 
-The lane writes the number of the call it is about to start into ``running`` and then looks at ``announced``; the parent
-raises ``announced`` and then looks at ``running``. Each writes before it reads, with a fence in between, so at least
-one of them sees the other:
+The calls of a process have turns, 1, 2, 3, in the order of sending, which is the order of starting. The lane writes the
+turn that it is about to start into ``started`` and then looks at ``announced``; the parent raises ``announced`` and
+then looks at ``started``. Each writes before it reads, with a fence in between, so at least one sees the other:
 
-- the parent does not see the call running: then the lane, before starting it, sees the announcement and waits for the
+- the parent sees an earlier turn: then the lane, before it starts the call, sees the announcement and waits for the
   `Revoke` that follows it. The call was not started and never will be here.
-- the parent sees it running: to stop it, it kills the process. The announcement without a message holds the lane at
-  the start of the next call meanwhile, so nothing else is hit.
+- the parent sees the call's own turn: to stop it, it kills the process. The announcement without a message holds the
+  lane at the start of the next call meanwhile, so nothing else is hit.
+- the parent sees a later turn: the call has ended, its answer is on the way.
 
-After a death ``running`` names the call to blame; 0 means none.
+After a death ``started`` names the call to blame, if that has not been answered.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Cursor:
     """The cells, over a buffer that both processes map.
 
     >>> cursor = Cursor(bytearray(CURSOR_BYTES))
-    >>> cursor.start(7)
+    >>> cursor.start(turn=7)
     0
     >>> cursor.announce()
     7
@@ -39,27 +40,18 @@ class Cursor:
         self._cells = memoryview(buffer).cast("q")
 
     @property
-    def running(self) -> int:
-        """The call that has been started and not answered; 0 for none."""
+    def started(self) -> int:
+        """The turn that was started last; 0 for none."""
         return self._cells[0]
 
-    @property
-    def announced(self) -> int:
-        """How many messages `Revoke` the parent has announced so far."""
-        return self._cells[1]
-
-    def start(self, call: int) -> int:
-        """The lane is about to start ``call``; how many revocations are announced."""
-        self._cells[0] = call
+    def start(self, turn: int) -> int:
+        """The lane is about to start this turn; how many revocations are announced."""
+        self._cells[0] = turn
         with _fence:
             return self._cells[1]
 
-    def rest(self) -> None:
-        """The lane runs nothing."""
-        self._cells[0] = 0
-
     def announce(self) -> int:
-        """The parent announces a revocation; the call that is running."""
+        """The parent announces a revocation; the turn that was started last."""
         self._cells[1] += 1
         with _fence:
             return self._cells[0]

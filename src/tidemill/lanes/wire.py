@@ -222,15 +222,17 @@ class Call(Message, frozen=True):
     """
 
     call: int
+    turn: int
+    """Counts the calls sent to this process: they are started in this order."""
     function: int
     listed: bool
     sizes: list[int]
 
 
 class Revoke(Message, frozen=True):
-    """Do not start this call; 0 names none and only ends a wait (see `tidemill.lanes.cursor`)."""
+    """Do not start the call of this turn; 0 names none and only ends a wait (see `tidemill.lanes.cursor`)."""
 
-    call: int
+    turn: int
 
 
 class Returned(Message, frozen=True):
