@@ -126,15 +126,13 @@ def test_a_lone_record_goes_at_once():
     assert max(lonely.delays) < 1e-6
 
 
-@given(load=st.floats(0.001, 1.5), fixed_s=st.floats(1e-6, 1e-3), record_s=st.floats(1e-7, 1e-3))
+@given(load=st.floats(0.001, 1.5), fixed_s=st.floats(1e-6, 1e-3), record_s=st.floats(1e-6, 1e-3))
 @settings(max_examples=20, deadline=None)
 def test_a_slab_stays_near_its_target_time(load, fixed_s, record_s):
-    """Whatever a record costs, once it is known no slab takes longer than the target, if a single record
-    does not."""
-    run = Simulation(load, fixed_s=fixed_s, record_s=record_s).run(max(0.05, 200 * record_s))
-    target = run.batcher.limits.target_s
-    settled = run.sizes[len(run.sizes) // 2 :]
-    assert all(n == 1 or fixed_s + n * record_s <= 1.02 * target for n in settled)
+    """Whatever a record and a slab cost, only the few slabs that teach it take longer than the target."""
+    run = Simulation(load, fixed_s=fixed_s, record_s=record_s).run(0.5)
+    limit = 1.02 * run.batcher.limits.target_s
+    assert sum(n > 1 and fixed_s + n * record_s > limit for n in run.sizes) <= 8
 
 
 def test_a_slow_function_gets_small_slabs_at_once():
