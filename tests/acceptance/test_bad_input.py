@@ -174,3 +174,12 @@ pipeline = tm.Pipeline(tm.sources.TCP("127.0.0.1", {port}), tm.Rolling("value"),
     assert told.returncode == 5, told.stderr
     assert str(port) in told.stderr
     assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("option", ["--report", "--dead-letters"])
+def test_a_file_without_a_folder_is_refused_before_the_run(tidemill, examples, tmp_path, option) -> None:
+    """Not after a week of running."""
+    told = tidemill("run", examples / "replay.py", "--output", "o.csv", option, "no/such.json")
+    assert told.returncode == 4
+    assert f"{tmp_path}/no/such.json" in told.stderr
+    assert not (tmp_path / "o.csv").exists()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tidemill import files
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.status import summary, watching
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import run
+from tidemill.errors import InputError
 
 __all__ = ["ended", "perform"]
 
@@ -24,7 +26,14 @@ def perform(
     dead_letters: Path | None = None,
     grace: float = 10.0,
 ) -> ExitCode:
-    """Run to the end, showing how it goes on stderr; rows may be on stdout."""
+    """Run to the end, showing how it goes on stderr; rows may be on stdout.
+
+    Raises `InputError` at once when there is no folder for the report or the dead letters: a run of a week must not end
+    in that discovery.
+    """
+    for option, path in (("--report", report), ("--dead-letters", dead_letters)):
+        if path is not None and not files.absolute(path).parent.is_dir():
+            raise InputError(f"{option} {files.absolute(path)} has no folder to be written to; make it first.")
     with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr():
         made = run(
             pipeline,
