@@ -9,6 +9,7 @@ from tidemill import files
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.status import summary, watching
+from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import run
@@ -45,6 +46,10 @@ def perform(
             on_statistics=watch,
         )
     sys.stderr.write(summary(made))
+    if made.dead_letters:
+        sys.stderr.write(
+            f"The dead letters are in {dead_letters or DEFAULT_PATH}; tm.sources.DeadLetters reads them after a fix.\n"
+        )
     return ended(made)
 
 
