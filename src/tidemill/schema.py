@@ -123,7 +123,9 @@ class Schema:
         if field is None:
             if self.open:
                 return
-            raise PlanError(f"{stage} needs a column {name!r}; the columns there are: {', '.join(self.names) or 'none'}.")
+            raise PlanError(
+                f"{stage} needs a column {name!r}; the columns there are: {', '.join(self.names) or 'none'}."
+            )
         allowed = tuple(kinds)
         if allowed and field.kind is not None and field.kind not in allowed:
             wanted = " or ".join(kind.value for kind in allowed)
