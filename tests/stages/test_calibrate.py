@@ -1,7 +1,5 @@
 """Calibrate and Lookup: the formula, every shape of table, and what is refused."""
 
-# ruff: noqa: ARG005 - these functions only return
-
 import numpy as np
 import pandas as pd
 import polars as pl

@@ -1,7 +1,5 @@
 """Map, MapFrame, Filter and Select: what a function may return, and what is refused."""
 
-# ruff: noqa: ARG001, ARG005 - these functions only return
-
 import numpy as np
 import pandas as pd
 import polars as pl

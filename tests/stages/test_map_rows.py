@@ -1,7 +1,5 @@
 """MapRows and the row codec: exact in names, order, types and values."""
 
-# ruff: noqa: ARG005 - these functions only return
-
 import copy
 import struct
 
