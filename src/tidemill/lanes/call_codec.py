@@ -15,7 +15,16 @@ import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
 
-__all__ = ["dumps", "dumps_arguments", "dumps_error", "dumps_function", "dumps_value", "loads", "loads_error", "loads_value"]
+__all__ = [
+    "dumps",
+    "dumps_arguments",
+    "dumps_error",
+    "dumps_function",
+    "dumps_value",
+    "loads",
+    "loads_error",
+    "loads_value",
+]
 
 loads = pickle.loads
 

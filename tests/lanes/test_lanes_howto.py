@@ -1,0 +1,23 @@
+"""The page about lanes shows what happens."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "lanes.md"
+
+
+def test_the_pages_examples_run_as_they_stand(tmp_path: Path) -> None:
+    """Its blocks, joined in a script without a main guard."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "shown.py").write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split("\n")
+    assert lines[:3] == ["0.7223", "0", "1"]
+    assert lines[-3:] == ["[0, 2, 4, 6, 8]", "1024", ""]
