@@ -64,7 +64,7 @@ def machine() -> str:
     """One line: what the numbers were measured on."""
     import numpy as np
 
-    with open("/proc/cpuinfo", encoding="utf-8") as info:
+    with Path("/proc/cpuinfo").open(encoding="utf-8") as info:
         models = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
     model = models[0] if models else platform.processor()
     load = os.getloadavg()[0]
@@ -126,4 +126,4 @@ def _leave_tuning() -> None:
     for name in present:
         del os.environ[name]
     if present and "numpy" in sys.modules:
-        os.execv(sys.executable, sys.orig_argv[:1] + sys.orig_argv[1:])  # noqa: S606 - this very command
+        os.execv(sys.executable, sys.orig_argv[:1] + sys.orig_argv[1:])
