@@ -360,12 +360,14 @@ class Crew:
             process.kill()
         if self._inline:
             return
-        for process in processes:
-            assert isinstance(process.channel, ProcessChannel)
-            await process.channel.gone.wait()
-        for server in [*self._lost_servers, self._server]:
-            assert server is not None
-            await server.aclose()
+        try:
+            for process in processes:
+                assert isinstance(process.channel, ProcessChannel)
+                await process.channel.gone.wait()
+        finally:  # ends what is left, if this is cancelled
+            for server in [*self._lost_servers, self._server]:
+                assert server is not None
+                await server.aclose()
 
     def pid(self, number: int) -> int | None:
         process = self.lanes[number].process

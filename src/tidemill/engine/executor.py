@@ -12,7 +12,7 @@ from tidemill.engine.crew import Answer, Crew, Request
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import loads_error, loads_value
 
-__all__ = ["LanesExecutor", "WorkFuture"]
+__all__ = ["LoopExecutor", "WorkFuture"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class WorkFuture(concurrent.futures.Future[T]):
             )
 
 
-class LanesExecutor(concurrent.futures.Executor):
+class LoopExecutor(concurrent.futures.Executor):
     """``submit``, ``map`` and ``shutdown``, from any thread. Shutting it down leaves the lanes open."""
 
     def __init__(
@@ -99,6 +99,8 @@ class LanesExecutor(concurrent.futures.Executor):
         future.add_done_callback(ended)
 
     def _cancelled(self, future: WorkFuture[Any], call: int) -> None:
+        if future not in self._open:  # its result came while the cancel was on its way from another thread
+            return
         self._crew.cancel(call)
         self._open.discard(future)
         future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 from tidemill.clock import SystemClock
 from tidemill.engine.batched import Batched, settle
 from tidemill.engine.crew import Answer, Crew, Request
-from tidemill.engine.executor import LanesExecutor
+from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import resolved_lanes
@@ -146,6 +146,7 @@ class Lanes:
         a plain iterable is read on the event loop, so it should not block.
         """
         crew = self._open()
+        _check_callable(fn)
         _check_timeout(timeout)
         if window < 1:
             raise CallError(f"window={window!r} must be at least 1.")
@@ -170,11 +171,12 @@ class Lanes:
         caller may give up at any time; the work is stopped when nobody waits for any record of a batch.
         """
         crew = self._open()
+        _check_callable(fn)
         if max_batch < 1:
             raise CallError(f"max_batch={max_batch!r} must be at least 1.")
         return Batched(crew, self._check_here, fn, self._functions.listed(fn), max_batch)
 
-    def executor(self) -> LanesExecutor:
+    def executor(self) -> LoopExecutor:
         """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.
 
         ``submit``, ``map`` and ``shutdown`` work from any thread, and cancelling a future stops its work. To wait for
@@ -189,7 +191,7 @@ class Lanes:
         ) -> Request:
             return self._request(fn, args, kwargs, done, None)
 
-        return LanesExecutor(self._crew, self._check_open, prepare, self._loop, self._thread)
+        return LoopExecutor(self._crew, self._check_open, prepare, self._loop, self._thread)
 
     def statistics(self) -> LanesStatistics:
         """How the lanes are, now; busy shares are since the last reading."""
@@ -248,8 +250,7 @@ class Lanes:
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
         _check_timeout(timeout)
-        if not callable(fn):
-            raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
+        _check_callable(fn)
         sent = self._functions.of(fn)
         where = {f"argument {number}": value for number, value in enumerate(args)} | {
             f"argument {name}": value for name, value in kwargs.items()
@@ -259,6 +260,11 @@ class Lanes:
         else:
             data = dumps_arguments((args, kwargs), where)
         return Request(f"lanes.run({name_of(fn)})", sent, [data], done, timeout_s=timeout)
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
 
 
 def _check_timeout(timeout: float | None) -> None:

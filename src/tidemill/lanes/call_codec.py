@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
 import msgspec
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 loads = pickle.loads
+
+MAX_BYTES: Final = 1 << 30
+"""Of one pickle: a gigabyte through a socket is a mistake, and frames have a limit."""
 
 
 def dumps(value: Any) -> bytes:
@@ -57,13 +60,19 @@ def dumps_function(function: Any) -> bytes:
 def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:
     """Pickle what a call needs; raises `CallError` that names the one of ``where`` that cannot be, and its path."""
     try:
-        return dumps(value)
+        data = dumps(value)
     except Exception as error:
         path = next((found for name, part in where.items() if (found := _culprit(part, name))), "its arguments")
         raise CallError(
             f"The call was not made: {path} cannot be sent to a lane ({type(error).__name__}: {error}). Pass what it "
             "was made from instead, and make it inside the function."
         ) from error
+    if len(data) > MAX_BYTES:
+        raise CallError(
+            f"The call was not made: its arguments are {len(data):,} bytes when pickled, more than {MAX_BYTES:,}. Pass "
+            "the path of a file instead, or call with parts."
+        )
+    return data
 
 
 def _can_be_pickled(value: Any) -> bool:
@@ -98,13 +107,20 @@ def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
 def dumps_value(value: Any) -> bytes:
     """Pickle what a function returned; raises `BadResult`."""
     try:
-        return dumps(value)
+        data = dumps(value)
     except Exception as error:
         path = _culprit(value, "the result") or "the result"
         raise BadResult(
             "unpicklable_result",
             f"The function ran, but {path} cannot be sent back ({type(error).__name__}: {error}).",
         ) from error
+    if len(data) > MAX_BYTES:
+        raise BadResult(
+            "large_result",
+            f"The function ran, but its result is {len(data):,} bytes when pickled, more than {MAX_BYTES:,}. Write it "
+            "to a file and return the path.",
+        )
+    return data
 
 
 def loads_value(data: bytes | memoryview) -> Any:
