@@ -1,0 +1,81 @@
+"""Other edges for the same plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tidemill as tm
+from tidemill.app.load import Found
+from tidemill.app.replace import Edges, replaced
+
+PLAN = tm.Plan(tm.Select("value"))
+
+
+def found(*sources: tm.sources.Source, plan: tm.Plan = PLAN) -> Found:
+    pipeline = tm.Pipeline(list(sources), plan, tm.sinks.Latest(), name="plant") if sources else None
+    return Found(pipeline, None if pipeline else plan, "it", Path("plant.py"))
+
+
+def test_without_options_the_pipeline_stays_itself() -> None:
+    """Not a copy: the very object of the file."""
+    given = found(tm.sources.Records([]))
+    assert replaced(given, Edges()) is given.pipeline
+
+
+def test_a_new_source_reads_what_the_old_one_read() -> None:
+    """Sensor, time, zone and declared kinds are the file's, whatever the source is."""
+    own = tm.sources.TCP(key="device", time="when", tz="Europe/Vienna", columns={"n": int})
+    made = replaced(found(own), Edges(input="march.csv"))
+    (source,) = made.sources
+    assert isinstance(source, tm.sources.Replay)
+    assert (source.key, source.time, source.tz, source.columns) == ("device", "when", "Europe/Vienna", own.columns)
+    assert (made.name, made.plan) == ("plant", PLAN)
+    assert isinstance(made.sinks[0], tm.sinks.Latest)
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    """--key, --time and --tz over the file's."""
+    own = tm.sources.TCP(key="device", time="when")
+    (source,) = replaced(found(own), Edges(input="-", key="id", tz="UTC")).sources
+    assert isinstance(source, tm.sources.Lines)
+    assert (source.key, source.time, source.tz) == ("id", "when", "UTC")
+
+
+def test_sources_that_disagree_are_asked_about() -> None:
+    """No guess: the option to type is in the message, and typing it helps."""
+    given = found(tm.sources.Records([], key="a"), tm.sources.Records([], key="b"))
+    with pytest.raises(tm.PlanError, match=r"differ in key= \(a, b\); .*--key NAME"):
+        replaced(given, Edges(input="march.csv"))
+    (source,) = replaced(given, Edges(input="march.csv", key="b")).sources
+    assert source.key == "b"
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        (Edges(key="id"), "--key says how --input is to be read"),
+        (Edges(tz="UTC"), "--tz says how --input is to be read"),
+        (Edges(if_exists="append"), "--if-exists is about --output"),
+    ],
+)
+def test_an_option_with_nothing_to_act_on_is_refused(edges: Edges, words: str) -> None:
+    """Silently ignored options are how wrong results are made."""
+    with pytest.raises(tm.PlanError, match=words):
+        replaced(found(tm.sources.Records([])), edges)
+
+
+def test_a_plan_needs_both_edges() -> None:
+    """Each missing one is named; given both, it is a pipeline named after the file."""
+    with pytest.raises(tm.PlanError, match=r"add --input PATH and --output PATH"):
+        replaced(found(), Edges())
+    made = replaced(found(), Edges(input="march.csv", output="out.db", if_exists="append"))
+    assert made.name == "plant"
+    assert made.sinks[0].if_exists == "append"
+
+
+def test_an_output_without_a_known_suffix_is_refused() -> None:
+    """With the suffixes that are known."""
+    with pytest.raises(tm.PlanError, match=r"\.parquet"):
+        replaced(found(tm.sources.Records([])), Edges(output="features.xyz"))
