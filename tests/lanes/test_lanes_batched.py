@@ -157,6 +157,13 @@ async def test_closing_ends_what_waits(telephone, home) -> None:
     assert [type(result) for result in results] == [CallError] * 4
 
 
+async def test_large_records_make_small_batches(one: tm.Lanes) -> None:
+    """A batch is bounded in bytes too; nothing is lost."""
+    sizes = one.batched(lambda records: [len(records)] * len(records))
+    seen = await asyncio.gather(*(sizes(bytes(6 << 20)) for _ in range(10)))
+    assert 1 <= max(seen) <= 3
+
+
 async def test_senseless_options_are_refused(two: tm.Lanes) -> None:
     """A batch has at least one record."""
     with pytest.raises(CallError, match="max_batch=0"):

@@ -65,6 +65,37 @@ async def test_a_dead_process_is_told_and_replaced(two: tm.Lanes, function, numb
     assert await asyncio.gather(*others) == [x * x for x in range(20)]
 
 
+class Hostile:
+    """Does something when it is unpickled."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.what = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.what
+
+
+async def test_an_argument_that_fails_or_kills_where_it_is_read(two: tm.Lanes) -> None:
+    """Its own call has the error; calls before and after it have their results."""
+    calls = [two.run(square, 1), two.run(square, Hostile(int, "x")), two.run(square, Hostile(os._exit, 6))]
+    results = await asyncio.gather(*calls, two.run(square, 2), return_exceptions=True)
+    assert (results[0], results[3]) == (1, 4)
+    assert isinstance(results[1], ValueError)
+    assert isinstance(results[2], LaneDied)
+    assert results[2].code == 6
+
+
+async def test_a_result_that_kills_where_it_is_made(two: tm.Lanes) -> None:
+    """A process that dies while it pickles what the function returned died in that call."""
+
+    class Deadly:
+        def __reduce__(self) -> tuple:
+            os._exit(8)
+
+    with pytest.raises(LaneDied, match="exit code 8"):
+        await two.run(Deadly)
+
+
 async def test_a_lane_killed_from_outside_fails_only_what_ran(one: tm.Lanes, telephone, home) -> None:
     """What waited behind it runs once, in the next process."""
     running = asyncio.create_task(one.run(home, telephone.port, "running"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.crew import Answer, Crew, Request
@@ -14,6 +14,9 @@ from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import dumps_arguments, loads_error, loads_value
 
 __all__ = ["Batched"]
+
+MAX_BATCH_BYTES: Final = 16 << 20
+"""Large records make small batches."""
 
 _Record = tuple[bytes, "asyncio.Future[Any]"]
 
@@ -68,9 +71,18 @@ class Batched:
             records = self._batcher.records(waiting=share, in_flight=in_flight, free_slabs=1)
             if not records:
                 return
-            batch = [self._waiting.popleft() for _ in range(records)]
+            batch = self._taken(records)
             self._send([record for record in batch if not record[1].done()])
         self._crew.feed_no_more(self)
+
+    def _taken(self, records: int) -> list[_Record]:
+        batch: list[_Record] = []
+        room = MAX_BATCH_BYTES
+        while records and self._waiting and (room > 0 or not batch):
+            batch.append(self._waiting.popleft())
+            room -= len(batch[-1][0])
+            records -= 1
+        return batch
 
     def fail(self, error: Exception) -> None:
         """The lanes are closing."""
@@ -111,7 +123,9 @@ class _Batch:
         if isinstance(outcome, LaneDied) and len(self._records) > 1:
             self._one_by_one()
             return
-        answers = outcome if not isinstance(outcome, Exception) else [outcome] * len(self._records)
+        answers: Sequence[Answer | Exception] = (
+            [outcome] * len(self._records) if isinstance(outcome, Exception) else outcome
+        )
         for (_, future), answer in zip(self._records, answers, strict=True):
             settle(future, answer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeVar
 
@@ -137,7 +137,7 @@ class Lanes:
         window: int = 64,
         timeout: float | None = None,
         return_exceptions: bool = False,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T, None]:
         """``fn(x)`` for each ``x`` of the source, in order, with at most ``window`` of them read ahead.
 
         A result is yielded as soon as those before it are, also while the source takes its time. A call that fails

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final
 
 __all__ = ["streamed"]
@@ -64,7 +64,7 @@ async def streamed(
     window: int,
     *,
     return_exceptions: bool,
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """See `tidemill.Lanes.stream`."""
     source = _Source(values)
     pending: deque[tuple[asyncio.Future[Any], int]] = deque()
