@@ -165,10 +165,11 @@ class Intake:
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int) -> Taken:
-        """The next ``records`` waiting records; there must be as many."""
+        """The next records waiting: ``records`` of them, or at least half as many where a source's batch ends there,
+        because joining batches means copying them. There must be as many."""
         pieces: list[_Piece] = []
         left = records
-        while left:
+        while 2 * left > records:
             piece = self._pieces.popleft()
             if len(piece.batch) > left:
                 self._pieces.appendleft(piece.part(left, len(piece.batch)))
@@ -176,6 +177,7 @@ class Intake:
             left -= len(piece.batch)
             pieces.append(piece)
         first = self.taken
+        records -= left
         size = sum(piece.bytes for piece in pieces)
         self.taken += records
         self.waiting -= records

@@ -153,6 +153,26 @@ class Packer:
         return data
 
 
+class _Chosen(Column):
+    """Some rows of a column, copied only when somebody looks: most functions look at few columns."""
+
+    __slots__ = ("_copied", "_rows", "_whole")
+
+    def __init__(self, kind: Kind, whole: NDArray[Any], rows: NDArray[Any], texts: NDArray[np.object_] | None) -> None:
+        self.kind, self.texts, self.tags, self.exact = kind, texts, None, None
+        self._whole, self._rows = whole, rows
+        self._copied: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def values(self) -> NDArray[Any]:  # type: ignore[override] # made at the first look
+        if self._copied is None:
+            self._copied = self._whole.take(self._rows)
+        return self._copied
+
+
 class Unpacker:
     """Reads batches from one buffer; keeps decoded texts, which mostly repeat from slab to slab."""
 
@@ -185,9 +205,11 @@ class Unpacker:
             items = pickle.loads(buffer[packed.texts_at : packed.texts_at + packed.texts_bytes])  # noqa: S301 - our own bytes
             values = np.fromiter(items, object, count)
             return Column(kind, values if rows is None else values[rows], tags=tags)
+        texts = self._unpacked_texts(packed, buffer)
+        if rows is not None and tags is None and packed.exact_at == _NONE:
+            return _Chosen(kind, _view(buffer, DTYPES[kind], count, packed.at, None), rows, texts)
         values = _view(buffer, DTYPES[kind], count, packed.at, rows)
-        exact = self._exact(packed, buffer, rows)
-        return Column(kind, values, tags=tags, texts=self._unpacked_texts(packed, buffer), exact=exact)
+        return Column(kind, values, tags=tags, texts=texts, exact=self._exact(packed, buffer, rows))
 
     def _exact(self, packed: PackedColumn, buffer: Any, rows: NDArray[Any] | None) -> dict[int, Any] | None:
         if packed.exact_at == _NONE:
