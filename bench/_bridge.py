@@ -29,7 +29,7 @@ def features(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def records_of(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    chance = random.Random(seed)  # noqa: S311 - test data
+    chance = random.Random(seed)
     return [
         {
             "sensorId": f"S{chance.randrange(SENSORS)}",

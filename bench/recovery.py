@@ -1,0 +1,84 @@
+"""From the SIGKILL of a lane in the middle of W1 to the next slab it commits; the output is checked like any other."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import time
+
+import tidemill as tm
+from bench import _common, _w1
+from bench._common import Table, lag_text, median
+
+_MOST_S = 30.0
+
+
+def measure(options: argparse.Namespace, table: Table) -> None:
+    logging.getLogger("tidemill").setLevel(logging.ERROR)  # each death is told, which is right, and known here
+    w1 = _w1.W1.of(1_000_000)
+    batches = list(w1.batches())
+    oracle = _w1.Fold()
+    _w1.inline_kernel(w1, oracle)
+    times, report, rows = asyncio.run(_killed(w1, batches, options))
+    if report.rows_out != rows or report.in_flight:
+        raise SystemExit(f"{rows:,} records gave {report.rows_out:,} rows")
+    print(f"{len(times)} kills, {report.records_in:,} records; {lag_text(report.loop_lag)}")
+    shown = f"median {median(times):.0f} ms, max {max(times):.0f} ms, of {len(times)} kills; every record has its row"
+    table.note("SIGKILL of a lane to its next slab", shown)
+    table.note("recovery: loop lag", _common.worst_lag([report.loop_lag]))
+
+
+async def _killed(w1: _w1.W1, batches: list, options: argparse.Namespace) -> tuple[list[float], tm.Report, int]:
+    rows = 0
+    done = False
+
+    def endless():
+        nonlocal rows
+        while not done:
+            for batch in batches:
+                rows += len(batch)
+                yield batch
+                if done:
+                    return
+
+    source = _w1.Gated(endless())
+    fold = _w1.Fold()
+    times = []
+    async with tm.serve(tm.Pipeline(source, w1.plan(), tm.sinks.Callback(fold.add)), lanes=options.lanes) as run:
+        source.gate.set()
+        for number in range(options.kills):
+            lane = number % options.lanes
+            before = await _working(run, lane)
+            began = time.perf_counter()
+            os.kill(before.pid, signal.SIGKILL)
+            while (now := run.statistics().lanes[lane]).restarts == before.restarts:  # noqa: ASYNC110 - what is measured
+                await asyncio.sleep(0.0002)
+            committed = now.batches
+            while run.statistics().lanes[lane].batches == committed:
+                await asyncio.sleep(0.0002)
+                if time.perf_counter() - began > _MOST_S:
+                    raise SystemExit(f"lane {lane} did not come back in {_MOST_S:g} s")
+            times.append((time.perf_counter() - began) * 1e3)
+        done = True
+        report = await run.wait()
+    return times, report, rows
+
+
+async def _working(run, lane: int):
+    """Wait until the lane has a process and slabs under way, a little longer each time."""
+    await asyncio.sleep(0.1)
+    while (now := run.statistics().lanes[lane]).pid is None or not now.in_flight:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    return now
+
+
+if __name__ == "__main__":
+    from tidemill.engine.lanes_count import resolved_lanes
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--lanes", type=int, default=max(resolved_lanes(None), 1))
+    _common.main(measure, parser, runs=1)
