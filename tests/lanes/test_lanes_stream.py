@@ -188,7 +188,7 @@ async def test_each_call_of_a_stream_can_time_out(one: tm.Lanes) -> None:
             pass
         return x
 
-    results = [r async for r in one.stream(fn, range(3), window=1, timeout=0.5, return_exceptions=True)]
+    results = [r async for r in one.stream(fn, range(3), window=1, timeout=2.0, return_exceptions=True)]
     assert isinstance(results.pop(1), TimeoutError)
     assert results == [0, 2]
 
