@@ -47,7 +47,7 @@ def kind_of_table(data: Any) -> str:
             return root
         if root == "pyarrow" and kind.__name__ in ("Table", "RecordBatch"):
             return "arrow"
-    if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
+    if isinstance(data, (list, tuple)) and all(issubclass(kind, Mapping) for kind in set(map(type, data))):
         return "rows"
     return ""
 

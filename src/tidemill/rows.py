@@ -144,8 +144,8 @@ def rows_of_lists(batch: Batch, lists: Mapping[str, Sequence[Any]]) -> list[dict
 
 
 def _dicts(names: tuple[str, ...], lists: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    if len(names) <= _MOST_WRITTEN_OUT and all(type(name) is str for name in names):
-        return _writer(names)(*lists)
+    if len(names) <= _MOST_WRITTEN_OUT:
+        return _writer(len(names), over=False)(names, lists)
     return [dict(zip(names, items, strict=True)) for items in zip(*lists, strict=True)]
 
 
@@ -153,15 +153,20 @@ _MOST_WRITTEN_OUT: Final = 100  # fields
 
 
 @lru_cache(256)
-def _writer(names: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
-    """A function that builds the rows with the names written out, in a third of the time ``dict(zip())`` takes.
+def _writer(fields: int, *, over: bool) -> Callable[..., list[dict[str, Any]]]:
+    """A function that builds rows of so many fields, in a third of the time ``dict(zip())`` takes; ``over`` given rows
+    when asked.
 
-    The only texts in its source are field names in quotes, as `repr` writes them, and numbered variables.
+    Its source follows from the number alone: names and values are arguments, never text to be evaluated.
     """
-    variables = [f"v{place}" for place in range(len(names))]
-    pairs = ", ".join(f"{name!r}: {variable}" for name, variable in zip(names, variables, strict=True))
-    lists = ", ".join(f"l{place}" for place in range(len(names)))
-    written = f"lambda {lists}: [{{{pairs}}} for {', '.join(variables)}, in zip({lists}, strict=True)]"
+    names = [f"n{place}" for place in range(fields)]
+    values = [f"v{place}" for place in range(fields)]
+    pairs = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    if over:
+        rows = f"[{{**row, {pairs}}} for row, {', '.join(values)} in zip(rows, *lists, strict=True)]"
+    else:
+        rows = f"[{{{pairs}}} for {', '.join(values)}, in zip(*lists, strict=True)]"
+    written = f"lambda names, lists, rows=(): (lambda {', '.join(names)}: {rows})(*names)"
     made: Callable[..., list[dict[str, Any]]] = eval(written, {"zip": zip})  # noqa: S307 - see above
     return made
 
@@ -188,6 +193,8 @@ def _rows_over_origin(batch: Batch, origin: Sequence[dict[str, Any]]) -> list[di
             for row, items in zip(origin, zip(*added.values(), strict=True), strict=True)
         ]
     with _collector_paused():
+        if len(added) <= _MOST_WRITTEN_OUT:
+            return _writer(len(added), over=True)(tuple(added), list(added.values()), origin)
         more = _dicts(tuple(added), list(added.values()))
         return [{**row, **new} for row, new in zip(origin, more, strict=True)]
 

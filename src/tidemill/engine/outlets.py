@@ -195,7 +195,7 @@ class ProcessOutlet(Outlet):
 
     async def open(self, schema: Schema) -> None:
         memories = [region.fd for region in self._regions]
-        self._channel = self._server.spawn("sink", memories, self._received, self._died)
+        self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=5)
         self._channel.send(OpenSink(cloudpickle.dumps(self._sink), pickle.dumps(schema), FLUSH_S))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():

@@ -44,6 +44,8 @@ __all__ = ["Run", "run", "run_async", "serve"]
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter while another waits: a decoding thread must not hold the loop."""
+YOUNG_OBJECTS: Final = 10_000
+"""Objects made before the collector looks at them: records come as thousands of dicts, none of them garbage."""
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
 _log = logging.getLogger("tidemill")
@@ -443,16 +445,19 @@ def _first(error: BaseException) -> BaseException:
 @contextlib.contextmanager
 def _responsive() -> Iterator[None]:
     """While open, neither another thread nor a full garbage collection (10 ms and more over all the application's
-    objects) holds the loop for long; both settings are given back afterwards."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(SWITCH_INTERVAL_S, before))
+    objects) holds the loop for long; the settings are given back afterwards."""
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(min(SWITCH_INTERVAL_S, interval))
     gc.collect()
     gc.freeze()
+    if thresholds[0]:
+        gc.set_threshold(max(thresholds[0], YOUNG_OBJECTS), *thresholds[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
-        sys.setswitchinterval(before)
+        sys.setswitchinterval(interval)
 
 
 # -- the doors -------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
+from typing import Final
 
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FrameReader, Message, frame
@@ -12,9 +14,13 @@ from tidemill.lanes.worker import Worker
 
 __all__ = ["main", "send_all"]
 
+YOUNG_OBJECTS: Final = 100_000
+"""Objects made before the collector looks at them: rows are made by the thousand and freed by their counts."""
+
 
 def main(control: socket.socket, memories: list[int]) -> None:
     """Run until told to stop or the parent is gone. ``memories`` are the state memory, then the slabs."""
+    gc.set_threshold(YOUNG_OBJECTS, 20, 20)
     os.dup2(2, 1)  # what the user's function prints must not get between the rows of a sink on stdout
     state, *slabs = map(Shared.of, memories)
     worker = Worker(state, slabs, lambda message, payload: send_all(control, message, payload))

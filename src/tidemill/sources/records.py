@@ -129,7 +129,7 @@ class Records(EdgedSource):
 
     def _batches(self, context: SourceContext, items: Sequence[Any], arrived_ns: int) -> Iterator[Batch]:
         start = 0
-        if any(isinstance(item, Batch) for item in items):
+        if any(issubclass(kind, Batch) for kind in set(map(type, items))):
             for place, item in enumerate(items):
                 if isinstance(item, Batch):
                     yield from self._rows(context, items[start:place], arrived_ns)
