@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from typing import Any
 
@@ -15,7 +16,7 @@ from tidemill.errors import OutsideError, PlanError
 from tidemill.letters import NO_KEY, DeadLetter
 from tidemill.schema import Kind, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.testing import CRASH, EOF, PAUSE, ListSink, ManualClock, ScriptedSource
+from tidemill.testing import CRASH, EOF, PAUSE, InlineLanes, ListSink, ManualClock, ScriptedSource
 
 
 async def sleeper(clock: ManualClock, seconds: float, log: list[Any]) -> None:
@@ -167,3 +168,12 @@ async def test_the_list_sink_keeps_copies() -> None:
     assert sink.statistics().rows == 3
     assert sink.closed
     assert sink.schema == Schema(open=True)
+
+
+async def test_inline_lanes_answer_as_lanes_do() -> None:
+    """A program that takes lanes cannot tell, except that everything happens in its own process."""
+    async with InlineLanes() as lanes:
+        assert await lanes.run(os.getpid) == os.getpid()
+        assert [answer async for answer in lanes.stream(abs, [-1, 2, -3])] == [1, 2, 3]
+        with pytest.raises(ZeroDivisionError):
+            await lanes.run(divmod, 1, 0)

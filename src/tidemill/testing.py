@@ -1,4 +1,4 @@
-"""For tests of pipelines, stages and sinks, ours and yours: a clock, a source and a sink that are driven by hand.
+"""For tests of pipelines, stages and sinks, ours and yours: a clock, a source, a sink and lanes that are driven by hand.
 
 Tests with these never wait and never depend on the speed of the machine.
 """
@@ -14,13 +14,14 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.engine.lanes import Lanes
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.edge import Edge
 from tidemill.schema import Schema
 from tidemill.sinks.base import LoopSink, SinkStatistics, Where
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
-__all__ = ["CRASH", "EOF", "PAUSE", "ListSink", "ManualClock", "ScriptedSource"]
+__all__ = ["CRASH", "EOF", "PAUSE", "InlineLanes", "ListSink", "ManualClock", "ScriptedSource"]
 
 _SETTLING_TURNS: Final = 100
 """Turns of the loop after which `ManualClock.run_for` believes that what it woke has gone to sleep again."""
@@ -262,3 +263,20 @@ class ListSink(LoopSink):
 
     def statistics(self) -> SinkStatistics:
         return SinkStatistics(self.name, sum(map(len, self.batches)))
+
+
+class InlineLanes(Lanes):
+    """`tidemill.Lanes` without processes: for the tests of programs that use lanes.
+
+    Every call runs on the loop's thread when its turn comes, in order, so breakpoints and coverage see it; nothing can
+    stop a function, and a function that ends its process ends the test.
+
+    >>> async def main():
+    ...     async with InlineLanes() as lanes:
+    ...         return await lanes.run(sum, [1, 2, 3])
+    >>> asyncio.run(main())
+    6
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
