@@ -34,6 +34,8 @@ __all__ = ["Delivery", "LoopOutlet", "Outlet", "ProcessOutlet", "ThreadOutlet", 
 
 FLUSH_S: Final = 0.25
 """Seconds that rows wait at most to become visible."""
+_NICE: Final = 5
+"""Added to the priority number of a sink's process: after the loop, before the lanes."""
 _REGIONS: Final = 3
 _REGION_BYTES: Final = 160 << 20
 
@@ -186,6 +188,7 @@ class ProcessOutlet(Outlet):
         self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)
         self._unseen: deque[tuple[int, Delivery]] = deque()
         self._number = 0
+        self._pumping = False  # a batch will be copied at the loop's next turn
         self._channel: ProcessChannel | None = None
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = loop.create_future()
@@ -195,7 +198,7 @@ class ProcessOutlet(Outlet):
 
     async def open(self, schema: Schema) -> None:
         memories = [region.fd for region in self._regions]
-        self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=5)
+        self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=_NICE)
         self._channel.send(OpenSink(cloudpickle.dumps(self._sink), pickle.dumps(schema), FLUSH_S))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
@@ -203,11 +206,17 @@ class ProcessOutlet(Outlet):
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.append(delivery)
-        self._pump()
+        if not self._pumping:
+            self._pump()
 
     def _pump(self) -> None:
-        while self._waiting and self._free:
+        """Copy one batch; the next has its own turn of the loop."""
+        self._pumping = False
+        if self._waiting and self._free:
             self._send(self._waiting.popleft())
+            if self._waiting and self._free:
+                self._pumping = True
+                asyncio.get_running_loop().call_soon(self._pump)
 
     def _send(self, delivery: Delivery) -> None:
         """Copy the batch into a region; in halves when it does not fit."""
@@ -252,7 +261,8 @@ class ProcessOutlet(Outlet):
                 self._show(flushed)
                 if not self._opened.done():
                     self._opened.set_result(None)
-                self._pump()
+                if not self._pumping:
+                    self._pump()
                 self._close_if_done()
             case SinkClosed(rows, _):
                 self.rows = rows
