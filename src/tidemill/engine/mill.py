@@ -7,6 +7,7 @@ took a slab. What to do is decided by the batcher, the ledger and blame; the mil
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -52,6 +53,7 @@ __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
 _IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
+_TURN_NS = 500_000
 _PROBES = 1_000
 """Records sent one by one, at most, until one has passed every function and so shown its columns and their kinds."""
 
@@ -117,11 +119,13 @@ class Mill:
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, _Slab] = {}
+        self._ready: deque[int] = deque()  # done, in order, and not yet emitted
         self._unpacker = Unpacker()
         self._kinds: dict[int, dict[str, str]] = {}
         self._probing = plan.learns
         self._probed = 0
         self._stopping = False
+        self._closed = False
         self._scheduled = False
         self._reads = plan.reads()
         self._slots = _declared_slots(plan, schema)
@@ -156,7 +160,7 @@ class Mill:
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._stopping = True
+        self._stopping = self._closed = True
         self.slabs.close()
         for lane in self.lanes:
             lane.state.close()
@@ -321,8 +325,10 @@ class Mill:
             self.counters[what] = self.counters.get(what, 0) + times
         if result.kinds:
             self._learn(result.kinds)
-        for ready in self.ledger.committed(lane.number, number):
-            self._finish(ready)
+        first = not self._ready
+        self._ready.extend(self.ledger.committed(lane.number, number))
+        if first:
+            self._finish_some()
 
     def _learn(self, kinds: dict[int, dict[str, str]]) -> None:
         """The first lane to speak of a column fixes its kind, for all."""
@@ -334,6 +340,19 @@ class Mill:
         if sum(map(len, self._kinds.values())) > known:
             for lane in self.lanes:
                 lane.send(KindsFixed(self._kinds))
+
+    def _finish_some(self) -> None:
+        """Finish slabs in order, for a part of a millisecond: a slow lane's word may free a dozen at once."""
+        until = self._clock.monotonic_ns() + _TURN_NS
+        while self._ready and not self._closed:
+            try:
+                self._finish(self._ready.popleft())
+            except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
+                self._fail(error)
+                return
+            if self._ready and self._clock.monotonic_ns() >= until:
+                self._defer(self._finish_some)
+                return
 
     def _finish(self, number: int) -> None:
         """All lanes are through with a slab, and with all before it."""

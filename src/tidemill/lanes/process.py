@@ -25,6 +25,8 @@ __all__ = ["Exit", "ForkServer", "ProcessChannel"]
 
 _BYTES_PER_TURN: Final = 256 * 1024
 """Socket bytes taken per turn of the loop, so that a large result cannot hold it."""
+_TURN_S: Final = 0.0005
+"""Time per turn spent on what one child says, so that many small results cannot hold it either."""
 
 _replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
@@ -122,7 +124,7 @@ class ProcessChannel:
             self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
-        """Take what is there, up to the bound of a turn."""
+        """Take what is there, up to the bounds of a turn."""
         try:
             data = self._socket.recv(_BYTES_PER_TURN)
         except (BlockingIOError, InterruptedError):
@@ -132,12 +134,28 @@ class ProcessChannel:
         if not data:
             self._ended()
             return
-        self._take(data)
-
-    def _take(self, data: bytes) -> None:
         self._reader.feed(data)
+        if not self._deliver(_TURN_S):
+            self._loop.remove_reader(self._socket)
+            self._loop.call_soon(self._deliver_more)
+
+    def _deliver_more(self) -> None:
+        """What was left of the last read; then listen again."""
+        if self._eof or self._told:
+            return
+        if self._deliver(_TURN_S):
+            self._loop.add_reader(self._socket, self._readable)
+        else:
+            self._loop.call_soon(self._deliver_more)
+
+    def _deliver(self, seconds: float) -> bool:
+        """Hand on the complete messages, for about so long; False when some are left."""
+        until = self._loop.time() + seconds
         for message, payload in self._reader.messages():
             self._received(message, payload)  # type: ignore[arg-type]
+            if self._loop.time() >= until:
+                return False
+        return True
 
     def _ended(self) -> None:
         self._eof = True
@@ -155,9 +173,9 @@ class ProcessChannel:
                 data = self._socket.recv(_BYTES_PER_TURN)
             except OSError:
                 data = b""
-            if data:
-                self._take(data)
-            else:
+            self._reader.feed(data)
+            self._deliver(float("inf"))
+            if not data:
                 self._ended()
         self._end()
 
