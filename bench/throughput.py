@@ -74,7 +74,7 @@ def _rows(table: Table, rates: dict[str, list[float]], cores: int) -> None:
 
 def _to_checksum(w1: _w1.W1, oracle: _w1.Fold, lanes: int) -> tuple[float, float, tm.Report]:
     async def run() -> tuple[float, tm.Report]:
-        source = _w1.Gated(w1.batches())
+        source = _w1.Gated(list(w1.batches()))
         _, report = await _w1.flow(source, w1.plan(), tm.sinks.Callback(fold.add), lanes=lanes)
         return source.began, report
 
@@ -89,7 +89,7 @@ def _to_checksum(w1: _w1.W1, oracle: _w1.Fold, lanes: int) -> tuple[float, float
 
 def _to_parquet(w1: _w1.W1, folder: Path, lanes: int) -> tuple[float, tm.Report]:
     async def run() -> tuple[float, float, tm.Report]:
-        source = _w1.Gated(w1.batches())
+        source = _w1.Gated(list(w1.batches()))
         sink = tm.sinks.Parquet(folder / "w1.parquet")
         ended, report = await _w1.flow(source, w1.plan(), sink, lanes=lanes)
         return source.began, ended, report
