@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
-from tidemill.formats.packed import Full, Packed, Packer, Unpacker, packed_bytes
+from tidemill.formats.packed import Full, Packed, Packer, TextTables, Unpacker, packed_bytes
 from tidemill.rows import Kinds, batch_of_rows
 from tidemill.schema import Kind
 
@@ -142,6 +142,32 @@ def test_changed_texts_are_read_again():
     for texts in (["a", "b"], ["b", "a"], ["b", "a"], ["c"]):
         packed = packer.column("unit", Column.of_texts(texts))
         assert unpacker.column(packed, buffer, len(texts)).to_list() == texts
+
+
+@pytest.mark.parametrize("size", [2_000, 20_000])
+def test_a_slice_takes_its_own_texts(size):
+    """One row of a long text column needs room for one text, not for the whole column's table."""
+    texts = [f"{n:04d}" + "x" * size for n in range(100)]
+    whole, _ = Kinds().column("m", [*texts, None])
+    rows = whole.take(np.array([99, 100, 3, 99]))
+    packer = Packer(buffer := bytearray(3 * size))
+    assert Unpacker().column(packer.column("m", rows), buffer, 4).to_list() == [texts[99], None, texts[3], texts[99]]
+    assert packed_bytes({"m": rows}) < 9 * size + 1000
+
+
+def test_only_small_tables_are_remembered():
+    """Tables that come once leave nothing behind but a few small ones; one that comes again is encoded once."""
+    tables = TextTables()
+    packers = [Packer(bytearray(1 << 20), tables) for _ in range(2)]
+    again = Column.of_texts(["C", "F"])
+    for number in range(40):
+        packer = packers[number % 2]
+        packer.rewind()
+        packer.column("unit", again)
+        packer.column("small", Column.of_texts([f"{number}"]))
+        packer.column("large", Column.of_texts([f"{number} {n}" + "x" * 300 for n in range(1000)]))
+    assert tables.get(again.texts) is not None
+    assert 0 < tables.held < 200
 
 
 def test_nothing_packs():

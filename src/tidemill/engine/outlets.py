@@ -22,7 +22,7 @@ import cloudpickle
 from tidemill import errors
 from tidemill.batch import Batch
 from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
-from tidemill.formats.packed import Full, Packer
+from tidemill.formats.packed import Full, Packer, TextTables
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.sink_main import SinkHost
@@ -182,7 +182,8 @@ class ProcessOutlet(Outlet):
         self._server = server
         self.name = sink.name
         self._regions = [Shared(f"sink-{number}", _REGION_BYTES) for number in range(_REGIONS)]
-        self._packers = [Packer(region.buffer) for region in self._regions]
+        tables = TextTables()
+        self._packers = [Packer(region.buffer, tables) for region in self._regions]
         self._free = list(range(_REGIONS))
         self._waiting: deque[Delivery] = deque()
         self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)

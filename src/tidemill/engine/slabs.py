@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tidemill.formats.packed import Packer
+from tidemill.formats.packed import Packer, TextTables
 from tidemill.lanes.memory import Shared
 
 __all__ = ["SLAB_BYTES", "SLAB_COUNT", "Slabs"]
@@ -20,7 +20,8 @@ class Slabs:
 
     def __init__(self, count: int = SLAB_COUNT, size: int = SLAB_BYTES) -> None:
         self.shared = [Shared(f"slab-{number}", size) for number in range(count)]
-        self._packers = [Packer(shared.buffer) for shared in self.shared]
+        tables = TextTables()
+        self._packers = [Packer(shared.buffer, tables) for shared in self.shared]
         self._free = list(range(count))
 
     @property

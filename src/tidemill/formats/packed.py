@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -19,10 +19,13 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column, exact_at
 from tidemill.schema import Kind
 
-__all__ = ["Full", "Packed", "PackedColumn", "Packer", "Unpacker", "packed_bytes"]
+__all__ = ["Full", "Packed", "PackedColumn", "Packer", "TextTables", "Unpacker", "packed_bytes"]
 
 _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
 _NONE = -1
+_LARGE_TEXTS: Final = 32_768
+_LARGE_BYTES: Final = 128 << 10
+"""Beyond either, a table of texts is large: it is not remembered, and a small part of it is packed as a part."""
 
 
 class Full(Exception):
@@ -56,13 +59,44 @@ class Packed(msgspec.Struct, array_like=True, frozen=True):
     orders: list[list[str]] | None = None
 
 
+class TextTables:
+    """The bytes of the small tables of texts that come again with every batch of a source; packers may share one."""
+
+    MOST: Final = 16
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, bytes]] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held; at most 16 tables of 128 kB, whatever came."""
+        return sum(len(data) for _, data in self._known.values())
+
+    def get(self, texts: Any) -> bytes | None:
+        """The table's bytes, if they are remembered."""
+        known = self._known.pop(id(texts), None)
+        if known is None:
+            return None
+        self._known[id(texts)] = known  # used last, forgotten last
+        return known[1]
+
+    def encode(self, texts: Any) -> bytes:
+        """The table's bytes; remembered when they are few."""
+        data = _encoded(texts.tolist())
+        if len(data) <= _LARGE_BYTES:
+            if len(self._known) >= self.MOST:
+                del self._known[next(iter(self._known))]
+            self._known[id(texts)] = (texts, data)
+        return data
+
+
 class Packer:
     """Writes batches into one buffer, from the front."""
 
-    def __init__(self, buffer: Any) -> None:
+    def __init__(self, buffer: Any, tables: TextTables | None = None) -> None:
         self._bytes = np.frombuffer(buffer, np.uint8)
         self._at = 0
-        self._texts: dict[int, tuple[Any, bytes]] = {}
+        self._tables = tables if tables is not None else TextTables()
 
     @property
     def used(self) -> int:
@@ -123,11 +157,15 @@ class Packer:
             data = pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
             tags_at = _NONE if column.tags is None else self.array(column.tags)
             return PackedColumn(name, "object", _NONE, tags_at, self.blob(data), len(data))
-        at = self.array(np.asarray(column.values, DTYPES[column.kind]))
-        tags_at = _NONE if column.tags is None else self.array(column.tags)
         texts = exact = b""
         if column.kind is Kind.TEXT:
-            texts = self._packed_texts(column.texts)
+            known = self._tables.get(column.texts)
+            if known is None:
+                column = _compact(column)
+                known = self._tables.encode(column.texts)
+            texts = known
+        at = self.array(np.asarray(column.values, DTYPES[column.kind]))
+        tags_at = _NONE if column.tags is None else self.array(column.tags)
         if column.exact:
             exact = pickle.dumps(column.exact, pickle.HIGHEST_PROTOCOL)
         return PackedColumn(
@@ -140,17 +178,6 @@ class Packer:
             self.blob(exact) if exact else _NONE,
             len(exact),
         )
-
-    def _packed_texts(self, texts: Any) -> bytes:
-        """The texts' bytes; remembered for the tables that come again with every batch of a source."""
-        known = self._texts.get(id(texts))
-        if known is not None and known[0] is texts:
-            return known[1]
-        data = _encoded(texts.tolist())
-        if len(self._texts) >= 64:
-            self._texts.clear()
-        self._texts[id(texts)] = (texts, data)
-        return data
 
 
 class _Chosen(Column):
@@ -231,6 +258,32 @@ class Unpacker:
         return table
 
 
+def _compact(column: Column) -> Column:
+    """The column with only the texts it uses, when they are few of many: a slice shares the table of the whole."""
+    texts = column.texts
+    assert texts is not None
+    if len(texts) <= 2 * len(column) or not _is_large(texts):
+        return column
+    used = np.zeros(len(texts) + 1, np.bool_)
+    used[column.values] = True  # code -1, for no text, marks the last place
+    used[-1] = False
+    kept = np.flatnonzero(used)
+    codes = np.full(len(used), -1, np.int32)
+    codes[kept] = np.arange(len(kept), dtype=np.int32)
+    return Column(column.kind, codes[column.values], tags=column.tags, texts=texts[kept], exact=column.exact)
+
+
+def _is_large(texts: NDArray[np.object_]) -> bool:
+    if len(texts) > _LARGE_TEXTS:
+        return True
+    total = 0
+    for start in range(0, len(texts), 256):
+        total += sum(map(len, texts[start : start + 256]))
+        if total > _LARGE_BYTES:
+            return True
+    return False
+
+
 def _encoded(texts: list[str]) -> bytes:
     try:
         return msgspec.msgpack.encode(texts)
@@ -263,7 +316,9 @@ def packed_bytes(columns: Mapping[str, Column]) -> int:
     for column in columns.values():
         total += len(column) * (DTYPES[column.kind].itemsize + 1) + 4 * _ALIGN
         if column.kind is Kind.TEXT and column.texts is not None:
-            total += sum(4 * len(text) + 8 for text in column.texts)
+            texts = _compact(column).texts
+            assert texts is not None
+            total += sum(4 * len(text) + 8 for text in texts.tolist())
         elif column.kind is Kind.OBJECT:
             total += len(pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL))
         if column.exact:
