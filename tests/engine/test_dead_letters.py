@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidemill.engine.dead_letters import DeadLetterFile
-from tidemill.errors import TidemillError
+from tidemill.engine.dead_letters import NEWEST, DeadLetterFile
+from tidemill.errors import InputError, TidemillError
 from tidemill.letters import MALFORMED, RAISED, DeadLetter
 
 
@@ -137,6 +137,39 @@ def test_the_cap(tmp_path, caplog):
     assert len(caplog.records) == 1
     lines_after, _ = write(path, letters, max_bytes=1000)
     assert lines_after == lines, "what an earlier run wrote counts"
+
+
+def test_the_newest_beyond_the_cap(tmp_path):
+    """Beyond the cap the newest letters stay, in order, in a file beside; the first ones are in the full file."""
+    path, count = tmp_path / "dead.ndjson", 3 * NEWEST
+    lines, file = write(path, [DeadLetter(RAISED, "why", n) for n in range(count)], max_bytes=2000)
+    assert file.newest_path == tmp_path / "dead.newest.ndjson"
+    newest = [json.loads(line)["raw"] for line in file.newest_path.read_bytes().splitlines()]
+    assert newest == list(range(count - NEWEST, count))
+    assert len(lines) < NEWEST
+    write(path, [DeadLetter(RAISED, "why", n) for n in range(3)], max_bytes=2000)
+    assert [json.loads(line)["raw"] for line in file.newest_path.read_bytes().splitlines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("folder", "is a folder"), ("no/x.ndjson", "is not there"), ("file/x.ndjson", "is not a folder")]
+)
+def test_a_bad_path_is_refused_at_start(tmp_path, name, why):
+    """A path that could never be written is refused before anything runs, with the absolute path; nothing is made."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=why) as caught:
+        DeadLetterFile(tmp_path / name).check()
+    assert str(tmp_path / name) in str(caught.value)
+    DeadLetterFile(tmp_path / "fine.ndjson").check()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_default_path_is_tried_when_a_letter_comes(tmp_path, monkeypatch):
+    """A clean run needs no place for dead letters."""
+    (tmp_path / "dead_letters.ndjson").mkdir()
+    monkeypatch.chdir(tmp_path)
+    DeadLetterFile().check()
 
 
 def test_letters_are_appended(tmp_path):

@@ -5,40 +5,70 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import reprlib
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from tidemill import files
+from tidemill.errors import InputError
 from tidemill.letters import DeadLetter
 
-__all__ = ["DEFAULT_PATH", "MAX_BYTES", "DeadLetterFile"]
+__all__ = ["DEFAULT_PATH", "MAX_BYTES", "NEWEST", "DeadLetterFile"]
 
 DEFAULT_PATH: Final = "dead_letters.ndjson"
 MAX_BYTES: Final = 100 << 20
-"""Beyond this, letters are counted and no longer written, so that a bad night cannot fill the disk."""
+"""Beyond this, letters are counted and only the newest are kept, so that a bad night cannot fill the disk."""
+NEWEST: Final = 100
+"""Letters beyond the cap that are written at the end, into a file beside the full one."""
 _WRITE_EVERY_S: Final = 0.2
 _DEEPEST: Final = 50  # levels of nesting that are written as such
 _log = logging.getLogger("tidemill")
 
 
 class DeadLetterFile:
-    """Counts letters at once and writes them, off the loop, a few times a second. The file is made by the first."""
+    """Counts letters at once and writes them, off the loop, a few times a second. The file is made by the first.
+
+    Once the file is full, the newest letters are kept in memory and replace the file `newest_path` at the end.
+    """
 
     def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+        self._given = path is not None and path != ""
         self.path = Path(path or DEFAULT_PATH)
+        self.newest_path = self.path.with_name(f"{self.path.stem}.newest{self.path.suffix}")
+        """Where the newest letters go that the full file had no room for."""
         self._max_bytes = max_bytes
         self._waiting: list[DeadLetter] = []
         self._bytes: int | None = None
         self._full_told = False
+        self._newest: deque[DeadLetter] = deque(maxlen=NEWEST)
         self._wake = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None
         self.reasons: Counter[str] = Counter()
         self.samples: list[DeadLetter] = []
         """The first few, for messages."""
+
+    def check(self) -> None:
+        """Refuse a given path that cannot be written, with `InputError` and the absolute path; makes no file.
+
+        The default path is tried only when a letter comes: a clean run in a read-only folder is no mistake.
+        """
+        if not self._given:
+            return
+        tried = files.absolute(self.path)
+        folder = tried.parent
+        if tried.is_dir():
+            why = "it is a folder"
+        elif not folder.is_dir():
+            why = f"{folder} is {'not a folder' if folder.exists() else 'not there'}"
+        elif not os.access(tried if tried.exists() else folder, os.W_OK):
+            why = "this user may not write there"
+        else:
+            return
+        raise InputError(f"the dead letters cannot be written to {tried}: {why}. Name another file.")
 
     @property
     def count(self) -> int:
@@ -49,8 +79,10 @@ class DeadLetterFile:
         self.reasons[letter.reason_code] += 1
         if len(self.samples) < 3:
             self.samples.append(letter)
-        if not self._full_told:
-            self._waiting.append(letter)
+        self._waiting.append(letter)
+        if self._full_told:
+            self._keep_newest()
+        else:
             self._wake.set()
 
     async def write(self) -> None:
@@ -66,10 +98,20 @@ class DeadLetterFile:
         if self._writing is not None:
             await self._writing
         await self._flush()
+        if self._newest:
+            data = b"".join(_encoded(letter) + b"\n" for letter in self._newest)
+            await asyncio.to_thread(files.write_atomic, self.newest_path, data)
+
+    def _keep_newest(self) -> None:
+        self._newest.extend(self._waiting)
+        self._waiting.clear()
 
     async def _flush(self) -> None:
+        if self._full_told:
+            self._keep_newest()
+            return
         letters, self._waiting = self._waiting, []
-        if letters and not self._full_told:
+        if letters:
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._append, letters))
             await asyncio.shield(self._writing)
             self._writing = None
@@ -78,9 +120,10 @@ class DeadLetterFile:
         if self._bytes is None:
             self._bytes = self.path.stat().st_size if self.path.exists() else 0
         data = bytearray()
-        for letter in letters:
+        for place, letter in enumerate(letters):
             line = _encoded(letter) + b"\n"
             if self._bytes + len(data) + len(line) > self._max_bytes:
+                self._newest.extend(letters[place:])
                 self._full_told = True
                 break
             data += line
@@ -89,7 +132,11 @@ class DeadLetterFile:
             self._bytes += len(data)
         if self._full_told:
             _log.warning(
-                "%s has reached %d MB; further dead letters are only counted", self.path, self._max_bytes >> 20
+                "%s has reached %d MB; further dead letters are counted, and the newest %d of them written to %s at the end",
+                self.path,
+                self._max_bytes >> 20,
+                NEWEST,
+                self.newest_path,
             )
 
 
