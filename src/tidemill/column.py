@@ -158,6 +158,13 @@ class Column:
             return True
         return self.kind is Kind.OBJECT and self.tags is not None and bool(self.tags.all())
 
+    @property
+    def has_values(self) -> bool:
+        """Some row has a value."""
+        if self.tags is None:
+            return bool(len(self.values))
+        return bool(((self.tags != NULL_TAG) & (self.tags != ABSENT_TAG)).any())
+
     # -- reading -----------------------------------------------------------------------------------
 
     @property

@@ -380,3 +380,23 @@ def test_missing_columns_take_the_known_kind():
     outcome = run(chain, batch_of([0, 0]).slice(1, 2), slab=2)
     column = outcome.batch.columns["x"]
     assert (column.kind, column.tags.tolist()) == (Kind.TEXT, [NULL_TAG])
+
+
+def texts_below_zero(rows):
+    return [{**row, "x": "bad" if row["value"] < 0 else row["value"] * 2} for row in rows]
+
+
+def test_rows_functions_know_what_the_run_knows():
+    """In a lane that replaces a dead one, or that hears of a kind from another, the odd record is still rejected alone."""
+    chain = chain_of(tm.MapRows(texts_below_zero))
+    chain[0].kinds[0] = {"x": Kind.FLOAT}
+    outcome = run(chain, batch_of([0, 0, 0], value=Column(Kind.FLOAT, np.array([-1.0, 2.0, 3.0]))))
+    assert [(d.row, d.reason_code) for d in outcome.dead] == [(0, WRONG_TYPE)]
+    assert outcome.batch["x"].tolist() == [4.0, 6.0]
+
+
+def test_rows_functions_fix_the_kinds_of_what_they_leave_alone():
+    """A field that was left alone so far has its kind: the chain knows it, so that a replacement does too."""
+    chain = chain_of(tm.MapRows(lambda rows: rows))
+    run(chain, batch_of([0]))
+    assert chain[0].kinds[0] == {"value": Kind.FLOAT, "bad": Kind.FLOAT}

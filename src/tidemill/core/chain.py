@@ -133,6 +133,7 @@ class Chain:
     def _attempt(self, index: int, stage: Stage, batch: Batch, row: int) -> Step | Reject:
         """One call of the user's function, with the cursor on it and its deadline armed."""
         self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
+        stage.know(self.kinds.get(index, {}))
         try:
             step = _as_step(stage.step(batch, self._memory.stages[index]))
             if stage.changes_columns:
@@ -150,6 +151,8 @@ class Chain:
         recast = {}
         for name, column in step.batch.columns.items():
             if column is before.columns.get(name):
+                if stage.fixes_kinds and name not in known and column.has_values:
+                    known[name] = column.kind
                 continue
             kind = known.get(name)
             if kind is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
-from tidemill.schema import Schema
+from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["LoadTable", "OnError", "Stage", "Step", "Table"]
@@ -62,6 +62,9 @@ class Stage(abc.ABC):
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
 
+    fixes_kinds: ClassVar[bool] = False
+    """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
+
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
     ) -> None:
@@ -107,6 +110,9 @@ class Stage(abc.ABC):
     def opened(self) -> Self:
         """The copy that runs in one lane; what is expensive or cannot be pickled is built here."""
         return copy.copy(self)
+
+    def know(self, kinds: Mapping[str, Kind]) -> None:
+        """The kinds of its columns as the run knows them so far; told to a stage of user code before each step."""
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """New sensors: ``keys[i]`` has slot ``first_slot + i``. Called before their first record, and again, from

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class MapRows(FunctionStage):
     [{'sensor': 'S1', 'value': 3, 'double': 6}, {'sensor': 'S2', 'value': 1.5, 'double': 3.0}]
     """
 
+    fixes_kinds: ClassVar[bool] = True
+
     def __init__(
         self,
         fn: Callable[..., Any],
@@ -61,6 +63,9 @@ class MapRows(FunctionStage):
         lane = super().opened()
         lane._kinds = Kinds(self.adds)
         return lane
+
+    def know(self, kinds: Mapping[str, Kind]) -> None:
+        self._kinds = Kinds({**self.adds, **kinds})
 
     def step(self, batch: Batch, state: StageState) -> Step:
         lists = {name: _own_items(column) for name, column in batch.columns.items()}
@@ -99,7 +104,7 @@ class MapRows(FunctionStage):
         if own is None or given is None:
             return self._kinds.column(name, items)
         if known in (None, own.kind) and own.kind is not Kind.OBJECT and all(map(is_, items, given)):
-            if not own.is_missing:
+            if own.has_values:
                 self._kinds.learn(name, own.kind)
             return own, []
         if known is None and own.kind in (Kind.INT, Kind.TIME):
