@@ -68,9 +68,10 @@ def _joined(batch: Batch, outcomes: list[tuple[int, Outcome]]) -> Batch:
         sizes = [np.arange(len(o.batch)) if o.rows is None else o.rows for _, o in outcomes]
         rows = np.concatenate([own + start for own, (start, _) in zip(sizes, outcomes, strict=True)])
         base = batch.take(rows)
-    last = outcomes[-1][1]
+    # A chunk of which nothing came out has not seen the later stages, and knows nothing of their columns.
+    outcomes = [(start, outcome) for start, outcome in outcomes if len(outcome.batch)] or outcomes[-1:]
     columns: dict[str, Column] = {}
-    for name in last.batch.columns:
+    for name in dict.fromkeys(name for _, outcome in outcomes for name in outcome.batch.columns):
         sources = {outcome.carried.get(name) for _, outcome in outcomes}
         source = next(iter(sources)) if len(sources) == 1 else None
         if source is not None:

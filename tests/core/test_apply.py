@@ -1,0 +1,38 @@
+"""`Plan.apply` over more records than one chunk holds, against a run over the same records."""
+
+import pytest
+
+import tidemill as tm
+from tidemill.core import apply as applied
+
+ROWS = [{"sensor": "S", "time": float(n), "value": float(n)} for n in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of 4 records."""
+    monkeypatch.setattr(applied, "_RECORDS_AT_ONCE", 4)
+
+
+def ran(plan, rows=ROWS):
+    """What a run makes of the records."""
+    sink = tm.testing.ListSink()
+    tm.run(tm.Pipeline(tm.sources.Records(rows), plan, sink), lanes=0)
+    return sink.rows
+
+
+@pytest.mark.parametrize("alive", [4, 6, 0, 10])
+def test_a_chunk_of_which_nothing_is_left(alive):
+    """Columns that stages after a filter add are there, whichever chunks the filter empties."""
+    plan = tm.Plan(tm.Filter(lambda b: b["value"] < alive), tm.Map(lambda b: {"feature": b["value"] * 2}))
+    assert plan.apply(ROWS) == [{**row, "feature": row["value"] * 2} for row in ROWS[:alive]]
+    later = tm.Plan(tm.Filter(lambda b: b["value"] >= alive), tm.Map(lambda b: {"feature": b["value"] * 2}))
+    assert later.apply(ROWS) == [{**row, "feature": row["value"] * 2} for row in ROWS[alive:]]
+
+
+@pytest.mark.parametrize("late", [0, 5, 9])
+def test_a_field_that_few_records_have(late, told):
+    """A field that a function gives to records of one chunk alone stays with them."""
+    plan = tm.Plan(tm.MapRows(lambda rows: [{**r, "late": 1.0} if r["value"] == late else r for r in rows]))
+    expected = [{**row, "late": 1.0} if row["value"] == late else row for row in ROWS]
+    assert told(plan.apply(ROWS)) == told(expected) == told(ran(plan))
