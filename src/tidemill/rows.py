@@ -187,9 +187,9 @@ def _rows_over_origin(batch: Batch, origin: Sequence[dict[str, Any]]) -> list[di
     added = {name: column.to_list() for name, column in batch.columns.items() if name not in batch.origin_names}
     if not added:
         return [dict(row) for row in origin]
-    if any(column.tags is not None for name, column in batch.columns.items() if name in added):
+    if any(column.tags is not None and ABSENT_TAG in column.tags for n, column in batch.columns.items() if n in added):
         return [
-            {**row, **{name: item for name, item in zip(added, items, strict=True) if item is not ABSENT}}
+            {name: item for name, item in {**row, **dict(zip(added, items, strict=True))}.items() if item is not ABSENT}
             for row, items in zip(origin, zip(*added.values(), strict=True), strict=True)
         ]
     with _collector_paused():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill.batch import Batch
+from tidemill.column import ABSENT
 from tidemill.errors import BadResult
 from tidemill.rows import Kinds, batch_of_rows, rows_of_batch
 from tidemill.schema import Kind
@@ -201,3 +202,16 @@ def test_empty_rows():
     """Records without fields are records."""
     assert step(lambda rows: [{} for _ in rows], ROWS).batch.to_rows() == [{}, {}]
     assert isinstance(step(lambda rows: rows, [{}, {}]).batch, Batch)
+
+
+@given(records(), st.sampled_from([None, 0.5]))
+def test_dropped_fields_stay_dropped(rows, value):
+    """A field that the function takes from some records does not come back from the user's own dicts."""
+    batch, _ = batch_of_rows(copy.deepcopy(rows), Kinds())
+    made = [
+        {**row, "value": value} if n % 2 else {k: v for k, v in row.items() if k != "value"}
+        for n, row in enumerate(rows)
+    ]
+    column, _ = Kinds({"value": Kind.FLOAT}).column("value", [row.get("value", ABSENT) for row in made])
+    assert bits(batch.with_columns({"value": column}).to_rows()) == bits(made)
+    assert bits([dict(row) for row in batch.origin]) == bits(rows), "the user's dicts are as they were"
