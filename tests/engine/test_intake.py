@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import KeyTable
-from tidemill.engine.intake import SLICE_RECORDS, Intake
+from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake
 from tidemill.errors import EngineError
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE
 from tidemill.rows import Kinds, batch_of_rows
@@ -153,6 +153,53 @@ async def test_a_large_batch_enters_in_slices():
         taken.append(len(desk.intake.take(desk.intake.waiting).batch))
     assert taken == [SLICE_RECORDS] * 3 + [5]
     assert await putting == count
+
+
+@pytest.mark.parametrize(
+    ("rows", "most"),
+    [
+        ([{"s": f"{n:04d}" * 250} for n in range(40)], 12),
+        ([{"s": [n, {"a": "x" * 100}]} for n in range(40)], 13),
+        ([{"s": "x" * 1000} for n in range(40)], 40),
+        ([{"s": 1.0 * n} for n in range(40)], 40),
+        ([{"s": f"{n}" * 99_999} for n in range(3)], 1),
+    ],
+)
+async def test_what_must_be_encoded_bounds_a_slab(rows, most):
+    """Different texts and objects make a slab end early, with one record at least; numbers and repeated texts do not."""
+    desk = Desk()
+    for start in range(0, len(rows), 8):
+        await desk.intake.put(batch_of(rows[start : start + 8]), "test")
+    out, counts = [], []
+    while desk.intake.waiting:
+        taken = desk.intake.take(desk.intake.waiting, 11_000)
+        out += taken.batch.to_rows()
+        counts.append(len(taken.batch))
+        assert taken.text_bytes < 11_001 or counts[-1] == 1
+    assert out == rows
+    assert max(counts) <= most
+    assert len(counts) > 1 or most == 40
+
+
+async def test_a_turn_of_the_loop():
+    """Many records fill a turn, and so do few with much to encode."""
+    desk = Desk()
+    await desk.intake.put(batch_of([{"s": f"{n}" + "x" * (SLICE_BYTES // 8)} for n in range(4)]), "test")
+    assert 0.5 < desk.intake.take(4).turns < 0.6
+    await desk.intake.put(batch_of(numbered(4)), "test")
+    assert desk.intake.take(4).turns < 0.001
+
+
+async def test_joining_leaves_unused_texts_behind():
+    """Slices of large batches are joined by the texts they use, not by the tables they share."""
+    texts = [f"{n:05d}" * 10 for n in range(8000)]
+    desk = Desk()
+    for start, rows in ((0, 8), (4000, 12)):
+        half = batch_of([{"s": text} for text in texts[start : start + 4000]])
+        await desk.intake.put(half.slice(10, 10 + rows), "test")
+    column = desk.intake.take(20).batch.columns["s"]
+    assert column.to_list() == texts[10:18] + texts[4010:4022]
+    assert len(column.texts) == 20
 
 
 async def test_a_column_has_one_kind_over_all_sources():

@@ -7,6 +7,7 @@ intake is full only after it put one.
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.errors import EngineError
+from tidemill.formats.packed import compact_texts
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
-__all__ = ["SLICE_RECORDS", "Intake", "Taken"]
+__all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Intake", "Taken"]
 
 SLICE_RECORDS: Final = 32_768
 """The most records handled in one turn of the loop: about a millisecond of the parent's work."""
+SLICE_BYTES: Final = 4 << 20
+"""The most bytes of different texts, or what takes as long: copying numbers is quick, encoding texts and objects not."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class Taken:
     """(records, monotonic ns of the read that brought them), in order."""
     bytes: float
     """What the records hold in memory, roughly."""
+    text_bytes: float
+    """What there is to encode, as bytes of text that would take as long."""
+
+    @property
+    def turns(self) -> float:
+        """How much of what may be handled in one turn of the loop this is."""
+        return max(len(self.batch) / SLICE_RECORDS, self.text_bytes / SLICE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,14 @@ class _Piece:
     batch: Batch
     codes: NDArray[np.int32]
     record_bytes: float
+    record_text_bytes: float
 
     @property
     def bytes(self) -> float:
         return self.record_bytes * len(self.batch)
 
     def part(self, start: int, stop: int) -> _Piece:
-        return _Piece(self.batch.slice(start, stop), self.codes[start:stop], self.record_bytes)
+        return _Piece(self.batch.slice(start, stop), self.codes[start:stop], self.record_bytes, self.record_text_bytes)
 
 
 class Intake:
@@ -106,7 +118,7 @@ class Intake:
             batch, codes = self._without_unknown(batch, codes, source)
         if not len(batch):
             return 0
-        piece = _Piece(batch, codes, _record_bytes(batch))
+        piece = _Piece(batch, codes, *_record_bytes(batch))
         self._pieces.append(piece)
         self.waiting += len(batch)
         self._bytes += piece.bytes
@@ -164,17 +176,27 @@ class Intake:
             self._reject(DeadLetter(WRONG_TYPE, told, row, source))
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
-    def take(self, records: int) -> Taken:
+    def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:
         """The next records waiting: ``records`` of them, or at least half as many where a source's batch ends there,
-        because joining batches means copying them. There must be as many."""
+        because joining batches means copying them. There must be as many.
+
+        Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
+        long to encode.
+        """
         pieces: list[_Piece] = []
-        left = records
+        left, left_bytes = records, most_bytes
         while 2 * left > records:
-            piece = self._pieces.popleft()
-            if len(piece.batch) > left:
-                self._pieces.appendleft(piece.part(left, len(piece.batch)))
-                piece = piece.part(0, left)
-            left -= len(piece.batch)
+            piece = self._pieces[0]
+            fitting = len(piece.batch) if not piece.record_text_bytes else int(left_bytes / piece.record_text_bytes)
+            count = min(len(piece.batch), left, max(fitting, 0 if pieces else 1))
+            if not count:
+                break
+            self._pieces.popleft()
+            if count < len(piece.batch):
+                self._pieces.appendleft(piece.part(count, len(piece.batch)))
+                piece = piece.part(0, count)
+            left -= count
+            left_bytes -= piece.record_text_bytes * count
             pieces.append(piece)
         first = self.taken
         records -= left
@@ -186,11 +208,12 @@ class Intake:
             self._room.set()
         codes = pieces[0].codes if len(pieces) == 1 else np.concatenate([piece.codes for piece in pieces])
         arrivals = [(len(piece.batch), piece.batch.arrived_ns) for piece in pieces]
-        return Taken(Batch.concat([piece.batch for piece in pieces]), codes, first, arrivals, size)
+        batch = Batch.concat(_compact([piece.batch for piece in pieces]))
+        return Taken(batch, codes, first, arrivals, size, most_bytes - left_bytes)
 
     def put_back(self, taken: Taken, records: int) -> Taken:
         """Return all but the first ``records`` of what was just taken; gives what is left of it."""
-        record_bytes = taken.bytes / len(taken.batch)
+        record_bytes, text_bytes = taken.bytes / len(taken.batch), taken.text_bytes / len(taken.batch)
         ends = np.cumsum([count for count, _ in taken.arrivals]).tolist()
         kept: list[tuple[int, int]] = []
         rest: list[_Piece] = []
@@ -201,7 +224,7 @@ class Intake:
             if start < end:
                 batch = taken.batch.slice(start, end).with_columns({})
                 batch.arrived_ns = arrived_ns
-                rest.append(_Piece(batch, taken.codes[start:end], record_bytes))
+                rest.append(_Piece(batch, taken.codes[start:end], record_bytes, text_bytes))
         self._pieces.extendleft(reversed(rest))
         returned = len(taken.batch) - records
         self.waiting += returned
@@ -213,6 +236,7 @@ class Intake:
             taken.first,
             kept,
             taken.bytes - record_bytes * returned,
+            taken.text_bytes - text_bytes * returned,
         )
 
 
@@ -231,16 +255,58 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _compact(batches: list[Batch]) -> list[Batch]:
+    """The batches to be joined, without the texts they do not use: joining tables takes time for each text in them."""
+    if len(batches) == 1:
+        return batches
+    made = []
+    for batch in batches:
+        smaller = {
+            name: compact_texts(column)
+            for name, column in batch.columns.items()
+            if column.kind is Kind.TEXT
+            and any(name in other and other.columns[name].texts is not column.texts for other in batches)
+        }
+        made.append(batch.with_columns(smaller))
+        made[-1].origin_names = batch.origin_names  # the same values
+        made[-1].arrived_ns = batch.arrived_ns
+    return made
+
+
 _SAMPLE: Final = 64  # texts
+_SAMPLE_OBJECTS: Final = 8
+_TEXT_COST: Final = 40  # bytes of text that take as long to encode as there being a text at all
+_OBJECT_COST: Final = 100  # the same of an object
+_PICKLE_COST: Final = 25  # and of each byte of a pickle
 
 
-def _record_bytes(batch: Batch) -> float:
-    """What a record holds in memory, roughly: nested values are counted as 200 bytes each, texts by a sample."""
-    total = 0.0
+def _record_bytes(batch: Batch) -> tuple[float, float]:
+    """What a record holds in memory, roughly, and what of it must be encoded, as bytes of text that take as long.
+
+    Nested values are counted as 200 bytes each in memory; texts, and the time that objects take, by a sample.
+    """
+    total = encoded = 0.0
     for column in batch.columns.values():
-        total += 200 if column.kind is Kind.OBJECT else column.values.itemsize
+        if column.kind is Kind.OBJECT:
+            total += 200
+            encoded += _OBJECT_COST + _PICKLE_COST * _pickled_bytes(column)
+            continue
+        total += column.values.itemsize
         if column.kind is Kind.TEXT and column.texts is not None and len(column.texts):
             sample = column.texts[:: max(len(column.texts) // _SAMPLE, 1)]
             each = sum(map(len, sample)) / len(sample)
-            total += each * min(len(column.texts) / max(len(batch), 1), 1.0)  # a text of many records is held once
-    return total
+            share = min(len(column.texts) / max(len(batch), 1), 1.0)  # a text of many records is held once
+            total += each * share
+            encoded += (each + _TEXT_COST) * share
+    return total, encoded
+
+
+def _pickled_bytes(column: Column) -> float:
+    """Bytes of an item's pickle, by a sample."""
+    if column.is_missing:
+        return 0.0
+    sample = column.values[:: max(len(column.values) // _SAMPLE_OBJECTS, 1)].tolist()
+    try:
+        return len(pickle.dumps(sample, pickle.HIGHEST_PROTOCOL)) / len(sample)
+    except Exception:  # noqa: BLE001 - whoever must pickle it will say so
+        return 0.0

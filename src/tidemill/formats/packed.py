@@ -19,7 +19,7 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column, exact_at
 from tidemill.schema import Kind
 
-__all__ = ["Full", "Packed", "PackedColumn", "Packer", "TextTables", "Unpacker", "packed_bytes"]
+__all__ = ["Full", "Packed", "PackedColumn", "Packer", "TextTables", "Unpacker", "compact_texts", "packed_bytes"]
 
 _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
 _NONE = -1
@@ -161,7 +161,7 @@ class Packer:
         if column.kind is Kind.TEXT:
             known = self._tables.get(column.texts)
             if known is None:
-                column = _compact(column)
+                column = compact_texts(column)
                 known = self._tables.encode(column.texts)
             texts = known
         at = self.array(np.asarray(column.values, DTYPES[column.kind]))
@@ -258,7 +258,7 @@ class Unpacker:
         return table
 
 
-def _compact(column: Column) -> Column:
+def compact_texts(column: Column) -> Column:
     """The column with only the texts it uses, when they are few of many: a slice shares the table of the whole."""
     texts = column.texts
     assert texts is not None
@@ -316,7 +316,7 @@ def packed_bytes(columns: Mapping[str, Column]) -> int:
     for column in columns.values():
         total += len(column) * (DTYPES[column.kind].itemsize + 1) + 4 * _ALIGN
         if column.kind is Kind.TEXT and column.texts is not None:
-            texts = _compact(column).texts
+            texts = compact_texts(column).texts
             assert texts is not None
             total += sum(4 * len(text) + 8 for text in texts.tolist())
         elif column.kind is Kind.OBJECT:
