@@ -11,9 +11,10 @@ import abc
 import asyncio
 import concurrent.futures
 import contextlib
+import logging
 import pickle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,8 +37,11 @@ FLUSH_S: Final = 0.25
 """Seconds that rows wait at most to become visible."""
 _NICE: Final = 5
 """Added to the priority number of a sink's process: after the loop, before the lanes."""
+_CLOSE_S: Final = 2.0
+"""Seconds that a sink gets to close after the run has failed."""
 _REGIONS: Final = 3
 _REGION_BYTES: Final = 160 << 20
+_log = logging.getLogger("tidemill")
 
 
 @dataclass
@@ -78,15 +82,17 @@ class Outlet(abc.ABC):
 
 
 class LoopOutlet(Outlet):
-    """For a sink on the event loop: the application's own code."""
+    """For a sink on the event loop: the application's own code. What it opens it closes, once, whatever happens."""
 
     def __init__(self, sink: LoopSink) -> None:
         self._sink = sink
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._to_close = False
 
     async def open(self, schema: Schema) -> None:
-        await self._sink.open(schema)
+        self._to_close = True
+        await self._named(self._sink.open(schema))
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.put_nowait(delivery)
@@ -94,21 +100,38 @@ class LoopOutlet(Outlet):
     async def run(self) -> None:
         while True:
             delivery = await self._waiting.get()
-            try:
-                await self._sink.write(self._sink.chosen(delivery.batch))
-            except TidemillError:
-                raise
-            except Exception as error:
-                raise StageError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
+            await self._named(self._write(delivery.batch))
             self.rows = self._sink.statistics().rows
             delivery.written()
             delivery.shown()
             delivery.taken()
             self._waiting.task_done()
 
+    async def _write(self, batch: Batch) -> None:
+        await self._sink.write(self._sink.chosen(batch))
+
+    async def _named(self, work: Awaitable[None]) -> None:
+        """The application's code; what it raises names the sink."""
+        try:
+            await work
+        except TidemillError:
+            raise
+        except Exception as error:
+            raise StageError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
+
     async def finish(self) -> None:
         await self._waiting.join()
-        await self._sink.close()
+        self._to_close = False
+        await self._named(self._sink.close())
+
+    async def abandon(self) -> None:
+        if not self._to_close:
+            return
+        self._to_close = False
+        try:
+            await asyncio.wait_for(self._sink.close(), _CLOSE_S)
+        except Exception as error:  # noqa: BLE001 - the run has failed already, and that is what is told
+            _log.warning("the sink %s could not be closed: %s: %s", self.name, type(error).__name__, error)
 
 
 class ThreadOutlet(Outlet):
@@ -190,6 +213,7 @@ class ProcessOutlet(Outlet):
         self._unseen: deque[tuple[int, Delivery]] = deque()
         self._number = 0
         self._pumping = False  # a batch will be copied at the loop's next turn
+        self._released = False  # abandoned or finished: what a callback still brings is nobody's
         self._channel: ProcessChannel | None = None
         loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = loop.create_future()
@@ -213,6 +237,8 @@ class ProcessOutlet(Outlet):
     def _pump(self) -> None:
         """Copy one batch; the next has its own turn of the loop."""
         self._pumping = False
+        if self._released:
+            return
         if self._waiting and self._free:
             self._send(self._waiting.popleft())
             if self._waiting and self._free:
@@ -305,15 +331,17 @@ class ProcessOutlet(Outlet):
         self._release()
 
     async def abandon(self) -> None:
+        self._released = True
         if self._channel is not None:
             self._channel.send(Stop())  # what was written is flushed, so that complete rows stay complete
-            await asyncio.wait([asyncio.ensure_future(self._channel.gone.wait())], timeout=2)
+            await asyncio.wait([asyncio.ensure_future(self._channel.gone.wait())], timeout=_CLOSE_S)
             self._channel.kill()
         if self._failed.done():
             self._failed.exception()
         self._release()
 
     def _release(self) -> None:
+        self._released = True
         self._packers.clear()
         for region in self._regions:
             region.close()

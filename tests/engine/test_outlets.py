@@ -1,0 +1,88 @@
+"""Outlets: every sink that was opened is closed once, and what comes after the end is nobody's."""
+
+import asyncio
+import logging
+
+import pytest
+
+import tidemill as tm
+from tidemill.batch import Batch
+from tidemill.engine.outlets import Delivery, LoopOutlet, ProcessOutlet
+from tidemill.errors import StageError
+from tidemill.schema import Schema
+from tidemill.sinks.base import LoopSink, SinkStatistics
+from tidemill.sinks.lines import Lines
+
+
+class Fragile(LoopSink):
+    """Raises where it is told to."""
+
+    def __init__(self, where):
+        super().__init__(name="fragile")
+        self.breaks = where
+        self.calls = []
+
+    def hit(self, what):
+        self.calls.append(what)
+        if what in self.breaks:
+            raise ValueError(f"boom in {what}")
+
+    async def open(self, schema):
+        self.hit("open")
+
+    async def write(self, batch):
+        self.hit("write")
+
+    async def close(self):
+        self.hit("close")
+
+    def statistics(self):
+        return SinkStatistics(self.name, 0)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "calls"),
+    [
+        (["open"], ["open", "close"]),
+        (["write"], ["open", "write", "close"]),
+        (["write", "close"], ["open", "write", "close"]),
+        (["close"], ["open", "write", "close"]),
+    ],
+)
+def test_a_loop_sink_is_closed_once_whatever_fails(tmp_path, breaks, calls):
+    """The error names the sink and what it raised; the sink is closed once, and a close that fails hides nothing."""
+    sink = Fragile(breaks)
+    source = tm.sources.Records([{"sensor": "S", "time": 0, "value": 1.0}])
+    with pytest.raises(StageError, match=f"the sink fragile failed: ValueError: boom in {breaks[0]}"):
+        tm.run(tm.Pipeline(source, tm.Plan(), sink), lanes=0, dead_letters=tmp_path / "dead.ndjson")
+    assert sink.calls == calls
+
+
+async def test_what_was_not_opened_is_not_closed(caplog):
+    """A run that failed before its sinks opened leaves them alone; a close that raises is told in the log."""
+    sink = Fragile(["close"])
+    outlet = LoopOutlet(sink)
+    await outlet.abandon()
+    assert sink.calls == []
+    await outlet.open(Schema())
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        await outlet.abandon()
+        await outlet.abandon()
+    assert sink.calls == ["open", "close"]
+    assert "fragile could not be closed: ValueError: boom in close" in caplog.text
+
+
+async def test_a_pending_turn_after_the_end_does_nothing(tmp_path):
+    """A batch that waits for its turn when the outlet is let go is not copied: its memory is gone."""
+    outlet = ProcessOutlet(Lines(tmp_path / "rows.ndjson"), None)
+    batch = Batch.from_rows([{"value": 1.0}])
+    free, outlet._free = outlet._free, []
+    outlet.put(Delivery(batch, *[lambda: None] * 3))
+    outlet._free = free
+    asyncio.get_running_loop().call_soon(outlet._pump)
+    failures = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    await outlet.abandon()
+    await asyncio.sleep(0)
+    outlet.put(Delivery(batch, *[lambda: None] * 3))
+    assert failures == []
