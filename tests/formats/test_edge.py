@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -46,6 +47,25 @@ def test_a_bad_record_goes_alone(record: object, code: str) -> None:
     assert batch.to_rows() == [GOOD] * 3
     assert batch.keys[batch.key].tolist() == ["S1"] * 3
     assert batch.time.tolist() == [10**9] * 3
+
+
+@pytest.mark.parametrize(
+    ("field", "item", "code", "told"),
+    [
+        ("v\ud800", 1.0, MALFORMED, r"the field name 'v\ud800' is not valid Unicode text"),
+        ("o", {"lock": threading.Lock()}, WRONG_TYPE, "field 'o' holds a dict that cannot be sent to another process"),
+        ("o", [1, lambda: 0], WRONG_TYPE, "field 'o' holds a list that cannot be sent to another process"),
+    ],
+)
+def test_what_no_other_process_can_take_goes_alone(field: str, item: object, code: str, told: str) -> None:
+    """A record that could not be sent to a lane is rejected at the edge, with its field; its neighbours flow."""
+    good = {**GOOD, "o": [1]}
+    bad = {**good, field: item}
+    batch, letters = Edge().rows([good, bad, good])
+    assert [(letter.reason_code, letter.raw) for letter in letters] == [(code, bad)]
+    assert letters[0].reason.startswith(told)
+    assert batch.to_rows() == [good] * 2
+    assert batch.names == ("sensor", "time", "value", "o")
 
 
 def test_a_record_without_a_key_teaches_no_kind() -> None:

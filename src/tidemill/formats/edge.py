@@ -6,6 +6,7 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 from __future__ import annotations
 
 import copy
+import pickle
 import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
@@ -25,6 +26,7 @@ from tidemill.letters import (
     MALFORMED,
     MISSING_FIELD,
     NO_KEY,
+    WRONG_TYPE,
     DeadLetter,
     Reject,
 )
@@ -110,12 +112,16 @@ class Edge:
         wall_ns: int | NDArray[np.int64] = 0,
         known: Known | None = None,
         raws: Sequence[Any] | None = None,
+        parsed: bool = False,
     ) -> tuple[Batch, list[DeadLetter]]:
-        """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts."""
+        """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts.
+
+        ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
+        """
         plain = set(map(type, rows)) <= {dict}
-        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws)
+        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws, parsed)
         if made is None:
-            made = self._rows(rows, False, arrived_ns, wall_ns, known, raws)
+            made = self._rows(rows, False, arrived_ns, wall_ns, known, raws, parsed)
             assert made is not None
         return made
 
@@ -127,8 +133,9 @@ class Edge:
         wall_ns: int | NDArray[np.int64],
         known: Known | None,
         raws: Sequence[Any] | None,
+        parsed: bool,
     ) -> tuple[Batch, list[DeadLetter]] | None:
-        """None when the records turn out not to be as ``plain`` as they seemed: a field's name is not text."""
+        """None when the records turn out not to be as ``plain`` as they seemed: a field's name is no proper text."""
         early: dict[int, Reject] = {}
         kept: Sequence[dict[str, Any]] = rows
         if not plain:
@@ -138,6 +145,9 @@ class Edge:
                     early[place] = Reject(place, MALFORMED, f"the record is a {type(row).__name__}, not an object")
                 elif not all(type(name) is str for name in row):
                     early[place] = Reject(place, MALFORMED, "a field's name is not text")
+                elif not _unicode("".join(row)):
+                    bad = next(name for name in row if not _unicode(name))
+                    early[place] = Reject(place, MALFORMED, f"the field name {bad!a} is not valid Unicode text")
         for place, reject in self._lacking(kept, early, known):
             early.setdefault(place, reject)
         places: NDArray[np.intp] | None = None
@@ -146,10 +156,12 @@ class Edge:
             places = np.array([place for place in range(len(kept)) if place not in early], np.intp)
             kept = [kept[place] for place in places.tolist()]
         batch, misfits = batch_of_rows(kept, self.kinds)
-        if plain and set(map(type, batch.names)) - {str}:
+        if plain and (set(map(type, batch.names)) - {str} or not _unicode("".join(batch.names))):
             return None
         rejects = {reject.row: reject for reject in misfits}
         _find_surrogates(batch, rejects)
+        if not parsed:
+            _find_unsendable(batch, rejects)
         chosen, late = self._with_roles(batch, rejects, wall_ns, known, places)
         for reject in late.values():
             place = int(places[reject.row]) if places is not None else reject.row
@@ -440,6 +452,25 @@ def _find_surrogates(batch: Batch, rejects: dict[int, Reject]) -> None:
             if not _unicode(text):
                 for row in np.flatnonzero(column.values == code).tolist():
                     rejects.setdefault(row, Reject(row, MALFORMED, f"field {name!r} is not valid Unicode text"))
+
+
+def _find_unsendable(batch: Batch, rejects: dict[int, Reject]) -> None:
+    """Rejects values that cannot go to a lane or a sink, which are other processes: a lock, an open file."""
+    for name, column in batch.columns.items():
+        if column.kind is not Kind.OBJECT or _why_unsendable(items := column.values.tolist()) is None:
+            continue
+        for row, item in enumerate(items):
+            if row not in rejects and (why := _why_unsendable(item)) is not None:
+                reason = f"field {name!r} holds a {type(item).__name__} that cannot be sent to another process: {why}"
+                rejects[row] = Reject(row, WRONG_TYPE, reason)
+
+
+def _why_unsendable(item: Any) -> str | None:
+    try:
+        pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001 - the item's own code may raise anything
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _missing(column: Column) -> NDArray[np.bool_] | None:

@@ -88,5 +88,5 @@ class DeadLetters(EdgedSource):
                 rows.append(raw)
             else:
                 found.append(self.edge.refuse(MALFORMED, "the line is no dead letter: it has no field 'raw'", letter))
-        batch, more = self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns())
+        batch, more = self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns(), parsed=True)
         return batch, found + more

@@ -70,7 +70,7 @@ class JsonDecoder:
             reason = f"the line is longer than {self._splitter.limit} bytes"
             letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))
         self._splitter.oversize.clear()
-        batch, more = self._edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=self._known)
+        batch, more = self._edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True)
         return batch, letters + more
 
 

@@ -166,7 +166,7 @@ class TCP(EdgedSource):
             letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
         known = [block.known for block, count in zip(blocks, counts, strict=True) for _ in range(count)]
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
-        batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known)
+        batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
 
     def _taken_lost(self) -> list[DeadLetter]:
