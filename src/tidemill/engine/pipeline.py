@@ -76,19 +76,28 @@ class Pipeline:
             for sink in self.sinks:
                 sink.check()
         plan = self.plan.prepared(files.read_table)
-        entering = _together([source.peek() for source in self.sources])
+        entering = _together([(source.name, source.peek()) for source in self.sources])
         schemas = (entering, *plan.bind(entering))
         for sink in self.sinks:
             sink.bind(schemas[-1])
         return Checked(plan, schemas)
 
 
-def _together(schemas: Sequence[Schema]) -> Schema:
-    fields: dict[str, Field] = {}
-    for schema in schemas:
+def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
+    """The columns of all sources; a column has one kind for the whole run."""
+    fields: dict[str, tuple[str, Field]] = {}
+    for source, schema in sources:
         for field in schema:
-            fields.setdefault(field.name, field)
-    return Schema(fields.values(), open=any(schema.open for schema in schemas))
+            first, known = fields.setdefault(field.name, (source, field))
+            if known.kind is None:
+                fields[field.name] = (source, field)
+            elif field.kind is not None and field.kind is not known.kind:
+                raise PlanError(
+                    f"column {field.name!r} is {known.kind.value} in source {first} and {field.kind.value} in source "
+                    f"{source}; a column has one kind in all sources. Declare it with columns={{{field.name!r}: ...}} "
+                    f"in both, or run them as two pipelines."
+                )
+    return Schema((field for _, field in fields.values()), open=any(schema.open for _, schema in sources))
 
 
 def _all_of(given: Any, kind: type[Any], word: str, example: str) -> tuple[Any, ...]:

@@ -54,7 +54,10 @@ class Frame(EdgedSource):
         for name in self.edge.key_fields:
             if name not in batch:
                 raise InputError(f"the table has no column {name!r} to read the sensor from; {hint}.")
-        return batch.schema.adding(Field(name, kind) for name, kind in self.columns.items())
+        schema = Schema(
+            Field(name, None if column.is_missing else column.kind) for name, column in batch.columns.items()
+        )
+        return schema.adding(Field(name, kind) for name, kind in self.columns.items())
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True

@@ -68,7 +68,9 @@ class Records(EdgedSource):
             return self.declared(more=True)
         first = self.records[0]
         if isinstance(first, Batch):
-            schema = first.schema
+            schema = Schema(
+                Field(name, None if column.is_missing else column.kind) for name, column in first.columns.items()
+            )
             return schema.adding(Field(name, kind) for name, kind in self.columns.items())
         head = list(self.records[:_SLICE])
         batch, _ = self.edge.twin().rows([row for row in head if isinstance(row, Mapping)])
