@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.column import ABSENT_TAG, Column
+from tidemill.column import Column
 from tidemill.errors import PlanError
+from tidemill.orders import Orders, Part, joined
 from tidemill.schema import Field, Kind, Schema
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Batch:
         """The user's own dicts, when the records came as dicts: what `to_rows` gives back unchanged."""
         self.origin_names: frozenset[str] = frozenset()
         """The columns that still hold what ``origin`` holds."""
-        self.orders: tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None = None
+        self.orders: Orders | None = None
         """Per record, which of several field orders it had; None when all had the columns' order."""
 
     # -- reading -----------------------------------------------------------------------------------
@@ -133,6 +134,17 @@ class Batch:
         """This batch with ``columns`` after its own; an existing name keeps its place and takes the new column."""
         made = self._like({**self.columns, **columns})
         made.origin_names = self.origin_names.difference(columns)
+        return made
+
+    def holding(self, columns: Mapping[str, Column], orders: Orders | None) -> Batch:
+        """These records with just these columns and orders; their own dicts are kept where they are still good."""
+        known = orders[1] if orders is not None else None
+        own = self.orders[1] if self.orders is not None else None
+        if known is own and list(columns)[: len(self.columns)] == list(self.columns):
+            return self.with_columns({n: c for n, c in columns.items() if c is not self.columns.get(n)})
+        made = self._like(columns)
+        made.origin, made.origin_names = None, frozenset()
+        made.orders = orders
         return made
 
     def select(self, names: Mapping[str, str]) -> Batch:
@@ -225,7 +237,7 @@ class Batch:
         if all(part.origin is not None for part in parts):
             made.origin = [row for part in parts for row in part.origin or ()]
             made.origin_names = frozenset.intersection(*(part.origin_names for part in parts))
-        made.orders = _concat_orders(parts)
+        made.orders = joined([Part(part.names, part.orders, len(part)) for part in parts], made.names)
         return made
 
     # -- to and from other shapes --------------------------------------------------------------------
@@ -268,30 +280,3 @@ def _as_kind(column: Column | None, kind: Kind, rows: int) -> Column:
     made = Column.missing(kind, rows)
     made.tags = column.tags
     return made
-
-
-def _concat_orders(
-    parts: Iterable[Batch],
-) -> tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None:
-    parts = list(parts)
-    own = [_own_order(part) for part in parts]
-    if all(part.orders is None for part in parts) and len(set(own)) == 1:
-        return None
-    table: dict[tuple[str, ...], int] = {}
-    ids = []
-    for part, order in zip(parts, own, strict=True):
-        if part.orders is None:
-            ids.append(np.full(len(part), table.setdefault(order, len(table)), np.int32))
-        else:
-            codes = np.array([table.setdefault(o, len(table)) for o in part.orders[1]], np.int32)
-            ids.append(codes[part.orders[0]])
-    return np.concatenate(ids), tuple(table)
-
-
-def _own_order(batch: Batch) -> tuple[str, ...]:
-    """The field order of a batch without ``orders``: its columns, but for those that no record has."""
-    return tuple(
-        name
-        for name, column in batch.columns.items()
-        if column.tags is None or not len(column) or not (column.tags == ABSENT_TAG).all()
-    )

@@ -36,3 +36,12 @@ def test_a_field_that_few_records_have(late, told):
     plan = tm.Plan(tm.MapRows(lambda rows: [{**r, "late": 1.0} if r["value"] == late else r for r in rows]))
     expected = [{**row, "late": 1.0} if row["value"] == late else row for row in ROWS]
     assert told(plan.apply(ROWS)) == told(expected) == told(ran(plan))
+
+
+def test_records_keep_their_own_order_of_fields(told):
+    """Across chunks, what is added comes after the record's own fields, in the record's own order."""
+    rows = [row if n % 3 else dict(reversed(row.items())) for n, row in enumerate(ROWS)]
+    plan = tm.Plan(tm.MapRows(lambda given: [{**row, "x": 1.0} for row in given]))
+    assert told(plan.apply(rows)) == told([{**row, "x": 1.0} for row in rows])
+    turned = tm.Plan(tm.MapRows(lambda given: [{"x": 1.0, **row} for row in given]))
+    assert told(turned.apply(rows)) == told([{"x": 1.0, **row} for row in rows])

@@ -215,3 +215,14 @@ def test_dropped_fields_stay_dropped(rows, value):
     column, _ = Kinds({"value": Kind.FLOAT}).column("value", [row.get("value", ABSENT) for row in made])
     assert bits(batch.with_columns({"value": column}).to_rows()) == bits(made)
     assert bits([dict(row) for row in batch.origin]) == bits(rows), "the user's dicts are as they were"
+
+
+def test_columns_come_in_the_batchs_order():
+    """Rows whose fields come in several orders leave the columns where they are, and their orders as they were known."""
+    batch = lane_batch([{"a": 1.0, "b": 2.0}, {"b": 1.0, "a": 2.0}])
+    made = MapRows(lambda rows: [{**row, "x": 1.0} for row in rows]).opened().step(batch.slice(1, 2), None).batch
+    assert made.names == ("a", "b", "x")
+    assert made.orders[1] is batch.orders[1]
+    turned = MapRows(lambda rows: [dict(reversed(row.items())) for row in rows]).opened().step(batch, None).batch
+    assert turned.names == ("a", "b")
+    assert [list(row) for row in turned.to_rows()] == [["b", "a"], ["a", "b"]]

@@ -13,6 +13,7 @@ from tidemill.core.chain import Chain, Outcome
 from tidemill.core.keys import KeyTable
 from tidemill.errors import InputError, StageError
 from tidemill.formats.edge import DEFAULT_TIME, Edge
+from tidemill.orders import Part, joined, placed
 from tidemill.stages.state import StateMemory
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def _joined(batch: Batch, outcomes: list[tuple[int, Outcome]]) -> Batch:
     # A chunk of which nothing came out has not seen the later stages, and knows nothing of their columns.
     outcomes = [(start, outcome) for start, outcome in outcomes if len(outcome.batch)] or outcomes[-1:]
     columns: dict[str, Column] = {}
-    for name in dict.fromkeys(name for _, outcome in outcomes for name in outcome.batch.columns):
+    names = placed(base.columns, [outcome.batch.names for _, outcome in outcomes])
+    orders = joined([Part(o.batch.names, o.batch.orders, len(o.batch)) for _, o in outcomes], names)
+    for name in names:
         sources = {outcome.carried.get(name) for _, outcome in outcomes}
         source = next(iter(sources)) if len(sources) == 1 else None
         if source is not None:
@@ -82,6 +85,4 @@ def _joined(batch: Batch, outcomes: list[tuple[int, Outcome]]) -> Batch:
                 for _, o in outcomes
             ]
             columns[name] = Batch.concat(parts).columns[name]
-    if list(columns)[: len(base.columns)] == list(base.columns):
-        return base.with_columns({n: c for n, c in columns.items() if c is not base.columns.get(n)})
-    return base.with_columns(columns).select({name: name for name in columns})
+    return base.holding(columns, orders)

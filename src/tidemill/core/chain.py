@@ -19,6 +19,7 @@ from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
 from tidemill.errors import BadResult, EngineError, StageError, TidemillError
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
+from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory
@@ -50,6 +51,8 @@ class Outcome:
     """Positions, in the batch that entered, of the rows that came out; None for all of them."""
     carried: dict[str, str]
     """Columns that are still what entered, by their present name: the name they entered with."""
+    orders: FieldOrders | None = None
+    """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -103,6 +106,7 @@ class Chain:
                 outcome.counts[what] = outcome.counts.get(what, 0) + times
             state.counts = {}
         self._memory.mark(NOWHERE)
+        outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
 
     # -- one stage -------------------------------------------------------------------------------------
@@ -294,6 +298,14 @@ def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
         if old is not None and old in outcome.carried:
             carried[name] = outcome.carried[old]
     outcome.carried = carried
+
+
+def _own_orders(entered: Batch, left: Batch) -> FieldOrders | None:
+    if left.orders is None:
+        return None if entered.orders is None else (np.zeros(len(left), np.int32), (left.names,))
+    if entered.orders is not None and left.orders[1] is entered.orders[1]:
+        return None
+    return left.orders
 
 
 def _told(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.wire import Result, Slot
+from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
 
 __all__ = ["Share", "assemble"]
@@ -46,17 +47,9 @@ def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffe
         rows = np.sort(np.concatenate([share.survivors for share in shares]))
         base = batch.take(rows)
     maker = _Maker(batch, base, rows, shares, {slot.name: slot for slot in slots}, buffer, unpacker)
-    columns = {name: maker.column(name) for name in maker.names()}
-    return _on(base, columns)
-
-
-def _on(base: Batch, columns: dict[str, Column]) -> Batch:
-    """The base's records with these columns; keeps the records' own dicts where they are still good."""
-    if list(columns)[: len(base.columns)] == list(base.columns):
-        changed = {name: column for name, column in columns.items() if column is not base.columns.get(name)}
-        return base.with_columns(changed)
-    made = base.with_columns(columns)
-    return made.select({name: name for name in columns})
+    names = placed(base.columns, maker.names)
+    columns = {name: maker.column(name) for name in names}
+    return base.holding(columns, maker.orders(names))
 
 
 class _Maker:
@@ -79,9 +72,23 @@ class _Maker:
         ]
         self._order: NDArray[np.intp] | None = None
 
-    def names(self) -> list[str]:
-        """All output columns, in the order of the first lane that has them."""
-        return list(dict.fromkeys(name for outputs in self._outputs for name in outputs))
+    @property
+    def names(self) -> list[list[str]]:
+        """Each lane's columns, in its order."""
+        return [list(outputs) for outputs in self._outputs]
+
+    def orders(self, names: Sequence[str]) -> Orders | None:
+        """The order of each row's fields: what its lane says, or that of the record that entered."""
+        parts = []
+        for share, own, frame in zip(self._shares, self.names, self._frames, strict=True):
+            orders = None if frame is None else frame.orders
+            if orders is None and self._batch.orders is not None:
+                orders = (self._batch.orders[0].take(share.survivors), self._batch.orders[1])
+            parts.append(Part(own, orders, share.result.kept))
+        whole = joined(parts, names)
+        if whole is None or (self._base.orders is not None and whole[1] is self._base.orders[1]):
+            return self._base.orders
+        return whole[0].take(self._in_input_order()), whole[1]
 
     def column(self, name: str) -> Column:
         ways = {(outputs[name].how, outputs[name].source) if name in outputs else None for outputs in self._outputs}
@@ -121,8 +128,10 @@ class _Maker:
             for part, share in zip(parts, self._shares, strict=True)
         ]
         column = Batch.concat(pieces).columns[""]
-        if len(self._shares) == 1:
-            return column
+        return column if len(self._shares) == 1 else column.take(self._in_input_order())
+
+    def _in_input_order(self) -> NDArray[np.intp]:
+        """Where each output row is among the shares' rows, one share after another."""
         if self._order is None:
             self._order = np.argsort(np.concatenate([share.survivors for share in self._shares]), kind="stable")
-        return column.take(self._order)
+        return self._order

@@ -9,6 +9,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
+from tidemill.orders import follows
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError
 from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
@@ -177,7 +178,10 @@ class MapFrame(FunctionStage):
         added = batch.with_columns(made)
         if list(added.columns) == list(made):
             return added
-        return added.select({name: name for name in made})
+        left = added.select({name: name for name in made})
+        if follows(made, added.columns):
+            left.orders = added.orders
+        return left
 
 
 def _annotated(fn: Callable[..., Any]) -> Library:

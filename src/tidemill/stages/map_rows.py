@@ -13,6 +13,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE, Reject
+from tidemill.orders import Orders, follows
 from tidemill.rows import Kinds, fields_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
@@ -72,10 +73,13 @@ class MapRows(FunctionStage):
         rows, rejects = self._checked(self._call(rows_of_lists(batch, lists)), len(batch))
         names, fields, orders = fields_of_rows(rows)
         made = Batch({}, rows=len(batch), key=batch.key_column, time=batch.time_ns, arrived_ns=batch.arrived_ns)
-        made.orders = orders
-        for name, items in zip(names, fields, strict=True):
+        for name in names:
             if type(name) is not str:
                 raise BadResult(WRONG_TYPE, f"{self.name} returned the field {name!r}; names must be text")
+        places, made.orders = _places(batch, names, orders)
+        by_name = dict(zip(names, fields, strict=True))
+        for name in places:
+            items = by_name[name]
             made.columns[name], wrong = self._column(name, items, batch.columns.get(name), lists.get(name))
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
@@ -127,6 +131,23 @@ class MapRows(FunctionStage):
             return Step(made)
         kept = np.setdiff1d(np.arange(len(made)), list(rejects))
         return Step(made.take(kept), kept, told)
+
+
+def _places(batch: Batch, names: tuple[str, ...], orders: Orders | None) -> tuple[tuple[str, ...], Orders | None]:
+    """The order of the columns: the batch's own, then the new ones; and the rows' orders, where they do not follow."""
+    places = (
+        *(name for name in batch.columns if name in names),
+        *(name for name in names if name not in batch.columns),
+    )
+    if orders is None and batch.orders is None:
+        return names, None
+    ids, table = orders or (np.zeros(len(batch), np.int32), (names,))
+    given, given_table = batch.orders or (np.zeros(len(batch), np.int32), ((),))
+    for pair in np.unique(given.astype(np.int64) * len(table) + ids).tolist():
+        before, after = given_table[pair // len(table)], table[pair % len(table)]
+        if not follows(after, (*before, *(name for name in places if name not in before))):
+            return places, (ids, table)
+    return places, batch.orders
 
 
 def _own_items(column: Column) -> list[Any]:
