@@ -68,6 +68,15 @@ def test_what_no_other_process_can_take_goes_alone(field: str, item: object, cod
     assert batch.names == ("sensor", "time", "value", "o")
 
 
+def test_columns_of_any_objects() -> None:
+    """Of a table that may hold anything, a row that could not be sent to a lane is rejected singly."""
+    objects = Column(Kind.OBJECT, np.array([None, threading.Lock(), None], object))
+    columns = {"sensor": Column.of_texts(["S"] * 3), "time": Column(Kind.FLOAT, np.arange(3.0)), "o": objects}
+    batch, letters = Edge().columns(columns, parsed=False)
+    assert (len(batch), [letter.reason_code for letter in letters]) == (2, [WRONG_TYPE])
+    assert letters[0].reason.startswith("field 'o' holds a lock")
+
+
 def test_a_record_without_a_key_teaches_no_kind() -> None:
     """What is rejected for its key does not make the column of its value text for the rest of the run."""
     batch, letters = Edge().rows([{"time": 1, "value": "hot"}, GOOD])

@@ -1,5 +1,7 @@
 """Batches laid into a buffer and read back: every kind, every row subset, and what happens when there is no room."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
+from tidemill.errors import InputError
 from tidemill.formats.packed import Full, Packed, Packer, TextTables, Unpacker, packed_bytes
 from tidemill.rows import Kinds, batch_of_rows
 from tidemill.schema import Kind
@@ -168,6 +171,12 @@ def test_only_small_tables_are_remembered():
         packer.column("large", Column.of_texts([f"{number} {n}" + "x" * 300 for n in range(1000)]))
     assert tables.get(again.texts) is not None
     assert 0 < tables.held < 200
+
+
+def test_what_cannot_be_packed_is_named():
+    """A value that no other process can take is an error of the input, with its column."""
+    with pytest.raises(InputError, match="column 'o' holds values that cannot be sent to another process"):
+        Packer(bytearray(4096)).column("o", Column(Kind.OBJECT, np.array([None, threading.Lock()], object)))
 
 
 def test_nothing_packs():

@@ -180,10 +180,12 @@ class Edge:
         rejects: Mapping[int, Reject] | None = None,
         raw_of: RawOf | None = None,
         naive: frozenset[str] = frozenset(),
+        parsed: bool = True,
     ) -> tuple[Batch, list[DeadLetter]]:
         """Records given as columns; ``rejects`` are rows that the format has refused already.
 
-        ``naive`` names the TIME columns whose times had no zone: they are carried as they are, and read in ``tz``.
+        ``naive`` names the TIME columns whose times had no zone: they are carried as they are, and read in ``tz``. ``parsed`` False
+        says that the columns may hold any Python objects.
         """
         found = dict(rejects or {})
         made = {}
@@ -197,6 +199,8 @@ class Edge:
                 found.setdefault(
                     row, Reject(row, MISSING_FIELD, f"the record has no field {name!r}, which is declared")
                 )
+        if not parsed:
+            _find_unsendable(batch, found)
         show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
         chosen, found = self._with_roles(batch, found, wall_ns, known, None)
         if self.time in naive and chosen.time_ns is not None and chosen.columns[self.time].kind is Kind.TIME:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column, exact_at
+from tidemill.errors import InputError
 from tidemill.schema import Kind
 
 __all__ = ["Full", "Packed", "PackedColumn", "Packer", "TextTables", "Unpacker", "compact_texts", "packed_bytes"]
@@ -154,7 +155,7 @@ class Packer:
     def column(self, name: str, column: Column) -> PackedColumn:
         """Copy one column in."""
         if column.kind is Kind.OBJECT:
-            data = pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+            data = _pickled(name, column)
             tags_at = _NONE if column.tags is None else self.array(column.tags)
             return PackedColumn(name, "object", _NONE, tags_at, self.blob(data), len(data))
         texts = exact = b""
@@ -256,6 +257,15 @@ class Unpacker:
         table = np.fromiter(texts, object, len(texts))
         self._texts[packed.name] = (data, table)
         return table
+
+
+def _pickled(name: str, column: Column) -> bytes:
+    try:
+        return pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise InputError(
+            f"column {name!r} holds values that cannot be sent to another process: {type(error).__name__}: {error}"
+        ) from error
 
 
 def compact_texts(column: Column) -> Column:

@@ -78,4 +78,4 @@ class Frame(EdgedSource):
 
     def _decode(self) -> Any:
         batch = from_table(self.table)
-        return self.edge.columns(batch.columns, rows=len(batch), naive=naive_times(self.table))
+        return self.edge.columns(batch.columns, rows=len(batch), naive=naive_times(self.table), parsed=False)
