@@ -51,6 +51,7 @@ class Batcher:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._cap = min(self.START, self.limits.max_records)
+        self._costs_s: dict[int, float] = {}
         self._cost_s = 0.0
 
     def records(self, *, waiting: int, in_flight: Sequence[int], free_slabs: int) -> int:
@@ -65,19 +66,21 @@ class Batcher:
             return min(waiting, self._cap)
         return 0
 
-    def measured(self, records: int, busy_s: float) -> None:
-        """The slowest lane of a slab of ``records`` took ``busy_s``.
+    def measured(self, records: int, busy_s: float, lane: int = 0) -> None:
+        """``lane`` took ``busy_s`` for its share of a slab of ``records``.
 
         A slab that took too long shrinks the cap at once. One that did not can only raise it, to twice its own size
-        at most: a small slab's time is mostly fixed cost and says little about a large one's.
+        at most, and to what the dearest lane can afford: a small slab's time is mostly fixed cost and says little about
+        a large one's.
         """
         if not records or busy_s <= 0:
             return
-        self._cost_s = busy_s / records
-        affordable = int(self.limits.target_s / self._cost_s)
+        self._costs_s[lane] = busy_s / records
+        self._cost_s = max(self._costs_s.values())
         if busy_s > self.limits.target_s:
-            self._cap = max(1, affordable)
+            self._cap = max(1, int(self.limits.target_s / self._costs_s[lane]))
         else:
+            affordable = int(self.limits.target_s / self._cost_s)
             self._cap = min(max(self._cap, min(2 * records, affordable)), self.limits.max_records)
 
     def statistics(self) -> BatcherStatistics:

@@ -64,6 +64,7 @@ class Lane:
     def detach(self) -> None:
         """Its process is gone."""
         self._channel = None
+        self.ready = False
         self.results.clear()
 
     def send(self, message: Message) -> None:

@@ -28,8 +28,9 @@ from tidemill.engine.intake import SLICE_RECORDS, Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
+from tidemill.engine.settling import settled
 from tidemill.engine.slabs import Slabs
-from tidemill.errors import EngineError, InputError
+from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Packed, Packer, Unpacker
 from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import (
@@ -46,14 +47,17 @@ from tidemill.lanes.wire import (
     Stop,
     Work,
 )
-from tidemill.letters import DeadLetter
+from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Field, Kind, Schema
+from tidemill.stages.state import NOWHERE
 
 __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
 _IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
 _TURN_NS = 500_000
+_RAW_SHOWN = 10_000
+"""Characters of a record that was too large which its dead letter shows."""
 _PROBES = 1_000
 """Records sent one by one, at most, until one has passed every function and so shown its columns and their kinds."""
 
@@ -70,7 +74,6 @@ class _Slab:
     rows: dict[int, tuple[int, NDArray[np.int32]]]
     """Per lane, where its row list lies and what it holds."""
     shares: dict[int, Share] = field(default_factory=dict)
-    busy_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Mill:
         self._ready: deque[int] = deque()  # done, in order, and not yet emitted
         self._unpacker = Unpacker()
         self._kinds: dict[int, dict[str, str]] = {}
+        self._made: dict[str, Kind] = {}  # columns that came in frames
+        self._last = max(len(plan) - 1, 0)
         self._probing = plan.learns
         self._probed = 0
         self._stopping = False
@@ -215,7 +220,10 @@ class Mill:
 
     def _pump_again(self) -> None:
         self._scheduled = False
-        self.pump()
+        try:
+            self.pump()
+        except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
+            self._fail(error)
 
     def _next_records(self, intake: Intake) -> int:
         records = self._batcher.records(
@@ -235,9 +243,9 @@ class Mill:
                 break
             except Full:
                 if len(taken.batch) == 1:
-                    raise InputError(
-                        f"record {taken.first} does not fit in a slab of {self.slabs.shared[memory].size >> 20} MB."
-                    ) from None
+                    self.slabs.give_back(memory)
+                    self._reject_oversize(taken, self.slabs.shared[memory].size)
+                    return 1
                 taken = intake.put_back(taken, len(taken.batch) // 2)
                 packer.rewind()
         self.sizes.add(len(taken.batch))
@@ -247,6 +255,11 @@ class Mill:
             self._admit(self.lanes[lane])
             self.lanes[lane].send(self._work(self.lanes[lane], number))
         return len(taken.batch)
+
+    def _reject_oversize(self, taken: Taken, size: int) -> None:
+        reason = f"the record does not fit in the {size >> 20} MB of a slab"
+        raw = str(taken.batch.to_rows()[0])[:_RAW_SHOWN]
+        self._reject(DeadLetter(OVERSIZE, reason, raw, position=taken.first))
 
     def _pack(self, taken: Taken, memory: int, packer: Packer) -> _Slab:
         """Write the batch, the key slots and each lane's row list into the slab, and leave room for results."""
@@ -317,26 +330,25 @@ class Mill:
         result, payload = lane.results.pop(number)
         slab = self._open[number]
         slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload)
-        slab.busy_ns = max(slab.busy_ns, result.busy_ns)
+        self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
         for what, times in result.counts.items():
             self.counters[what] = self.counters.get(what, 0) + times
-        if result.kinds:
-            self._learn(result.kinds)
         first = not self._ready
         self._ready.extend(self.ledger.committed(lane.number, number))
         if first:
             self._finish_some()
 
-    def _learn(self, kinds: dict[int, dict[str, str]]) -> None:
-        """The first lane to speak of a column fixes its kind, for all."""
+    def _learn(self, shares: list[Share]) -> None:
+        """The first row in input order to show a column fixes its kind, for all lanes."""
         known = sum(map(len, self._kinds.values()))
-        for stage, columns in kinds.items():
-            own = self._kinds.setdefault(stage, {})
-            for name, kind in columns.items():
-                own.setdefault(name, kind)
+        for share in sorted(shares, key=lambda share: int(share.rows[0])):
+            for stage, columns in (share.result.kinds or {}).items():
+                own = self._kinds.setdefault(stage, {})
+                for name, kind in columns.items():
+                    own.setdefault(name, kind)
         if sum(map(len, self._kinds.values())) > known:
             for lane in self.lanes:
                 lane.send(KindsFixed(self._kinds))
@@ -359,23 +371,24 @@ class Mill:
         slab = self._open.pop(number)
         if not self.first_done_ns:
             self.first_done_ns = self._clock.monotonic_ns()
-        shares = [slab.shares[lane] for lane in sorted(slab.shares)]
+        shares = settled([slab.shares[lane] for lane in sorted(slab.shares)], self._made, self._unpacker, self._last)
+        self._learn(shares)
         batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
         dead = self._bury(slab, shares)
         self.counts.rows_from_records += len(batch)
         self.counts.filtered += len(slab.taken.batch) - len(batch) - dead
-        self._batcher.measured(len(slab.taken.batch), slab.busy_ns / 1e9)
         if self._probing:
             self._probed += 1
             self._probing = self._probed < _PROBES and not _shows(slab.taken.batch, shares, batch)
-        self._learn_slots(slab.taken.batch, batch)
+        self._learn_slots(shares, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
 
-    def _learn_slots(self, before: Batch, after: Batch) -> None:
-        """Columns of fixed width get room in the slabs from now on."""
-        for name, column in after.columns.items():
-            if column.kind in _IN_PLACE and name not in self._slots and column is not before.columns.get(name):
-                self._slots[name] = column.kind
+    def _learn_slots(self, shares: list[Share], after: Batch) -> None:
+        """Columns of fixed width that lanes make get room in the slabs from now on."""
+        made = {output.name for share in shares for output in share.result.outputs if output.how != "carried"}
+        for name in made.difference(self._slots).intersection(after.columns):
+            if after.columns[name].kind in _IN_PLACE:
+                self._slots[name] = after.columns[name].kind
 
     def _bury(self, slab: _Slab, shares: list[Share]) -> int:
         """Dead letters of a slab, in input order; how many."""
@@ -407,14 +420,26 @@ class Mill:
             for number in sorted(lane.results):
                 if number <= lane.memory.committed:
                     self._committed(lane, number)
-            lane.blame.died(lane.death(how, self._user_code))
+            self._blame(lane, how)
+            self._replace(lane)
+            self.pump()
         except TooManyDeaths as death:
             self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))
-            return
         except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
             self._fail(error)
-            return
-        _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how)
+
+    def _blame(self, lane: Lane, how: Exit) -> None:
+        death = lane.death(how, self._user_code)
+        lane.memory.mark(NOWHERE)  # read once: what comes next must not be blamed for it, nor its deadline enforced
+        if lane.ready and not self.ledger.owed(lane.number):
+            return  # it had nothing to do: nothing of ours killed it
+        orders = lane.blame.died(death)
+        for stage, rows in orders.quarantine.items():
+            if self._plan.stages[stage].on_error == "stop":
+                raise StageError(f"{self._plan.stages[stage].name} failed: {next(iter(rows.values()))[1]}")
+
+    def _replace(self, lane: Lane) -> None:
+        _log.warning("lane %d was replaced; nothing is lost", lane.number)
         lane.restarts += 1
         lane.detach()
         self._keys.forget_telling(lane.number)
@@ -422,7 +447,6 @@ class Mill:
         self._admit(lane)
         for number in self.ledger.owed(lane.number):
             lane.send(self._work(lane, number))
-        self.pump()
 
 
 def _shows(before: Batch, shares: list[Share], after: Batch) -> bool:

@@ -107,6 +107,7 @@ class Run:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         self._letters = DeadLetterFile(self._dead_letters_path)
+        self._letters.check()
         server = ForkServer() if self._lanes else None
         if server is not None:
             server.begin()  # its imports take longest; everything else happens meanwhile
@@ -114,12 +115,14 @@ class Run:
             with _responsive():
                 await self._flow(checked, server)
         finally:
-            if self._mill is not None:
-                self._memory = self._mill.memory()
-                self._mill.close()
-            await self._letters.aclose()
-            if server is not None:
-                await server.aclose()
+            try:
+                await self._letters.aclose()
+            finally:
+                if self._mill is not None:
+                    self._memory = self._mill.memory()
+                    self._mill.close()
+                if server is not None:
+                    await server.aclose()
         self.report = self._final_report()
         return self.report
 
@@ -129,10 +132,7 @@ class Run:
         self._outlets = [_outlet(sink, server) for sink in self.pipeline.sinks]
         try:
             async with asyncio.TaskGroup() as group:
-                background = [
-                    group.create_task(work)
-                    for work in (self._letters.write(), self._lag.watch(), self._watch(mill), self._raise_failure())
-                ]
+                background = [group.create_task(work) for work in self._background(mill)]
                 sources = [group.create_task(self._read(source, intake)) for source in self.pipeline.sources]
                 await self._start(checked, server, mill, intake)
                 background += [group.create_task(outlet.run()) for outlet in self._outlets]
@@ -146,6 +146,17 @@ class Run:
             for outlet in self._outlets:
                 await outlet.abandon()
             raise _first(error) from None
+
+    def _background(self, mill: Mill) -> list[Coroutine[Any, Any, None]]:
+        """What goes on until all else has ended."""
+        assert self._letters is not None
+        return [
+            self._letters.write(),
+            self._lag.watch(),
+            self._watch(mill),
+            self._raise_failure(),
+            self._end_after_seconds(),
+        ]
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
@@ -209,15 +220,11 @@ class Run:
 
     async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
         """Wait for the end of input; after a stop for the grace, and then cancel what still reads."""
-        timer = asyncio.ensure_future(self._end_after_seconds())
-        try:
-            waiting = await self._until(set(sources))
-            for task in waiting:
-                task.cancel()
-            if waiting:
-                await asyncio.wait(waiting)
-        finally:
-            timer.cancel()
+        waiting = await self._until(set(sources))
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
 
     async def _until(self, waiting: set[asyncio.Task[Any]], *, more_s: float = 0.0) -> set[asyncio.Task[Any]]:
         """Wait for these tasks; once a stop was asked for, only as long as the grace (and ``more_s``) lasts.

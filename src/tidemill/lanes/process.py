@@ -281,14 +281,13 @@ class ForkServer:
             self._preloaded.set_exception(EngineError("the fork server ended while it loaded the plan's modules"))
         for channel in list(self._channels.values()):
             channel.exited(9, reaped=False)
-        self._channels.clear()
 
     async def preload(self, pickled: bytes, *, kernels: bool = False) -> Preloaded:
         """Have the server import what unpickling this imports, and the kernels, before it forks again."""
         assert self._control is not None
         memory = Shared("preload", max(len(pickled), 1))
         memory.buffer[: len(pickled)] = pickled
-        socket.send_fds(self._control, [_encode(Preload(len(pickled), kernels))], [memory.fd])
+        self._ask(_encode(Preload(len(pickled), kernels)), [memory.fd])
         memory.close()
         self._preloaded = asyncio.get_running_loop().create_future()
         return await self._preloaded
@@ -309,11 +308,23 @@ class ForkServer:
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
         self._next += 1
+        try:
+            self._ask(_encode(Spawn(self._next, role, nice)), [theirs.fileno(), *memories])
+        except EngineError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         channel = ProcessChannel(self, self._next, ours, received, died)
         self._channels[self._next] = channel
-        socket.send_fds(self._control, [_encode(Spawn(self._next, role, nice))], [theirs.fileno(), *memories])
-        theirs.close()
         return channel
+
+    def _ask(self, request: bytes, memories: list[int]) -> None:
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [request], memories)
+        except OSError as error:
+            raise EngineError("the fork server was killed, and with it every process that it had started") from error
 
     def kill(self, child: int) -> None:
         """SIGKILL a child, if it lives."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column, object_array
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
-from tidemill.errors import TidemillError
+from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
 from tidemill.lanes.wire import (
     Admit,
@@ -34,7 +35,7 @@ from tidemill.lanes.wire import (
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "pack_frame"]
 
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
@@ -73,13 +74,14 @@ class Worker:
                     return False
         except TidemillError as error:
             self._send(Failed(type(error).__name__, str(error)), b"")
+            return False
+        except Exception as error:  # noqa: BLE001 - ours, since the chain catches what the user's functions raise
+            told = f"a lane failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            self._send(Failed(EngineError.__name__, told), b"")
+            return False
         return True
 
     def _load(self, message: LoadPlan) -> None:
-        import traceback
-
-        from tidemill.errors import PlanError
-
         start = time.perf_counter()
         try:
             stages, layout = pickle.loads(message.stages)  # noqa: S301 - our own parent's bytes
@@ -101,10 +103,9 @@ class Worker:
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None
-        self._chain.kinds = {
-            stage: {name: Kind(kind) for name, kind in columns.items()} for stage, columns in kinds.items()
-        }
-        self._kinds_told = sum(map(len, kinds.values()))
+        for stage, columns in kinds.items():  # what this lane has learned and the parent not yet heard stays
+            self._chain.kinds.setdefault(stage, {}).update({name: Kind(kind) for name, kind in columns.items()})
+        self._kinds_told = sum(map(len, self._chain.kinds.values()))
 
     # -- one slab --------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Worker:
     ) -> tuple[Result, bytearray]:
         survivors = rows if outcome.rows is None else rows[outcome.rows]
         outputs, framed = _place(outcome, survivors, work.results, buffer)
-        payload, packed, kept_at = _pack(framed, len(survivors), None if outcome.rows is None else survivors)
+        payload, packed, kept_at = pack_frame(framed, len(survivors), None if outcome.rows is None else survivors)
         dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead]
         result = Result(
             work.slab,
@@ -186,9 +187,10 @@ def _place(
     return outputs, framed
 
 
-def _pack(
+def pack_frame(
     framed: dict[str, Column], count: int, survivors: NDArray[np.int32] | None
 ) -> tuple[bytearray, Packed | None, int]:
+    """What goes beside a `Result`: the payload, where the columns lie in it, and where the surviving rows do."""
     if not framed and survivors is None:
         return bytearray(), None, -1
     payload = bytearray(packed_bytes(framed) + (0 if survivors is None else survivors.nbytes) + 128)

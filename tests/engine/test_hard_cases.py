@@ -1,0 +1,138 @@
+"""Cases that a hostile reading of the engine found, and that must stay found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+import tidemill as tm
+from tidemill.core.keys import lane_of
+from tidemill.testing import ListSink
+
+
+def keys_of_lane(lane: int, count: int) -> list[str]:
+    names = (f"S{number}" for number in range(10_000))
+    return [name for name in names if lane_of(name, 2) == lane][:count]
+
+
+def rows_of(*sensors: str, count: int = 20) -> list[dict]:
+    return [{"sensor": sensor, "time": float(n), "value": float(n)} for n in range(count) for sensor in sensors]
+
+
+def test_a_deadline_does_not_count_the_start_of_the_replacement(tmp_path):
+    """A class that takes longer to build than half the deadline, and one record that hangs: one letter, no storm."""
+
+    class Slow:
+        def __init__(self):
+            until = time.monotonic() + 0.15
+            while time.monotonic() < until:
+                pass
+
+        def __call__(self, batch):
+            while 7.0 in batch["value"]:
+                pass
+            return {"x": batch["value"]}
+
+    sink = ListSink()
+    plan = tm.Map(Slow, deadline_s=0.3, adds={"x": float})
+    report = tm.run(
+        tm.Pipeline(tm.sources.Records(rows_of("S")), plan, sink), lanes=1, dead_letters=tmp_path / "dead.ndjson"
+    )
+    assert [row["value"] for row in sink.rows] == [float(n) for n in range(20) if n != 7]
+    assert report.dead_letters_by_reason == {"deadline": 1}
+    assert report.lanes[0].restarts == 2
+
+
+async def test_idle_lanes_may_be_killed_any_number_of_times():
+    """A lane that had nothing to do when it was killed says nothing about the plan."""
+    more = asyncio.Event()
+
+    async def records():
+        yield {"sensor": "S", "time": 1.0, "value": 1.0}
+        await more.wait()
+        yield {"sensor": "S", "time": 2.0, "value": 2.0}
+
+    first = asyncio.Event()
+    sink = ListSink()
+    pipeline = tm.Pipeline(tm.sources.Records(records()), tm.Plan(), [sink, tm.sinks.Callback(lambda _: first.set())])
+    async with tm.serve(pipeline, lanes=1) as run:
+        await first.wait()
+        killed: set[int] = set()
+        while len(killed) < 7:
+            lane = run._mill.lanes[0]
+            if lane.ready and lane.pid is not None and lane.pid not in killed:
+                killed.add(lane.pid)
+                os.kill(lane.pid, signal.SIGKILL)
+            await asyncio.sleep(0)
+        more.set()
+        await run.wait()
+    assert len(sink.rows) == 2
+    assert run.report.lanes[0].restarts >= 6
+
+
+def test_seconds_bound_the_run_after_the_sources_have_ended():
+    """The clock goes on when the last record has been read; the grace bounds what is still in the lanes."""
+
+    def endless(rows):
+        while any(row["value"] > 3 for row in rows):
+            pass
+        return rows
+
+    sink = ListSink()
+    pipeline = tm.Pipeline(tm.sources.Records(rows_of("S")), tm.MapRows(endless), sink)
+    report = tm.run(pipeline, lanes=1, seconds=0.2, grace=0.2)
+    assert report.in_flight == 20 - len(sink.rows) > 0
+
+
+def test_a_killed_fork_server_ends_the_run_with_a_sentence():
+    """Its children are gone with it; the run must not wait for them."""
+
+    async def records():
+        number = 0.0
+        while True:
+            number += 1
+            yield {"sensor": f"S{number % 7}", "time": number, "value": number}
+
+    async def scenario():
+        async with tm.serve(tm.Pipeline(tm.sources.Records(records()), tm.Plan(), ListSink()), lanes=2) as run:
+            server = psutil.Process(run._mill.lanes[0].pid).parent()
+            assert server.pid != os.getpid()
+            server.kill()
+            await run.wait()
+
+    with pytest.raises(tm.EngineError, match="fork server was killed"):
+        asyncio.run(scenario())
+
+
+def test_a_late_column_of_two_kinds_costs_the_rows_of_the_second(tmp_path):
+    """Two lanes meet a new column in one slab, as numbers and as text: the first row decides, nobody stops the run."""
+    one, two = keys_of_lane(0, 1)[0], keys_of_lane(1, 1)[0]
+
+    def late(rows):
+        return [{**row, "x": (1.0 if row["sensor"] == one else "text") if row["value"] >= 10 else None} for row in rows]
+
+    sink = ListSink()
+    source = tm.sources.Records([tm.Batch.from_rows(rows_of(one, two, count=1_200))])
+    report = tm.run(tm.Pipeline(source, tm.MapRows(late), sink), lanes=2, dead_letters=tmp_path / "dead.ndjson")
+    assert report.in_flight == 0
+    assert report.rows_out + report.dead_letters == 2_400
+    assert set(report.dead_letters_by_reason) == {"wrong_type"}
+    kinds = {type(row["x"]) for row in sink.rows if row["x"] is not None}
+    assert len(kinds) == 1
+
+
+def test_large_texts_flow(lanes):
+    """A hundred megabytes of text in a thousand records is ordinary."""
+    rows = [{"sensor": f"S{n % 5}", "time": float(n), "text": f"{n}" + "x" * 110_000} for n in range(1_000)]
+    seen = []
+    sink = tm.sinks.Callback(lambda batch: seen.extend(map(len, batch["text"])))
+    report = tm.run(
+        tm.Pipeline(tm.sources.Records(rows), tm.Filter(lambda batch: batch["time"] >= 0), sink), lanes=lanes
+    )
+    assert report.rows_out == 1_000
+    assert seen == [len(row["text"]) for row in rows]
