@@ -304,3 +304,24 @@ def test_object_results_with_nulls(batch):
     assert made.columns["t"].kind is Kind.TEXT
     assert [row["n"] for row in made.to_rows()] == [1.5, None]
     assert isinstance(made.columns["i"], Column)
+
+
+@pytest.mark.parametrize(
+    ("items", "kind"),
+    [
+        ([True, None], Kind.BOOL),
+        ([None, np.bool_(False)], Kind.BOOL),
+        (["a", None], Kind.TEXT),
+        ([1.5, None], Kind.FLOAT),
+        ([None, 1], Kind.FLOAT),
+        ([True, 1.0], Kind.OBJECT),
+        ([True, "a"], Kind.OBJECT),
+        ([None, None], Kind.OBJECT),
+    ],
+)
+def test_values_with_nulls_keep_their_kind(items, kind):
+    """Nulls among values of one kind are nulls of a column of that kind."""
+    batch = Batch.from_rows([{"value": 1.0}, {"value": 2.0}])
+    made = Map(lambda b: {"x": items}).opened().step(batch, None).columns["x"]
+    assert made.kind is kind
+    assert made.to_list() == items

@@ -178,16 +178,17 @@ def _wrong_kind(stage: str, name: str, declared: Kind, got: str) -> BadResult:
 def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -> Column:
     """Text with nulls, numbers with nulls, or objects."""
     items = [None if _is_missing(item) else item for item in array.tolist()]
-    if declared is None and not any(isinstance(item, str) for item in items):
-        numbers = all(item is None or type(item) in (int, float, np.float64, np.int64) for item in items)
-        if not numbers or all(item is None for item in items):
-            return Column(Kind.OBJECT, object_array(items), tags=_null_tags(items))
-    elif declared is None and not all(item is None or isinstance(item, str) for item in items):
+    types = {type(item) for item in items if item is not None}
+    if declared is None and not (types and any(types <= alike for alike in _WITH_NULLS)):
         return Column(Kind.OBJECT, object_array(items), tags=_null_tags(items))
     column, rejects = Kinds({} if declared is None else {name: declared}).column(name, items)
     if rejects:
         raise _wrong_kind(stage, name, declared or column.kind, shown_type(items[rejects[0].row]))
     return column
+
+
+_WITH_NULLS: Final = ({str, np.str_}, {int, float, np.float64, np.int64}, {bool, np.bool_})
+"""What can have nulls among it and still be a column of its own kind."""
 
 
 def _is_missing(item: Any) -> bool:
