@@ -1,5 +1,7 @@
 """The chain: which records die at which stage, why, and that nothing before them is done twice."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -399,4 +401,40 @@ def test_rows_functions_fix_the_kinds_of_what_they_leave_alone():
     """A field that was left alone so far has its kind: the chain knows it, so that a replacement does too."""
     chain = chain_of(tm.MapRows(lambda rows: rows))
     run(chain, batch_of([0]))
-    assert chain[0].kinds[0] == {"value": Kind.FLOAT, "bad": Kind.FLOAT}
+    assert chain[0].kinds[~0] == {"value": Kind.FLOAT, "bad": Kind.FLOAT}
+
+
+@pytest.mark.parametrize("bad", [{"lock": threading.Lock()}, {"lock": lambda: 0}, {"x\ud800": 1.0}])
+def test_what_cannot_be_sent_costs_its_record(bad):
+    """A value or a name that could not leave the process is found where it was made, and its record alone is rejected."""
+    chain = chain_of(tm.MapRows(lambda rows: [{**row, **(bad if row["bad"] else {})} for row in rows]))
+    outcome = run(chain, batch_of([0, 0, 1, 0]))
+    assert [(d.row, d.reason_code) for d in outcome.dead] == [(2, WRONG_TYPE)]
+    assert outcome.batch.names == ("value", "bad")
+
+
+def test_nan_of_a_rows_function_keeps_what_came():
+    """A record whose row is no dict, or breaks a field's kind, goes on as it came, with nulls in what was added."""
+    made = {1: None, 3: {"value": "broken", "f": 1.0}}
+
+    def fn(rows):
+        return [made.get(int(row["value"]), {**row, "f": 2.0}) for row in rows]
+
+    for sizes in ([5], [1] * 5, [1, 4]):
+        chain = chain_of(tm.MapRows(fn, adds={"f": float}, on_error="nan"))
+        batch, out, start = batch_of([0] * 5), [], 0
+        for slab, size in enumerate(sizes, 1):
+            outcome = run(chain, batch.slice(start, start + size), slab=slab)
+            assert not outcome.dead
+            out += outcome.batch.to_rows()
+            start += size
+        assert out == [{"value": float(n), "bad": 0.0, "f": None if n in made else 2.0} for n in range(5)]
+
+
+def test_objects_that_fit_take_the_known_kind():
+    """A column of objects whose values are all of the kind the column has had is of that kind."""
+    chain = chain_of(tm.Map(lambda b: {"x": Column(Kind.OBJECT, np.array([True, None], object))}))
+    chain[0].kinds[0] = {"x": Kind.BOOL}
+    outcome = run(chain, batch_of([0, 0]))
+    assert outcome.batch.columns["x"].kind is Kind.BOOL
+    assert outcome.batch.columns["x"].to_list() == [True, None]

@@ -6,6 +6,7 @@ the stages before k and stays in their state, on every path: raised, killed, pas
 
 from __future__ import annotations
 
+import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tidemill.core.blame import Orders
 from tidemill.errors import BadResult, EngineError, StageError, TidemillError
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
+from tidemill.rows import Kinds
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory
@@ -81,7 +83,9 @@ class Chain:
         self._memory = memory
         self._now = now
         self.kinds: dict[int, dict[str, Kind]] = {}
-        """Per stage of user code, the kinds of the columns it adds, once known; fixed for the run."""
+        """Per stage of user code, the kinds of the columns it adds, once known; fixed for the run. Under ``~stage``, for
+        a stage that fixes the kinds of those that came to it too (`Stage.fixes_kinds`), theirs."""
+        self._names: set[str] = set()  # of columns that functions added, found fit to be sent
         self._declared = [_declared(stage) for stage in self._stages]
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
@@ -137,10 +141,11 @@ class Chain:
     def _attempt(self, index: int, stage: Stage, batch: Batch, row: int) -> Step | Reject:
         """One call of the user's function, with the cursor on it and its deadline armed."""
         self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
-        stage.know(self.kinds.get(index, {}))
+        stage.know({**self.kinds.get(index, {}), **self.kinds.get(~index, {})})
         try:
             step = _as_step(stage.step(batch, self._memory.stages[index]))
             if stage.changes_columns:
+                self._check_sendable(stage, batch, step)
                 self._check_kinds(index, stage, batch, step)
         except (Exception, SystemExit) as error:
             if stage.on_error == "stop":
@@ -149,24 +154,44 @@ class Chain:
             return Reject(0, error.reason_code if isinstance(error, BadResult) else RAISED, _told(error))
         return step
 
+    def _check_sendable(self, stage: Stage, before: Batch, step: Step) -> None:
+        """What a function makes must be able to leave the process; also where it need not, so that all runs agree."""
+        for name, column in step.batch.columns.items():
+            if column is before.columns.get(name):
+                continue
+            if name not in before.columns and name not in self._names:
+                if _printable(name) != name:
+                    message = f"{stage.name} returned the field {name!r}, whose name has half of a surrogate pair"
+                    raise BadResult(WRONG_TYPE, message)
+                self._names.add(name)
+            if column.kind is Kind.OBJECT:
+                try:
+                    pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+                except Exception as error:
+                    message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
+                    raise BadResult(WRONG_TYPE, message + _printable(str(error))) from error
+
     def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """A column that a function adds has one kind for the whole run: the first that it was seen with."""
-        known = self.kinds.setdefault(index, {})
+        added = self.kinds.setdefault(index, {})
+        own = self.kinds.setdefault(~index, {}) if stage.fixes_kinds else added
         recast = {}
         for name, column in step.batch.columns.items():
             if column is before.columns.get(name):
-                if stage.fixes_kinds and name not in known and column.has_values:
-                    known[name] = column.kind
+                if stage.fixes_kinds and name not in own and column.has_values:
+                    own[name] = column.kind
                 continue
-            kind = known.get(name)
+            kind = own.get(name) or added.get(name)
             if kind is None:
                 if not column.is_missing:
-                    known[name] = column.kind
+                    (own if name in before.columns else added)[name] = column.kind
             elif kind is Kind.OBJECT and column.kind is not kind:
                 recast[name] = _as_objects(column)
             elif column.is_missing and column.kind is not kind:
                 recast[name] = Column.missing(kind, len(column))
                 recast[name].tags = column.tags
+            elif column.kind is Kind.OBJECT and (fitting := _as_kind(name, column, kind)) is not None:
+                recast[name] = fitting
             elif column.kind is not kind:
                 message = f"{stage.name} returned {name!r} as {column.kind.value}; it has been {kind.value} so far"
                 raise BadResult(WRONG_TYPE, message)
@@ -204,6 +229,9 @@ class Chain:
             return Step(piece.entered.take(nothing), nothing, [piece.made])
         self._memory.stages[index].count("failed_as_nan")
         added = {**self._declared[index], **self.kinds.get(index, {})}
+        if stage.fixes_kinds:  # it is given whole records and may change any field: what they came with stays
+            own = {*piece.entered.columns, *self.kinds.get(~index, {})}
+            added = {name: kind for name, kind in added.items() if name not in own}
         missing = {name: Column.missing(kind, 1, NULL_TAG) for name, kind in added.items()}
         return Step(piece.entered.with_columns(missing))
 
@@ -279,6 +307,12 @@ def _declared(stage: Stage) -> dict[str, Kind]:
 
 def _as_step(result: Batch | Step) -> Step:
     return result if isinstance(result, Step) else Step(result)
+
+
+def _as_kind(name: str, column: Column, kind: Kind) -> Column | None:
+    """A column of objects as one of this kind, if all its values are."""
+    made, rejects = Kinds({name: kind}).column(name, column.to_list())
+    return None if rejects else made
 
 
 def _as_objects(column: Column) -> Column:

@@ -83,7 +83,7 @@ class MapRows(FunctionStage):
             made.columns[name], wrong = self._column(name, items, batch.columns.get(name), lists.get(name))
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
-        return self._without(made, rejects, state)
+        return self._without(made, rejects)
 
     def _checked(self, result: Any, rows: int) -> tuple[Sequence[dict[str, Any]], dict[int, Reject]]:
         """The returned rows; where one is no dict, an empty row that is rejected."""
@@ -118,17 +118,14 @@ class MapRows(FunctionStage):
                 return column, []
         return self._kinds.column(name, items)
 
-    def _without(self, made: Batch, rejects: dict[int, Reject], state: StageState) -> Step:
+    def _without(self, made: Batch, rejects: dict[int, Reject]) -> Step:
         if not rejects:
             return Step(made)
         told = [
             Reject(row, reject.reason_code, f"{self.name}: {reject.reason}") for row, reject in sorted(rejects.items())
         ]
-        if self.on_error == "stop":
+        if self.on_error != "dead_letter":  # with "nan", the chain finds the records and lets them go on as they came
             raise BadResult(told[0].reason_code, told[0].reason)
-        if self.on_error == "nan":  # what did not fit already reads as null
-            state.count("failed_as_nan", len(told))
-            return Step(made)
         kept = np.setdiff1d(np.arange(len(made)), list(rejects))
         return Step(made.take(kept), kept, told)
 
