@@ -45,3 +45,16 @@ def test_records_keep_their_own_order_of_fields(told):
     assert told(plan.apply(rows)) == told([{**row, "x": 1.0} for row in rows])
     turned = tm.Plan(tm.MapRows(lambda given: [{"x": 1.0, **row} for row in given]))
     assert told(turned.apply(rows)) == told([{"x": 1.0, **row} for row in rows])
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 9])
+def test_nan_is_as_in_a_run(failing, told):
+    """A record on which an undeclared function fails has its columns null once they are known, here as in a run."""
+
+    def fn(batch):
+        if (batch["value"] <= failing).any() and (failing < 9 or (batch["value"] == failing).any()):
+            raise ValueError("no")
+        return {"f": batch["value"]}
+
+    plan = tm.Plan(tm.Map(fn, on_error="nan"))
+    assert told(plan.apply(ROWS)) == told(ran(plan))

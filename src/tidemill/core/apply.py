@@ -24,6 +24,9 @@ __all__ = ["apply"]
 _RECORDS_AT_ONCE: Final = 32_768
 """As many as a slab holds: it bounds the undo log, and functions see batches of the size they see live."""
 
+_PROBES: Final = 1_000
+"""Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
+
 
 def apply(plan: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
     """See `Plan.apply`."""
@@ -36,17 +39,27 @@ def apply(plan: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
     memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
     chain = Chain(prepared.stages, memory, lambda: 0)
     chain.admit(keys.untold(0)[1], 0)
-    outcomes = []
-    for number, start in enumerate(range(0, max(len(batch), 1), _RECORDS_AT_ONCE), 1):
-        part = slice(start, start + _RECORDS_AT_ONCE)
-        memory.begin(number)
-        outcome = chain.run(batch.slice(part.start, part.stop), slots[part])
-        memory.commit(number)
+    outcomes: list[tuple[int, Outcome]] = []
+    start, learning = 0, prepared.learns
+    while start < len(batch) or not outcomes:
+        stop = start + (1 if learning else _RECORDS_AT_ONCE)
+        memory.begin(len(outcomes) + 1)
+        outcome = chain.run(batch.slice(start, stop), slots[start:stop])
+        memory.commit(len(outcomes) + 1)
         for dead in outcome.dead:
             name = prepared.stages[dead.stage].name
             raise StageError(f"record {start + dead.row}: {name}: {dead.reason}")
         outcomes.append((start, outcome))
+        learning = learning and len(outcomes) < _PROBES and not _shows(outcome)
+        start = stop
     return interchange.like(data, _joined(batch, outcomes))
+
+
+def _shows(outcome: Outcome) -> bool:
+    """Whether a record has passed every function, and left a value in every column that they make."""
+    made = [column for name, column in outcome.batch.columns.items() if name not in outcome.carried]
+    failed = outcome.counts.get("failed_as_nan")
+    return bool(len(outcome.batch)) and not failed and not any(column.is_missing for column in made)
 
 
 def _with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
