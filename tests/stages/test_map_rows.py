@@ -226,3 +226,17 @@ def test_columns_come_in_the_batchs_order():
     turned = MapRows(lambda rows: [dict(reversed(row.items())) for row in rows]).opened().step(batch, None).batch
     assert turned.names == ("a", "b")
     assert [list(row) for row in turned.to_rows()] == [["b", "a"], ["a", "b"]]
+
+
+@pytest.mark.parametrize("nested", [[1], {"a": [1]}, ([1],), bytearray(b"a")])
+def test_values_of_any_type_are_the_functions_own(nested):
+    """Whatever a function does to what a record holds, the batch that it was given keeps it as it was."""
+    batch = lane_batch([{"nested": copy.deepcopy(nested)}])
+
+    def fn(rows):
+        inner = rows[0]["nested"]
+        (inner[0] if isinstance(inner, tuple) else inner["a"] if isinstance(inner, dict) else inner).append(2)
+        return rows
+
+    assert MapRows(fn).opened().step(batch, None).batch.to_rows() != [{"nested": nested}]
+    assert batch.to_rows() == [{"nested": nested}]

@@ -156,4 +156,7 @@ def _own_items(column: Column) -> list[Any]:
 
 
 def _copied(item: Any) -> Any:
-    return copy.deepcopy(item) if isinstance(item, list | dict | set | np.ndarray) else item
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
+        return item
