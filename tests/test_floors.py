@@ -11,7 +11,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "tidemill"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "schema", "column", "orders", "batch", "rows", "interchange", "letters", "clock", "files"), 0),
+    **dict.fromkeys(
+        ("errors", "schema", "column", "orders", "batch", "rows", "interchange", "letters", "clock", "files"), 0
+    ),
     "stages": 1,
     "formats": 1,
     "core": 2,

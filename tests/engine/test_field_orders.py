@@ -29,7 +29,11 @@ def drops(rows):
     return [{name: item for name, item in row.items() if name != "unit" or row["value"] % 4} for row in rows]
 
 
-@pytest.mark.parametrize("function", [same, adds, adds_by_turns, drops])
+def turns(rows):
+    return [{"first": 1.0, **row} if row["value"] % 2 else {**row, "first": 1.0} for row in rows]
+
+
+@pytest.mark.parametrize("function", [same, adds, adds_by_turns, drops, turns])
 @pytest.mark.parametrize(("lanes", "cap"), [(0, 1), (0, 7), (0, 1000), (2, 7), (2, 1000)])
 def test_rows_come_out_as_the_function_returns_them(function, lanes, cap, told, tmp_path):
     """Names, order and values are those of the function called with all the records at once."""

@@ -100,8 +100,10 @@ def test_a_killed_fork_server_ends_the_run_with_a_sentence():
 
     async def scenario():
         async with tm.serve(tm.Pipeline(tm.sources.Records(records()), tm.Plan(), ListSink()), lanes=2) as run:
-            server = psutil.Process(run._mill.lanes[0].pid).parent()
-            assert server.pid != os.getpid()
+            while (pid := run._mill.lanes[0].pid) is None:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0)
+            server = psutil.Process(pid).parent()
+            assert server.ppid() == os.getpid()
             server.kill()
             await run.wait()
 

@@ -24,7 +24,7 @@ from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.engine.assembly import Share, assemble
-from tidemill.engine.intake import SLICE_RECORDS, Intake, Taken
+from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
@@ -203,13 +203,13 @@ class Mill:
     # -- out to the lanes ------------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Form slabs while the batcher says so; at most one full slice per turn of the loop."""
+        """Form slabs while the batcher says so; no more than a turn of the loop may take."""
         if self._intake is None or self._stopping:
             return
-        handled = 0
+        turns = 0.0
         while records := self._next_records(self._intake):
-            handled += self._open_slab(self._intake, records)
-            if handled >= SLICE_RECORDS:
+            turns += self._open_slab(self._intake, records)
+            if turns >= 1.0:
                 self._pump_soon()
                 return
 
@@ -234,7 +234,8 @@ class Mill:
         # Columns are learned from the first record, not from whatever a batch happens to hold: one record at a time.
         return 1 if self.ledger.idle else 0
 
-    def _open_slab(self, intake: Intake, records: int) -> int:
+    def _open_slab(self, intake: Intake, records: int) -> float:
+        """Send the next records on their way; how much of a turn of the loop that took."""
         taken = intake.take(records)
         memory, packer = self.slabs.take()
         while True:
@@ -245,7 +246,7 @@ class Mill:
                 if len(taken.batch) == 1:
                     self.slabs.give_back(memory)
                     self._reject_oversize(taken, self.slabs.shared[memory].size)
-                    return 1
+                    return 1.0
                 taken = intake.put_back(taken, len(taken.batch) // 2)
                 packer.rewind()
         self.sizes.add(len(taken.batch))
@@ -254,7 +255,7 @@ class Mill:
         for lane in slab.rows:
             self._admit(self.lanes[lane])
             self.lanes[lane].send(self._work(self.lanes[lane], number))
-        return len(taken.batch)
+        return taken.turns
 
     def _reject_oversize(self, taken: Taken, size: int) -> None:
         reason = f"the record does not fit in the {size >> 20} MB of a slab"

@@ -286,6 +286,7 @@ class Run:
         assert self._letters is not None
         self._mill_counts().dead_letters += 1
         self._letters.add(letter)
+        self._check_idle()  # it may have been the last record
 
     def _mill_counts(self) -> Counts:
         assert self._mill is not None

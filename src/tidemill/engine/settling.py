@@ -68,7 +68,8 @@ def _without(share: Share, odd: list[str], fixed: dict[str, Kind], unpacker: Unp
     survivors = share.survivors
     dead = [(int(survivors[row]), last_stage, WRONG_TYPE, reason) for row, reason in wrong.items()]
     kept = survivors[keep]
-    payload, packed, kept_at = pack_frame({n: c.take(keep) for n, c in columns.items()}, len(kept), kept)
+    orders = None if frame.orders is None else (frame.orders[0].take(keep), frame.orders[1])
+    payload, packed, kept_at = pack_frame({n: c.take(keep) for n, c in columns.items()}, len(kept), kept, orders)
     result = msgspec.structs.replace(
         share.result, framed=packed, kept_at=kept_at, kept=len(kept), dead=[*share.result.dead, *dead]
     )

@@ -193,6 +193,8 @@ class _Server:
             sys.setswitchinterval(0.0005)
             _entry(spawn.role)(socket.socket(fileno=fds[0]), fds[1:])
             code = 0
+        except (BrokenPipeError, ConnectionResetError):  # the application is gone: nobody to tell
+            code = 0
         except BaseException:  # noqa: BLE001 - the last frame of this process
             import traceback
 

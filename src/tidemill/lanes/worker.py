@@ -32,6 +32,7 @@ from tidemill.lanes.wire import (
     ToLane,
     Work,
 )
+from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 
@@ -131,7 +132,9 @@ class Worker:
     ) -> tuple[Result, bytearray]:
         survivors = rows if outcome.rows is None else rows[outcome.rows]
         outputs, framed = _place(outcome, survivors, work.results, buffer)
-        payload, packed, kept_at = pack_frame(framed, len(survivors), None if outcome.rows is None else survivors)
+        payload, packed, kept_at = pack_frame(
+            framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
+        )
         dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead]
         result = Result(
             work.slab,
@@ -188,15 +191,22 @@ def _place(
 
 
 def pack_frame(
-    framed: dict[str, Column], count: int, survivors: NDArray[np.int32] | None
+    framed: dict[str, Column],
+    count: int,
+    survivors: NDArray[np.int32] | None,
+    orders: FieldOrders | None,
 ) -> tuple[bytearray, Packed | None, int]:
     """What goes beside a `Result`: the payload, where the columns lie in it, and where the surviving rows do."""
-    if not framed and survivors is None:
+    if not framed and survivors is None and orders is None:
         return bytearray(), None, -1
-    payload = bytearray(packed_bytes(framed) + (0 if survivors is None else survivors.nbytes) + 128)
+    room = sum(array.nbytes for array in (survivors, orders[0] if orders else None) if array is not None)
+    payload = bytearray(packed_bytes(framed) + room + 256)
     packer = Packer(payload)
     kept_at = -1 if survivors is None else packer.array(survivors)
-    packed = packer.batch(Batch(framed, rows=count)) if framed else None
+    frame = Batch(framed, rows=count)
+    frame.orders = orders
+    packed = packer.batch(frame) if framed or orders is not None else None
+    del frame
     used = packer.used
     del packer  # the view must go before the bytes can be cut
     del payload[used:]
