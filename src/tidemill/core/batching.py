@@ -53,7 +53,6 @@ class Batcher:
         self._cap = min(self.START, self.limits.max_records)
         self._costs_s: dict[int, float] = {}
         self._cost_s = 0.0
-        self._last = 0
 
     def records(self, *, waiting: int, in_flight: Sequence[int], free_slabs: int) -> int:
         """How many of ``waiting`` records to put in a slab now; 0 to wait.
@@ -63,12 +62,8 @@ class Batcher:
         if not waiting or not free_slabs:
             return 0
         least = min(in_flight)
-        # As many waiting as went last time: they come faster than they are worked off, and a lane that finds its next
-        # slab ready does not wait for us. Small slabs are gathered all the same, since their cost is mostly fixed.
-        enough = min(self._cap, max(self._last, self.START))
-        if least == 0 or (waiting >= enough and least < self.limits.queued_per_lane):
-            self._last = min(waiting, self._cap)
-            return self._last
+        if least == 0 or (waiting >= self._cap and least < self.limits.queued_per_lane):
+            return min(waiting, self._cap)
         return 0
 
     def measured(self, records: int, busy_s: float, lane: int = 0) -> None:

@@ -88,7 +88,8 @@ class Finished:
 class Mill:
     """Lanes, slabs and the books of one run.
 
-    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters.
+    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters. ``ready`` is
+    called when all lanes have loaded the plan.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class Mill:
         fail: Callable[[BaseException], None],
         reject: Callable[[DeadLetter], None],
         defer: Callable[[Callable[[], None]], object],
+        ready: Callable[[], None],
     ) -> None:
         self._plan = plan
         self._keys = keys
         self._batcher = batcher
         self._clock = clock
         self._emit, self._fail, self._reject, self._defer = emit, fail, reject, defer
+        self._ready_to_work = ready
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
         self.ledger = Ledger(len(self.lanes))
@@ -320,6 +323,8 @@ class Mill:
                     self.pump()
                 case Ready():
                     lane.ready = True
+                    if all(lane.ready for lane in self.lanes):
+                        self._ready_to_work()
                 case Failed():
                     self._fail(error_of(message))
                 case _:

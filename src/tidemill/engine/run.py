@@ -92,6 +92,7 @@ class Run:
         self._letters: DeadLetterFile | None = None
         self._outlets: list[Outlet] = []
         self._stopping = asyncio.Event()
+        self._lanes_ready = asyncio.Event()
         self._stop_asked_ns = 0
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
@@ -173,6 +174,7 @@ class Run:
             fail=self._fail,
             reject=self._reject_record,
             defer=loop.call_soon,
+            ready=self._lanes_ready.set,
         )
         intake = Intake(keys, reject=self._reject_record, arrived=mill.pump)
         self._mill, self._intake = mill, intake
@@ -188,6 +190,7 @@ class Run:
         mill.start(LaneFactory(server, mill.slabs.shared), intake)
         for outlet in self._outlets:
             await outlet.open(checked.schemas[-1])
+        await self._lanes_ready.wait()
         self.started.set()
 
     # -- in --------------------------------------------------------------------------------------------------
