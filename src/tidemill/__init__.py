@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from tidemill import sinks, sources, testing
     from tidemill.batch import Batch
     from tidemill.core.plan import Plan
+    from tidemill.engine.doors import run, run_async, serve
     from tidemill.engine.lanes import Lanes
     from tidemill.engine.metrics import Report, Statistics
     from tidemill.engine.pipeline import Pipeline
-    from tidemill.engine.run import run, run_async, serve
     from tidemill.errors import (
         BadResult,
         CallError,
@@ -122,9 +122,9 @@ _HOMES: Final = {
     "StageError": "errors",
     "Statistics": "engine.metrics",
     "TidemillError": "errors",
-    "run": "engine.run",
-    "run_async": "engine.run",
-    "serve": "engine.run",
+    "run": "engine.doors",
+    "run_async": "engine.doors",
+    "serve": "engine.doors",
 }
 _MODULES: Final = frozenset({"sinks", "sources", "testing"})
 

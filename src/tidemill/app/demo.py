@@ -17,9 +17,9 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.running import ended
 from tidemill.app.status import Watch, summary, watching
+from tidemill.engine.doors import run
 from tidemill.engine.metrics import Statistics
 from tidemill.engine.pipeline import Pipeline
-from tidemill.engine.run import run
 from tidemill.errors import InputError
 from tidemill.stages.calibrate import Calibrate
 from tidemill.stages.map_rows import MapRows

@@ -1,0 +1,155 @@
+"""The doors to a run: `run` from a script or a notebook, `run_async` and `serve` inside a running loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from tidemill import files
+from tidemill.clock import Clock
+from tidemill.core.batching import Limits
+from tidemill.engine.loading import stop_if_loading
+from tidemill.engine.metrics import Report, Statistics
+from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.run import Run, first_error
+
+__all__ = ["run", "run_async", "serve"]
+
+_log = logging.getLogger("tidemill")
+
+
+async def run_async(pipeline: Pipeline, *, handle_signals: bool = False, **options: Any) -> Report:
+    """Run a pipeline to its end inside a running loop; the options are those of `run`."""
+    stop_if_loading(pipeline)
+    report_path = options.pop("report", None)
+    execution = Run(pipeline, **options)
+    with _signals(execution) if handle_signals else contextlib.nullcontext():
+        report = await execution.execute()
+    if report_path is not None:
+        await asyncio.to_thread(files.write_atomic, report_path, report.to_json().encode() + b"\n")
+    return report
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    lanes: int | None = None,
+    seconds: float | None = None,
+    report: str | Path | None = None,
+    dead_letters: str | Path | None = None,
+    grace: float = 10.0,
+    limits: Limits | None = None,
+    clock: Clock | None = None,
+    on_statistics: Callable[[Statistics], None] | None = None,
+    handle_signals: bool = True,
+) -> Report:
+    """Run a pipeline to its end and return its `Report`.
+
+    ``lanes``         worker processes; by default what the machine or the container allows, 0 runs inline
+    ``seconds``       stop after this long; by default when the sources end
+    ``report``        a file to write the report to, as JSON
+    ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
+    ``grace``         seconds that sources get to end after a stop
+
+    Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
+    of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
+    once. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
+    refuses, `StageError` under ``on_error="stop"``.
+    """
+    stop_if_loading(pipeline)
+    work = run_async(
+        pipeline,
+        lanes=lanes,
+        seconds=seconds,
+        report=report,
+        dead_letters=dead_letters,
+        grace=grace,
+        limits=limits,
+        clock=clock,
+        on_statistics=on_statistics,
+        handle_signals=handle_signals and threading.current_thread() is threading.main_thread() and not _in_loop(),
+    )
+    return _in_thread(work) if _in_loop() else asyncio.run(work)
+
+
+@contextlib.asynccontextmanager
+async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
+    """Run a pipeline inside an application: ``async with tm.serve(pipeline) as run: ...``.
+
+    ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
+    run is raised at the end of the block; ``run.report`` is set after a good end. Options as in `run`.
+    """
+    stop_if_loading(pipeline)
+    execution = Run(pipeline, **options)
+    try:
+        async with asyncio.TaskGroup() as group:  # a run that fails cancels the block, which might wait for ever
+            execution._task = task = group.create_task(execution.execute())
+            started = asyncio.ensure_future(execution.started.wait())
+            try:
+                await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                started.cancel()
+            try:
+                yield execution
+            finally:  # in order, whatever ended the block: what was read is worth its rows
+                execution.stop_soon()
+                await asyncio.wait([task])
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _in_thread(work: Coroutine[Any, Any, Report]) -> Report:
+    """``asyncio.run`` in a thread of its own, for a caller whose loop is running (a notebook cell)."""
+    result: list[Report] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=target, name="tidemill-run")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+@contextlib.contextmanager
+def _signals(execution: Run) -> Iterator[None]:
+    """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process."""
+    loop = asyncio.get_running_loop()
+    seen = 0
+
+    def caught(number: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            os._exit(128 + number)
+        _log.info("%s: stopping; once more to leave at once", signal.Signals(number).name)
+        execution.stop_soon()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, caught, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
