@@ -37,7 +37,7 @@ TO_LANE = [
     Stop(),
 ]
 FROM_LANE = [
-    Ready("compiled", 0.1),
+    Ready(),
     Result(7, 1000, [Output("y", "slab"), Output("v", "carried", "value")], None, -1, 2, [(1, 0, "a", "b")], {}, None),
     Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}),
     Committed(7),

@@ -88,8 +88,8 @@ class Finished:
 class Mill:
     """Lanes, slabs and the books of one run.
 
-    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters. ``ready`` is
-    called when all lanes have loaded the plan.
+    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters.
+    ``ready`` is called when all lanes have loaded the plan.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Mill:
         self._unpacker = Unpacker()
         self._kinds: dict[int, dict[str, str]] = {}
         self._made: dict[str, Kind] = {}  # columns that came in frames
-        self._last = max(len(plan) - 1, 0)
+        self._last_stage = max(len(plan) - 1, 0)
         self._probing = plan.learns
         self._probed = 0
         self._stopping = False
@@ -377,7 +377,9 @@ class Mill:
         slab = self._open.pop(number)
         if not self.first_done_ns:
             self.first_done_ns = self._clock.monotonic_ns()
-        shares = settled([slab.shares[lane] for lane in sorted(slab.shares)], self._made, self._unpacker, self._last)
+        shares = settled(
+            [slab.shares[lane] for lane in sorted(slab.shares)], self._made, self._unpacker, self._last_stage
+        )
         self._learn(shares)
         batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
         dead = self._bury(slab, shares)
@@ -428,6 +430,7 @@ class Mill:
                     self._committed(lane, number)
             self._blame(lane, how)
             self._replace(lane)
+            _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how)
             self.pump()
         except TooManyDeaths as death:
             self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))
@@ -445,7 +448,6 @@ class Mill:
                 raise StageError(f"{self._plan.stages[stage].name} failed: {next(iter(rows.values()))[1]}")
 
     def _replace(self, lane: Lane) -> None:
-        _log.warning("lane %d was replaced; nothing is lost", lane.number)
         lane.restarts += 1
         lane.detach()
         self._keys.forget_telling(lane.number)

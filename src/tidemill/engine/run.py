@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import sys
@@ -405,16 +406,8 @@ class Run:
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
         counts = mill.counts
         return Report(
-            records_in=counts.records_in,
+            **dataclasses.asdict(counts),
             rows_out=counts.rows_out,
-            rows_from_records=counts.rows_from_records,
-            emitted=counts.emitted,
-            filtered=counts.filtered,
-            dead_letters=counts.dead_letters,
-            late=counts.late,
-            deduplicated=counts.deduplicated,
-            dropped=counts.dropped,
-            absorbed=counts.absorbed,
             in_flight=counts.in_flight,
             seconds=seconds,
             records_per_s=counts.records_in / seconds,

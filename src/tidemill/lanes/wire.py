@@ -118,11 +118,6 @@ class Stop(Message, frozen=True):
 class Ready(Message, frozen=True):
     """The plan is loaded."""
 
-    kernels: str
-    """"compiled" or "interpreted"."""
-    cold_s: float
-    """Seconds spent making the kernels ready."""
-
 
 class Output(msgspec.Struct, array_like=True, frozen=True):
     """A column of the result: ``how`` is "carried" (from the input column ``source``), "slab" or "frame"."""

@@ -83,7 +83,6 @@ class Worker:
         return True
 
     def _load(self, message: LoadPlan) -> None:
-        start = time.perf_counter()
         try:
             stages, layout = pickle.loads(message.stages)  # noqa: S301 - our own parent's bytes
             self._memory = StateMemory(layout, self._state)
@@ -94,7 +93,7 @@ class Worker:
         except Exception as error:
             raise PlanError(f"a lane could not load the plan: {error}\n{traceback.format_exc()}") from error
         self._fix(message.kinds)
-        self._send(Ready("", time.perf_counter() - start), b"")
+        self._send(Ready(), b"")
 
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None

@@ -19,7 +19,7 @@ compiler cannot reorder, and a killed process's stores are visible to its succes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -266,9 +266,3 @@ class StateMemory:
         header = self._header
         slab = int(header[_OPEN]) if header[_OPEN] > header[_COMMITTED] else 0
         return slab, int(header[_CURSOR_STAGE]), int(header[_CURSOR_ROW]), int(header[_CURSOR_SINCE])
-
-
-def snapshot(memory: StateMemory, slots: Iterable[int]) -> Sequence[dict[str, NDArray[Any]]]:
-    """Copies of these keys' state, per stage and field: for tests and, later, checkpoints."""
-    rows = np.fromiter(slots, np.int32)
-    return [{name: array[rows] for name, array in state._arrays.items()} for state in memory.stages]
