@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tidemill.core.batching import Batcher, Limits
-from tidemill.engine.crew import Answer, Crew, Request
+from tidemill.engine.call_process import Request
+from tidemill.engine.crew import Crew
 from tidemill.engine.functions_sent import SentFunction, name_of
 from tidemill.errors import CallError, LaneDied
-from tidemill.lanes.call_codec import dumps_arguments, loads_error, loads_value
+from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
 __all__ = ["Batched"]
 
 MAX_BATCH_BYTES: Final = 16 << 20
 """Large records make small batches."""
 
-_Record = tuple[bytes, "asyncio.Future[Any]"]
+_Record = tuple[Parcel, "asyncio.Future[Any]"]
 
 
 class Batched:
@@ -47,9 +48,9 @@ class Batched:
         Raises `CallError` at once when the record cannot be pickled or the lanes are closed.
         """
         self._check()
-        data = dumps_arguments(record, {"the record": record})
+        parcel = dumps_arguments(record, {"the record": record})
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append((data, future))
+        self._waiting.append((parcel, future))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._begin)  # whatever else this turn of the loop sends goes along
@@ -80,7 +81,7 @@ class Batched:
         room = MAX_BATCH_BYTES
         while records and self._waiting and (room > 0 or not batch):
             batch.append(self._waiting.popleft())
-            room -= len(batch[-1][0])
+            room -= batch[-1][0].size
             records -= 1
         return batch
 
@@ -109,8 +110,8 @@ class _Batch:
         self._call = 0
 
     def send(self) -> None:
-        pieces = [data for data, _ in self._records]
-        self._call = self._crew.submit(Request(self._name, self._sent, pieces, self._settle, listed=True))
+        parcels = [parcel for parcel, _ in self._records]
+        self._call = self._crew.submit(Request(self._name, self._sent, parcels, self._settle, listed=True))
         for _, future in self._records:
             future.add_done_callback(self._done)
 
@@ -131,10 +132,10 @@ class _Batch:
 
     def _one_by_one(self) -> None:
         """The process died with the batch: each record goes alone now, and the one that kills fails alone."""
-        for data, future in self._records:
+        for parcel, future in self._records:
             future.remove_done_callback(self._done)
             if not future.done():
-                _Batch(self._crew, self._name, self._sent, self._batcher, [(data, future)]).send()
+                _Batch(self._crew, self._name, self._sent, self._batcher, [(parcel, future)]).send()
 
 
 def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:
@@ -144,13 +145,9 @@ def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:
     if isinstance(answer, Exception):
         future.set_exception(_own(answer))
         return
-    raised, data = answer
-    if raised:
-        future.set_exception(loads_error(data))
-        return
     try:
-        value = loads_value(data)
-    except Exception as error:  # noqa: BLE001 - a BadResult, and it belongs to this call
+        value = answer.value()
+    except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
         future.set_exception(error)
     else:
         future.set_result(value)

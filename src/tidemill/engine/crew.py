@@ -7,40 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 from tidemill.clock import SystemClock
 from tidemill.core.calls import Calls, Command, Interrupt, Lost, Send, Steal, TimedOut
-from tidemill.engine.functions_sent import SentFunction
+from tidemill.engine.call_process import CallProcess, Request, answers_of
 from tidemill.errors import CallError, LaneDied
-from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
+from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.inline_calls import InlineCalls
-from tidemill.lanes.memory import Shared
 from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
-from tidemill.lanes.wire import Call, Forget, FromLane, Function, Returned, Revoke
+from tidemill.lanes.wire import FromLane, Returned
 
-__all__ = ["Answer", "Crew", "Feeder", "Request"]
-
-MAX_FUNCTIONS: Final = 256
-"""Functions that a process keeps; the one sent first is forgotten."""
-
-Answer = tuple[bool, memoryview]
-"""Whether it raised, and the pickle."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A call as it is sent, and who is told of its end: once, with the answers or with why there are none."""
-
-    name: str
-    function: SentFunction | None
-    pieces: Sequence[bytes]
-    settle: Callable[[Sequence[Answer] | Exception], None]
-    listed: bool = False
-    timeout_s: float | None = None
+__all__ = ["Crew", "Feeder"]
 
 
 class Feeder(Protocol):
@@ -50,76 +31,11 @@ class Feeder(Protocol):
     def fail(self, error: Exception) -> None: ...
 
 
-class _Process:
-    """A forked process, or its inline twin, with its cursor and the functions it has."""
-
-    def __init__(self) -> None:
-        self.memory = Shared("cursor", CURSOR_BYTES)
-        self.cursor = Cursor(self.memory.buffer)
-        self.functions: OrderedDict[int, None] = OrderedDict()
-        self.channel: ProcessChannel | InlineCalls | None = None
-        self.lane: int | None = None
-        """None for the spare."""
-        self.turns: dict[int, int] = {}
-        """The turn of each call that was sent and not answered or revoked."""
-        self._last_turn = 0
-        self.dying = False
-
-    def send(self, call: int, request: Request) -> None:
-        assert self.channel is not None
-        number = 0
-        if request.function is not None:
-            number = request.function.number
-            self._introduce(request.function)
-        payload = request.pieces[0] if len(request.pieces) == 1 else b"".join(request.pieces)
-        self._last_turn += 1
-        self.turns[call] = self._last_turn
-        sizes = [len(piece) for piece in request.pieces]
-        self.channel.send(Call(call, self._last_turn, number, request.listed, sizes), payload)
-
-    def _introduce(self, function: SentFunction) -> None:
-        assert self.channel is not None
-        if function.number in self.functions:
-            return
-        if len(self.functions) == MAX_FUNCTIONS:
-            self.channel.send(Forget(self.functions.popitem(last=False)[0]))
-        self.functions[function.number] = None
-        self.channel.send(Function(function.number), function.data)
-
-    def revoke(self, call: int, *, or_kill: bool) -> bool:
-        """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""
-        assert self.channel is not None
-        turn, started = self.turns[call], self.cursor.announce()
-        if started == turn and or_kill:
-            self.kill()
-            return False
-        self.channel.send(Revoke(turn if started < turn else 0))
-        if started < turn:
-            del self.turns[call]
-        return started < turn
-
-    def running(self) -> int:
-        """The call that was started and not answered; 0 for none."""
-        started = self.cursor.started
-        return next((call for call, turn in self.turns.items() if turn == started), 0)
-
-    def kill(self) -> None:
-        assert self.channel is not None
-        if not self.dying:
-            self.dying = True
-            self.channel.kill()
-
-    def close(self) -> None:
-        self.cursor.close()
-        self.memory.buffer.close()
-        self.memory.close()
-
-
 @dataclass
 class _Lane:
     """A lane outlives its processes."""
 
-    process: _Process | None = None
+    process: CallProcess | None = None
     busy_ns: int = 0
     done: int = 0
     restarts: int = 0
@@ -138,8 +54,8 @@ class Crew:
         self._numbers = itertools.count(1)
         self._feeders: dict[Feeder, None] = {}
         self._feeding = False
-        self._spare: _Process | None = None
-        self._processes: set[_Process] = set()
+        self._spare: CallProcess | None = None
+        self._processes: set[CallProcess] = set()
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
@@ -276,8 +192,8 @@ class Crew:
             self._spare = self._spawned()
         self._perform(self.calls.attached(number))
 
-    def _spawned(self) -> _Process:
-        process = _Process()
+    def _spawned(self) -> CallProcess:
+        process = CallProcess()
 
         def received(message: FromLane, payload: bytes) -> None:
             self._received(process, message, payload)
@@ -299,7 +215,7 @@ class Crew:
             self._server.begin()
         return self._server
 
-    def _received(self, process: _Process, message: FromLane, payload: bytes) -> None:
+    def _received(self, process: CallProcess, message: FromLane, payload: bytes) -> None:
         if not isinstance(message, Returned) or process.lane is None or self._closed:
             return
         lane = self.lanes[process.lane]
@@ -310,9 +226,9 @@ class Crew:
         request = self._requests.pop(message.call, None)
         self._perform(self.calls.returned(process.lane, message.call))  # first: the lane may be idle
         if request is not None:
-            request.settle(_answers(message, payload))
+            request.settle(answers_of(message, payload))
 
-    def _died(self, process: _Process, how: Exit) -> None:
+    def _died(self, process: CallProcess, how: Exit) -> None:
         running = process.running()
         process.close()
         self._processes.discard(process)
@@ -372,11 +288,3 @@ class Crew:
     def pid(self, number: int) -> int | None:
         process = self.lanes[number].process
         return process.channel.pid if process is not None and process.channel is not None else None
-
-
-def _answers(message: Returned, payload: Any) -> list[Answer]:
-    view, start, answers = memoryview(payload), 0, []
-    for raised, size in zip(message.raised, message.sizes, strict=True):
-        answers.append((raised, view[start : start + size]))
-        start += size
-    return answers

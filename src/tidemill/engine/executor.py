@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from tidemill.engine.crew import Answer, Crew, Request
+from tidemill.engine.call_process import Request
+from tidemill.engine.crew import Crew
 from tidemill.errors import CallError
-from tidemill.lanes.call_codec import loads_error, loads_value
+from tidemill.lanes.call_codec import Answer
 
 __all__ = ["LoopExecutor", "WorkFuture"]
 
@@ -112,16 +113,12 @@ class LoopExecutor(concurrent.futures.Executor):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:
-            ((raised, data),) = outcome
             try:
-                value = None if raised else loads_value(data)
-            except Exception as error:  # noqa: BLE001 - a BadResult, and it belongs to this call
+                value = outcome[0].value()
+            except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
                 future.set_exception(error)
             else:
-                if raised:
-                    future.set_exception(loads_error(data))
-                else:
-                    future.set_result(value)
+                future.set_result(value)
         self._open.discard(future)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

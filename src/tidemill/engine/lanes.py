@@ -11,14 +11,15 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 
 from tidemill.clock import SystemClock
 from tidemill.engine.batched import Batched, settle
-from tidemill.engine.crew import Answer, Crew, Request
+from tidemill.engine.call_process import Request
+from tidemill.engine.crew import Crew
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
-from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.lanes.call_codec import Answer, dumps_arguments
 from tidemill.lanes.call_main import inside_lane
 
 __all__ = ["LaneUse", "Lanes", "LanesStatistics"]
@@ -256,10 +257,10 @@ class Lanes:
             f"argument {name}": value for name, value in kwargs.items()
         }
         if sent is None:
-            data = dumps_arguments((fn, args, kwargs), {"the function": fn, **where})
+            parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **where})
         else:
-            data = dumps_arguments((args, kwargs), where)
-        return Request(f"lanes.run({name_of(fn)})", sent, [data], done, timeout_s=timeout)
+            parcel = dumps_arguments((args, kwargs), where)
+        return Request(f"lanes.run({name_of(fn)})", sent, [parcel], done, timeout_s=timeout)
 
 
 def _check_callable(fn: object) -> None:

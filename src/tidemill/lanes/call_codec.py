@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from dataclasses import dataclass
 from typing import Any, Final
 
 import cloudpickle
@@ -16,6 +17,8 @@ import msgspec
 from tidemill.errors import BadResult, CallError, RemoteError
 
 __all__ = [
+    "Answer",
+    "Parcel",
     "dumps",
     "dumps_arguments",
     "dumps_error",
@@ -30,6 +33,32 @@ loads = pickle.loads
 
 MAX_BYTES: Final = 1 << 30
 """Of one pickle: a gigabyte through a socket is a mistake, and frames have a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A value on its way to a lane."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a lane sent back for one item: a value, or the error it ended with."""
+
+    raised: bool
+    data: bytes | memoryview
+
+    def value(self) -> Any:
+        """The value; raises the item's own error, or `BadResult` when the value cannot be read here."""
+        if self.raised:
+            raise loads_error(self.data)
+        return loads_value(self.data)
 
 
 def dumps(value: Any) -> bytes:
@@ -57,7 +86,7 @@ def dumps_function(function: Any) -> bytes:
         ) from error
 
 
-def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:
+def dumps_arguments(value: Any, where: dict[str, Any]) -> Parcel:
     """Pickle what a call needs; raises `CallError` that names the one of ``where`` that cannot be, and its path."""
     try:
         data = dumps(value)
@@ -72,7 +101,7 @@ def dumps_arguments(value: Any, where: dict[str, Any]) -> bytes:
             f"The call was not made: its arguments are {len(data):,} bytes when pickled, more than {MAX_BYTES:,}. Pass "
             "the path of a file instead, or call with parts."
         )
-    return data
+    return Parcel(data)
 
 
 def _can_be_pickled(value: Any) -> bool:
