@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import sys
@@ -27,10 +26,11 @@ from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import resolved_lanes
-from tidemill.engine.metrics import Counts, Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
+from tidemill.engine.metrics import Counts, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.readings import Readings
 from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.lanes.process import ForkServer
 from tidemill.letters import DeadLetter
@@ -77,13 +77,7 @@ class Run:
         self._on_statistics = on_statistics
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
-        self._latency = Histogram()
-        self._visible = Histogram()
-        self._lag = LagMonitor(self._clock)
-        self._begun_ns = self._clock.monotonic_ns()
-        self._last = (self._begun_ns, 0, [0] * max(self._lanes, 1))
-        self._kernels, self._cold_s = "", 0.0
-        self._memory: dict[str, int] = {}
+        self._readings = Readings(self._clock, max(self._lanes, 1))
         self._mill: Mill | None = None
         self._intake: Intake | None = None
         self._letters: DeadLetterFile | None = None
@@ -117,11 +111,12 @@ class Run:
                 await self._letters.aclose()
             finally:
                 if self._mill is not None:
-                    self._memory = self._mill.memory()
+                    self._readings.memory = self._mill.memory()
                     self._mill.close()
                 if server is not None:
                     await server.aclose()
-        self.report = self._final_report()
+        assert self._mill is not None
+        self.report = self._readings.report(self._mill, self.pipeline.sinks, self._outlets, self._letters)
         return self.report
 
     async def _flow(self, checked: Checked, server: ForkServer | None) -> None:
@@ -150,7 +145,7 @@ class Run:
         assert self._letters is not None
         return [
             self._letters.write(),
-            self._lag.watch(),
+            self._readings.loop_lag.watch(),
             self._watch(mill),
             self._raise_failure(),
             self._end_after_seconds(),
@@ -181,7 +176,7 @@ class Run:
         if server is not None:
             await server.wait_ready()
             preloaded = await server.preload(mill.pickled, kernels=checked.plan.uses_kernels)
-            self._kernels, self._cold_s = preloaded.kernels, preloaded.cold_s
+            self._readings.kernels, self._readings.cold_s = preloaded.kernels, preloaded.cold_s
             if preloaded.reason:
                 _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
         mill.start(LaneFactory(server, mill.slabs.shared), intake)
@@ -312,8 +307,8 @@ class Run:
         delivery = Delivery(
             finished.batch,
             taken,
-            lambda: self._time(self._latency, finished.arrivals),
-            lambda: self._time(self._visible, finished.arrivals),
+            lambda: self._readings.taken(finished.arrivals),
+            lambda: self._readings.seen(finished.arrivals),
         )
         for outlet in self._outlets:
             outlet.put(delivery)
@@ -321,12 +316,6 @@ class Run:
     def _check_idle(self) -> None:
         if self._mill is not None and self._mill.idle:
             self._idle.set()
-
-    def _time(self, histogram: Histogram, arrivals: list[tuple[int, int]]) -> None:
-        now = self._clock.monotonic_ns()
-        for records, arrived_ns in arrivals:
-            if arrived_ns:
-                histogram.add(now - arrived_ns, records)
 
     # -- watching --------------------------------------------------------------------------------------------
 
@@ -371,60 +360,7 @@ class Run:
         """How the run is, now; rates and busy shares are since the last reading."""
         if self._mill is None or self._intake is None:
             raise EngineError("the run has not started")
-        mill, now = self._mill, self._clock.monotonic_ns()
-        then, records, busy = self._last
-        span = max(now - then, 1)
-        lanes = tuple(
-            LaneStatistics(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts, in_flight, lane.pid)
-            for lane, before, in_flight in zip(mill.lanes, busy, mill.ledger.in_flight(), strict=True)
-        )
-        self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
-        ledger = mill.ledger.statistics()
-        return Statistics(
-            seconds=(now - self._begun_ns) / 1e9,
-            records_in=mill.counts.records_in,
-            rows_out=mill.counts.rows_out,
-            dead_letters=mill.counts.dead_letters,
-            filtered=mill.counts.filtered,
-            records_per_s=(mill.counts.records_in - records) / span * 1e9,
-            lanes=lanes,
-            queue_records=self._intake.waiting,
-            queue_limit=self._intake.high_records,
-            slabs_in_flight=ledger.in_lanes + ledger.done + ledger.in_sinks,
-            batch_records=mill.sizes.read(),
-            latency=self._latency.quantiles(),
-            loop_lag=self._lag.histogram.quantiles(),
-            keys=mill.keys_seen,
-            sources=tuple(source.statistics() for source in self.pipeline.sources),
-            sinks={outlet.name: outlet.rows for outlet in self._outlets},
-        )
-
-    def _final_report(self) -> Report:
-        mill, letters = self._mill, self._letters
-        assert mill is not None
-        assert letters is not None
-        seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
-        counts = mill.counts
-        return Report(
-            **dataclasses.asdict(counts),
-            rows_out=counts.rows_out,
-            in_flight=counts.in_flight,
-            seconds=seconds,
-            records_per_s=counts.records_in / seconds,
-            loop_lag=self._lag.histogram.quantiles(),
-            latency=self._latency.quantiles(),
-            visible=self._visible.quantiles(),
-            lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
-            batch_records=mill.sizes.read(),
-            delivery={sink.name: sink.delivery for sink in self.pipeline.sinks},
-            memory=self._memory,
-            dead_letters_by_reason=dict(letters.reasons),
-            counters=dict(mill.counters),
-            sinks={outlet.name: outlet.rows for outlet in self._outlets},
-            kernels=self._kernels,
-            cold_s=self._cold_s,
-            start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,
-        )
+        return self._readings.statistics(self._mill, self._intake, self.pipeline.sources, self._outlets)
 
 
 def _outlet(sink: Any, server: ForkServer | None) -> Outlet:

@@ -1,0 +1,109 @@
+"""What is measured of a run, and how it is told: while it goes on, and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tidemill.clock import Clock
+from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.intake import Intake
+from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
+from tidemill.engine.mill import Mill
+from tidemill.engine.outlets import Outlet
+from tidemill.sinks.base import Sink
+from tidemill.sources.base import Source
+
+__all__ = ["Readings"]
+
+Arrivals = list[tuple[int, int]]
+"""(records, when they arrived: monotonic ns, 0 when they did not come from outside)"""
+
+
+class Readings:
+    """The clocks of one run, which starts when this is made; ``lanes`` counts inline as one."""
+
+    def __init__(self, clock: Clock, lanes: int) -> None:
+        self._clock = clock
+        self._begun_ns = clock.monotonic_ns()
+        self._last = (self._begun_ns, 0, [0] * lanes)
+        self._latency = Histogram()
+        self._visible = Histogram()
+        self.loop_lag = LagMonitor(clock)
+        self.kernels = ""
+        """"compiled", "interpreted", or empty when no stage needs them."""
+        self.cold_s = 0.0
+        """Seconds that the kernels took to load."""
+        self.memory: dict[str, int] = {}
+        """Bytes taken from the machine, read at the end."""
+
+    def taken(self, arrivals: Arrivals) -> None:
+        """A sink has taken these records."""
+        self._add(self._latency, arrivals)
+
+    def seen(self, arrivals: Arrivals) -> None:
+        """Readers of a sink can see these records."""
+        self._add(self._visible, arrivals)
+
+    def _add(self, histogram: Histogram, arrivals: Arrivals) -> None:
+        now = self._clock.monotonic_ns()
+        for records, arrived_ns in arrivals:
+            if arrived_ns:
+                histogram.add(now - arrived_ns, records)
+
+    def statistics(
+        self, mill: Mill, intake: Intake, sources: Sequence[Source], outlets: Sequence[Outlet]
+    ) -> Statistics:
+        """How the run is, now; rates and busy shares are since the last reading."""
+        now = self._clock.monotonic_ns()
+        then, records, busy = self._last
+        span = max(now - then, 1)
+        lanes = tuple(
+            LaneStatistics(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts, in_flight, lane.pid)
+            for lane, before, in_flight in zip(mill.lanes, busy, mill.ledger.in_flight(), strict=True)
+        )
+        self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
+        ledger = mill.ledger.statistics()
+        return Statistics(
+            seconds=(now - self._begun_ns) / 1e9,
+            records_in=mill.counts.records_in,
+            rows_out=mill.counts.rows_out,
+            dead_letters=mill.counts.dead_letters,
+            filtered=mill.counts.filtered,
+            records_per_s=(mill.counts.records_in - records) / span * 1e9,
+            lanes=lanes,
+            queue_records=intake.waiting,
+            queue_limit=intake.high_records,
+            slabs_in_flight=ledger.in_lanes + ledger.done + ledger.in_sinks,
+            batch_records=mill.sizes.read(),
+            latency=self._latency.quantiles(),
+            loop_lag=self.loop_lag.histogram.quantiles(),
+            keys=mill.keys_seen,
+            sources=tuple(source.statistics() for source in sources),
+            sinks={outlet.name: outlet.rows for outlet in outlets},
+        )
+
+    def report(self, mill: Mill, sinks: Sequence[Sink], outlets: Sequence[Outlet], letters: DeadLetterFile) -> Report:
+        """How the run was."""
+        seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
+        counts = mill.counts
+        return Report(
+            **dataclasses.asdict(counts),
+            rows_out=counts.rows_out,
+            in_flight=counts.in_flight,
+            seconds=seconds,
+            records_per_s=counts.records_in / seconds,
+            loop_lag=self.loop_lag.histogram.quantiles(),
+            latency=self._latency.quantiles(),
+            visible=self._visible.quantiles(),
+            lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
+            batch_records=mill.sizes.read(),
+            delivery={sink.name: sink.delivery for sink in sinks},
+            memory=self.memory,
+            dead_letters_by_reason=dict(letters.reasons),
+            counters=dict(mill.counters),
+            sinks={outlet.name: outlet.rows for outlet in outlets},
+            kernels=self.kernels,
+            cold_s=self.cold_s,
+            start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,
+        )
