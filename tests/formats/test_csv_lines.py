@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError
-from tidemill.formats.csv_lines import CsvDecoder, encode_csv, learn_kind, parse_header
+from tidemill.formats.csv_cells import learn_kind
+from tidemill.formats.csv_encode import encode_csv
+from tidemill.formats.csv_lines import CsvDecoder, parse_header
 from tidemill.formats.edge import Edge
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, OVERSIZE, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind

@@ -11,33 +11,24 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.column import Column
 from tidemill.errors import InputError
+from tidemill.formats.csv_cells import column_of_cells, learn_kind
 from tidemill.formats.edge import Edge
-from tidemill.formats.json_lines import encode_json_lines, time_texts
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
-from tidemill.formats.times import TimeReader
-from tidemill.letters import INFINITE, MALFORMED, OVERSIZE, WRONG_TYPE, DeadLetter, Reject
+from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Reject
 from tidemill.rows import Kinds
 from tidemill.schema import Kind
 
-__all__ = ["CsvDecoder", "encode_csv", "learn_kind", "parse_header"]
+__all__ = ["CsvDecoder", "parse_header"]
 
-_NOT_A_NUMBER: Final = frozenset({"nan", "+nan", "-nan"})
-_INFINITIES: Final = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
-_TRUE: Final = frozenset({"true", "1", "yes"})
-_FALSE: Final = frozenset({"false", "0", "no"})
 _MOST_LINES: Final = 100
 """Lines that one quoted record may reach over."""
-_LOOK: Final = 4_000
-"""Cells of a column from which its kind is learned."""
 
 
 def parse_header(line: bytes, named: str) -> list[str]:
@@ -53,15 +44,6 @@ def parse_header(line: bytes, named: str) -> list[str]:
     if twice:
         raise InputError(f"{named} names the column {twice[0]!r} twice; a record has each field once.")
     return header
-
-
-def learn_kind(cells: Sequence[str]) -> Kind | None:
-    """FLOAT when more than half of the cells that hold something are numbers, else TEXT; None when none does."""
-    filled = [cell for cell in cells[:_LOOK] if cell.strip() and cell.strip().lower() not in _NOT_A_NUMBER]
-    if not filled:
-        return None
-    numbers = sum(_number(cell) is not None for cell in filled)
-    return Kind.FLOAT if 2 * numbers > len(filled) else Kind.TEXT
 
 
 @dataclass
@@ -318,193 +300,3 @@ def _open_after(line: bytes, opened: bool) -> bool:
         place = line.find(b',"', quote + 1) + 2
         if place == 1:
             return False
-
-
-# -- one maker per kind ------------------------------------------------------------------------------
-
-
-def column_of_cells(name: str, cells: Sequence[str], kind: Kind, times: TimeReader) -> tuple[Column, list[Reject]]:
-    """Cells as a column of ``kind``: an empty cell is null, and so is ``nan`` among numbers; misfits are rejected."""
-    match kind:
-        case Kind.FLOAT:
-            return _floats(name, cells)
-        case Kind.TEXT:
-            return _texts(cells), []
-        case Kind.OBJECT:
-            column = Column(Kind.OBJECT, object_array([cell or None for cell in cells]))
-            column.tags = _nulls(cells)
-            return column, []
-        case Kind.TIME:
-            ns, bad = times.column(_texts(cells))
-            return _misfits(name, cells, Column(Kind.TIME, ns, tags=_nulls(cells)), bad)
-        case Kind.INT:
-            return _parsed(name, cells, Kind.INT, _integer, 0)
-        case Kind.BOOL:
-            return _parsed(name, cells, Kind.BOOL, _truth, False)
-
-
-def _texts(cells: Sequence[str]) -> Column:
-    column = Column.of_texts(cells)
-    tags = _nulls(cells)
-    if tags is not None:
-        column = Column(
-            Kind.TEXT, np.where(tags == NULL_TAG, np.int32(-1), column.values), tags=tags, texts=column.texts
-        )
-    return column
-
-
-def _nulls(cells: Sequence[str]) -> NDArray[np.uint8] | None:
-    if "" not in cells:
-        return None
-    return np.fromiter((NULL_TAG if not cell else 0 for cell in cells), np.uint8, len(cells))
-
-
-def _misfits(name: str, cells: Sequence[str], column: Column, bad: NDArray[np.bool_]) -> tuple[Column, list[Reject]]:
-    rejects = []
-    for row in np.flatnonzero(bad).tolist():
-        if cells[row]:
-            reason = f"field {name!r} is {column.kind.value} and this record has the text {_short(cells[row])}"
-            rejects.append(Reject(row, WRONG_TYPE, reason))
-    return column, rejects
-
-
-def _floats(name: str, cells: Sequence[str]) -> tuple[Column, list[Reject]]:
-    try:
-        values = np.array(list(map(float, cells)))
-    except ValueError:
-        return _float_by_float(name, cells)
-    if not np.isfinite(values).all() or "_" in ",".join(cells):
-        return _float_by_float(name, cells)
-    return _with_integers(values, cells, None), []
-
-
-def _float_by_float(name: str, cells: Sequence[str]) -> tuple[Column, list[Reject]]:
-    values = np.full(len(cells), np.nan)
-    tags = np.zeros(len(cells), np.uint8)
-    rejects = []
-    for row, cell in enumerate(cells):
-        number = _number(cell)
-        plain = cell.strip().lower()
-        if number is not None and np.isfinite(number):
-            values[row] = number
-        elif not plain or plain in _NOT_A_NUMBER:
-            tags[row] = NULL_TAG
-        elif number is not None:
-            tags[row] = NULL_TAG
-            rejects.append(Reject(row, INFINITE, f"field {name!r} holds an infinite number, {_short(cell)}"))
-        else:
-            tags[row] = NULL_TAG
-            reason = f"field {name!r} is float and this record has the text {_short(cell)}"
-            rejects.append(Reject(row, WRONG_TYPE, reason))
-    return _with_integers(values, cells, tags), rejects
-
-
-def _with_integers(values: NDArray[np.float64], cells: Sequence[str], tags: NDArray[np.uint8] | None) -> Column:
-    """The numbers, remembering which cells were written as integers, and the exact ones that a float cannot hold."""
-    whole = np.flatnonzero(values == np.rint(values))
-    integers = [row for row in whole.tolist() if cells[row].strip().lstrip("+-").isdecimal()]
-    exact = None
-    if integers:
-        if tags is None:
-            tags = np.zeros(len(values), np.uint8)
-        tags[integers] = INTEGER_TAG
-        large = np.flatnonzero((np.abs(values) >= 2.0**53) & (tags == INTEGER_TAG))
-        exact = {row: int(cells[row]) for row in large.tolist()} or None
-    return Column(Kind.FLOAT, values, tags=tags if tags is not None and tags.any() else None, exact=exact)
-
-
-def _parsed(name: str, cells: Sequence[str], kind: Kind, parse: Any, fill: Any) -> tuple[Column, list[Reject]]:
-    items = [parse(cell) for cell in cells]
-    bad = np.fromiter((item is None for item in items), np.bool_, len(items))
-    values = np.array([fill if item is None else item for item in items], np.int64 if kind is Kind.INT else np.bool_)
-    tags = np.where(bad, np.uint8(NULL_TAG), np.uint8(0)) if bad.any() else None
-    return _misfits(name, cells, Column(kind, values, tags=tags), bad)
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell) if "_" not in cell else None
-    except ValueError:
-        return None
-
-
-def _integer(cell: str) -> int | None:
-    try:
-        number = int(cell) if "_" not in cell else None
-    except ValueError:
-        return None
-    return number if number is not None and -(2**63) <= number < 2**63 else None
-
-
-def _truth(cell: str) -> bool | None:
-    word = cell.strip().lower()
-    return True if word in _TRUE else False if word in _FALSE else None
-
-
-def _short(cell: str) -> str:
-    return repr(cell) if len(cell) <= 60 else f"{cell[:57]!r}..."
-
-
-# -- encoding --------------------------------------------------------------------------------------
-
-_ENCODER: Final = msgspec.json.Encoder()
-
-
-def encode_csv(batch: Batch, *, header: bool = False) -> bytes:
-    """The records as CSV lines in order; null, NaN and absent are empty cells, nested values are JSON.
-
-    >>> encode_csv(Batch.from_rows([{"sensor": "S,1", "value": 2}]), header=True)
-    b'sensor,value\\n"S,1",2\\n'
-    """
-    lines = [b",".join(_cell(name) for name in batch.names)] if header else []
-    if len(batch) and batch.columns:
-        cells = [_cells(column) for column in batch.columns.values()]
-        lines += map(b",".join, zip(*cells, strict=True))
-    return b"\n".join((*lines, b"")) if lines else b""
-
-
-def _cells(column: Column) -> list[bytes]:
-    match column.kind:
-        case Kind.TEXT:
-            assert column.texts is not None
-            table = object_array([*map(_cell, column.texts.tolist()), b""])
-            cells: list[bytes] = table[column.values].tolist()
-        case Kind.TIME:
-            cells = [b"" if text is None else text.encode() for text in time_texts(column)]
-        case Kind.OBJECT:
-            cells = [_object_cell(column.slice(row, row + 1)) for row in range(len(column))]
-        case _:
-            cells = _ENCODER.encode(column.values.tolist())[1:-1].split(b",")
-            if b"null" in cells:
-                cells = [b"" if cell == b"null" else cell for cell in cells]
-    return cells if column.tags is None else _tagged(column, column.tags, cells)
-
-
-def _tagged(column: Column, tags: NDArray[np.uint8], cells: list[bytes]) -> list[bytes]:
-    boxed = object_array(cells)
-    integers = np.flatnonzero(tags == INTEGER_TAG)
-    if len(integers):
-        whole = column.values[integers]
-        numbers = np.where(np.abs(whole) < 2.0**63, whole, 0.0).astype(np.int64).tolist()
-        boxed[integers] = object_array(_ENCODER.encode(numbers)[1:-1].split(b","))
-    boxed[(tags == NULL_TAG) | (tags == ABSENT_TAG)] = b""
-    for row, item in (column.exact or {}).items():
-        boxed[row] = str(item).encode()
-    made: list[bytes] = boxed.tolist()
-    return made
-
-
-def _cell(text: str) -> bytes:
-    if any(glyph in text for glyph in ',"\r\n') or text != text.strip():
-        text = '"' + text.replace('"', '""') + '"'
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _object_cell(column: Column) -> bytes:
-    item = column.values[0]
-    if item is None:
-        return b""
-    if isinstance(item, str):
-        return _cell(item)
-    line = encode_json_lines(Batch({"a": Column(Kind.OBJECT, column.values)}))
-    return _cell(line[len(b'{"a":') : -len(b"}\n")].decode())

@@ -145,7 +145,7 @@ class Lines(ProcessSink):
             from tidemill.formats.json_lines import encode_json_lines
 
             return encode_json_lines(batch)
-        from tidemill.formats.csv_lines import encode_csv
+        from tidemill.formats.csv_encode import encode_csv
 
         starts = self._header is None
         header = self._header = self._header or self.columns or batch.names
@@ -180,7 +180,7 @@ def _header_of(path: Path) -> tuple[str, ...] | None:
 
 
 def _csv_header(names: Sequence[str]) -> bytes:
-    from tidemill.formats.csv_lines import encode_csv
+    from tidemill.formats.csv_encode import encode_csv
 
     return encode_csv(Batch({name: Column.missing(Kind.OBJECT, 0) for name in names}, rows=0), header=True)
 

@@ -1,0 +1,78 @@
+"""Batches as lines of CSV."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.formats.json_lines import encode_json_lines, time_texts
+from tidemill.schema import Kind
+
+__all__ = ["encode_csv"]
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def encode_csv(batch: Batch, *, header: bool = False) -> bytes:
+    """The records as CSV lines in order; null, NaN and absent are empty cells, nested values are JSON.
+
+    >>> encode_csv(Batch.from_rows([{"sensor": "S,1", "value": 2}]), header=True)
+    b'sensor,value\\n"S,1",2\\n'
+    """
+    lines = [b",".join(_cell(name) for name in batch.names)] if header else []
+    if len(batch) and batch.columns:
+        cells = [_cells(column) for column in batch.columns.values()]
+        lines += map(b",".join, zip(*cells, strict=True))
+    return b"\n".join((*lines, b"")) if lines else b""
+
+
+def _cells(column: Column) -> list[bytes]:
+    match column.kind:
+        case Kind.TEXT:
+            assert column.texts is not None
+            table = object_array([*map(_cell, column.texts.tolist()), b""])
+            cells: list[bytes] = table[column.values].tolist()
+        case Kind.TIME:
+            cells = [b"" if text is None else text.encode() for text in time_texts(column)]
+        case Kind.OBJECT:
+            cells = [_object_cell(column.slice(row, row + 1)) for row in range(len(column))]
+        case _:
+            cells = _ENCODER.encode(column.values.tolist())[1:-1].split(b",")
+            if b"null" in cells:
+                cells = [b"" if cell == b"null" else cell for cell in cells]
+    return cells if column.tags is None else _tagged(column, column.tags, cells)
+
+
+def _tagged(column: Column, tags: NDArray[np.uint8], cells: list[bytes]) -> list[bytes]:
+    boxed = object_array(cells)
+    integers = np.flatnonzero(tags == INTEGER_TAG)
+    if len(integers):
+        whole = column.values[integers]
+        numbers = np.where(np.abs(whole) < 2.0**63, whole, 0.0).astype(np.int64).tolist()
+        boxed[integers] = object_array(_ENCODER.encode(numbers)[1:-1].split(b","))
+    boxed[(tags == NULL_TAG) | (tags == ABSENT_TAG)] = b""
+    for row, item in (column.exact or {}).items():
+        boxed[row] = str(item).encode()
+    made: list[bytes] = boxed.tolist()
+    return made
+
+
+def _cell(text: str) -> bytes:
+    if any(glyph in text for glyph in ',"\r\n') or text != text.strip():
+        text = '"' + text.replace('"', '""') + '"'
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _object_cell(column: Column) -> bytes:
+    item = column.values[0]
+    if item is None:
+        return b""
+    if isinstance(item, str):
+        return _cell(item)
+    line = encode_json_lines(Batch({"a": Column(Kind.OBJECT, column.values)}))
+    return _cell(line[len(b'{"a":') : -len(b"}\n")].decode())
