@@ -138,6 +138,7 @@ async def test_a_process_that_a_function_left_behind_hides_no_death(one: tm.Lane
         reader, _ = os.pipe()
         child = os.fork()
         if child == 0:
+            os.setsid()  # else it would end with the lane
             os.read(reader, 1)  # waits for ever: it holds the other end itself
         return child
 

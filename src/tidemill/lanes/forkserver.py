@@ -3,7 +3,9 @@
 It is started once per run as ``python -m tidemill.lanes.forkserver FD``, loads NumPy and the kernels, and then forks on
 request. Its children therefore never import the user's ``__main__``, inherit no thread, no lock and no descriptor of
 the application, and share the loaded libraries' memory. It is the parent of its children, so a kill by process id
-cannot hit a stranger: an id is free again only after it was reaped here.
+cannot hit a stranger: an id is free again only after it was reaped here. Each child leads a process group, so that the
+programs that a function started end with it, unless they have a session of their own; and signals to the application's
+group are for the application, which decides.
 
 When the application dies, even by SIGKILL, the server reads the end of its socket, kills its children and leaves.
 """
@@ -163,7 +165,7 @@ class _Server:
             case Kill(child):
                 for pid, owner in self._children.items():
                     if owner == child:
-                        os.kill(pid, signal.SIGKILL)
+                        _kill_group(pid)
             case Preload(size, kernels):
                 self._tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
                 os.close(fds[0])
@@ -173,6 +175,8 @@ class _Server:
         pid = os.fork()
         if pid == 0:
             self._become(spawn, fds)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # the child does so too: whichever comes first
         for fd in fds:
             os.close(fd)  # else a lane's death would not close its socket
         self._children[pid] = spawn.child
@@ -182,6 +186,7 @@ class _Server:
         """In the child: never returns."""
         code = 70
         try:
+            os.setpgid(0, 0)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -211,11 +216,13 @@ class _Server:
                 pass
         while self._children:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
+            _kill_group(ended.si_pid)  # what it left behind; before it is reaped, so that the number is still its own
+            pid, status = os.waitpid(ended.si_pid, 0)
             child = self._children.pop(pid, None)
             if child is not None:
                 self._tell(_encode(Exited(child, status)))
@@ -227,7 +234,13 @@ class _Server:
     def _leave(self) -> None:
         """The application is gone: nobody will read what the children do."""
         for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    """SIGKILL to a child and to what it started."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
