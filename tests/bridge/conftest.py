@@ -1,0 +1,201 @@
+"""What the hard tests of `tidemill.Lanes` share: open lanes for a whole file, a view of processes, and whole programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import pytest_asyncio
+
+import tidemill as tm
+from tidemill.errors import LaneDied, RemoteError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two() -> AsyncIterator[tm.Lanes]:
+    """Two lanes."""
+    async with tm.Lanes(2) as lanes:
+        yield lanes
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one() -> AsyncIterator[tm.Lanes]:
+    """One lane, so that calls queue."""
+    async with tm.Lanes(1) as lanes:
+        yield lanes
+
+
+class Processes:
+    """What the kernel says of processes."""
+
+    @staticmethod
+    def lives(pid: int) -> bool:
+        """Whether it runs; a zombie does not."""
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    @staticmethod
+    def children(pid: int) -> list[int]:
+        """Its children, zombies too."""
+        try:
+            threads = list(Path(f"/proc/{pid}/task").iterdir())
+            return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+        except OSError:
+            return []
+
+    def family(self, pid: int) -> set[int]:
+        """It and all that descends from it."""
+        return {pid}.union(*map(self.family, self.children(pid)))
+
+    @staticmethod
+    async def gone(*pids: int) -> None:
+        """Return when all of them have ended; the test's own time limit bounds this."""
+        loop = asyncio.get_running_loop()
+        for pid in pids:
+            try:
+                handle = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            ended = asyncio.Event()
+            loop.add_reader(handle, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(handle)
+                os.close(handle)
+
+    @staticmethod
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    @staticmethod
+    def maps() -> int:
+        """Memory maps of memory files: what lanes share with this process."""
+        return Path("/proc/self/maps").read_text().count("/memfd:")
+
+
+@pytest.fixture
+def processes() -> Processes:
+    return Processes()
+
+
+@dataclass
+class Ended:
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Ended]:
+    """Run a whole program, as a script of its own: ``program(source, *arguments)``."""
+
+    def run(source: str, *arguments: str) -> Ended:
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(source))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(path), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+# -- the ways to end -----------------------------------------------------------------------------------------
+
+
+def error() -> None:
+    raise ZeroDivisionError("of the test")
+
+
+def leave() -> None:
+    sys.exit(4)
+
+
+def leave_at_once() -> None:
+    os._exit(5)
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def suicide() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way for the user's code to end, and what the caller is told of it."""
+
+    act: Callable[[], None]
+    kills: bool
+    signal: int | None = None
+    code: int | None = None
+    told: str = ""
+
+    def check(self, raised: object) -> None:
+        """It is the error that tells of this way."""
+        if self.act is error:
+            assert isinstance(raised, ZeroDivisionError)
+            assert "in error" in str(raised.__cause__)
+        elif self.act is leave:
+            assert isinstance(raised, RemoteError)
+            assert raised.type_name == "SystemExit"
+        else:
+            assert isinstance(raised, LaneDied)
+            assert (raised.signal, raised.code) == (self.signal, self.code)
+            assert self.told in str(raised)
+
+
+WAYS = {
+    "error": Way(error, kills=False),
+    "exit": Way(leave, kills=False),
+    "os_exit": Way(leave_at_once, kills=True, code=5, told="exit code 5"),
+    "segfault": Way(segfault, kills=True, signal=11, told="SIGSEGV"),
+    "sigkill": Way(suicide, kills=True, signal=9, told="SIGKILL"),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each of the five ways to end, in turn."""
+    return WAYS[request.param]
+
+
+@pytest.fixture
+def unharmed() -> Callable[[tm.Lanes], contextlib.AbstractAsyncContextManager[None]]:
+    """``async with unharmed(lanes):`` calls before, beside and after what happens in there have their results."""
+
+    @contextlib.asynccontextmanager
+    async def watching(lanes: tm.Lanes) -> AsyncIterator[None]:
+        before = [asyncio.create_task(lanes.run(abs, -x)) for x in range(8)]
+        await asyncio.sleep(0)
+        yield
+        beside = [asyncio.create_task(lanes.run(abs, -x)) for x in range(8)]
+        assert await asyncio.gather(*before, *beside) == [*range(8), *range(8)]
+        assert await lanes.run(abs, -12) == 12
+
+    return watching

@@ -1,0 +1,171 @@
+"""A stop that stops, whatever the function does: a C loop with the GIL, ignored signals, children of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import Self
+
+import cloudpickle
+import pytest
+
+import tidemill as tm
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def hangs_in_c(port: int) -> None:
+    """Says that it begins, then never leaves a C loop that holds the GIL and looks at no signal."""
+    import collections
+    import itertools
+
+    socket.create_connection(("127.0.0.1", port)).close()
+    collections.deque(itertools.repeat(1), maxlen=0)
+
+
+class Doorbell:
+    """Rings when a connection was opened and closed."""
+
+    async def __aenter__(self) -> Self:
+        self.rung = asyncio.Event()
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1")
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        self.rung.set()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout", "executor", "stream", "batched"])
+async def test_a_c_loop_that_holds_the_gil(one: tm.Lanes, how: str) -> None:
+    """Each way to give up ends it; the calls behind it are served by the next process."""
+    async with Doorbell() as bell:
+        behind = []
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await one.run(hangs_in_c, bell.port, timeout=0.5)
+            await bell.rung.wait()
+        elif how == "stream":
+            stream = one.stream(hangs_in_c, [bell.port], window=1)
+            first = asyncio.ensure_future(anext(stream))
+            await bell.rung.wait()
+            first.cancel()
+            await asyncio.wait([first])
+            await stream.aclose()
+        else:
+            starts = {
+                "cancel": lambda: asyncio.create_task(one.run(hangs_in_c, bell.port)),
+                "executor": lambda: asyncio.wrap_future(one.executor().submit(hangs_in_c, bell.port)),
+                "batched": lambda: one.batched(lambda ports: hangs_in_c(ports[0]))(bell.port),
+            }
+            call = starts[how]()
+            await bell.rung.wait()
+            behind = [asyncio.create_task(one.run(square, number)) for number in range(5)]
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            assert call.cancelled()
+        assert await asyncio.gather(*behind) == [number * number for number in range(len(behind))]
+        assert await one.run(square, 7) == 49
+
+
+async def test_a_lane_that_ignores_every_signal_it_can(one: tm.Lanes, telephone, home) -> None:
+    """SIGTERM, SIGINT, SIGHUP, SIGALRM ignored: the cancel still ends it."""
+
+    def stubborn(port: int) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        while True:
+            home(port, f"stubborn {os.getpid()}")
+
+    task = asyncio.create_task(one.run(stubborn, telephone.port))
+    (name,) = await telephone.hear_any(1)
+    pid = int(name.split()[1])
+    task.cancel()
+    await asyncio.wait([task])
+    assert await one.run(os.getpid) != pid
+
+
+async def test_a_function_that_catches_everything(one: tm.Lanes, telephone, home) -> None:
+    """``except BaseException`` in a loop cannot hold a lane."""
+
+    def catches(port: int) -> None:
+        while True:
+            try:
+                home(port, "catches")
+                while True:
+                    pass
+            except BaseException:  # noqa: BLE001 - the point of the test
+                pass
+
+    task = asyncio.create_task(one.run(catches, telephone.port))
+    await telephone.hear("catches")
+    await telephone.tell("catches")
+    task.cancel()
+    await asyncio.wait([task])
+    assert await one.run(square, 4) == 16
+
+
+PAUSES = "import signal; signal.pause()"
+STARTS_A_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {PAUSES!r}])"
+
+
+@pytest.mark.parametrize("how", ["cancel", "death", "close"])
+async def test_the_processes_that_a_function_started_end_with_it(telephone, home, processes, how: str) -> None:
+    """A function that waits for a program, which waits for another, leaves none of them behind, however it ends."""
+
+    def runs_a_program(port: int) -> None:
+        with subprocess.Popen([sys.executable, "-c", STARTS_A_CHILD]) as child:
+            while len(processes.family(child.pid)) < 2:
+                os.sched_yield()
+            home(port, f"child {child.pid}")
+            if how == "death":
+                os._exit(3)
+            child.wait()
+
+    async with tm.Lanes(1) as lanes:
+        task = asyncio.create_task(lanes.run(runs_a_program, telephone.port))
+        (name,) = await telephone.hear_any(1)
+        family = processes.family(int(name.split()[1]))
+        if how == "death":
+            await telephone.tell(name)
+        elif how == "cancel":
+            task.cancel()
+        if how != "close":
+            await asyncio.wait([task])
+            assert await lanes.run(square, 4) == 16
+    await asyncio.gather(task, return_exceptions=True)
+    try:
+        assert len(family) == 2
+        async with asyncio.timeout(10):
+            await processes.gone(*family)
+    finally:
+        for pid in filter(processes.lives, family):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_hundred_stops_in_a_row(one: tm.Lanes, telephone, home) -> None:
+    """The slot is served every time, and nothing is killed that need not be."""
+    restarts = one.statistics().lanes[0].restarts
+    for number in range(100):
+        task = asyncio.create_task(one.run(home, telephone.port, f"run {number}"))
+        await telephone.hear(f"run {number}")
+        task.cancel()
+        assert await one.run(square, number) == number * number
+        await asyncio.wait([task])
+        assert task.cancelled()
+    assert one.statistics().lanes[0].restarts == restarts + 100
