@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # They choose OpenBLAS kernels when NumPy is loaded; a number measured under them is not this machine's.
 _TUNING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+class Wrong(Exception):
+    """A result was not the right one, so that its number does not count."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,29 @@ class Table:
     def at_most(self, what: str, value: float, target: float, *, unit: str, note: str = "") -> None:
         self._add(what, f"{value:.2f} {unit}{note}", f"<= {target:g} {unit}", met=value <= target)
 
+    def below(self, what: str, value: float, target: float, *, shown: str, note: str = "") -> None:
+        self._add(what, shown.format(value) + note, "<= " + shown.format(target), met=value <= target)
+
     def note(self, what: str, measured: str) -> None:
         self.rows.append(Row(what, measured))
 
+    def wrong(self, what: str, why: str) -> None:
+        self._add(what, f"WRONG: {why}", "", met=False)
+
     def _add(self, what: str, measured: str, target: str, *, met: bool) -> None:
         self.rows.append(Row(what, measured, target, met=met))
+
+
+async def attempt(table: Table, what: str, measured: Callable[[], Awaitable[T]], *, seconds: float = 60) -> T | None:
+    """What ``measured`` gives; None, and a row that says why, when it cannot be had or takes more than ``seconds``."""
+    try:
+        return await asyncio.wait_for(measured(), seconds)
+    except Wrong as error:
+        table.wrong(what, str(error)[:160])
+    except Exception as error:  # noqa: BLE001 - one row fails, not the table
+        table.note(what, f"not there yet: {type(error).__name__}: {str(error)[:160]}")
+    print(table.rows[-1].what, table.rows[-1].measured, sep=": ", flush=True)
+    return None
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -115,7 +140,8 @@ def main(measure: Callable[[argparse.Namespace, Table], None], parser: argparse.
     print(f"# {machine()}", flush=True)
     table = Table()
     measure(options, table)
-    print(table_text(table.rows), flush=True)
+    if table.rows:
+        print(table_text(table.rows), flush=True)
     if options.rows:
         options.rows.write_text(json.dumps([asdict(row) for row in table.rows]))
 

@@ -1,0 +1,206 @@
+"""A pure-Python function of 8-10 us a record: how much of the cores each bridge leaves to it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tidemill as tm
+from bench import _bridge_work as work
+from bench import _peers
+from bench._bridge_passes import Meter, Pass
+from bench._common import Table, Wrong, attempt, median, spread
+
+SIZES = (20, 200, 2_000)
+_RECORDS = {20: 20_000, 200: 40_000, 2_000: 80_000}
+_TARGETS = {20: 0.85, 200: 0.90, 2_000: 0.95}
+_ONE_A_FRAME = 0.70
+_WINDOWS = (64, 256)
+OWN, ALONE = "tidemill", "tidemill, one item a frame"
+
+
+@dataclass
+class Cell:
+    """One shape and one size: its items, and what they are inline."""
+
+    shape: str
+    size: int
+    function: Callable[[Any], Any]
+    items: list[Any]
+    expected: list[Any]
+
+    def inline(self) -> float:
+        """Items per second on this core, here and now."""
+        some = self.items[: max(1, 10_000 // self.size)]
+        began = time.perf_counter()
+        for item in some:
+            self.function(item)
+        return len(some) / (time.perf_counter() - began)
+
+    def few(self) -> Cell:
+        """A quarter of it, for peers that would take minutes."""
+        count = max(16, len(self.items) // 4)
+        return Cell(self.shape, self.size, self.function, self.items[:count], self.expected[:count])
+
+
+@dataclass
+class Efficiencies:
+    """Rate / (lanes x inline), by who, shape and size, run by run."""
+
+    lanes: int
+    each: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
+
+    def add(self, who: str, cell: Cell, seconds: float, inline: float) -> None:
+        self.each.setdefault((who, cell.shape, cell.size), []).append(len(cell.items) / seconds / (self.lanes * inline))
+
+    def who(self) -> list[str]:
+        return list(dict.fromkeys(who for who, _, _ in self.each))
+
+    def of(self, who: str, shape: str, size: int) -> float | None:
+        each = self.each.get((who, shape, size))
+        return median(each) if each else None
+
+
+def cells(share: float = 1.0) -> list[Cell]:
+    made = []
+    for shape, function, records in (
+        ("tuples", work.tuples, work.points_of(_RECORDS[2_000])),
+        ("dicts", work.dicts, work.records_of(_RECORDS[2_000])),
+    ):
+        for size in SIZES:
+            count = max(int(_RECORDS[size] * share), 8 * size)
+            items: list[Any] = [records[start : start + size] for start in range(0, count, size)]
+            made.append(Cell(shape, size, function, items, [function(item) for item in items]))
+    gc.collect()
+    gc.freeze()  # the inputs are no bridge's: its collections should not walk through them
+    return made
+
+
+def measure(options: argparse.Namespace, table: Table) -> None:
+    grid = cells(0.2 if options.quick else 1.0)
+    costs = [1e6 / (cell.inline() * cell.size) for cell in grid if cell.size == 200]
+    table.note("row function inline", f"{min(costs):.1f}..{max(costs):.1f} us a record")
+    made = Efficiencies(options.lanes)
+    asyncio.run(_own(grid, made, options, table))
+    for peer in _peers.PEERS:
+        if missing := peer.missing():
+            table.note(f"efficiency, {peer.name}", missing)
+        elif peer.slow and options.quick:
+            table.note(f"efficiency, {peer.name}", "left out of --quick")
+        else:
+            _peer(peer, grid, made, options, table)
+    _table(table, made)
+    if options.plot:
+        plot(made, options.plot)
+
+
+async def _own(grid: list[Cell], made: Efficiencies, options: argparse.Namespace, table: Table) -> None:
+    async with tm.Lanes(options.lanes) as lanes:
+        for cell in grid:
+            for who, windows in ((OWN, _WINDOWS), (ALONE, (2 * options.lanes,))):
+                row = f"{who}, {cell.shape} at {cell.size:,}"
+
+                async def measured(cell: Cell = cell, who: str = who, windows: Any = windows, row: str = row) -> Pass:
+                    await _through(lanes, cell, windows[0], row)
+                    for _ in range(options.runs):
+                        inline = cell.inline()
+                        passes = [await _through(lanes, cell, window, row) for window in windows]
+                        made.add(who, cell, min(each.seconds for each in passes), inline)
+                    return passes[-1]
+
+                last = await attempt(table, row, measured)
+                if last is not None:
+                    each = made.each[who, cell.shape, cell.size]
+                    inline = 1e6 / cell.inline()
+                    print(
+                        f"{row}: {median(each):.2f}; CPU us an item, parent + workers: {last.cpu()}, "
+                        f"of it {inline:.1f} inline",
+                        flush=True,
+                    )
+
+
+async def _through(lanes: tm.Lanes, cell: Cell, window: int, what: str) -> Pass:
+    made = Pass(len(cell.items))
+    with Meter(made):
+        results = [result async for result in lanes.stream(cell.function, cell.items, window=window)]
+    if results != cell.expected:
+        raise Wrong(f"{what}: what came back is not what the function returns inline")
+    return made
+
+
+def _peer(peer: _peers.Peer, grid: list[Cell], made: Efficiencies, options: argparse.Namespace, table: Table) -> None:
+    try:
+        with peer.open(options.lanes) as ways:
+            for cell in (one.few() if peer.slow else one for one in grid):
+                for _ in range(min(options.runs, 1 if peer.slow else 3)):
+                    inline = cell.inline()
+                    made.add(peer.name, cell, min(_timed(way, cell, peer.name) for way in ways), inline)
+                shown = made.of(peer.name, cell.shape, cell.size)
+                print(f"{peer.name}, {cell.shape} at {cell.size:,}: {shown:.2f}", flush=True)
+    except Exception as error:  # noqa: BLE001 - a peer that fails is a row
+        table.note(f"efficiency, {peer.name}", f"failed: {type(error).__name__}: {str(error)[:160]}")
+
+
+def _timed(way: _peers.Through, cell: Cell, who: str) -> float:
+    began = time.perf_counter()
+    results = way(cell.function, cell.items)
+    seconds = time.perf_counter() - began
+    if results != cell.expected:
+        raise Wrong(f"{who}: what came back is not what the function returns inline")
+    return seconds
+
+
+def _table(table: Table, made: Efficiencies) -> None:
+    for shape in ("tuples", "dicts"):
+        for size in SIZES:
+            for who, target in ((OWN, _TARGETS[size]), (ALONE, _ONE_A_FRAME if size == 20 else None)):
+                each = made.each.get((who, shape, size))
+                if each is None:
+                    continue
+                row = f"efficiency, list of {shape} at {size:,}, {who}"
+                if target is None:
+                    table.note(row, f"{median(each):.2f}{spread(each)}")
+                else:
+                    table.at_least(row, median(each), target, note=spread(each))
+        for who in made.who():
+            if who not in {OWN, ALONE}:
+                shown = " / ".join(_shown(made.of(who, shape, size)) for size in SIZES)
+                table.note(f"efficiency, list of {shape} at {' / '.join(f'{size:,}' for size in SIZES)}, {who}", shown)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def plot(made: Efficiencies, path: Path) -> None:
+    """Efficiency by batch size, a line for each bridge."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("no plot; not installed: pip install matplotlib")
+        return
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "tidemill", "font.size": 9}
+    from matplotlib import pyplot
+
+    figure, both = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    for axes, shape in zip(both, ("tuples", "dicts"), strict=True):
+        for who in made.who():
+            own = {"linewidth": 2.5, "color": "black"} if who in {OWN, ALONE} else {}
+            style = "--" if who == ALONE else "-"
+            values = [made.of(who, shape, size) for size in SIZES]
+            axes.plot(range(len(SIZES)), values, style, marker="o", label=who, **own)
+        axes.set(title=f"lists of {shape}", xlabel="records an item", ylim=(0, 1.05))
+        axes.set_xticks(range(len(SIZES)), [f"{size:,}" for size in SIZES])
+        axes.grid(visible=True, alpha=0.3)
+    both[0].set_ylabel(f"rate / ({made.lanes} x inline)")
+    both[1].legend(fontsize=8, loc="lower right")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    print(f"plot: {path}")
