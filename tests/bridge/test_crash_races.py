@@ -1,0 +1,148 @@
+"""Deaths at the worst moments: lanes that kill each other, while data is fed, while they start, while they are idle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from random import Random
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import tidemill as tm
+from tidemill.errors import CallError, LaneDied
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def kill_each(pids: list[int]) -> int:
+    """A massacre: whoever is met, at whatever it does."""
+    import contextlib
+
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 13])
+async def test_lanes_that_kill_each_other(count: int) -> None:
+    """Each call has its result or is told of a death; then all of the lanes serve as before."""
+    random = Random(count)
+    async with tm.Lanes(count) as lanes:
+        for _ in range(4):
+            pids = [lane.pid for lane in lanes.statistics().lanes if lane.pid is not None]
+            calls = []
+            for number in range(4 * count):
+                kills = random.random() < 0.3
+                victims = random.sample(pids, random.randint(1, len(pids))) if pids else []
+                calls.append(lanes.run(kill_each, victims) if kills else lanes.run(square, number))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(result, (int, LaneDied)) for result in results)
+        assert await asyncio.gather(*(lanes.run(square, number) for number in range(50))) == [
+            number * number for number in range(50)
+        ]
+        assert lanes.statistics().waiting == 0
+
+
+async def test_calls_made_from_callbacks_of_a_crash(two: tm.Lanes) -> None:
+    """A caller that tries again at once, in the very callback that told it of the death, is served."""
+    loop = asyncio.get_running_loop()
+    again: asyncio.Future[int] = loop.create_future()
+    executor = two.executor()
+
+    def tried_again(done) -> None:
+        assert isinstance(done.exception(), LaneDied)
+        executor.submit(square, 9).add_done_callback(lambda second: again.set_result(second.result()))
+
+    executor.submit(os._exit, 1).add_done_callback(tried_again)
+    assert await again == 81
+    task = asyncio.create_task(two.run(os._exit, 1))
+    second: asyncio.Future[asyncio.Task[int]] = loop.create_future()
+    task.add_done_callback(lambda _: second.set_result(asyncio.create_task(two.run(square, 8))))
+    assert await (await second) == 64
+    assert isinstance(task.exception(), LaneDied)
+
+
+async def test_deaths_while_large_arguments_are_fed(two: tm.Lanes) -> None:
+    """The lanes die with their sockets and memories full of what was sent ahead; all of that runs, once, elsewhere."""
+    arrays = [np.full(300_000, number, float) for number in range(12)]
+
+    def total(array: np.ndarray, poison: bool) -> float:
+        if poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(array.sum())
+
+    calls = [two.run(total, array, number % 4 == 1) for number, array in enumerate(arrays)]
+    for number, result in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+        assert isinstance(result, LaneDied) if number % 4 == 1 else result == 300_000.0 * number
+
+
+async def test_what_cannot_be_sent_among_what_can(two: tm.Lanes) -> None:
+    """A hundred of each, in turn: each is refused, or served."""
+    calls = [two.run(square, number) if number % 2 else two.run(square, threading.Lock()) for number in range(200)]
+    for number, result in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+        assert result == number * number if number % 2 else isinstance(result, CallError)
+
+
+async def test_twenty_thousand_calls_before_the_first_result(two: tm.Lanes) -> None:
+    """Nothing fills up and nothing is lost, though the loop reads nothing while they are made."""
+    executor = two.executor()
+    futures = [executor.submit(abs, -number) for number in range(20_000)]
+    await asyncio.gather(*map(asyncio.wrap_future, futures))
+    assert [future.result() for future in futures] == list(range(20_000))
+
+
+async def test_twenty_thousand_calls_from_a_thread(two: tm.Lanes) -> None:
+    """The same through ``call_soon_threadsafe``, with the loop reading meanwhile."""
+    executor = two.executor()
+
+    def thread() -> list[int]:
+        return [future.result(60) for future in [executor.submit(abs, -number) for number in range(20_000)]]
+
+    assert await asyncio.to_thread(thread) == list(range(20_000))
+
+
+async def test_lanes_that_are_killed_as_they_start(one: tm.Lanes, processes) -> None:
+    """Its next process and the spare are killed as soon as they can be seen: calls are served in the end."""
+    server = await one.run(os.getppid)
+    for _ in range(4):
+        for _ in range(2):
+            for pid in processes.children(server):
+                kill_each([pid])
+            await asyncio.sleep(0)
+        results = [await asyncio.gather(one.run(square, 6), return_exceptions=True) for _ in range(3)]
+        assert all(result == [36] or isinstance(result[0], LaneDied) for result in results)
+    while isinstance((await asyncio.gather(one.run(square, 6), return_exceptions=True))[0], LaneDied):
+        pass
+    assert await one.run(square, 7) == 49
+
+
+async def test_idle_lanes_and_spares_that_are_killed_again_and_again(two: tm.Lanes, processes) -> None:
+    """Nobody is told of what cost nobody anything."""
+    server = await two.run(os.getppid)
+    for number in range(10):
+        victims = processes.children(server)
+        kill_each(victims)
+        await processes.gone(*victims)
+        assert await asyncio.gather(two.run(square, number), two.run(square, 3)) == [number * number, 9]
+
+
+async def test_a_lane_that_is_stopped_and_goes_on(one: tm.Lanes) -> None:
+    """SIGSTOP for a while, as a debugger or a freezer does: late, and right."""
+    pid = await one.run(os.getpid)
+    os.kill(pid, signal.SIGSTOP)
+    calls = [asyncio.create_task(one.run(square, number)) for number in range(20)]
+    with pytest.raises(TimeoutError):
+        await one.run(square, 5, timeout=0.02)
+    os.kill(pid, signal.SIGCONT)
+    assert await asyncio.gather(*calls) == [number * number for number in range(20)]
