@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -103,24 +104,53 @@ class Ended:
     err: str
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Callable[..., Ended]:
-    """Run a whole program, as a script of its own: ``program(source, *arguments)``."""
+class Program:
+    """A whole program, as a script of its own, in a group of its own."""
 
-    def run(source: str, *arguments: str) -> Ended:
-        path = tmp_path / "program.py"
-        path.write_text(textwrap.dedent(source))
-        done = subprocess.run(
-            [sys.executable, "-W", "error", str(path), *arguments],
-            capture_output=True,
+    def __init__(self, path: Path, *arguments: str, **options: Any) -> None:
+        command = [sys.executable, str(path), *arguments]
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            cwd=tmp_path,
-            check=False,
+            cwd=path.parent,
+            start_new_session=True,
+            **options,
         )
-        return Ended(done.returncode, done.stdout, done.stderr)
+        self.pid = self._process.pid
 
-    return run
+    def line(self) -> str:
+        """The next line of its output."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
+    def ended(self) -> Ended:
+        """Wait for its end."""
+        out, err = self._process.communicate(timeout=60)
+        return Ended(self._process.returncode, out, err)
+
+    def close(self) -> None:
+        """Leave nothing of it."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start a program: ``program(source, *arguments)``; nothing of it outlives the test."""
+    started: list[Program] = []
+
+    def start(source: str, *arguments: str, **options: Any) -> Program:
+        path = tmp_path / f"program_{len(started)}.py"
+        path.write_text(textwrap.dedent(source))
+        started.append(Program(path, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
 
 
 # -- the ways to end -----------------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ _requests = msgspec.msgpack.Decoder(Spawn | Kill | Preload)
 
 def main(fd: int) -> None:
     """Serve until the application's end of the socket closes."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) < 3:  # a service may start with its standard streams closed
+        os.set_inheritable(opened, True)
+    os.close(opened)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -225,13 +226,15 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = os.pathsep.join(p for p in sys.path if p)
         environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+        control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # never a standard stream, though some may be closed
+        theirs.close()
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-            [sys.executable, "-m", "tidemill.lanes.forkserver", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
+            pass_fds=[control],
             stdin=subprocess.DEVNULL,
             env=environment,
         )
-        theirs.close()
+        os.close(control)
         ours.setblocking(False)
         self._control = ours
         loop = asyncio.get_running_loop()

@@ -1,0 +1,197 @@
+"""However the application ends, no process of the lanes outlives it, and its end is its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.timeout(60)
+
+HOLDS = """
+    import asyncio, os, sys
+    import tidemill as tm
+
+    def hangs(how):
+        print(os.getpid(), file=sys.stderr, flush=True)
+        if how == "c":
+            import collections, itertools
+            collections.deque(itertools.repeat(1), maxlen=0)
+        if how == "stubborn":
+            import signal
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+        if how == "child":
+            import subprocess
+            subprocess.run([sys.executable, "-c", "import signal; signal.pause()"])
+        while True:
+            pass
+
+    async def main():
+        async with tm.Lanes(2) as lanes:
+            await lanes.run(abs, -1)
+            if sys.argv[1] != "idle":
+                calls = [asyncio.ensure_future(lanes.run(hangs, sys.argv[1])) for _ in range(3)]
+            while any(lane.pid is None for lane in lanes.statistics().lanes):
+                await asyncio.sleep(0)
+            print("open", flush=True)
+            await asyncio.Event().wait()
+
+    asyncio.run(main())
+"""
+
+
+async def test_a_killed_application_leaves_no_process(program, processes) -> None:
+    """SIGKILL to the application: idle lanes, lanes in Python, in C code with the GIL, and what they started all end."""
+    apps = [program(HOLDS, how) for how in ("idle", "python", "c", "stubborn", "child")]
+    for app in apps:
+        assert app.line() == "open"
+    families = [processes.family(app.pid) for app in apps]
+    assert all(len(family) >= 4 for family in families)
+    for app in apps:
+        os.kill(app.pid, signal.SIGKILL)
+    for family in families:
+        await processes.gone(*family)
+
+
+async def test_a_killed_group_leaves_no_process(program, processes) -> None:
+    """SIGKILL to all of the application's group at once."""
+    app = program(HOLDS, "c")
+    assert app.line() == "open"
+    family = processes.family(app.pid)
+    os.killpg(app.pid, signal.SIGKILL)
+    await processes.gone(*family)
+
+
+async def test_a_killed_fork_server_and_application(program, processes) -> None:
+    """First the one, then the other: the lanes end with the first."""
+    app = program(HOLDS, "c")
+    assert app.line() == "open"
+    family = processes.family(app.pid)
+    for pid in processes.children(app.pid):
+        os.kill(pid, signal.SIGKILL)
+    os.kill(app.pid, signal.SIGKILL)
+    await processes.gone(*family)
+
+
+async def test_an_interrupt_of_the_group_is_the_applications(program, processes) -> None:
+    """Ctrl-C: one KeyboardInterrupt, in the application; no lane says anything; a second one is not needed."""
+    app = program(HOLDS, "python")
+    assert app.line() == "open"
+    family = processes.family(app.pid)
+    os.killpg(app.pid, signal.SIGINT)
+    end = app.ended()
+    assert end.code in {130, -signal.SIGINT}
+    assert end.err.splitlines().count("KeyboardInterrupt") == 1
+    assert "forkserver" not in end.err
+    await processes.gone(*family)
+
+
+async def test_an_interrupt_that_the_application_handles(program, processes) -> None:
+    """It goes on after a Ctrl-C, and so do its calls: no lane was hit."""
+    app = program("""
+        import asyncio, os, signal, sys
+        import tidemill as tm
+
+        def waits(path):
+            while not os.path.exists(path):
+                pass
+            return os.getpid()
+
+        async def main():
+            interrupted = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
+            async with tm.Lanes(2) as lanes:
+                before = [lane.pid or await lanes.run(os.getpid) for lane in lanes.statistics().lanes]
+                call = asyncio.ensure_future(lanes.run(waits, "go"))
+                print("open", flush=True)
+                await interrupted.wait()
+                open("go", "w").close()
+                await call
+                print(sum(lane.restarts for lane in lanes.statistics().lanes), await lanes.run(abs, -5))
+
+        asyncio.run(main())
+    """)
+    assert app.line() == "open"
+    os.killpg(app.pid, signal.SIGINT)
+    end = app.ended()
+    assert (end.code, end.out, end.err) == (0, "0 5\n", "")
+
+
+async def test_a_termination_of_the_group_is_the_applications(program, processes) -> None:
+    """SIGTERM, as from a service manager: the application ends as it would without lanes, they end with it."""
+    app = program(HOLDS, "stubborn")
+    assert app.line() == "open"
+    family = processes.family(app.pid)
+    os.killpg(app.pid, signal.SIGTERM)
+    assert app.ended().code == -signal.SIGTERM
+    await processes.gone(*family)
+
+
+ENDS = {
+    "live": "asyncio.run(main())",
+    "pending": "calls = 100; asyncio.run(main())",
+    "exit": "calls = 3; ends = sys.exit; asyncio.run(main())",
+    "raise": "calls = 3\ndef ends(code): raise RuntimeError(code)\nasyncio.run(main())",
+    "os_exit": "calls = 3; ends = os._exit; asyncio.run(main())",
+    "atexit": "import atexit; atexit.register(lambda: asyncio.run(main())); calls = 3",
+    "twice": "asyncio.run(main()); calls = 5; asyncio.run(main())",
+    "thread": "import threading; thread = threading.Thread(target=lambda: asyncio.run(main())); thread.start()",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+async def test_an_interpreter_that_ends_with_open_lanes(program, processes, how: str) -> None:
+    """Never closed, with calls under way, from an exit or an error, in atexit, in a second run: it ends, all end."""
+    source = f"""
+import asyncio, os, sys
+import tidemill as tm
+
+calls, ends = 0, lambda code: None
+kept = []
+
+def hangs():
+    while True:
+        pass
+
+async def main():
+    lanes = tm.Lanes(2)
+    kept.append(lanes)
+    await lanes.__aenter__()
+    server = await lanes.run(os.getppid)
+    kept.extend(asyncio.ensure_future(lanes.run(hangs)) for _ in range(calls))
+    await asyncio.sleep(0)
+    print(server, flush=True)
+    ends(7)
+
+{ENDS[how]}
+"""
+    app = program(source)
+    servers = {int(app.line())}
+    if how == "twice":
+        servers.add(int(app.line()))
+    end = app.ended()
+    await processes.gone(*servers)
+    assert end.code == {"exit": 7, "raise": 1, "os_exit": 7}.get(how, 0)
+    if how != "raise":
+        assert end.err == ""
+
+
+async def test_an_application_without_standard_streams(program, processes) -> None:
+    """Started by a service manager with nothing open: lanes work, and what a function prints harms nobody."""
+    app = program("""
+        import asyncio, os, sys
+        for number in (0, 2):
+            os.close(number)
+        sys.stdin = sys.stderr = None
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(2) as lanes:
+                return await lanes.run(lambda: (print("said"), os.getpid())[0])
+
+        print(asyncio.run(main()))
+    """)
+    end = app.ended()
+    assert (end.code, end.out) == (0, "None\n")
