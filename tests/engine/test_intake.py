@@ -181,6 +181,14 @@ async def test_what_must_be_encoded_bounds_a_slab(rows, most):
     assert len(counts) > 1 or most == 40
 
 
+async def test_small_batches_of_a_source_can_be_joined_to_twice_their_size():
+    """A slab may double in size though each of its source's batches is half of it: else slabs could never outgrow them."""
+    desk = Desk()
+    for _ in range(4):
+        await desk.intake.put(batch_of(numbered(10)), "source")
+    assert [len(desk.intake.take(wanted).batch) for wanted in (20, 19)] == [20, 10]
+
+
 async def test_a_turn_of_the_loop():
     """Many records fill a turn, and so do few with much to encode."""
     desk = Desk()

@@ -177,7 +177,7 @@ class Intake:
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:
-        """The next records waiting: ``records`` of them, or at least half as many where a source's batch ends there,
+        """The next records waiting: ``records`` of them, or more than half as many where a source's batch ends there,
         because joining batches means copying them. There must be as many.
 
         Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
@@ -185,7 +185,7 @@ class Intake:
         """
         pieces: list[_Piece] = []
         left, left_bytes = records, most_bytes
-        while 2 * left > records:
+        while 2 * left >= records:
             piece = self._pieces[0]
             fitting = len(piece.batch) if not piece.record_text_bytes else int(left_bytes / piece.record_text_bytes)
             count = min(len(piece.batch), left, max(fitting, 0 if pieces else 1))

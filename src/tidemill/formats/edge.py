@@ -6,6 +6,7 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from tidemill.letters import (
     DeadLetter,
     Reject,
 )
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.rows import Fields, Kinds, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
 __all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "conform"]
@@ -148,14 +149,16 @@ class Edge:
                 elif not _unicode("".join(row)):
                     bad = next(name for name in row if not _unicode(name))
                     early[place] = Reject(place, MALFORMED, f"the field name {bad!a} is not valid Unicode text")
-        for place, reject in self._lacking(kept, early, known):
+        fields = fields_of_rows(kept) if plain else None
+        for place, reject in self._lacking(kept, early, known, fields):
             early.setdefault(place, reject)
         places: NDArray[np.intp] | None = None
         if early:
             self._note_fields(row for row in kept if type(row) is dict)
             places = np.array([place for place in range(len(kept)) if place not in early], np.intp)
             kept = [kept[place] for place in places.tolist()]
-        batch, misfits = batch_of_rows(kept, self.kinds)
+            fields = None
+        batch, misfits = batch_of_rows(kept, self.kinds, fields)
         if plain and (set(map(type, batch.names)) - {str} or not _unicode("".join(batch.names))):
             return None
         rejects = {reject.row: reject for reject in misfits}
@@ -235,9 +238,10 @@ class Edge:
     # -- roles -------------------------------------------------------------------------------------
 
     def _lacking(
-        self, rows: Sequence[Any], early: Mapping[int, Reject], known: Known | None
+        self, rows: Sequence[Any], early: Mapping[int, Reject], known: Known | None, fields: Fields | None
     ) -> list[tuple[int, Reject]]:
         """Records without a key, a time or a declared field: found first, so that they teach no column its kind."""
+        everywhere = fields[0] if fields is not None and fields[2] is None else ()
         needed = [
             (name, MISSING_FIELD, f"the record has no field {name!r}, which is declared") for name in self.declared
         ]
@@ -252,7 +256,7 @@ class Edge:
             ]
         found = []
         for name, code, reason in needed:
-            if not early and all(map(contains, rows, repeat(name))):
+            if name in everywhere or (not early and all(map(contains, rows, repeat(name)))):
                 continue
             found += [
                 (place, Reject(place, code, reason))
@@ -438,12 +442,12 @@ def _template(key: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _find_infinite(batch: Batch, rejects: dict[int, Reject]) -> None:
-    for name, column in batch.columns.items():
-        if column.kind is not Kind.FLOAT:
-            continue
-        with np.errstate(all="ignore"):
-            if np.isfinite(np.add.reduce(column.values)):
-                continue  # so is every value
+    floats = [(name, column) for name, column in batch.columns.items() if column.kind is Kind.FLOAT]
+    with np.errstate(all="ignore"):
+        sums = [float(np.add.reduce(column.values)) for _, column in floats]
+    for (name, column), total in zip(floats, sums, strict=True):
+        if math.isfinite(total):
+            continue  # so is every value
         for row in np.flatnonzero(np.isinf(column.values)).tolist():
             rejects.setdefault(row, Reject(row, INFINITE, f"field {name!r} holds an infinite number"))
 

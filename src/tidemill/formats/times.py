@@ -42,6 +42,8 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     [1700000000250000000, 1700000000250000000]
     """
     size = np.abs(numbers)
+    if len(numbers) and size.max() < _UNITS[0][0]:  # seconds, all of them; NaN is not
+        return _scaled(numbers, _UNITS[0][1])
     usable = size < 2.0**63  # NaN is not
     made = np.full(len(numbers), NAT, np.int64)
     lower = -1.0

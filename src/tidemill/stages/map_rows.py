@@ -107,6 +107,9 @@ class MapRows(FunctionStage):
         known = self._kinds.get(name)
         if own is None or given is None:
             return self._kinds.column(name, items)
+        if own.kind is Kind.FLOAT and own.tags is None:
+            column, rejects = self._kinds.column(name, items)
+            return (own, []) if _same_floats(own, column) else (column, rejects)
         if known in (None, own.kind) and own.kind is not Kind.OBJECT and all(map(is_, items, given)):
             if own.has_values:
                 self._kinds.learn(name, own.kind)
@@ -145,6 +148,13 @@ def _places(batch: Batch, names: tuple[str, ...], orders: Orders | None) -> tupl
         if not follows(after, (*before, *(name for name in places if name not in before))):
             return places, (ids, table)
     return places, batch.orders
+
+
+def _same_floats(own: Column, column: Column) -> bool:
+    """Whether both hold the same floats, bit for bit, and nothing else."""
+    if column.kind is not Kind.FLOAT or column.tags is not None:
+        return False
+    return bool((own.values.view(np.int64) == column.values.view(np.int64)).all())
 
 
 def _own_items(column: Column) -> list[Any]:
