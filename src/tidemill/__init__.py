@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         EngineError,
         InputError,
         LaneDied,
+        LanesFull,
         MissingExtra,
         OutsideError,
         PlanError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         StageError,
         TidemillError,
     )
+    from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
     from tidemill.stages.calibrate import Calibrate
     from tidemill.stages.filter import Filter, Select
@@ -67,6 +69,7 @@ __all__ = [
     "Kind",
     "LaneDied",
     "Lanes",
+    "LanesFull",
     "Lookup",
     "Map",
     "MapFrame",
@@ -85,6 +88,7 @@ __all__ = [
     "Statistics",
     "TidemillError",
     "__version__",
+    "cancelled",
     "run",
     "run_async",
     "serve",
@@ -105,6 +109,7 @@ _HOMES: Final = {
     "Kind": "schema",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
+    "LanesFull": "errors",
     "Lookup": "stages.lookup",
     "Map": "stages.map",
     "MapFrame": "stages.map",
@@ -122,6 +127,7 @@ _HOMES: Final = {
     "StageError": "errors",
     "Statistics": "engine.metrics",
     "TidemillError": "errors",
+    "cancelled": "lanes.cursor",
     "run": "engine.doors",
     "run_async": "engine.doors",
     "serve": "engine.doors",

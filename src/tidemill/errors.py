@@ -7,6 +7,7 @@
     ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
     ├── CallError        a call on `Lanes` that cannot be made: an argument that cannot be pickled, closed lanes.
+    │   └── LanesFull    as many calls wait as may: this one was refused, or dropped for a newer one.
     ├── LaneDied         the process that ran the user's function ended: a crash, a kill, ``os._exit``.
     ├── RemoteError      the user's function raised something that cannot travel between processes.
     ├── BadResult        the user's function returned something else than a stage can use; a matter of its batch.
@@ -23,6 +24,7 @@ __all__ = [
     "EngineError",
     "InputError",
     "LaneDied",
+    "LanesFull",
     "MissingExtra",
     "OutsideError",
     "PlanError",
@@ -65,6 +67,10 @@ class BadResult(TidemillError):
 
 class CallError(TidemillError, RuntimeError):
     """The call was refused before any lane had it; a RuntimeError too, as users of executors expect."""
+
+
+class LanesFull(CallError):
+    """As many calls waited as the lanes' ``max_waiting`` or ``max_waiting_bytes`` allow; this one was not run."""
 
 
 class LaneDied(TidemillError):

@@ -3,13 +3,14 @@
 Events in, commands out; a command's outcome is the next event. A call waits, or is in one lane's queue, or is gone.
 
     add ──▶ waiting ── Send ──▶ in a lane's queue ── returned ──▶ gone
-               ▲                   │        │
-               │                   │        └── cancel, timeout: Interrupt ──▶ revoked, or killed and then died
+               ▲ │                 │        │
+               │ └─ Dropped        │        └── cancel, timeout: Interrupt ──▶ revoked, or stopped: returned or died
                └── died, Steal ────┘
 
-Rules of this file: an idle lane gets a call before a busy one does; a busy one holds at most ``per_lane``, so that it
-need not wait for the next; a call that waits behind another moves to a lane that falls idle. A call that was started
-is never started again. A call that was not started loses nothing by a death.
+Rules of this file: an idle lane gets a call before a busy one does; a busy one holds at most ``depth``, so that it
+need not wait for the next; what waits behind another call moves to a lane that falls idle. A call that is pinned to a
+lane runs there, in the order of adding. A call that was started is never started again. A call that was not started
+loses nothing by a death.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from tidemill.errors import EngineError
 
-__all__ = ["Calls", "CallsStatistics", "Command", "Interrupt", "Lost", "Send", "Steal", "TimedOut"]
+__all__ = ["Bounds", "Calls", "CallsStatistics", "Command", "Dropped", "Interrupt", "Lost", "Send", "Steal", "TimedOut"]
+
+MIN_DEPTH: Final = 2
+"""A lane always may have the next call beside the one it runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Send the call to the lane."""
 
@@ -32,43 +37,64 @@ class Send:
     call: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Interrupt:
-    """Nobody wants the call any more: revoke it, or kill the lane when it runs it; then say `revoked` or `killed`."""
+    """Nobody wants the call any more: revoke it, or stop the lane when it runs it; then say what came of it."""
 
     lane: int
     call: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Steal:
-    """Another lane has nothing to do: revoke the call; then say `revoked`, or nothing when it was started."""
+    """The call should run elsewhere: revoke it; then say `revoked`, or nothing when it was started."""
 
     lane: int
     call: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TimedOut:
     """Tell the caller; the work is being stopped."""
 
     call: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lost:
     """Tell the caller that the lane died while it ran this call."""
 
     call: int
 
 
-Command = Send | Interrupt | Steal | TimedOut | Lost
+@dataclass(slots=True)
+class Dropped:
+    """Tell the caller that the call was dropped unstarted, for newer ones."""
+
+    call: int
+
+
+Command = Send | Interrupt | Steal | TimedOut | Lost | Dropped
 
 
 @dataclass(slots=True)
 class _Call:
+    pin: int | None
+    size: int
     lane: int | None = None
     wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much may wait, and how much a lane may hold."""
+
+    waiting: int | None = None
+    """Calls that no lane has."""
+    waiting_bytes: int | None = None
+    """Bytes of their arguments."""
+    lane_bytes: int = 1 << 20
+    """Bytes of arguments beyond which a lane gets no third call."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +103,12 @@ class CallsStatistics:
 
     waiting: int
     """Calls that no lane has."""
+    waiting_bytes: int
+    """Bytes of their arguments."""
     in_lanes: tuple[int, ...]
     """Calls that each lane has and has not answered."""
+    depth: int
+    """Calls that a busy lane may hold."""
 
 
 class Calls:
@@ -96,27 +126,46 @@ class Calls:
     MAX_FRUITLESS = 8
     """Deaths in a row with nothing run and nothing returned, after which the calls that wait are given up."""
 
-    def __init__(self, lanes: int, *, per_lane: int = 2) -> None:
-        self._per_lane = per_lane
+    def __init__(self, lanes: int, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
+        self.depth = MIN_DEPTH
+        """Calls that a busy lane may hold; `deepen` changes it."""
         self._calls: dict[int, _Call] = {}
         self._waiting: OrderedDict[int, None] = OrderedDict()
+        self._pinned: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(lanes)]
+        self._pinned_waiting = 0
+        self.waiting_bytes = 0
+        """Bytes of the arguments of the calls that no lane has."""
         self._queues: list[deque[int]] = [deque() for _ in range(lanes)]
+        self._lane_bytes = [0] * lanes
         self._up = [False] * lanes
+        self._idle: dict[int, None] = {}  # lanes that are up and have no call
+        self._busy = 0  # lanes that are up and have some
+        self._held = 0  # calls in lanes that are up
         self._deadlines: list[tuple[int, int]] = []
         self.fruitless = 0
         """Deaths in a row with nothing run and nothing returned."""
 
     # -- from the callers ------------------------------------------------------------------------------
 
-    def add(self, call: int, deadline_ns: int | None = None) -> list[Command]:
-        """A new call, to be stopped at ``deadline_ns``; its number must be new."""
+    def add(self, call: int, deadline_ns: int | None = None, *, size: int = 0, pin: int | None = None) -> list[Command]:
+        """A new call with ``size`` bytes of arguments, to be stopped at ``deadline_ns``; its number must be the highest
+        so far. ``pin`` is the lane that must run it, after those that were pinned to it before.
+        """
         if call in self._calls:
             raise EngineError(f"call {call} was added twice")
-        self._calls[call] = _Call()
-        self._waiting[call] = None
+        self._calls[call] = known = _Call(pin, size)
         if deadline_ns is not None:
             heapq.heappush(self._deadlines, (deadline_ns, call))
-        return self._dispatched()
+        if pin is None:
+            lane = None if self._waiting else self._least_busy()
+        else:
+            lane = pin if not self._pinned[pin] and self._has_room(pin) else None
+        if lane is None:
+            self._wait(call, known)
+            return self._stolen() if self._idle and pin is None else []
+        self._put(lane, call, known)
+        return [Send(lane, call)]
 
     def cancel(self, call: int) -> list[Command]:
         """Its caller gave up; nothing when it is over already."""
@@ -125,7 +174,8 @@ class Calls:
             return []
         known.wanted = False
         if known.lane is None:
-            self._forget(call)
+            self._unwait(call, known)
+            del self._calls[call]
             return []
         return [Interrupt(known.lane, call)]
 
@@ -149,11 +199,38 @@ class Calls:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
+    @property
+    def full(self) -> bool:
+        """Whether so much waits that a new call must wait outside, be refused, or take the place of an old one."""
+        most, most_bytes = self.bounds.waiting, self.bounds.waiting_bytes
+        return (most is not None and self.waiting >= max(most, 1)) or (
+            most_bytes is not None and self.waiting_bytes >= max(most_bytes, 1)
+        )
+
+    def make_room(self) -> list[Command]:
+        """Drop the calls that have waited longest until one more fits."""
+        commands: list[Command] = []
+        while self.full:
+            call = min(next(iter(line)) for line in (self._waiting, *self._pinned) if line)
+            self._unwait(call, self._calls.pop(call))
+            commands.append(Dropped(call))
+        return commands
+
+    def deepen(self, depth: int) -> list[Command]:
+        """From now on a busy lane may hold so many calls, at least two."""
+        depth = max(MIN_DEPTH, depth)
+        if depth == self.depth:
+            return []
+        self.depth, before = depth, self.depth
+        return self._dispatched() if depth > before else []
+
     # -- from the lanes --------------------------------------------------------------------------------
 
     def attached(self, lane: int) -> list[Command]:
         """The lane has a process and can take calls."""
-        self._up[lane] = True
+        if not self._up[lane]:
+            self._up[lane] = True
+            self._count(lane, 1)
         return self._dispatched()
 
     def returned(self, lane: int, call: int) -> list[Command]:
@@ -161,8 +238,8 @@ class Calls:
         self.fruitless = 0
         if not self._taken(lane, call):
             return []
-        self._forget(call)
-        return self._dispatched()
+        del self._calls[call]
+        return self._refilled(lane)
 
     def revoked(self, lane: int, call: int) -> list[Command]:
         """The lane has not started the call and will not: it is gone, or goes first to another lane."""
@@ -171,64 +248,143 @@ class Calls:
         self._back(call)
         return self._dispatched()
 
+    def held(self, lane: int) -> list[Command]:
+        """The lane gets nothing more until `attached`, and what it has not started should run elsewhere."""
+        self.killed(lane)
+        return [Steal(lane, call) for call in reversed(self._queues[lane]) if self._calls[call].pin is None]
+
     def killed(self, lane: int) -> None:
         """The lane is being killed: it gets nothing more until `died` and `attached`."""
-        self._up[lane] = False
+        if self._up[lane]:
+            self._count(lane, -1)
+            self._up[lane] = False
 
     def died(self, lane: int, running: int = 0) -> list[Command]:
         """The lane's process ended; ``running`` is the call it was in, 0 for none. All it had returned was told."""
-        self._up[lane] = False
+        self.killed(lane)
         queue, self._queues[lane] = list(self._queues[lane]), deque()
+        self._lane_bytes[lane] = 0
         commands: list[Command] = []
         self.fruitless = 0 if running in queue else self.fruitless + 1
         for call in reversed(queue):
             if call == running:
                 if self._calls[call].wanted:
                     commands.append(Lost(call))
-                self._forget(call)
+                del self._calls[call]
             else:
                 self._back(call)
         if self.fruitless >= self.MAX_FRUITLESS:
-            return commands + self._given_up()
+            self.fruitless = 0
+            return commands + self._given_up(range(len(self._up)))
         return commands + self._dispatched()
 
-    def _given_up(self) -> list[Command]:
-        """Lanes die before they run anything: every call that waits is told so."""
-        self.fruitless = 0
-        lost: list[Command] = [Lost(call) for call in self._waiting]
-        for call in list(self._waiting):
-            self._forget(call)
-        return lost
+    def given_up(self) -> list[Command]:
+        """Lanes cannot be started: every call that waits for one is told so. What a living lane can run goes on."""
+        return self._given_up([lane for lane, up in enumerate(self._up) if not up])
+
+    def _given_up(self, down: Iterable[int]) -> list[Command]:
+        down = list(down)
+        lines = [self._pinned[lane] for lane in down]
+        if len(down) == len(self._up):
+            lines.append(self._waiting)
+        lost = sorted(_chained(lines))
+        for call in lost:
+            self._unwait(call, self._calls.pop(call))
+        return [Lost(call) for call in lost]
 
     # -- who runs what ---------------------------------------------------------------------------------
 
-    def _dispatched(self) -> list[Command]:
+    def _refilled(self, lane: int) -> list[Command]:
+        """After the lane lost a call: nobody else has room for what waits."""
+        if not self._up[lane]:
+            return []
         commands: list[Command] = []
-        while self._waiting:
-            lane = self._least_busy()
-            if lane is None:
-                return commands
-            call, _ = self._waiting.popitem(last=False)
-            self._queues[lane].append(call)
-            self._calls[call].lane = lane
+        while self._has_room(lane) and (call := self._next(lane)):
+            known = self._calls[call]
+            self._unwait(call, known)
+            self._put(lane, call, known)
             commands.append(Send(lane, call))
+        return commands or (self._stolen() if self._idle else commands)
+
+    def _next(self, lane: int) -> int:
+        """The call that the lane should get; 0 for none."""
+        first = next(iter(self._waiting), 0)
+        if self._pinned_waiting and self._pinned[lane]:
+            pinned = next(iter(self._pinned[lane]))
+            return min(first, pinned) if first else pinned
+        return first
+
+    def _dispatched(self) -> list[Command]:
+        """After a lane came up, or calls came back: whatever waits and has a place."""
+        commands: list[Command] = []
+        if self._pinned_waiting:
+            for lane, line in enumerate(self._pinned):
+                while line and self._has_room(lane):
+                    commands.append(self._sent(lane, next(iter(line))))
+        while self._waiting and (least := self._least_busy()) is not None:
+            commands.append(self._sent(least, next(iter(self._waiting))))
         return commands or self._stolen()
 
+    def _sent(self, lane: int, call: int) -> Send:
+        known = self._calls[call]
+        self._unwait(call, known)
+        self._put(lane, call, known)
+        return Send(lane, call)
+
+    def _has_room(self, lane: int) -> bool:
+        held = len(self._queues[lane])
+        return self._up[lane] and (
+            held < MIN_DEPTH or (held < self.depth and self._lane_bytes[lane] < self.bounds.lane_bytes)
+        )
+
     def _least_busy(self) -> int | None:
-        best, least = None, self._per_lane
+        if self._idle:
+            return min(self._idle)
+        best, least = None, self.depth
         for lane, queue in enumerate(self._queues):
-            if self._up[lane] and len(queue) < least:
+            if len(queue) < least and self._has_room(lane):
                 best, least = lane, len(queue)
         return best
 
     def _stolen(self) -> list[Command]:
-        """One call that waits behind another, when a lane is idle."""
-        if not any(up and not queue for up, queue in zip(self._up, self._queues, strict=True)):
+        """Half of what the fullest lane has not started, when another is idle."""
+        if not self._idle or self._held == self._busy:
             return []
-        for lane, queue in enumerate(self._queues):
-            if self._up[lane] and len(queue) > 1:
-                return [Steal(lane, queue[-1])]
-        return []
+        lane = max(range(len(self._queues)), key=lambda lane: len(self._queues[lane]) if self._up[lane] else 0)
+        queue = self._queues[lane]
+        movable = [call for call in list(queue)[1:] if self._calls[call].pin is None]
+        return [Steal(lane, call) for call in reversed(movable[len(movable) // 2 :])]
+
+    # -- where calls are -------------------------------------------------------------------------------
+
+    def _wait(self, call: int, known: _Call, *, first: bool = False) -> None:
+        if known.pin is None:
+            line = self._waiting
+        else:
+            line = self._pinned[known.pin]
+            self._pinned_waiting += 1
+        line[call] = None
+        if first:
+            line.move_to_end(call, last=False)
+        self.waiting_bytes += known.size
+
+    def _unwait(self, call: int, known: _Call) -> None:
+        if known.pin is None:
+            del self._waiting[call]
+        else:
+            del self._pinned[known.pin][call]
+            self._pinned_waiting -= 1
+        self.waiting_bytes -= known.size
+
+    def _put(self, lane: int, call: int, known: _Call) -> None:
+        queue = self._queues[lane]
+        if not queue:
+            del self._idle[lane]
+            self._busy += 1
+        queue.append(call)
+        known.lane = lane
+        self._held += 1
+        self._lane_bytes[lane] += known.size
 
     def _taken(self, lane: int, call: int) -> bool:
         """Take the call out of the lane's queue, if it is there."""
@@ -239,46 +395,75 @@ class Calls:
             queue.remove(call)
         else:
             return False
+        self._lane_bytes[lane] -= self._calls[call].size
+        if self._up[lane]:
+            self._held -= 1
+            if not queue:
+                self._busy -= 1
+                self._idle[lane] = None
         return True
+
+    def _count(self, lane: int, sign: int) -> None:
+        """The lane comes up, or goes down."""
+        queue = self._queues[lane]
+        self._held += sign * len(queue)
+        if queue:
+            self._busy += sign
+        elif sign > 0:
+            self._idle[lane] = None
+        else:
+            del self._idle[lane]
 
     def _back(self, call: int) -> None:
         """The call left its lane unstarted."""
         known = self._calls[call]
         if known.wanted:
             known.lane = None
-            self._waiting[call] = None
-            self._waiting.move_to_end(call, last=False)
+            self._wait(call, known, first=True)
         else:
-            self._forget(call)
-
-    def _forget(self, call: int) -> None:
-        del self._calls[call]
-        self._waiting.pop(call, None)
+            del self._calls[call]
 
     # -- readings --------------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
         """Calls that no lane has."""
-        return len(self._waiting)
+        return len(self._waiting) + self._pinned_waiting
+
+    def has(self, lane: int) -> int:
+        """Calls that the lane has not answered."""
+        return len(self._queues[lane])
 
     def in_flight(self) -> list[int]:
         """Calls that each lane that is up has not answered."""
         return [len(queue) for queue, up in zip(self._queues, self._up, strict=True) if up]
 
     def statistics(self) -> CallsStatistics:
-        return CallsStatistics(len(self._waiting), tuple(map(len, self._queues)))
+        return CallsStatistics(self.waiting, self.waiting_bytes, tuple(map(len, self._queues)), self.depth)
 
     def validate(self) -> None:
         """Raise `EngineError` if a rule of this file is broken; tests call it after each step."""
-        places = [*self._waiting, *_chained(self._queues)]
+        waiting = [*self._waiting, *_chained(self._pinned)]
+        places = [*waiting, *_chained(self._queues)]
         if sorted(places) != sorted(self._calls):
             raise EngineError(f"calls {sorted(self._calls)} are in the places {sorted(places)}")
         for lane, queue in enumerate(self._queues):
-            if len(queue) > self._per_lane or any(self._calls[call].lane != lane for call in queue):
+            if any(self._calls[call].lane != lane or self._calls[call].pin not in {None, lane} for call in queue):
                 raise EngineError(f"lane {lane} has {list(queue)}")
-        if self._waiting and self._least_busy() is not None:
-            raise EngineError("a call waits while a lane has room")
+            pinned = [call for call in queue if self._calls[call].pin == lane] + list(self._pinned[lane])
+            if pinned != sorted(pinned):
+                raise EngineError(f"calls pinned to lane {lane} are out of order: {pinned}")
+            if self._lane_bytes[lane] != sum(self._calls[call].size for call in queue):
+                raise EngineError(f"lane {lane} is said to hold {self._lane_bytes[lane]} bytes")
+            if self._has_room(lane) and (self._waiting or self._pinned[lane]):
+                raise EngineError(f"a call waits while lane {lane} has room")
+        if self.waiting != len(waiting) or self.waiting_bytes != sum(self._calls[call].size for call in waiting):
+            raise EngineError(f"{self.waiting} calls of {self.waiting_bytes} bytes are said to wait")
+        up = [lane for lane, is_up in enumerate(self._up) if is_up]
+        if sorted(self._idle) != [lane for lane in up if not self._queues[lane]]:
+            raise EngineError(f"lanes {sorted(self._idle)} are said to be idle")
+        if self._held != sum(len(self._queues[lane]) for lane in up) or self._busy != len(up) - len(self._idle):
+            raise EngineError(f"{self._busy} lanes are said to be busy with {self._held} calls")
 
 
 def _chained(queues: Iterable[Iterable[int]]) -> list[int]:

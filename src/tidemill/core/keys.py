@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tidemill.column import Column
 
-__all__ = ["UNKNOWN", "KeyTable", "lane_of"]
+__all__ = ["UNKNOWN", "KeyTable", "lane_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
@@ -27,7 +27,12 @@ def lane_of(key: str, lanes: int) -> int:
 
     Raises `UnicodeEncodeError` for text that UTF-8 cannot hold.
     """
-    return zlib.crc32(key.encode()) % lanes
+    return place(key.encode(), lanes)
+
+
+def place(key: bytes, lanes: int) -> int:
+    """The same for a key's bytes."""
+    return zlib.crc32(key) % lanes
 
 
 class KeyTable:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tidemill.engine.functions_sent import SentFunction
@@ -31,10 +32,19 @@ class Request:
     settle: Callable[[Sequence[Answer] | Exception], None]
     listed: bool = False
     timeout_s: float | None = None
+    size: int = field(init=False)
+    """Bytes of its parcels."""
+
+    def __post_init__(self) -> None:
+        parcels = self.parcels
+        self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
 
 
 class CallProcess:
     """A forked process, or its inline twin, with its cursor and the functions it has."""
+
+    FIRST_CALL: Final = 1
+    """The number of the call that makes it ready; others have higher ones."""
 
     def __init__(self) -> None:
         self.memory = Shared("cursor", CURSOR_BYTES)
@@ -42,7 +52,15 @@ class CallProcess:
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None
-        """None for the spare."""
+        """None before it has one, and after."""
+        self.round = 0
+        """Of starting; see `tidemill.engine.staff`."""
+        self.items = 0
+        """Values and errors that it sent back."""
+        self.rss_at_ns = 0
+        """When its memory was last looked at."""
+        self.stops: dict[int, asyncio.TimerHandle] = {}
+        """Running calls that were asked to stop, with what will kill them."""
         self.turns: dict[int, int] = {}
         """The turn of each call that was sent and not answered or revoked."""
         self._last_turn = 0
@@ -85,6 +103,10 @@ class CallProcess:
             del self.turns[call]
         return started < turn
 
+    def ask_to_stop(self, call: int) -> None:
+        """Tell a call that may be running that nobody wants it any more; its function can see that."""
+        self.cursor.cancel(self.turns[call])
+
     def running(self) -> int:
         """The call that was started and not answered; 0 for none."""
         started = self.cursor.started
@@ -97,6 +119,8 @@ class CallProcess:
             self.channel.kill()
 
     def close(self) -> None:
+        for timer in self.stops.values():
+            timer.cancel()
         self.cursor.close()
         self.memory.buffer.close()
         self.memory.close()

@@ -1,4 +1,4 @@
-"""The shell around `core.calls`: processes, a warm spare, one timer. Feed an event, perform the commands.
+"""The shell around `core.calls`: feed an event, perform the commands. The processes are `engine.staff`'s.
 
 Everything is on the event loop's thread; nothing here blocks it, waits or polls.
 """
@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from tidemill.clock import SystemClock
-from tidemill.core.calls import Calls, Command, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.calls import Bounds, Calls, Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.engine.call_process import CallProcess, Request, answers_of
-from tidemill.errors import CallError, LaneDied
+from tidemill.engine.door import Door
+from tidemill.engine.staff import Making, Staff
+from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
-from tidemill.lanes.inline_calls import InlineCalls
-from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
-from tidemill.lanes.wire import FromLane, Returned
+from tidemill.lanes.process import Exit
+from tidemill.lanes.wire import Returned
 
-__all__ = ["Crew", "Feeder"]
+__all__ = ["Crew", "Feeder", "LaneCounts"]
+
+_log = logging.getLogger("tidemill")
+
+_CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
 class Feeder(Protocol):
@@ -32,61 +37,74 @@ class Feeder(Protocol):
 
 
 @dataclass
-class _Lane:
-    """A lane outlives its processes."""
+class LaneCounts:
+    """What a lane has done so far; it outlives its processes."""
 
-    process: CallProcess | None = None
     busy_ns: int = 0
     done: int = 0
+    items: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
     restarts: int = 0
+    recycled: int = 0
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How a process ended, and the call it was in; 0 for none."""
+
+    how: Exit
+    running: int
 
 
 class Crew:
-    """Lanes with their processes, a warm spare, and the calls in them. Use on one loop's thread only."""
+    """Lanes with their processes, and the calls in them. Use on one loop's thread only."""
 
-    def __init__(self, lanes: int, *, nice: int) -> None:
+    def __init__(
+        self, lanes: int, making: Making, first_call: Request, bounds: Bounds, *, grace_s: float, when_full: str
+    ) -> None:
         self._inline = lanes == 0
-        self._nice = nice
-        self.lanes = [_Lane() for _ in range(max(lanes, 1))]
-        self.calls = Calls(len(self.lanes), per_lane=2)
-        self._server: ForkServer | None = None
+        self._grace_s = grace_s
+        self.lanes = [LaneCounts() for _ in range(max(lanes, 1))]
+        self.calls = Calls(len(self.lanes), bounds)
+        self.staff = Staff(lanes, making, first_call, self)
+        self.door = Door(self.calls, when_full)
         self._requests: dict[int, Request] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(CallProcess.FIRST_CALL + 1)
         self._feeders: dict[Feeder, None] = {}
         self._feeding = False
-        self._spare: CallProcess | None = None
-        self._processes: set[CallProcess] = set()
+        self._retiring: int | None = None
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
-        self._early_deaths = 0  # in a row, of processes that returned nothing
         self._closed = False
-        self._lost_servers: list[ForkServer] = []
 
     async def start(self) -> None:
-        """Start the processes and return when they can take calls."""
+        """Start the processes and return when they can take calls; raises what keeps them from it."""
         self._loop = asyncio.get_running_loop()
-        if not self._inline:
-            self._server = ForkServer()
-            try:
-                await self._server.start()
-            except BaseException:
-                await self._server.aclose()
-                raise
-        for number in range(len(self.lanes)):
-            self._seat(number)
+        try:
+            await self.staff.start()
+        except BaseException:
+            await self.aclose()
+            raise
 
     # -- calls -----------------------------------------------------------------------------------------
 
-    def submit(self, request: Request) -> int:
-        """Take a call; its number."""
+    def submit(self, request: Request, pin: int | None = None) -> int:
+        """Take a call, to be run by the lane ``pin`` if there is one; its number."""
         call = next(self._numbers)
         self._requests[call] = request
-        deadline_ns = None
-        if request.timeout_s is not None:
-            deadline_ns = self._clock.monotonic_ns() + int(request.timeout_s * 1e9)
-        self._perform(self.calls.add(call, deadline_ns))
+        if request.timeout_s is None:
+            self._perform(self.calls.add(call, size=request.size, pin=pin))
+        else:
+            due_ns = self._clock.monotonic_ns() + int(request.timeout_s * 1e9)
+            self._perform(self.calls.add(call, due_ns, size=request.size, pin=pin))
+            self._arm()
         return call
+
+    def make_room(self) -> None:
+        """Drop the calls that have waited longest, if no more may wait."""
+        self._perform(self.calls.make_room())
 
     def cancel(self, call: int) -> None:
         """Stop the call; nobody is told of its end."""
@@ -113,33 +131,57 @@ class Crew:
 
     # -- commands --------------------------------------------------------------------------------------
 
-    def _perform(self, commands: list[Command], how: Exit | None = None) -> None:
-        todo = deque(commands)
-        while todo:
-            match todo.popleft():
-                case Send(lane, call):
-                    process = self.lanes[lane].process
-                    assert process is not None
-                    process.send(call, self._requests[call])
+    def _perform(self, commands: list[Command], why: _Death | Exception | None = None) -> None:
+        for command in commands:  # grows while it is read
+            if type(command) is Send:
+                process = self.staff.seats[command.lane]
+                assert process is not None
+                request = self._requests[command.call]
+                self.lanes[command.lane].sent_bytes += request.size
+                process.send(command.call, request)
+                continue
+            match command:
                 case Interrupt(lane, call):
-                    todo.extend(self._revoke(lane, call, or_kill=True))
+                    commands += self._stop(lane, call)
                 case Steal(lane, call):
-                    todo.extend(self._revoke(lane, call, or_kill=False))
+                    commands += self._steal(lane, call)
                 case TimedOut(call):
                     self._settle(call, self._timed_out(call))
                 case Lost(call):
-                    self._settle(call, self._lost(call, how))
-        self._arm()
-        self._feed()
+                    self._settle(call, self._lost(call, why))
+                case Dropped(call):
+                    self.door.dropped += 1
+                    self._settle(call, self._dropped(call))
+        if self.door.waits:
+            self.door.admit()
+        if self._feeders:
+            self._feed()
 
-    def _revoke(self, lane: int, call: int, *, or_kill: bool) -> list[Command]:
-        process = self.lanes[lane].process
+    def _steal(self, lane: int, call: int) -> list[Command]:
+        process = self.staff.seats[lane]
+        if process is None or call not in process.turns or not process.revoke(call, or_kill=False):
+            return []
+        return self.calls.revoked(lane, call)
+
+    def _stop(self, lane: int, call: int) -> list[Command]:
+        """Revoke the call; one that may be running is asked to stop, and killed when the grace has passed."""
+        process = self.staff.seats[lane]
         assert process is not None
-        if process.revoke(call, or_kill=or_kill and not self._inline):  # there is no process to kill inline
+        kill = not self._inline and not self._grace_s
+        if process.revoke(call, or_kill=kill):
             return self.calls.revoked(lane, call)
+        if self._inline:
+            return []  # there is no process to kill
         if process.dying:
             self.calls.killed(lane)
-        return []
+            return []
+        process.ask_to_stop(call)
+        process.stops[call] = self._loop.call_later(self._grace_s, self._kill, process, call)
+        return self.calls.held(lane)
+
+    def _kill(self, process: CallProcess, call: int) -> None:
+        if call in process.turns:
+            process.revoke(call, or_kill=True)  # not if it has ended meanwhile and its answer is on the way
 
     def _settle(self, call: int, outcome: Sequence[Answer] | Exception) -> None:
         request = self._requests.pop(call, None)
@@ -150,20 +192,25 @@ class Crew:
         request = self._requests[call]
         return TimeoutError(f"{request.name}: no result within {request.timeout_s} s; the work was stopped.")
 
-    def _lost(self, call: int, how: Exit | None) -> LaneDied:
-        name = self._requests[call].name
-        if how is None or self._early_deaths >= Calls.MAX_FRUITLESS:
-            return LaneDied(
-                f"{name}: {Calls.MAX_FRUITLESS} processes in a row ended ({how}) before they could run anything; see "
-                "their messages on stderr, and whether something kills them, such as a limit on memory.",
-                how.signal if how else None,
-                how.code if how else None,
-            )
-        return LaneDied(
-            f"{name}: the lane's process ended while it ran this call ({how}). Other calls are not affected.",
-            how.signal,
-            how.code,
+    def _dropped(self, call: int) -> LanesFull:
+        return LanesFull(
+            f"{self._requests[call].name}: the call was dropped before a lane had it, for a newer one: {self.door.bound} "
+            '(when_full="drop_oldest").'
         )
+
+    def _lost(self, call: int, why: _Death | Exception | None) -> Exception:
+        if isinstance(why, Exception):
+            return why
+        assert why is not None
+        name, how = self._requests[call].name, why.how
+        if call == why.running:
+            text = f"{name}: the lane's process ended while it ran this call ({how}). Other calls are not affected."
+        else:
+            text = (
+                f"{name}: {Calls.MAX_FRUITLESS} processes in a row ended ({how}) before they could run anything; see "
+                "their messages on stderr, and whether something kills them, such as a limit on memory."
+            )
+        return LaneDied(text, how.signal, how.code)
 
     def _arm(self) -> None:
         """One timer, for the earliest deadline."""
@@ -178,83 +225,82 @@ class Crew:
     def _due(self) -> None:
         self._timer = None
         self._perform(self.calls.expired(self._clock.monotonic_ns()))
+        self._arm()
 
-    # -- processes -------------------------------------------------------------------------------------
+    # -- from the staff --------------------------------------------------------------------------------
 
-    def _seat(self, number: int) -> None:
-        """Give a lane a process: the spare, if there is one."""
-        if self._closed:
-            return
-        process, self._spare = self._spare or self._spawned(), None
-        process.lane = number
-        self.lanes[number].process = process
-        if not self._inline:
-            self._spare = self._spawned()
-        self._perform(self.calls.attached(number))
+    def seated(self, lane: int) -> None:
+        """The lane has a process (`tidemill.engine.staff.Crew`)."""
+        self._perform(self.calls.attached(lane))
 
-    def _spawned(self) -> CallProcess:
-        process = CallProcess()
-
-        def received(message: FromLane, payload: bytes) -> None:
-            self._received(process, message, payload)
-
-        if self._inline:
-            process.channel = InlineCalls(process.cursor, received)
-        else:
-            process.channel = self._living_server().spawn(
-                "calls", [process.memory.fd], received, lambda how: self._died(process, how), nice=self._nice
-            )
-        self._processes.add(process)
-        return process
-
-    def _living_server(self) -> ForkServer:
-        assert self._server is not None
-        if not self._server.alive:  # somebody killed it, and its children with it
-            self._lost_servers.append(self._server)
-            self._server = ForkServer()
-            self._server.begin()
-        return self._server
-
-    def _received(self, process: CallProcess, message: FromLane, payload: bytes) -> None:
-        if not isinstance(message, Returned) or process.lane is None or self._closed:
-            return
-        lane = self.lanes[process.lane]
-        lane.busy_ns += message.busy_ns
-        lane.done += 1
-        self._early_deaths = 0
+    def returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+        """A call came back."""
+        lane = process.lane
+        assert lane is not None
+        counts = self.lanes[lane]
+        counts.busy_ns += message.busy_ns
+        counts.done += 1
+        counts.items += len(message.sizes)
+        counts.received_bytes += len(payload)
+        process.items += len(message.sizes)
         process.turns.pop(message.call, None)
         request = self._requests.pop(message.call, None)
-        self._perform(self.calls.returned(process.lane, message.call))  # first: the lane may be idle
+        commands = self.calls.returned(lane, message.call)  # before the caller is told: the lane may be idle
+        if process.stops:
+            commands += self._stopped(process, message.call, lane)
+        if self.staff.recycles:
+            commands += self._aged(process, lane)
+        self._perform(commands)
+        if self._retiring is not None:
+            self._retire()
         if request is not None:
             request.settle(answers_of(message, payload))
 
-    def _died(self, process: CallProcess, how: Exit) -> None:
+    def _stopped(self, process: CallProcess, call: int, lane: int) -> list[Command]:
+        """A call that was asked to stop, or ended by itself: the lane may go on."""
+        timer = process.stops.pop(call, None)
+        if timer is not None:
+            timer.cancel()
+        if process.stops or process.dying or lane == self._retiring:
+            return []
+        return self.calls.attached(lane)
+
+    def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
+        """The lane's process ended."""
         running = process.running()
-        process.close()
-        self._processes.discard(process)
-        if self._closed:
+        self.lanes[lane].restarts += 1
+        if self._retiring == lane:
+            self._retiring = None
+        self._perform(self.calls.died(lane, running), _Death(how, running))
+
+    def hopeless(self, error: Exception) -> None:
+        """No process can be made."""
+        self._perform(self.calls.given_up(), error)
+
+    # -- recycling -------------------------------------------------------------------------------------
+
+    def _aged(self, process: CallProcess, lane: int) -> list[Command]:
+        """Begin to retire the process if it has served long enough and the spare is ready."""
+        if self._retiring is not None or self.staff.spare is None or process.stops or process.dying:
+            return []
+        if not self.staff.is_worn(process, self._clock.monotonic_ns()):
+            return []
+        self._retiring = lane
+        return self.calls.held(lane)
+
+    def _retire(self) -> None:
+        """Swap the process once nothing is left in it."""
+        lane = self._retiring
+        assert lane is not None
+        if self.calls.has(lane):
             return
-        self._early_deaths = 0 if running else self._early_deaths + 1
-        if process is self._spare:
-            self._spare = None
-            self._later(self._replace_spare)
-        elif process.lane is not None:
-            number = process.lane
-            self.lanes[number].process = None
-            self.lanes[number].restarts += 1
-            self._perform(self.calls.died(number, running), how)
-            self._later(lambda: self._seat(number))
-
-    def _later(self, act: Callable[[], None]) -> None:
-        """At once, unless processes keep dying before they have done anything."""
-        if self._early_deaths < 3:
-            act()
-        else:
-            self._loop.call_later(min(1.0, 0.02 * 2 ** min(self._early_deaths, 6)), act)
-
-    def _replace_spare(self) -> None:
-        if self._spare is None and not self._closed:
-            self._spare = self._spawned()
+        self._retiring = None
+        process = self.staff.seats[lane]
+        if process is None or process.dying:
+            return
+        self.lanes[lane].recycled += 1
+        _log.info("lane %d: process %s was replaced after %d items", lane, self.staff.pid(lane), process.items)
+        self.staff.retire(lane)
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -263,28 +309,13 @@ class Crew:
         if self._closed:
             return
         self._closed = True
-        error = CallError("The lanes were closed before this call had ended; await what you need inside the block.")
+        error = CallError(_CLOSED)
         for request in list(self._requests.values()):
             request.settle(error)
         self._requests.clear()
         for feeder in list(self._feeders):
             feeder.fail(error)
+        self.door.close(error)
         if self._timer is not None:
             self._timer.cancel()
-        processes = list(self._processes)
-        for process in processes:
-            process.kill()
-        if self._inline:
-            return
-        try:
-            for process in processes:
-                assert isinstance(process.channel, ProcessChannel)
-                await process.channel.gone.wait()
-        finally:  # ends what is left, if this is cancelled
-            for server in [*self._lost_servers, self._server]:
-                assert server is not None
-                await server.aclose()
-
-    def pid(self, number: int) -> int | None:
-        process = self.lanes[number].process
-        return process.channel.pid if process is not None and process.channel is not None else None
+        await self.staff.aclose()

@@ -3,67 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 
-from tidemill.clock import SystemClock
+from tidemill.core.calls import Bounds
+from tidemill.core.keys import place
 from tidemill.engine.batched import Batched, settle
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
+from tidemill.engine.door import WHEN_FULL
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
+from tidemill.engine.staff import Making, checked_modules
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments
 from tidemill.lanes.call_main import inside_lane
 
-__all__ = ["LaneUse", "Lanes", "LanesStatistics"]
+__all__ = ["Lanes"]
 
 T = TypeVar("T")
 
 _NOT_OPEN: Final = "These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`."
 
 
-@dataclass(frozen=True)
-class LaneUse:
-    """One lane, now."""
-
-    busy: float
-    """Share of the time since the last reading spent in calls that ended in it, 0 to 1."""
-    in_flight: int
-    """Calls that it has and has not answered; the first of them is running."""
-    done: int
-    """Calls that it answered."""
-    restarts: int
-    """Times that its process was replaced."""
-    pid: int | None
-    """Its process; None inline, or while a new one is being started."""
-
-
-@dataclass(frozen=True)
-class LanesStatistics:
-    """How the lanes are."""
-
-    lanes: tuple[LaneUse, ...]
-    waiting: int
-    """Calls that no lane has yet."""
-
-
 class Lanes:
     """Worker processes that run functions for an asyncio program, and an event loop that stays free.
 
-    ``lanes``  how many processes; by default what the machine or the container allows. 0 runs every call inline, on
-               the loop's thread: breakpoints and tracebacks work, and nothing can stop a function.
-    ``nice``   added to the priority number of the processes, so that the loop comes first
+    ``lanes``              how many processes; by default what the machine or the container allows. 0 runs every call
+                           inline, on the loop's thread: breakpoints and tracebacks work, nothing can stop a function
+    ``nice``               added to the priority number of the processes, so that the loop comes first
+    ``preload``            names of modules to import once, before any process is forked
+    ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls
+    ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
+                           that has grown to so many bytes of resident memory. Nothing is lost or run twice
+    ``grace``              seconds that a cancelled or timed-out call has to notice `tidemill.cancelled` before its
+                           process is killed
+    ``max_waiting``        calls, and ``max_waiting_bytes`` bytes of arguments, that may wait while all lanes are busy.
+                           Then, by ``when_full``, ``run`` waits in line ("block"), raises `LanesFull` ("reject"), or
+                           the call that waited longest raises it ("drop_oldest")
 
     Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
     was then. Arguments and results are pickled. A call that was started is never started again; if its process dies,
-    it alone fails, with `LaneDied`, and the lane goes on in a new process.
+    it alone fails, with `LaneDied`, and the lane goes on in a new process. Raises `CallError` for options that make no
+    sense.
 
     >>> async def main():
     ...     async with Lanes(0) as lanes:
@@ -72,21 +62,53 @@ class Lanes:
     (3, 2)
     """
 
-    def __init__(self, lanes: int | None = None, *, nice: int = NICE) -> None:
+    def __init__(
+        self,
+        lanes: int | None = None,
+        *,
+        nice: int = NICE,
+        preload: Sequence[str] = (),
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        recycle_after: int | None = None,
+        recycle_rss: int | None = None,
+        grace: float = 0.05,
+        max_waiting: int | None = None,
+        max_waiting_bytes: int | None = None,
+        when_full: Literal["block", "reject", "drop_oldest"] = "block",
+    ) -> None:
         self._count = resolved_lanes(lanes)
-        self._nice = nice
+        if initializer is not None and not callable(initializer):
+            raise CallError(f"initializer={initializer!r} is not a function; give its arguments as initargs=(...).")
+        if not 0 <= grace < math.inf:
+            raise CallError(f"grace={grace!r} must be a number of seconds, 0 or more.")
+        if when_full not in WHEN_FULL:
+            raise CallError(f"when_full={when_full!r} must be one of {', '.join(WHEN_FULL)}.")
+        self._making = Making(
+            nice,
+            checked_modules(preload),
+            initializer,
+            tuple(initargs),
+            _bound("recycle_after", recycle_after),
+            _bound("recycle_rss", recycle_rss),
+        )
+        self._bounds = Bounds(_bound("max_waiting", max_waiting), _bound("max_waiting_bytes", max_waiting_bytes))
+        self._grace_s = grace
+        self._when_full = when_full
         self._crew: Crew | None = None
+        self._reader: LanesReader | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._pid = os.getpid()
         self._closed = False
         self._functions = FunctionsSent()
-        self._clock = SystemClock()
-        self._last: tuple[int, list[int]] = (0, [])
+        self._first_call = self._making.first_call(self._functions)
 
     def __reduce__(self) -> NoReturn:
         raise CallError("Lanes stay in the process that made them: a function that runs in a lane cannot use them.")
 
     async def __aenter__(self) -> Self:
+        """Return when every lane can take calls; raises `CallError` or `LaneDied` when the initializer fails."""
         if self._loop is not None:
             raise CallError("These lanes were opened before; make new ones with tm.Lanes(...).")
         if inside_lane():
@@ -95,10 +117,17 @@ class Lanes:
             raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        crew = Crew(self._count, nice=self._nice)
+        crew = Crew(
+            self._count,
+            self._making,
+            self._first_call,
+            self._bounds,
+            grace_s=self._grace_s,
+            when_full=self._when_full,
+        )
         await crew.start()
         self._crew = crew
-        self._last = (self._clock.monotonic_ns(), [0] * len(crew.lanes))
+        self._reader = LanesReader(crew)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -107,28 +136,86 @@ class Lanes:
     async def aclose(self) -> None:
         """Stop all work and end the processes; calls that have not ended raise `CallError`. May be called twice."""
         self._closed = True
+        if self._reader is not None:
+            self._reader.close()
         if self._crew is not None:
             await self._crew.aclose()
 
     # -- calls -----------------------------------------------------------------------------------------
 
-    async def run(self, fn: Callable[..., T], /, *args: Any, timeout: float | None = None, **kwargs: Any) -> T:  # noqa: ASYNC109
+    async def run(
+        self,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109
+        key: str | bytes | None = None,
+        **kwargs: Any,
+    ) -> T:
         """Run ``fn(*args, **kwargs)`` in a lane and return what it returned, or raise what it raised.
 
         After ``timeout`` seconds, waiting included, TimeoutError is raised. A timeout, and a cancel of the task that
-        waits here, really stop the work: a call that was not started never is, the process of one that was is killed
-        and replaced, and the other calls of that lane run as if nothing had happened. The lane's traceback is the
-        ``__cause__`` of an exception. Raises `CallError` when the call cannot be made, `LaneDied` when the process
-        ended in it, `RemoteError` and `BadResult` for what cannot be sent back.
+        waits here, really stop the work: a call that was not started never is; one that was can see it
+        (`tidemill.cancelled`) and is killed with its process after the grace, and the other calls of that lane run as
+        if nothing had happened. Calls with the same ``key`` run in the same lane, one after the other in the order of
+        calling. The lane's traceback is the ``__cause__`` of an exception. Raises `CallError` when the call cannot be
+        made, `LanesFull` when too many wait, `LaneDied` when the process ended in it, `RemoteError` and `BadResult`
+        for what cannot be sent back.
         """
         crew = self._open()
-        future: asyncio.Future[T] = self._future()
-        call = crew.submit(self._request(fn, args, kwargs, _settler(future), timeout))
+        pin = None if key is None else self._pin(key)
+        entered = False
+        if crew.door.must_wait:
+            _check_timeout(timeout)
+            entered, timeout = await self._entered(crew, fn, timeout)
         try:
-            return await future
+            request, future = self._awaited(fn, args, kwargs, timeout)
+            call = crew.submit(request, pin)
+        finally:
+            if entered:
+                crew.door.entered()
+        try:
+            return cast("T", await future)
         except asyncio.CancelledError:
             crew.cancel(call)
             raise
+
+    async def _entered(self, crew: Crew, fn: Callable[..., Any], timeout: float | None) -> tuple[bool, float | None]:  # noqa: ASYNC109
+        """By ``when_full``: whether the caller stood in line, and the time it has left."""
+        name = f"lanes.run({name_of(fn)})"
+        if crew.door.when_full == "reject":
+            raise crew.door.refuse(name)
+        if crew.door.when_full == "drop_oldest":
+            crew.make_room()
+            return False, timeout
+        if timeout is None:
+            await crew.door.enter()
+            return True, None
+        assert self._loop is not None
+        until = self._loop.time() + timeout
+        try:
+            async with asyncio.timeout_at(until):
+                await crew.door.enter()
+        except TimeoutError:
+            raise TimeoutError(f"{name}: no result within {timeout} s; it waited for its turn to wait.") from None
+        return True, max(until - self._loop.time(), 1e-6)
+
+    def _pin(self, key: str | bytes) -> int:
+        if not isinstance(key, (str, bytes)):
+            raise CallError(f"key={key!r} must be text or bytes.")
+        if self._making.recycles:
+            raise CallError(
+                "key= keeps calls in one lane's process, and recycle_after or recycle_rss replaces processes: what a "
+                "function kept there for the key would be gone. For state that survives use lanes.keyed(...)."
+            )
+        return place(key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key, max(self._count, 1))
+
+    def _awaited(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+    ) -> tuple[Request, asyncio.Future[Any]]:
+        assert self._loop is not None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        return self._request(fn, args, kwargs, _settler(future), timeout), future
 
     def stream(
         self,
@@ -196,31 +283,17 @@ class Lanes:
 
     def statistics(self) -> LanesStatistics:
         """How the lanes are, now; busy shares are since the last reading."""
-        crew = self._crew
-        if crew is None:
+        if self._reader is None:
             raise CallError(_NOT_OPEN)
-        now, calls = self._clock.monotonic_ns(), crew.calls.statistics()
-        then, before = self._last
-        self._last = (now, [lane.busy_ns for lane in crew.lanes])
-        return LanesStatistics(
-            tuple(
-                LaneUse(
-                    min(1.0, (lane.busy_ns - busy) / max(now - then, 1)),
-                    calls.in_lanes[number],
-                    lane.done,
-                    lane.restarts,
-                    crew.pid(number),
-                )
-                for number, (lane, busy) in enumerate(zip(crew.lanes, before, strict=True))
-            ),
-            calls.waiting,
-        )
+        return self._reader.read()
 
     # -- within ----------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:
             raise CallError("These lanes are closed; make new ones with `async with tm.Lanes(...) as lanes:`.")
+        if os.getpid() != self._pid:
+            raise CallError("These lanes belong to the process that this one was forked from; make new ones here.")
 
     def _check_here(self) -> None:
         self._open()
@@ -266,6 +339,12 @@ class Lanes:
 def _check_callable(fn: object) -> None:
     if not callable(fn):
         raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
+
+
+def _bound(name: str, value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise CallError(f"{name}={value!r} must be a whole number of 1 or more; leave it out for no limit.")
+    return value
 
 
 def _check_timeout(timeout: float | None) -> None:

@@ -31,7 +31,9 @@ def main(control: socket.socket, memories: list[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a crash must not swallow what was printed before it
-    _Host(control, Cursor(Shared.of(memories[0]))).serve()
+    cursor = Cursor(Shared.of(memories[0]))
+    cursor.use()
+    _Host(control, cursor).serve()
 
 
 class _Host:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tidemill.lanes.call_worker import CallWorker
-from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["InlineCalls"]
@@ -34,7 +34,7 @@ class InlineCalls:
     def kill(self) -> None:
         """What waits here is never run."""
         self._messages.clear()
-        self._worker = CallWorker(Cursor(bytearray(16)), lambda *_: None, lambda: False)
+        self._worker = CallWorker(Cursor(bytearray(CURSOR_BYTES)), lambda *_: None, lambda: False)
 
     def _schedule(self) -> None:
         if not self._scheduled:

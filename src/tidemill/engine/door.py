@@ -1,0 +1,91 @@
+"""What a new call meets when as many wait already as may: it waits in turn, is refused, or an old one makes room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+from tidemill.core.calls import Calls
+from tidemill.errors import LanesFull
+
+__all__ = ["WHEN_FULL", "Door"]
+
+WHEN_FULL: Final = ("block", "reject", "drop_oldest")
+
+
+class Door:
+    """Lets callers in, first come, first served."""
+
+    def __init__(self, calls: Calls, when_full: str) -> None:
+        self._calls = calls
+        self.when_full = when_full
+        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._entering = 0  # were let in, and have not added their call yet
+        self.rejected = 0
+        """Calls that were refused because too much waited."""
+        self.dropped = 0
+        """Calls that were dropped for newer ones."""
+
+    @property
+    def bound(self) -> str:
+        """For messages."""
+        bounds = self._calls.bounds
+        parts = []
+        if bounds.waiting is not None:
+            parts.append(f"max_waiting={bounds.waiting}")
+        if bounds.waiting_bytes is not None:
+            parts.append(f"max_waiting_bytes={bounds.waiting_bytes:,}")
+        return f"{self._calls.waiting} calls wait, and the lanes have {' and '.join(parts)}"
+
+    @property
+    def waits(self) -> int:
+        """Callers in the line."""
+        return len(self._line)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether a caller has to stand in line."""
+        return bool(self._line) or self._full
+
+    @property
+    def _full(self) -> bool:
+        calls = self._calls
+        most = calls.bounds.waiting
+        return calls.full or (self._entering > 0 and (most is None or calls.waiting + self._entering >= most))
+
+    def refuse(self, name: str) -> LanesFull:
+        """The error of a call that may not wait."""
+        self.rejected += 1
+        return LanesFull(f"{name}: the call was refused: {self.bound}. Try again later, send less, or let calls wait.")
+
+    async def enter(self) -> None:
+        """Wait in line; the caller adds its call, or gives up, before it awaits anything else. Then call `entered`."""
+        turn = asyncio.get_running_loop().create_future()
+        self._line[turn] = None
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if self._line.pop(turn, self) is self:  # it was let in already
+                self.entered()
+            raise
+
+    def entered(self) -> None:
+        """A caller that was let in has added its call, or gave up."""
+        self._entering -= 1
+        self.admit()
+
+    def admit(self) -> None:
+        """Let in whoever there is room for."""
+        while self._line and not self._full:
+            turn, _ = self._line.popitem(last=False)
+            if not turn.done():
+                self._entering += 1
+                turn.set_result(None)
+
+    def close(self, error: Exception) -> None:
+        """Nobody gets in any more."""
+        while self._line:
+            turn, _ = self._line.popitem(last=False)
+            if not turn.done():
+                turn.set_exception(error)

@@ -1,0 +1,321 @@
+"""The processes behind the lanes: started, made ready, kept one ahead, replaced.
+
+A process is ready when it has answered its first call, which imports what was asked for and runs the user's
+initializer. Ready processes are seated in vacant lanes; one more waits as the spare, so that a death, a stop or a
+recycling costs a swap. While processes fail before they are ready, new ones are started ever more slowly, and after
+`Staff.ATTEMPTS` of them in a row whoever waits is told why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tidemill import files
+from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.functions_sent import FunctionsSent, name_of
+from tidemill.errors import CallError, EngineError, LaneDied
+from tidemill.lanes.beginning import Imports, begin
+from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.lanes.inline_calls import InlineCalls
+from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
+from tidemill.lanes.wire import FromLane, Returned, Stop
+
+__all__ = ["Making", "Staff", "checked_modules"]
+
+_RSS_CHECK_NS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Making:
+    """How processes are made, and when they have served long enough."""
+
+    nice: int = 0
+    preload: tuple[str, ...] = ()
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    recycle_after: int | None = None
+    """Items."""
+    recycle_rss: int | None = None
+    """Bytes of resident memory."""
+
+    @property
+    def recycles(self) -> bool:
+        """Whether processes wear out at all."""
+        return self.recycle_after is not None or self.recycle_rss is not None
+
+    def first_call(self, functions: FunctionsSent) -> Request:
+        """What a process must answer to be ready; raises `CallError` when it cannot be sent."""
+        where = {"the initializer": self.initializer, "initargs": self.initargs}
+        parcel = dumps_arguments(((self.preload, self.initializer, self.initargs), {}), where)
+        return Request("the initializer", functions.of(begin), [parcel], lambda _: None)
+
+
+class Crew(Protocol):
+    """Whom the staff tells."""
+
+    def seated(self, lane: int) -> None:
+        """The lane has a process that is ready."""
+
+    def returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+        """A process that has a lane answered a call."""
+
+    def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
+        """The process of the lane ended."""
+
+    def hopeless(self, error: Exception) -> None:
+        """Processes keep failing before they are ready."""
+
+
+class Staff:
+    """Processes for ``lanes`` lanes and one spare. Use on one loop's thread only."""
+
+    ATTEMPTS = 4
+    """Rounds of processes in a row that were never ready, after which callers are told."""
+
+    def __init__(self, lanes: int, making: Making, first_call: Request, crew: Crew) -> None:
+        self._inline = lanes == 0
+        self._making = making
+        self._crew = crew
+        self._first_call = first_call
+        self.seats: list[CallProcess | None] = [None] * max(lanes, 1)
+        self.spare: CallProcess | None = None
+        """Ready, and in no lane."""
+        self._starting: set[CallProcess] = set()
+        self.processes: set[CallProcess] = set()
+        self._server: ForkServer | None = None
+        self._lost_servers: list[ForkServer] = []
+        self._preloading: set[asyncio.Task[Any]] = set()
+        self._round = self._failures = 0
+        self._waking: asyncio.TimerHandle | None = None
+        self._all_seated: asyncio.Future[None] | None = None
+        self.closed = False
+
+    async def start(self) -> None:
+        """Start the processes and return when each lane has one that is ready; raises what keeps them from it."""
+        self._loop = asyncio.get_running_loop()
+        if not self._inline:
+            self._server = ForkServer()
+            await self._server.start()
+            await self._server.preload(self._imports())
+        self._all_seated = self._loop.create_future()
+        self._hire()
+        try:
+            await self._all_seated
+        finally:
+            self._all_seated = None
+
+    def _imports(self) -> bytes:
+        return pickle.dumps([begin, Imports(self._making.preload)])
+
+    # -- one ahead -------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        """Start as many processes as are missing: at once, or later while they keep failing."""
+        if self.closed or self._waking is not None:
+            return
+        missing = self.seats.count(None) - len(self._starting)
+        if not self._inline and self.spare is None:
+            missing += 1
+        if missing <= 0:
+            return
+        if self._failures:
+            delay_s = min(1.0, 0.01 * 2 ** min(self._failures, 7))
+            self._waking = self._loop.call_later(delay_s, self._hire_now, missing)
+        else:
+            self._hire_now(missing)
+
+    def _hire_now(self, missing: int) -> None:
+        self._waking = None
+        for _ in range(missing):
+            if not self.closed:
+                self._spawn()
+
+    def _spawn(self) -> None:
+        process = CallProcess()
+        process.round = self._round
+
+        def received(message: FromLane, payload: bytes) -> None:
+            if not self.closed and isinstance(message, Returned):
+                self._returned(process, message, payload)
+
+        if self._inline:
+            process.channel = InlineCalls(process.cursor, received)
+        else:
+            try:
+                process.channel = self._living_server().spawn(
+                    "calls", [process.memory.fd], received, lambda how: self._died(process, how), nice=self._making.nice
+                )
+            except EngineError as error:  # the server was killed this instant; the next attempt finds another
+                process.close()
+                self._failed(process, error)
+                return
+        self.processes.add(process)
+        self._starting.add(process)
+        process.send(process.FIRST_CALL, self._first_call)
+
+    def _living_server(self) -> ForkServer:
+        assert self._server is not None
+        if not self._server.alive:  # somebody killed it, and its children with it
+            self._lost_servers.append(self._server)
+            self._server = ForkServer()
+            self._server.begin()
+            task = asyncio.ensure_future(self._server.preload(self._imports()))
+            self._preloading.add(task)
+            task.add_done_callback(self._preloaded)
+        return self._server
+
+    def _preloaded(self, task: asyncio.Task[Any]) -> None:
+        self._preloading.discard(task)
+        if not task.cancelled():
+            task.exception()  # the server is gone again; whoever spawns next notices
+
+    # -- what processes say ----------------------------------------------------------------------------
+
+    def _returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+        if process in self._starting:
+            self._began(process, message, payload)
+        elif process.lane is not None:
+            self._crew.returned(process, message, payload)
+
+    def _began(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+        process.turns.pop(message.call, None)
+        try:
+            answers_of(message, payload)[0].value()
+        except Exception as error:  # noqa: BLE001 - the user's own
+            process.kill()
+            if self._inline:
+                self._starting.discard(process)
+            self._failed(process, self._refusal(f"raised {type(error).__name__}: {error}", error))
+            return
+        self._starting.discard(process)
+        self._failures = 0
+        self.spare = process
+        self.fill()
+
+    def _refusal(self, what: str, cause: Exception | None) -> CallError:
+        function = self._making.initializer
+        who = f"The initializer {name_of(function)}" if function is not None else "A process of the lanes"
+        if function is None and cause is not None:
+            who, what = "preload", f"failed with {type(cause).__name__}: {cause}"
+        error = CallError(
+            f"{who} {what}, in each of {self.ATTEMPTS} attempts to start a process; no call can run without it. See "
+            "the traceback above, or the messages on stderr."
+        )
+        error.__cause__ = cause
+        return error
+
+    def fill(self) -> None:
+        """Seat the spare where a lane is vacant, and see to the next."""
+        for lane, seat in enumerate(self.seats):
+            if seat is None and self.spare is not None:
+                process, self.spare = self.spare, None
+                process.lane = lane
+                self.seats[lane] = process
+                self._crew.seated(lane)
+        if self._all_seated is not None and not self._all_seated.done() and None not in self.seats:
+            self._all_seated.set_result(None)
+        self._hire()
+
+    def _failed(self, process: CallProcess, error: Exception) -> None:
+        """The process was never ready. Those of one round count once."""
+        if process.round == self._round:
+            self._round += 1
+            self._failures += 1
+        if self._failures >= self.ATTEMPTS:
+            if self._all_seated is not None:
+                if not self._all_seated.done():
+                    self._all_seated.set_exception(error)
+            elif None in self.seats:
+                self._crew.hopeless(error)
+        self._hire()
+
+    def _died(self, process: CallProcess, how: Exit) -> None:
+        self.processes.discard(process)
+        lane, starting = process.lane, process in self._starting
+        if self.closed:
+            process.close()
+            return
+        self._starting.discard(process)
+        if process is self.spare:
+            self.spare = None
+        if lane is not None:
+            self.seats[lane] = None
+            self._crew.vacated(lane, process, how)
+        process.close()
+        if starting and not process.dying:
+            error = LaneDied(str(self._refusal(f"ended its process ({how})", None)), how.signal, how.code)
+            self._failed(process, error)
+        else:
+            self.fill()
+
+    # -- wear ------------------------------------------------------------------------------------------
+
+    def is_worn(self, process: CallProcess, now_ns: int) -> bool:
+        """Whether the process has served long enough."""
+        making = self._making
+        if making.recycle_after is not None and process.items >= making.recycle_after:
+            return True
+        if making.recycle_rss is None or now_ns - process.rss_at_ns < _RSS_CHECK_NS or process.channel is None:
+            return False
+        process.rss_at_ns = now_ns
+        return resident_bytes(process.channel.pid) >= making.recycle_rss
+
+    @property
+    def recycles(self) -> bool:
+        """Whether processes wear out at all."""
+        return self._making.recycles and not self._inline
+
+    def retire(self, lane: int) -> None:
+        """The lane's process, which has nothing to do, ends; the spare takes its place."""
+        process = self.seats[lane]
+        assert process is not None
+        assert process.channel is not None
+        process.lane = None
+        self.seats[lane] = None
+        process.channel.send(Stop())
+        self.fill()
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """End the processes."""
+        self.closed = True
+        if self._waking is not None:
+            self._waking.cancel()
+        for task in self._preloading:
+            task.cancel()
+        processes = list(self.processes)
+        for process in processes:
+            process.kill()
+        if self._inline:
+            return
+        try:
+            for process in processes:
+                assert isinstance(process.channel, ProcessChannel)
+                await process.channel.gone.wait()
+        finally:  # ends what is left, if this is cancelled
+            for server in [*self._lost_servers, self._server]:
+                if server is not None:
+                    await server.aclose()
+
+    def pid(self, lane: int) -> int | None:
+        process = self.seats[lane]
+        return process.channel.pid if process is not None and process.channel is not None else None
+
+
+def resident_bytes(pid: int | None) -> int:
+    """Of a process, as the kernel counts them; 0 for one that is gone."""
+    statm: bytes | None = None if pid is None else files.read_bytes(f"/proc/{pid}/statm")
+    return 0 if not statm else int(statm.split()[1]) * mmap.PAGESIZE
+
+
+def checked_modules(preload: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules; raises `CallError`."""
+    if isinstance(preload, str) or not all(isinstance(name, str) and name for name in preload):
+        raise CallError(f"preload={preload!r} must be a list of names of modules, such as preload=['numpy'].")
+    return tuple(preload)

@@ -1,0 +1,31 @@
+"""What each process does before it takes calls: import modules, run the user's initializer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+__all__ = ["Imports", "begin"]
+
+
+class Imports:
+    """Unpickling it imports modules: for the fork server, before it forks."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        self.modules = tuple(modules)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _imported, (self.modules,)
+
+
+def _imported(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def begin(modules: Sequence[str], initializer: Callable[..., object] | None, arguments: Sequence[Any]) -> None:
+    """The first call of a process. What could not be imported in the fork server fails here, where it is reported."""
+    _imported(modules)
+    if initializer is not None:
+        initializer(*arguments)
