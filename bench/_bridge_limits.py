@@ -26,23 +26,26 @@ from tidemill.clock import SystemClock
 from tidemill.engine.metrics import LagMonitor, Quantiles
 
 _BYTES = work.LARGE * 8
+_ARRAYS = 8
 
 # -- arrays ------------------------------------------------------------------------------------------------
 
 
 def memcpy_rate() -> float:
-    """Bytes per second of one core that copies 10 MB to 10 MB, both touched before."""
-    source, target = np.ones(work.LARGE), np.zeros(work.LARGE)
+    """Bytes per second of one core that copies 10 MB from one array to another, all touched before and more of them
+    than caches hold: arrays that arrive are not in the cache either."""
+    sources, targets = [np.ones(work.LARGE) for _ in range(_ARRAYS)], [np.zeros(work.LARGE) for _ in range(_ARRAYS)]
     times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        np.copyto(target, source)
-        times.append(time.perf_counter() - began)
+    for _ in range(4):
+        for source, target in zip(sources, targets, strict=True):
+            began = time.perf_counter()
+            np.copyto(target, source)
+            times.append(time.perf_counter() - began)
     return _BYTES / median(times)
 
 
 async def arrays(sides: Sides, table: Table) -> None:
-    made = [work.large(seed) for seed in range(4)]
+    made = [work.large(seed) for seed in range(_ARRAYS)]
     ways: tuple[tuple[str, Callable[[Any], Any], list[Any], float], ...] = (
         ("out", work.ends, made, 0.7),
         ("back", work.large, list(range(len(made))), 0.35),
@@ -53,13 +56,13 @@ async def arrays(sides: Sides, table: Table) -> None:
 
         async def through(
             call: Any, row: str = row, items: Any = items, expected: Any = expected
-        ) -> tuple[float, list[Pass]]:
+        ) -> tuple[float, list[Pass], float]:
             memcpy = memcpy_rate()
             passes = []
             for in_flight in (1, 2, 4):
-                one = await looping(call, items, expected, in_flight=in_flight, seconds=sides.seconds, what=row)
+                one = await looping(call, items, expected, in_flight=in_flight, seconds=3 * sides.seconds, what=row)
                 passes.append(one)
-            return max(one.rate for one in passes) * _BYTES / memcpy, passes
+            return max(one.rate for one in passes) * _BYTES / memcpy, passes, memcpy
 
         async def measured(
             row: str = row,
@@ -67,21 +70,23 @@ async def arrays(sides: Sides, table: Table) -> None:
             items: Any = items,
             expected: Any = expected,
             through: Any = through,
-        ) -> list[tuple[float, float, str]]:
+        ) -> list[tuple[float, float, float, str]]:
             await checked(sides.by_lanes(function), items, expected, row)
             ratios = []
             for _ in range(sides.runs):
-                own, passes = await through(sides.by_lanes(function))
-                pool, _ = await through(sides.by_pool(function))
-                ratios.append((own, pool, passes[1].cpu()))
+                own, passes, memcpy = await through(sides.by_lanes(function))
+                pool, _, _ = await through(sides.by_pool(function))
+                ratios.append((own, pool, memcpy, passes[1].cpu()))
             return ratios
 
         ratios = await attempt(table, row, measured)
         if ratios is not None:
-            each = [own for own, _, _ in ratios]
-            pool = median([pool for _, pool, _ in ratios])
-            print(f"{row}: {median(each):.2f}; CPU us an array, parent + workers: {ratios[-1][2]}", flush=True)
-            table.at_least(row, median(each), least, note=f"{spread(each)}; pool {pool:.2f}")
+            each = [own for own, _, _, _ in ratios]
+            pool, memcpy = median([one[1] for one in ratios]), median([one[2] for one in ratios])
+            print(f"{row}: {median(each):.2f}; CPU us an array, parent + workers: {ratios[-1][3]}", flush=True)
+            table.at_least(
+                row, median(each), least, note=f"{spread(each)}; pool {pool:.2f}; memcpy {memcpy / 1e9:.1f} GB/s"
+            )
 
 
 # -- lag ---------------------------------------------------------------------------------------------------
@@ -104,8 +109,9 @@ async def lag(sides: Sides, table: Table, options: argparse.Namespace) -> None:
     if made is None:
         return
     quantiles, ceiling, rate, bytes_per_s = made
-    note = f" of {quantiles.samples:,}; {rate:,.0f} of {ceiling:,.0f} small calls/s, {bytes_per_s / 1e9:.2f} GB/s back"
+    note = f"; {rate:,.0f} of {ceiling:,.0f} small calls/s, {bytes_per_s / 1e9:.2f} GB/s back"
     print(f"{row}: {lag_text(quantiles)}{note}", flush=True)
+    note = f" of {quantiles.samples:,} timers{note}"
     table.at_most(f"{row}, p99", quantiles.p99_ms, 2, unit="ms", note=note)
     table.at_most(f"{row}, max", quantiles.max_ms, 20, unit="ms")
 

@@ -189,7 +189,7 @@ def plot(made: Efficiencies, path: Path) -> None:
     mpl.rcParams |= {"svg.hashsalt": "tidemill", "font.size": 9}
     from matplotlib import pyplot
 
-    figure, both = pyplot.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axes, shape in zip(both, ("tuples", "dicts"), strict=True):
         for who in made.who():
             own = {"linewidth": 2.5, "color": "black"} if who in {OWN, ALONE} else {}
@@ -200,7 +200,7 @@ def plot(made: Efficiencies, path: Path) -> None:
         axes.set_xticks(range(len(SIZES)), [f"{size:,}" for size in SIZES])
         axes.grid(visible=True, alpha=0.3)
     both[0].set_ylabel(f"rate / ({made.lanes} x inline)")
-    both[1].legend(fontsize=8, loc="lower right")
+    figure.legend(*both[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     print(f"plot: {path}")
