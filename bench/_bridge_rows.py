@@ -35,13 +35,15 @@ class Cell:
     items: list[Any]
     expected: list[Any]
 
-    def inline(self) -> float:
-        """Items per second on this core, here and now."""
+    def inline(self) -> Pass:
+        """The function alone on this core, here and now."""
         some = self.items[: max(1, 10_000 // self.size)]
-        began = time.perf_counter()
+        made = Pass(len(some))
+        began, used = time.perf_counter(), time.process_time()
         for item in some:
             self.function(item)
-        return len(some) / (time.perf_counter() - began)
+        made.seconds, made.parent_s = time.perf_counter() - began, time.process_time() - used
+        return made
 
     def few(self) -> Cell:
         """A quarter of it, for peers that would take minutes."""
@@ -51,13 +53,25 @@ class Cell:
 
 @dataclass
 class Efficiencies:
-    """Rate / (lanes x inline), by who, shape and size, run by run."""
+    """Rate / (lanes x inline), by who, shape and size, run by run; and the function's share of all CPU time, which
+    other work on the machine disturbs less."""
 
     lanes: int
     each: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
+    shares: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)
 
-    def add(self, who: str, cell: Cell, seconds: float, inline: float) -> None:
-        self.each.setdefault((who, cell.shape, cell.size), []).append(len(cell.items) / seconds / (self.lanes * inline))
+    def add(self, who: str, cell: Cell, made: Pass, inline: Pass) -> None:
+        place = (who, cell.shape, cell.size)
+        self.each.setdefault(place, []).append(made.rate / (self.lanes * inline.rate))
+        share = (inline.parent_s / inline.calls) / ((made.parent_s + made.workers_s) / made.calls)
+        self.shares.setdefault(place, []).append(share)
+
+    def text(self, who: str, shape: str, size: int) -> str:
+        """Efficiency and share."""
+        place = (who, shape, size)
+        if place not in self.each:
+            return "-"
+        return f"{median(self.each[place]):.2f} ({median(self.shares[place]):.2f})"
 
     def who(self) -> list[str]:
         return list(dict.fromkeys(who for who, _, _ in self.each))
@@ -84,7 +98,7 @@ def cells(share: float = 1.0) -> list[Cell]:
 
 def measure(options: argparse.Namespace, table: Table) -> None:
     grid = cells(0.2 if options.quick else 1.0)
-    costs = [1e6 / (cell.inline() * cell.size) for cell in grid if cell.size == 200]
+    costs = [1e6 / (cell.inline().rate * cell.size) for cell in grid if cell.size == 200]
     table.note("row function inline", f"{min(costs):.1f}..{max(costs):.1f} us a record")
     made = Efficiencies(options.lanes)
     asyncio.run(_own(grid, made, options, table))
@@ -111,18 +125,13 @@ async def _own(grid: list[Cell], made: Efficiencies, options: argparse.Namespace
                     for _ in range(options.runs):
                         inline = cell.inline()
                         passes = [await _through(lanes, cell, window, row) for window in windows]
-                        made.add(who, cell, min(each.seconds for each in passes), inline)
+                        made.add(who, cell, max(passes, key=lambda each: each.rate), inline)
                     return passes[-1]
 
                 last = await attempt(table, row, measured)
                 if last is not None:
-                    each = made.each[who, cell.shape, cell.size]
-                    inline = 1e6 / cell.inline()
-                    print(
-                        f"{row}: {median(each):.2f}; CPU us an item, parent + workers: {last.cpu()}, "
-                        f"of it {inline:.1f} inline",
-                        flush=True,
-                    )
+                    shown = made.text(who, cell.shape, cell.size)
+                    print(f"{row}: {shown}; CPU us an item, parent + workers: {last.cpu()}", flush=True)
 
 
 async def _through(lanes: tm.Lanes, cell: Cell, window: int, what: str) -> Pass:
@@ -140,20 +149,21 @@ def _peer(peer: _peers.Peer, grid: list[Cell], made: Efficiencies, options: argp
             for cell in (one.few() if peer.slow else one for one in grid):
                 for _ in range(min(options.runs, 1 if peer.slow else 3)):
                     inline = cell.inline()
-                    made.add(peer.name, cell, min(_timed(way, cell, peer.name) for way in ways), inline)
-                shown = made.of(peer.name, cell.shape, cell.size)
-                print(f"{peer.name}, {cell.shape} at {cell.size:,}: {shown:.2f}", flush=True)
+                    passes = [_timed(way, cell, peer.name) for way in ways]
+                    made.add(peer.name, cell, max(passes, key=lambda each: each.rate), inline)
+                shown = made.text(peer.name, cell.shape, cell.size)
+                print(f"{peer.name}, {cell.shape} at {cell.size:,}: {shown}", flush=True)
     except Exception as error:  # noqa: BLE001 - a peer that fails is a row
         table.note(f"efficiency, {peer.name}", f"failed: {type(error).__name__}: {str(error)[:160]}")
 
 
-def _timed(way: _peers.Through, cell: Cell, who: str) -> float:
-    began = time.perf_counter()
-    results = way(cell.function, cell.items)
-    seconds = time.perf_counter() - began
+def _timed(way: _peers.Through, cell: Cell, who: str) -> Pass:
+    made = Pass(len(cell.items))
+    with Meter(made):
+        results = way(cell.function, cell.items)
     if results != cell.expected:
         raise Wrong(f"{who}: what came back is not what the function returns inline")
-    return seconds
+    return made
 
 
 def _table(table: Table, made: Efficiencies) -> None:
@@ -164,18 +174,17 @@ def _table(table: Table, made: Efficiencies) -> None:
                 if each is None:
                     continue
                 row = f"efficiency, list of {shape} at {size:,}, {who}"
+                note = (
+                    f"{spread(each)}; the function's share of all CPU time {median(made.shares[who, shape, size]):.2f}"
+                )
                 if target is None:
-                    table.note(row, f"{median(each):.2f}{spread(each)}")
+                    table.note(row, f"{median(each):.2f}{note}")
                 else:
-                    table.at_least(row, median(each), target, note=spread(each))
+                    table.at_least(row, median(each), target, note=note)
         for who in made.who():
             if who not in {OWN, ALONE}:
-                shown = " / ".join(_shown(made.of(who, shape, size)) for size in SIZES)
+                shown = " / ".join(made.text(who, shape, size) for size in SIZES)
                 table.note(f"efficiency, list of {shape} at {' / '.join(f'{size:,}' for size in SIZES)}, {who}", shown)
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def plot(made: Efficiencies, path: Path) -> None:
