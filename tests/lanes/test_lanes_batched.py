@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
+from collections.abc import AsyncIterator
 
 import cloudpickle
 import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.errors import BadResult, CallError, LaneDied
+from tidemill.errors import BadResult, CallError, LaneDied, LanesFull
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -164,7 +166,142 @@ async def test_large_records_make_small_batches(one: tm.Lanes) -> None:
     assert 1 <= max(seen) <= 3
 
 
-async def test_senseless_options_are_refused(two: tm.Lanes) -> None:
-    """A batch has at least one record."""
-    with pytest.raises(CallError, match="max_batch=0"):
-        two.batched(doubled, max_batch=0)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_batch": 0},
+        {"max_batch_bytes": 0},
+        {"timeout": 0},
+        {"timeout": -1.0},
+        {"max_waiting": 0},
+        {"max_waiting_bytes": -5},
+        {"when_full": "wait"},
+    ],
+    ids=str,
+)
+async def test_senseless_options_are_refused(two: tm.Lanes, option: dict) -> None:
+    """A batch has at least one record, and so has what waits."""
+    [(name, value)] = option.items()
+    with pytest.raises(CallError, match=f"{name}={value!r}"):
+        two.batched(doubled, **option)
+
+
+@contextlib.asynccontextmanager
+async def busy(lanes: tm.Lanes, telephone, home, depth: int = 4) -> AsyncIterator[None]:
+    """The only lane has as many calls as it takes, until the end of the block."""
+    names = [f"busy {number}" for number in range(depth)]
+    running = [asyncio.create_task(lanes.run(home, telephone.port, name)) for name in names]
+    await telephone.hear(names[0])
+    try:
+        yield
+    finally:
+        for name in names:
+            await telephone.hear(name)
+            await telephone.tell(name)
+        await asyncio.gather(*running)
+
+
+async def test_a_record_that_waits_too_long_times_out_alone(one: tm.Lanes, telephone, home) -> None:
+    """It never gets to a lane; what is called after it has its value."""
+    predict = one.batched(doubled, timeout=0.05)
+    async with busy(one, telephone, home):
+        with pytest.raises(TimeoutError, match=r"batched.*0\.05 s"):
+            await predict(1)
+        assert predict.statistics().timed_out == 1
+        assert predict.statistics().waiting == 0
+        assert predict.statistics().waiting_bytes == 0
+    assert await one.batched(doubled, timeout=60)(2) == 4
+
+
+async def test_a_batch_that_takes_too_long_is_stopped(one: tm.Lanes, telephone, home) -> None:
+    """All of its callers are told, its process is replaced, and the next record has a lane."""
+    port = telephone.port
+    held = one.batched(lambda records: [home(port, f"timed {len(records)}")] * len(records), timeout=0.3)
+    restarts = one.statistics().lanes[0].restarts
+    results = await asyncio.gather(*map(held, range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 5
+    assert held.statistics().timed_out == 5
+    assert await one.run(divmod, 7, 2) == (3, 1)
+    assert one.statistics().lanes[0].restarts == restarts + 1
+
+
+async def test_poison_among_64_fails_alone(two: tm.Lanes, tmp_path) -> None:
+    """The others have their values; none was tried more than twice, in the batch that died and alone."""
+    log = tmp_path / "log"
+
+    def deadly(records: list[int]) -> list[int]:
+        with log.open("a") as lines:
+            for record in records:
+                lines.write(f"{record}\n")
+                lines.flush()
+                if record == 40:
+                    os.kill(os.getpid(), 9)
+        return [-record for record in records]
+
+    results = await asyncio.gather(*map(two.batched(deadly), range(64)), return_exceptions=True)
+    died = results.pop(40)
+    assert isinstance(died, LaneDied)
+    assert died.signal == 9
+    assert results == [-number for number in range(64) if number != 40]
+    tried = [int(line) for line in log.read_text().split()]
+    assert all(tried.count(number) <= 2 for number in range(64))
+
+
+async def test_callers_wait_for_room_by_default(one: tm.Lanes, telephone, home) -> None:
+    """First come, first served; a caller that waits for room may give up; a record that cannot be sent fails alone."""
+    predict = one.batched(doubled, max_waiting=3)
+    async with busy(one, telephone, home):
+        futures = [predict(number) for number in range(8)]
+        futures.append(predict(threading.Lock()))
+        await asyncio.sleep(0)
+        assert (predict.statistics().waiting, predict.statistics().blocked) == (3, 6)
+        futures[5].cancel()
+        assert predict.statistics().blocked == 5
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(results.pop(), CallError)
+    assert isinstance(results.pop(5), asyncio.CancelledError)
+    assert results == [0, 2, 4, 6, 8, 12, 14]
+
+
+async def test_a_caller_that_gives_up_makes_room(one: tm.Lanes, telephone, home) -> None:
+    """For the one that waits longest, and by bytes too."""
+    predict = one.batched(doubled, max_waiting_bytes=100)
+    async with busy(one, telephone, home):
+        futures = [predict(bytes(200)), predict(b"x"), predict(b"y")]
+        await asyncio.sleep(0)
+        assert predict.statistics().blocked == 2
+        futures[0].cancel()
+        await turns()
+        assert predict.statistics().blocked == 0
+    assert await asyncio.gather(*futures[1:]) == [b"xx", b"yy"]
+
+
+async def turns() -> None:
+    """Let the loop do what was scheduled."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_too_much_is_rejected(one: tm.Lanes, telephone, home) -> None:
+    """At the call, and counted."""
+    predict = one.batched(doubled, max_waiting=2, when_full="reject")
+    async with busy(one, telephone, home):
+        futures = [predict(1), predict(2)]
+        with pytest.raises(LanesFull, match="2 records"):
+            predict(3)
+        assert predict.statistics().rejected == 1
+    assert await asyncio.gather(*futures) == [2, 4]
+
+
+async def test_the_oldest_is_dropped(one: tm.Lanes, telephone, home) -> None:
+    """Its caller is told, and it is counted."""
+    predict = one.batched(doubled, max_waiting=2, when_full="drop_oldest")
+    async with busy(one, telephone, home):
+        futures = [predict(number) for number in range(4)]
+        futures[2].cancel()
+        futures.append(predict(4))
+        assert predict.statistics().dropped == 2
+        assert predict.statistics().waiting == 2
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results[:3]] == [LanesFull, LanesFull, asyncio.CancelledError]
+    assert results[3:] == [6, 8]

@@ -1,28 +1,62 @@
-"""When to form a slab, and how large: late-bound natural batching.
+"""When to form a batch, and how large: late-bound natural batching, for slabs and for calls alike.
 
-A slab is formed when a lane is idle, from whatever is there; while all lanes are busy, records gather, and the next
-slab is as large as the load. So a lone record goes at once and alone, and under load the fixed cost of a slab is
-shared by thousands of records, with nothing to tune. Caps keep a slab's time in the lanes near ``target_s``: the cap
-follows what the lanes measured, at most doubling per slab and shrinking at once.
+A batch is formed when a lane is idle, from whatever is there; while all lanes are busy, records gather, and the next
+batch is as large as the load. So a lone record goes at once and alone, and under load the fixed cost of a batch is
+shared by many records, with nothing to tune.
+
+Rules of this file:
+
+- A record never waits while a lane is idle. A parent that is the bottleneck gathers while it works; to linger on top
+  of that only makes records late (decision 10).
+- A batch takes about ``target_s`` in a lane at most, or the time its callers have left. What a record costs is
+  measured in the lanes, twice: over the last few batches, and over many records. The dearer counts, so the cap falls
+  with one dear batch and rises slowly after it.
+- A batch is at most twice as large as the largest before it that was sent under the present cap, and at most four
+  times as large as one that was measured: one doubling at most is under way unmeasured.
+- Where it is known how long a batch travels: none is larger than makes nine tenths of the time work, idle lanes share
+  what waits only if that saves more than a frame costs, and a lane that works gets a second batch as soon as that
+  would keep it busy for twice the time of travel. Where it is not known, that second batch is a full one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil, inf
+from typing import Final
+
+from tidemill.errors import EngineError
 
 __all__ = ["Batcher", "BatcherStatistics", "Limits"]
+
+_EFFICIENT: Final = 9.0
+"""Times that a batch works as long as it travels, beyond which a larger one gains less than a tenth."""
+_QUEUED: Final = 2.0
+"""The same, from which it is worth binding records to a lane that still works."""
+_SHARED: Final = 0.5
+"""The same, below which a lane's share of what waits costs more frames than it saves time."""
+_TELLING: Final = 1 / 25
+"""A batch that took less than this share of the target is mostly fixed cost: it is no reason to shrink."""
+_FAST: Final = 0.5
+"""Weight of the last batch, at least, in the cost over the last few; a larger one than before says more."""
+_SLOW: Final = 0.2
+"""Share of its records that the cost over many forgets with each batch."""
+_SOONER: Final = 0.3
+_LATER: Final = 0.02
+"""Weights of a travel that was shorter or longer than thought: what held it up once is not its length."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a slab."""
+    """Bounds of a batch."""
 
     max_records: int = 32_768
     target_s: float = 0.005
-    """Seconds a slab should keep its slowest lane busy."""
+    """Seconds a batch should keep its slowest lane busy."""
     queued_per_lane: int = 2
-    """Slabs that the least loaded lane may have before records wait for the next slab to fill."""
+    """Batches that the least loaded lane may have before records wait for the next batch to fill."""
+    max_bytes: int = 1 << 62
+    """Of a batch of more than one record."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +64,37 @@ class BatcherStatistics:
     """How the batcher is."""
 
     cap: int
-    """The most records it would put in a slab now."""
+    """The most records it would put in a batch now, as far as their cost goes."""
     cost_s: float
-    """Seconds a record costs the slowest lane of its slab, as last measured; 0.0 before."""
+    """Seconds a record costs the slowest lane of its batch, as last measured; 0.0 before."""
+    travel_s: float
+    """Seconds of a batch's round trip in which no lane works on it; 0.0 when nobody measures it."""
+
+
+class _Cost:
+    """Seconds a record costs in one lane."""
+
+    __slots__ = ("_busy_s", "_fast_s", "_last", "_records", "record_s")
+
+    def __init__(self) -> None:
+        self.record_s = self._fast_s = self._busy_s = self._records = 0.0
+        self._last = 0
+
+    def measured(self, records: int, busy_s: float) -> None:
+        own_s = busy_s / records
+        if not self._fast_s:  # a process's first batch imports and compiles: it is not what records cost
+            self.record_s = self._fast_s = own_s
+            self._last = records
+            return
+        self._fast_s += max(_FAST, records / (records + self._last)) * (own_s - self._fast_s)
+        self._last = records
+        self._busy_s += busy_s - _SLOW * self._busy_s
+        self._records += records - _SLOW * self._records
+        self.record_s = max(self._fast_s, self._busy_s / self._records)
 
 
 class Batcher:
-    """Decides how many of the waiting records make the next slab.
+    """Decides how many of the waiting records make the next batch.
 
     >>> batcher = Batcher(Limits(max_records=1000))
     >>> batcher.records(waiting=1, in_flight=[0, 2], free_slabs=3)  # a lane is idle: go, even alone
@@ -46,42 +104,115 @@ class Batcher:
     """
 
     START = 64
-    """Records of the first slab at most: its cost is not known yet."""
+    """Records of the first batch at most: its cost is not known yet."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._cap = min(self.START, self.limits.max_records)
-        self._costs_s: dict[int, float] = {}
+        self._cap = self._proven = min(self.START, self.limits.max_records)
+        self._affordable = 0
+        self._costs: dict[int, _Cost] = {}
         self._cost_s = 0.0
+        self._travel_s = 0.0
 
-    def records(self, *, waiting: int, in_flight: Sequence[int], free_slabs: int) -> int:
-        """How many of ``waiting`` records to put in a slab now; 0 to wait.
+    # -- how many --------------------------------------------------------------------------------------
 
-        ``in_flight`` is the number of slabs each lane has not finished.
+    def records(
+        self,
+        *,
+        waiting: int,
+        in_flight: Sequence[int],
+        free_slabs: int = 1,
+        slack_s: float = inf,
+        one_lane: bool = False,
+    ) -> int:
+        """How many of ``waiting`` records to put in a batch now; 0 to wait.
+
+        ``in_flight`` is the number of batches each lane has not finished, ``slack_s`` the time that the record which
+        waits longest has left. A batch that goes to ``one_lane`` leaves the other idle lanes their share.
         """
-        if not waiting or not free_slabs:
+        if not waiting or not free_slabs or not in_flight:
             return 0
+        cap = self._cap if slack_s >= 2 * self.limits.target_s else self._hurried(slack_s)
+        if self._travel_s:
+            cap = min(cap, self._working(_EFFICIENT))
         least = min(in_flight)
-        if least == 0 or (waiting >= self._cap and least < self.limits.queued_per_lane):
-            return min(waiting, self._cap)
-        return 0
+        if least == 0:
+            share = max(-(-waiting // in_flight.count(0)), self._working(_SHARED)) if one_lane else waiting
+            return min(waiting, share, cap)
+        enough = min(cap, self._working(_QUEUED)) if self._travel_s else cap
+        return min(waiting, cap) if waiting >= enough and least < self.limits.queued_per_lane else 0
 
-    def measured(self, records: int, busy_s: float, lane: int = 0) -> None:
-        """``lane`` took ``busy_s`` for its share of a slab of ``records``.
+    def _hurried(self, slack_s: float) -> int:
+        """The cap when callers have less time than a batch may take twice: half of it is for waiting and travelling.
 
-        A slab that took too long shrinks the cap at once. One that did not can only raise it, to twice its own size
-        at most, and to what the dearest lane can afford: a small slab's time is mostly fixed cost and says little about
-        a large one's.
+        Batches too small to be efficient would make everybody late, so haste stops at an efficient size.
+        """
+        if not self._cost_s:
+            return self._cap
+        in_time = int((slack_s / 2 - self._travel_s) / self._cost_s)
+        return max(1, min(self._cap, max(in_time, self._working(_EFFICIENT))))
+
+    def _working(self, times: float) -> int:
+        """Records that keep a lane busy for so many times as long as their batch travels; at least 1."""
+        return max(1, ceil(times * self._travel_s / self._cost_s)) if self._cost_s else 1
+
+    def fitting(self, sizes: Iterable[int], records: int) -> int:
+        """How many of the first ``records`` go into one batch by their ``sizes`` in bytes: at least one.
+
+        >>> Batcher(Limits(max_bytes=100)).fitting([60, 30, 20, 5], records=4)
+        2
+        """
+        room, fitting = self.limits.max_bytes, 0
+        for size in sizes:
+            room -= size
+            if fitting == records or (room < 0 and fitting):
+                break
+            fitting += 1
+        return fitting
+
+    # -- what happened ---------------------------------------------------------------------------------
+
+    def sent(self, records: int) -> None:
+        """A batch of so many records is on its way: the next may be twice as large, if its cost is known to fit."""
+        if records == self._cap:
+            self._cap = max(records, min(2 * records, 4 * self._proven, self._affordable))
+
+    def measured(self, records: int, busy_s: float, lane: int = 0, travel_s: float | None = None) -> None:
+        """``lane`` took ``busy_s`` for its share of a batch of ``records``; the rest of its round trip ``travel_s``.
+
+        Say the travel only of batches that waited behind no other.
         """
         if not records or busy_s <= 0:
             return
-        self._costs_s[lane] = busy_s / records
-        self._cost_s = max(self._costs_s.values())
-        if busy_s > self.limits.target_s:
-            self._cap = max(1, int(self.limits.target_s / self._costs_s[lane]))
-        else:
-            affordable = int(self.limits.target_s / self._cost_s)
-            self._cap = min(max(self._cap, min(2 * records, affordable)), self.limits.max_records)
+        if travel_s is not None:
+            self._travelled(travel_s)
+        self._costs.setdefault(lane, _Cost()).measured(records, busy_s)
+        self._cost_s = max(cost.record_s for cost in self._costs.values())
+        target_s = self.limits.target_s
+        self._affordable = max(1, min(self.limits.max_records, int(target_s / self._cost_s)))
+        if busy_s > target_s:
+            self._affordable = max(1, min(self._affordable, int(records * target_s / busy_s)))
+        if busy_s > _TELLING * target_s and self._affordable < self._cap:
+            self._cap = self._proven = self._affordable
+        elif busy_s <= target_s:
+            self._cap = max(self._cap, min(2 * records, self._affordable))
+            self._proven = max(self._proven, min(records, self._cap))
+
+    def _travelled(self, travel_s: float) -> None:
+        if not self._travel_s:
+            self._travel_s = max(travel_s, 0.0)
+            return
+        weight = _SOONER if travel_s < self._travel_s else _LATER
+        self._travel_s += weight * (max(travel_s, 0.0) - self._travel_s)
+
+    # -- readings --------------------------------------------------------------------------------------
 
     def statistics(self) -> BatcherStatistics:
-        return BatcherStatistics(self._cap, self._cost_s)
+        return BatcherStatistics(self._cap, self._cost_s, self._travel_s)
+
+    def validate(self) -> None:
+        """Raise `EngineError` if a rule of this file is broken; tests call it after each step."""
+        if not 1 <= self._proven <= self._cap <= self.limits.max_records:
+            raise EngineError(f"the cap is {self._cap}, proven {self._proven}, of {self.limits.max_records}")
+        if self._cap > 4 * self._proven:
+            raise EngineError(f"the cap {self._cap} ran ahead of {self._proven} records that were measured")

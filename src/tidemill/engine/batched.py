@@ -5,21 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, Final
 
 from tidemill.core.batching import Batcher, Limits
+from tidemill.engine.batch_limits import BatchedStatistics, BatchLimits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.functions_sent import SentFunction, name_of
-from tidemill.errors import CallError, LaneDied
+from tidemill.engine.functions_sent import SentFunction
+from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
-__all__ = ["Batched"]
+__all__ = ["Batched", "settle"]
 
-MAX_BATCH_BYTES: Final = 16 << 20
-"""Large records make small batches."""
+_PRUNE: Final = 1024
+"""Records whose callers gave up that may lie among those that wait before they are swept out."""
 
-_Record = tuple[Parcel, "asyncio.Future[Any]"]
+
+class _Awaited(asyncio.Future[Any]):
+    """What a caller awaits. It knows its place, so that giving up costs nothing to those who do not."""
+
+    __slots__ = ("deadline_s", "parcel", "place")
+
+    deadline_s: float
+    parcel: Any
+    """What is sent; the record itself while its caller is blocked; None when it was given up."""
+    place: Batched | _Batch
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        self.place.given_up(self)
+        return True
 
 
 class Batched:
@@ -30,112 +47,275 @@ class Batched:
     """
 
     def __init__(
-        self, crew: Crew, check: Callable[[], None], function: Callable[..., Any], sent: SentFunction, max_batch: int
+        self,
+        crew: Crew,
+        check: Callable[[], object],
+        name: str,
+        function: Callable[..., Any],
+        sent: SentFunction,
+        limits: BatchLimits,
     ) -> None:
         self._crew = crew
         self._check = check
-        self._name = f"lanes.batched({name_of(function)})"
+        self._name = name
         self._function = function  # keeps its number
         self._sent = sent
-        self._batcher = Batcher(Limits(max_records=max_batch))
-        self._waiting: deque[_Record] = deque()
+        self._limits = limits
+        self._max_waiting, self._max_waiting_bytes = limits.max_waiting, limits.max_waiting_bytes
+        self._timeout_s = limits.timeout
+        self._batcher = Batcher(Limits(max_records=limits.max_batch, max_bytes=limits.max_batch_bytes))
+        self._waiting: deque[_Awaited] = deque()
+        self._waiting_bytes = 0
+        self._gone = 0  # among those that wait
+        self._blocked: deque[_Awaited] = deque()
+        self._batches: dict[_Batch, None] = {}
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._records = self._sent_batches = self._timed_out = self._rejected = self._dropped = 0
 
     def __call__(self, record: Any) -> asyncio.Future[Any]:
         """Send a record; the future's result is its value, its exception its own error.
 
-        Raises `CallError` at once when the record cannot be pickled or the lanes are closed.
+        Raises `CallError` at once when the record cannot be pickled or the lanes are closed, and `LanesFull` when too
+        many records wait and ``when_full="reject"``.
         """
         self._check()
+        if len(self._waiting) - self._gone >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
+            if self._limits.when_full == "block":
+                return self._block(record)
+            self._make_room()
+        elif self._blocked:
+            return self._block(record)
         parcel = dumps_arguments(record, {"the record": record})
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append((parcel, future))
+        return self._queue(_Awaited(loop=self._loop), parcel)
+
+    def statistics(self) -> BatchedStatistics:
+        """How it is, now."""
+        batcher = self._batcher.statistics()
+        return BatchedStatistics(
+            len(self._waiting) - self._gone,
+            self._waiting_bytes,
+            sum(not future.done() for future in self._blocked),
+            self._records,
+            self._sent_batches,
+            batcher.cap,
+            batcher.cost_s,
+            self._timed_out,
+            self._rejected,
+            self._dropped,
+        )
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    def _queue(self, future: _Awaited, parcel: Parcel) -> _Awaited:
+        future.parcel = parcel
+        future.place = self
+        if self._timeout_s is not None:
+            self._due(future, self._timeout_s)
+        self._waiting.append(future)
+        self._waiting_bytes += parcel.size
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._begin)  # whatever else this turn of the loop sends goes along
         return future
 
+    def _block(self, record: Any) -> _Awaited:
+        """The caller waits; its record is pickled when there is room."""
+        future = _Awaited(loop=self._loop)
+        future.parcel = record
+        future.place = self
+        if self._timeout_s is not None:
+            self._due(future, self._timeout_s)
+        self._blocked.append(future)
+        return future
+
+    def _make_room(self) -> None:
+        if self._limits.when_full == "reject":
+            self._rejected += 1
+            raise LanesFull(
+                f"{self._name}: the call was not made, because {len(self._waiting) - self._gone:,} records "
+                f"({self._waiting_bytes:,} bytes) wait already."
+            )
+        while self._waiting:
+            oldest = self._waiting.popleft()
+            if oldest.done():
+                self._gone -= 1
+                continue
+            self._waiting_bytes -= oldest.parcel.size
+            self._dropped += 1
+            oldest.set_exception(LanesFull(f"{self._name}: the record was dropped for a newer one; too many waited."))
+            return
+
+    def _unblock(self) -> None:
+        """Callers that were blocked, first come first served, while there is room."""
+        while (
+            self._blocked
+            and len(self._waiting) - self._gone < self._max_waiting
+            and self._waiting_bytes < self._max_waiting_bytes
+        ):
+            future = self._blocked.popleft()
+            if future.done():
+                continue
+            try:
+                parcel = dumps_arguments(future.parcel, {"the record": future.parcel})
+            except CallError as error:
+                future.set_exception(error)
+                continue
+            future.parcel = parcel
+            self._waiting.append(future)
+            self._waiting_bytes += parcel.size
+
+    def given_up(self, future: _Awaited) -> None:
+        """Its caller does not want it any more; it waits here, for a batch or for room."""
+        if isinstance(future.parcel, Parcel):
+            self._waiting_bytes -= future.parcel.size
+            self._gone += 1
+        future.parcel = None
+        if self._gone > _PRUNE and 2 * self._gone > len(self._waiting):
+            self._waiting = deque(future for future in self._waiting if not future.done())
+            self._gone = 0
+        if self._blocked and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._begin)
+
+    # -- batches ---------------------------------------------------------------------------------------
+
     def _begin(self) -> None:
         self._scheduled = False
+        self._unblock()
         if self._waiting:
             self._crew.feed_from(self)
 
     def feed(self) -> None:
         """Form batches while lanes have room (`tidemill.engine.crew.Feeder`)."""
+        self._unblock()
         while self._waiting:
             in_flight = self._crew.calls.in_flight()
-            if not in_flight:
-                return
-            idle = in_flight.count(0)
-            share = -(-len(self._waiting) // idle) if idle else len(self._waiting)
-            records = self._batcher.records(waiting=share, in_flight=in_flight, free_slabs=1)
+            slack_s = inf if self._timeout_s is None else self._waiting[0].deadline_s - self._loop.time()
+            records = self._batcher.records(
+                waiting=len(self._waiting), in_flight=in_flight, slack_s=slack_s, one_lane=True
+            )
             if not records:
                 return
-            batch = self._taken(records)
-            self._send([record for record in batch if not record[1].done()])
+            self._send(self._taken(records), alone=min(in_flight) == 0)
+            if self._blocked:
+                self._unblock()
         self._crew.feed_no_more(self)
 
-    def _taken(self, records: int) -> list[_Record]:
-        batch: list[_Record] = []
-        room = MAX_BATCH_BYTES
-        while records and self._waiting and (room > 0 or not batch):
-            batch.append(self._waiting.popleft())
-            room -= batch[-1][0].size
-            records -= 1
+    def _taken(self, records: int) -> list[_Awaited]:
+        if self._waiting_bytes > self._batcher.limits.max_bytes:
+            sizes = (0 if future.parcel is None else future.parcel.size for future in self._waiting)
+            records = self._batcher.fitting(sizes, records)
+        taken = [self._waiting.popleft() for _ in range(records)]
+        batch = [future for future in taken if future.parcel is not None]
+        self._gone -= len(taken) - len(batch)
+        self._waiting_bytes -= sum([future.parcel.size for future in batch])
         return batch
+
+    def _send(self, records: list[_Awaited], *, alone: bool = False) -> None:
+        if records:
+            self._batcher.sent(len(records))
+            self._records += len(records)
+            self._sent_batches += 1
+            batch = _Batch(self, records, self._loop.time() if alone else None)
+            self._batches[batch] = None
+            parcels = [future.parcel for future in records]
+            batch.request = Request(self._name, self._sent, parcels, batch.settle, listed=True)
+            batch.call = self._crew.submit(batch.request)
+
+    def cancel(self, call: int) -> None:
+        """Nobody waits for a batch any more."""
+        self._crew.cancel(call)
+
+    def ended(self, batch: _Batch, outcome: Sequence[Answer] | Exception) -> bool:
+        """A batch came back, or will not; True when its records are to be sent again."""
+        self._batches.pop(batch, None)
+        return isinstance(outcome, LaneDied) and len(batch.records) > 1
+
+    def again(self, records: list[_Awaited]) -> None:
+        """The process died with these in one batch: each goes alone now, and the one that kills fails alone."""
+        for future in records:
+            if not future.done():
+                self._send([future])
+
+    def measured(self, records: int, busy_s: float, sent_s: float | None) -> None:
+        """A batch took so long in its lane; ``sent_s`` is when it went, None when it waited there behind another."""
+        travel_s = None if sent_s is None else self._loop.time() - sent_s - busy_s
+        self._batcher.measured(records, busy_s, travel_s=travel_s)
 
     def fail(self, error: Exception) -> None:
         """The lanes are closing."""
-        while self._waiting:
-            future = self._waiting.popleft()[1]
+        for future in [*self._waiting, *self._blocked]:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(_own(error))
+        self._waiting.clear()
+        self._blocked.clear()
+        self._waiting_bytes = self._gone = 0
 
-    def _send(self, batch: list[_Record]) -> None:
-        if batch:
-            _Batch(self._crew, self._name, self._sent, self._batcher, batch).send()
+    # -- timeouts --------------------------------------------------------------------------------------
+
+    def _due(self, future: _Awaited, timeout_s: float) -> None:
+        """All have the same timeout, so they fall due in the order of their calls, and one timer will do."""
+        future.deadline_s = self._loop.time() + timeout_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(future.deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        now_s, next_s = self._loop.time(), inf
+        for records in [*(batch.records for batch in self._batches), self._waiting, self._blocked]:
+            for future in list(records) if records and records[0].deadline_s <= now_s else records:
+                if future.done():
+                    continue
+                if future.deadline_s > now_s:
+                    next_s = min(next_s, future.deadline_s)
+                    break
+                self._timed_out += 1
+                future.set_exception(
+                    TimeoutError(f"{self._name}: no result within {self._timeout_s} s; the record was given up.")
+                )
+                future.place.given_up(future)
+        self._timer = None if next_s == inf else self._loop.call_at(next_s, self._expire)
 
 
 class _Batch:
     """Records in one call. It is stopped only when nobody waits for any of them."""
 
-    def __init__(self, crew: Crew, name: str, sent: SentFunction, batcher: Batcher, records: list[_Record]) -> None:
-        self._crew = crew
-        self._name = name
-        self._sent = sent
-        self._batcher = batcher
-        self._records = records
+    __slots__ = ("_of", "_sent_s", "_wanted", "call", "records", "request")
+
+    request: Request
+
+    def __init__(self, of: Batched, records: list[_Awaited], sent_s: float | None) -> None:
+        self._of = of
+        self._sent_s = sent_s
+        """When it went to a lane that was idle; None when it waits behind another."""
         self._wanted = len(records)
-        self._call = 0
+        self.records = records
+        self.call = 0
+        for future in records:
+            future.place = self
 
-    def send(self) -> None:
-        parcels = [parcel for parcel, _ in self._records]
-        self._call = self._crew.submit(Request(self._name, self._sent, parcels, self._settle, listed=True))
-        for _, future in self._records:
-            future.add_done_callback(self._done)
-
-    def _done(self, future: asyncio.Future[Any]) -> None:
+    def given_up(self, future: _Awaited) -> None:
+        """The caller of one of them does not want it any more."""
         self._wanted -= 1
         if not self._wanted:
-            self._crew.cancel(self._call)  # no-op when it has ended
+            self._of.cancel(self.call)
+            self._of.ended(self, ())
 
-    def _settle(self, outcome: Sequence[Answer] | Exception) -> None:
-        if isinstance(outcome, LaneDied) and len(self._records) > 1:
-            self._one_by_one()
+    def settle(self, outcome: Sequence[Answer] | Exception) -> None:
+        """Each record's end to its own caller, whoever of the others is gone."""
+        records = self.records
+        if self._of.ended(self, outcome):
+            self._of.again(records)
             return
-        answers: Sequence[Answer | Exception] = (
-            [outcome] * len(self._records) if isinstance(outcome, Exception) else outcome
-        )
-        for (_, future), answer in zip(self._records, answers, strict=True):
+        self.records = []  # they know their batch, and it them no longer
+        if isinstance(outcome, Exception):
+            for future in records:
+                settle(future, outcome)
+            return
+        self._of.measured(len(records), self.request.busy_ns * 1e-9, self._sent_s)
+        for future, answer in zip(records, outcome, strict=True):
             settle(future, answer)
-
-    def _one_by_one(self) -> None:
-        """The process died with the batch: each record goes alone now, and the one that kills fails alone."""
-        for parcel, future in self._records:
-            future.remove_done_callback(self._done)
-            if not future.done():
-                _Batch(self._crew, self._name, self._sent, self._batcher, [(parcel, future)]).send()
 
 
 def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:

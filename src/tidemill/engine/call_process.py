@@ -32,6 +32,8 @@ class Request:
     settle: Callable[[Sequence[Answer] | Exception], None]
     listed: bool = False
     timeout_s: float | None = None
+    busy_ns: int = 0
+    """Of the lane; known once it has answered."""
     size: int = field(init=False)
     """Bytes of its parcels."""
 

@@ -254,6 +254,7 @@ class Crew:
         if self._retiring is not None:
             self._retire()
         if request is not None:
+            request.busy_ns = message.busy_ns
             request.settle(answers_of(message, payload))
 
     def _stopped(self, process: CallProcess, call: int, lane: int) -> list[Command]:

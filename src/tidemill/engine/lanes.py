@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
+from tidemill.engine.batch_limits import BatchLimits, WhenFull
 from tidemill.engine.batched import Batched, settle
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
@@ -250,19 +251,33 @@ class Lanes:
 
         return streamed(submit, crew.cancel, source, window, return_exceptions=return_exceptions)
 
-    def batched(self, fn: Callable[[list[Any]], Sequence[Any]], *, max_batch: int = 256) -> Batched:
+    def batched(
+        self,
+        fn: Callable[[list[Any]], Sequence[Any]],
+        *,
+        max_batch: int = 256,
+        max_batch_bytes: int = 1 << 20,
+        timeout: float | None = None,
+        max_waiting: int = 65_536,
+        max_waiting_bytes: int = 256 << 20,
+        when_full: WhenFull = "block",
+    ) -> Batched:
         """A callable for single records over a function of lists: ``predict = lanes.batched(fn)``, ``await predict(x)``.
 
         ``fn`` gets a list of at most ``max_batch`` records and returns as many values. If it raises for several, it is
         called again with each alone, so that an error belongs to its own record; the same after a death of the
         process. So it must be safe to call again. A wrong number of values is a `BadResult` for all of the batch. A
         caller may give up at any time; the work is stopped when nobody waits for any record of a batch.
+
+        ``timeout`` is in seconds, for each record from its call to its value; batches get shorter when little is left.
+        ``max_batch_bytes`` are pickled bytes of a batch of several records. When ``max_waiting`` records, or
+        ``max_waiting_bytes`` of them, wait for a lane, then ``when_full="block"`` has further callers wait for room,
+        "reject" raises `LanesFull` at the call, and "drop_oldest" ends the oldest that waits with it.
         """
         crew = self._open()
         _check_callable(fn)
-        if max_batch < 1:
-            raise CallError(f"max_batch={max_batch!r} must be at least 1.")
-        return Batched(crew, self._check_here, fn, self._functions.listed(fn), max_batch)
+        limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
+        return Batched(crew, self._check_here, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
     def executor(self) -> LoopExecutor:
         """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.

@@ -252,6 +252,7 @@ class Mill:
                     return 1.0
                 taken = intake.put_back(taken, len(taken.batch) // 2)
                 packer.rewind()
+        self._batcher.sent(len(taken.batch))
         self.sizes.add(len(taken.batch))
         number = self.ledger.open(slab.rows)
         self._open[number] = slab
