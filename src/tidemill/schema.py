@@ -25,6 +25,8 @@ class Kind(enum.Enum):
     OBJECT = "object"
     """Anything else: nested lists and dicts, any Python value."""
 
+    __hash__ = object.__hash__  # of the name it would be Python code, in every look-up of a column's type
+
     @classmethod
     def of(cls, declared: object) -> Kind:
         """The kind that a user's declaration means.

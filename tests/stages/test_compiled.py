@@ -121,5 +121,22 @@ def test_memory_is_guarded():
         check_slots(np.array([-1]), 4)
     kernels = load_kernels()
     with pytest.raises(EngineError, match="in place of a contiguous array of int64"):
-        kernels.advance(np.zeros(1, np.int32), np.zeros(4), 3)
+        kernels.keep(np.zeros(1, np.int32), np.zeros(4), (np.zeros(1, np.int32), None, np.zeros(1, np.int64)))
     assert interpreted_kernels().reason == "asked for"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.bool_, np.int32])
+def test_rows_move_as_numpy_moves_them(dtype):
+    """`pick` and `put` are ``column[rows]`` read and written, whatever lies in the column, down to the bits of a NaN."""
+    kernels = load_kernels()
+    random = np.random.default_rng(0)
+    column = random.integers(0, 2**64, 100, np.uint64).view(np.uint8)[: 100 * np.dtype(dtype).itemsize].view(dtype)
+    column = column & 1 if dtype is np.bool_ else column
+    rows = random.permutation(100)[:60].astype(np.int32)
+    picked = kernels.pick(column, rows)
+    assert (picked.dtype, picked.tobytes()) == (column.dtype, column[rows].tobytes())
+    whole, expected = np.zeros(100, dtype), np.zeros(100, dtype)
+    kernels.put(whole, rows, picked)
+    expected[rows] = picked
+    assert whole.tobytes() == expected.tobytes()
+    assert not len(kernels.pick(column, rows[:0]))

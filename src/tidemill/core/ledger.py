@@ -46,6 +46,10 @@ class Ledger:
     _next: int = 1
     _open: OrderedDict[int, _Slab] = field(default_factory=OrderedDict)
     _emitted: set[int] = field(default_factory=set)
+    _in_flight: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._in_flight = [0] * self.lanes
 
     def open(self, lanes: Iterable[int]) -> int:
         """A new slab with rows in ``lanes``; its number."""
@@ -55,6 +59,8 @@ class Ledger:
             raise EngineError(f"slab {number} was opened for lanes {sorted(waiting)} of {self.lanes}")
         self._next += 1
         self._open[number] = _Slab(waiting)
+        for lane in waiting:
+            self._in_flight[lane] += 1
         return number
 
     def committed(self, lane: int, number: int) -> list[int]:
@@ -66,6 +72,7 @@ class Ledger:
         if slab is None or lane not in slab.waiting:
             return []
         slab.waiting.discard(lane)
+        self._in_flight[lane] -= 1
         ready = []
         while self._open:
             first, slab = next(iter(self._open.items()))
@@ -86,11 +93,7 @@ class Ledger:
 
     def in_flight(self) -> list[int]:
         """Per lane, the number of slabs it has not committed."""
-        counts = [0] * self.lanes
-        for slab in self._open.values():
-            for lane in slab.waiting:
-                counts[lane] += 1
-        return counts
+        return list(self._in_flight)
 
     @property
     def idle(self) -> bool:
@@ -108,5 +111,7 @@ class Ledger:
             raise EngineError("open slabs are out of order")
         if self._open and not next(iter(self._open.values())).waiting:
             raise EngineError("the first open slab is done and was not emitted")
+        if self._in_flight != [len(self.owed(lane)) for lane in range(self.lanes)]:
+            raise EngineError("the counts of slabs in flight are not those of the open slabs")
         if self._emitted and self._open and max(self._emitted) >= numbers[0]:
             raise EngineError("a slab was emitted before an earlier one")

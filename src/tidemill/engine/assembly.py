@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
 from tidemill.formats.packed import Unpacker
-from tidemill.lanes.wire import Result, Slot
+from tidemill.lanes.wire import Output, Result, Slot
 from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
 
 __all__ = ["Share", "assemble"]
+
+_KINDS: Final = {kind.value: kind for kind in Kind}
 
 
 @dataclass
@@ -42,6 +44,8 @@ def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffe
     if not shares:
         return batch.take(np.empty(0, np.intp))
     if sum(share.result.kept for share in shares) == len(batch):
+        if _alike(batch, shares):
+            return _overlaid(batch, shares[0].result.outputs, slots, buffer)
         rows, base = None, batch
     else:
         rows = np.sort(np.concatenate([share.survivors for share in shares]))
@@ -50,6 +54,31 @@ def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffe
     names = placed(base.columns, maker.names)
     columns = {name: maker.column(name) for name in names}
     return base.holding(columns, maker.orders(names))
+
+
+def _alike(batch: Batch, shares: Sequence[Share]) -> bool:
+    """Whether all lanes have left or made the same columns, each as it came or in the slab."""
+    outputs = shares[0].result.outputs
+    return batch.orders is None and all(
+        share.result.framed is None and share.result.outputs == outputs for share in shares
+    )
+
+
+def _overlaid(batch: Batch, outputs: Sequence[Output], slots: Sequence[Slot], buffer: Any) -> Batch:
+    """The batch with the columns that lie whole in the slab: what most slabs are."""
+    rows, places = len(batch), {slot.name: slot for slot in slots}
+    columns = {
+        output.name: batch.columns[output.source]
+        if output.how == "carried"
+        else _in_slab(places[output.name], rows, buffer)
+        for output in outputs
+    }
+    return batch.holding(columns, None)
+
+
+def _in_slab(slot: Slot, rows: int, buffer: Any) -> Column:
+    kind = _KINDS[slot.kind]
+    return Column(kind, np.frombuffer(buffer, DTYPES[kind], rows, slot.at))
 
 
 class _Maker:
@@ -104,9 +133,7 @@ class _Maker:
         return self._joined(parts)
 
     def _in_slab(self, name: str) -> Column:
-        slot = self._slots[name]
-        kind = Kind(slot.kind)
-        return Column(kind, np.frombuffer(self._buffer, DTYPES[kind], len(self._batch), slot.at))
+        return _in_slab(self._slots[name], len(self._batch), self._buffer)
 
     def _part(self, number: int, name: str) -> Column | None:
         """One lane's rows of the column, in the lane's order."""

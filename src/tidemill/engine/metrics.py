@@ -28,7 +28,7 @@ class Histogram:
     """
 
     def __init__(self) -> None:
-        self._counts = np.zeros(64 << _SUB, np.int64)
+        self._counts = [0] * (64 << _SUB)
         self._max = 0
         self._total = 0
 

@@ -229,6 +229,8 @@ class Mill:
             self._fail(error)
 
     def _next_records(self, intake: Intake) -> int:
+        if not intake.waiting or not self.slabs.free:
+            return 0
         records = self._batcher.records(
             waiting=intake.waiting, in_flight=self.ledger.in_flight(), free_slabs=self.slabs.free
         )
@@ -350,6 +352,8 @@ class Mill:
 
     def _learn(self, shares: list[Share]) -> None:
         """The first row in input order to show a column fixes its kind, for all lanes."""
+        if not any(share.result.kinds for share in shares):
+            return
         known = sum(map(len, self._kinds.values()))
         for share in sorted(shares, key=lambda share: int(share.rows[0])):
             for stage, columns in (share.result.kinds or {}).items():
@@ -394,6 +398,8 @@ class Mill:
 
     def _learn_slots(self, shares: list[Share], after: Batch) -> None:
         """Columns of fixed width that lanes make get room in the slabs from now on."""
+        if all(share.result.framed is None for share in shares):
+            return
         made = {output.name for share in shares for output in share.result.outputs if output.how != "carried"}
         for name in made.difference(self._slots).intersection(after.columns):
             if after.columns[name].kind in _IN_PLACE:

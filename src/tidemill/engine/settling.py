@@ -25,6 +25,8 @@ __all__ = ["settled"]
 
 def settled(shares: Sequence[Share], fixed: dict[str, Kind], unpacker: Unpacker, last_stage: int) -> list[Share]:
     """The shares with every framed column of the kind it has in ``fixed``, which learns the columns it did not know."""
+    if all(share.result.framed is None for share in shares):
+        return list(shares)
     in_order = sorted((share for share in shares if share.result.kept), key=lambda share: int(share.survivors.min()))
     replaced: dict[int, Share] = {}
     for share in in_order:

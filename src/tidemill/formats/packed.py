@@ -8,7 +8,7 @@ and for us: the bytes never leave our own processes.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -20,13 +20,18 @@ from tidemill.column import DTYPES, Column, exact_at
 from tidemill.errors import InputError
 from tidemill.schema import Kind
 
-__all__ = ["Full", "Packed", "PackedColumn", "Packer", "TextTables", "Unpacker", "compact_texts", "packed_bytes"]
+__all__ = ["Full", "Packed", "PackedColumn", "Packer", "Pick", "TextTables", "Unpacker", "compact_texts", "packed_bytes"]
 
 _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
 _NONE = -1
+_KINDS: Final = {kind.value: kind for kind in Kind}
 _LARGE_TEXTS: Final = 32_768
 _LARGE_BYTES: Final = 128 << 10
 """Beyond either, a table of texts is large: it is not remembered, and a small part of it is packed as a part."""
+
+
+Pick = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""``column[rows]``, copied."""
 
 
 class Full(Exception):
@@ -95,7 +100,8 @@ class Packer:
     """Writes batches into one buffer, from the front."""
 
     def __init__(self, buffer: Any, tables: TextTables | None = None) -> None:
-        self._bytes = np.frombuffer(buffer, np.uint8)
+        self._buffer = buffer
+        self._size = len(buffer)
         self._at = 0
         self._tables = tables if tables is not None else TextTables()
 
@@ -111,7 +117,7 @@ class Packer:
     def reserve(self, size: int) -> int:
         """Room for ``size`` bytes, aligned; returns its offset. Raises `Full`."""
         at = -(-self._at // _ALIGN) * _ALIGN
-        if at + size > len(self._bytes):
+        if at + size > self._size:
             raise Full
         self._at = at + size
         return at
@@ -119,13 +125,13 @@ class Packer:
     def array(self, array: NDArray[Any]) -> int:
         """Copy a 1-D array in; returns its offset."""
         at = self.reserve(array.nbytes)
-        self._bytes[at : at + array.nbytes].view(array.dtype)[:] = array
+        np.frombuffer(self._buffer, array.dtype, len(array), at)[:] = array
         return at
 
     def blob(self, data: bytes) -> int:
         """Copy bytes in; returns their offset."""
         at = self.reserve(len(data))
-        self._bytes[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        self._buffer[at : at + len(data)] = data
         return at
 
     def batch(
@@ -184,11 +190,13 @@ class Packer:
 class _Chosen(Column):
     """Some rows of a column, copied only when somebody looks: most functions look at few columns."""
 
-    __slots__ = ("_copied", "_rows", "_whole")
+    __slots__ = ("_copied", "_pick", "_rows", "_whole")
 
-    def __init__(self, kind: Kind, whole: NDArray[Any], rows: NDArray[Any], texts: NDArray[np.object_] | None) -> None:
+    def __init__(
+        self, kind: Kind, whole: NDArray[Any], rows: NDArray[Any], texts: NDArray[np.object_] | None, pick: Pick
+    ) -> None:
         self.kind, self.texts, self.tags, self.exact = kind, texts, None, None
-        self._whole, self._rows = whole, rows
+        self._whole, self._rows, self._pick = whole, rows, pick
         self._copied: NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -197,14 +205,18 @@ class _Chosen(Column):
     @property
     def values(self) -> NDArray[Any]:  # type: ignore[override] # made at the first look
         if self._copied is None:
-            self._copied = self._whole.take(self._rows)
+            self._copied = self._pick(self._whole, self._rows)
         return self._copied
 
 
 class Unpacker:
-    """Reads batches from one buffer; keeps decoded texts, which mostly repeat from slab to slab."""
+    """Reads batches from one buffer; keeps decoded texts, which mostly repeat from slab to slab.
 
-    def __init__(self) -> None:
+    ``pick`` copies the rows that are wanted out of a column, when somebody looks at it.
+    """
+
+    def __init__(self, pick: Pick = np.ndarray.take) -> None:
+        self._pick = pick
         self._texts: dict[str, tuple[bytes, NDArray[np.object_]]] = {}
 
     def batch(self, packed: Packed, buffer: Any, rows: NDArray[Any] | None = None) -> Batch:
@@ -223,7 +235,7 @@ class Unpacker:
 
     def column(self, packed: PackedColumn, buffer: Any, count: int, rows: NDArray[Any] | None = None) -> Column:
         """One column of ``count`` packed rows, or those of them that are wanted."""
-        kind = Kind(packed.kind)
+        kind = _KINDS[packed.kind]
         if packed.at == _NONE and packed.texts_at == _NONE:
             return _left_out(kind, count if rows is None else len(rows))
         tags = None
@@ -235,7 +247,7 @@ class Unpacker:
             return Column(kind, values if rows is None else values[rows], tags=tags)
         texts = self._unpacked_texts(packed, buffer)
         if rows is not None and tags is None and packed.exact_at == _NONE:
-            return _Chosen(kind, _view(buffer, DTYPES[kind], count, packed.at, None), rows, texts)
+            return _Chosen(kind, _view(buffer, DTYPES[kind], count, packed.at, None), rows, texts, self._pick)
         values = _view(buffer, DTYPES[kind], count, packed.at, rows)
         return Column(kind, values, tags=tags, texts=texts, exact=self._exact(packed, buffer, rows))
 

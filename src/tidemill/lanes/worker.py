@@ -16,7 +16,7 @@ from tidemill.column import DTYPES, Column, object_array
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
-from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.formats.packed import Packed, Packer, Pick, Unpacker, packed_bytes
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -27,7 +27,6 @@ from tidemill.lanes.wire import (
     Output,
     Ready,
     Result,
-    Slot,
     Stop,
     ToLane,
     Work,
@@ -35,6 +34,7 @@ from tidemill.lanes.wire import (
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
+from tidemill.stages.statistics.compiled import Kernels, load_kernels
 
 __all__ = ["Worker", "pack_frame"]
 
@@ -52,7 +52,9 @@ class Worker:
         self._state = state
         self._slabs = slabs
         self._send = send
-        self._unpacker = Unpacker()
+        self._pick: Pick = np.ndarray.take
+        self._put: Callable[[NDArray[Any], NDArray[np.int32], NDArray[Any]], None] = _put
+        self._unpacker = Unpacker(self._pick)
         self._keys: list[str] = []
         self._key_texts: NDArray[np.object_] = np.empty(0, object)
         self._kinds_told = 0
@@ -88,12 +90,20 @@ class Worker:
             self._memory = StateMemory(layout, self._state)
             self._memory.roll_back()
             self._chain = Chain(stages, self._memory, time.monotonic_ns)
+            if any(stage.uses_kernels for stage in stages):
+                self._use(load_kernels())
         except TidemillError:
             raise
         except Exception as error:
             raise PlanError(f"a lane could not load the plan: {error}\n{traceback.format_exc()}") from error
         self._fix(message.kinds)
         self._send(Ready(), b"")
+
+    def _use(self, kernels: Kernels) -> None:
+        """Move values between a slab and this lane's rows by compiled code."""
+        if kernels.kind == "compiled":
+            self._pick, self._put = kernels.pick, kernels.put
+            self._unpacker = Unpacker(self._pick)
 
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
@@ -130,7 +140,7 @@ class Worker:
         self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
     ) -> tuple[Result, bytearray]:
         survivors = rows if outcome.rows is None else rows[outcome.rows]
-        outputs, framed = _place(outcome, survivors, work.results, buffer)
+        outputs, framed = self._place(outcome, survivors, work, buffer)
         payload, packed, kept_at = pack_frame(
             framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
         )
@@ -148,6 +158,26 @@ class Worker:
         )
         return result, payload
 
+    def _place(
+        self, outcome: Outcome, survivors: NDArray[np.int32], work: Work, buffer: Any
+    ) -> tuple[list[Output], dict[str, Column]]:
+        """Write what has room in the slab at the rows' own places; the rest goes in the frame."""
+        room = {slot.name: slot for slot in work.results}
+        outputs, framed = [], {}
+        for name, column in outcome.batch.columns.items():
+            source = outcome.carried.get(name)
+            slot = room.get(name)
+            if source is not None:
+                outputs.append(Output(name, "carried", source))
+            elif slot is not None and column.tags is None and column.kind.value == slot.kind:
+                whole = np.frombuffer(buffer, DTYPES[column.kind], work.packed.rows, slot.at)
+                self._put(whole, survivors, column.values)
+                outputs.append(Output(name, "slab"))
+            else:
+                framed[name] = column
+                outputs.append(Output(name, "frame"))
+        return outputs, framed
+
     def _learned(self) -> dict[int, dict[str, str]] | None:
         assert self._chain is not None
         known = sum(map(len, self._chain.kinds.values()))
@@ -159,34 +189,17 @@ class Worker:
         }
 
 
-def _orders(work: Work) -> Orders:
+def _orders(work: Work) -> Orders | None:
+    if not work.isolate and not work.quarantine:
+        return None
     orders = Orders(set(work.isolate))
     for row in work.quarantine:
         orders.quarantine.setdefault(row.stage, {})[row.row] = (row.reason_code, row.reason)
     return orders
 
 
-def _place(
-    outcome: Outcome, survivors: NDArray[np.int32], slots: list[Slot], buffer: Any
-) -> tuple[list[Output], dict[str, Column]]:
-    """Write what has room in the slab at the rows' own places; the rest goes in the frame."""
-    room = {slot.name: slot for slot in slots}
-    places = survivors.astype(np.intp)  # NumPy writes through its own index type three times as fast
-    outputs, framed = [], {}
-    for name, column in outcome.batch.columns.items():
-        source = outcome.carried.get(name)
-        slot = room.get(name)
-        if source is not None:
-            outputs.append(Output(name, "carried", source))
-        elif slot is not None and column.tags is None and column.kind.value == slot.kind:
-            dtype = DTYPES[column.kind]
-            whole = np.frombuffer(buffer, dtype, (len(buffer) - slot.at) // dtype.itemsize, slot.at)
-            whole[places] = column.values
-            outputs.append(Output(name, "slab"))
-        else:
-            framed[name] = column
-            outputs.append(Output(name, "frame"))
-    return outputs, framed
+def _put(column: NDArray[Any], rows: NDArray[np.int32], values: NDArray[Any]) -> None:
+    column[rows.astype(np.intp)] = values  # NumPy writes through its own index type three times as fast
 
 
 def pack_frame(

@@ -86,6 +86,7 @@ class Rolling(Stage):
         """Names of the columns it adds, in the order columns x stats."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
             raise PlanError(f"{self.name} needs {len(own)} different names, one for each of {', '.join(own)}.")
+        self._rings = [f"ring{i}" for i in range(len(self.columns))]
         self._kernels: Kernels | None = None
         self._places = np.full(len(STATISTICS), -1, np.int64)
         for row, stat in enumerate(self.stats):
@@ -125,7 +126,7 @@ class Rolling(Stage):
         return frozenset(self.columns)
 
     def state_fields(self) -> Mapping[str, StateField]:
-        rings = {f"ring{i}": StateField("float64", (self.window,), cellwise=True) for i in range(len(self.columns))}
+        rings = {ring: StateField("float64", (self.window,), cellwise=True) for ring in self._rings}
         return {"head": StateField("int64"), **rings}
 
     def opened(self) -> Self:
@@ -138,17 +139,17 @@ class Rolling(Stage):
         assert kernels is not None, "a stage is opened before it steps"
         heads = state["head"]
         slots = check_slots(state.slots, len(heads))
-        rings = [f"ring{i}" for i in range(len(self.columns))]
         # Each array is overwritten only after what stood there is sealed in the undo log.
         kernels.keep(slots, heads, state.reserve("head", len(slots)))
         state.seal()
-        cells, filled = kernels.advance(slots, heads, self.window)
-        for ring in rings:
+        first, *further = self._rings
+        cells, filled = kernels.advance(slots, heads, state[first], state.reserve(first, len(slots)))
+        for ring in further:
             kernels.gather(slots, cells, state[ring], state.reserve(ring, len(slots)))
         state.seal()
         made: dict[str, Column] = {}
         names = iter(self.adds)
-        for column, ring in zip(self.columns, rings, strict=True):
+        for column, ring in zip(self.columns, self._rings, strict=True):
             values = numbers_of(batch, column, self.name)
             out = kernels.roll(
                 slots, cells, filled, values, state[ring], self._places, ddof=self.ddof, min_periods=self.min_periods

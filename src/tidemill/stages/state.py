@@ -19,6 +19,7 @@ compiler cannot reorder, and a killed process's stores are visible to its succes
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,7 +33,8 @@ __all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory"]
 
 _HEADER_BYTES: Final = 4096  # one page
 _OPEN, _COMMITTED, _UNDO_TAIL, _CURSOR_STAGE, _CURSOR_ROW, _CURSOR_SINCE = range(6)
-_ENTRY_WORDS: Final = 4  # field, entries, cellwise, bytes of the whole entry
+_ENTRY: Final = struct.Struct("=4q")  # field, entries, cellwise, bytes of the whole entry
+_INT32: Final = np.dtype(np.int32)
 NOWHERE: Final = -1
 """The crash cursor's stage and row while no stage, or no single row, is being worked on."""
 
@@ -150,7 +152,8 @@ class StateMemory:
     def __init__(self, layout: StateLayout, buffer: Any) -> None:
         self.layout = layout
         self._header = np.frombuffer(buffer, np.int64, 16, 0)
-        self._undo = np.frombuffer(buffer, np.uint8, layout.undo_bytes, _HEADER_BYTES)
+        self._buffer = buffer
+        self._undo_bytes = layout.undo_bytes
         self._arrays: list[NDArray[Any]] = []
         self._cellwise: list[bool] = []
         self.stages: list[StageState] = []
@@ -195,14 +198,14 @@ class StateMemory:
         at = int(self._header[_UNDO_TAIL]) + self._pending
         shape = (entries,) if cellwise else (entries, *array.shape[1:])
         size = array.itemsize * math.prod(shape)
-        end = at + 8 * _ENTRY_WORDS + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
-        if end > len(self._undo):
+        end = at + _ENTRY.size + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
+        if end > self._undo_bytes:
             raise EngineError("the undo log is full: a stage saved more than its state fields announce")
-        self._undo[at : at + 8 * _ENTRY_WORDS].view(np.int64)[:] = (field, entries, cellwise, end - at)
-        slots, at = self._read(at + 8 * _ENTRY_WORDS, np.dtype(np.int32), entries)
+        _ENTRY.pack_into(self._buffer, _HEADER_BYTES + at, field, entries, cellwise, end - at)
+        slots, at = self._read(at + _ENTRY.size, _INT32, entries)
         cells = None
         if cellwise:
-            cells, at = self._read(at, np.dtype(np.int32), entries)
+            cells, at = self._read(at, _INT32, entries)
         old, _ = self._read(at, array.dtype, size // array.itemsize)
         self._pending = end - int(self._header[_UNDO_TAIL])
         return slots, cells, old.reshape(shape)
@@ -229,27 +232,29 @@ class StateMemory:
         entries = []
         while at < tail:
             entries.append(at)
-            at += int(self._undo[at + 24 : at + 32].view(np.int64)[0])
+            at += self._entry(at)[3]
         for at in reversed(entries):  # a field saved twice goes back to what stood there first
             self._restore(at)
         return True
 
     def _restore(self, at: int) -> None:
-        field, entries, cellwise, _ = (int(word) for word in self._undo[at : at + 8 * _ENTRY_WORDS].view(np.int64))
-        at += 8 * _ENTRY_WORDS
+        field, entries, cellwise, _ = self._entry(at)
+        at += _ENTRY.size
         array = self._arrays[field]
-        slots, at = self._read(at, np.dtype(np.int32), entries)
+        slots, at = self._read(at, _INT32, entries)
         if cellwise:
-            cells, at = self._read(at, np.dtype(np.int32), entries)
+            cells, at = self._read(at, _INT32, entries)
             array[slots, cells], _ = self._read(at, array.dtype, entries)
         else:
             width = math.prod(array.shape[1:])
             old, _ = self._read(at, array.dtype, entries * width)
             array[slots] = old.reshape(entries, *array.shape[1:])
 
+    def _entry(self, at: int) -> tuple[int, int, int, int]:
+        return _ENTRY.unpack_from(self._buffer, _HEADER_BYTES + at)
+
     def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
-        size = dtype.itemsize * count
-        return self._undo[at : at + size].view(dtype), at + _words(size)
+        return np.frombuffer(self._buffer, dtype, count, _HEADER_BYTES + at), at + _words(dtype.itemsize * count)
 
     # -- the crash cursor ------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ _NUMBA_RUNTIME: Final = (
     "numba_unpickle",
 )
 Call = Callable[..., Any]
+_BYTE: Final = ctypes.c_char
+_WORD: Final = 8  # bytes
 
 
 class Kernels:
@@ -82,6 +84,7 @@ class Kernels:
         self._advance = calls["advance"]
         self._gather = calls["gather"]
         self._roll = calls["roll"]
+        self._pick, self._put = calls["pick"], calls["put"]
 
     def __repr__(self) -> str:
         return f"Kernels({self.kind}, ready in {self.cold_s:.2f} s)"
@@ -93,13 +96,19 @@ class Kernels:
         self._keep(len(slots), slots, heads, log[0], log[2])
 
     def advance(
-        self, slots: NDArray[np.int32], heads: NDArray[np.int64], window: int
+        self,
+        slots: NDArray[np.int32],
+        heads: NDArray[np.int64],
+        ring: NDArray[np.float64],
+        log: tuple[NDArray[np.int32], Any, NDArray[Any]],
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Move the heads on; per record its cell and its window's rows, int32 of shape ``(n,)``."""
-        rows = len(slots)
-        cells, filled = np.empty(rows, np.int32), np.empty(rows, np.int32)
-        self._advance(rows, slots, heads, window, cells, filled)
-        return cells, filled
+        """Move the heads on; per record its cell and its window's rows, int32 of shape ``(n,)``.
+
+        The cells of ``ring`` (keys x window) are put into an undo log reservation; those returned lie in it.
+        """
+        filled = np.empty(len(slots), np.int32)
+        self._advance(len(slots), slots, heads, ring, ring.shape[1], filled, log[0], log[1], log[2])
+        return log[1], filled
 
     def gather(
         self,
@@ -108,8 +117,23 @@ class Kernels:
         ring: NDArray[np.float64],
         log: tuple[NDArray[np.int32], Any, NDArray[Any]],
     ) -> None:
-        """Put these cells of ``ring`` (keys x window) into an undo log reservation."""
-        self._gather(len(slots), slots, cells, ring.reshape(-1), ring.shape[1], log[0], log[1], log[2])
+        """Put these cells of a further ``ring`` into an undo log reservation."""
+        self._gather(len(slots), slots, cells, ring, ring.shape[1], log[0], log[1], log[2])
+
+    def pick(self, column: NDArray[Any], rows: NDArray[np.int32]) -> NDArray[Any]:
+        """``column[rows]``, copied; the rows are not checked."""
+        if column.itemsize != _WORD:
+            return column.take(rows)
+        out = np.empty(len(rows), np.int64)
+        self._pick(len(rows), rows, column.view(np.int64), out)
+        return out.view(column.dtype)
+
+    def put(self, column: NDArray[Any], rows: NDArray[np.int32], values: NDArray[Any]) -> None:
+        """``column[rows] = values``, of one type; the rows are not checked."""
+        if column.itemsize != _WORD:
+            column[rows] = values
+            return
+        self._put(len(rows), rows, values.view(np.int64), column.view(np.int64))
 
     def roll(
         self,
@@ -127,10 +151,7 @@ class Kernels:
         rows, window = len(slots), ring.shape[1]
         out = np.empty((int(places.max()) + 1, rows))
         scratch = np.empty(window)
-        self._roll(
-            rows, slots, cells, filled, values, ring.reshape(-1), window, ddof, min_periods, places, scratch,
-            out.reshape(-1),
-        )  # fmt: skip
+        self._roll(rows, slots, cells, filled, values, ring, window, ddof, min_periods, places, scratch, out)
         return out
 
 
@@ -197,7 +218,7 @@ def _interpreted(fn: Call) -> Call:
     def call(*arguments: Any) -> None:
         view: Callable[[Any], memoryview] = memoryview
         # Memoryviews give Python's floats: IEEE like NumPy's, without its warnings, and quicker one by one.
-        fn(*(view(a) if isinstance(a, np.ndarray) else a for a in arguments))
+        fn(*(view(a.reshape(-1)) if isinstance(a, np.ndarray) else a for a in arguments))
 
     return call
 
@@ -317,8 +338,9 @@ def _call(name: str, address: int) -> Call:
     native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
     dtypes = list(map(_NUMPY_OF.get, arguments))
 
-    def call(*given: Any) -> None:
-        native(*[_pointer(a, dtype) for a, dtype in zip(given, dtypes, strict=True)])
+    def call(rows: int, *given: Any) -> None:
+        if rows:  # nothing has no address
+            native(rows, *map(_pointer, given, dtypes[1:]))
 
     return call
 
@@ -328,6 +350,8 @@ def _pointer(given: Any, dtype: np.dtype[Any] | None) -> int:
         return int(given)
     if given.dtype != dtype or not given.flags.c_contiguous:
         raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype}")
+    if given.flags.writeable:
+        return ctypes.addressof(_BYTE.from_buffer(given))  # a third of the time of ``ctypes.data``
     return int(given.ctypes.data)
 
 

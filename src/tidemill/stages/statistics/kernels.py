@@ -44,14 +44,29 @@ def keep(n: int, slots: Any, heads: Any, log_slots: Any, log_heads: Any) -> None
         log_heads[i] = heads[s]
 
 
-def advance(n: int, slots: Any, heads: Any, window: int, cells: Any, filled: Any) -> None:
-    """Give each record its cell, and how many cells its window then has; moves the heads on."""
+def advance(
+    n: int,
+    slots: Any,
+    heads: Any,
+    ring: Any,
+    window: int,
+    filled: Any,
+    log_slots: Any,
+    log_cells: Any,
+    log_old: Any,
+) -> None:
+    """Give each record its cell, and how many cells its window then has; moves the heads on.
+
+    What stands in the cells goes into the undo log, whose list of cells is also the records'.
+    """
     for i in range(n):
         s = slots[i]
         head = heads[s]
         cell = head & 0xFFFFFFFF
         count = head >> 32
-        cells[i] = cell
+        log_slots[i] = s
+        log_cells[i] = cell
+        log_old[i] = ring[s * window + cell]
         if count < window:
             count += 1
         filled[i] = count
@@ -64,13 +79,28 @@ def advance(n: int, slots: Any, heads: Any, window: int, cells: Any, filled: Any
 def gather(
     n: int, slots: Any, cells: Any, ring: Any, window: int, log_slots: Any, log_cells: Any, log_old: Any
 ) -> None:
-    """Copy what stands in these cells of the ring into the undo log."""
+    """Copy what stands in these cells of a further ring into the undo log."""
     for i in range(n):
         s = slots[i]
         c = cells[i]
         log_slots[i] = s
         log_cells[i] = c
         log_old[i] = ring[s * window + c]
+
+
+# -- between a lane's rows and the columns of its slab ----------------------------------------------------------
+
+
+def pick(n: int, rows: Any, column: Any, out: Any) -> None:
+    """``out = column[rows]``."""
+    for i in range(n):
+        out[i] = column[rows[i]]
+
+
+def put(n: int, rows: Any, values: Any, column: Any) -> None:
+    """``column[rows] = values``."""
+    for i in range(n):
+        column[rows[i]] = values[i]
 
 
 # -- folds over a window: cells base to end of the ring. Apart, each becomes vector instructions. ---------------
@@ -337,7 +367,9 @@ HELPERS: Final[tuple[Callable[..., Any], ...]] = (
 # One letter an argument, for compiler and loader alike: n a count, i int32[], q int64[], d float64[].
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
     "keep": (keep, "niqiq"),
-    "advance": (advance, "niqnii"),
+    "advance": (advance, "niqdniiid"),
     "gather": (gather, "niidniid"),
+    "pick": (pick, "niqq"),
+    "put": (put, "niqq"),
     "roll": (roll, "niiiddnnnqdd"),
 }
