@@ -261,9 +261,8 @@ class Chain:
         """Note which rows went on, and which died here."""
         entered = len(outcome.batch)
         rows = outcome.rows
-        outcome.dead.extend(
-            Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason) for r in step.rejects
-        )
+        for r in step.rejects:
+            outcome.dead.append(Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason))
         if step.kept is not None and len(step.kept) < entered:
             outcome.rows = step.kept if rows is None else rows[step.kept]
             slots = slots[step.kept]

@@ -62,7 +62,7 @@ class KeyTable:
         assert texts is not None
         recoding = self._recoding(texts)
         codes = recoding.take(column.values, mode="wrap")  # -1 reads the last entry, UNKNOWN
-        if len(codes) and int(codes.min()) == _UNSEEN:
+        if len(codes) and np.minimum.reduce(codes) == _UNSEEN:
             for text in dict.fromkeys(column.values[codes == _UNSEEN].tolist()):
                 recoding[text] = self.code(texts[text])
             codes = recoding.take(column.values, mode="wrap")
@@ -103,11 +103,11 @@ class KeyTable:
 
     def lanes(self, codes: NDArray[np.int32]) -> NDArray[np.int16]:
         """The lane of each code."""
-        return self._lane.take(codes)
+        return self._lane.take(codes, mode="wrap")  # no code is outside, and "raise" takes twice as long to say so
 
-    def slots(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+    def slots(self, codes: NDArray[np.int32], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """The slot of each code in its lane's state memory."""
-        return self._slot.take(codes)
+        return self._slot.take(codes, out=out, mode="wrap")
 
     def untold(self, lane: int) -> tuple[int, Sequence[str]]:
         """The keys this lane has not been told of, and the slot of the first; they count as told from here on."""

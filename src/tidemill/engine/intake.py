@@ -114,7 +114,7 @@ class Intake:
         batch = self._of_one_kind(batch, source)
         assert batch.key_column is not None
         codes = self._keys.encode(batch.key_column)
-        if len(codes) and int(codes.min()) == UNKNOWN:
+        if len(codes) and np.minimum.reduce(codes) == UNKNOWN:
             batch, codes = self._without_unknown(batch, codes, source)
         if not len(batch):
             return 0
@@ -177,8 +177,9 @@ class Intake:
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:
-        """The next records waiting: ``records`` of them, or more than half as many where a source's batch ends there,
-        because joining batches means copying them. There must be as many.
+        """The next records waiting: ``records`` of them, or fewer where a source's batch ends, because joining batches
+        means copying them: when these are more than half as many, or when the batches behind fill slabs of their own,
+        each of which would otherwise be joined of two. There must be as many.
 
         Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
         long to encode.
@@ -187,6 +188,8 @@ class Intake:
         left, left_bytes = records, most_bytes
         while 2 * left >= records:
             piece = self._pieces[0]
+            if pieces and self._slabs_follow(records):
+                break
             fitting = len(piece.batch) if not piece.record_text_bytes else int(left_bytes / piece.record_text_bytes)
             count = min(len(piece.batch), left, max(fitting, 0 if pieces else 1))
             if not count:
@@ -210,6 +213,10 @@ class Intake:
         arrivals = [(len(piece.batch), piece.batch.arrived_ns) for piece in pieces]
         batch = Batch.concat(_compact([piece.batch for piece in pieces]))
         return Taken(batch, codes, first, arrivals, size, most_bytes - left_bytes)
+
+    def _slabs_follow(self, records: int) -> bool:
+        """Whether the next two of the sources' batches fill a slab each."""
+        return len(self._pieces) > 1 and all(len(self._pieces[place].batch) >= records for place in (0, 1))
 
     def put_back(self, taken: Taken, records: int) -> Taken:
         """Return all but the first ``records`` of what was just taken; gives what is left of it."""

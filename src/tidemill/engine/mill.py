@@ -55,6 +55,7 @@ __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
 _IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
+_INT32 = np.dtype(np.int32)
 _TURN_NS = 500_000
 _RAW_SHOWN = 10_000
 """Characters of a record that was too large which its dead letter shows."""
@@ -271,21 +272,23 @@ class Mill:
     def _pack(self, taken: Taken, memory: int, packer: Packer) -> _Slab:
         """Write the batch, the key slots and each lane's row list into the slab, and leave room for results."""
         packed = packer.batch(taken.batch, reads=self._reads)
-        slots_at = packer.array(self._keys.slots(taken.codes))
+        slots_at, key_slots = packer.room(_INT32, len(taken.batch))
+        self._keys.slots(taken.codes, key_slots)
         count = len(taken.batch)
         results = [
             Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize)) for name, kind in self._slots.items()
         ]
         rows = {}
         for lane, positions in self._rows_by_lane(taken).items():
-            rows[lane] = (packer.array(positions), positions)
+            rows[lane] = packer.room(_INT32, len(positions))
+            rows[lane][1][:] = positions
         return _Slab(memory, taken, packed, slots_at, results, rows)
 
-    def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.int32]]:
+    def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.intp]]:
         if len(self.lanes) == 1:
-            return {0: np.arange(len(taken.codes), dtype=np.int32)}
+            return {0: np.arange(len(taken.codes))}
         owners = self._keys.lanes(taken.codes)
-        rows = {lane: np.flatnonzero(owners == lane).astype(np.int32) for lane in range(len(self.lanes))}
+        rows = {lane: np.flatnonzero(owners == lane) for lane in range(len(self.lanes))}
         return {lane: positions for lane, positions in rows.items() if len(positions)}
 
     def _admit(self, lane: Lane) -> None:

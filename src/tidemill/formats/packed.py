@@ -20,7 +20,17 @@ from tidemill.column import DTYPES, Column, exact_at
 from tidemill.errors import InputError
 from tidemill.schema import Kind
 
-__all__ = ["Full", "Packed", "PackedColumn", "Packer", "Pick", "TextTables", "Unpacker", "compact_texts", "packed_bytes"]
+__all__ = [
+    "Full",
+    "Packed",
+    "PackedColumn",
+    "Packer",
+    "Pick",
+    "TextTables",
+    "Unpacker",
+    "compact_texts",
+    "packed_bytes",
+]
 
 _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
 _NONE = -1
@@ -122,10 +132,15 @@ class Packer:
         self._at = at + size
         return at
 
+    def room(self, dtype: np.dtype[Any], count: int) -> tuple[int, NDArray[Any]]:
+        """Room for an array to be filled: its offset, and the array."""
+        at = self.reserve(dtype.itemsize * count)
+        return at, np.frombuffer(self._buffer, dtype, count, at)
+
     def array(self, array: NDArray[Any]) -> int:
         """Copy a 1-D array in; returns its offset."""
-        at = self.reserve(array.nbytes)
-        np.frombuffer(self._buffer, array.dtype, len(array), at)[:] = array
+        at, room = self.room(array.dtype, len(array))
+        room[:] = array
         return at
 
     def blob(self, data: bytes) -> int:

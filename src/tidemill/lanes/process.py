@@ -154,7 +154,7 @@ class ProcessChannel:
         until = self._loop.time() + seconds
         for message, payload in self._reader.messages():
             self._received(message, payload)  # type: ignore[arg-type]
-            if self._loop.time() >= until:
+            if self._loop.time() >= until and self._reader.pending:
                 return False
         return True
 

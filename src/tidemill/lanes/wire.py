@@ -277,6 +277,11 @@ class FrameReader:
         """Take what a read returned."""
         self._data += data
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes of messages that were not yet given."""
+        return bool(self._data)
+
     def messages(self) -> Iterator[tuple[ToLane | FromLane, bytes]]:
         """The complete messages so far, in order, each with its payload.
 

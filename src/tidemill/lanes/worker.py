@@ -6,17 +6,17 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import DTYPES, Column, object_array
+from tidemill.column import Column, object_array
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
-from tidemill.formats.packed import Packed, Packer, Pick, Unpacker, packed_bytes
+from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -27,6 +27,7 @@ from tidemill.lanes.wire import (
     Output,
     Ready,
     Result,
+    Slot,
     Stop,
     ToLane,
     Work,
@@ -34,10 +35,11 @@ from tidemill.lanes.wire import (
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
-from tidemill.stages.statistics.compiled import Kernels, load_kernels
+from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
 __all__ = ["Worker", "pack_frame"]
 
+_WORD: Final = 8  # bytes
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
 
@@ -52,9 +54,8 @@ class Worker:
         self._state = state
         self._slabs = slabs
         self._send = send
-        self._pick: Pick = np.ndarray.take
-        self._put: Callable[[NDArray[Any], NDArray[np.int32], NDArray[Any]], None] = _put
-        self._unpacker = Unpacker(self._pick)
+        self._kernels: Kernels | None = None  # where they are loaded anyway, and compiled
+        self._unpacker = Unpacker()
         self._keys: list[str] = []
         self._key_texts: NDArray[np.object_] = np.empty(0, object)
         self._kinds_told = 0
@@ -102,8 +103,8 @@ class Worker:
     def _use(self, kernels: Kernels) -> None:
         """Move values between a slab and this lane's rows by compiled code."""
         if kernels.kind == "compiled":
-            self._pick, self._put = kernels.pick, kernels.put
-            self._unpacker = Unpacker(self._pick)
+            self._kernels = kernels
+            self._unpacker = Unpacker(kernels.pick)
 
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
@@ -127,7 +128,7 @@ class Worker:
         buffer = self._slabs[work.memory]
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
-        slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows)
+        slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
         batch.key_column = Column(Kind.TEXT, slots, texts=self._key_texts)
         self._memory.begin(work.slab)
         outcome = self._chain.run(batch, slots, _orders(work))
@@ -163,6 +164,7 @@ class Worker:
     ) -> tuple[list[Output], dict[str, Column]]:
         """Write what has room in the slab at the rows' own places; the rest goes in the frame."""
         room = {slot.name: slot for slot in work.results}
+        writer = _Writer(self._kernels, work, survivors, buffer)
         outputs, framed = [], {}
         for name, column in outcome.batch.columns.items():
             source = outcome.carried.get(name)
@@ -170,8 +172,7 @@ class Worker:
             if source is not None:
                 outputs.append(Output(name, "carried", source))
             elif slot is not None and column.tags is None and column.kind.value == slot.kind:
-                whole = np.frombuffer(buffer, DTYPES[column.kind], work.packed.rows, slot.at)
-                self._put(whole, survivors, column.values)
+                writer.put(slot, column)
                 outputs.append(Output(name, "slab"))
             else:
                 framed[name] = column
@@ -198,8 +199,27 @@ def _orders(work: Work) -> Orders | None:
     return orders
 
 
-def _put(column: NDArray[Any], rows: NDArray[np.int32], values: NDArray[Any]) -> None:
-    column[rows.astype(np.intp)] = values  # NumPy writes through its own index type three times as fast
+class _Writer:
+    """Writes result columns into the slab, at the places of the rows that are left."""
+
+    def __init__(self, kernels: Kernels | None, work: Work, survivors: NDArray[np.int32], buffer: Any) -> None:
+        self._kernels = kernels
+        self._rows, self._survivors, self._buffer = work.packed.rows, survivors, buffer
+        self._base = 0 if kernels is None else address_of(buffer)
+        own = self._base and len(survivors) == work.rows
+        self._rows_at: int | NDArray[np.int32] = self._base + work.rows_at if own else survivors
+        self._places: NDArray[np.intp] | None = None
+
+    def put(self, slot: Slot, column: Column) -> None:
+        values = column.values
+        if self._kernels is not None and values.itemsize == _WORD:
+            self._kernels.put(self._base + slot.at, self._rows_at, values)
+            return
+        if self._places is None:
+            self._places = self._survivors.astype(
+                np.intp
+            )  # NumPy writes through its own index type three times as fast
+        np.frombuffer(self._buffer, values.dtype, self._rows, slot.at)[self._places] = values
 
 
 def pack_frame(

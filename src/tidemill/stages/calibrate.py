@@ -205,12 +205,12 @@ class Calibrate(Stage):
         return with_unknown(batch, {self.into: Column(Kind.FLOAT, made)}, known, self.unknown, state, self.name)
 
     def _apply(self, rows: NDArray[np.intp], values: NDArray[np.float64], made: NDArray[np.float64]) -> None:
-        np.subtract(values, self._offset.take(rows), out=made)
+        np.subtract(values, self._offset.take(rows, mode="wrap"), out=made)
         if self._form == "two_point":
-            made *= self._factor.take(rows)
-            made += self._base.take(rows)
+            made *= self._factor.take(rows, mode="wrap")
+            made += self._base.take(rows, mode="wrap")
         else:
-            made /= self._factor.take(rows)
+            made /= self._factor.take(rows, mode="wrap")
 
 
 def _constants(form: _Form, cells: Sequence[float], stage: str, place: str) -> tuple[float, float, float]:

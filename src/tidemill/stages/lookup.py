@@ -44,7 +44,7 @@ class SlotValues:
 
     def rows(self, slots: NDArray[np.int32]) -> NDArray[np.intp]:
         """The table row of each record, -1 where its sensor is unknown."""
-        return self._of_slot.take(slots)
+        return self._of_slot.take(slots, mode="wrap")  # none is outside
 
     def known(self, slots: NDArray[np.int32]) -> NDArray[np.bool_] | None:
         """Which records' sensors have a row; None when all have."""

@@ -34,7 +34,7 @@ from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
 from tidemill.stages.statistics import kernels as source
 
-__all__ = ["Kernels", "compile_kernels", "interpreted_kernels", "load_kernels"]
+__all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
 _FORMAT: Final = 1
 _CACHE: Final = "default"
@@ -124,16 +124,14 @@ class Kernels:
         """``column[rows]``, copied; the rows are not checked."""
         if column.itemsize != _WORD:
             return column.take(rows)
-        out = np.empty(len(rows), np.int64)
-        self._pick(len(rows), rows, column.view(np.int64), out)
-        return out.view(column.dtype)
+        out = np.empty(len(rows), column.dtype)
+        self._pick(len(rows), rows, column, out)
+        return out
 
-    def put(self, column: NDArray[Any], rows: NDArray[np.int32], values: NDArray[Any]) -> None:
-        """``column[rows] = values``, of one type; the rows are not checked."""
-        if column.itemsize != _WORD:
-            column[rows] = values
-            return
-        self._put(len(rows), rows, values.view(np.int64), column.view(np.int64))
+    def put(self, column: NDArray[Any] | int, rows: NDArray[np.int32] | int, values: NDArray[Any]) -> None:
+        """``column[rows] = values``, of 8 bytes each and one type; the rows are not checked. Compiled kernels also take
+        addresses: see `address_of`."""
+        self._put(len(values), rows, np.ascontiguousarray(values), column)
 
     def roll(
         self,
@@ -158,7 +156,7 @@ class Kernels:
 def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
     """``slots`` as the kernels read them; compiled code checks no bounds, so they are checked here."""
     slots = np.ascontiguousarray(slots, np.int32)
-    if len(slots) and (int(slots.min()) < 0 or int(slots.max()) >= keys):
+    if len(slots) and np.maximum.reduce(slots.view(np.uint32)) >= keys:  # a negative one is beyond them all
         raise EngineError(f"a key slot is outside the {keys} slots of the state memory")
     return slots
 
@@ -258,6 +256,7 @@ def compile_kernels() -> Packed:
         "i": types.CPointer(types.int32),
         "q": types.CPointer(types.int64),
         "d": types.CPointer(types.float64),
+        "w": types.CPointer(types.int64),
     }
     # Eight equal operations side by side become vector instructions; their order, and so each bit, stays.
     before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
@@ -336,23 +335,29 @@ def _settle_symbols(llvm: Any) -> None:
 def _call(name: str, address: int) -> Call:
     arguments = source.KERNELS[name][1]
     native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
-    dtypes = list(map(_NUMPY_OF.get, arguments))
+    dtypes = [_NUMPY_OF.get(letter) for letter in arguments[1:]]
 
     def call(rows: int, *given: Any) -> None:
         if rows:  # nothing has no address
-            native(rows, *map(_pointer, given, dtypes[1:]))
+            native(rows, *map(_native, given, dtypes))
 
     return call
 
 
-def _pointer(given: Any, dtype: np.dtype[Any] | None) -> int:
-    if dtype is None:
-        return int(given)
-    if given.dtype != dtype or not given.flags.c_contiguous:
-        raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype}")
+def _native(given: Any, dtype: np.dtype[Any] | None) -> int:
+    """A count or an address as it is, and of an array the address."""
+    if isinstance(given, int):
+        return given
+    if not given.flags.c_contiguous or (given.dtype != dtype if dtype is not None else given.itemsize != _WORD):
+        raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype or 'words'}")
     if given.flags.writeable:
         return ctypes.addressof(_BYTE.from_buffer(given))  # a third of the time of ``ctypes.data``
     return int(given.ctypes.data)
+
+
+def address_of(buffer: Any) -> int:
+    """Where a writable buffer lies in this process."""
+    return ctypes.addressof(_BYTE.from_buffer(buffer))
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -364,12 +364,13 @@ HELPERS: Final[tuple[Callable[..., Any], ...]] = (
 )
 """What the kernels call, each after those that it calls itself."""
 
-# One letter an argument, for compiler and loader alike: n a count, i int32[], q int64[], d float64[].
+# One letter an argument, for compiler and loader alike: n a count, i int32[], q int64[], d float64[],
+# w any 8-byte values, moved as they are.
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
     "keep": (keep, "niqiq"),
     "advance": (advance, "niqdniiid"),
     "gather": (gather, "niidniid"),
-    "pick": (pick, "niqq"),
-    "put": (put, "niqq"),
+    "pick": (pick, "niww"),
+    "put": (put, "niww"),
     "roll": (roll, "niiiddnnnqdd"),
 }
