@@ -34,7 +34,8 @@ async def test_every_iterable_gives_its_records_unchanged(drain: Any, make: Any)
     """List, generator and asynchronous generator: the same records in order, in bounded batches."""
     drained = await drain(Records(make(ROWS)))
     assert drained.rows == ROWS
-    assert max(map(len, drained.batches)) <= 1_000
+    assert len(drained.batches[0]) <= 1_000
+    assert max(map(len, drained.batches)) <= 4_000
     assert drained.keys == [row["sensor"] for row in ROWS]
 
 
@@ -101,6 +102,24 @@ async def test_a_fast_iterable_is_not_read_far_ahead() -> None:
         await asyncio.sleep(0)
     assert given == before
     await stream.aclose()
+
+
+@pytest.mark.parametrize(("tick_ns", "later"), [(20_000_000, 100), (1_000_000, 1_000), (1, 4_000)])
+async def test_a_list_is_read_in_slices_that_take_one_time(drain: Any, tick_ns: int, later: int) -> None:
+    """As many dicts become one batch as take a millisecond, at least 100 and at most 4,000, in their order."""
+
+    class Ticking(SystemClock):
+        now_ns = 0
+
+        def monotonic_ns(self) -> int:
+            self.now_ns += tick_ns
+            return self.now_ns
+
+    drained = await drain(Records([{"sensor": "a", "n": n} for n in range(10_000)]), clock=Ticking())
+    sizes = [len(batch) for batch in drained.batches]
+    assert sizes[0] == 1_000
+    assert set(sizes[1:-1]) == {later}
+    assert [row["n"] for row in drained.rows] == list(range(10_000))
 
 
 async def test_what_the_iterable_raises_is_raised(drain: Any) -> None:

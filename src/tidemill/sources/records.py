@@ -18,7 +18,11 @@ from tidemill.sources.inbox import Inbox
 __all__ = ["Records"]
 
 _SLICE: Final = 1_000
-"""Dicts turned into one batch in one turn of the loop."""
+"""Dicts taken from the user's iterator in one turn of the loop, and the first ones of a list."""
+_SLICES: Final = (100, 4_000)
+"""Dicts of a list that become one batch in one turn of the loop, at least and at most: as many as .."""
+_TURN_NS: Final = 1_000_000
+""".. take this time, by what those before took: records of four fields are many, of a hundred few."""
 _SLICE_NS: Final = 500_000
 """Time spent pulling from the user's iterator in one turn of the loop."""
 _AHEAD: Final = 4 * MOST_RECORDS
@@ -61,6 +65,7 @@ class Records(EdgedSource):
                 f"for one record write [record]."
             )
         self.records = records
+        self._slice = _SLICE
 
     def peek(self) -> Schema:
         """The first records' columns when they are in a list; else only what is declared."""
@@ -91,7 +96,7 @@ class Records(EdgedSource):
     async def _pulled(self, context: SourceContext) -> AsyncIterator[Batch]:
         assert not isinstance(self.records, AsyncIterable)
         slices = (
-            _slices_of_list(self.records)
+            self._slices_of_list(self.records)
             if isinstance(self.records, (list, tuple))
             else _slices(iter(self.records), context)
         )
@@ -102,6 +107,13 @@ class Records(EdgedSource):
             await asyncio.sleep(0)
             if context.stopping.is_set():
                 return
+
+    def _slices_of_list(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        start = 0
+        while start < len(items):
+            end = start + (1 if isinstance(items[start], Batch) else self._slice)
+            yield items[start:end]
+            start = end
 
     # -- asynchronous ------------------------------------------------------------------------------
 
@@ -118,7 +130,7 @@ class Records(EdgedSource):
             async with inbox.until_stopping(context, pump.cancel):
                 while await inbox.filled():
                     arrived_ns = arrivals[0]
-                    for batch in self._batches(context, inbox.take(_SLICE), arrived_ns):
+                    for batch in self._batches(context, inbox.take(self._slice), arrived_ns):
                         yield batch
                     await asyncio.sleep(0)
             if pump.done() and not pump.cancelled():
@@ -141,7 +153,11 @@ class Records(EdgedSource):
 
     def _rows(self, context: SourceContext, rows: Sequence[Any], arrived_ns: int) -> Iterator[Batch]:
         if rows:
+            began_ns = context.clock.monotonic_ns()
             batch, letters = self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns())
+            if len(rows) >= _SLICES[0]:
+                spent_ns = max(context.clock.monotonic_ns() - began_ns, 1)
+                self._slice = min(max(len(rows) * _TURN_NS // spent_ns, _SLICES[0]), _SLICES[1])
             yield from self._given(context, batch, letters)
 
     def _whole(self, context: SourceContext, batch: Batch, arrived_ns: int) -> Iterator[Batch]:
@@ -160,14 +176,6 @@ class Records(EdgedSource):
 
     def _given(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Iterator[Batch]:
         yield from pieces(self.accept(context, batch, letters), _AHEAD)
-
-
-def _slices_of_list(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    start = 0
-    while start < len(items):
-        end = start + (1 if isinstance(items[start], Batch) else _SLICE)
-        yield items[start:end]
-        start = end
 
 
 def _slices(items: Iterator[Any], context: SourceContext) -> Iterator[list[Any]]:
