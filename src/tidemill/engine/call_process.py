@@ -48,14 +48,14 @@ class CallProcess:
     FIRST_CALL: Final = 1
     """The number of the call that makes it ready; others have higher ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, round_: int = 0) -> None:
         self.memory = Shared("cursor", CURSOR_BYTES)
         self.cursor = Cursor(self.memory.buffer)
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None
         """None before it has one, and after."""
-        self.round = 0
+        self.round = round_
         """Of starting; see `tidemill.engine.staff`."""
         self.items = 0
         """Values and errors that it sent back."""

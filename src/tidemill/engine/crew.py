@@ -77,7 +77,8 @@ class Crew:
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
-        self._closed = False
+        self.closed = False
+        """Whether `aclose` has begun."""
 
     async def start(self) -> None:
         """Start the processes and return when they can take calls; raises what keeps them from it."""
@@ -108,7 +109,7 @@ class Crew:
 
     def cancel(self, call: int) -> None:
         """Stop the call; nobody is told of its end."""
-        if self._requests.pop(call, None) is not None and not self._closed:
+        if self._requests.pop(call, None) is not None and not self.closed:
             self._perform(self.calls.cancel(call))
 
     def feed_from(self, feeder: Feeder) -> None:
@@ -307,9 +308,9 @@ class Crew:
 
     async def aclose(self) -> None:
         """Stop all work, tell every caller, end the processes."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         error = CallError(_CLOSED)
         for request in list(self._requests.values()):
             request.settle(error)

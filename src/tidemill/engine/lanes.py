@@ -19,6 +19,7 @@ from tidemill.engine.crew import Crew
 from tidemill.engine.door import WHEN_FULL
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
+from tidemill.engine.keyed import Keyed
 from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
@@ -27,6 +28,7 @@ from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments
 from tidemill.lanes.call_main import inside_lane
+from tidemill.lanes.keyed_objects import KeyedObjects
 
 __all__ = ["Lanes"]
 
@@ -278,6 +280,34 @@ class Lanes:
         _check_callable(fn)
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
         return Batched(crew, self._check_here, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
+
+    def keyed(self, factory: Callable[[], Any], *, max_keys: int = 100_000, max_bytes: int = 1 << 28) -> Keyed:
+        """One object per key, kept through kills and recycling: ``counters = lanes.keyed(Counter)``.
+
+        ``await counters("S12", x)`` calls the object of key "S12" (or its ``update``, if it cannot be called), and
+        ``await counters.call("S12", "most_common", 3)`` a method of it. Objects are made by ``factory()`` at their
+        first call, in the lane that their key always has. Calls of one key run one after the other, in the order of
+        calling.
+
+        The object's state travels back with each result: what its ``snapshot()`` returns, given to ``restore`` of a
+        new object, or else its pickle. So an object has seen exactly the calls that returned: a call that raised, was
+        cancelled, or whose process died leaves no trace in it. ``max_keys`` objects are kept, of ``max_bytes`` of state
+        together; a call beyond them raises `CallError` or `BadResult`, and ``counters.drop(key)`` makes room.
+        """
+        crew = self._open()
+        if not callable(factory):
+            raise CallError(f"{factory!r} is not a class or function that makes an object.")
+        for name, bound in (("max_keys", max_keys), ("max_bytes", max_bytes)):
+            _bound(name, bound)
+        return Keyed(
+            crew,
+            self._check_here,
+            f"lanes.keyed({name_of(factory)})",
+            self._functions.listed(KeyedObjects(factory)),
+            lanes=max(self._count, 1),
+            max_keys=max_keys,
+            max_bytes=max_bytes,
+        )
 
     def executor(self) -> LoopExecutor:
         """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.

@@ -116,47 +116,53 @@ class Staff:
 
     def _hire(self) -> None:
         """Start as many processes as are missing: at once, or later while they keep failing."""
-        if self.closed or self._waking is not None:
-            return
-        missing = self.seats.count(None) - len(self._starting)
-        if not self._inline and self.spare is None:
-            missing += 1
-        if missing <= 0:
+        if self.closed or self._waking is not None or not self._missing:
             return
         if self._failures:
             delay_s = min(1.0, 0.01 * 2 ** min(self._failures, 7))
-            self._waking = self._loop.call_later(delay_s, self._hire_now, missing)
+            self._waking = self._loop.call_later(delay_s, self._hire_now)
         else:
-            self._hire_now(missing)
+            self._hire_now()
 
-    def _hire_now(self, missing: int) -> None:
+    @property
+    def _missing(self) -> int:
+        wanted = self.seats.count(None) + (self.spare is None and not self._inline)
+        return max(0, wanted - len(self._starting))
+
+    def _hire_now(self) -> None:
         self._waking = None
-        for _ in range(missing):
-            if not self.closed:
+        for _ in range(self._missing):
+            if not self.closed and self._waking is None:  # else one has failed at once
                 self._spawn()
 
     def _spawn(self) -> None:
-        process = CallProcess()
-        process.round = self._round
+        try:
+            process = self._forked()
+        except (EngineError, OSError) as error:  # the server was killed this instant, or there is no descriptor left
+            self._failed(self._round, error)
+            return
+        self.processes.add(process)
+        self._starting.add(process)
+        process.send(process.FIRST_CALL, self._first_call)
+
+    def _forked(self) -> CallProcess:
+        process = CallProcess(self._round)
 
         def received(message: FromLane, payload: bytes) -> None:
             if not self.closed and isinstance(message, Returned):
                 self._returned(process, message, payload)
 
-        if self._inline:
-            process.channel = InlineCalls(process.cursor, received)
-        else:
-            try:
+        try:
+            if self._inline:
+                process.channel = InlineCalls(process.cursor, received)
+            else:
                 process.channel = self._living_server().spawn(
                     "calls", [process.memory.fd], received, lambda how: self._died(process, how), nice=self._making.nice
                 )
-            except EngineError as error:  # the server was killed this instant; the next attempt finds another
-                process.close()
-                self._failed(process, error)
-                return
-        self.processes.add(process)
-        self._starting.add(process)
-        process.send(process.FIRST_CALL, self._first_call)
+        except BaseException:
+            process.close()
+            raise
+        return process
 
     def _living_server(self) -> ForkServer:
         assert self._server is not None
@@ -190,7 +196,7 @@ class Staff:
             process.kill()
             if self._inline:
                 self._starting.discard(process)
-            self._failed(process, self._refusal(f"raised {type(error).__name__}: {error}", error))
+            self._failed(process.round, self._refusal(f"raised {type(error).__name__}: {error}", error))
             return
         self._starting.discard(process)
         self._failures = 0
@@ -221,9 +227,9 @@ class Staff:
             self._all_seated.set_result(None)
         self._hire()
 
-    def _failed(self, process: CallProcess, error: Exception) -> None:
-        """The process was never ready. Those of one round count once."""
-        if process.round == self._round:
+    def _failed(self, round_: int, error: Exception) -> None:
+        """A process was never ready. Those of one round count once."""
+        if round_ == self._round:
             self._round += 1
             self._failures += 1
         if self._failures >= self.ATTEMPTS:
@@ -249,7 +255,7 @@ class Staff:
         process.close()
         if starting and not process.dying:
             error = LaneDied(str(self._refusal(f"ended its process ({how})", None)), how.signal, how.code)
-            self._failed(process, error)
+            self._failed(process.round, error)
         else:
             self.fill()
 

@@ -1,0 +1,220 @@
+"""One object per key, living in the lanes: `tidemill.Lanes.keyed`.
+
+The state of every object as of its last call that returned is kept here, and arrives together with what that call
+returned. So whatever happens to a lane, an object has seen exactly the calls whose callers have a value. Calls of one
+key run one after the other; those of different keys at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.core.keys import place
+from tidemill.engine.call_process import CallProcess, Request
+from tidemill.engine.crew import Crew
+from tidemill.engine.functions_sent import SentFunction
+from tidemill.errors import BadResult, CallError
+from tidemill.lanes.call_codec import Answer, dumps_arguments
+
+__all__ = ["Keyed", "KeyedStatistics"]
+
+Key = str | bytes
+
+
+@dataclass(frozen=True)
+class KeyedStatistics:
+    """How the objects of one `tidemill.Lanes.keyed` are."""
+
+    keys: int
+    """Objects."""
+    state_bytes: int
+    """Bytes that the application keeps of them."""
+    waiting: int
+    """Calls that wait for an earlier one of their key."""
+    restored: int
+    """Times that an object was made again from its state: after a death, a cancel, an error, or a recycling."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    method: str
+    arguments: bytes
+    future: asyncio.Future[Any]
+    call: int = 0
+
+
+@dataclass(slots=True)
+class _Object:
+    lane: int
+    version: int = 0
+    state: bytes = b""
+    process: CallProcess | None = None  # that has this version
+    now: _Turn | None = None
+    line: deque[_Turn] = field(default_factory=deque)
+
+
+class Keyed:
+    """``await counters("S12", x)`` calls the object of that key; see `tidemill.Lanes.keyed`."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        check: Callable[[], None],
+        name: str,
+        sent: SentFunction,
+        *,
+        lanes: int,
+        max_keys: int,
+        max_bytes: int,
+    ) -> None:
+        self._crew = crew
+        self._check = check
+        self._name = name
+        self._sent = sent
+        self._lanes = lanes
+        self._max_keys = max_keys
+        self._max_bytes = max_bytes
+        self._objects: dict[Key, _Object] = {}
+        self._bytes = 0
+        self._restored = 0
+        self._versions = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, key: Key, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Call the object of ``key``, or its ``update`` if it cannot be called; the future has what that returns."""
+        return self._called(key, "", args, kwargs)
+
+    def call(self, key: Key, method: str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """Call a method of the object of ``key`` by its name."""
+        return self._called(key, method, args, kwargs)
+
+    def drop(self, key: Key) -> bool:
+        """Forget the object of ``key``; whether there was one. Raises `CallError` while calls of it are under way."""
+        self._check()
+        known = self._objects.get(key)
+        if known is None:
+            return False
+        if known.now is not None:
+            raise CallError(f"{self._name}: calls of key {key!r} are under way; await them before dropping it.")
+        del self._objects[key]
+        self._bytes -= len(known.state)
+        return True
+
+    def statistics(self) -> KeyedStatistics:
+        """How the objects are, now."""
+        waiting = sum(len(known.line) for known in self._objects.values())
+        return KeyedStatistics(len(self._objects), self._bytes, waiting, self._restored)
+
+    # -- one call after the other ----------------------------------------------------------------------
+
+    def _called(self, key: Key, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        self._check()
+        where = {f"argument {number}": value for number, value in enumerate(args)} | kwargs
+        arguments = bytes(dumps_arguments((args, kwargs), where).data)
+        known = self._objects.get(key) or self._made(key)
+        turn = _Turn(method, arguments, self._loop.create_future())
+        turn.future.add_done_callback(lambda future: self._given_up(key, turn) if future.cancelled() else None)
+        known.line.append(turn)
+        if known.now is None:
+            self._next(key, known)
+        return turn.future
+
+    def _made(self, key: Key) -> _Object:
+        if not isinstance(key, (str, bytes)):
+            raise CallError(f"{self._name}: the key {key!r} must be text or bytes.")
+        if len(self._objects) >= self._max_keys:
+            raise CallError(
+                f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._max_keys:,}; drop those "
+                "that are done with .drop(key), or allow more."
+            )
+        data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+        known = self._objects[key] = _Object(place(data, self._lanes))
+        return known
+
+    def _next(self, key: Key, known: _Object) -> None:
+        """Begin the next call of the key that somebody waits for."""
+        known.now = None
+        while known.line and known.now is None:
+            turn = known.line.popleft()
+            if not turn.future.done():
+                known.now = turn
+        if known.now is not None:
+            has_it = known.process is not None and known.process is self._crew.staff.seats[known.lane]
+            self._send(key, known, known.now, with_state=not has_it)
+        elif not known.version:
+            del self._objects[key]  # no call of it ever returned
+
+    def _send(self, key: Key, known: _Object, turn: _Turn, *, with_state: bool) -> None:
+        version = next(self._versions)
+        state = known.state if with_state and known.version else None
+        self._restored += state is not None
+        arguments = (key, known.version, version, state, turn.method, turn.arguments)
+        request = Request(
+            f"{self._name} of key {key!r}",
+            self._sent,
+            [dumps_arguments((arguments, {}), {})],
+            lambda outcome: self._settled(key, known, turn, version, outcome),
+        )
+        turn.call = self._crew.submit(request, known.lane)
+
+    def _settled(
+        self, key: Key, known: _Object, turn: _Turn, version: int, outcome: Sequence[Answer] | Exception
+    ) -> None:
+        error = outcome if isinstance(outcome, Exception) else None
+        value = None
+        if not isinstance(outcome, Exception):
+            try:
+                answered = outcome[0].value()
+                if answered is None:
+                    self._send(key, known, turn, with_state=True)
+                    return
+                value, state = answered
+                if turn.future.cancelled():  # this very turn of the loop
+                    known.process = None
+                else:
+                    self._keep(known, version, state)
+            except Exception as raised:  # noqa: BLE001 - the call's own
+                error = raised
+        if error is not None:
+            known.process = None
+        if not turn.future.done():
+            if error is None:
+                turn.future.set_result(value)
+            else:
+                turn.future.set_exception(error)
+        if self._crew.closed:
+            self._closed(known)
+        else:
+            self._next(key, known)
+
+    def _keep(self, known: _Object, version: int, state: bytes) -> None:
+        total = self._bytes + len(state) - len(known.state)
+        if total > self._max_bytes:
+            raise BadResult(
+                "large_state",
+                f"{self._name}: the method ran, but its object would bring the kept states to {total:,} bytes, and "
+                f"max_bytes={self._max_bytes:,}. The object is as it was before the call.",
+            )
+        self._bytes = total
+        known.version, known.state, known.process = version, state, self._crew.staff.seats[known.lane]
+
+    def _given_up(self, key: Key, turn: _Turn) -> None:
+        """Its caller was cancelled: the call leaves no trace."""
+        known = self._objects.get(key)
+        if known is not None and known.now is turn and not self._crew.closed:
+            self._crew.cancel(turn.call)
+            known.process = None
+            self._next(key, known)
+
+    def _closed(self, known: _Object) -> None:
+        while known.line:
+            turn = known.line.popleft()
+            if not turn.future.done():
+                turn.future.set_exception(
+                    CallError("The lanes were closed before this call had ended; await what you need inside the block.")
+                )
