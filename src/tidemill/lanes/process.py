@@ -226,15 +226,20 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = os.pathsep.join(p for p in sys.path if p)
         environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
-        control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # never a standard stream, though some may be closed
-        theirs.close()
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-            [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
-            pass_fds=[control],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        os.close(control)
+        with theirs:
+            control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # no standard stream, though some may be closed
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
+                [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
+                pass_fds=[control],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            os.close(control)
         ours.setblocking(False)
         self._control = ours
         loop = asyncio.get_running_loop()
