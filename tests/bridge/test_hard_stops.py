@@ -158,14 +158,39 @@ async def test_the_processes_that_a_function_started_end_with_it(telephone, home
             os.kill(pid, signal.SIGKILL)
 
 
-async def test_a_hundred_stops_in_a_row(one: tm.Lanes, telephone, home) -> None:
+async def test_a_hundred_stops_in_a_row(telephone, home) -> None:
     """The slot is served every time, and nothing is killed that need not be."""
-    restarts = one.statistics().lanes[0].restarts
-    for number in range(100):
-        task = asyncio.create_task(one.run(home, telephone.port, f"run {number}"))
-        await telephone.hear(f"run {number}")
-        task.cancel()
-        assert await one.run(square, number) == number * number
-        await asyncio.wait([task])
-        assert task.cancelled()
-    assert one.statistics().lanes[0].restarts == restarts + 100
+    async with tm.Lanes(1, grace=0) as lanes:
+        for number in range(100):
+            task = asyncio.create_task(lanes.run(home, telephone.port, f"run {number}"))
+            await telephone.hear(f"run {number}")
+            task.cancel()
+            assert await lanes.run(square, number) == number * number
+            await asyncio.wait([task])
+            assert task.cancelled()
+        assert lanes.statistics().lanes[0].restarts == 100
+
+
+async def test_a_function_that_looks_is_not_killed(telephone, home) -> None:
+    """Within the grace it can see that nobody waits, and end: its process stays."""
+
+    def looks(port: int) -> int:
+        home(port, "looks")
+        while not tm.cancelled():
+            pass
+        return 0
+
+    async with tm.Lanes(1, grace=50) as lanes:
+        pid = await lanes.run(os.getpid)
+        for _ in range(3):
+            task = asyncio.create_task(lanes.run(looks, telephone.port))
+            await telephone.hear("looks")
+            behind = asyncio.create_task(lanes.run(square, 3))
+            await telephone.tell("looks")
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert await behind == 9
+            assert await lanes.run(tm.cancelled) is False
+        assert await lanes.run(os.getpid) == pid
+        assert lanes.statistics().lanes[0].restarts == 0

@@ -1,0 +1,199 @@
+"""After a thousand kills everything is as before the first: descriptors, threads, processes, maps, tasks, objects."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+import tidemill as tm
+from tidemill.errors import LaneDied
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(100)]
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def suicide() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def settled(lanes: tm.Lanes) -> None:
+    """Every lane has its process, and nothing is under way."""
+    while any(lane.pid is None for lane in lanes.statistics().lanes):
+        await lanes.run(square, 1)
+    for _ in range(20):
+        await asyncio.gather(*(lanes.run(square, 1) for _ in range(8)))
+
+
+@pytest.mark.parametrize("how", ["death", "cancel"])
+async def test_a_thousand_kills(processes, telephone, home, how: str) -> None:
+    """Five hundred deaths and five hundred cancels; then each kind of thing is counted."""
+    async with tm.Lanes(2, grace=0) as lanes:
+        server = await lanes.run(os.getppid)
+        await settled(lanes)
+
+        def counts() -> dict[str, int]:
+            return {
+                "open files": processes.open_files(),
+                "maps": processes.maps(),
+                "threads": threading.active_count(),
+                "tasks": len(asyncio.all_tasks()),
+                "shared memory names": len(list(Path("/dev/shm").iterdir())),
+                "open files of the server": len(list(Path(f"/proc/{server}/fd").iterdir())),
+            }
+
+        before = counts()
+        for number in range(250):
+            if how == "death":
+                ends = await asyncio.gather(lanes.run(suicide), lanes.run(suicide), return_exceptions=True)
+                assert all(isinstance(end, LaneDied) for end in ends)
+                del ends
+            else:
+                names = [f"{number} {side}" for side in "ab"]
+                calls = [asyncio.create_task(lanes.run(home, telephone.port, name)) for name in names]
+                await telephone.hear(*names)
+                for call in calls:
+                    call.cancel()
+                await asyncio.wait(calls)
+                del call, calls
+                for name in names:
+                    telephone.lines.pop(name).close()
+        await settled(lanes)
+        assert sum(lane.restarts for lane in lanes.statistics().lanes) == 500
+        for _ in range(100):
+            await asyncio.sleep(0)  # the telephone hangs up
+        now = counts()
+        assert {name: now[name] - count for name, count in before.items() if now[name] > count} == {}
+        family = processes.children(server)
+        assert len(family) <= 3 + 1  # two lanes and the spare; one more while a dead one is reaped
+        crew = weakref.ref(lanes)
+    assert not any(map(processes.lives, [server, *family]))
+    del lanes
+    gc.collect()
+    assert crew() is None
+
+
+async def test_arguments_and_results_are_let_go(processes) -> None:
+    """Neither the lanes nor the parent keep what went through: objects here, memory there."""
+
+    class Token:
+        pass
+
+    async with tm.Lanes(1) as lanes:
+        token = Token()
+        seen = weakref.ref(token)
+        result = await lanes.run(lambda value: value, token)
+        returned = weakref.ref(result)
+        del token, result
+        await lanes.run(square, 1)
+        gc.collect()
+        assert seen() is None
+        assert returned() is None
+
+        class Mine(Exception):
+            pass
+
+        def fails() -> None:
+            raise Mine
+
+        with pytest.raises(Mine) as caught:
+            await lanes.run(fails)
+        raised = weakref.ref(caught.value)
+        del caught
+        await lanes.run(square, 1)
+        gc.collect()
+        assert raised() is None
+
+
+async def test_functions_are_let_go() -> None:
+    """A thousand closures, each called once: neither side keeps those that the application let go of."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    async with tm.Lanes(1) as lanes:
+        kept: weakref.WeakSet = weakref.WeakSet()
+        memory = 0
+        for number in range(600):
+            block = b"x" * 200_000 + str(number).encode()
+
+            def closure(block: bytes = block) -> int:
+                return len(block)
+
+            kept.add(closure)
+            await lanes.run(closure)
+            if number == 300:
+                memory = await lanes.run(resident)
+        del closure
+        gc.collect()
+        assert len(kept) <= 1
+        assert await lanes.run(resident) - memory < 40_000_000
+
+
+async def test_open_and_close_again_and_again(processes) -> None:
+    """Ten times lanes, with calls under way when they are closed: nothing adds up."""
+
+    async def once() -> int:
+        async with tm.Lanes(2) as lanes:
+            calls = [asyncio.ensure_future(lanes.run(square, number)) for number in range(10)]
+            await calls[0]
+        await asyncio.gather(*calls, return_exceptions=True)
+        return processes.open_files() + processes.maps()
+
+    first = await once()
+    assert [await once() for _ in range(6)] == [first] * 6
+    assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
+
+
+async def test_lanes_that_cannot_start_leave_nothing(processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that is not there: a clear error, and no descriptor stays open."""
+    before = processes.open_files()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+            async with tm.Lanes(2):
+                pass
+    gc.collect()
+    assert processes.open_files() == before
+
+
+async def test_too_few_descriptors(program) -> None:
+    """EMFILE while lanes open or replace a process: an error that says so, never a hang."""
+    app = program("""
+        import asyncio, os, resource
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(1) as lanes:
+                await lanes.run(abs, -1)
+                taken = []
+                resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+                try:
+                    while True:
+                        taken.append(os.dup(0))
+                except OSError:
+                    pass
+                (end,) = await asyncio.gather(lanes.run(os._exit, 3), return_exceptions=True)
+                print(type(end).__name__)
+                for number in taken:
+                    os.close(number)
+                print(await lanes.run(abs, -5))
+
+        asyncio.run(asyncio.wait_for(main(), 30))
+    """)
+    end = app.ended()
+    assert end.out.splitlines()[:1] == ["LaneDied"]
+    assert end.code == 0, end.err
+    assert end.out.splitlines()[1:] == ["5"]
