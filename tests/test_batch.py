@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import NAT, Column
 from tidemill.errors import PlanError
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows
 from tidemill.schema import Kind
 
 

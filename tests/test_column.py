@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tidemill.column import ABSENT, ABSENT_TAG, DTYPES, INTEGER_TAG, NULL_TAG, Column
 from tidemill.errors import EngineError
-from tidemill.rows import Kinds
+from tidemill.kinds import Kinds
 from tidemill.schema import Kind
 
 integers = st.integers(-(2**80), 2**80) | st.sampled_from([2**53, 2**53 + 1, 2**63, 2**64, 10**400, -(10**400)])

@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "tidemill"
 
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "schema", "column", "orders", "batch", "rows", "interchange", "letters", "clock", "files"), 0
+        ("errors", "schema", "column", "orders", "batch", "kinds", "rows", "interchange", "letters", "clock", "files"),
+        0,
     ),
     "stages": 1,
     "formats": 1,

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.batch import Batch
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows
 
 ROW = st.permutations("abcd").flatmap(lambda names: st.integers(1, 4).map(lambda n: dict.fromkeys(names[:n], 1.0)))
 

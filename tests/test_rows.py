@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.rows import Kinds, batch_of_rows, rows_of_batch
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows, rows_of_batch
 from tidemill.schema import Kind
 
 

@@ -245,7 +245,8 @@ class Batch:
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> Batch:
         """Records given as dicts; raises `PlanError` when a field changes its kind from row to row."""
-        from tidemill.rows import Kinds, batch_of_rows
+        from tidemill.kinds import Kinds
+        from tidemill.rows import batch_of_rows
 
         batch, rejects = batch_of_rows(rows, Kinds())
         if rejects:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NAT, NULL_TAG, Column, object_array
 from tidemill.errors import MissingExtra, PlanError
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows
 from tidemill.schema import Kind
 
 if TYPE_CHECKING:

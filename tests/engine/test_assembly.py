@@ -8,8 +8,9 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
 from tidemill.engine.assembly import Share, assemble
 from tidemill.formats.packed import Packer, Unpacker, packed_bytes
+from tidemill.kinds import Kinds
 from tidemill.lanes.wire import Output, Result, Slot
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.rows import batch_of_rows
 from tidemill.schema import Kind
 
 KINDS = {"feature": Kind.FLOAT, "flag": Kind.BOOL, "label": Kind.TEXT, "more": Kind.OBJECT}

@@ -12,8 +12,9 @@ from tidemill.column import Column
 from tidemill.core.keys import KeyTable
 from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake
 from tidemill.errors import EngineError
+from tidemill.kinds import Kinds
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.rows import batch_of_rows
 
 
 class Desk:

@@ -10,9 +10,9 @@ import pytest
 
 from tidemill.column import Column
 from tidemill.errors import PlanError
-from tidemill.formats.edge import Edge, conform
+from tidemill.formats.edge import Edge
+from tidemill.kinds import Kinds, conform
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, WRONG_TYPE
-from tidemill.rows import Kinds
 from tidemill.schema import Kind
 
 GOOD = {"sensor": "S1", "time": 1, "value": 20.5}

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.formats.json_lines import decode_json_lines, encode_json_lines
+from tidemill.kinds import Kinds
 from tidemill.letters import INFINITE, MALFORMED
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.rows import batch_of_rows
 from tidemill.schema import Kind
 
 scalars = (

@@ -11,7 +11,8 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.errors import InputError
 from tidemill.formats.packed import Full, Packed, Packer, TextTables, Unpacker, packed_bytes
-from tidemill.rows import Kinds, batch_of_rows
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows
 from tidemill.schema import Kind
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import ABSENT
 from tidemill.errors import BadResult
-from tidemill.rows import Kinds, batch_of_rows, rows_of_batch
+from tidemill.kinds import Kinds
+from tidemill.rows import batch_of_rows, rows_of_batch
 from tidemill.schema import Kind
 from tidemill.stages.map_rows import MapRows
 

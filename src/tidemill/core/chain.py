@@ -19,9 +19,9 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
 from tidemill.errors import BadResult, EngineError, StageError, TidemillError
+from tidemill.kinds import Kinds
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
-from tidemill.rows import Kinds
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory

@@ -21,8 +21,8 @@ from tidemill.errors import InputError
 from tidemill.formats.csv_cells import column_of_cells, learn_kind
 from tidemill.formats.edge import Edge
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
+from tidemill.kinds import Kinds
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Reject
-from tidemill.rows import Kinds
 from tidemill.schema import Kind
 
 __all__ = ["CsvDecoder", "parse_header"]

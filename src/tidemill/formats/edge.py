@@ -6,8 +6,6 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 from __future__ import annotations
 
 import copy
-import math
-import pickle
 import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
@@ -21,20 +19,20 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import PlanError
 from tidemill.formats.times import TimeReader
+from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
+from tidemill.kinds import Kinds, conform
 from tidemill.letters import (
     BAD_TIME,
-    INFINITE,
     MALFORMED,
     MISSING_FIELD,
     NO_KEY,
-    WRONG_TYPE,
     DeadLetter,
     Reject,
 )
-from tidemill.rows import Fields, Kinds, batch_of_rows, fields_of_rows
+from tidemill.rows import Fields, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
-__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "conform"]
+__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge"]
 
 DEFAULT_KEY: Final = "sensor"
 DEFAULT_TIME: Final = "time"
@@ -146,8 +144,8 @@ class Edge:
                     early[place] = Reject(place, MALFORMED, f"the record is a {type(row).__name__}, not an object")
                 elif not all(type(name) is str for name in row):
                     early[place] = Reject(place, MALFORMED, "a field's name is not text")
-                elif not _unicode("".join(row)):
-                    bad = next(name for name in row if not _unicode(name))
+                elif not is_unicode("".join(row)):
+                    bad = next(name for name in row if not is_unicode(name))
                     early[place] = Reject(place, MALFORMED, f"the field name {bad!a} is not valid Unicode text")
         fields = fields_of_rows(kept) if plain else None
         for place, reject in self._lacking(kept, early, known, fields):
@@ -159,12 +157,12 @@ class Edge:
             kept = [kept[place] for place in places.tolist()]
             fields = None
         batch, misfits = batch_of_rows(kept, self.kinds, fields)
-        if plain and (set(map(type, batch.names)) - {str} or not _unicode("".join(batch.names))):
+        if plain and (set(map(type, batch.names)) - {str} or not is_unicode("".join(batch.names))):
             return None
         rejects = {reject.row: reject for reject in misfits}
-        _find_surrogates(batch, rejects)
+        find_surrogates(batch, rejects)
         if not parsed:
-            _find_unsendable(batch, rejects)
+            find_unsendable(batch, rejects)
         chosen, late = self._with_roles(batch, rejects, wall_ns, known, places)
         for reject in late.values():
             place = int(places[reject.row]) if places is not None else reject.row
@@ -203,7 +201,7 @@ class Edge:
                     row, Reject(row, MISSING_FIELD, f"the record has no field {name!r}, which is declared")
                 )
         if not parsed:
-            _find_unsendable(batch, found)
+            find_unsendable(batch, found)
         show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
         chosen, found = self._with_roles(batch, found, wall_ns, known, None)
         if self.time in naive and chosen.time_ns is not None and chosen.columns[self.time].kind is Kind.TIME:
@@ -291,7 +289,7 @@ class Edge:
             )
         if rejects or not self._fields:
             self._fields.update(dict.fromkeys(batch.names))
-        _find_infinite(batch, rejects)
+        find_infinite(batch, rejects)
         batch.time_ns = self._time(batch, rejects, wall_ns)
         batch.key_column = self._key(batch, rejects, known)
         self._accepted += len(batch) - len(rejects)
@@ -388,11 +386,11 @@ class Edge:
         if key.texts is self._sound_texts:
             return key
         texts = key.texts.tolist()
-        if all(texts) and _unicode("".join(texts)):
+        if all(texts) and is_unicode("".join(texts)):
             self._sound_texts = key.texts
             return key
         for code, text in enumerate(texts):
-            if text and _unicode(text):
+            if text and is_unicode(text):
                 continue
             reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
             for row in np.flatnonzero(key.values == code).tolist():
@@ -413,21 +411,6 @@ class Edge:
             self._fields.update(dict.fromkeys(map(str, row)))
 
 
-def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Reject]]:
-    """The column as the kind its name has in this run; rows that cannot be are rejected and read as null."""
-    if column.tags is not None and ((column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)).all():
-        kind = kinds.get(name)
-        if kind is None or kind is column.kind:
-            return column, []
-        made = Column.missing(kind, len(column))
-        made.tags = column.tags
-        return made, []
-    kind = kinds.learn(name, column.kind)
-    if kind is column.kind:
-        return column, []
-    return kinds.column(name, column.to_list())
-
-
 def _template(key: str) -> tuple[tuple[str, str | None], ...]:
     """(text before, name) pairs; a key without braces is the name of a field."""
     if "{" not in key and "}" not in key:
@@ -439,46 +422,6 @@ def _template(key: str) -> tuple[tuple[str, str | None], ...]:
     if any(spec or conversion or name == "" for _, name, spec, conversion in parsed):
         raise PlanError(f"key={key!r} may hold names in braces and nothing else in them: '{{line}}/{{machine}}'.")
     return tuple((literal, name) for literal, name, _, _ in parsed)
-
-
-def _find_infinite(batch: Batch, rejects: dict[int, Reject]) -> None:
-    floats = [(name, column) for name, column in batch.columns.items() if column.kind is Kind.FLOAT]
-    with np.errstate(all="ignore"):
-        sums = [float(np.add.reduce(column.values)) for _, column in floats]
-    for (name, column), total in zip(floats, sums, strict=True):
-        if math.isfinite(total):
-            continue  # so is every value
-        for row in np.flatnonzero(np.isinf(column.values)).tolist():
-            rejects.setdefault(row, Reject(row, INFINITE, f"field {name!r} holds an infinite number"))
-
-
-def _find_surrogates(batch: Batch, rejects: dict[int, Reject]) -> None:
-    for name, column in batch.columns.items():
-        if column.kind is not Kind.TEXT or column.texts is None or _unicode("".join(column.texts.tolist())):
-            continue
-        for code, text in enumerate(column.texts.tolist()):
-            if not _unicode(text):
-                for row in np.flatnonzero(column.values == code).tolist():
-                    rejects.setdefault(row, Reject(row, MALFORMED, f"field {name!r} is not valid Unicode text"))
-
-
-def _find_unsendable(batch: Batch, rejects: dict[int, Reject]) -> None:
-    """Rejects values that cannot go to a lane or a sink, which are other processes: a lock, an open file."""
-    for name, column in batch.columns.items():
-        if column.kind is not Kind.OBJECT or _why_unsendable(items := column.values.tolist()) is None:
-            continue
-        for row, item in enumerate(items):
-            if row not in rejects and (why := _why_unsendable(item)) is not None:
-                reason = f"field {name!r} holds a {type(item).__name__} that cannot be sent to another process: {why}"
-                rejects[row] = Reject(row, WRONG_TYPE, reason)
-
-
-def _why_unsendable(item: Any) -> str | None:
-    try:
-        pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # noqa: BLE001 - the item's own code may raise anything
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def _missing(column: Column) -> NDArray[np.bool_] | None:
@@ -496,16 +439,6 @@ def _known_at(known: Known | None, row: int, name: str) -> str | None:
 
 def _nested(item: Any) -> bool:
     return isinstance(item, (dict, list, tuple, set))
-
-
-def _unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _short(item: Any) -> str:

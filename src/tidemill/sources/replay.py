@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
-from tidemill.rows import Kinds
+from tidemill.kinds import Kinds
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pause, pieces

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import BadResult, PlanError
+from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
-from tidemill.rows import Kinds
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 

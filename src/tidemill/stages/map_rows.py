@@ -12,9 +12,10 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult
+from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE, Reject
 from tidemill.orders import Orders, follows
-from tidemill.rows import Kinds, fields_of_rows, rows_of_lists
+from tidemill.rows import fields_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
 from tidemill.stages.functions import FunctionStage, shown_type

@@ -1,0 +1,260 @@
+"""A column has one kind for the whole run: Python values as columns of their kinds, exact in types and values."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.column import (
+    ABSENT,
+    ABSENT_TAG,
+    INTEGER_TAG,
+    NAT,
+    NULL_TAG,
+    Column,
+    object_array,
+)
+from tidemill.letters import WRONG_TYPE, Reject
+from tidemill.schema import Kind
+
+__all__ = ["Kinds", "conform"]
+
+_KIND_OF_TYPE: dict[type, Kind] = {
+    float: Kind.FLOAT,
+    int: Kind.FLOAT,
+    str: Kind.TEXT,
+    bool: Kind.BOOL,
+}
+_NUMPY_SCALARS: Final = (np.number, np.bool_, np.str_)
+"""What a function that works with NumPy leaves in a dict; read as the Python value it equals."""
+_NONE = type(None)
+_ABSENT_TYPE = type(ABSENT)
+
+
+class Kinds:
+    """The kind of each field, declared or learned from its first value, and then fixed for the run.
+
+    A numeric kind accepts int and float; anything else that does not fit is a reject naming both types.
+    """
+
+    def __init__(self, declared: Mapping[str, Kind] | None = None) -> None:
+        self._kinds = dict(declared or {})
+        self._texts: dict[str, _Texts] = {}
+
+    def get(self, name: str) -> Kind | None:
+        return self._kinds.get(name)
+
+    def learn(self, name: str, kind: Kind) -> Kind:
+        """The field's kind; ``kind`` if it had none yet."""
+        return self._kinds.setdefault(name, kind)
+
+    def column(self, name: str, items: Sequence[Any]) -> tuple[Column, list[Reject]]:
+        """``items`` (Python values, None, `ABSENT`) as a column; rows that do not fit are rejected and read as null."""
+        known = self._kinds.get(name)
+        if known in (None, Kind.FLOAT) and (floats := _floats(items)) is not None:
+            self.learn(name, Kind.FLOAT)
+            return Column(Kind.FLOAT, floats), []
+        types = set(map(type, items))
+        if types == {str} and known in (None, Kind.TEXT):
+            self.learn(name, Kind.TEXT)
+            return self._texts.setdefault(name, _Texts()).column(items), []
+        if any(issubclass(one, _NUMPY_SCALARS) for one in types - _PLAIN):
+            items = [item.item() if isinstance(item, _NUMPY_SCALARS) else item for item in items]
+            types = set(map(type, items))
+        kind = self._kinds.get(name) or self._learn_from(name, items)
+        if kind is None:
+            return _all_missing(items), []
+        fitting = _FITTING[kind]
+        if fitting is not None and not types <= fitting:
+            items, rejects = _set_aside(name, items, kind, fitting)
+            types = set(map(type, items))
+        else:
+            rejects = []
+        return _MAKERS[kind](items, types), rejects
+
+    def _learn_from(self, name: str, items: Iterable[Any]) -> Kind | None:
+        for item in items:
+            if item is not None and item is not ABSENT:
+                return self.learn(name, _KIND_OF_TYPE.get(type(item), Kind.OBJECT))
+        return None
+
+
+_FLOAT_CELL: Final = np.dtype([("type", "u1"), ("value", "<f8")])
+_FLOATS_AT: Final = 5  # bytes: that it is a list or tuple, and how long
+
+
+def _floats(items: Sequence[Any]) -> NDArray[np.float64] | None:
+    """The items as an array if every one of them is a float, no subclass; None if not.
+
+    Marshal writes a float as "g" and its eight bytes, and begins no other type with "g": bytes of this length that have
+    a "g" in every place hold nothing but floats. That takes a third of the time of asking each for its type.
+    """
+    if not items or type(items[0]) is not float:
+        return None
+    try:
+        data: bytes = marshal.dumps(items, 2)  # type: ignore[arg-type] # what it cannot write it refuses
+    except ValueError:  # there is something in it that marshal does not know
+        return None
+    if len(data) != _FLOATS_AT + len(items) * _FLOAT_CELL.itemsize:
+        return None
+    cells = np.frombuffer(data, _FLOAT_CELL, len(items), _FLOATS_AT)
+    return cells["value"].astype(np.float64) if bool((cells["type"] == ord("g")).all()) else None
+
+
+class _Texts:
+    """The texts of one field, coded alike from batch to batch while few new ones come: who sees the same table again
+    need not look at its texts again."""
+
+    _MOST: Final = 4_096
+    _MOST_LETTERS: Final = 65_536
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._table: NDArray[np.object_] = np.empty(0, object)
+        self._letters = 0
+
+    def column(self, items: Sequence[str]) -> Column:
+        """A TEXT column; every item is a str, no subclass."""
+        try:
+            values = np.fromiter(map(self._codes.__getitem__, items), np.int32, len(items))
+        except KeyError:
+            self._take_in(items)
+            values = np.fromiter(map(self._codes.__getitem__, items), np.int32, len(items))
+        column = Column(Kind.TEXT, values, texts=self._table)
+        if self._letters > self._MOST_LETTERS or len(self._codes) > self._MOST:
+            self._codes, self._letters = {}, 0
+        return column
+
+    def _take_in(self, items: Sequence[str]) -> None:
+        """Add the new texts, or begin anew with the items' own where many are new."""
+        new = [text for text in dict.fromkeys(items) if text not in self._codes]
+        if 4 * len(new) > len(items):
+            self._codes, self._letters = {}, 0
+            new = list(dict.fromkeys(items))
+        self._codes.update(zip(new, range(len(self._codes), len(self._codes) + len(new)), strict=True))
+        self._letters += sum(map(len, new))
+        self._table = object_array(list(self._codes))
+
+
+def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Reject]]:
+    """The column as the kind its name has in this run; rows that cannot be are rejected and read as null."""
+    if column.tags is not None and ((column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)).all():
+        kind = kinds.get(name)
+        if kind is None or kind is column.kind:
+            return column, []
+        made = Column.missing(kind, len(column))
+        made.tags = column.tags
+        return made, []
+    kind = kinds.learn(name, column.kind)
+    if kind is column.kind:
+        return column, []
+    return kinds.column(name, column.to_list())
+
+
+# -- one maker per kind ------------------------------------------------------------------------------
+
+_MISSING_TYPES = {_NONE, _ABSENT_TYPE}
+_FITTING: dict[Kind, set[type] | None] = {
+    Kind.FLOAT: {float, int, *_MISSING_TYPES},
+    Kind.INT: {int, *_MISSING_TYPES},
+    Kind.BOOL: {bool, *_MISSING_TYPES},
+    Kind.TEXT: {str, *_MISSING_TYPES},
+    Kind.TIME: {int, *_MISSING_TYPES},
+    Kind.OBJECT: None,
+}
+_PLAIN: Final = {float, int, bool, str, *_MISSING_TYPES}
+
+
+def _set_aside(name: str, items: Sequence[Any], kind: Kind, fitting: set[type]) -> tuple[list[Any], list[Reject]]:
+    kept = list(items)
+    rejects = []
+    for row, item in enumerate(items):
+        if type(item) not in fitting:
+            kept[row] = None
+            rejects.append(
+                Reject(row, WRONG_TYPE, f"field {name!r} is {kind.value} and this record has {type(item).__name__}")
+            )
+    return kept, rejects
+
+
+def _tags(items: Sequence[Any], types: set[type]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+    if not types & _MISSING_TYPES:
+        return None
+    return np.fromiter(
+        (NULL_TAG if item is None else ABSENT_TAG if item is ABSENT else 0 for item in items), np.uint8, len(items)
+    )
+
+
+def _all_missing(items: Sequence[Any]) -> Column:
+    column = Column.missing(Kind.OBJECT, len(items))
+    column.tags = _tags(items, _MISSING_TYPES)
+    return column
+
+
+def _plain(items: Sequence[Any], types: set[type], fill: Any) -> Sequence[Any]:
+    if not types & _MISSING_TYPES:
+        return items
+    return [fill if item is None or item is ABSENT else item for item in items]
+
+
+def _make_float(items: Sequence[Any], types: set[type]) -> Column:
+    tags = _tags(items, types)
+    plain = _plain(items, types, np.nan)
+    if int not in types:
+        return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags)
+    integers = np.fromiter((type(item) is int for item in items), np.bool_, len(items))
+    if tags is None:
+        tags = np.zeros(len(items), np.uint8)
+    tags[integers] = INTEGER_TAG
+    exact = {row: item for row, item in enumerate(items) if type(item) is int and not -(2**53) <= item <= 2**53}
+    if exact:
+        plain = list(plain)
+        for row, item in exact.items():
+            plain[row] = float(item) if abs(item) < 2**1000 else np.nan
+    return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags, exact=exact or None)
+
+
+def _make_int(items: Sequence[Any], types: set[type]) -> Column:
+    plain = _plain(items, types, 0)
+    exact = {row: item for row, item in enumerate(plain) if not -(2**63) <= item < 2**63}
+    if exact:
+        plain = [0 if row in exact else item for row, item in enumerate(plain)]
+    return Column(Kind.INT, np.array(plain, np.int64), tags=_tags(items, types), exact=exact or None)
+
+
+def _make_bool(items: Sequence[Any], types: set[type]) -> Column:
+    return Column(Kind.BOOL, np.array(_plain(items, types, False), np.bool_), tags=_tags(items, types))
+
+
+def _make_text(items: Sequence[Any], types: set[type]) -> Column:
+    tags = _tags(items, types)
+    if tags is None:
+        return Column.of_texts(items)
+    codes: dict[str, int] = {}
+    values = np.fromiter(
+        (codes.setdefault(item, len(codes)) if type(item) is str else -1 for item in items), np.int32, len(items)
+    )
+    return Column(Kind.TEXT, values, tags=tags, texts=object_array(list(codes)))
+
+
+def _make_time(items: Sequence[Any], types: set[type]) -> Column:
+    return Column(Kind.TIME, np.array(_plain(items, types, NAT), np.int64), tags=_tags(items, types))
+
+
+def _make_object(items: Sequence[Any], types: set[type]) -> Column:
+    plain = _plain(items, types, None)
+    return Column(Kind.OBJECT, object_array(list(plain)), tags=_tags(items, types))
+
+
+_MAKERS = {
+    Kind.FLOAT: _make_float,
+    Kind.INT: _make_int,
+    Kind.BOOL: _make_bool,
+    Kind.TEXT: _make_text,
+    Kind.TIME: _make_time,
+    Kind.OBJECT: _make_object,
+}
