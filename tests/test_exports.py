@@ -23,6 +23,7 @@ PUBLIC = [
     "Kind",
     "LaneDied",
     "Lanes",
+    "LanesExecutor",
     "LanesFull",
     "Lookup",
     "Map",

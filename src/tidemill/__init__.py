@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tidemill.core.plan import Plan
     from tidemill.engine.doors import run, run_async, serve
     from tidemill.engine.lanes import Lanes
+    from tidemill.engine.lanes_executor import LanesExecutor
     from tidemill.engine.metrics import Report, Statistics
     from tidemill.engine.pipeline import Pipeline
     from tidemill.errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "Kind",
     "LaneDied",
     "Lanes",
+    "LanesExecutor",
     "LanesFull",
     "Lookup",
     "Map",
@@ -109,6 +111,7 @@ _HOMES: Final = {
     "Kind": "schema",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
+    "LanesExecutor": "engine.lanes_executor",
     "LanesFull": "errors",
     "Lookup": "stages.lookup",
     "Map": "stages.map",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
@@ -16,6 +19,8 @@ from tidemill.lanes.call_codec import Answer
 __all__ = ["LoopExecutor", "WorkFuture"]
 
 T = TypeVar("T")
+
+_TURN_S: Final = 0.001
 
 Prepare = Callable[..., Request]
 
@@ -47,7 +52,12 @@ class WorkFuture(concurrent.futures.Future[T]):
 
 
 class LoopExecutor(concurrent.futures.Executor):
-    """``submit``, ``map`` and ``shutdown``, from any thread. Shutting it down leaves the lanes open."""
+    """``submit``, ``map`` and ``shutdown``, from any thread. Shutting it down leaves the lanes open.
+
+    Calls from other threads are handed to the loop together, as many as have come since its last turn. When as many
+    wait as may (`tidemill.Lanes`), ``submit`` waits in line, raises `LanesFull`, or drops the oldest; on the loop's own
+    thread it cannot wait, and raises.
+    """
 
     def __init__(
         self,
@@ -63,27 +73,118 @@ class LoopExecutor(concurrent.futures.Executor):
         self._loop = loop
         self._thread = loop_thread
         self._open: set[WorkFuture[Any]] = set()
+        self._handed: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._waking = False
+        self._bounded = crew.calls.bounds.waiting is not None or crew.calls.bounds.waiting_bytes is not None
+        self._drained: asyncio.Future[None] | None = None
         self._shut = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> WorkFuture[T]:
         """Run ``fn(*args, **kwargs)`` in a lane. Raises `CallError` (a RuntimeError) when it cannot be sent."""
         if self._shut:
-            raise CallError("This executor was shut down; lanes.executor() gives another one.")
+            raise CallError("This executor was shut down, and takes no more calls.")
         self._check()
         future: WorkFuture[T] = WorkFuture(self._loop, self._thread)
         request = self._prepare(fn, args, kwargs, lambda outcome: self._settle(future, outcome))
         self._open.add(future)
-        self._on_loop(self._begin, future, request)
+        if not self._bounded:
+            self._on_loop(self._begin, future, request)
+            return future
+        try:
+            self._enter(future, request)
+        except BaseException:
+            self._over(future)
+            raise
         return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """``fn`` of each, results in order, as in the base class; at most ``buffersize`` of them are read ahead.
+
+        ``timeout`` is for all of them, from this call on. ``chunksize`` is taken and has no effect: calls travel
+        together by themselves. Leaving the iterator early stops what is under way.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize={chunksize!r} must be 1 or more.")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize={buffersize!r} must be 1 or more.")
+        until = None if timeout is None else time.monotonic() + timeout
+        arguments = zip(*iterables, strict=False)
+        pending = deque(self.submit(fn, *values) for values in islice(arguments, buffersize))
+        return self._mapped(fn, arguments, pending, until)
+
+    def _mapped(
+        self, fn: Callable[..., T], arguments: Iterator[Any], pending: deque[WorkFuture[T]], until: float | None
+    ) -> Iterator[T]:
+        try:
+            while pending:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                value = pending[0].result(left)
+                pending.popleft()
+                pending.extend(self.submit(fn, *values) for values in islice(arguments, 1))
+                yield value
+        finally:
+            for future in pending:
+                future.cancel()
+
+    # -- to the loop -----------------------------------------------------------------------------------
+
+    def _enter(self, future: WorkFuture[Any], request: Request) -> None:
+        """Where too much may wait, each call asks the loop, by ``when_full``."""
+        door = self._crew.door
+        if threading.get_ident() != self._thread:
+            asyncio.run_coroutine_threadsafe(self._entered(future, request), self._loop).result()
+        elif door.must_wait and door.when_full != "drop_oldest":
+            raise door.refuse(request.name)
+        else:
+            self._crew.make_room()
+            self._begin(future, request)
+
+    async def _entered(self, future: WorkFuture[Any], request: Request) -> None:
+        door = self._crew.door
+        entered = False
+        if door.must_wait:
+            if door.when_full == "reject":
+                raise door.refuse(request.name)
+            if door.when_full == "drop_oldest":
+                self._crew.make_room()
+            else:
+                await door.enter()
+                entered = True
+        self._begin(future, request)
+        if entered:
+            door.entered()
 
     def _on_loop(self, act: Callable[..., None], *args: Any) -> None:
         if threading.get_ident() == self._thread:
             act(*args)
             return
+        self._handed.append((act, args))
+        if self._waking:
+            return
+        self._waking = True
         try:
-            self._loop.call_soon_threadsafe(act, *args)
+            self._loop.call_soon_threadsafe(self._take)
         except RuntimeError as error:
             raise CallError("The event loop of these lanes is closed.") from error
+
+    def _take(self) -> None:
+        """Do what was handed over, for a millisecond at most."""
+        self._waking = False  # first: what is handed over from now on wakes the loop again
+        until = time.monotonic() + _TURN_S
+        while self._handed:
+            act, args = self._handed.popleft()
+            act(*args)
+            if time.monotonic() >= until:
+                self._waking = True
+                self._loop.call_soon(self._take)
+                return
 
     def _begin(self, future: WorkFuture[Any], request: Request) -> None:
         try:
@@ -103,12 +204,12 @@ class LoopExecutor(concurrent.futures.Executor):
         if future not in self._open:  # its result came while the cancel was on its way from another thread
             return
         self._crew.cancel(call)
-        self._open.discard(future)
+        self._over(future)
         future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
         if not future.set_running_or_notify_cancel():
-            self._open.discard(future)
+            self._over(future)
             return
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -119,7 +220,23 @@ class LoopExecutor(concurrent.futures.Executor):
                 future.set_exception(error)
             else:
                 future.set_result(value)
+        self._over(future)
+
+    async def drained(self) -> None:
+        """Wait until every call that was taken has ended."""
+        while self._open:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    def abandon(self) -> None:
+        """The loop has ended: what was handed to it too late is told so."""
+        for future in list(self._open):
+            self._settle(future, CallError("The lanes were closed before this call was made."))
+
+    def _over(self, future: WorkFuture[Any]) -> None:
         self._open.discard(future)
+        if self._drained is not None and not self._open and not self._drained.done():
+            self._drained.set_result(None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; ``wait`` for those that were taken, or cancel them.

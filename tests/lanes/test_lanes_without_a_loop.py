@@ -1,0 +1,231 @@
+"""`tm.LanesExecutor`: an executor of the standard library's kind for programs without an event loop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+import tidemill as tm
+from tidemill.errors import CallError, LaneDied, LanesFull
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def until_told(path: str) -> str:
+    while not Path(path).exists():
+        time.sleep(0.002)
+    return "told"
+
+
+def io_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "tidemill-lanes"]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[tm.LanesExecutor]:
+    with tm.LanesExecutor(2) as made:
+        yield made
+
+
+def test_the_interface_of_the_standard_library(pool: tm.LanesExecutor) -> None:
+    """submit, result, exception, callbacks, as_completed, wait, and errors with the lane's traceback."""
+    assert isinstance(pool, concurrent.futures.Executor)
+    assert pool.submit(square, 7).result(30) == 49
+    assert pool.submit(dict, a=1).result(30) == {"a": 1}
+    error = pool.submit(int, "x").exception(30)
+    assert isinstance(error, ValueError)
+    assert "invalid literal" in str(error.__cause__)
+    futures = {pool.submit(square, x): x for x in range(100)}
+    for future in concurrent.futures.as_completed(futures, timeout=30):
+        assert future.result() == futures[future] ** 2
+    assert isinstance(pool.submit(os._exit, 3).exception(30), LaneDied)
+    assert sum(lane.restarts for lane in pool.statistics().lanes) == 1
+    with pytest.raises(CallError, match="argument 0, a lock"):
+        pool.submit(print, threading.Lock())
+
+
+def test_map_is_in_order_and_bounded(pool: tm.LanesExecutor, tmp_path: Path) -> None:
+    """Look-ahead, chunks, a timeout for all, the first error at its place, and a stop when it is left."""
+    assert list(pool.map(square, range(300), chunksize=7)) == [x * x for x in range(300)]
+    assert list(pool.map(divmod, [7, 9, 1], [2, 4])) == [(3, 1), (2, 1)]
+    taken: list[int] = []
+
+    def source() -> Iterator[int]:
+        for x in range(20):
+            taken.append(x)
+            yield x
+
+    results = pool.map(square, source(), buffersize=4)
+    assert len(taken) == 4
+    assert next(results) == 0
+    assert len(taken) == 5
+    assert list(results) == [x * x for x in range(1, 20)]
+    with pytest.raises(TimeoutError):
+        list(pool.map(until_told, [str(tmp_path / "never")], timeout=0.05))
+    values = pool.map(int, ["1", "x", "3"])
+    assert next(values) == 1
+    with pytest.raises(ValueError, match="'x'"):
+        next(values)
+    for options in ({"chunksize": 0}, {"buffersize": 0}):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            pool.map(square, [1], **options)
+
+
+def test_cancelling_a_future_stops_its_work(pool: tm.LanesExecutor, tmp_path: Path) -> None:
+    """Also of one that runs; the other calls have their results."""
+    stuck = [pool.submit(until_told, str(tmp_path / "never")) for _ in range(4)]
+    fine = pool.submit(square, 3)
+    assert all(future.cancel() for future in stuck)
+    assert fine.result(30) == 9
+
+
+def test_a_callback_may_submit_and_must_not_wait(pool: tm.LanesExecutor) -> None:
+    """It runs on the I/O thread: to wait there is refused at once."""
+    outcomes: list[object] = []
+    done = threading.Event()
+
+    def callback(_: object) -> None:
+        again = pool.submit(square, 5)
+        try:
+            again.result()
+        except CallError as error:
+            outcomes.append(error)
+        again.add_done_callback(lambda future: (outcomes.append(future.result()), done.set()))
+
+    pool.submit(square, 2).add_done_callback(callback)
+    assert done.wait(30)
+    assert "would wait for ever" in str(outcomes[0])
+    assert outcomes[1] == 25
+
+
+def test_a_submitter_waits_when_enough_waits(tmp_path: Path) -> None:
+    """A thread that submits is held back; with "reject" it is told."""
+    go = tmp_path / "go"
+    with tm.LanesExecutor(1, max_waiting=3) as pool:
+        submitted = []
+
+        def thread() -> None:
+            for _ in range(12):
+                submitted.append(pool.submit(until_told, str(go)))
+
+        submitter = threading.Thread(target=thread)
+        submitter.start()
+        while pool.statistics().blocked == 0:
+            pass
+        assert pool.statistics().waiting <= 4
+        assert len(submitted) < 12
+        go.touch()
+        submitter.join(30)
+        assert [future.result(30) for future in submitted] == ["told"] * 12
+    go.unlink()
+    with tm.LanesExecutor(1, max_waiting=2, when_full="reject") as pool:
+        submitted = [pool.submit(until_told, str(go)) for _ in range(4)]  # two in the lane, two wait
+        with pytest.raises(LanesFull, match="max_waiting=2"):
+            pool.submit(until_told, str(go))
+        go.touch()
+        assert {future.result(30) for future in submitted} == {"told"}
+
+
+def test_shutdown_finishes_or_cancels(tmp_path: Path) -> None:
+    """Without waiting, calls still end; the thread and the processes go; later calls are refused."""
+    go = tmp_path / "go"
+    pool = tm.LanesExecutor(1)
+    futures = [pool.submit(until_told, str(go)) for _ in range(3)]
+    pool.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="shut down"):
+        pool.submit(square, 1)
+    go.touch()
+    assert [future.result(30) for future in futures] == ["told"] * 3
+    pool.shutdown()
+    pool.shutdown()
+    other = tm.LanesExecutor(1)
+    futures = [other.submit(until_told, str(tmp_path / "never")) for _ in range(3)]
+    other.shutdown(cancel_futures=True)
+    assert all(future.cancelled() for future in futures)
+    with pytest.raises(CallError, match="shut down"):
+        other.statistics()
+
+
+def test_one_that_is_forgotten_ends(pool: tm.LanesExecutor) -> None:
+    """After its last call; its thread and processes are gone."""
+    before = io_threads()
+    forgotten = tm.LanesExecutor(1)
+    (thread,) = set(io_threads()) - set(before)
+    future = forgotten.submit(square, 4)
+    del forgotten
+    gc.collect()
+    assert future.result(30) == 16
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_forked_copy_is_refused(pool: tm.LanesExecutor) -> None:
+    """It would wait for a thread that is not there; the original is not troubled."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            pool.submit(square, 1)
+        except CallError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        assert "was forked from" in told.read()
+    os.waitpid(child, 0)
+    assert pool.submit(square, 3).result(30) == 9
+
+
+def test_what_fails_at_the_start_is_raised_here() -> None:
+    """No thread is left behind."""
+    before = io_threads()
+    with pytest.raises(CallError, match="preload failed"):
+        tm.LanesExecutor(1, preload=["nothing_here"])
+    for thread in set(io_threads()) - set(before):
+        thread.join(30)
+    with pytest.raises(CallError, match="grace=-1"):
+        tm.LanesExecutor(1, grace=-1)
+    assert set(io_threads()) <= set(before)
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(0)"], ids=["end", "exit"])
+def test_the_end_of_the_interpreter_finishes_what_is_pending(tmp_path: Path, end: str) -> None:
+    """An executor that nobody shut down; nothing is printed that is not the program's own, no process is left."""
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent(f"""
+            import os
+            import tidemill as tm
+
+            def work(x):
+                with open("log", "a") as file:
+                    file.write(f"{{os.getppid()}}\\n")
+                return x
+
+            pool = tm.LanesExecutor(2)
+            futures = [pool.submit(work, x) for x in range(40)]
+            futures[-1].add_done_callback(lambda future: print(future.result()))
+            {end}
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "39\n", "")
+    servers = (tmp_path / "log").read_text().split()
+    assert len(servers) == 40
+    assert not any(Path(f"/proc/{server}").exists() for server in set(servers))
