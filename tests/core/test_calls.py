@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tidemill.core.calls import Calls, Command, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.calls import Bounds, Calls, Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.errors import EngineError
 
 LANES = 3
@@ -112,12 +112,102 @@ def test_deadlines_of_ended_calls_do_not_pile_up() -> None:
     assert len(calls._deadlines) < 100
 
 
+def test_calls_of_one_pin_stay_in_their_lane_and_order() -> None:
+    """Through a death, a cancel in between, and an idle lane beside them."""
+    calls = up()
+    assert [calls.add(number, pin=0) for number in (1, 2, 3, 4)] == [[Send(0, 1)], [Send(0, 2)], [], []]
+    assert calls.add(5) == [Send(1, 5)]
+    assert calls.returned(1, 5) == []  # idle, and takes none of them
+    assert calls.cancel(3) == []
+    assert calls.died(0, running=1) == [Lost(1)]
+    assert calls.attached(0) == [Send(0, 2), Send(0, 4)]
+
+
+def test_a_lane_shares_its_room_between_pinned_calls_and_others() -> None:
+    """The older goes first."""
+    calls = up(1)
+    for number, pin in ((1, None), (2, None), (3, None), (4, 0), (5, None)):
+        calls.add(number, pin=pin)
+    assert [calls.returned(0, number) for number in (1, 2, 3)] == [[Send(0, 3)], [Send(0, 4)], [Send(0, 5)]]
+
+
+def test_a_deeper_lane_holds_more_and_gives_half_of_it_away() -> None:
+    """What an idle lane takes is the newer half of what the fullest has not started."""
+    calls = Calls(2)
+    calls.attached(0)
+    for number in range(1, 9):
+        calls.add(number)
+    assert calls.deepen(6) == [Send(0, number) for number in (3, 4, 5, 6)]
+    assert calls.attached(1) == [Send(1, 7), Send(1, 8)]
+    assert calls.returned(1, 7) == []
+    assert calls.returned(1, 8) == [Steal(0, 6), Steal(0, 5), Steal(0, 4)]
+    assert calls.revoked(0, 6) == [Send(1, 6)]
+    assert calls.deepen(1) == []
+    assert calls.depth == 2
+
+
+def test_large_arguments_keep_a_lane_shallow() -> None:
+    """The next call goes along, a third one only below the bound of bytes."""
+    calls = Calls(1, Bounds(lane_bytes=100))
+    calls.attached(0)
+    calls.deepen(8)
+    assert [bool(calls.add(number, size=60)) for number in (1, 2, 3)] == [True, True, False]
+    assert calls.returned(0, 1) == [Send(0, 3)]
+
+
+def test_what_waits_is_bounded_and_the_oldest_makes_room() -> None:
+    """By count and by bytes; pinned calls count too."""
+    calls = Calls(1, Bounds(waiting=2))
+    calls.add(1, pin=0)
+    assert not calls.full
+    calls.add(2)
+    assert calls.full
+    assert calls.make_room() == [Dropped(1)]
+    calls = Calls(1, Bounds(waiting_bytes=100))
+    calls.add(1, size=99)
+    assert not calls.full
+    calls.add(2, size=1000)
+    assert calls.make_room() == [Dropped(1), Dropped(2)]
+    assert calls.waiting_bytes == 0
+
+
+def test_a_lane_that_is_held_gives_back_what_it_can() -> None:
+    """It keeps what runs and what is pinned, gets nothing new, and goes on when it is attached again."""
+    calls = Calls(2)
+    calls.attached(0)
+    calls.deepen(4)
+    for number, pin in ((1, None), (2, 0), (3, None), (4, None)):
+        calls.add(number, pin=pin)
+    assert calls.held(0) == [Steal(0, 4), Steal(0, 3), Steal(0, 1)]
+    assert calls.revoked(0, 4) == []
+    assert calls.revoked(0, 3) == []
+    assert calls.attached(1) == [Send(1, 3), Send(1, 4)]
+    assert calls.returned(0, 1) == []
+    assert calls.has(0) == 1
+    calls.add(5, pin=0)
+    assert calls.attached(0) == [Send(0, 5)]
+
+
+def test_when_no_lane_can_be_started_what_waits_is_given_up() -> None:
+    """All of it; or, while another lane lives, only what is pinned to the dead one."""
+    calls = Calls(2)
+    calls.add(1)
+    calls.add(2, pin=1)
+    assert calls.given_up() == [Lost(1), Lost(2)]
+    calls.attached(0)
+    calls.add(3, pin=1)
+    calls.add(4)
+    assert calls.given_up() == [Lost(3)]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Lanes that answer, die and hang, callers that give up: in any order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = Calls(LANES)
+        self.calls = Calls(LANES, Bounds(waiting=6, waiting_bytes=40, lane_bytes=20))
+        self.pins: dict[int, int] = {}
+        self.began: list[list[int]] = [[] for _ in range(LANES)]  # pinned calls, as each lane started them
         self.lanes: list[deque[int]] = [deque() for _ in range(LANES)]  # what each process has been sent
         self.running = [0] * LANES
         self.alive = [False] * LANES
@@ -137,16 +227,17 @@ class AnyOrder(RuleBasedStateMachine):
                     assert self.alive[lane]
                     assert not self.dying[lane]
                     assert call in self.open
+                    assert self.pins.get(call, lane) == lane
                     self.lanes[lane].append(call)
                 case Interrupt(lane, call) | Steal(lane, call):
                     if self.running[lane] == call:
                         if isinstance(command, Interrupt):
                             self.dying[lane] = True
-                            self.calls.killed(lane)
+                            todo.extend(self.calls.held(lane))
                     elif call in self.lanes[lane]:
                         self.lanes[lane].remove(call)
                         todo.extend(self.calls.revoked(lane, call))
-                case TimedOut(call) | Lost(call):
+                case TimedOut(call) | Lost(call) | Dropped(call):
                     self.end(call)
 
     def end(self, call: int) -> None:
@@ -154,11 +245,40 @@ class AnyOrder(RuleBasedStateMachine):
         self.open.remove(call)
         self.ended.add(call)
 
-    @rule(timeout=st.none() | st.integers(1, 5))
-    def add(self, timeout: int | None) -> None:
+    @rule(
+        timeout=st.none() | st.integers(1, 5),
+        size=st.integers(0, 15),
+        pin=st.none() | st.integers(0, LANES - 1),
+    )
+    def add(self, timeout: int | None, size: int, pin: int | None) -> None:
+        self.perform(self.calls.make_room())
+        assert not self.calls.full
         self.number += 1
         self.open.add(self.number)
-        self.perform(self.calls.add(self.number, None if timeout is None else self.now + timeout))
+        if pin is not None:
+            self.pins[self.number] = pin
+        self.perform(self.calls.add(self.number, None if timeout is None else self.now + timeout, size=size, pin=pin))
+
+    @rule(depth=st.integers(0, 6))
+    def deepen(self, depth: int) -> None:
+        self.perform(self.calls.deepen(depth))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def hold(self, lane: int) -> None:
+        """To recycle it, say; it dies, or is attached again, later."""
+        if self.alive[lane]:
+            self.dying[lane] = True
+            self.perform(self.calls.held(lane))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def let_go(self, lane: int) -> None:
+        if self.alive[lane] and self.dying[lane]:
+            self.dying[lane] = False
+            self.perform(self.calls.attached(lane))
+
+    @rule()
+    def give_up(self) -> None:
+        self.perform(self.calls.given_up())
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -174,9 +294,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1))
     def begin(self, lane: int) -> None:
-        if self.alive[lane] and not self.dying[lane] and not self.running[lane] and self.lanes[lane]:
+        if self.alive[lane] and not self.running[lane] and self.lanes[lane]:
             call = self.running[lane] = self.lanes[lane].popleft()
             self.runs[call] = self.runs.get(call, 0) + 1
+            if call in self.pins:
+                self.began[lane].append(call)
 
     @rule(lane=st.integers(0, LANES - 1))
     def answer(self, lane: int) -> None:
@@ -203,6 +325,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def rules_hold(self) -> None:
         self.calls.validate()
+        assert all(began == sorted(began) for began in self.began), "calls of a pin run in order"
         assert all(count == 1 for count in self.runs.values()), "a call that was started is never started again"
         assert self.open.isdisjoint(self.ended)
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from tidemill.clock import SystemClock
 from tidemill.core.calls import Bounds, Calls, Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.depth import Depth
 from tidemill.engine.call_process import CallProcess, Request, answers_of
 from tidemill.engine.door import Door
 from tidemill.engine.staff import Making, Staff
@@ -67,6 +68,7 @@ class Crew:
         self._grace_s = grace_s
         self.lanes = [LaneCounts() for _ in range(max(lanes, 1))]
         self.calls = Calls(len(self.lanes), bounds)
+        self._depth = Depth(len(self.lanes))
         self.staff = Staff(lanes, making, first_call, self)
         self.door = Door(self.calls, when_full)
         self._requests: dict[int, Request] = {}
@@ -247,6 +249,9 @@ class Crew:
         process.turns.pop(message.call, None)
         request = self._requests.pop(message.call, None)
         commands = self.calls.returned(lane, message.call)  # before the caller is told: the lane may be idle
+        depth = self._depth.measured(lane, message.busy_ns)
+        if depth != self.calls.depth:
+            commands += self.calls.deepen(depth)
         if process.stops:
             commands += self._stopped(process, message.call, lane)
         if self.staff.recycles:

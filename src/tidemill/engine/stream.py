@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final
@@ -81,6 +82,9 @@ async def streamed(
                     yield error
                 else:
                     raise error
+            elif pending and source.reading is None:
+                with contextlib.suppress(Exception):  # told above, at its place
+                    await pending[0][0]
             elif pending or source.reading is not None:
                 waiting = [pending[0][0]] if pending else []
                 if source.reading is not None:
