@@ -24,12 +24,15 @@ def measure(options: argparse.Namespace, table: Table) -> None:
     oracle = _w1.Fold()
     _w1.inline_kernel(w1, oracle)
     cores = options.lanes
-    rates: dict[str, list[float]] = {"python": [], "kernel": [], "tidemill": [], "parquet": [], "pyarrow": []}
+    _check_straight()
+    names = ("python", "kernel", "straight", "tidemill", "parquet", "pyarrow")
+    rates: dict[str, list[float]] = {name: [] for name in names}
     lags = []
     print(f"W1: {len(w1):,} records, {_w1.SENSORS:,} sensors, random arrival, {cores} lanes; M records/s")
     for number in range(1, options.runs + 1):
         rates["python"].append(_w1.inline_python(w1, min(100_000, len(w1))))
         rates["kernel"].append(_w1.inline_kernel(w1))
+        rates["straight"].append(_w1.inline_straight(w1))
         whole, rate, report = _to_checksum(w1, oracle, cores)
         rates["tidemill"].append(rate)
         lags.append(report.loop_lag)
@@ -58,6 +61,7 @@ def _rows(table: Table, rates: dict[str, list[float]], cores: int) -> None:
     for name, what in (
         ("python", "plain Python, inline"),
         ("kernel", "strict kernels, inline, one core"),
+        ("straight", "a straightforward strict loop, inline, one core"),
         ("tidemill", "tidemill, to a checksum"),
         ("pyarrow", "bare pyarrow writer"),
         ("parquet", "tidemill, to Parquet"),
@@ -68,8 +72,22 @@ def _rows(table: Table, rates: dict[str, list[float]], cores: int) -> None:
     table.at_least("W1 / plain Python inline", median(each), 80, shown="{:.0f}x", note=spread(each, "{:.0f}"))
     each = ratios("tidemill", "kernel", cores)
     table.at_least(f"W1 / ({cores} cores x strict kernels inline)", median(each), 0.45, note=spread(each))
+    each = ratios("tidemill", "straight", cores)
+    table.at_least(f"W1 / ({cores} cores x straightforward strict loop)", median(each), 0.75, note=spread(each))
     each = ratios("parquet", "pyarrow")
     table.at_least("W1 to Parquet / bare pyarrow writer", median(each), 0.4, note=spread(each))
+
+
+def _check_straight() -> None:
+    """The straightforward loop makes the kernels' numbers, but for their last bits."""
+    import numpy as np
+
+    w1 = _w1.W1.of(100_000)
+    kernels, straight = _Columns(), _Columns()
+    _w1.inline_kernel(w1, kernels)
+    _w1.inline_straight(w1, straight)
+    for name, made in straight.joined().items():
+        np.testing.assert_allclose(made, kernels.joined()[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def _to_checksum(w1: _w1.W1, oracle: _w1.Fold, lanes: int) -> tuple[float, float, tm.Report]:
@@ -133,11 +151,15 @@ class _Columns(_w1.Fold):
         for name, values in columns.items():
             self._parts.setdefault(name, []).append(values)
 
-    def arrays(self, w1: _w1.W1) -> dict:
+    def joined(self) -> dict:
         import numpy as np
+
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
+
+    def arrays(self, w1: _w1.W1) -> dict:
         import pyarrow as pa
 
-        made = {name: pa.array(np.concatenate(parts)) for name, parts in self._parts.items()}
+        made = {name: pa.array(column) for name, column in self.joined().items()}
         made["sensor"] = pa.DictionaryArray.from_arrays(made["sensor"], pa.array(w1.texts.tolist()))
         return made
 
