@@ -9,29 +9,28 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cloudpickle
 import numpy as np
-from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
-from tidemill.column import DTYPES
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.engine.assembly import Share, assemble
+from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
+from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
-from tidemill.engine.settling import settled
 from tidemill.engine.slabs import Slabs
 from tidemill.errors import EngineError, StageError
-from tidemill.formats.packed import Full, Packed, Packer, Unpacker
+from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import (
     Admit,
@@ -40,41 +39,20 @@ from tidemill.lanes.wire import (
     FromLane,
     KindsFixed,
     LoadPlan,
-    Quarantined,
     Ready,
     Result,
-    Slot,
     Stop,
-    Work,
 )
 from tidemill.letters import OVERSIZE, DeadLetter
-from tidemill.schema import Field, Kind, Schema
+from tidemill.schema import Schema
 from tidemill.stages.state import NOWHERE
 
 __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
-_IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
-_INT32 = np.dtype(np.int32)
 _TURN_NS = 500_000
 _RAW_SHOWN = 10_000
 """Characters of a record that was too large which its dead letter shows."""
-_PROBES = 1_000
-"""Records sent one by one, at most, until one has passed every function and so shown its columns and their kinds."""
-
-
-@dataclass
-class _Slab:
-    """What the engine keeps of a slab until its output is in the sinks."""
-
-    memory: int
-    taken: Taken
-    packed: Packed
-    slots_at: int
-    results: list[Slot]
-    rows: dict[int, tuple[int, NDArray[np.int32]]]
-    """Per lane, where its row list lies and what it holds."""
-    shares: dict[int, Share] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,21 +101,16 @@ class Mill:
         self.counters: dict[str, int] = {}
         self.sizes = BatchSizes()
         self.first_done_ns = 0
+        self._filler = Filler(plan, schema, keys, len(self.lanes))
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
-        self._open: dict[int, _Slab] = {}
+        self._open: dict[int, Slab] = {}
         self._ready: deque[int] = deque()  # done, in order, and not yet emitted
         self._unpacker = Unpacker()
-        self._kinds: dict[int, dict[str, str]] = {}
-        self._made: dict[str, Kind] = {}  # columns that came in frames
-        self._last_stage = max(len(plan) - 1, 0)
-        self._probing = plan.learns
-        self._probed = 0
+        self._learned = Learned(plan, self._unpacker)
         self._stopping = False
         self._closed = False
         self._scheduled = False
-        self._reads = plan.reads()
-        self._slots = _declared_slots(plan, schema)
         self.pickled = cloudpickle.dumps((plan.stages, self._layout))
         self._user_code = [stage.runs_user_code for stage in plan.stages]
         self._deadlines = [None if s.deadline_s is None else round(s.deadline_s * 1e9) for s in plan.stages]
@@ -159,7 +132,7 @@ class Mill:
             lambda message, payload: self._received(lane, message, payload),
             lambda how: self._died(lane, how),
         )
-        lane.send(LoadPlan(self.pickled, self._kinds))
+        lane.send(LoadPlan(self.pickled, self._learned.kinds))
 
     def stop(self) -> None:
         """All is done: the lanes may end."""
@@ -235,7 +208,7 @@ class Mill:
         records = self._batcher.records(
             waiting=intake.waiting, in_flight=self.ledger.in_flight(), free_slabs=self.slabs.free
         )
-        if not self._probing or not records:
+        if not self._learned.probing or not records:
             return records
         # Columns are learned from the first record, not from whatever a batch happens to hold: one record at a time.
         return 1 if self.ledger.idle else 0
@@ -246,7 +219,7 @@ class Mill:
         memory, packer = self.slabs.take()
         while True:
             try:
-                slab = self._pack(taken, memory, packer)
+                slab = self._filler.fill(taken, memory, packer)
                 break
             except Full:
                 if len(taken.batch) == 1:
@@ -261,7 +234,7 @@ class Mill:
         self._open[number] = slab
         for lane in slab.rows:
             self._admit(self.lanes[lane])
-            self.lanes[lane].send(self._work(self.lanes[lane], number))
+            self._send(self.lanes[lane], number)
         return taken.turns
 
     def _reject_oversize(self, taken: Taken, size: int) -> None:
@@ -269,53 +242,13 @@ class Mill:
         raw = str(taken.batch.to_rows()[0])[:_RAW_SHOWN]
         self._reject(DeadLetter(OVERSIZE, reason, raw, position=taken.first))
 
-    def _pack(self, taken: Taken, memory: int, packer: Packer) -> _Slab:
-        """Write the batch, the key slots and each lane's row list into the slab, and leave room for results."""
-        packed = packer.batch(taken.batch, reads=self._reads)
-        slots_at, key_slots = packer.room(_INT32, len(taken.batch))
-        self._keys.slots(taken.codes, key_slots)
-        count = len(taken.batch)
-        results = [
-            Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize)) for name, kind in self._slots.items()
-        ]
-        rows = {}
-        for lane, positions in self._rows_by_lane(taken).items():
-            rows[lane] = packer.room(_INT32, len(positions))
-            rows[lane][1][:] = positions
-        return _Slab(memory, taken, packed, slots_at, results, rows)
-
-    def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.intp]]:
-        if len(self.lanes) == 1:
-            return {0: np.arange(len(taken.codes))}
-        owners = self._keys.lanes(taken.codes)
-        rows = {lane: np.flatnonzero(owners == lane) for lane in range(len(self.lanes))}
-        return {lane: positions for lane, positions in rows.items() if len(positions)}
-
     def _admit(self, lane: Lane) -> None:
         first, keys = self._keys.untold(lane.number)
         if keys:
             lane.send(Admit(first, list(keys)))
 
-    def _work(self, lane: Lane, number: int) -> Work:
-        slab = self._open[number]
-        rows_at, rows = slab.rows[lane.number]
-        orders = lane.blame.orders(number)
-        quarantine = [
-            Quarantined(stage, row, code, reason)
-            for stage, away in orders.quarantine.items()
-            for row, (code, reason) in away.items()
-        ]
-        return Work(
-            number,
-            slab.memory,
-            slab.packed,
-            rows_at,
-            len(rows),
-            slab.slots_at,
-            slab.results,
-            sorted(orders.isolate),
-            quarantine,
-        )
+    def _send(self, lane: Lane, number: int) -> None:
+        lane.send(self._open[number].work(number, lane.number, lane.blame.orders(number)))
 
     # -- back from the lanes ---------------------------------------------------------------------------------
 
@@ -353,20 +286,6 @@ class Mill:
         if first:
             self._finish_some()
 
-    def _learn(self, shares: list[Share]) -> None:
-        """The first row in input order to show a column fixes its kind, for all lanes."""
-        if not any(share.result.kinds for share in shares):
-            return
-        known = sum(map(len, self._kinds.values()))
-        for share in sorted(shares, key=lambda share: int(share.rows[0])):
-            for stage, columns in (share.result.kinds or {}).items():
-                own = self._kinds.setdefault(stage, {})
-                for name, kind in columns.items():
-                    own.setdefault(name, kind)
-        if sum(map(len, self._kinds.values())) > known:
-            for lane in self.lanes:
-                lane.send(KindsFixed(self._kinds))
-
     def _finish_some(self) -> None:
         """Finish slabs in order, for a part of a millisecond: a slow lane's word may free a dozen at once."""
         until = self._clock.monotonic_ns() + _TURN_NS
@@ -385,30 +304,19 @@ class Mill:
         slab = self._open.pop(number)
         if not self.first_done_ns:
             self.first_done_ns = self._clock.monotonic_ns()
-        shares = settled(
-            [slab.shares[lane] for lane in sorted(slab.shares)], self._made, self._unpacker, self._last_stage
-        )
-        self._learn(shares)
+        shares = self._learned.settled([slab.shares[lane] for lane in sorted(slab.shares)])
+        if self._learned.kinds_from(shares):
+            for lane in self.lanes:
+                lane.send(KindsFixed(self._learned.kinds))
         batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
         dead = self._bury(slab, shares)
         self.counts.rows_from_records += len(batch)
         self.counts.filtered += len(slab.taken.batch) - len(batch) - dead
-        if self._probing:
-            self._probed += 1
-            self._probing = self._probed < _PROBES and not _shows(slab.taken.batch, shares, batch)
-        self._learn_slots(shares, batch)
+        self._learned.probe(slab.taken.batch, shares, batch)
+        self._filler.learn(slab, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
 
-    def _learn_slots(self, shares: list[Share], after: Batch) -> None:
-        """Columns of fixed width that lanes make get room in the slabs from now on."""
-        if all(share.result.framed is None for share in shares):
-            return
-        made = {output.name for share in shares for output in share.result.outputs if output.how != "carried"}
-        for name in made.difference(self._slots).intersection(after.columns):
-            if after.columns[name].kind in _IN_PLACE:
-                self._slots[name] = after.columns[name].kind
-
-    def _bury(self, slab: _Slab, shares: list[Share]) -> int:
+    def _bury(self, slab: Slab, shares: list[Share]) -> int:
         """Dead letters of a slab, in input order; how many."""
         dead = sorted(entry for share in shares for entry in share.result.dead)
         if not dead:
@@ -464,27 +372,4 @@ class Mill:
         self._start(lane)
         self._admit(lane)
         for number in self.ledger.owed(lane.number):
-            lane.send(self._work(lane, number))
-
-
-def _shows(before: Batch, shares: list[Share], after: Batch) -> bool:
-    """Whether a record has passed every function, and left a value in every column that they make."""
-    own = {id(column) for column in before.columns.values()}
-    made = [column for column in after.columns.values() if id(column) not in own]
-    failed = any(share.result.counts.get("failed_as_nan") for share in shares)
-    return bool(len(after)) and not failed and not any(column.is_missing for column in made)
-
-
-def _declared_slots(plan: Plan, schema: Schema) -> dict[str, Kind]:
-    """Result columns of fixed width that are known before anything has run."""
-    slots: dict[str, Kind] = {}
-    before = schema
-    for stage, after in zip(plan.stages, plan.bind(schema), strict=True):
-        if stage.changes_columns:
-            slots.update({name: f.kind for name, f in _new(before, after).items() if f.kind in _IN_PLACE})
-        before = after
-    return slots
-
-
-def _new(before: Schema, after: Schema) -> dict[str, Field]:
-    return {f.name: f for f in after if f.name not in before or before[f.name] != f}
+            self._send(lane, number)

@@ -1,0 +1,116 @@
+"""Filling a slab: what is written into it before the lanes get it, and what each of them is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import DTYPES
+from tidemill.core.blame import Orders
+from tidemill.core.keys import KeyTable
+from tidemill.core.plan import Plan
+from tidemill.engine.assembly import Share
+from tidemill.engine.intake import Taken
+from tidemill.formats.packed import Packed, Packer
+from tidemill.lanes.wire import Quarantined, Slot, Work
+from tidemill.schema import Field, Kind, Schema
+
+__all__ = ["Filler", "Slab"]
+
+_IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
+_INT32 = np.dtype(np.int32)
+
+
+@dataclass
+class Slab:
+    """What the engine keeps of a slab until its output is in the sinks."""
+
+    memory: int
+    taken: Taken
+    packed: Packed
+    slots_at: int
+    results: list[Slot]
+    rows: dict[int, tuple[int, NDArray[np.int32]]]
+    """Per lane, where its row list lies, and the list itself, in the slab."""
+    shares: dict[int, Share] = field(default_factory=dict)
+
+    def work(self, number: int, lane: int, orders: Orders) -> Work:
+        """What the lane is told."""
+        rows_at, rows = self.rows[lane]
+        quarantine = [
+            Quarantined(stage, row, code, reason)
+            for stage, away in orders.quarantine.items()
+            for row, (code, reason) in away.items()
+        ]
+        return Work(
+            number,
+            self.memory,
+            self.packed,
+            rows_at,
+            len(rows),
+            self.slots_at,
+            self.results,
+            sorted(orders.isolate),
+            quarantine,
+        )
+
+
+class Filler:
+    """Writes batches into slabs, with room for the result columns of fixed width that are known."""
+
+    def __init__(self, plan: Plan, schema: Schema, keys: KeyTable, lanes: int) -> None:
+        self._keys = keys
+        self._lanes = lanes
+        self._reads = plan.reads()
+        self._results = _declared(plan, schema)
+
+    def fill(self, taken: Taken, memory: int, packer: Packer) -> Slab:
+        """Write the batch, the key slots and each lane's row list, and leave room for results; raises `Full`."""
+        count = len(taken.batch)
+        packed = packer.batch(taken.batch, reads=self._reads)
+        slots_at, key_slots = packer.room(_INT32, count)
+        self._keys.slots(taken.codes, key_slots)
+        results = [
+            Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize))
+            for name, kind in self._results.items()
+        ]
+        rows = {}
+        for lane, positions in self._rows_by_lane(taken).items():
+            rows[lane] = packer.room(_INT32, len(positions))
+            rows[lane][1][:] = positions
+        return Slab(memory, taken, packed, slots_at, results, rows)
+
+    def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.intp]]:
+        if self._lanes == 1:
+            return {0: np.arange(len(taken.codes))}
+        owners = self._keys.lanes(taken.codes)
+        rows = {lane: np.flatnonzero(owners == lane) for lane in range(self._lanes)}
+        return {lane: positions for lane, positions in rows.items() if len(positions)}
+
+    def learn(self, slab: Slab, after: Batch) -> None:
+        """Columns of fixed width that lanes made of this slab get room in the next ones."""
+        shares = slab.shares.values()
+        if all(share.result.framed is None for share in shares):
+            return
+        made = {output.name for share in shares for output in share.result.outputs if output.how != "carried"}
+        for name in made.difference(self._results).intersection(after.columns):
+            if after.columns[name].kind in _IN_PLACE:
+                self._results[name] = after.columns[name].kind
+
+
+def _declared(plan: Plan, schema: Schema) -> dict[str, Kind]:
+    """Result columns of fixed width that are known before anything has run."""
+    slots: dict[str, Kind] = {}
+    before = schema
+    for stage, after in zip(plan.stages, plan.bind(schema), strict=True):
+        if stage.changes_columns:
+            slots.update({name: f.kind for name, f in _new(before, after).items() if f.kind in _IN_PLACE})
+        before = after
+    return slots
+
+
+def _new(before: Schema, after: Schema) -> dict[str, Field]:
+    return {f.name: f for f in after if f.name not in before or before[f.name] != f}
