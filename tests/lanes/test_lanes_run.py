@@ -285,6 +285,29 @@ async def test_another_loop_is_refused(two: tm.Lanes) -> None:
     await asyncio.to_thread(elsewhere)
 
 
+async def test_closing_from_another_loop(two: tm.Lanes) -> None:
+    """Refused while the lanes' own loop lives; once that is closed, it ends what was left open."""
+    opened: list[tm.Lanes] = []
+
+    async def leave_open() -> int:
+        lanes = await tm.Lanes(1).__aenter__()
+        opened.append(lanes)
+        return await lanes.run(os.getppid)
+
+    def elsewhere() -> int:
+        with pytest.raises(CallError, match="another event loop"):
+            asyncio.run(two.aclose())
+        server = asyncio.run(leave_open())
+        asyncio.run(opened[0].aclose())
+        asyncio.run(opened[0].aclose())
+        return server
+
+    server = await asyncio.to_thread(elsewhere)
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+    assert await two.run(square, 3) == 9
+
+
 async def test_two_loops_each_with_lanes(two: tm.Lanes) -> None:
     """Lanes of different loops know nothing of each other."""
 

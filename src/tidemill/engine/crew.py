@@ -326,3 +326,9 @@ class Crew:
         if self._timer is not None:
             self._timer.cancel()
         await self.staff.aclose()
+
+    async def abandon(self) -> None:
+        """The loop was closed: nobody can be told any more. End the processes, from another loop."""
+        if not self.closed:
+            self.closed = True
+            await self.staff.abandon()

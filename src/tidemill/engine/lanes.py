@@ -36,6 +36,11 @@ T = TypeVar("T")
 
 _NOT_OPEN: Final = "These lanes are not open: use them inside `async with tm.Lanes(...) as lanes:`."
 
+_OTHER_LOOP: Final = (
+    "These lanes belong to another event loop. Open lanes in each loop, or use lanes.executor(), which takes calls from "
+    "any thread."
+)
+
 
 class Lanes:
     """Worker processes that run functions for an asyncio program, and an event loop that stays free.
@@ -137,7 +142,16 @@ class Lanes:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop all work and end the processes; calls that have not ended raise `CallError`. May be called twice."""
+        """Stop all work and end the processes; calls that have not ended raise `CallError`. May be called twice.
+
+        When the loop of these lanes was closed, this works from another one.
+        """
+        if self._crew is not None and self._loop is not None and _running_loop() is not self._loop:
+            if not self._loop.is_closed():
+                raise CallError(_OTHER_LOOP)
+            self._closed = True
+            await self._crew.abandon()
+            return
         self._closed = True
         if self._reader is not None:
             self._reader.close()
@@ -349,10 +363,7 @@ class Lanes:
         if self._crew is None:
             raise CallError(_NOT_OPEN)
         if _running_loop() is not self._loop:
-            raise CallError(
-                "These lanes belong to another event loop. Open lanes in each loop, or use lanes.executor(), which "
-                "takes calls from any thread."
-            )
+            raise CallError(_OTHER_LOOP)
         return self._crew
 
     def _future(self) -> asyncio.Future[Any]:

@@ -309,6 +309,15 @@ class Staff:
                 if server is not None:
                     await server.aclose()
 
+    async def abandon(self) -> None:
+        """The same when the loop that they belong to was closed under them."""
+        self.closed = True
+        for server in [*self._lost_servers, self._server]:
+            if server is not None:
+                await server.abandon()
+        for process in self.processes:
+            process.close()
+
     def pid(self, lane: int) -> int | None:
         process = self.seats[lane]
         return process.channel.pid if process is not None and process.channel is not None else None

@@ -201,6 +201,11 @@ class ProcessChannel:
                 self._loop.remove_writer(self._socket)
             self._socket.close()
 
+    def abandon(self) -> None:
+        """The loop that heard it was closed: only the socket is left to be closed."""
+        self._told = True
+        self._socket.close()
+
 
 class ForkServer:
     """Starts the server process, asks it to fork, and is told of exits."""
@@ -339,6 +344,18 @@ class ForkServer:
         if self._control is not None and child in self._channels:
             with contextlib.suppress(OSError):
                 self._control.send(_encode(Kill(child)))
+
+    async def abandon(self) -> None:
+        """The loop that heard them was closed: end the server, and with it its children, from another loop."""
+        if self._process is None or self._control is None:
+            return
+        for channel in self._channels.values():
+            channel.abandon()
+        self._channels.clear()
+        self._control.close()
+        self._control = None
+        process, self._process = self._process, None
+        await asyncio.to_thread(process.wait)
 
     async def aclose(self) -> None:
         """End the server; children that are left are killed by it."""
