@@ -18,6 +18,16 @@ def test_the_pages_examples_run_as_they_stand(tmp_path: Path) -> None:
         [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.split("\n")
-    assert lines[:3] == ["0.7223", "0", "1"]
-    assert lines[-3:] == ["[0, 2, 4, 6, 8]", "1024", ""]
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["0.7223", "stopped after 0.1 s"]
+    assert lines[2:] == [
+        "0 restarts",
+        *(str(x * x) for x in range(10)),
+        "[0, 2, 4, 6, 8]",
+        "1.0 2.0 5.0",
+        "2",
+        "small",
+        "True",
+        "1024",
+        "[0, 1, 4, 9, 16]",
+    ]
