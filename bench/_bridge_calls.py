@@ -191,7 +191,8 @@ async def books(sides: Sides, table: Table) -> None:
 
 
 async def _books(count: int) -> float:
-    from tidemill.core.calls import Calls, Send
+    from tidemill.core.call_commands import Send
+    from tidemill.core.calls import Calls
 
     loop = asyncio.get_running_loop()
     calls = Calls(2)

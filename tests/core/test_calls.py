@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tidemill.core.calls import Bounds, Calls, Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.calls import Bounds, Calls
 from tidemill.errors import EngineError
 
 LANES = 3

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tidemill.clock import SystemClock
-from tidemill.core.calls import Bounds, Calls, Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.call_process import CallProcess, Request, answers_of
 from tidemill.engine.door import Door
