@@ -159,6 +159,28 @@ async def test_closing_ends_what_waits(telephone, home) -> None:
     assert [type(result) for result in results] == [CallError] * 4
 
 
+async def test_what_is_called_in_the_turn_of_closing_ends() -> None:
+    """It never comes to a batch, and its caller is told so."""
+    async with tm.Lanes(1) as lanes:
+        predict = lanes.batched(doubled)
+        before = predict(1)
+        closing = asyncio.ensure_future(lanes.aclose())
+    await closing
+    with pytest.raises(CallError, match="closed"):
+        await asyncio.wait_for(before, 30)
+    with pytest.raises(CallError, match="closed"):
+        predict(2)
+
+
+async def test_a_call_from_another_thread_is_refused(two: tm.Lanes) -> None:
+    """Also while a call of this turn is on its way."""
+    predict = two.batched(doubled)
+    fine = predict(1)
+    with pytest.raises(CallError, match="another event loop"):
+        await asyncio.to_thread(predict, 2)
+    assert await fine == 2
+
+
 async def test_large_records_make_small_batches(one: tm.Lanes) -> None:
     """A batch is bounded in bytes too; nothing is lost."""
     sizes = one.batched(lambda records: [len(records)] * len(records))

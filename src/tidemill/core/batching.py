@@ -109,6 +109,7 @@ class Batcher:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._cap = self._proven = min(self.START, self.limits.max_records)
+        self._largest = 0  # sent since the cap last fell
         self._affordable = 0
         self._costs: dict[int, _Cost] = {}
         self._cost_s = 0.0
@@ -175,7 +176,8 @@ class Batcher:
     def sent(self, records: int) -> None:
         """A batch of so many records is on its way: the next may be twice as large, if its cost is known to fit."""
         if records == self._cap:
-            self._cap = max(records, min(2 * records, 4 * self._proven, self._affordable))
+            self._largest = records
+            self._grow()
 
     def measured(self, records: int, busy_s: float, lane: int = 0, travel_s: float | None = None) -> None:
         """``lane`` took ``busy_s`` for its share of a batch of ``records``; the rest of its round trip ``travel_s``.
@@ -194,9 +196,14 @@ class Batcher:
             self._affordable = max(1, min(self._affordable, int(records * target_s / busy_s)))
         if busy_s > _TELLING * target_s and self._affordable < self._cap:
             self._cap = self._proven = self._affordable
+            self._largest = 0
         elif busy_s <= target_s:
             self._cap = max(self._cap, min(2 * records, self._affordable))
             self._proven = max(self._proven, min(records, self._cap))
+            self._grow()
+
+    def _grow(self) -> None:
+        self._cap = max(self._cap, min(2 * self._largest, 4 * self._proven, self._affordable))
 
     def _travelled(self, travel_s: float) -> None:
         if not self._travel_s:

@@ -18,6 +18,8 @@ from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
 __all__ = ["Batched", "settle"]
 
+_running_loop: Final = asyncio._get_running_loop
+"""None where no loop runs, in a tenth of the time that the public one takes to raise."""
 _PRUNE: Final = 1024
 """Records whose callers gave up that may lie among those that wait before they are swept out."""
 
@@ -71,6 +73,7 @@ class Batched:
         self._batches: dict[_Batch, None] = {}
         self._scheduled = False
         self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
         self._records = self._sent_batches = self._timed_out = self._rejected = self._dropped = 0
 
@@ -80,7 +83,8 @@ class Batched:
         Raises `CallError` at once when the record cannot be pickled or the lanes are closed, and `LanesFull` when too
         many records wait and ``when_full="reject"``.
         """
-        self._check()
+        if not self._scheduled or _running_loop() is not self._loop:
+            self._check()  # once a turn is enough here
         if len(self._waiting) - self._gone >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
             if self._limits.when_full == "block":
                 return self._block(record)
@@ -88,7 +92,17 @@ class Batched:
         elif self._blocked:
             return self._block(record)
         parcel = dumps_arguments(record, {"the record": record})
-        return self._queue(_Awaited(loop=self._loop), parcel)
+        future = _Awaited(loop=self._loop)
+        future.parcel = parcel
+        future.place = self
+        if self._timeout_s is not None:
+            self._due(future)
+        self._waiting.append(future)
+        self._waiting_bytes += parcel.size
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._begin)  # whatever else this turn of the loop sends goes along
+        return future
 
     def statistics(self) -> BatchedStatistics:
         """How it is, now."""
@@ -108,25 +122,13 @@ class Batched:
 
     # -- waiting ---------------------------------------------------------------------------------------
 
-    def _queue(self, future: _Awaited, parcel: Parcel) -> _Awaited:
-        future.parcel = parcel
-        future.place = self
-        if self._timeout_s is not None:
-            self._due(future, self._timeout_s)
-        self._waiting.append(future)
-        self._waiting_bytes += parcel.size
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._begin)  # whatever else this turn of the loop sends goes along
-        return future
-
     def _block(self, record: Any) -> _Awaited:
         """The caller waits; its record is pickled when there is room."""
         future = _Awaited(loop=self._loop)
         future.parcel = record
         future.place = self
         if self._timeout_s is not None:
-            self._due(future, self._timeout_s)
+            self._due(future)
         self._blocked.append(future)
         return future
 
@@ -183,6 +185,11 @@ class Batched:
 
     def _begin(self) -> None:
         self._scheduled = False
+        try:
+            self._check()
+        except CallError as error:  # closed in the same turn
+            self.fail(error)
+            return
         self._unblock()
         if self._waiting:
             self._crew.feed_from(self)
@@ -210,7 +217,8 @@ class Batched:
         taken = [self._waiting.popleft() for _ in range(records)]
         batch = [future for future in taken if future.parcel is not None]
         self._gone -= len(taken) - len(batch)
-        self._waiting_bytes -= sum([future.parcel.size for future in batch])
+        for future in batch:
+            self._waiting_bytes -= future.parcel.size
         return batch
 
     def _send(self, records: list[_Awaited], *, alone: bool = False) -> None:
@@ -255,9 +263,9 @@ class Batched:
 
     # -- timeouts --------------------------------------------------------------------------------------
 
-    def _due(self, future: _Awaited, timeout_s: float) -> None:
+    def _due(self, future: _Awaited) -> None:
         """All have the same timeout, so they fall due in the order of their calls, and one timer will do."""
-        future.deadline_s = self._loop.time() + timeout_s
+        future.deadline_s = self._time() + self._timeout_s  # type: ignore[operator]
         if self._timer is None:
             self._timer = self._loop.call_at(future.deadline_s, self._expire)
 
@@ -315,7 +323,13 @@ class _Batch:
             return
         self._of.measured(len(records), self.request.busy_ns * 1e-9, self._sent_s)
         for future, answer in zip(records, outcome, strict=True):
-            settle(future, answer)
+            if not future.done():
+                try:
+                    value = answer.value()
+                except Exception as error:  # noqa: BLE001 - the record's own error, or a BadResult
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
 
 
 def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:

@@ -293,7 +293,7 @@ class Lanes:
         crew = self._open()
         _check_callable(fn)
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
-        return Batched(crew, self._check_here, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
+        return Batched(crew, self._open, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
     def keyed(self, factory: Callable[[], Any], *, max_keys: int = 100_000, max_bytes: int = 1 << 28) -> Keyed:
         """One object per key, kept through kills and recycling: ``counters = lanes.keyed(Counter)``.
