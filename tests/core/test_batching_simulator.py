@@ -239,7 +239,7 @@ def test_no_batch_is_more_than_twice_the_largest_before_it(seed):
 
 
 def show() -> None:
-    """The table of decision 10."""
+    """The table of decision 11."""
     for (world, load), runs in all_runs().items():
         for policy, run in runs.items():
             p50, p99 = (1e6 * run.quantile_s(share) for share in (0.5, 0.99))

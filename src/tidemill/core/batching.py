@@ -7,7 +7,7 @@ shared by many records, with nothing to tune.
 Rules of this file:
 
 - A record never waits while a lane is idle. A parent that is the bottleneck gathers while it works; to linger on top
-  of that only makes records late (decision 10).
+  of that only makes records late (decision 11).
 - A batch takes about ``target_s`` in a lane at most, or the time its callers have left. What a record costs is
   measured in the lanes, twice: over the last few batches, and over many records. The dearer counts, so the cap falls
   with one dear batch and rises slowly after it.

@@ -12,11 +12,12 @@ from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.batch_limits import BatchedStatistics, BatchLimits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
+from tidemill.engine.endings import own, settle
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
-__all__ = ["Batched", "settle"]
+__all__ = ["Batched"]
 
 _running_loop: Final = asyncio._get_running_loop
 """None where no loop runs, in a tenth of the time that the public one takes to raise."""
@@ -256,7 +257,7 @@ class Batched:
         """The lanes are closing."""
         for future in [*self._waiting, *self._blocked]:
             if not future.done():
-                future.set_exception(_own(error))
+                future.set_exception(own(error))
         self._waiting.clear()
         self._blocked.clear()
         self._waiting_bytes = self._gone = 0
@@ -330,25 +331,3 @@ class _Batch:
                     future.set_exception(error)
                 else:
                     future.set_result(value)
-
-
-def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:
-    """Give a future its value or its error; nothing when its caller gave up."""
-    if future.done():
-        return
-    if isinstance(answer, Exception):
-        future.set_exception(_own(answer))
-        return
-    try:
-        value = answer.value()
-    except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
-        future.set_exception(error)
-    else:
-        future.set_result(value)
-
-
-def _own(error: Exception) -> Exception:
-    """An error of one's own for each caller: tracebacks must not pile up on a shared one."""
-    if isinstance(error, LaneDied):
-        return LaneDied(str(error), error.signal, error.code)
-    return type(error)(str(error)) if isinstance(error, (CallError, TimeoutError)) else error

@@ -13,10 +13,11 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
 from tidemill.engine.batch_limits import BatchLimits, WhenFull
-from tidemill.engine.batched import Batched, settle
+from tidemill.engine.batched import Batched
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
 from tidemill.engine.door import WHEN_FULL
+from tidemill.engine.endings import settle
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.keyed import Keyed
