@@ -28,6 +28,8 @@ __all__ = ["Crew", "Feeder", "LaneCounts"]
 
 _log = logging.getLogger("tidemill")
 
+_LONGEST_S: Final = 1e9
+"""A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
 _CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
@@ -101,7 +103,7 @@ class Crew:
         if request.timeout_s is None:
             self._perform(self.calls.add(call, size=request.size, pin=pin))
         else:
-            due_ns = self._clock.monotonic_ns() + int(request.timeout_s * 1e9)
+            due_ns = self._clock.monotonic_ns() + int(min(request.timeout_s, _LONGEST_S) * 1e9)
             self._perform(self.calls.add(call, due_ns, size=request.size, pin=pin))
             self._arm()
         return call

@@ -1,0 +1,191 @@
+"""Bounds on what waits: by calls and by bytes; block, reject or drop the oldest; every call ends, every drop counts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from random import Random
+
+import cloudpickle
+import pytest
+
+import tidemill as tm
+from tidemill.errors import LaneDied, LanesFull
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_block_lets_callers_in_by_turns(telephone, home) -> None:
+    """First come, first served; callers in line can give up, and never run; nothing beyond the bound waits."""
+    async with tm.Lanes(1, max_waiting=5) as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        order: list[int] = []
+
+        async def call(number: int) -> int:
+            result = await lanes.run(square, number)
+            order.append(number)
+            return result
+
+        tasks = [asyncio.create_task(call(number)) for number in range(50)]
+        never = asyncio.create_task(lanes.run(home, telephone.port, "never"))
+        await turns()
+        assert lanes.statistics().waiting <= 5
+        tasks[30].cancel()
+        never.cancel()
+        await telephone.tell("running")
+        assert await running == "done"
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(ends.pop(30), asyncio.CancelledError)
+        assert ends == [number * number for number in range(50) if number != 30]
+        assert order == [number for number in range(50) if number != 30]
+        assert telephone.calls == 1
+
+
+async def test_reject_refuses_at_once(telephone, home) -> None:
+    """Those that were taken run; those that were not are told; there is room again afterwards."""
+    async with tm.Lanes(1, max_waiting=5, when_full="reject") as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        ends = asyncio.gather(*(lanes.run(square, number) for number in range(50)), return_exceptions=True)
+        await turns()
+        await telephone.tell("running")
+        told = [end for end in await ends if isinstance(end, LanesFull)]
+        done = [end for end in ends.result() if not isinstance(end, Exception)]
+        assert done == [number * number for number in range(len(done))]
+        assert 5 <= len(done) < 50
+        assert len(told) + len(done) == 50
+        assert await running == "done"
+        assert await lanes.run(square, 7) == 49
+
+
+async def test_drop_oldest_keeps_the_newest(telephone, home) -> None:
+    """The oldest that waited are told, the newest run; what runs is never dropped."""
+    async with tm.Lanes(1, max_waiting=5, when_full="drop_oldest") as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        tasks = [asyncio.create_task(lanes.run(square, number)) for number in range(50)]
+        await turns()
+        await telephone.tell("running")
+        assert await running == "done"
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        dropped = [number for number, end in enumerate(ends) if isinstance(end, LanesFull)]
+        assert all(end == number * number for number, end in enumerate(ends) if number not in dropped)
+        assert set(range(45, 50)).isdisjoint(dropped)
+        assert len(dropped) >= 40
+        assert await lanes.run(square, 7) == 49
+
+
+@pytest.mark.parametrize("when_full", ["block", "reject", "drop_oldest"])
+async def test_bytes_are_bounded_too(telephone, home, when_full: str) -> None:
+    """A few large arguments fill what many small ones would not; one that is larger than the bound still goes alone."""
+    async with tm.Lanes(1, max_waiting_bytes=3_000_000, when_full=when_full) as lanes:  # type: ignore[arg-type]
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        tasks = [asyncio.create_task(lanes.run(len, bytes(1_000_000))) for _ in range(20)]
+        await turns()
+        assert lanes.statistics().waiting <= 4
+        await telephone.tell("running")
+        await running
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(end == 1_000_000 or isinstance(end, LanesFull) for end in ends)
+        assert (ends.count(1_000_000) == 20) == (when_full == "block")
+        assert await lanes.run(len, bytes(5_000_000)) == 5_000_000
+
+
+async def test_timeouts_in_line(telephone, home) -> None:
+    """Time in line counts; a caller whose time is up leaves it, and those behind it move up."""
+    async with tm.Lanes(1, max_waiting=1) as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        behind = [asyncio.create_task(lanes.run(square, number)) for number in range(6)]
+        await turns()
+        with pytest.raises(TimeoutError):
+            await lanes.run(home, telephone.port, "never", timeout=0.02)
+        last = asyncio.create_task(lanes.run(square, 9))
+        await turns()
+        await telephone.tell("running")
+        await running
+        assert await asyncio.gather(*behind, last) == [0, 1, 4, 9, 16, 25, 81]
+        assert telephone.calls == 1
+
+
+async def test_callers_in_line_when_the_lanes_close(telephone, home) -> None:
+    """Each is told; none hangs."""
+    async with tm.Lanes(1, max_waiting=2) as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        tasks = [running, *(asyncio.create_task(lanes.run(square, number)) for number in range(20))]
+        await turns()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(end, tm.CallError) for end in ends)
+
+
+@pytest.mark.parametrize("when_full", ["block", "reject", "drop_oldest"])
+async def test_a_storm_through_a_narrow_door(when_full: str) -> None:
+    """Deaths, cancels and timeouts among bounded calls: each ends once, with its own; then the door is free."""
+    random = Random(when_full)
+
+    def work(number: int) -> int:
+        import os
+
+        if number % 17 == 3:
+            os._exit(1)
+        return number * number
+
+    async with tm.Lanes(2, max_waiting=3, max_waiting_bytes=200_000, when_full=when_full) as lanes:  # type: ignore[arg-type]
+
+        async def caller(first: int) -> None:
+            for number in range(first, first + 40):
+                call = asyncio.create_task(lanes.run(work, number, timeout=random.choice([None, 60, 0.003])))
+                await turns(random.randrange(10))
+                if random.random() < 0.2:
+                    call.cancel()
+                (end,) = await asyncio.gather(call, return_exceptions=True)
+                allowed = (TimeoutError, asyncio.CancelledError, LaneDied, LanesFull)
+                assert end == number * number or isinstance(end, allowed)
+
+        await asyncio.gather(*(caller(100 * number) for number in range(10)))
+        assert await asyncio.gather(*(lanes.run(square, number) for number in range(3))) == [0, 1, 4]
+        assert lanes.statistics().waiting == 0
+
+
+@pytest.mark.parametrize("when_full", ["block", "reject", "drop_oldest"])
+async def test_records_through_a_narrow_door(telephone, home, when_full: str) -> None:
+    """The same three ways for ``batched``."""
+    async with tm.Lanes(1) as lanes:
+        predict = lanes.batched(
+            lambda values: [value + 1 for value in values],
+            max_batch=4,
+            max_waiting=8,
+            when_full=when_full,  # type: ignore[arg-type]
+        )
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+
+        async def ask(number: int) -> int:
+            return await predict(number)
+
+        tasks = [asyncio.create_task(ask(number)) for number in range(60)]
+        await turns()
+        await telephone.tell("running")
+        await running
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        full = [number for number, end in enumerate(ends) if isinstance(end, LanesFull)]
+        assert all(end == number + 1 for number, end in enumerate(ends) if number not in full)
+        assert bool(full) == (when_full != "block")
+        if when_full == "drop_oldest":
+            assert set(range(55, 60)).isdisjoint(full)
+        if when_full == "reject":
+            assert set(range(5)).isdisjoint(full)
+        assert await predict(1) == 2
