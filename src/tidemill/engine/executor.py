@@ -36,7 +36,11 @@ class WorkFuture(concurrent.futures.Future[T]):
     def result(self, timeout: float | None = None) -> T:
         """As in the base class; raises `CallError` where waiting would block the loop that brings the result."""
         self._refuse_on_loop("result")
-        return super().result(timeout)
+        value = super().result(timeout)
+        error = self.exception(0)
+        if error is not None:  # the base class of Python 3.11 takes an error that is false for none
+            raise error
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As in the base class; raises `CallError` where waiting would block the loop that brings the result."""
