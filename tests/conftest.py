@@ -94,19 +94,42 @@ def call_home(port: int, name: str) -> str:
     return told.decode()
 
 
-class Telephone:
+class Listener:
+    """A server on a free port that leaves no connection behind when it is closed."""
+
+    def __init__(self) -> None:
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1")
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        await self.answer(reader, writer)
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Somebody has called."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Return when every connection is closed: one that the collector finds later would fail another test."""
+        self._server.close()
+        for writer in self._connections:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._connections), return_exceptions=True)
+
+
+class Telephone(Listener):
     """Hears of functions in lanes as they start, and tells them to end."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: dict[str, asyncio.StreamWriter] = {}
         self.calls = 0
         self._heard = asyncio.Condition()
 
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1")
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = (await reader.readline()).decode().strip()
         async with self._heard:
             self.calls += 1
@@ -130,15 +153,30 @@ class Telephone:
         writer.write(what.encode())
         writer.close()
 
-    async def close(self) -> None:
-        for writer in self.lines.values():
-            writer.close()
-        self._server.close()
+
+class Doorbell(Listener):
+    """Rings when a connection was opened and closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rung = asyncio.Event()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        self.rung.set()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def telephone() -> AsyncIterator[Telephone]:
     made = Telephone()
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def doorbell() -> AsyncIterator[Doorbell]:
+    made = Doorbell()
     await made.open()
     yield made
     await made.close()

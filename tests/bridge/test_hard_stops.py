@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import Self
 
 import cloudpickle
 import pytest
@@ -32,55 +31,36 @@ def hangs_in_c(port: int) -> None:
     collections.deque(itertools.repeat(1), maxlen=0)
 
 
-class Doorbell:
-    """Rings when a connection was opened and closed."""
-
-    async def __aenter__(self) -> Self:
-        self.rung = asyncio.Event()
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1")
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-        self.rung.set()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-
 @pytest.mark.parametrize("how", ["cancel", "timeout", "executor", "stream", "batched"])
-async def test_a_c_loop_that_holds_the_gil(one: tm.Lanes, how: str) -> None:
+async def test_a_c_loop_that_holds_the_gil(one: tm.Lanes, doorbell, how: str) -> None:
     """Each way to give up ends it; the calls behind it are served by the next process."""
-    async with Doorbell() as bell:
-        behind = []
-        if how == "timeout":
-            with pytest.raises(TimeoutError):
-                await one.run(hangs_in_c, bell.port, timeout=0.5)
-            await bell.rung.wait()
-        elif how == "stream":
-            stream = one.stream(hangs_in_c, [bell.port], window=1)
-            first = asyncio.ensure_future(anext(stream))
-            await bell.rung.wait()
-            first.cancel()
-            await asyncio.wait([first])
-            await stream.aclose()
-        else:
-            starts = {
-                "cancel": lambda: asyncio.create_task(one.run(hangs_in_c, bell.port)),
-                "executor": lambda: asyncio.wrap_future(one.executor().submit(hangs_in_c, bell.port)),
-                "batched": lambda: one.batched(lambda ports: hangs_in_c(ports[0]))(bell.port),
-            }
-            call = starts[how]()
-            await bell.rung.wait()
-            behind = [asyncio.create_task(one.run(square, number)) for number in range(5)]
-            await asyncio.sleep(0)
-            call.cancel()
-            await asyncio.wait([call])
-            assert call.cancelled()
-        assert await asyncio.gather(*behind) == [number * number for number in range(len(behind))]
-        assert await one.run(square, 7) == 49
+    behind = []
+    if how == "timeout":
+        with pytest.raises(TimeoutError):
+            await one.run(hangs_in_c, doorbell.port, timeout=0.5)
+        await doorbell.rung.wait()
+    elif how == "stream":
+        stream = one.stream(hangs_in_c, [doorbell.port], window=1)
+        first = asyncio.ensure_future(anext(stream))
+        await doorbell.rung.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        await stream.aclose()
+    else:
+        starts = {
+            "cancel": lambda: asyncio.create_task(one.run(hangs_in_c, doorbell.port)),
+            "executor": lambda: asyncio.wrap_future(one.executor().submit(hangs_in_c, doorbell.port)),
+            "batched": lambda: one.batched(lambda ports: hangs_in_c(ports[0]))(doorbell.port),
+        }
+        call = starts[how]()
+        await doorbell.rung.wait()
+        behind = [asyncio.create_task(one.run(square, number)) for number in range(5)]
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+    assert await asyncio.gather(*behind) == [number * number for number in range(len(behind))]
+    assert await one.run(square, 7) == 49
 
 
 async def test_a_lane_that_ignores_every_signal_it_can(one: tm.Lanes, telephone, home) -> None:
