@@ -94,7 +94,7 @@ def test_cancelling_a_future_stops_its_work(pool: tm.LanesExecutor, tmp_path: Pa
     assert fine.result(30) == 9
 
 
-def test_a_callback_may_submit_and_must_not_wait(pool: tm.LanesExecutor) -> None:
+def test_a_callback_may_submit_and_must_not_wait(pool: tm.LanesExecutor, tmp_path: Path) -> None:
     """It runs on the I/O thread: to wait there is refused at once."""
     outcomes: list[object] = []
     done = threading.Event()
@@ -107,7 +107,8 @@ def test_a_callback_may_submit_and_must_not_wait(pool: tm.LanesExecutor) -> None
             outcomes.append(error)
         again.add_done_callback(lambda future: (outcomes.append(future.result()), done.set()))
 
-    pool.submit(square, 2).add_done_callback(callback)
+    pool.submit(until_told, str(tmp_path / "told")).add_done_callback(callback)  # a call that has ended calls back here
+    (tmp_path / "told").touch()
     assert done.wait(30)
     assert "would wait for ever" in str(outcomes[0])
     assert outcomes[1] == 25

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from tidemill.errors import EngineError
 from tidemill.formats.packed import Packed, PackedColumn
+from tidemill.lanes.framing import MAX_FRAME, FrameReader, frame
 from tidemill.lanes.wire import (
-    MAX_FRAME,
     Admit,
     Committed,
     Failed,
-    FrameReader,
     KindsFixed,
     LoadPlan,
     Output,
@@ -25,7 +24,6 @@ from tidemill.lanes.wire import (
     Slot,
     Stop,
     Work,
-    frame,
 )
 
 PACKED = Packed(2, [PackedColumn("value", "float", 64), PackedColumn("unit", "text")], None, 128, -1, [["a", "b"]])

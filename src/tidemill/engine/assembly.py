@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
 from tidemill.formats.packed import Unpacker
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Output, Result, Slot
 from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
@@ -28,7 +29,7 @@ class Share:
     rows: NDArray[np.int32]
     """Its rows' positions in the slab."""
     result: Result
-    payload: bytes
+    payload: Payload
 
     @property
     def survivors(self) -> NDArray[np.int32]:

@@ -21,6 +21,7 @@ from tidemill.engine.door import Door
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import Returned
 
@@ -239,7 +240,7 @@ class Crew:
         """The lane has a process (`tidemill.engine.staff.Crew`)."""
         self._perform(self.calls.attached(lane))
 
-    def returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         """A call came back."""
         lane = process.lane
         assert lane is not None

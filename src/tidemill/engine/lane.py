@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.core.blame import Blame, Cursor, Death
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline import InlineLane
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.process import Exit, ForkServer
@@ -44,7 +45,7 @@ class Lane:
         self.state = Shared(f"state-{number}", layout.total_bytes)
         self.memory = StateMemory(layout, self.state.buffer)
         self.blame = Blame()
-        self.results: dict[int, tuple[Result, bytes]] = {}
+        self.results: dict[int, tuple[Result, Payload]] = {}
         """Results that came and are not committed."""
         self.busy_ns = 0
         self.batches = 0
@@ -101,7 +102,7 @@ class LaneFactory:
         self._server = server
         self._slabs = slabs
 
-    def start(self, lane: Lane, received: Callable[[FromLane, bytes], None], died: Callable[[Exit], None]) -> None:
+    def start(self, lane: Lane, received: Callable[[FromLane, Payload], None], died: Callable[[Exit], None]) -> None:
         """A new process for the lane, which continues from its state memory."""
         if self._server is None:
             lane.attach(InlineLane(lane.state.buffer, [slab.buffer for slab in self._slabs], received))

@@ -31,6 +31,7 @@ from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
 from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Unpacker
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import (
     Admit,
@@ -252,7 +253,7 @@ class Mill:
 
     # -- back from the lanes ---------------------------------------------------------------------------------
 
-    def _received(self, lane: Lane, message: FromLane, payload: bytes) -> None:
+    def _received(self, lane: Lane, message: FromLane, payload: Payload) -> None:
         try:
             match message:
                 case Result():

@@ -24,6 +24,7 @@ from tidemill import errors
 from tidemill.batch import Batch
 from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
 from tidemill.formats.packed import Full, Packer, TextTables
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.sink_main import SinkHost
@@ -275,7 +276,7 @@ class ProcessOutlet(Outlet):
             return None
         return [name for name in self._sink.columns if name in batch.columns]
 
-    def _received(self, message: FromLane, _: bytes) -> None:
+    def _received(self, message: FromLane, _: Payload) -> None:
         match message:
             case Written(number, flushed, rows, _):
                 self.rows = rows

@@ -75,7 +75,7 @@ def _without(share: Share, odd: list[str], fixed: dict[str, Kind], unpacker: Unp
     result = msgspec.structs.replace(
         share.result, framed=packed, kept_at=kept_at, kept=len(kept), dead=[*share.result.dead, *dead]
     )
-    return Share(share.rows, result, bytes(payload))
+    return Share(share.rows, result, payload)
 
 
 def _with_value(column: Column) -> Any:

@@ -21,6 +21,7 @@ from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.errors import CallError, EngineError, LaneDied
 from tidemill.lanes.beginning import Imports, begin
 from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.wire import FromLane, Returned, Stop
@@ -61,7 +62,7 @@ class Crew(Protocol):
     def seated(self, lane: int) -> None:
         """The lane has a process that is ready."""
 
-    def returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         """A process that has a lane answered a call."""
 
     def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
@@ -148,7 +149,7 @@ class Staff:
     def _forked(self) -> CallProcess:
         process = CallProcess(self._round)
 
-        def received(message: FromLane, payload: bytes) -> None:
+        def received(message: FromLane, payload: Payload) -> None:
             if not self.closed and isinstance(message, Returned):
                 self._returned(process, message, payload)
 
@@ -182,13 +183,13 @@ class Staff:
 
     # -- what processes say ----------------------------------------------------------------------------
 
-    def _returned(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+    def _returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         if process in self._starting:
             self._began(process, message, payload)
         elif process.lane is not None:
             self._crew.returned(process, message, payload)
 
-    def _began(self, process: CallProcess, message: Returned, payload: bytes) -> None:
+    def _began(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         process.turns.pop(message.call, None)
         try:
             answers_of(message, payload)[0].value()

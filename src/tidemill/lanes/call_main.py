@@ -8,10 +8,10 @@ import socket
 import sys
 
 from tidemill.lanes.call_worker import CallWorker
+from tidemill.lanes.control import Control
 from tidemill.lanes.cursor import Cursor
-from tidemill.lanes.lane_main import send_all
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import FrameReader, Message, Stop
+from tidemill.lanes.wire import Stop
 
 __all__ = ["inside_lane", "main"]
 
@@ -33,14 +33,13 @@ def main(control: socket.socket, memories: list[int]) -> None:
             stream.reconfigure(line_buffering=True)  # a crash must not swallow what was printed before it
     cursor = Cursor(Shared.of(memories[0]))
     cursor.use()
-    _Host(control, cursor).serve()
+    _Host(Control(control), cursor).serve()
 
 
 class _Host:
-    def __init__(self, control: socket.socket, cursor: Cursor) -> None:
-        self._control = control
-        self._reader = FrameReader(to_lane=True)
-        self._worker = CallWorker(cursor, self._send, self._wait)
+    def __init__(self, parent: Control, cursor: Cursor) -> None:
+        self._parent = parent
+        self._worker = CallWorker(cursor, parent.send, self._wait)
         self._stopped = False
 
     def serve(self) -> None:
@@ -48,15 +47,11 @@ class _Host:
             if self._worker.waiting and not self._worker.run_next():
                 return
 
-    def _send(self, message: Message, payload: bytes) -> None:
-        send_all(self._control, message, payload)
-
     def _wait(self) -> bool:
-        data = self._control.recv(1 << 18)
-        if not data:
+        messages = self._parent.read()
+        if messages is None:
             return False
-        self._reader.feed(data)
-        for message, payload in self._reader.messages():
+        for message, payload in messages:
             if isinstance(message, Stop):
                 self._stopped = True
             else:

@@ -11,6 +11,7 @@ from typing import Any
 from tidemill.errors import BadResult
 from tidemill.lanes.call_codec import dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
 
 __all__ = ["CallWorker"]
@@ -32,8 +33,8 @@ class CallWorker:
         self._cursor = cursor
         self._send = send
         self._wait = wait
-        self._functions: dict[int, bytes | Callable[..., Any]] = {}
-        self._queue: deque[tuple[Call, bytes]] = deque()
+        self._functions: dict[int, Payload | Callable[..., Any]] = {}
+        self._queue: deque[tuple[Call, Payload]] = deque()
         self._revocations = 0
         self._revoked: set[int] = set()
         self._pid = os.getpid()
@@ -43,7 +44,7 @@ class CallWorker:
         """Calls that came and were not started."""
         return len(self._queue)
 
-    def handle(self, message: Message, payload: bytes) -> None:
+    def handle(self, message: Message, payload: Payload) -> None:
         """Take a message; calls wait for `run_next`."""
         match message:
             case Call():
@@ -79,7 +80,7 @@ class CallWorker:
 
     # -- one call --------------------------------------------------------------------------------------
 
-    def _answers(self, call: Call, payload: bytes) -> list[_Answer]:
+    def _answers(self, call: Call, payload: Payload) -> list[_Answer]:
         try:
             function = self._function(call.function) if call.function else None
             if call.listed:
@@ -96,9 +97,9 @@ class CallWorker:
 
     def _function(self, number: int) -> Callable[..., Any]:
         function = self._functions[number]
-        if isinstance(function, bytes):
+        if isinstance(function, (bytearray, memoryview)):
             function = self._functions[number] = loads(function)
-        assert not isinstance(function, bytes)
+        assert not isinstance(function, (bytearray, memoryview))
         return function
 
 
@@ -116,7 +117,7 @@ def _answer(value: Any) -> _Answer:
         return True, dumps_error(error)
 
 
-def _pieces(payload: bytes, sizes: list[int]) -> list[memoryview]:
+def _pieces(payload: Payload, sizes: list[int]) -> list[memoryview]:
     view, start, pieces = memoryview(payload), 0, []
     for size in sizes:
         pieces.append(view[start : start + size])

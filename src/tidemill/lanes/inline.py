@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import FromLane, Message, ToLane
 from tidemill.lanes.worker import Worker
 
@@ -19,7 +20,7 @@ __all__ = ["InlineLane"]
 class InlineLane:
     """A lane in this process; see `tidemill.lanes.process.LaneProcess` for the interface."""
 
-    def __init__(self, state: Any, slabs: list[Any], received: Callable[[FromLane, bytes], None]) -> None:
+    def __init__(self, state: Any, slabs: list[Any], received: Callable[[FromLane, Payload], None]) -> None:
         self._received = received
         self._waiting: deque[ToLane] = deque()
         self._scheduled = False
@@ -43,7 +44,7 @@ class InlineLane:
             asyncio.get_running_loop().call_soon(self._turn)
         self._worker.handle(message)
 
-    def _reply(self, message: Message, payload: bytes | bytearray | memoryview) -> None:
+    def _reply(self, message: Message, payload: bytes | Payload) -> None:
         self._received(message, bytes(payload))  # type: ignore[arg-type]
 
     def kill(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["InlineCalls"]
@@ -19,16 +20,16 @@ __all__ = ["InlineCalls"]
 class InlineCalls:
     """Stands for a `tidemill.lanes.process.ProcessChannel` in this process."""
 
-    def __init__(self, cursor: Cursor, received: Callable[[FromLane, bytes], None]) -> None:
+    def __init__(self, cursor: Cursor, received: Callable[[FromLane, Payload], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._messages: deque[tuple[Message, bytes]] = deque()
+        self._messages: deque[tuple[Message, Payload]] = deque()
         self._worker = CallWorker(cursor, received, lambda: False)  # type: ignore[arg-type]
         self._scheduled = False
         self.pid: int | None = None
 
-    def send(self, message: Message, payload: bytes = b"") -> None:
+    def send(self, message: Message, payload: bytes | bytearray = b"") -> None:
         """Act on it at the loop's next turn, so that replies never come from inside ``send``."""
-        self._messages.append((message, payload))
+        self._messages.append((message, bytearray(payload)))
         self._schedule()
 
     def kill(self) -> None:

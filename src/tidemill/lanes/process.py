@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import subprocess
@@ -19,15 +20,18 @@ import msgspec
 
 from tidemill.errors import EngineError
 from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
+from tidemill.lanes.framing import FrameReader, Payload, frame
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import FrameReader, FromLane, Message, frame
+from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["Exit", "ForkServer", "ProcessChannel"]
 
 _BYTES_PER_TURN: Final = 256 * 1024
-"""Socket bytes taken per turn of the loop, so that a large result cannot hold it."""
+"""Socket bytes written to one child per turn of the loop, and about as many read, so that large ones cannot hold it."""
 _TURN_S: Final = 0.0005
 """Time per turn spent on what one child says, so that many small results cannot hold it either."""
+
+_log = logging.getLogger("tidemill")
 
 _replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
@@ -77,7 +81,7 @@ class ProcessChannel:
         server: ForkServer,
         child: int,
         parent_end: socket.socket,
-        received: Callable[[FromLane, bytes], None],
+        received: Callable[[FromLane, Payload], None],
         died: Callable[[Exit], None],
     ) -> None:
         self._server = server
@@ -90,6 +94,7 @@ class ProcessChannel:
         self._loop = asyncio.get_running_loop()
         self._exit: Exit | None = None
         self._armed = False  # whether the loop tells us when the socket takes more
+        self._gathering = False  # whether what is sent waits for the end of this turn
         self._eof = False
         self._told = False
         self.pid: int | None = None
@@ -97,69 +102,103 @@ class ProcessChannel:
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._readable)
 
-    def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
-        """Hand a message to the child, in order; what the socket does not take at once follows as it drains."""
+    def send(self, message: Message, payload: bytes | bytearray | memoryview = b"") -> None:
+        """Hand a message to the child, in order.
+
+        The first of a turn of the loop goes at once, so that the child can begin; those that follow it in the same turn
+        go together at its end. What the socket does not take at once follows as it drains.
+        """
         if self._eof:
             return
-        self._unsent.extend(memoryview(part) for part in frame(message, payload))
-        if not self._armed:
+        self._unsent.extend(map(memoryview, frame(message, payload)))
+        if not self._armed and not self._gathering:
+            self._gathering = True
+            self._loop.call_soon(self._gathered)
+            self._writable()
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if self._unsent and not self._armed:
             self._writable()
 
     def _writable(self) -> None:
+        """Write what waits, up to the bound of a turn."""
+        left = _BYTES_PER_TURN
         try:
-            while self._unsent:
+            while self._unsent and left > 0:
                 sent = self._socket.sendmsg(list(islice(self._unsent, 64)))
+                left -= sent
                 while self._unsent and sent >= len(self._unsent[0]):
                     sent -= len(self._unsent.popleft())
                 if sent:
                     self._unsent[0] = self._unsent[0][sent:]
         except (BlockingIOError, InterruptedError):
-            if not self._armed:
-                self._armed = True
-                self._loop.add_writer(self._socket, self._writable)
-            return
+            pass
         except OSError:  # the child is gone; the reader notices
             self._unsent.clear()
-        if self._armed:
-            self._armed = False
-            self._loop.remove_writer(self._socket)
+        if bool(self._unsent) is not self._armed:
+            self._armed = bool(self._unsent)
+            if self._armed:
+                self._loop.add_writer(self._socket, self._writable)
+            else:
+                self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
         """Take what is there, up to the bounds of a turn."""
-        try:
-            data = self._socket.recv(_BYTES_PER_TURN)
-        except (BlockingIOError, InterruptedError):
+        count = self._read()
+        if count is None:
             return
-        except OSError:
-            data = b""
-        if not data:
+        if not count:
             self._ended()
-            return
-        self._reader.feed(data)
-        if not self._deliver(_TURN_S):
+        elif not self._deliver(_TURN_S):
             self._loop.remove_reader(self._socket)
             self._loop.call_soon(self._deliver_more)
+
+    def _read(self) -> int | None:
+        """How many bytes came: 0 at the end, None when there are none yet."""
+        try:
+            count = self._socket.recv_into(self._reader.room())
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return 0
+        self._reader.came(count)
+        return count
 
     def _deliver_more(self) -> None:
         """What was left of the last read; then listen again."""
         if self._eof or self._told:
             return
-        if self._deliver(_TURN_S):
-            self._loop.add_reader(self._socket, self._readable)
-        else:
+        if not self._deliver(_TURN_S):
             self._loop.call_soon(self._deliver_more)
+        elif not self._eof:
+            self._loop.add_reader(self._socket, self._readable)
 
     def _deliver(self, seconds: float) -> bool:
         """Hand on the complete messages, for about so long; False when some are left."""
         until = self._loop.time() + seconds
-        for message, payload in self._reader.messages():
+        messages = self._reader.messages()
+        while True:
+            try:
+                message, payload = next(messages)
+            except StopIteration:
+                return True
+            except ValueError as error:
+                self._distrust(error)
+                return True
             self._received(message, payload)  # type: ignore[arg-type]
-            if self._loop.time() >= until and self._reader.pending:
+            if self._reader.pending and self._loop.time() >= until:
                 return False
-        return True
+
+    def _distrust(self, error: ValueError) -> None:
+        """What it writes is no message of ours: something in it has got hold of its socket. Nothing more can be read."""
+        _log.error("process %s wrote what is no message (%s), and is killed", self.pid, error)
+        self.kill()
+        self._ended()
 
     def _ended(self) -> None:
         self._eof = True
+        self._unsent.clear()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._end()
@@ -169,14 +208,12 @@ class ProcessChannel:
         open and would hide the end.
         """
         self._exit = Exit.of(status)
+        if reaped and not self._eof:
+            self._deliver(float("inf"))  # what was read before and not handed on
         while reaped and not self._eof:
-            try:
-                data = self._socket.recv(_BYTES_PER_TURN)
-            except OSError:
-                data = b""
-            self._reader.feed(data)
-            self._deliver(float("inf"))
-            if not data:
+            if self._read():
+                self._deliver(float("inf"))
+            else:
                 self._ended()
         self._end()
 
@@ -309,7 +346,7 @@ class ForkServer:
         self,
         role: str,
         memories: Sequence[int],
-        received: Callable[[FromLane, bytes], None],
+        received: Callable[[FromLane, Payload], None],
         died: Callable[[Exit], None],
         *,
         nice: int = 0,

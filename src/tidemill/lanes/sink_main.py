@@ -12,9 +12,9 @@ from typing import Any, Final, Protocol
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
-from tidemill.lanes.lane_main import send_all
+from tidemill.lanes.control import Control
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Failed, FrameReader, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.lanes.wire import Failed, OpenSink, SinkClosed, Stop, Write, Written
 from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
@@ -70,21 +70,22 @@ class SinkHost:
 
 def main(control: socket.socket, memories: list[int]) -> None:
     """Run until told to stop or the parent is gone; in both cases what was written is flushed."""
-    loop = _Loop(control, list(map(Shared.of, memories)))
+    parent = Control(control)
+    loop = _Loop(parent, list(map(Shared.of, memories)))
     try:
         loop.run()
     except TidemillError as error:
-        send_all(control, Failed(type(error).__name__, str(error)), b"")
+        parent.send(Failed(type(error).__name__, str(error)))
     except Exception as error:  # noqa: BLE001 - whatever a database raises
         told = f"the sink {loop.name} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
-        send_all(control, Failed(OutsideError.__name__, told), b"")
+        parent.send(Failed(OutsideError.__name__, told))
     finally:
         loop.close()
 
 
 class _Loop:
-    def __init__(self, control: socket.socket, regions: list[Any]) -> None:
-        self._control = control
+    def __init__(self, parent: Control, regions: list[Any]) -> None:
+        self._parent = parent
         self._regions = regions
         self._unpacker = Unpacker()
         self._host: SinkHost | None = None
@@ -94,20 +95,15 @@ class _Loop:
         return self._host.sink.name if self._host else ""
 
     def run(self) -> None:
-        reader = FrameReader(to_lane=True)
-        while self._wait():
-            data = self._control.recv(1 << 18)
-            if not data:
-                return
-            reader.feed(data)
-            for message, _ in reader.messages():
+        while self._wait() and (messages := self._parent.read()) is not None:
+            for message, _ in messages:
                 if not self._handle(message):
                     return
 
     def _wait(self) -> bool:
         """Until a message comes; flushes meanwhile when that is due."""
         while self._host is not None:
-            if select.select([self._control], [], [], self._host.due_in())[0]:
+            if select.select([self._parent], [], [], self._host.due_in())[0]:
                 return True
             self._host.flush()
             self._tell()
@@ -134,7 +130,7 @@ class _Loop:
         assert self._host is not None
         statistics = self._host.sink.statistics()
         written = Written(self._host.written, self._host.flushed, statistics.rows, statistics.bytes)
-        send_all(self._control, written, b"")
+        self._parent.send(written)
 
     def _stop(self) -> None:
         """Only a sink that has flushed and closed without complaint may say so."""
@@ -146,7 +142,7 @@ class _Loop:
             statistics = host.sink.statistics()
             rows, size = statistics.rows, statistics.bytes
         self._host = None
-        send_all(self._control, SinkClosed(rows, size), b"")
+        self._parent.send(SinkClosed(rows, size))
 
     def close(self) -> None:
         """After an error, or when the parent is gone."""

@@ -1,18 +1,12 @@
-"""The messages between the engine and its processes, and how they are framed on a socket.
+"""The messages between the engine and its processes; `tidemill.lanes.framing` puts them on a socket.
 
-A frame is ``<header length, payload length>`` (two little-endian uint32), the header (msgpack of one message below) and
-the payload (raw column bytes, described by the header). Both ends are our own processes of one version.
+Both ends are our own processes of one version.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from typing import Final
-
 import msgspec
 
-from tidemill.errors import EngineError
 from tidemill.formats.packed import Packed
 
 __all__ = [
@@ -21,11 +15,11 @@ __all__ = [
     "Committed",
     "Failed",
     "Forget",
-    "FrameReader",
     "FromLane",
     "Function",
     "KindsFixed",
     "LoadPlan",
+    "Message",
     "OpenSink",
     "Output",
     "Quarantined",
@@ -40,13 +34,7 @@ __all__ = [
     "Work",
     "Write",
     "Written",
-    "frame",
 ]
-
-_HEAD: Final = struct.Struct("<II")
-MAX_FRAME: Final = 1 << 31
-"""A length beyond this is a broken stream, refused before anything is allocated."""
-
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """One message; its class name travels with it."""
@@ -241,61 +229,3 @@ class Returned(Message, frozen=True):
 
 ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned
-
-_encoder = msgspec.msgpack.Encoder()
-_to_lane = msgspec.msgpack.Decoder(ToLane)
-_from_lane = msgspec.msgpack.Decoder(FromLane)
-
-
-def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> list[bytes | bytearray | memoryview]:
-    """The parts to send, for ``sendmsg``."""
-    header = _encoder.encode(message)
-    if len(header) + len(payload) > MAX_FRAME:
-        raise EngineError(f"a message of {len(header) + len(payload)} bytes cannot be sent to another process")
-    parts: list[bytes | bytearray | memoryview] = [_HEAD.pack(len(header), len(payload)) + header]
-    if len(payload):
-        parts.append(payload)
-    return parts
-
-
-class FrameReader:
-    """Bytes in, messages out; a frame may arrive in any number of pieces.
-
-    >>> reader = FrameReader(to_lane=True)
-    >>> data = b"".join(frame(Stop()))
-    >>> reader.feed(data[:3]); list(reader.messages())
-    []
-    >>> reader.feed(data[3:]); list(reader.messages())
-    [(Stop(), b'')]
-    """
-
-    def __init__(self, *, to_lane: bool) -> None:
-        self._decoder: msgspec.msgpack.Decoder[ToLane | FromLane] = _to_lane if to_lane else _from_lane
-        self._data = bytearray()
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take what a read returned."""
-        self._data += data
-
-    @property
-    def pending(self) -> bool:
-        """Whether there are bytes of messages that were not yet given."""
-        return bool(self._data)
-
-    def messages(self) -> Iterator[tuple[ToLane | FromLane, bytes]]:
-        """The complete messages so far, in order, each with its payload.
-
-        Raises `ValueError` (`msgspec.DecodeError` is one) for bytes that `frame` cannot have made.
-        """
-        while len(self._data) >= _HEAD.size:
-            header, payload = _HEAD.unpack_from(self._data)
-            if header + payload > MAX_FRAME:
-                raise ValueError(f"a frame announces {header + payload} bytes")
-            end = _HEAD.size + header + payload
-            if len(self._data) < end:
-                return
-            with memoryview(self._data) as view:
-                message = self._decoder.decode(view[_HEAD.size : _HEAD.size + header])
-                body = bytes(view[_HEAD.size + header : end])
-            del self._data[:end]
-            yield message, body

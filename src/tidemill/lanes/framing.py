@@ -1,0 +1,117 @@
+"""Messages as frames on a socket.
+
+A frame is ``<header length, payload length>`` (two little-endian uint32), the header (msgpack of one message of
+`tidemill.lanes.wire`) and the payload (raw bytes, described by the header).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from tidemill.errors import EngineError
+from tidemill.lanes.wire import FromLane, Message, ToLane
+
+__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame"]
+
+Payload = bytearray | memoryview
+"""What came with a message: memory of the receiver's own, to be written to as it likes."""
+
+_HEAD: Final = struct.Struct("<II")
+MAX_FRAME: Final = 1 << 31
+"""A length beyond this is a broken stream, refused before anything is allocated."""
+READ_BYTES: Final = 256 * 1024
+"""Taken by one read. The memory is kept: to allocate that much for each read takes as long as four reads."""
+
+_encoder = msgspec.msgpack.Encoder()
+_to_lane = msgspec.msgpack.Decoder(ToLane)
+_from_lane = msgspec.msgpack.Decoder(FromLane)
+
+
+def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> list[bytes | bytearray | memoryview]:
+    """The parts to send, for ``sendmsg``."""
+    header = _encoder.encode(message)
+    if len(header) + len(payload) > MAX_FRAME:
+        raise EngineError(f"a message of {len(header) + len(payload)} bytes cannot be sent to another process")
+    parts: list[bytes | bytearray | memoryview] = [_HEAD.pack(len(header), len(payload)) + header]
+    if len(payload):
+        parts.append(payload)
+    return parts
+
+
+class FrameReader:
+    """Bytes in, messages out; a frame may arrive in any number of pieces.
+
+    Each read goes to ``room()``, and ``came`` says how much of it was filled. A frame that the kept memory cannot hold
+    gets its own, and is read straight into it.
+
+    >>> from tidemill.lanes.wire import Stop
+    >>> reader = FrameReader(to_lane=True)
+    >>> data = b"".join(frame(Stop()))
+    >>> reader.feed(data[:3]); list(reader.messages())
+    []
+    >>> reader.feed(data[3:]); list(reader.messages())
+    [(Stop(), bytearray(b''))]
+    """
+
+    def __init__(self, *, to_lane: bool) -> None:
+        self._decode = _to_lane.decode if to_lane else _from_lane.decode
+        self._kept = memoryview(bytearray(READ_BYTES))
+        self._data = self._kept  # where bytes are read to: the kept memory, or that of one large frame
+        self._start = self._end = 0  # what has come and was not given yet
+
+    def room(self) -> memoryview:
+        """Where the next read goes; never empty once `messages` was read to its end."""
+        return self._data[self._end :]
+
+    def came(self, count: int) -> None:
+        """A read has put ``count`` bytes there."""
+        self._end += count
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take bytes that were read elsewhere, as many as there is room for."""
+        room = self.room()
+        room[: len(data)] = data
+        self.came(len(data))
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are bytes of messages that were not yet given."""
+        return self._end > self._start
+
+    def messages(self) -> Iterator[tuple[ToLane | FromLane, Payload]]:
+        """The complete messages so far, in order, each with its payload, which is the receiver's own.
+
+        Raises `ValueError` (`msgspec.DecodeError` is one) for bytes that `frame` cannot have made.
+        """
+        while (held := self._end - self._start) >= _HEAD.size:
+            header, payload = _HEAD.unpack_from(self._data, self._start)
+            if header + payload > MAX_FRAME:
+                raise ValueError(f"a frame announces {header + payload} bytes")
+            size = _HEAD.size + header + payload
+            if held < size:
+                self._make_room(size)
+                return
+            body = self._start + _HEAD.size + header
+            message = self._decode(self._data[body - header : body])
+            data: Payload = self._data[body : body + payload]
+            if self._data is self._kept:
+                data = bytearray(data)
+            self._start += size
+            if self._start == self._end:
+                self._data = self._kept
+                self._start = self._end = 0
+            yield message, data
+        self._make_room(_HEAD.size)
+
+    def _make_room(self, size: int) -> None:
+        """For the rest of a frame of ``size`` bytes."""
+        if self._start + size <= len(self._data):
+            return
+        data = self._kept if size <= READ_BYTES else memoryview(bytearray(size))
+        held = self._end - self._start
+        data[:held] = bytes(self._data[self._start : self._end])  # may overlap with where it was
+        self._data, self._start, self._end = data, 0, held
