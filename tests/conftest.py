@@ -11,8 +11,11 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 from hypothesis import strategies as st
 
+settings.register_profile("tidemill", deadline=None)  # no test depends on speed
+settings.load_profile("tidemill")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 

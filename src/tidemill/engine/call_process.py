@@ -6,15 +6,18 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from tidemill.engine.functions_sent import SentFunction
+from tidemill.engine.large_buffers import LargeBuffers
+from tidemill.errors import EngineError
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.process import ProcessChannel
-from tidemill.lanes.wire import Call, Forget, Function, Returned, Revoke
+from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
 
 __all__ = ["CallProcess", "Request", "answers_of"]
 
@@ -48,9 +51,10 @@ class CallProcess:
     FIRST_CALL: Final = 1
     """The number of the call that makes it ready; others have higher ones."""
 
-    def __init__(self, round_: int = 0) -> None:
+    def __init__(self, round_: int = 0, arena_bytes: int = 0) -> None:
         self.memory = Shared("cursor", CURSOR_BYTES)
         self.cursor = Cursor(self.memory.buffer)
+        self.large = LargeBuffers(arena_bytes, self._send) if arena_bytes else None
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None
@@ -68,34 +72,58 @@ class CallProcess:
         self._last_turn = 0
         self.dying = False
 
+    @property
+    def memories(self) -> list[int]:
+        """What the process maps, by descriptor."""
+        return [self.memory.fd] if self.large is None else [self.memory.fd, self.large.fd]
+
     def send(self, call: int, request: Request) -> None:
-        assert self.channel is not None
         number = 0
         if request.function is not None:
             number = request.function.number
             self._introduce(request.function)
-        payload = (
-            request.parcels[0].data
-            if len(request.parcels) == 1
-            else b"".join([parcel.data for parcel in request.parcels])
-        )
-        self._last_turn += 1
-        self.turns[call] = self._last_turn
-        sizes = [len(parcel.data) for parcel in request.parcels]
-        self.channel.send(Call(call, self._last_turn, number, request.listed, sizes), payload)
+        self._last_turn = turn = self._last_turn + 1
+        self.turns[call] = turn
+        if len(request.parcels) == 1:
+            parcel = request.parcels[0]
+            if (
+                parcel.buffers
+                and not request.listed
+                and self.large is not None
+                and self.large.send(call, turn, number, parcel)
+            ):
+                return
+            payload = parcel.data
+            self._post(Call(call, turn, number, request.listed, [len(payload)]), payload)
+            return
+        parts = [parcel.data for parcel in request.parcels]
+        self._post(Call(call, turn, number, request.listed, list(map(len, parts))), b"".join(parts))
 
     def _introduce(self, function: SentFunction) -> None:
-        assert self.channel is not None
         if function.number in self.functions:
             return
         if len(self.functions) == MAX_FUNCTIONS:
-            self.channel.send(Forget(self.functions.popitem(last=False)[0]))
+            self._post(Forget(self.functions.popitem(last=False)[0]))
         self.functions[function.number] = None
-        self.channel.send(Function(function.number), function.data)
+        self._post(Function(function.number), function.data)
+
+    def _post(self, message: Message, payload: bytes = b"") -> None:
+        """Send behind what is still being copied, or at once."""
+        if self.large is not None and self.large.sending:
+            self.large.post(message, payload)
+        else:
+            self._send(message, payload)
+
+    def _send(self, message: Message, payload: bytes = b"") -> None:
+        assert self.channel is not None
+        self.channel.send(message, payload)
 
     def revoke(self, call: int, *, or_kill: bool) -> bool:
         """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""
         assert self.channel is not None
+        if self.large is not None and self.large.withdraw(call):
+            del self.turns[call]
+            return True
         turn, started = self.turns[call], self.cursor.announce()
         if started == turn and or_kill:
             self.kill()
@@ -103,6 +131,8 @@ class CallProcess:
         self.channel.send(Revoke(turn if started < turn else 0))
         if started < turn:
             del self.turns[call]
+            if self.large is not None:
+                self.large.free(turn)
         return started < turn
 
     def ask_to_stop(self, call: int) -> None:
@@ -120,15 +150,48 @@ class CallProcess:
             self.dying = True
             self.channel.kill()
 
-    def close(self) -> None:
+    def answers(self, message: Returned, payload: Payload, settle: Callable[[list[Answer]], None]) -> None:
+        """Tell what the process answered, once that is in memory of this process's own."""
+        if self.large is not None and message.freed:
+            for turn in message.freed:
+                self.large.free(turn)
+        if self.large is not None and message.at >= 0:
+            self.large.came(message, payload, settle)
+        else:
+            settle(answers_of(message, payload))
+
+    def first_answer(self, message: Returned, payload: Payload) -> None:
+        """Raises what the process answered to its first call, if that is an error."""
+        if not self.believes(message, payload):
+            raise EngineError("the process answered its first call with what cannot be an answer")
+        del self.turns[message.call]
+        answers_of(message, payload)[0].value()
+
+    def believes(self, message: Returned, payload: Payload) -> bool:
+        """Whether that can be the answer to a call that was sent: a function may have got hold of the socket."""
+        return (
+            message.call in self.turns
+            and len(message.raised) == len(message.sizes) > 0
+            and min(message.sizes) >= 0
+            and sum(message.sizes) == len(payload)
+            and (message.at < 0 or (self.large is not None and self.large.holds(message.at, message.room)))
+        )
+
+    def close(self, *, tell: bool = True) -> None:
+        """It has ended; what it answered before is told first."""
         for timer in self.stops.values():
             timer.cancel()
+        if self.large is not None:
+            self.large.close(tell=tell)
         self.cursor.close()
         self.memory.buffer.close()
         self.memory.close()
 
 
-def answers_of(message: Returned, payload: Any) -> list[Answer]:
+def answers_of(message: Returned, payload: Payload) -> list[Answer]:
+    """One answer an item."""
+    if len(message.sizes) == 1:
+        return [Answer(message.raised[0], payload)]
     view, start, answers = memoryview(payload), 0, []
     for raised, size in zip(message.raised, message.sizes, strict=True):
         answers.append(Answer(raised, view[start : start + size]))

@@ -16,7 +16,7 @@ from tidemill.clock import SystemClock
 from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
-from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.door import Door
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
@@ -32,6 +32,10 @@ _log = logging.getLogger("tidemill")
 _LONGEST_S: Final = 1e9
 """A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
 _CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
+
+
+def _nobody(_: Sequence[Answer] | Exception) -> None:
+    """Whoever called does not want it any more."""
 
 
 class Feeder(Protocol):
@@ -244,14 +248,20 @@ class Crew:
         """A call came back."""
         lane = process.lane
         assert lane is not None
+        request = self._requests.get(message.call)
+        items = len(message.sizes)
+        if not process.believes(message, payload) or (request is not None and items != len(request.parcels)):
+            _log.error("lane %d: process %s gave an answer that cannot be, and is killed", lane, self.staff.pid(lane))
+            process.kill()
+            return
         counts = self.lanes[lane]
         counts.busy_ns += message.busy_ns
         counts.done += 1
-        counts.items += len(message.sizes)
-        counts.received_bytes += len(payload)
-        process.items += len(message.sizes)
-        process.turns.pop(message.call, None)
-        request = self._requests.pop(message.call, None)
+        counts.items += items
+        counts.received_bytes += len(payload) + message.room
+        process.items += items
+        del process.turns[message.call]
+        self._requests.pop(message.call, None)
         commands = self.calls.returned(lane, message.call)  # before the caller is told: the lane may be idle
         depth = self._depth.measured(lane, message.busy_ns)
         if depth != self.calls.depth:
@@ -265,7 +275,7 @@ class Crew:
             self._retire()
         if request is not None:
             request.busy_ns = message.busy_ns
-            request.settle(answers_of(message, payload))
+        process.answers(message, payload, _nobody if request is None else request.settle)
 
     def _stopped(self, process: CallProcess, call: int, lane: int) -> list[Command]:
         """A call that was asked to stop, or ended by itself: the lane may go on."""

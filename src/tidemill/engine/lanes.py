@@ -27,7 +27,7 @@ from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
 from tidemill.engine.staff import Making, checked_modules
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
-from tidemill.lanes.call_codec import Answer, dumps_arguments
+from tidemill.lanes.call_codec import Answer, dumps_arguments, dumps_call, named
 from tidemill.lanes.call_main import inside_lane
 from tidemill.lanes.keyed_objects import KeyedObjects
 
@@ -53,6 +53,9 @@ class Lanes:
     ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls
     ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
                            that has grown to so many bytes of resident memory. Nothing is lost or run twice
+    ``arena_bytes``        shared memory of each process, half for large arguments (from 32 kB) and half for large results,
+                           which are copied once each way; what finds no room goes through a socket. Only what was used
+                           is taken from the machine, and counts against a container's memory. 0 for none
     ``grace``              seconds that a cancelled or timed-out call has to notice `tidemill.cancelled` before its
                            process is killed
     ``max_waiting``        calls, and ``max_waiting_bytes`` bytes of arguments, that may wait while all lanes are busy.
@@ -81,6 +84,7 @@ class Lanes:
         initargs: Sequence[Any] = (),
         recycle_after: int | None = None,
         recycle_rss: int | None = None,
+        arena_bytes: int = 64 << 20,
         grace: float = 0.05,
         max_waiting: int | None = None,
         max_waiting_bytes: int | None = None,
@@ -100,6 +104,7 @@ class Lanes:
             tuple(initargs),
             _bound("recycle_after", recycle_after),
             _bound("recycle_rss", recycle_rss),
+            _checked_arena(arena_bytes),
         )
         self._bounds = Bounds(_bound("max_waiting", max_waiting), _bound("max_waiting_bytes", max_waiting_bytes))
         self._grace_s = grace
@@ -383,13 +388,10 @@ class Lanes:
         _check_timeout(timeout)
         _check_callable(fn)
         sent = self._functions.of(fn)
-        where = {f"argument {number}": value for number, value in enumerate(args)} | {
-            f"argument {name}": value for name, value in kwargs.items()
-        }
         if sent is None:
-            parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **where})
+            parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)})
         else:
-            parcel = dumps_arguments((args, kwargs), where)
+            parcel = dumps_call(args, kwargs)
         return Request(f"lanes.run({name_of(fn)})", sent, [parcel], done, timeout_s=timeout)
 
 
@@ -401,6 +403,12 @@ def _check_callable(fn: object) -> None:
 def _bound(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise CallError(f"{name}={value!r} must be a whole number of 1 or more; leave it out for no limit.")
+    return value
+
+
+def _checked_arena(value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or 0 < value < 1 << 20:
+        raise CallError(f"arena_bytes={value!r} must be a number of bytes, at least 1 MB (1 << 20), or 0 for none.")
     return value
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill import files
-from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.errors import CallError, EngineError, LaneDied
 from tidemill.lanes.beginning import Imports, begin
@@ -43,6 +43,8 @@ class Making:
     """Items."""
     recycle_rss: int | None = None
     """Bytes of resident memory."""
+    arena_bytes: int = 0
+    """Shared memory for large arguments and results of one process, half for each."""
 
     @property
     def recycles(self) -> bool:
@@ -147,7 +149,7 @@ class Staff:
         process.send(process.FIRST_CALL, self._first_call)
 
     def _forked(self) -> CallProcess:
-        process = CallProcess(self._round)
+        process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
 
         def received(message: FromLane, payload: Payload) -> None:
             if not self.closed and isinstance(message, Returned):
@@ -158,7 +160,7 @@ class Staff:
                 process.channel = InlineCalls(process.cursor, received)
             else:
                 process.channel = self._living_server().spawn(
-                    "calls", [process.memory.fd], received, lambda how: self._died(process, how), nice=self._making.nice
+                    "calls", process.memories, received, lambda how: self._died(process, how), nice=self._making.nice
                 )
         except BaseException:
             process.close()
@@ -190,9 +192,8 @@ class Staff:
             self._crew.returned(process, message, payload)
 
     def _began(self, process: CallProcess, message: Returned, payload: Payload) -> None:
-        process.turns.pop(message.call, None)
         try:
-            answers_of(message, payload)[0].value()
+            process.first_answer(message, payload)
         except Exception as error:  # noqa: BLE001 - the user's own
             process.kill()
             if self._inline:
@@ -317,7 +318,7 @@ class Staff:
             if server is not None:
                 await server.abandon()
         for process in self.processes:
-            process.close()
+            process.close(tell=False)
 
     def pid(self, lane: int) -> int | None:
         process = self.seats[lane]

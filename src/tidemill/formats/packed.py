@@ -29,6 +29,7 @@ __all__ = [
     "TextTables",
     "Unpacker",
     "compact_texts",
+    "decoded_texts",
     "packed_bytes",
 ]
 
@@ -280,7 +281,7 @@ class Unpacker:
         known = self._texts.get(packed.name)
         if known is not None and known[0] == data:
             return known[1]
-        texts = _decoded(data)
+        texts = decoded_texts(data)
         table = np.fromiter(texts, object, len(texts))
         self._texts[packed.name] = (data, table)
         return table
@@ -328,7 +329,7 @@ def _encoded(texts: list[str]) -> bytes:
         return pickle.dumps(texts, pickle.HIGHEST_PROTOCOL)
 
 
-def _decoded(data: bytes) -> list[str]:
+def decoded_texts(data: bytes) -> list[str]:
     if data.startswith(pickle.PROTO):  # as msgpack, an empty map
         texts: list[str] = pickle.loads(data)  # noqa: S301 - our own bytes
         return texts

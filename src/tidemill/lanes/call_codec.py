@@ -1,7 +1,8 @@
-"""Pickles of calls: functions, arguments, values, errors. One pickle an item, so that each can fail alone.
+"""What travels for a call: functions, arguments, values, errors. One parcel an item, so that each can fail alone.
 
 Plain pickle does it where it can (about 1 us); cloudpickle takes what is of ``__main__``, a notebook or a closure, by
-value. A class sent by value and back is the same class again.
+value. A class sent by value and back is the same class again. User code runs here, in the methods by which objects
+pickle themselves: whatever it raises, ``sys.exit()`` too, belongs to its own call. Only Ctrl-C passes.
 """
 
 from __future__ import annotations
@@ -15,36 +16,27 @@ import cloudpickle
 import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
+from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
     "Answer",
     "Parcel",
     "dumps",
     "dumps_arguments",
+    "dumps_call",
     "dumps_error",
     "dumps_function",
     "dumps_value",
     "loads",
     "loads_error",
     "loads_value",
+    "named",
 ]
 
-loads = pickle.loads
+loads = unpack
 
 MAX_BYTES: Final = 1 << 30
-"""Of one pickle: a gigabyte through a socket is a mistake, and frames have a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """A value on its way to a lane."""
-
-    data: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.data)
+"""Of one parcel: a gigabyte through a socket is a mistake, and frames have a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +44,15 @@ class Answer:
     """What a lane sent back for one item: a value, or the error it ended with."""
 
     raised: bool
-    data: bytes | memoryview
+    data: bytes | bytearray | memoryview
+    block: memoryview | None = None
+    """The value's large buffers; nobody else's memory."""
 
     def value(self) -> Any:
         """The value; raises the item's own error, or `BadResult` when the value cannot be read here."""
         if self.raised:
             raise loads_error(self.data)
-        return loads_value(self.data)
+        return loads_value(self.data, self.block)
 
 
 def dumps(value: Any) -> bytes:
@@ -72,6 +66,13 @@ def dumps(value: Any) -> bytes:
     return data
 
 
+def _describe(error: BaseException) -> str:
+    """For messages. Lets Ctrl-C pass, which is nobody's error."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return f"{type(error).__name__}: {error}"
+
+
 # -- arguments -------------------------------------------------------------------------------------------
 
 
@@ -79,35 +80,57 @@ def dumps_function(function: Any) -> bytes:
     """Pickle a function, always by cloudpickle, which knows of modules to be sent by value; raises `CallError`."""
     try:
         return bytes(cloudpickle.dumps(function, 5))
-    except Exception as error:
+    except BaseException as error:
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
-            f"lane ({type(error).__name__}: {error}). Make what it closes over inside of it, or pass it as an argument."
+            f"lane ({_describe(error)}). Make what it closes over inside of it, or pass it as an argument."
         ) from error
+
+
+def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
+    """Pack the arguments of a call; raises `CallError` that names the one that cannot be sent, and its path."""
+    try:
+        parcel = pack_arguments(args, kwargs)
+    except BaseException as error:
+        raise _unsendable(error, named(args, kwargs)) from error
+    return parcel if parcel.size <= MAX_BYTES else _refused(parcel)
+
+
+def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by what messages call them."""
+    return {f"argument {name}": value for name, value in (*enumerate(args), *kwargs.items())}
 
 
 def dumps_arguments(value: Any, where: dict[str, Any]) -> Parcel:
-    """Pickle what a call needs; raises `CallError` that names the one of ``where`` that cannot be, and its path."""
+    """Pack what a call needs; raises `CallError` that names the one of ``where`` that cannot be sent, and its path."""
     try:
-        data = dumps(value)
-    except Exception as error:
-        path = next((found for name, part in where.items() if (found := _culprit(part, name))), "its arguments")
-        raise CallError(
-            f"The call was not made: {path} cannot be sent to a lane ({type(error).__name__}: {error}). Pass what it "
-            "was made from instead, and make it inside the function."
-        ) from error
-    if len(data) > MAX_BYTES:
-        raise CallError(
-            f"The call was not made: its arguments are {len(data):,} bytes when pickled, more than {MAX_BYTES:,}. Pass "
-            "the path of a file instead, or call with parts."
-        )
-    return Parcel(data)
+        parcel = pack(value)
+    except BaseException as error:
+        raise _unsendable(error, where) from error
+    return parcel if parcel.size <= MAX_BYTES else _refused(parcel)
+
+
+def _unsendable(error: BaseException, where: dict[str, Any]) -> CallError:
+    told = _describe(error)
+    path = next((found for name, part in where.items() if (found := _culprit(part, name))), "its arguments")
+    return CallError(
+        f"The call was not made: {path} cannot be sent to a lane ({told}). Pass what it was made from instead, and make "
+        "it inside the function."
+    )
+
+
+def _refused(parcel: Parcel) -> Parcel:
+    raise CallError(
+        f"The call was not made: its arguments are {parcel.size:,} bytes when packed, more than {MAX_BYTES:,}. Pass the "
+        "path of a file instead, or call with parts."
+    )
 
 
 def _can_be_pickled(value: Any) -> bool:
     try:
-        dumps(value)
-    except Exception:  # noqa: BLE001 - see dumps
+        pack(value)
+    except BaseException as error:  # noqa: BLE001 - see above
+        _describe(error)
         return False
     return True
 
@@ -133,33 +156,30 @@ def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
 # -- values ----------------------------------------------------------------------------------------------
 
 
-def dumps_value(value: Any) -> bytes:
-    """Pickle what a function returned; raises `BadResult`."""
+def dumps_value(value: Any) -> Parcel:
+    """Pack what a function returned; raises `BadResult`."""
     try:
-        data = dumps(value)
-    except Exception as error:
+        parcel = pack(value)
+    except BaseException as error:
+        told = _describe(error)
         path = _culprit(value, "the result") or "the result"
-        raise BadResult(
-            "unpicklable_result",
-            f"The function ran, but {path} cannot be sent back ({type(error).__name__}: {error}).",
-        ) from error
-    if len(data) > MAX_BYTES:
+        raise BadResult("unpicklable_result", f"The function ran, but {path} cannot be sent back ({told}).") from error
+    if parcel.size > MAX_BYTES:
         raise BadResult(
             "large_result",
-            f"The function ran, but its result is {len(data):,} bytes when pickled, more than {MAX_BYTES:,}. Write it "
+            f"The function ran, but its result is {parcel.size:,} bytes when packed, more than {MAX_BYTES:,}. Write it "
             "to a file and return the path.",
         )
-    return data
+    return parcel
 
 
-def loads_value(data: bytes | memoryview) -> Any:
+def loads_value(data: bytes | bytearray | memoryview, block: memoryview | None = None) -> Any:
     """The value; raises `BadResult` when this process cannot read it."""
     try:
-        return pickle.loads(data)  # noqa: S301 - our own lane's bytes
-    except Exception as error:
+        return unpack(data, block)
+    except BaseException as error:
         raise BadResult(
-            "unreadable_result",
-            f"The function ran, but its result cannot be read here ({type(error).__name__}: {error}).",
+            "unreadable_result", f"The function ran, but its result cannot be read here ({_describe(error)})."
         ) from error
 
 
@@ -194,7 +214,7 @@ def dumps_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - the user's __str__
+    except BaseException:  # noqa: BLE001 - the user's __str__
         message = "(its message cannot be shown)"
     return _encode(_Raised(name, message, text, _dumped(error)))
 
@@ -206,19 +226,21 @@ def _dumped(error: BaseException) -> bytes | None:
     try:
         data = dumps(error)
         pickle.loads(data)  # noqa: S301 - what we just made: many an exception pickles and does not come back
-    except Exception:  # noqa: BLE001 - see dumps
+    except BaseException as raised:  # noqa: BLE001 - the error's own methods
+        _describe(raised)
         return None
     return data
 
 
-def loads_error(data: bytes | memoryview) -> Exception:
+def loads_error(data: bytes | bytearray | memoryview) -> Exception:
     """The error, with the lane's traceback as its cause; a `RemoteError` stands for one that cannot travel."""
     raised = _decode(data)
     error: Exception | None = None
     if raised.pickled is not None:
         try:
             loaded = pickle.loads(raised.pickled)  # noqa: S301 - our own lane's bytes
-        except Exception:  # noqa: BLE001 - its module may not be importable here
+        except BaseException as reading:  # noqa: BLE001 - its module may not be importable here
+            _describe(reading)
             loaded = None
         error = loaded if isinstance(loaded, Exception) else None
     if error is None:

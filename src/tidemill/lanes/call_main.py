@@ -24,7 +24,7 @@ def inside_lane() -> bool:
 
 
 def main(control: socket.socket, memories: list[int]) -> None:
-    """Run until told to stop or the parent is gone. ``memories`` is the cursor's."""
+    """Run until told to stop or the parent is gone. ``memories`` are the cursor's and, if there is one, the arena's."""
     global _inside  # noqa: PLW0603 - true of the whole process, once
     _inside = True
     os.dup2(2, 1)  # what a function prints must not get into the application's output
@@ -33,13 +33,14 @@ def main(control: socket.socket, memories: list[int]) -> None:
             stream.reconfigure(line_buffering=True)  # a crash must not swallow what was printed before it
     cursor = Cursor(Shared.of(memories[0]))
     cursor.use()
-    _Host(Control(control), cursor).serve()
+    arena = memoryview(Shared.of(memories[1])) if len(memories) > 1 else None
+    _Host(Control(control), cursor, arena).serve()
 
 
 class _Host:
-    def __init__(self, parent: Control, cursor: Cursor) -> None:
+    def __init__(self, parent: Control, cursor: Cursor, arena: memoryview | None) -> None:
         self._parent = parent
-        self._worker = CallWorker(cursor, parent.send, self._wait)
+        self._worker = CallWorker(cursor, parent.send, self._wait, arena)
         self._stopped = False
 
     def serve(self) -> None:

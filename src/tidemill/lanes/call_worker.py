@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tidemill.errors import BadResult
-from tidemill.lanes.call_codec import dumps_error, dumps_value, loads
+from tidemill.lanes.arena import ArenaBack
+from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
@@ -18,8 +19,8 @@ __all__ = ["CallWorker"]
 
 Send = Callable[[Message, bytes], None]
 
-_Answer = tuple[bool, bytes]
-"""Whether it raised, and the pickle."""
+_Answer = tuple[bool, Parcel]
+"""Whether it raised, and what."""
 
 
 class CallWorker:
@@ -29,8 +30,11 @@ class CallWorker:
     will be none.
     """
 
-    def __init__(self, cursor: Cursor, send: Send, wait: Callable[[], bool]) -> None:
+    def __init__(self, cursor: Cursor, send: Send, wait: Callable[[], bool], arena: memoryview | None = None) -> None:
         self._cursor = cursor
+        self._arena = arena
+        self._back = ArenaBack(arena) if arena is not None else None
+        self._leases: list[_Lease] = []
         self._send = send
         self._wait = wait
         self._functions: dict[int, Payload | Callable[..., Any]] = {}
@@ -73,10 +77,28 @@ class CallWorker:
             busy_ns = time.perf_counter_ns() - start
             if os.getpid() != self._pid:
                 os._exit(0)  # the function forked and both copies returned; one lane is enough
-            sizes = [len(data) for _, data in answers]
-            raised = [failed for failed, _ in answers]
-            self._send(Returned(call.call, busy_ns, raised, sizes), b"".join([data for _, data in answers]))
+            self._return(call, answers, busy_ns)
         return True
+
+    def _return(self, call: Call, answers: list[_Answer], busy_ns: int) -> None:
+        raised = [failed for failed, _ in answers]
+        parcel = answers[0][1]
+        if len(answers) == 1 and not parcel.buffers and not self._leases:  # most calls
+            self._send(Returned(call.call, busy_ns, raised, [len(parcel.head)]), parcel.head)
+            return
+        at = self._back.put(parcel) if len(answers) == 1 and parcel.buffers and self._back is not None else -1
+        room = parcel.room if at >= 0 else 0
+        parts = [parcel.head] if at >= 0 else [parcel.data for _, parcel in answers]
+        for _, copied in answers:
+            copied.buffers = ()  # they may be views of the arguments
+        freed = self._released()
+        self._send(Returned(call.call, busy_ns, raised, list(map(len, parts)), at, room, freed), b"".join(parts))
+
+    def _released(self) -> list[int]:
+        """The turns of calls whose arguments nobody holds on to any more, in this process."""
+        freed = [lease.turn for lease in self._leases if lease.released()]
+        self._leases = [lease for lease in self._leases if lease.views]
+        return freed
 
     # -- one call --------------------------------------------------------------------------------------
 
@@ -86,14 +108,23 @@ class CallWorker:
             if call.listed:
                 assert function is not None
                 return _listed(function, _pieces(payload, call.sizes))
+            received = loads(payload) if call.at < 0 else self._leased(call, payload)
             if function is None:
-                function, arguments, options = loads(payload)
+                function, arguments, options = received
             else:
-                arguments, options = loads(payload)
+                arguments, options = received
+            del received
             value = function(*arguments, **options)
         except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
-            return [(True, dumps_error(_here(error)))] * len(call.sizes)
+            return [_error(error)] * len(call.sizes)
         return [_answer(value)]
+
+    def _leased(self, call: Call, payload: Payload) -> Any:
+        """The arguments, with their large buffers where they lie in the arena."""
+        assert self._arena is not None
+        lease = _Lease(call.turn)
+        self._leases.append(lease)
+        return loads(payload, self._arena[call.at : call.at + call.room], lease.views)
 
     def _function(self, number: int) -> Callable[..., Any]:
         function = self._functions[number]
@@ -113,8 +144,34 @@ def _here(error: BaseException) -> BaseException:
 def _answer(value: Any) -> _Answer:
     try:
         return False, dumps_value(value)
-    except BadResult as error:
-        return True, dumps_error(error)
+    except BaseException as error:  # noqa: BLE001 - a BadResult, or what a method of the value's raised
+        return _error(error)
+
+
+def _error(error: BaseException) -> _Answer:
+    return True, Parcel(dumps_error(_here(error)))
+
+
+class _Lease:
+    """Places in the arena that a call's arguments are views of. A function may keep such a view beyond its call; then
+    the place is not used again while it lives.
+    """
+
+    __slots__ = ("turn", "views")
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.views: list[memoryview] = []
+
+    def released(self) -> bool:
+        """Let go of the places; False while somebody holds on to one."""
+        while self.views:
+            try:
+                self.views[-1].release()
+            except BufferError:
+                return False
+            self.views.pop()
+        return True
 
 
 def _pieces(payload: Payload, sizes: list[int]) -> list[memoryview]:
@@ -135,8 +192,8 @@ def _listed(function: Callable[[list[Any]], Any], pieces: list[memoryview]) -> l
     for number, piece in enumerate(pieces):
         try:
             records[number] = loads(piece)
-        except Exception as error:  # noqa: BLE001 - whatever a __setstate__ raises
-            answers[number] = True, dumps_error(error)
+        except BaseException as error:  # noqa: BLE001 - whatever a __setstate__ raises
+            answers[number] = _error(error)
     answers.update(zip(records, _called(function, list(records.values())), strict=True))
     return [answers[number] for number in range(len(pieces))]
 
@@ -150,11 +207,11 @@ def _called(function: Callable[[list[Any]], Any], records: list[Any]) -> list[_A
     except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
         if len(records) > 1:
             return [answer for record in records for answer in _called(function, [record])]
-        return [(True, dumps_error(_here(error)))]
+        return [_error(error)]
     try:
         return [_answer(value) for value in _checked(values, len(records))]
-    except BadResult as error:
-        return [(True, dumps_error(error))] * len(records)
+    except BaseException as error:  # noqa: BLE001 - a BadResult, or what the sequence's own methods raise
+        return [_error(error)] * len(records)
 
 
 def _checked(values: Any, count: int) -> list[Any]:

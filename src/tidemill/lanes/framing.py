@@ -21,6 +21,8 @@ Payload = bytearray | memoryview
 """What came with a message: memory of the receiver's own, to be written to as it likes."""
 
 _HEAD: Final = struct.Struct("<II")
+_ALIGN: Final = 16
+"""Bytes; a payload begins at a multiple in memory, since arrays may lie in it."""
 MAX_FRAME: Final = 1 << 31
 """A length beyond this is a broken stream, refused before anything is allocated."""
 READ_BYTES: Final = 256 * 1024
@@ -93,7 +95,7 @@ class FrameReader:
                 raise ValueError(f"a frame announces {header + payload} bytes")
             size = _HEAD.size + header + payload
             if held < size:
-                self._make_room(size)
+                self._make_room(size, -(_HEAD.size + header) % _ALIGN)
                 return
             body = self._start + _HEAD.size + header
             message = self._decode(self._data[body - header : body])
@@ -105,13 +107,21 @@ class FrameReader:
                 self._data = self._kept
                 self._start = self._end = 0
             yield message, data
-        self._make_room(_HEAD.size)
+        self._make_room(_HEAD.size, 0)
 
-    def _make_room(self, size: int) -> None:
-        """For the rest of a frame of ``size`` bytes."""
+    def _make_room(self, size: int, start: int) -> None:
+        """For the rest of a frame of ``size`` bytes; in memory of its own it begins at ``start``.
+
+        That memory is at most twice what has come: a length that lies takes nothing.
+        """
         if self._start + size <= len(self._data):
             return
-        data = self._kept if size <= READ_BYTES else memoryview(bytearray(size))
         held = self._end - self._start
-        data[:held] = bytes(self._data[self._start : self._end])  # may overlap with where it was
-        self._data, self._start, self._end = data, 0, held
+        if size <= READ_BYTES:
+            data, start = self._kept, 0
+        elif len(self._data) - self._end >= _ALIGN:
+            return  # it is not full yet
+        else:
+            data = memoryview(bytearray(start + min(size, 2 * len(self._data))))
+        data[start : start + held] = bytes(self._data[self._start : self._end])  # may overlap with where it was
+        self._data, self._start, self._end = data, start, start + held

@@ -59,7 +59,7 @@ class KeyedObjects:
             return None
         else:
             value = self._restored(state)
-        args, kwargs = loads(arguments)
+        args, kwargs = loads(bytearray(arguments))  # its arrays are the object's own
         answer = _method(value, method)(*args, **kwargs)
         after = self._snapshot(value)
         self._live[key] = next_version, value

@@ -11,7 +11,8 @@ __all__ = ["Shared"]
 class Shared:
     """``size`` zero bytes that other processes can map by ``fd``.
 
-    Only the pages that are touched are taken from the machine, so a generous size costs nothing. Without memfds
+    Only the pages that are touched are taken from the machine, so a generous size costs nothing. The size is sealed:
+    nobody who has the memory can take it away from under another. Without memfds
     (macOS, Windows) the memory is private to this process, which is all that ``lanes=0`` needs.
     """
 
@@ -19,8 +20,11 @@ class Shared:
         self.size = size
         self.fd = -1
         if hasattr(os, "memfd_create"):
-            self.fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC)
+            import fcntl
+
+            self.fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, size)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.buffer = mmap.mmap(self.fd, size)
         else:
             self.buffer = mmap.mmap(-1, size)

@@ -36,6 +36,7 @@ __all__ = [
     "Written",
 ]
 
+
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """One message; its class name travels with it."""
 
@@ -198,7 +199,7 @@ class Forget(Message, frozen=True):
 
 
 class Call(Message, frozen=True):
-    """One call; its arguments are pickles in the payload, of ``sizes`` bytes each.
+    """One call; its arguments are parcels in the payload, of ``sizes`` bytes each.
 
     A plain call has one, of ``(args, kwargs)``, or of ``(function, args, kwargs)`` when ``function`` is 0. A ``listed``
     call has one for each record; the function is called with the list of them.
@@ -210,6 +211,9 @@ class Call(Message, frozen=True):
     function: int
     listed: bool
     sizes: list[int]
+    at: int = -1
+    """Where the large buffers of a plain call lie in the arena, in ``room`` bytes; -1 for none."""
+    room: int = 0
 
 
 class Revoke(Message, frozen=True):
@@ -219,12 +223,17 @@ class Revoke(Message, frozen=True):
 
 
 class Returned(Message, frozen=True):
-    """What became of a call: for each of its pickles a value or, where ``raised`` says so, an error."""
+    """What became of a call: for each of its parcels a value or, where ``raised`` says so, an error."""
 
     call: int
     busy_ns: int
     raised: list[bool]
     sizes: list[int]
+    at: int = -1
+    """Position on the way back of the arena of a plain call's large buffers, in ``room`` bytes; -1 for none."""
+    room: int = 0
+    freed: list[int] = msgspec.field(default_factory=list)
+    """Turns of calls whose arguments in the arena nobody looks at any more."""
 
 
 ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke

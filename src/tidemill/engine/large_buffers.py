@@ -1,0 +1,127 @@
+"""The large buffers of one process's calls: on their way through its arena, copied in slices, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tidemill.engine.slices import Slices, copied
+from tidemill.lanes.arena import ArenaBack, ArenaOut
+from tidemill.lanes.call_codec import Answer, Parcel
+from tidemill.lanes.framing import Payload
+from tidemill.lanes.memory import Shared
+from tidemill.lanes.parcels import room_of
+from tidemill.lanes.wire import Call, Message, Returned
+
+__all__ = ["LargeBuffers"]
+
+Settle = Callable[[list[Answer]], None]
+
+
+class LargeBuffers:
+    """The parent's side of an arena (`tidemill.lanes.arena`).
+
+    ``send`` is called with each message once its buffers are in place. Messages keep their order.
+    """
+
+    def __init__(self, size: int, send: Callable[[Message, bytes], None]) -> None:
+        self._shared = Shared("arena", size)
+        self._memory = memoryview(self._shared.buffer)
+        self._out = ArenaOut(size)
+        self._back = ArenaBack(self._memory)
+        self._send = send
+        self._sending = Slices()
+        self._receiving = Slices()
+        self._places: dict[int, tuple[int, int]] = {}  # by turn: what arguments have on the way out
+        self._unsent: dict[int, int] = {}  # calls whose buffers are being copied, and their turns
+
+    @property
+    def fd(self) -> int:
+        return self._shared.fd
+
+    # -- out -------------------------------------------------------------------------------------------
+
+    @property
+    def sending(self) -> bool:
+        """Whether messages wait for buffers before them."""
+        return self._sending.busy
+
+    def send(self, call: int, turn: int, function: int, parcel: Parcel) -> bool:
+        """Send a call with its buffers through the arena; False when it has no room for them."""
+        at = self._out.take(parcel.room)
+        if at is None:
+            return False
+        self._places[turn] = at, parcel.room
+        self._unsent[call] = turn
+        message = Call(call, turn, function, listed=False, sizes=[len(parcel.head)], at=at, room=parcel.room)
+        self._sending.do(self._copied_and_sent(message, parcel))
+        return True
+
+    def post(self, message: Message, payload: bytes) -> None:
+        """Send a message behind the calls that wait for their buffers."""
+        self._sending.do(self._sent(message, payload))
+
+    def withdraw(self, call: int) -> bool:
+        """Do not send the call; False when it was sent."""
+        turn = self._unsent.pop(call, None)
+        if turn is None:
+            return False
+        self.free(turn)
+        return True
+
+    def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
+        at = message.at
+        for buffer in parcel.buffers:
+            for _ in copied(buffer, self._memory[at : at + memoryview(buffer).nbytes]):
+                yield
+                if message.call not in self._unsent:  # withdrawn: its place may be another's
+                    return
+            at += room_of(buffer)
+        if self._unsent.pop(message.call, None) is not None:
+            self._send(message, parcel.head)
+
+    def _sent(self, message: Message, payload: bytes) -> Iterator[None]:
+        self._send(message, payload)
+        yield
+
+    def free(self, turn: int) -> None:
+        """The process looks no more at the arguments of that turn."""
+        place = self._places.pop(turn, None)
+        if place is not None:
+            self._out.give_back(*place)
+
+    # -- back ------------------------------------------------------------------------------------------
+
+    def holds(self, at: int, room: int) -> bool:
+        """Whether a process can have put so much there."""
+        return self._back.holds(at, room)
+
+    def came(self, message: Returned, payload: Payload, settle: Settle) -> None:
+        """Copy what came through the arena, and then tell of it."""
+        block = self._back.block(message.at, message.room)
+        self._receiving.do(self._taken(message, block, payload, settle))
+
+    def _taken(self, message: Returned, block: memoryview, payload: Payload, settle: Settle) -> Iterator[None]:
+        own = memoryview(np.empty(message.room, np.uint8))  # type: ignore[arg-type] # it is a buffer
+        yield from copied(block, own)
+        block.release()
+        self._back.taken(message.at, message.room)
+        settle([Answer(message.raised[0], payload, own)])
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def touched_bytes(self) -> int:
+        """What the arena takes from the machine."""
+        return self._shared.touched_bytes()
+
+    def close(self, *, tell: bool) -> None:
+        """The process has ended: send nothing more, and tell of what came."""
+        self._sending.drop()
+        if tell:
+            self._receiving.finish()
+        self._receiving.drop()
+        self._back.close()
+        self._memory.release()
+        self._shared.buffer.close()
+        self._shared.close()
