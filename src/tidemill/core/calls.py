@@ -8,7 +8,8 @@ Events in, commands out; a command's outcome is the next event. A call waits, or
                └── died, Steal ────┘
 
 Rules of this file: an idle lane gets a call before a busy one does; a busy one holds at most ``depth``, so that it
-need not wait for the next; what waits behind another call moves to a lane that falls idle. A call that is pinned to a
+need not wait for the next; what waits behind another call moves to a lane that falls idle, at once when it is worth
+the messages, else when it still waits some time later. A call that is pinned to a
 lane runs there, in the order of adding. A call that was started is never started again. A call that was not started
 loses nothing by a death.
 """
@@ -19,6 +20,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
@@ -28,6 +30,8 @@ __all__ = ["Bounds", "Calls", "CallsStatistics"]
 
 MIN_DEPTH: Final = 2
 """A lane always may have the next call beside the one it runs."""
+WORTH_MOVING_S: Final = 0.0005
+"""Work that waits in a busy lane, from which it is worth the messages to move half of it to an idle one at once."""
 
 
 @dataclass(slots=True)
@@ -98,6 +102,10 @@ class Calls:
         self._deadlines: list[tuple[int, int]] = []
         self.fruitless = 0
         """Deaths in a row with nothing run and nothing returned."""
+        self.call_s = inf
+        """Seconds that a call takes, as far as is known; `deepen` changes it."""
+        self.unshared = False
+        """Whether a lane is idle and calls wait in another that did not seem worth moving: `share` them if they stay."""
 
     # -- from the callers ------------------------------------------------------------------------------
 
@@ -169,8 +177,9 @@ class Calls:
             commands.append(Dropped(call))
         return commands
 
-    def deepen(self, depth: int) -> list[Command]:
-        """From now on a busy lane may hold so many calls, at least two."""
+    def deepen(self, depth: int, call_s: float = inf) -> list[Command]:
+        """From now on a busy lane may hold so many calls, at least two; each takes about ``call_s``."""
+        self.call_s = call_s
         depth = max(MIN_DEPTH, depth)
         if depth == self.depth:
             return []
@@ -299,12 +308,20 @@ class Calls:
                 best, least = lane, len(queue)
         return best
 
-    def _stolen(self) -> list[Command]:
-        """Half of what the fullest lane has not started, when another is idle."""
+    def share(self) -> list[Command]:
+        """Some time has passed: what still waits in a busy lane, while another is idle, waits behind a long call."""
+        self.unshared = False
+        return self._stolen(least_s=0.0)
+
+    def _stolen(self, *, least_s: float = WORTH_MOVING_S) -> list[Command]:
+        """Half of what the fullest lane has not started, when another is idle and that is worth moving."""
         if not self._idle or self._held == self._busy:
             return []
         lane = max(range(len(self._queues)), key=lambda lane: len(self._queues[lane]) if self._up[lane] else 0)
         queue = self._queues[lane]
+        if (len(queue) - 1) * self.call_s < least_s:
+            self.unshared = True
+            return []
         movable = [call for call in list(queue)[1:] if self._calls[call].pin is None]
         return [Steal(lane, call) for call in reversed(movable[len(movable) // 2 :])]
 

@@ -6,6 +6,7 @@ buys that a lane need not wait for the parent between two short calls.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from tidemill.core.batching import Batcher, Limits
@@ -32,6 +33,8 @@ class Depth:
     def __init__(self, lanes: int) -> None:
         self.calls = MIN_DEPTH
         """The depth now."""
+        self.call_s = inf
+        """Seconds that a call takes, as last measured."""
         self._batcher = Batcher(Limits(max_records=self.MOST))
         self._unseen = [0] * lanes
         self._unseen_ns = [0] * lanes
@@ -44,5 +47,6 @@ class Depth:
             return self.calls
         self._unseen[lane] = self._unseen_ns[lane] = 0
         self._batcher.measured(calls, ns / 1e9, lane)
+        self.call_s = self._batcher.statistics().cost_s
         self.calls = max(MIN_DEPTH, min(self._batcher.statistics().cap, 2 * self.calls))
         return self.calls

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from tidemill.engine.functions_sent import SentFunction
@@ -25,24 +24,32 @@ MAX_FUNCTIONS: Final = 256
 """Functions that a process keeps; the one sent first is forgotten."""
 
 
-@dataclass(slots=True)
 class Request:
     """A call as it is sent, and who is told of its end: once, with the answers or with why there are none."""
 
-    name: str
-    function: SentFunction | None
-    parcels: Sequence[Parcel]
-    settle: Callable[[Sequence[Answer] | Exception], None]
-    listed: bool = False
-    timeout_s: float | None = None
-    busy_ns: int = 0
-    """Of the lane; known once it has answered."""
-    size: int = field(init=False)
-    """Bytes of its parcels."""
+    __slots__ = ("busy_ns", "function", "listed", "name", "parcels", "settle", "size", "timeout_s")
 
-    def __post_init__(self) -> None:
-        parcels = self.parcels
+    def __init__(
+        self,
+        name: str,
+        function: SentFunction | None,
+        parcels: Sequence[Parcel],
+        settle: Callable[[Sequence[Answer] | Exception], None],
+        *,
+        listed: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
+        self.name = name
+        """For messages."""
+        self.function = function
+        self.parcels = parcels
+        self.settle = settle
+        self.listed = listed
+        self.timeout_s = timeout_s
+        self.busy_ns = 0
+        """Of the lane; known once it has answered."""
         self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
+        """Bytes of its parcels."""
 
 
 class CallProcess:

@@ -31,6 +31,8 @@ _log = logging.getLogger("tidemill")
 
 _LONGEST_S: Final = 1e9
 """A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
+_SHARED_AFTER_S: Final = 0.001
+"""After so long, what waits in a busy lane is moved to an idle one, though it seemed to be little."""
 _CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
@@ -87,6 +89,7 @@ class Crew:
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
+        self._sharing: asyncio.TimerHandle | None = None
         self.closed = False
         """Whether `aclose` has begun."""
 
@@ -163,10 +166,17 @@ class Crew:
                 case Dropped(call):
                     self.door.dropped += 1
                     self._settle(call, self._dropped(call))
+        if self.calls.unshared and self._sharing is None:
+            self._sharing = self._loop.call_later(_SHARED_AFTER_S, self._share)
         if self.door.waits:
             self.door.admit()
         if self._feeders:
             self._feed()
+
+    def _share(self) -> None:
+        self._sharing = None
+        if not self.closed:
+            self._perform(self.calls.share())
 
     def _steal(self, lane: int, call: int) -> list[Command]:
         process = self.staff.seats[lane]
@@ -264,8 +274,8 @@ class Crew:
         self._requests.pop(message.call, None)
         commands = self.calls.returned(lane, message.call)  # before the caller is told: the lane may be idle
         depth = self._depth.measured(lane, message.busy_ns)
-        if depth != self.calls.depth:
-            commands += self.calls.deepen(depth)
+        if depth != self.calls.depth or self._depth.call_s != self.calls.call_s:
+            commands += self.calls.deepen(depth, self._depth.call_s)
         if process.stops:
             commands += self._stopped(process, message.call, lane)
         if self.staff.recycles:
@@ -337,8 +347,9 @@ class Crew:
         for feeder in list(self._feeders):
             feeder.fail(error)
         self.door.close(error)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._sharing):
+            if timer is not None:
+                timer.cancel()
         await self.staff.aclose()
 
     async def abandon(self) -> None:

@@ -85,19 +85,23 @@ class ArenaBack:
         self._taken = memory[:_CELL].cast("q")
         self._ring = memory[start:stop]
         self._size = stop - start
-        self._written = 0
+        self._written = 0  # by the process: the position of the next block
+        self._first = 0  # and of the first that the parent may not have taken
 
     # -- the process -----------------------------------------------------------------------------------
 
     def put(self, parcel: Parcel) -> int:
         """Copy a parcel's buffers in; the position, or -1 when the parent has not taken enough of what came before."""
         size = parcel.room
-        at, taken = self._written, self._taken[0]
-        if taken >= at or at % self._size + size > self._size:
-            at += -at % self._size  # to the front: memory that was used before
+        at, first = self._written, max(self._taken[0], self._first)
+        if first >= at:  # nothing is there
+            first = at = at + -at % self._size  # the front was used before, and is in memory
+        elif at % self._size + size > self._size:
+            at += -at % self._size
         with _fence:  # nothing is written before it was seen that it may be
-            if size > self._size or (taken < self._written and at + size - taken > self._size):
+            if at + size - first > self._size:
                 return -1
+        self._first = first
         self._written = at + size
         copy_in(parcel.buffers, self._ring[at % self._size : at % self._size + size])
         return at

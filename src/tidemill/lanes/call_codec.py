@@ -39,7 +39,7 @@ MAX_BYTES: Final = 1 << 30
 """Of one parcel: a gigabyte through a socket is a mistake, and frames have a limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What a lane sent back for one item: a value, or the error it ended with."""
 

@@ -110,11 +110,23 @@ class ProcessChannel:
         """
         if self._eof:
             return
-        self._unsent.extend(map(memoryview, frame(message, payload)))
-        if not self._armed and not self._gathering:
-            self._gathering = True
-            self._loop.call_soon(self._gathered)
-            self._writable()
+        parts = frame(message, payload)
+        if self._armed or self._gathering:
+            self._unsent.extend(map(memoryview, parts))
+            return
+        self._gathering = True
+        self._loop.call_soon(self._gathered)
+        if len(parts) == 1:
+            try:
+                sent = self._socket.send(parts[0])
+            except OSError:  # full, or the child is gone: see below
+                sent = 0
+            if sent < len(parts[0]):
+                self._unsent.append(memoryview(parts[0])[sent:])
+                self._writable()
+            return
+        self._unsent.extend(map(memoryview, parts))
+        self._writable()
 
     def _gathered(self) -> None:
         self._gathering = False
