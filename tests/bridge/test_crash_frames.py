@@ -116,6 +116,7 @@ async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kin
         returned.set()
         return made
 
+    assert await one.run(square, 1) == 1  # the lane has a process again
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(30)
         large = asyncio.create_task(one.run(returns_much, server.getsockname()[1]))

@@ -90,6 +90,7 @@ class Crew:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
         self._sharing: asyncio.TimerHandle | None = None
+        self._told_oversized = False
         self.closed = False
         """Whether `aclose` has begun."""
 
@@ -283,9 +284,20 @@ class Crew:
         self._perform(commands)
         if self._retiring is not None:
             self._retire()
+        if message.oversized and not self._told_oversized:
+            self._tell_oversized(message)
         if request is not None:
             request.busy_ns = message.busy_ns
         process.answers(message, payload, _nobody if request is None else request.settle)
+
+    def _tell_oversized(self, message: Returned) -> None:
+        self._told_oversized = True
+        _log.warning(
+            "a result, a %s, of %d bytes has no room in the arena and came through a socket, several times slower; open "
+            "the lanes with a larger arena_bytes, or return less (this is said once)",
+            message.oversized,
+            sum(message.sizes),
+        )
 
     def _stopped(self, process: CallProcess, call: int, lane: int) -> list[Command]:
         """A call that was asked to stop, or ended by itself: the lane may go on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import sys
@@ -34,6 +35,8 @@ from tidemill.lanes.keyed_objects import KeyedObjects
 __all__ = ["Lanes"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("tidemill")
 
 _running_loop: Final = asyncio._get_running_loop
 """None where no loop runs, in a tenth of the time that the public one takes to raise."""
@@ -143,6 +146,12 @@ class Lanes:
             when_full=self._when_full,
         )
         await crew.start()
+        if self._count:
+            _log.info(
+                "%d lanes and a spare, each with an arena of at most %d MB of shared memory (arena_bytes)",
+                self._count,
+                self._making.arena_bytes >> 20,
+            )
         self._crew = crew
         self._reader = LanesReader(crew)
         return self

@@ -28,6 +28,8 @@ class LaneUse:
     """Bytes of arguments that went to it."""
     received_bytes: int
     """Bytes of values and errors that came from it."""
+    arena_bytes: int
+    """Memory that its arena takes from the machine now: what large arguments and results have used so far."""
     restarts: int
     """Times that its process died or was killed, and was replaced."""
     recycled: int
@@ -107,6 +109,7 @@ class LanesReader:
                 items=lane.items,
                 sent_bytes=lane.sent_bytes,
                 received_bytes=lane.received_bytes,
+                arena_bytes=crew.staff.arena_bytes(number),
                 restarts=lane.restarts,
                 recycled=lane.recycled,
                 pid=crew.staff.pid(number),

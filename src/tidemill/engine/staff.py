@@ -320,6 +320,11 @@ class Staff:
         for process in self.processes:
             process.close(tell=False)
 
+    def arena_bytes(self, lane: int) -> int:
+        """What the arena of the lane's process takes from the machine."""
+        process = self.seats[lane]
+        return 0 if process is None or process.large is None else process.large.touched_bytes()
+
     def pid(self, lane: int) -> int | None:
         process = self.seats[lane]
         return process.channel.pid if process is not None and process.channel is not None else None

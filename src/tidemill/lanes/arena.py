@@ -88,6 +88,11 @@ class ArenaBack:
         self._written = 0  # by the process: the position of the next block
         self._first = 0  # and of the first that the parent may not have taken
 
+    @property
+    def size(self) -> int:
+        """The most bytes that go this way at once."""
+        return self._size
+
     # -- the process -----------------------------------------------------------------------------------
 
     def put(self, parcel: Parcel) -> int:
@@ -132,6 +137,6 @@ def copy_in(buffers: Sequence[Any], place: memoryview) -> None:
     """Copy buffers one after another, each from a multiple of 16 bytes on."""
     at = 0
     for buffer in buffers:
-        size = memoryview(buffer).nbytes
-        place[at : at + size] = buffer
+        view = memoryview(buffer).cast("B")
+        place[at : at + view.nbytes] = view
         at += room_of(buffer)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from tidemill.errors import BadResult
 from tidemill.lanes.arena import ArenaBack
@@ -34,7 +37,10 @@ class CallWorker:
         self._cursor = cursor
         self._arena = arena
         self._back = ArenaBack(arena) if arena is not None else None
-        self._leases: list[_Lease] = []
+        self._leases: list[tuple[int, weakref.ref[Any]]] = []
+        """Turns whose arguments lie in the arena, each with the array of that place, which all views of it keep alive. A
+        function may hold on to one beyond its call; then the place is not used again while it lives."""
+        self._oversized = ""
         self._send = send
         self._wait = wait
         self._functions: dict[int, Payload | Callable[..., Any]] = {}
@@ -91,13 +97,15 @@ class CallWorker:
         parts = [parcel.head] if at >= 0 else [parcel.data for _, parcel in answers]
         for _, copied in answers:
             copied.buffers = ()  # they may be views of the arguments
-        freed = self._released()
-        self._send(Returned(call.call, busy_ns, raised, list(map(len, parts)), at, room, freed), b"".join(parts))
+        told = Returned(call.call, busy_ns, raised, list(map(len, parts)), at, room, self._released(), self._oversized)
+        self._oversized = ""
+        self._send(told, b"".join(parts))
 
     def _released(self) -> list[int]:
         """The turns of calls whose arguments nobody holds on to any more, in this process."""
-        freed = [lease.turn for lease in self._leases if lease.released()]
-        self._leases = [lease for lease in self._leases if lease.views]
+        freed = [turn for turn, owner in self._leases if owner() is None]
+        if freed:
+            self._leases = [lease for lease in self._leases if lease[1]() is not None]
         return freed
 
     # -- one call --------------------------------------------------------------------------------------
@@ -117,14 +125,17 @@ class CallWorker:
             value = function(*arguments, **options)
         except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
             return [_error(error)] * len(call.sizes)
-        return [_answer(value)]
+        raised, parcel = _answer(value)
+        if self._back is not None and parcel.room > self._back.size:
+            self._oversized = type(value).__qualname__
+        return [(raised, parcel)]
 
     def _leased(self, call: Call, payload: Payload) -> Any:
         """The arguments, with their large buffers where they lie in the arena."""
         assert self._arena is not None
-        lease = _Lease(call.turn)
-        self._leases.append(lease)
-        return loads(payload, self._arena[call.at : call.at + call.room], lease.views)
+        owner = np.frombuffer(self._arena, np.uint8, call.room, call.at)
+        self._leases.append((call.turn, weakref.ref(owner)))
+        return loads(payload, memoryview(owner))  # type: ignore[arg-type] # it is a buffer
 
     def _function(self, number: int) -> Callable[..., Any]:
         function = self._functions[number]
@@ -150,28 +161,6 @@ def _answer(value: Any) -> _Answer:
 
 def _error(error: BaseException) -> _Answer:
     return True, Parcel(dumps_error(_here(error)))
-
-
-class _Lease:
-    """Places in the arena that a call's arguments are views of. A function may keep such a view beyond its call; then
-    the place is not used again while it lives.
-    """
-
-    __slots__ = ("turn", "views")
-
-    def __init__(self, turn: int) -> None:
-        self.turn = turn
-        self.views: list[memoryview] = []
-
-    def released(self) -> bool:
-        """Let go of the places; False while somebody holds on to one."""
-        while self.views:
-            try:
-                self.views[-1].release()
-            except BufferError:
-                return False
-            self.views.pop()
-        return True
 
 
 def _pieces(payload: Payload, sizes: list[int]) -> list[memoryview]:

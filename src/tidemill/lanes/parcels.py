@@ -163,35 +163,28 @@ def _marked(value: Any) -> Any:
 # -- unpacking -------------------------------------------------------------------------------------------
 
 
-def unpack(
-    data: bytes | bytearray | memoryview, block: memoryview | None = None, views: list[memoryview] | None = None
-) -> Any:
+def unpack(data: bytes | bytearray | memoryview, block: memoryview | None = None) -> Any:
     """The value; its large buffers are views of ``block``, or of ``data`` when they are in it.
 
-    ``views`` gets each view of the block that the value may hold on to. Raises whatever the value's own methods raise.
+    Raises whatever the value's own methods raise.
     """
     if data[0] not in (_COLUMNS, _PICKLE):
         return pickle.loads(data)  # noqa: S301 - our own process's bytes
     codec, wrapped, size = _HEAD.unpack_from(data)
     memory, at = (data, size + -size % ALIGN) if block is None else (block, 0)
-    if views is not None and block is not None:
-        views.append(block)
     if codec == _COLUMNS:
         value = _reader.read(data, _HEAD.size, memory, at)
     else:
         head = memoryview(data)[_HEAD.size : size]
         (number,) = _COUNT.unpack_from(head)
         sizes = struct.unpack_from(f"<{number}q", head, _COUNT.size)
-        places = _places(memoryview(memory), at, sizes, views)
+        places = _places(memoryview(memory), at, sizes)
         value = pickle.loads(head[_COUNT.size + 8 * number :], buffers=places)  # noqa: S301 - our own process's bytes
     return ((value,), {}) if wrapped == _ALONE else value
 
 
-def _places(memory: memoryview, at: int, sizes: Sequence[int], views: list[memoryview] | None) -> Iterator[memoryview]:
+def _places(memory: memoryview, at: int, sizes: Sequence[int]) -> Iterator[memoryview]:
     """Buffers one after another in a piece of memory."""
     for size in sizes:
-        view = memory[at : at + size]
-        if views is not None:
-            views.append(view)
-        yield view
+        yield memory[at : at + size]
         at += size + -size % ALIGN

@@ -234,6 +234,8 @@ class Returned(Message, frozen=True):
     room: int = 0
     freed: list[int] = msgspec.field(default_factory=list)
     """Turns of calls whose arguments in the arena nobody looks at any more."""
+    oversized: str = ""
+    """The type of a result that no arena of this size has room for."""
 
 
 ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke

@@ -1,0 +1,184 @@
+"""Parcels: what comes out is what went in, in every type, name and bit, in memory of the receiver's own."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import tidemill as tm
+from tidemill.column import Column
+from tidemill.lanes.parcels import ALIGN, LARGE, Parcel, pack, pack_arguments, unpack
+from tidemill.schema import Kind
+
+
+def block_of(parcel: Parcel) -> memoryview:
+    """The buffers as they lie in an arena."""
+    block = bytearray(parcel.room)
+    at = 0
+    for buffer in parcel.buffers:
+        size = memoryview(buffer).nbytes
+        block[at : at + size] = buffer
+        at += size + -size % ALIGN
+    assert at == parcel.room
+    return memoryview(block)
+
+
+def both_ways(parcel: Parcel) -> list[Any]:
+    """Through a socket, and through an arena."""
+    ways = [unpack(bytearray(parcel.data))]
+    if parcel.buffers:
+        ways.append(unpack(parcel.head, block_of(parcel)))
+    return ways
+
+
+def same(own: Any, right: Any) -> None:
+    assert type(own) is type(right)
+    if isinstance(right, np.ndarray):
+        assert own.dtype == right.dtype
+        assert own.shape == right.shape
+        assert own.tobytes() == right.tobytes() or right.dtype.hasobject
+        assert own.flags.writeable
+        assert own.flags.aligned
+    elif isinstance(right, dict):
+        assert list(own) == list(right)
+        for name in right:
+            same(own[name], right[name])
+    elif isinstance(right, (list, tuple)):
+        assert len(own) == len(right)
+        for one, other in zip(own, right, strict=True):
+            same(one, other)
+    else:
+        assert own == right
+
+
+_DTYPES = st.sampled_from(
+    ["?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d", "F", "D", ">f8", "<M8[ns]", "<U3"]
+)
+
+
+@st.composite
+def columns(draw) -> dict[str, np.ndarray]:
+    made = {}
+    for name in draw(st.lists(st.text(max_size=3) | st.just("\ud800"), max_size=5, unique=True)):
+        dtype = np.dtype(draw(_DTYPES))
+        array = np.frombuffer(draw(st.binary(min_size=400, max_size=400)), np.uint8)[: 16 * dtype.itemsize]
+        array = array.copy().view(dtype) if dtype.kind not in "?U" else np.zeros(16, dtype)
+        made[name] = array[: draw(st.integers(0, 16))][:: draw(st.sampled_from([1, 1, 1, 2, -1]))]
+    return made
+
+
+@given(columns())
+def test_dicts_of_arrays(value: dict[str, np.ndarray]) -> None:
+    """As pickle has them: any names, dtypes and lengths, with gaps too; as a value and as the one argument of a call."""
+    value = pickle.loads(pickle.dumps(value, 5))
+    for own in both_ways(pack(value)):
+        same(own, value)
+    for own in both_ways(pack_arguments((value,), {})):
+        same(own, ((value,), {}))
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE // 8 - 1, LARGE // 8, LARGE // 8 + 1, 100_003])
+@pytest.mark.parametrize("kind", ["C", "F", "strided", "object", "readonly", "zero-dimensional", "structured"])
+def test_arrays_of_every_layout(size: int, kind: str) -> None:
+    """Inside of tuples and dicts too; below and above the size that goes through an arena."""
+    array = np.arange(2 * size, dtype=np.float64)
+    match kind:
+        case "C":
+            array = array[:size]
+        case "F":
+            array = np.asfortranarray(array.reshape(2, size))
+        case "strided":
+            array = array[::2]
+        case "object":
+            array = array[:50].astype(object)
+        case "readonly":
+            array.flags.writeable = False
+        case "zero-dimensional":
+            array = np.array(1.5)
+        case "structured":
+            array = np.zeros(size, [("a", "i4"), ("b", "f8")])
+    for value in (array, (1, array, "x"), {"k": [array, {"deep": array}]}):
+        for own in both_ways(pack(value)):
+            np.testing.assert_equal(own, value)
+    for own in both_ways(pack_arguments((1, array), {"a": array})):
+        np.testing.assert_equal(own, ((1, array), {"a": array}))
+
+
+def test_bytes_and_arrow_tables_travel_beside_the_pickle() -> None:
+    """Large ones are not copied into it, as arguments and as results."""
+    table = pa.table({"x": np.arange(50_000.0), "s": ["a", "bc"] * 25_000})
+    data = bytes(range(256)) * 1_000
+    for parcel in (pack(table), pack(data), pack_arguments((data,), {}), pack_arguments((7, table), {})):
+        assert len(parcel.head) < 2_000 < LARGE < parcel.room
+        assert all(part in (table, data) for own in both_ways(parcel) for part in [_first(own)])
+
+
+def _first(own: Any) -> Any:
+    return own[0][-1] if isinstance(own, tuple) else own
+
+
+def test_a_small_one_has_no_buffers() -> None:
+    """It is one piece of bytes, whatever it is."""
+    for value in ({"x": np.zeros(10)}, b"x" * 100, [np.zeros(10)], "text", None):
+        assert not pack(value).buffers
+
+
+@given(st.lists(st.floats() | st.integers(-(2**70), 2**70) | st.none() | st.just("missing"), min_size=1, max_size=20))
+def test_batches(numbers: list[Any]) -> None:
+    """Records come back as they were: also those that must be pickled, with integers beyond floats and absent fields."""
+    rows = [{"sensor": f"S{n % 3}"} | ({} if x == "missing" else {"x": x}) for n, x in enumerate(numbers)]
+    batch = tm.Batch.from_rows(rows)
+    batch.origin = None
+    for own in both_ways(pack(batch)):
+        assert repr(own.to_rows()) == repr(rows)
+        assert own.schema == batch.schema
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20, 20_000])
+def test_a_batch_keeps_keys_times_texts_and_tags(rows: int) -> None:
+    """Every part of it, without its rows' dicts."""
+    texts = np.array(["a", "ü", "\ud800"], object)
+    codes = np.arange(rows, dtype=np.int32) % 3
+    tags = (np.arange(rows) % 2).astype(np.uint8)
+    columns = {
+        "v": Column(Kind.FLOAT, np.arange(rows) / 3),
+        "n": Column(Kind.INT, np.arange(rows), tags=tags),
+        "ok": Column(Kind.BOOL, np.arange(rows) % 2 == 0),
+        "t": Column(Kind.TIME, np.arange(rows)),
+        "s": Column(Kind.TEXT, codes, texts=texts),
+    }
+    batch = tm.Batch(columns, rows=rows, key=Column(Kind.TEXT, codes, texts=texts), time=np.arange(rows), arrived_ns=9)
+    assert pack(batch).head[0] == 1  # not pickled
+    for own in both_ways(pack(batch)):
+        assert (len(own), own.arrived_ns, own.schema, own.keys.tolist()) == (rows, 9, batch.schema, texts.tolist())
+        same(own.key, batch.key)
+        same(own.time, batch.time)
+        for name, column in batch.columns.items():
+            same(own.columns[name].values, column.values)
+            assert (own.columns[name].tags is None) is (column.tags is None)
+        same(own.columns["n"].tags, tags)
+
+
+@given(arrays.arrays(arrays.scalar_dtypes(), arrays.array_shapes(max_dims=3, max_side=4)))
+def test_any_array(array: np.ndarray) -> None:
+    """Of any scalar dtype and shape, as pickle has it."""
+    right = pickle.loads(pickle.dumps(array, 5))
+    for own in both_ways(pack(array)):
+        np.testing.assert_equal(own, right)
+        assert own.dtype == right.dtype
+
+
+def test_names_that_never_come_again_do_not_pile_up() -> None:
+    """The layouts that are remembered are few."""
+    from tidemill.lanes import column_codec
+
+    for number in range(1_000):
+        unpack(pack({f"x{number}": np.zeros(1)}).data)
+    assert len(column_codec._layouts) <= 256
