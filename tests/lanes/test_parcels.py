@@ -77,11 +77,11 @@ def columns(draw) -> dict[str, np.ndarray]:
 @given(columns())
 def test_dicts_of_arrays(value: dict[str, np.ndarray]) -> None:
     """As pickle has them: any names, dtypes and lengths, with gaps too; as a value and as the one argument of a call."""
-    value = pickle.loads(pickle.dumps(value, 5))
+    right = pickle.loads(pickle.dumps(value, 5))
     for own in both_ways(pack(value)):
-        same(own, value)
+        same(own, right)
     for own in both_ways(pack_arguments((value,), {})):
-        same(own, ((value,), {}))
+        same(own, ((right,), {}))
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE // 8 - 1, LARGE // 8, LARGE // 8 + 1, 100_003])
