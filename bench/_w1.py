@@ -19,7 +19,7 @@ from tidemill.column import Column
 from tidemill.schema import Kind
 from tidemill.sources.base import SourceContext
 from tidemill.stages.statistics import kernels as places
-from tidemill.stages.statistics.compiled import load_kernels
+from tidemill.stages.statistics.compiled import Blocks, load_kernels
 
 SENSORS = 1_000
 WINDOW = 50
@@ -191,6 +191,7 @@ def inline_kernel(w1: W1, keep: Fold | None = None) -> float:
     for row, name in enumerate(STATISTICS):
         rows[where[name]] = row
     heads, ring = np.zeros(SENSORS, np.int64), np.zeros((SENSORS, WINDOW))
+    blocks = Blocks(WINDOW)
     spent = 0.0
     for start in range(0, len(w1), BATCH):
         part = slice(start, start + BATCH)
@@ -199,7 +200,7 @@ def inline_kernel(w1: W1, keep: Fold | None = None) -> float:
         normalized = (value - w1.baseline.take(slots)) / w1.scale.take(slots)
         cells, filled = np.empty(len(slots), np.int32), np.empty(len(slots), np.int32)
         advance(slots, heads, cells, filled)
-        made = kernels.roll(slots, cells, filled, normalized, ring, rows, ddof=1, min_periods=1)
+        made = kernels.roll(slots, cells, filled, normalized, ring, rows, blocks, ddof=1, min_periods=1)
         own = np.sqrt(np.abs(normalized)) * np.log1p(np.abs(value))
         spent += time.perf_counter() - began
         if keep is not None:

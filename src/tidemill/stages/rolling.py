@@ -15,7 +15,7 @@ from tidemill.stages.base import Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics import kernels as places
-from tidemill.stages.statistics.compiled import Kernels, check_slots, load_kernels
+from tidemill.stages.statistics.compiled import Blocks, Kernels, check_slots, load_kernels
 
 __all__ = ["STATISTICS", "Rolling"]
 
@@ -88,6 +88,7 @@ class Rolling(Stage):
             raise PlanError(f"{self.name} needs {len(own)} different names, one for each of {', '.join(own)}.")
         self._rings = [f"ring{i}" for i in range(len(self.columns))]
         self._kernels: Kernels | None = None
+        self._blocks: list[Blocks] = []
         self._places = np.full(len(STATISTICS), -1, np.int64)
         for row, stat in enumerate(self.stats):
             self._places[STATISTICS[stat]] = row
@@ -132,6 +133,7 @@ class Rolling(Stage):
     def opened(self) -> Self:
         lane = super().opened()
         lane._kernels = load_kernels()
+        lane._blocks = [Blocks(self.window) for _ in self.columns]
         return lane
 
     def step(self, batch: Batch, state: StageState) -> Batch:
@@ -149,10 +151,18 @@ class Rolling(Stage):
         state.seal()
         made: dict[str, Column] = {}
         names = iter(self.adds)
-        for column, ring in zip(self.columns, self._rings, strict=True):
+        for column, ring, blocks in zip(self.columns, self._rings, self._blocks, strict=True):
             values = numbers_of(batch, column, self.name)
             out = kernels.roll(
-                slots, cells, filled, values, state[ring], self._places, ddof=self.ddof, min_periods=self.min_periods
+                slots,
+                cells,
+                filled,
+                values,
+                state[ring],
+                self._places,
+                blocks,
+                ddof=self.ddof,
+                min_periods=self.min_periods,
             )
             made.update((next(names), Column(Kind.FLOAT, row)) for row in out)
         return batch.with_columns(made)

@@ -34,7 +34,7 @@ from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
 from tidemill.stages.statistics import kernels as source
 
-__all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
+__all__ = ["Blocks", "Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
 _FORMAT: Final = 1
 _CACHE: Final = "default"
@@ -141,6 +141,7 @@ class Kernels:
         values: NDArray[np.float64],
         ring: NDArray[np.float64],
         places: NDArray[np.int64],
+        blocks: Blocks,
         *,
         ddof: int,
         min_periods: int,
@@ -148,9 +149,48 @@ class Kernels:
         """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``."""
         rows, window = len(slots), ring.shape[1]
         out = np.empty((int(places.max()) + 1, rows))
-        scratch = np.empty(window)
-        self._roll(rows, slots, cells, filled, values, ring, window, ddof, min_periods, places, scratch, out)
+        held, stamps, stamp = blocks.stamped(len(ring))
+        self._roll(
+            rows,
+            slots,
+            cells,
+            filled,
+            values,
+            ring,
+            window,
+            blocks.shift,
+            ddof,
+            min_periods,
+            places,
+            held,
+            stamps,
+            stamp,
+            blocks.scratch,
+            out,
+        )
         return out
+
+
+class Blocks:
+    """What is known of the blocks of rings with ``window`` cells while a batch goes through; nothing of it is state.
+
+    A block has 16 cells, or some more than there are blocks.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.shift = max(4, ((window - 1).bit_length() + 2) // 2)
+        self.scratch = np.empty(window)
+        self._each = 4 * -(-window // (1 << self.shift))
+        self._held = np.empty((0, self._each))
+        self._stamps = np.empty(0, np.int64)
+        self._stamp = 0
+
+    def stamped(self, keys: int) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        """Memory for so many keys, of which only what is used is taken from the machine; nothing in it is good yet."""
+        if len(self._stamps) < keys:
+            self._held, self._stamps = np.zeros((keys, self._each)), np.zeros(keys, np.int64)
+        self._stamp += 1
+        return self._held, self._stamps, self._stamp
 
 
 def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:

@@ -4,8 +4,9 @@ Plain Python over flat arrays and scalars: Numba compiles these very functions t
 it they run as they stand over memoryviews, slowly and with the same bits. To keep the two equal, and every value a
 function of its window alone:
 
-- strict IEEE arithmetic in a fixed order: eight accumulators over the ring's cells, joined as a tree. No fastmath, no
-  fused multiply-add, no sum carried from record to record, which would drift.
+- strict IEEE arithmetic in a fixed order: blocks of the ring's cells, eight accumulators in each, joined as a tree. No
+  fastmath, no fused multiply-add, no sum carried on by adding and subtracting, which would drift: what is kept of a
+  block follows from the cells in it.
 - a window whose sum is finite holds neither NaN nor infinity, and takes the fast path; any other is gone through once
   more, NaN left out. Which path a window takes follows from the window.
 - a result that is not a number is the one constant NaN.
@@ -273,15 +274,22 @@ def roll(
     values: Any,
     ring: Any,
     window: int,
+    shift: int,
     ddof: int,
     min_periods: int,
     places: Any,
+    blocks: Any,
+    stamps: Any,
+    stamp: int,
     scratch: Any,
     out: Any,
 ) -> None:
     """Put each value into its ring and take the statistics of the window that ends with it.
 
-    ``places[STAT]`` is the row of ``out`` (rows of ``n``) for that statistic, -1 where it is not wanted.
+    ``places[STAT]`` is the row of ``out`` (rows of ``n``) for that statistic, -1 where it is not wanted. ``blocks`` holds
+    of each block of ``2**shift`` cells of a ring its sum, its squared distances from its mean, its least and its
+    greatest value; a record changes one block, and the others are not looked into again. What ``blocks`` holds of a key
+    is good while ``stamps`` has this call's ``stamp`` for it.
     """
     p_count = places[0]
     p_sum = places[1]
@@ -293,28 +301,52 @@ def roll(
     p_median = places[7]
     spread = p_std >= 0 or p_var >= 0
     extremes = spread or p_mean >= 0 or p_min >= 0 or p_max >= 0
+    size = 1 << shift
+    most = (window + size - 1) >> shift
+    share = 1.0 / size
     written = False
     for i in range(n):
-        base = slots[i] * window
+        s = slots[i]
+        base = s * window
         if not written:
             ring[base + cells[i]] = values[i]
         # The next record's value goes in early, if into another ring: it is on its way from memory, and past the
         # store buffer, when its window is read.
         written = False
-        if i + 1 < n and slots[i + 1] != slots[i]:
+        if i + 1 < n and slots[i + 1] != s:
             ring[slots[i + 1] * window + cells[i + 1]] = values[i + 1]
             written = True
         rows = filled[i]
-        end = base + rows
-        total = total_of(ring, base, end)
-        low = lowest_of(ring, base, end) if extremes else INF
-        high = highest_of(ring, base, end) if extremes else -INF
+        used = (rows + size - 1) >> shift
+        sums = s * 4 * most
+        squares = sums + most
+        lows = squares + most
+        highs = lows + most
+        first = cells[i] >> shift
+        last = first + 1
+        if stamps[s] != stamp:
+            stamps[s] = stamp
+            first = 0
+            last = used
+        for b in range(first, last):
+            start = base + (b << shift)
+            stop = min(start + size, base + rows)
+            part = total_of(ring, start, stop)
+            blocks[sums + b] = part
+            if extremes:
+                blocks[lows + b] = lowest_of(ring, start, stop)
+                blocks[highs + b] = highest_of(ring, start, stop)
+            if spread:
+                blocks[squares + b] = squares_of(ring, start, stop, part / (stop - start))
+        total = total_of(blocks, sums, sums + used)
+        low = lowest_of(blocks, lows, lows + used) if extremes else INF
+        high = highest_of(blocks, highs, highs + used) if extremes else -INF
         k = rows
         clean = -INF < total < INF
         if not clean:
             k = 0
             total = 0.0
-            for j in range(base, end):
+            for j in range(base, base + rows):
                 x = ring[j]
                 if x == x:
                     k += 1
@@ -335,19 +367,27 @@ def roll(
         if p_max >= 0:
             out[p_max * n + i] = high if enough and k > 0 else NAN
         if p_median >= 0:
-            out[p_median * n + i] = median_of(ring, base, end, scratch) if enough and k > 0 else NAN
+            out[p_median * n + i] = median_of(ring, base, base + rows, scratch) if enough and k > 0 else NAN
         if spread:
             variance = NAN
             if enough and k > ddof:
-                squares = 0.0
-                if clean:
-                    squares = squares_of(ring, base, end, mean)
+                around = 0.0
+                if clean and low == high:
+                    around = 0.0
+                elif clean:
+                    for b in range(used - 1):
+                        d = blocks[sums + b] * share - mean
+                        around += blocks[squares + b] + size * (d * d)
+                    b = used - 1
+                    rest = rows - (b << shift)
+                    d = blocks[sums + b] / rest - mean
+                    around += blocks[squares + b] + rest * (d * d)
                 else:
-                    for j in range(base, end):
+                    for j in range(base, base + rows):
                         x = ring[j]
                         if x == x:
-                            squares += (x - mean) * (x - mean)
-                variance = squares / (k - ddof)
+                            around += (x - mean) * (x - mean)
+                variance = around / (k - ddof)
             if p_var >= 0:
                 out[p_var * n + i] = variance if variance == variance else NAN
             if p_std >= 0:
@@ -372,5 +412,5 @@ KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
     "gather": (gather, "niidniid"),
     "pick": (pick, "niww"),
     "put": (put, "niww"),
-    "roll": (roll, "niiiddnnnqdd"),
+    "roll": (roll, "niiiddnnnnqdqndd"),
 }
