@@ -4,26 +4,37 @@ import contextlib
 import itertools
 import struct
 
+import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.errors import EngineError
 from tidemill.formats.packed import Packed, PackedColumn
-from tidemill.lanes.framing import MAX_FRAME, FrameReader, frame
+from tidemill.lanes.framing import MAX_FRAME, READ_BYTES, FrameReader, frame
 from tidemill.lanes.wire import (
     Admit,
+    Call,
     Committed,
     Failed,
+    Forget,
+    Function,
     KindsFixed,
     LoadPlan,
+    OpenSink,
     Output,
     Quarantined,
     Ready,
     Result,
+    Returned,
+    Revoke,
+    SinkClosed,
     Slot,
     Stop,
     Work,
+    Write,
+    Written,
 )
 
 PACKED = Packed(2, [PackedColumn("value", "float", 64), PackedColumn("unit", "text")], None, 128, -1, [["a", "b"]])
@@ -32,6 +43,13 @@ TO_LANE = [
     Admit(3, ["S1", "ü", ""]),
     KindsFixed({2: {"y": "text"}}),
     Work(7, 1, PACKED, 0, 2, 64, [Slot("y", "float", 256)], [1], [Quarantined(1, 0, "raised", "why")]),
+    OpenSink(b"sink", b"schema", 0.5),
+    Write(3, 1, PACKED),
+    Function(5),
+    Forget(5),
+    Call(12, 3, 5, True, [10, 20]),
+    Call(13, 4, 0, False, [10], 4096, 80_000),
+    Revoke(4),
     Stop(),
 ]
 FROM_LANE = [
@@ -40,6 +58,10 @@ FROM_LANE = [
     Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}),
     Committed(7),
     Failed("StageError", "no"),
+    Written(3, 2, 10, 100),
+    SinkClosed(10, 100),
+    Returned(12, 1_000, [False, True], [10, 20]),
+    Returned(13, 1_000, [False], [10], 64, 80_000, [4], "ndarray"),
 ]
 
 
@@ -61,6 +83,45 @@ def test_frames_survive_any_cut(data, to_lane):
     stream = b"".join(bytes(part) for message, payload in chosen for part in frame(message, payload))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12))
     assert read(FrameReader(to_lane=to_lane), stream, cuts) == chosen
+
+
+@pytest.mark.parametrize(("to_lane", "messages"), [(True, TO_LANE), (False, FROM_LANE)])
+def test_byte_by_byte(to_lane, messages):
+    """Each message of either way, read one byte at a time."""
+    chosen = [(message, bytes(range(number))) for number, message in enumerate(messages)]
+    stream = b"".join(bytes(part) for message, payload in chosen for part in frame(message, payload))
+    assert read(FrameReader(to_lane=to_lane), stream, range(1, len(stream))) == chosen
+
+
+@given(st.data())
+def test_frames_larger_than_the_kept_memory(data):
+    """They come whole, whatever is before and behind them, and their payloads can be written to, on even addresses."""
+    sizes = data.draw(st.lists(st.sampled_from([0, 1, 5_000, READ_BYTES - 40, READ_BYTES, 700_000]), max_size=4))
+    chosen = [(Committed(number), bytes([number]) * size) for number, size in enumerate(sizes)]
+    stream = b"".join(bytes(part) for message, payload in chosen for part in frame(message, payload))
+    reader, got, at = FrameReader(to_lane=False), [], 0
+    while at < len(stream):
+        count = min(len(reader.room()), len(stream) - at, data.draw(st.sampled_from([5, 70_000, READ_BYTES])))
+        assert count
+        reader.feed(stream[at : at + count])
+        at += count
+        got.extend(reader.messages())
+    assert got == chosen
+    for _, payload in got:
+        if payload:
+            assert np.frombuffer(payload, np.uint8).ctypes.data % 16 == 0
+            payload[0] = 7
+
+
+def test_a_length_that_lies_takes_no_memory():
+    """As long as a frame may be: what is announced is not touched before it comes."""
+    before = psutil.Process().memory_info().rss
+    reader = FrameReader(to_lane=False)
+    reader.feed(struct.pack("<II", 0, MAX_FRAME) + bytes(READ_BYTES - 8))
+    assert list(reader.messages()) == []
+    reader.feed(bytes(1_000_000))
+    assert list(reader.messages()) == []
+    assert psutil.Process().memory_info().rss - before < 20 << 20
 
 
 def test_many_frames_in_one_read():

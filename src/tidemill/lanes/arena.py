@@ -115,7 +115,7 @@ class ArenaBack:
 
     def holds(self, at: int, size: int) -> bool:
         """Whether so much can have been put there."""
-        return at >= self._taken[0] and 0 < size <= self._size - at % self._size
+        return 0 <= at - self._taken[0] <= 2 * self._size and 0 < size <= self._size - at % self._size
 
     def block(self, at: int, size: int) -> memoryview:
         """What was put at a position."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -277,6 +276,8 @@ class ForkServer:
 
     def begin(self) -> None:
         """Start the process; its imports go on while the caller does other things."""
+        import fcntl  # not on Windows, where this module is imported all the same
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = os.pathsep.join(p for p in sys.path if p)
         environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}

@@ -1,0 +1,66 @@
+"""Elsewhere than on Linux: plans and inline lanes work, and lanes with processes say that they do not yet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+ELSEWHERE = """
+import asyncio, os, signal, socket, sys, sysconfig
+
+sysconfig.get_config_vars()  # looks into this system's own files
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"fcntl", "resource", "termios", "pwd", "grp"}:
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Missing())
+for module in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules.pop(module, None)
+for owner, names in {
+    os: ("memfd_create", "fork", "sched_getaffinity", "register_at_fork", "MFD_CLOEXEC", "MFD_ALLOW_SEALING"),
+    socket: ("SOCK_SEQPACKET",),
+    signal: ("SIGKILL", "SIGCHLD"),
+}.items():
+    for name in names:
+        if hasattr(owner, name):
+            delattr(owner, name)
+sys.platform = "win32"
+
+import tidemill as tm
+
+
+async def main():
+    async with tm.Lanes(0) as lanes:
+        assert await lanes.run(divmod, 17, 5) == (3, 2)
+    try:
+        async with tm.Lanes(2):
+            pass
+    except tm.CallError as error:
+        print(error)
+
+
+asyncio.run(main())
+try:
+    with tm.LanesExecutor(2):
+        pass
+except tm.CallError as error:
+    print(error)
+with tm.LanesExecutor(0) as pool:
+    assert pool.submit(divmod, 7, 2).result() == (3, 1)
+plan = tm.Plan(tm.Rolling("v", window=2, stats=["mean"]))
+rows = [{"sensor": "a", "v": 1.0}, {"sensor": "a", "v": 2.0}]
+assert [row["v_mean_2"] for row in plan.apply(rows, key="sensor")] == [1.0, 1.5]
+"""
+
+
+def test_without_what_only_linux_has() -> None:
+    """In an interpreter that lacks fork, memfds and fcntl."""
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == 2 * [
+        "Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system."
+    ]
