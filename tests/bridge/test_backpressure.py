@@ -103,6 +103,18 @@ async def test_bytes_are_bounded_too(telephone, home, when_full: str) -> None:
         assert await lanes.run(len, bytes(5_000_000)) == 5_000_000
 
 
+async def test_both_bounds_hold_at_once() -> None:
+    """A bound on calls that is never reached does not lift the one on bytes, for callers that are let in one by one."""
+    async with tm.Lanes(1, max_waiting=1000, max_waiting_bytes=3_000_000) as lanes:
+        tasks = [asyncio.create_task(lanes.run(len, bytes(1_000_000))) for _ in range(40)]
+        most = 0
+        while not all(task.done() for task in tasks):
+            most = max(most, lanes.statistics().waiting_bytes)
+            await asyncio.sleep(0)
+        assert [task.result() for task in tasks] == [1_000_000] * 40
+        assert most < 4_000_000  # the call that passes the bound is still taken
+
+
 async def test_timeouts_in_line(telephone, home) -> None:
     """Time in line counts; a caller whose time is up leaves it, and those behind it move up."""
     async with tm.Lanes(1, max_waiting=1) as lanes:

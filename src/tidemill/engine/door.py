@@ -50,9 +50,12 @@ class Door:
 
     @property
     def _full(self) -> bool:
-        calls = self._calls
-        most = calls.bounds.waiting
-        return calls.full or (self._entering > 0 and (most is None or calls.waiting + self._entering >= most))
+        """What a caller that was let in will add is not known in bytes: under a bound on these, one at a time."""
+        calls, bounds = self._calls, self._calls.bounds
+        if not self._entering:
+            return calls.full
+        most = 0 if bounds.waiting is None or bounds.waiting_bytes is not None else bounds.waiting
+        return calls.full or calls.waiting + self._entering >= most
 
     def refuse(self, name: str) -> LanesFull:
         """The error of a call that may not wait."""
