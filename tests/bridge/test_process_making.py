@@ -116,27 +116,6 @@ async def test_an_initializer_that_hangs_can_be_left(telephone, home) -> None:
     assert task.cancelled()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"initializer": 5},
-        {"preload": "numpy"},
-        {"preload": [""]},
-        {"recycle_after": 0},
-        {"recycle_rss": -1},
-        {"grace": -1},
-        {"grace": float("nan")},
-        {"max_waiting": 0},
-        {"when_full": "sometimes"},
-    ],
-    ids=str,
-)
-async def test_senseless_options_are_refused(options: dict[str, object]) -> None:
-    """When the lanes are made, in one sentence."""
-    with pytest.raises(CallError, match=f"{next(iter(options))}="):
-        tm.Lanes(1, **options)  # type: ignore[arg-type]
-
-
 async def test_an_initializer_that_cannot_be_sent() -> None:
     """Refused where the lanes are made or opened, and it is named."""
     import threading

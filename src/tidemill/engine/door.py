@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import Final
 
 from tidemill.core.calls import Calls
 from tidemill.errors import LanesFull
 
-__all__ = ["WHEN_FULL", "Door"]
-
-WHEN_FULL: Final = ("block", "reject", "drop_oldest")
+__all__ = ["Door"]
 
 
 class Door:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
+from typing import Any, Final, NoReturn, Self, TypeVar, cast
 
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
-from tidemill.engine.batch_limits import BatchLimits, WhenFull
+from tidemill.engine.batch_limits import BatchLimits
 from tidemill.engine.batched import Batched
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.door import WHEN_FULL
 from tidemill.engine.endings import settle
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.keyed import Keyed
 from tidemill.engine.lane import NICE
-from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
-from tidemill.engine.staff import Making, checked_modules
+from tidemill.engine.making import Making
+from tidemill.engine.options import WhenFull, check_callable, check_choice, check_count, check_seconds, check_timeout
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments
@@ -50,7 +49,8 @@ class Lanes:
                            inline, on the loop's thread: breakpoints and tracebacks work, nothing can stop a function
     ``nice``               added to the priority number of the processes, so that the loop comes first
     ``preload``            names of modules to import once, before any process is forked
-    ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls
+    ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls; one
+                           that takes longer than ``initializer_timeout`` seconds has failed
     ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
                            that has grown to so many bytes of resident memory. Nothing is lost or run twice
     ``grace``              seconds that a cancelled or timed-out call has to notice `tidemill.cancelled` before its
@@ -79,29 +79,30 @@ class Lanes:
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
+        initializer_timeout: float | None = 60.0,
         recycle_after: int | None = None,
         recycle_rss: int | None = None,
         grace: float = 0.05,
         max_waiting: int | None = None,
         max_waiting_bytes: int | None = None,
-        when_full: Literal["block", "reject", "drop_oldest"] = "block",
+        when_full: WhenFull = "block",
     ) -> None:
-        self._count = resolved_lanes(lanes)
-        if initializer is not None and not callable(initializer):
-            raise CallError(f"initializer={initializer!r} is not a function; give its arguments as initargs=(...).")
-        if not 0 <= grace < math.inf:
-            raise CallError(f"grace={grace!r} must be a number of seconds, 0 or more.")
-        if when_full not in WHEN_FULL:
-            raise CallError(f"when_full={when_full!r} must be one of {', '.join(WHEN_FULL)}.")
+        self._count = resolved_lanes(lanes, CallError)
+        check_seconds("grace", grace)
+        check_choice("when_full", when_full)
+        for name, bound in (("max_waiting", max_waiting), ("max_waiting_bytes", max_waiting_bytes)):
+            if bound is not None:
+                check_count(name, bound)
         self._making = Making(
             nice,
-            checked_modules(preload),
+            preload,
             initializer,
-            tuple(initargs),
-            _bound("recycle_after", recycle_after),
-            _bound("recycle_rss", recycle_rss),
+            initargs,
+            initializer_timeout,
+            recycle_after=recycle_after,
+            recycle_rss=recycle_rss,
         )
-        self._bounds = Bounds(_bound("max_waiting", max_waiting), _bound("max_waiting_bytes", max_waiting_bytes))
+        self._bounds = Bounds(max_waiting, max_waiting_bytes)
         self._grace_s = grace
         self._when_full = when_full
         self._crew: Crew | None = None
@@ -124,6 +125,8 @@ class Lanes:
             raise CallError("This function runs in a lane already; there are no lanes within lanes. Call it directly.")
         if self._count and not sys.platform.startswith("linux"):
             raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
+        if self._count and (missing := no_interpreter()):
+            raise CallError(f"{missing} tm.Lanes(0) runs the same calls inline.")
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         crew = Crew(
@@ -184,7 +187,7 @@ class Lanes:
         pin = None if key is None else self._pin(key)
         entered = False
         if crew.door.must_wait:
-            _check_timeout(timeout)
+            check_timeout(timeout)
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
             request, future = self._awaited(fn, args, kwargs, timeout)
@@ -252,10 +255,9 @@ class Lanes:
         a plain iterable is read on the event loop, so it should not block.
         """
         crew = self._open()
-        _check_callable(fn)
-        _check_timeout(timeout)
-        if window < 1:
-            raise CallError(f"window={window!r} must be at least 1.")
+        check_callable(fn)
+        check_timeout(timeout)
+        check_count("window", window)
 
         def submit(value: Any) -> tuple[asyncio.Future[T], int]:
             future: asyncio.Future[T] = self._future()
@@ -292,7 +294,7 @@ class Lanes:
         "reject" raises `LanesFull` at the call, and "drop_oldest" ends the oldest that waits with it.
         """
         crew = self._open()
-        _check_callable(fn)
+        check_callable(fn)
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
         return Batched(crew, self._open, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
@@ -313,7 +315,7 @@ class Lanes:
         if not callable(factory):
             raise CallError(f"{factory!r} is not a class or function that makes an object.")
         for name, bound in (("max_keys", max_keys), ("max_bytes", max_bytes)):
-            _bound(name, bound)
+            check_count(name, bound)
         return Keyed(
             crew,
             self._check_here,
@@ -380,8 +382,8 @@ class Lanes:
         timeout: float | None,
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
-        _check_timeout(timeout)
-        _check_callable(fn)
+        check_timeout(timeout)
+        check_callable(fn)
         sent = self._functions.of(fn)
         where = {f"argument {number}": value for number, value in enumerate(args)} | {
             f"argument {name}": value for name, value in kwargs.items()
@@ -391,22 +393,6 @@ class Lanes:
         else:
             parcel = dumps_arguments((args, kwargs), where)
         return Request(f"lanes.run({name_of(fn)})", sent, [parcel], done, timeout_s=timeout)
-
-
-def _check_callable(fn: object) -> None:
-    if not callable(fn):
-        raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
-
-
-def _bound(name: str, value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise CallError(f"{name}={value!r} must be a whole number of 1 or more; leave it out for no limit.")
-    return value
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not timeout > 0:
-        raise CallError(f"timeout={timeout!r} must be more than 0 seconds; leave it out for none.")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
