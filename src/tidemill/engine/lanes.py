@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, Final, NoReturn, Self, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
@@ -19,6 +19,7 @@ from tidemill.engine.endings import settle
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.keyed import Keyed
+from tidemill.engine.keyed_limits import KeyedLimits
 from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
@@ -57,7 +58,8 @@ class Lanes:
                            process is killed
     ``max_waiting``        calls, and ``max_waiting_bytes`` bytes of arguments, that may wait while all lanes are busy.
                            Then, by ``when_full``, ``run`` waits in line ("block"), raises `LanesFull` ("reject"), or
-                           the call that waited longest raises it ("drop_oldest")
+                           the call that waited longest raises it ("drop_oldest"). This is for `run` and `executor`;
+                           `stream`, `batched` and `keyed` have bounds of their own
 
     Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
     was then. Arguments and results are pickled. A call that was started is never started again; if its process dies,
@@ -204,14 +206,8 @@ class Lanes:
     async def _entered(self, crew: Crew, fn: Callable[..., Any], timeout: float | None) -> tuple[bool, float | None]:  # noqa: ASYNC109
         """By ``when_full``: whether the caller stood in line, and the time it has left."""
         name = f"lanes.run({name_of(fn)})"
-        if crew.door.when_full == "reject":
-            raise crew.door.refuse(name)
-        if crew.door.when_full == "drop_oldest":
-            crew.make_room()
-            return False, timeout
-        if timeout is None:
-            await crew.door.enter()
-            return True, None
+        if timeout is None or crew.door.when_full != "block":
+            return await crew.door.come_in(name, crew.make_room), timeout
         assert self._loop is not None
         until = self._loop.time() + timeout
         try:
@@ -263,10 +259,12 @@ class Lanes:
             future: asyncio.Future[T] = self._future()
             try:
                 self._check_here()
-                return future, crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
+                call = crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
             except CallError as error:  # at its place in the order, like every other
                 future.set_exception(error)
                 return future, 0
+            crew.calls.keep(call)  # the window bounds it
+            return future, call
 
         return streamed(submit, crew.cancel, source, window, return_exceptions=return_exceptions)
 
@@ -298,7 +296,16 @@ class Lanes:
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
         return Batched(crew, self._open, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
-    def keyed(self, factory: Callable[[], Any], *, max_keys: int = 100_000, max_bytes: int = 1 << 28) -> Keyed:
+    def keyed(
+        self,
+        factory: Callable[[], Any],
+        *,
+        max_keys: int = 100_000,
+        max_bytes: int = 1 << 28,
+        max_waiting: int = 65_536,
+        max_waiting_bytes: int = 256 << 20,
+        when_full: Literal["block", "reject"] = "block",
+    ) -> Keyed:
         """One object per key, kept through kills and recycling: ``counters = lanes.keyed(Counter)``.
 
         ``await counters("S12", x)`` calls the object of key "S12" (or its ``update``, if it cannot be called), and
@@ -310,21 +317,16 @@ class Lanes:
         new object, or else its pickle. So an object has seen exactly the calls that returned: a call that raised, was
         cancelled, or whose process died leaves no trace in it. ``max_keys`` objects are kept, of ``max_bytes`` of state
         together; a call beyond them raises `CallError` or `BadResult`, and ``counters.drop(key)`` makes room.
+
+        At most ``max_waiting`` calls, of ``max_waiting_bytes`` of arguments, wait or run. Beyond them, with
+        ``when_full="block"``, callers wait for room, first come, first served; "reject" raises `LanesFull` at the call.
         """
         crew = self._open()
         if not callable(factory):
             raise CallError(f"{factory!r} is not a class or function that makes an object.")
-        for name, bound in (("max_keys", max_keys), ("max_bytes", max_bytes)):
-            check_count(name, bound)
-        return Keyed(
-            crew,
-            self._check_here,
-            f"lanes.keyed({name_of(factory)})",
-            self._functions.listed(KeyedObjects(factory)),
-            lanes=max(self._count, 1),
-            max_keys=max_keys,
-            max_bytes=max_bytes,
-        )
+        limits = KeyedLimits(max_keys, max_bytes, max_waiting, max_waiting_bytes, when_full)
+        sent = self._functions.listed(KeyedObjects(factory))
+        return Keyed(crew, self._check_here, f"lanes.keyed({name_of(factory)})", sent, max(self._count, 1), limits)
 
     def executor(self) -> LoopExecutor:
         """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.

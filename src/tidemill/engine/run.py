@@ -49,7 +49,7 @@ _log = logging.getLogger("tidemill")
 
 
 class Run:
-    """One run of a pipeline; made by the doors in `tidemill.engine.doors`."""
+    """One run of a pipeline; made by `tidemill.engine.entrance`."""
 
     def __init__(
         self,
