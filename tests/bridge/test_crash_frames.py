@@ -1,10 +1,9 @@
-"""Five ways to end between two messages, within one of ten megabytes, while idle, and at the close."""
+"""Five ways to end while ten megabytes are on their way, to the lane and back."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 
 import cloudpickle
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.errors import CallError, LaneDied, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -20,44 +18,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 
 def square(x: int) -> int:
     return x * x
-
-
-# -- between the frames, and within one ----------------------------------------------------------------------
-
-
-async def test_between_two_calls(one: tm.Lanes, telephone, home, processes, way) -> None:
-    """A thread that a function left in the lane ends it, or only itself, while nothing runs: nobody's error."""
-
-    act = way.act
-
-    def leaves_a_thread(port: int) -> int:
-        import threading
-
-        def later() -> None:
-            home(port, "thread")
-            act()
-
-        threading.excepthook = lambda _: None
-        threading.Thread(target=later, daemon=True).start()
-        return os.getpid()
-
-    pid = await one.run(leaves_a_thread, telephone.port)
-    await telephone.hear("thread")
-    await telephone.tell("thread")
-    if way.kills:
-        await processes.gone(pid)
-        assert await one.run(os.getpid) != pid
-    assert await one.run(square, 5) == 25
-
-
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT])
-async def test_idle(one: tm.Lanes, processes, signal_number: int) -> None:
-    """A signal to an idle lane, from anywhere, is nobody's error."""
-    pid = await one.run(os.getpid)
-    os.kill(pid, signal_number)
-    await processes.gone(pid)
-    assert await one.run(square, 6) == 36
-    assert await one.run(os.getpid) != pid
 
 
 LARGE = {"text": lambda: "x" * 10_000_000, "array": lambda: np.ones(1_250_000), "bytes": lambda: b"x" * 10_000_000}
@@ -134,26 +94,3 @@ async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kin
         assert result[0] == make()[0]
         assert result[-1] == make()[-1]
     assert await behind == 16
-
-
-# -- at the end ----------------------------------------------------------------------------------------------
-
-
-async def test_while_the_lanes_are_being_closed(telephone, home, processes, way) -> None:
-    """Every call ends with an error of its own, the block is left, and no process stays."""
-
-    act = way.act
-
-    def held(port: int) -> None:
-        home(port, f"held {os.getpid()}")
-        act()
-
-    async with tm.Lanes(2) as lanes:
-        server = await lanes.run(os.getppid)
-        calls = [asyncio.create_task(lanes.run(held, telephone.port)) for _ in range(6)]
-        for name in await telephone.hear_any(2):
-            await telephone.tell(name)
-        family = processes.family(server)
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert all(isinstance(result, (CallError, LaneDied, ZeroDivisionError, RemoteError)) for result in results)
-    assert not any(map(processes.lives, family))

@@ -49,20 +49,6 @@ async def test_each_process_is_initialized_before_it_takes_calls() -> None:
         assert set(await asyncio.gather(*(lanes.run(remembered) for _ in range(20)))) == {"S12"}
 
 
-async def test_an_initializer_that_always_fails(way, processes) -> None:
-    """Tried a few times, then one clear error; nothing is left, and it does not take for ever."""
-    files = processes.open_files()
-    with pytest.raises((CallError, LaneDied), match=r"(?s)initializer.*in each of \d+ attempts") as caught:
-        async with tm.Lanes(2, initializer=way.act):
-            pass
-    if way.kills:
-        assert isinstance(caught.value, LaneDied)
-        assert (caught.value.signal, caught.value.code) == (way.signal, way.code)
-        assert way.told in str(caught.value)
-    assert processes.open_files() == files
-    assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
-
-
 async def test_an_initializer_that_fails_at_first(tmp_path: Path, way) -> None:
     """Processes that fail before they are ready are tried again; once one succeeds all is well."""
     act, path = way.act, str(tmp_path / "tries")

@@ -230,7 +230,7 @@ class _Server:
 
             traceback.print_exc()
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # the user may have put other streams there, which do anything
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
