@@ -13,6 +13,8 @@ import pytest
 import pytest_asyncio
 from hypothesis import strategies as st
 
+import tidemill as tm
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -81,6 +83,23 @@ def records():
 def told():
     """Names, order, types and values of records, for comparing."""
     return _told
+
+
+# -- lanes that are open for a whole file --------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two() -> AsyncIterator[tm.Lanes]:
+    """Two lanes."""
+    async with tm.Lanes(2) as lanes:
+        yield lanes
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one() -> AsyncIterator[tm.Lanes]:
+    """One lane, so that calls queue."""
+    async with tm.Lanes(1) as lanes:
+        yield lanes
 
 
 # -- a telephone to functions that run in a lane ---------------------------------------------------------------

@@ -164,8 +164,6 @@ async def test_nested_use_is_refused(two: tm.Lanes, door: str) -> None:
                 return pool.submit(square, 2).result()
         return asyncio.run(main())
 
-    if door == "executor" and not hasattr(tm, "LanesExecutor"):
-        pytest.skip("not there yet")
     if door == "run":
         with pytest.raises(CallError, match="stay in the process"):
             await two.run(lambda: two)
