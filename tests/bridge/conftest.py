@@ -30,10 +30,19 @@ class Processes:
     @staticmethod
     def lives(pid: int) -> bool:
         """Whether it runs; a zombie does not."""
+        return Processes._state(pid) not in {"Z", "X", ""}
+
+    @staticmethod
+    def is_zombie(pid: int) -> bool:
+        """Whether it has ended and nobody has reaped it."""
+        return Processes._state(pid) == "Z"
+
+    @staticmethod
+    def _state(pid: int) -> str:
         try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            return False
+            return ""
 
     @staticmethod
     def children(pid: int) -> list[int]:
