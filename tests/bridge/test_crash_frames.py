@@ -1,9 +1,10 @@
-"""Five ways to end while ten megabytes are on their way, to the lane and back."""
+"""Five ways to end while ten megabytes are on their way, to the lane and back; and what is written after the end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 
 import cloudpickle
@@ -94,3 +95,39 @@ async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kin
         assert result[0] == make()[0]
         assert result[-1] == make()[-1]
     assert await behind == 16
+
+
+# -- after the end -------------------------------------------------------------------------------------------
+
+
+async def test_what_a_dead_lane_still_says(one: tm.Lanes, telephone, home, processes) -> None:
+    """A process that outlives its lane writes to every line that this had: no call of the next lane is touched."""
+
+    def leaves_a_heir(port: int) -> int:
+        import stat
+
+        if os.fork():
+            return os.getpid()
+        os.setsid()  # else it would end with the lane
+        home(port, "heir")
+        for number in range(3, 64):
+            try:
+                if stat.S_ISSOCK(os.fstat(number).st_mode):
+                    os.set_blocking(number, False)
+                    os.write(number, bytes(range(256)) * 64)
+            except OSError:  # closed here, or nobody listens any more
+                continue
+        home(port, "said")
+        os._exit(0)
+
+    pid = await one.run(leaves_a_heir, telephone.port)
+    await telephone.hear("heir")
+    os.kill(pid, signal.SIGKILL)
+    await processes.gone(pid)
+    assert await one.run(os.getpid) != pid
+    calls = [asyncio.create_task(one.run(square, number)) for number in range(50)]
+    await telephone.tell("heir")
+    await telephone.hear("said")
+    calls += [asyncio.create_task(one.run(square, number)) for number in range(50)]
+    assert await asyncio.gather(*calls) == [number * number for number in range(50)] * 2
+    await telephone.tell("said")

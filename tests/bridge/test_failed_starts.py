@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import cloudpickle
@@ -164,3 +165,32 @@ async def test_a_replacement_that_hangs_leaves_no_lane_empty(tmp_path: Path) -> 
         await asyncio.sleep(0)
         await asyncio.to_thread(hangs.unlink)
         assert await call == 3
+
+
+# -- how often, and when -------------------------------------------------------------------------------------
+
+
+async def test_attempts_are_few_and_ever_farther_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken initializer is no storm of processes: the delays, as the loop was told them, double."""
+    log, delays = str(tmp_path / "log"), []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def recorded(delay: float, callback: Callable[..., object], *args: object, **options: object) -> object:
+        if not args:  # a deadline has the process that it is for
+            delays.append(delay)
+        return call_later(delay, callback, *args, **options)  # type: ignore[arg-type]
+
+    def breaks() -> None:
+        with Path(log).open("ab", buffering=0) as file:
+            file.write(b"tried\n")
+        raise OSError("no model")
+
+    monkeypatch.setattr(loop, "call_later", recorded)
+    with pytest.raises(CallError, match="in each of 4 attempts"):
+        async with tm.Lanes(1, initializer=breaks):
+            pass
+    assert len(delays) >= 3
+    assert all(later == 2 * sooner for sooner, later in pairwise(delays))
+    tried = (await asyncio.to_thread(Path(log).read_text)).split()
+    assert 4 <= len(tried) <= 4 * 2  # in each round the lane's process, and the spare's
