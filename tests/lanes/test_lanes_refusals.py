@@ -73,10 +73,12 @@ async def test_sizes_that_make_no_sense(one: tm.Lanes, value: object) -> None:
     for name in ("max_keys", "max_bytes"):
         with pytest.raises(CallError, match=f"{name}={value!r} {told}"):
             one.keyed(list, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(CallError, match="when_full='wait' must be one of 'block', 'reject', 'drop_oldest'"):
+        one.batched(list, when_full="wait")  # type: ignore[arg-type]
     assert await one.run(abs, -1) == 1
 
 
-@pytest.mark.parametrize("value", [0, -1, nan, "x", [1]], ids=str)
+@pytest.mark.parametrize("value", [0, -1, nan, -inf, "x", [1]], ids=str)
 async def test_timeouts_that_make_no_sense(one: tm.Lanes, value: object) -> None:
     """Whatever door they come to."""
     with pytest.raises(CallError, match="must be more than 0 seconds"):
