@@ -244,6 +244,8 @@ async def test_callers_of_keys_wait_for_room(telephone, home, bound: dict[str, i
         calls = [lists.call("one", "append", (number, text)) for number in range(10)]
         others = [lists.call(f"S{number}", "append", number) for number in range(20)]
         wrong = lists.call("wrong", "append", (x for x in ()))
+        with pytest.raises(tm.CallError, match=r"the key \['S1'\] must be text or bytes"):
+            lists.call(["S1"], "append", 1)  # type: ignore[arg-type]
         read = lists.statistics()
         assert read.blocked >= 25
         assert 5 <= read.open <= 6

@@ -112,6 +112,8 @@ class Keyed:
 
     def _called(self, key: Key, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
         self._check()
+        if not isinstance(key, (str, bytes)):
+            raise CallError(f"{self._name}: the key {key!r} must be text or bytes.")
         turn = _Turn(key, method, (args, kwargs), self._loop.create_future())
         if not self._is_full and not self._blocked:
             self._take(turn)
@@ -165,12 +167,10 @@ class Keyed:
     # -- one call after the other ----------------------------------------------------------------------
 
     def _made(self, key: Key) -> _Object:
-        if not isinstance(key, (str, bytes)):
-            raise CallError(f"{self._name}: the key {key!r} must be text or bytes.")
         if len(self._objects) >= self._limits.max_keys:
             raise CallError(
-                f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._limits.max_keys:,}; drop those "
-                "that are done with .drop(key), or allow more."
+                f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._limits.max_keys:,}; "
+                "drop those that are done with .drop(key), or allow more."
             )
         data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         known = self._objects[key] = _Object(place(data, self._lanes))
