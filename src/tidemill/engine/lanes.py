@@ -24,7 +24,9 @@ from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
 from tidemill.engine.making import Making
-from tidemill.engine.options import WhenFull, check_callable, check_choice, check_count, check_seconds, check_timeout
+from tidemill.engine.options import WhenFull, check_choice, check_count, check_seconds
+from tidemill.engine.options import check_callable as _check_callable
+from tidemill.engine.options import check_timeout as _check_timeout
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments
@@ -189,7 +191,7 @@ class Lanes:
         pin = None if key is None else self._pin(key)
         entered = False
         if crew.door.must_wait:
-            check_timeout(timeout)
+            _check_timeout(timeout)
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
             request, future = self._awaited(fn, args, kwargs, timeout)
@@ -251,8 +253,8 @@ class Lanes:
         a plain iterable is read on the event loop, so it should not block.
         """
         crew = self._open()
-        check_callable(fn)
-        check_timeout(timeout)
+        _check_callable(fn)
+        _check_timeout(timeout)
         check_count("window", window)
 
         def submit(value: Any) -> tuple[asyncio.Future[T], int]:
@@ -292,7 +294,7 @@ class Lanes:
         "reject" raises `LanesFull` at the call, and "drop_oldest" ends the oldest that waits with it.
         """
         crew = self._open()
-        check_callable(fn)
+        _check_callable(fn)
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
         return Batched(crew, self._open, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
@@ -384,8 +386,8 @@ class Lanes:
         timeout: float | None,
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
-        check_timeout(timeout)
-        check_callable(fn)
+        _check_timeout(timeout)
+        _check_callable(fn)
         sent = self._functions.of(fn)
         where = {f"argument {number}": value for number, value in enumerate(args)} | {
             f"argument {name}": value for name, value in kwargs.items()
