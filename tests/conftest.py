@@ -14,6 +14,8 @@ import pytest_asyncio
 from hypothesis import settings
 from hypothesis import strategies as st
 
+import tidemill as tm
+
 settings.register_profile("tidemill", deadline=None)  # no test depends on speed
 settings.load_profile("tidemill")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -84,6 +86,23 @@ def records():
 def told():
     """Names, order, types and values of records, for comparing."""
     return _told
+
+
+# -- lanes that are open for a whole file --------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two() -> AsyncIterator[tm.Lanes]:
+    """Two lanes."""
+    async with tm.Lanes(2) as lanes:
+        yield lanes
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one() -> AsyncIterator[tm.Lanes]:
+    """One lane, so that calls queue."""
+    async with tm.Lanes(1) as lanes:
+        yield lanes
 
 
 # -- a telephone to functions that run in a lane ---------------------------------------------------------------

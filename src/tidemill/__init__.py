@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tidemill import sinks, sources, testing
     from tidemill.batch import Batch
     from tidemill.core.plan import Plan
-    from tidemill.engine.doors import run, run_async, serve
+    from tidemill.engine.entrance import run, run_async, serve
     from tidemill.engine.lanes import Lanes
     from tidemill.engine.lanes_executor import LanesExecutor
     from tidemill.engine.metrics import Report, Statistics
@@ -131,9 +131,9 @@ _HOMES: Final = {
     "Statistics": "engine.metrics",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
-    "run": "engine.doors",
-    "run_async": "engine.doors",
-    "serve": "engine.doors",
+    "run": "engine.entrance",
+    "run_async": "engine.entrance",
+    "serve": "engine.entrance",
 }
 _MODULES: Final = frozenset({"sinks", "sources", "testing"})
 

@@ -1,4 +1,4 @@
-"""What the hard tests of `tidemill.Lanes` share: open lanes for a whole file, a view of processes, and whole programs."""
+"""What the hard tests of `tidemill.Lanes` share: a view of processes, whole programs, the ways to end."""
 
 from __future__ import annotations
 
@@ -17,26 +17,11 @@ from typing import Any
 
 import cloudpickle
 import pytest
-import pytest_asyncio
 
 import tidemill as tm
 from tidemill.errors import LaneDied, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def two() -> AsyncIterator[tm.Lanes]:
-    """Two lanes."""
-    async with tm.Lanes(2) as lanes:
-        yield lanes
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def one() -> AsyncIterator[tm.Lanes]:
-    """One lane, so that calls queue."""
-    async with tm.Lanes(1) as lanes:
-        yield lanes
 
 
 class Processes:
@@ -45,10 +30,19 @@ class Processes:
     @staticmethod
     def lives(pid: int) -> bool:
         """Whether it runs; a zombie does not."""
+        return Processes._state(pid) not in {"Z", "X", ""}
+
+    @staticmethod
+    def is_zombie(pid: int) -> bool:
+        """Whether it has ended and nobody has reaped it."""
+        return Processes._state(pid) == "Z"
+
+    @staticmethod
+    def _state(pid: int) -> str:
         try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            return False
+            return ""
 
     @staticmethod
     def children(pid: int) -> list[int]:

@@ -103,6 +103,18 @@ async def test_bytes_are_bounded_too(telephone, home, when_full: str) -> None:
         assert await lanes.run(len, bytes(5_000_000)) == 5_000_000
 
 
+async def test_both_bounds_hold_at_once() -> None:
+    """A bound on calls that is never reached does not lift the one on bytes, for callers that are let in one by one."""
+    async with tm.Lanes(1, max_waiting=1000, max_waiting_bytes=3_000_000) as lanes:
+        tasks = [asyncio.create_task(lanes.run(len, bytes(1_000_000))) for _ in range(40)]
+        most = 0
+        while not all(task.done() for task in tasks):
+            most = max(most, lanes.statistics().waiting_bytes)
+            await asyncio.sleep(0)
+        assert [task.result() for task in tasks] == [1_000_000] * 40
+        assert most < 4_000_000  # the call that passes the bound is still taken
+
+
 async def test_timeouts_in_line(telephone, home) -> None:
     """Time in line counts; a caller whose time is up leaves it, and those behind it move up."""
     async with tm.Lanes(1, max_waiting=1) as lanes:
@@ -189,3 +201,95 @@ async def test_records_through_a_narrow_door(telephone, home, when_full: str) ->
         if when_full == "reject":
             assert set(range(5)).isdisjoint(full)
         assert await predict(1) == 2
+
+
+# -- doors with bounds of their own --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when_full", ["block", "reject", "drop_oldest"])
+async def test_a_stream_has_its_window_instead(telephone, home, when_full: str) -> None:
+    """What it has read ahead is never dropped, and fills no place that a single call could have."""
+    async with tm.Lanes(1, max_waiting=2, when_full=when_full) as lanes:  # type: ignore[arg-type]
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+
+        async def streamed() -> list[int]:
+            return [value async for value in lanes.stream(square, range(100), window=64)]
+
+        stream = asyncio.create_task(streamed())
+        await turns()
+        assert lanes.statistics().waiting > 2
+        calls = [asyncio.create_task(lanes.run(square, number)) for number in range(3)]
+        await turns()
+        read = lanes.statistics()
+        assert (read.blocked, read.rejected, read.dropped) == tuple(
+            int(when_full == way) for way in ("block", "reject", "drop_oldest")
+        )
+        await telephone.tell("running")
+        assert await running == "done"
+        assert await stream == [number * number for number in range(100)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        full = [number for number, end in enumerate(ends) if isinstance(end, LanesFull)]
+        assert full == {"block": [], "reject": [2], "drop_oldest": [0]}[when_full]
+
+
+@pytest.mark.parametrize("bound", [{"max_waiting": 5}, {"max_waiting_bytes": 5_000}])
+async def test_callers_of_keys_wait_for_room(telephone, home, bound: dict[str, int]) -> None:
+    """In order, of one key and of many; a caller who gives up is out of the line; what cannot be sent is told."""
+    async with tm.Lanes(1) as lanes:
+        lists = lanes.keyed(list, **bound)
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        text = "x" * 970
+        calls = [lists.call("one", "append", (number, text)) for number in range(10)]
+        others = [lists.call(f"S{number}", "append", number) for number in range(20)]
+        wrong = lists.call("wrong", "append", (x for x in ()))
+        with pytest.raises(tm.CallError, match=r"the key \['S1'\] must be text or bytes"):
+            lists.call(["S1"], "append", 1)  # type: ignore[arg-type]
+        read = lists.statistics()
+        assert read.blocked >= 25
+        assert 5 <= read.open <= 6
+        calls[7].cancel()
+        await turns()
+        assert lists.statistics().blocked == read.blocked - 1
+        await telephone.tell("running")
+        await running
+        ends = await asyncio.gather(*calls, *others, return_exceptions=True)
+        assert isinstance(ends.pop(7), asyncio.CancelledError)
+        assert ends == [None] * 29
+        assert await lists.call("one", "__len__") == 9
+        assert [number for number, _ in await lists.call("one", "copy")] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+        with pytest.raises(tm.CallError, match="argument 0"):
+            await wrong
+        assert (lists.statistics().blocked, lists.statistics().waiting) == (0, 0)
+
+
+async def test_calls_of_keys_are_refused(telephone, home) -> None:
+    """At once, and counted; those that were taken run; the lanes' own bound is for single calls."""
+    async with tm.Lanes(1, max_waiting=1, when_full="reject") as lanes:
+        counts = lanes.keyed(list, max_waiting=5, when_full="reject")
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        calls = [counts.call(f"S{number}", "append", number) for number in range(5)]
+        for _ in range(3):
+            with pytest.raises(LanesFull, match=r"lanes\.keyed\(list\): the call was refused: 5 calls"):
+                counts.call("S1", "append", 1)
+        assert counts.statistics().rejected == 3
+        single = asyncio.create_task(lanes.run(square, 3))
+        await turns()
+        await telephone.tell("running")
+        assert await running == "done"
+        assert await asyncio.gather(*calls) == [None] * 5
+        assert await single == 9
+        assert await counts.call("S1", "__len__") == 1
+        with pytest.raises(tm.CallError, match="when_full='drop_oldest' must be one of 'block', 'reject'"):
+            lanes.keyed(list, when_full="drop_oldest")  # type: ignore[arg-type]
+
+
+async def test_callers_of_keys_in_line_when_the_lanes_close() -> None:
+    """Each is told; none hangs."""
+    async with tm.Lanes(1) as lanes:
+        lists = lanes.keyed(list, max_waiting=2)
+        calls = [lists.call(f"S{number % 3}", "append", number) for number in range(20)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(end, tm.CallError) for end in ends[2:])

@@ -94,12 +94,13 @@ async def test_what_cannot_be_sent_among_what_can(two: tm.Lanes) -> None:
         assert result == number * number if number % 2 else isinstance(result, CallError)
 
 
-async def test_twenty_thousand_calls_before_the_first_result(two: tm.Lanes) -> None:
+@pytest.mark.timeout(100)
+async def test_a_hundred_thousand_calls_before_the_first_result(two: tm.Lanes) -> None:
     """Nothing fills up and nothing is lost, though the loop reads nothing while they are made."""
     executor = two.executor()
-    futures = [executor.submit(abs, -number) for number in range(20_000)]
+    futures = [executor.submit(abs, -number) for number in range(100_000)]
     await asyncio.gather(*map(asyncio.wrap_future, futures))
-    assert [future.result() for future in futures] == list(range(20_000))
+    assert [future.result() for future in futures] == list(range(100_000))
 
 
 async def test_twenty_thousand_calls_from_a_thread(two: tm.Lanes) -> None:

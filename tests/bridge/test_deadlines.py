@@ -124,17 +124,6 @@ async def test_in_a_task_group(two: tm.Lanes) -> None:
     assert await asyncio.gather(*(two.run(square, number) for number in range(20))) == [n * n for n in range(20)]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), -float("inf")])
-async def test_that_make_no_sense(one: tm.Lanes, timeout: float) -> None:  # noqa: ASYNC109 - it is passed on
-    """Refused by every door, before anything runs."""
-    with pytest.raises(tm.CallError, match="timeout"):
-        await one.run(square, 1, timeout=timeout)
-    with pytest.raises(tm.CallError, match="timeout"):
-        one.stream(square, [1], timeout=timeout)
-    with pytest.raises(tm.CallError, match="timeout"):
-        one.batched(lambda values: values, timeout=timeout)
-
-
 async def test_that_never_come(one: tm.Lanes) -> None:
     """Infinity, and more seconds than any clock has."""
     assert await one.run(square, 3, timeout=float("inf")) == 9

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import cloudpickle
@@ -140,3 +143,85 @@ async def test_keyed_calls_when_the_lanes_close() -> None:
     assert all(isinstance(end, CallError) for end in ends)
     with pytest.raises(CallError, match="closed"):
         journals("S1", 1)
+
+
+async def test_a_cancel_after_every_number_of_turns(two: tm.Lanes) -> None:
+    """The journal is exactly the calls that have a value, whenever one of them is given up; other keys do not notice."""
+    journals = two.keyed(Journal)
+    count = finished = 0
+    while finished < 3:
+        key = f"S{count}"
+        calls = [journals(key, number) for number in range(7)]
+        other = journals("other", count)
+        for _ in range(count):
+            await asyncio.sleep(0)
+        calls[3].cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        kept = [number for number, end in enumerate(ends) if not isinstance(end, asyncio.CancelledError)]
+        assert set(range(7)) - set(kept) <= {3}
+        for number in kept:
+            assert ends[number] == [one for one in kept if one <= number]
+        assert await journals(key, 7) == [*kept, 7]
+        assert (await other)[-1] == count
+        finished += 3 in kept
+        count += 1 if count < 100 else count // 4
+    assert journals.statistics().open == 0
+
+
+class Guarded:
+    """Notes when it is restored, and holds a lock on its key's file while it lives."""
+
+    def __init__(self, folder: str, hang: Callable[[], object]) -> None:
+        self.folder = folder
+        self.hang = hang
+        self.count = 0
+        self.lock: int | None = None
+
+    def __call__(self, key: str, how: str = "") -> tuple[int, int]:
+        if self.lock is None:
+            self.lock = os.open(Path(self.folder, key), os.O_CREAT)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error if it is on another live worker
+        self.count += 1
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            self.hang()
+        return self.count, os.getpid()
+
+    def snapshot(self) -> int:
+        return self.count
+
+    def restore(self, count: int) -> None:
+        with Path(self.folder, "restored").open("ab", buffering=0) as log:
+            log.write(f"{count}\n".encode())
+        self.count = count
+
+
+@pytest.mark.parametrize("how", ["die", "hang"])
+async def test_a_replacement_restores_an_object_once(tmp_path: Path, telephone, home, how: str) -> None:
+    """After a death or a cancel, when it is called next; and no key is ever on two workers that live."""
+    folder, port = str(tmp_path), telephone.port
+    async with tm.Lanes(2, grace=0) as lanes:
+        objects = lanes.keyed(lambda: Guarded(folder, lambda: home(port, "hangs")))
+        keys = [f"S{number}" for number in range(6)]
+        for key in keys:
+            assert (await objects(key, key))[0] == 1
+        replaced = 0
+        for number in range(2, 8):
+            before = dict(
+                zip(keys, await asyncio.gather(*(objects.call(key, "__call__", key) for key in keys)), strict=True)
+            )
+            assert {count for count, _ in before.values()} == {number}
+            victim = objects(keys[number % 6], keys[number % 6], how)
+            if how == "hang":
+                await telephone.hear("hangs")
+                telephone.lines.pop("hangs").close()
+                victim.cancel()
+            (end,) = await asyncio.gather(victim, return_exceptions=True)
+            assert isinstance(end, LaneDied if how == "die" else asyncio.CancelledError)
+            gone = before[keys[number % 6]][1]
+            replaced += sum(pid == gone for _, pid in before.values())
+        after = await asyncio.gather(*(objects(key, key) for key in keys))
+        assert [count for count, _ in after] == [8] * 6
+        restored = (await asyncio.to_thread(Path(folder, "restored").read_text)).split()
+        assert len(restored) == replaced == objects.statistics().restored

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -164,8 +165,6 @@ async def test_nested_use_is_refused(two: tm.Lanes, door: str) -> None:
                 return pool.submit(square, 2).result()
         return asyncio.run(main())
 
-    if door == "executor" and not hasattr(tm, "LanesExecutor"):
-        pytest.skip("not there yet")
     if door == "run":
         with pytest.raises(CallError, match="stay in the process"):
             await two.run(lambda: two)
@@ -230,3 +229,27 @@ async def test_memory_that_a_function_cannot_have(one: tm.Lanes) -> None:
     with pytest.raises(MemoryError):
         await one.run(takes_too_much)
     assert await one.run(square, 3) == 9
+
+
+async def test_a_limit_on_a_lanes_memory() -> None:
+    """RLIMIT_AS: MemoryError for the call that wants more, alone; those beside it and after it run."""
+
+    def limited() -> None:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (256 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    async with tm.Lanes(1, initializer=limited) as lanes:
+        ends = await asyncio.gather(
+            lanes.run(square, 2),
+            lanes.run(bytearray, 1 << 30),
+            lanes.run(lambda: len(bytearray(1 << 30))),
+            lanes.run(len, bytes(10_000_000)),
+            return_exceptions=True,
+        )
+        assert (ends[0], ends[3]) == (4, 10_000_000)
+        assert isinstance(ends[1], MemoryError)
+        assert isinstance(ends[2], MemoryError)
+        assert lanes.statistics().lanes[0].restarts == 0

@@ -49,20 +49,6 @@ async def test_each_process_is_initialized_before_it_takes_calls() -> None:
         assert set(await asyncio.gather(*(lanes.run(remembered) for _ in range(20)))) == {"S12"}
 
 
-async def test_an_initializer_that_always_fails(way, processes) -> None:
-    """Tried a few times, then one clear error; nothing is left, and it does not take for ever."""
-    files = processes.open_files()
-    with pytest.raises((CallError, LaneDied), match=r"(?s)initializer.*in each of \d+ attempts") as caught:
-        async with tm.Lanes(2, initializer=way.act):
-            pass
-    if way.kills:
-        assert isinstance(caught.value, LaneDied)
-        assert (caught.value.signal, caught.value.code) == (way.signal, way.code)
-        assert way.told in str(caught.value)
-    assert processes.open_files() == files
-    assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
-
-
 async def test_an_initializer_that_fails_at_first(tmp_path: Path, way) -> None:
     """Processes that fail before they are ready are tried again; once one succeeds all is well."""
     act, path = way.act, str(tmp_path / "tries")
@@ -114,27 +100,6 @@ async def test_an_initializer_that_hangs_can_be_left(telephone, home) -> None:
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"initializer": 5},
-        {"preload": "numpy"},
-        {"preload": [""]},
-        {"recycle_after": 0},
-        {"recycle_rss": -1},
-        {"grace": -1},
-        {"grace": float("nan")},
-        {"max_waiting": 0},
-        {"when_full": "sometimes"},
-    ],
-    ids=str,
-)
-async def test_senseless_options_are_refused(options: dict[str, object]) -> None:
-    """When the lanes are made, in one sentence."""
-    with pytest.raises(CallError, match=f"{next(iter(options))}="):
-        tm.Lanes(1, **options)  # type: ignore[arg-type]
 
 
 async def test_an_initializer_that_cannot_be_sent() -> None:

@@ -1,8 +1,15 @@
-"""Everything at once, for a while, under a seed: every call resolves exactly once, with its own, in order where promised."""
+"""Everything at once, for a while, under a seed: every call resolves exactly once, with its own, in order where promised.
+
+In the environment, ``TIDEMILL_SOAK_ROUNDS`` says how many rounds of about a second there are (1), and
+``TIDEMILL_SOAK_SEED`` which random numbers they follow (11). For an hour of it:
+
+    TIDEMILL_SOAK_ROUNDS=1800 python -m pytest tests/bridge/test_soak.py
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -19,7 +26,11 @@ import tidemill as tm
 from tidemill.errors import BadResult, LaneDied, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(110)]
+
+SEED = int(os.environ.get("TIDEMILL_SOAK_SEED", "11"))
+ROUNDS = int(os.environ.get("TIDEMILL_SOAK_ROUNDS", "1"))
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(100 + 10 * ROUNDS)]
 
 KINDS = ["small"] * 8 + ["array", "text", "raise", "exit", "die", "unpicklable", "spin"]
 
@@ -56,7 +67,7 @@ class Soak:
         self.random = random
         self.log = log
         self.resolved: Counter[int] = Counter()
-        self.numbers = iter(range(1_000_000))
+        self.numbers = itertools.count()
         self.killed = 0
         self.predict = lanes.batched(lambda values: [-value for value in values], max_batch=16)
 
@@ -146,12 +157,10 @@ class Soak:
 @pytest.mark.parametrize("recycle", [None, 20])
 async def test_soak(tmp_path: Path, recycle: int | None, processes) -> None:
     """Small, large, slow, failing and deadly calls, streams, records, cancels, timeouts, kills, recycling."""
-    seed = int(os.environ.get("TIDEMILL_SOAK_SEED", "11"))
-    rounds = int(os.environ.get("TIDEMILL_SOAK_ROUNDS", "1"))
     log = tmp_path / "log"
     async with tm.Lanes(3, recycle_after=recycle, grace=0.01) as lanes:
-        soak = Soak(lanes, Random(seed), str(log))
-        for _ in range(rounds):
+        soak = Soak(lanes, Random(SEED), str(log))
+        for _ in range(ROUNDS):
             results = await asyncio.gather(
                 *(soak.calls(40) for _ in range(6)),
                 *(soak.streams(3) for _ in range(2)),

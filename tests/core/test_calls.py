@@ -172,6 +172,26 @@ def test_what_waits_is_bounded_and_the_oldest_makes_room() -> None:
     assert calls.waiting_bytes == 0
 
 
+def test_what_is_bounded_elsewhere_is_never_dropped_and_takes_no_room() -> None:
+    """Whether it was marked while it waited or in a lane that dies."""
+    calls = Calls(1, Bounds(waiting=1, waiting_bytes=100))
+    calls.add(1, size=500)
+    calls.keep(1)
+    calls.keep(1)
+    assert not calls.full
+    calls.add(2, size=500)
+    assert calls.full
+    assert calls.make_room() == [Dropped(2)]
+    assert calls.attached(0) == [Send(0, 1)]
+    calls.add(3, size=500)
+    calls.keep(3)
+    calls.keep(9)  # it has ended
+    calls.died(0)
+    assert calls.waiting == 2
+    assert not calls.full
+    calls.validate()
+
+
 def test_a_lane_that_is_held_gives_back_what_it_can() -> None:
     """It keeps what runs and what is pinned, gets nothing new, and goes on when it is attached again."""
     calls = Calls(2)
@@ -215,6 +235,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.dying = [False] * LANES
         self.open: set[int] = set()
         self.ended: set[int] = set()
+        self.kept: set[int] = set()
         self.runs: dict[int, int] = {}
         self.number = 0
         self.now = 0
@@ -238,7 +259,10 @@ class AnyOrder(RuleBasedStateMachine):
                     elif call in self.lanes[lane]:
                         self.lanes[lane].remove(call)
                         todo.extend(self.calls.revoked(lane, call))
-                case TimedOut(call) | Lost(call) | Dropped(call):
+                case TimedOut(call) | Lost(call):
+                    self.end(call)
+                case Dropped(call):
+                    assert call not in self.kept
                     self.end(call)
 
     def end(self, call: int) -> None:
@@ -259,6 +283,13 @@ class AnyOrder(RuleBasedStateMachine):
         if pin is not None:
             self.pins[self.number] = pin
         self.perform(self.calls.add(self.number, None if timeout is None else self.now + timeout, size=size, pin=pin))
+
+    @precondition(lambda self: self.number)
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        call = data.draw(st.integers(1, self.number))
+        self.calls.keep(call)
+        self.kept.add(call)
 
     @rule(depth=st.integers(0, 6))
     def deepen(self, depth: int) -> None:

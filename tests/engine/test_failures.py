@@ -99,6 +99,40 @@ def test_a_record_that_kills_its_lane_is_set_aside_alone(tmp_path, end):
     assert [row["value_sum_5"] for row in rows] == [row["value_sum_5"] for row in whole if row["value"] not in BAD]
 
 
+NO_FORKS = """
+import errno, os
+fork, forks = os.fork, []
+def refused():
+    forks.append(1)
+    if len(forks) in {3, 4}:  # those after the first two lanes'
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+if os.getpid() != APPLICATION:
+    os.fork = refused
+def work(rows):
+    if any(row["value"] == 100 for row in rows):
+        try:
+            os.close(os.open(MARK, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return rows
+        os._exit(3)
+    return rows
+"""
+
+
+def test_forks_that_fail_for_a_while_cost_nothing(tmp_path, monkeypatch):
+    """A lane dies when the system has no process to give: the others go on, and the run ends with every row."""
+    constants = f"APPLICATION, MARK = {os.getpid()}, {str(tmp_path / 'died')!r}\n"
+    (tmp_path / "no_forks_for_a_while.py").write_text(constants + NO_FORKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import no_forks_for_a_while
+
+    rows, letters, _ = run(tm.MapRows(no_forks_for_a_while.work), tmp_path, 2)
+    assert (tmp_path / "died").exists()
+    assert [row["value"] for row in rows] == expected_rest(bad=())
+    assert letters == []
+
+
 def test_a_function_that_hangs_is_stopped_at_its_deadline(tmp_path):
     """The hanging record goes to the dead letters with its own reason; its neighbours go on."""
 

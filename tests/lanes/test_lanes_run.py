@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.errors import BadResult, CallError, LaneDied, PlanError, RemoteError
+from tidemill.errors import BadResult, CallError, LaneDied, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -246,13 +246,8 @@ async def test_a_call_that_waits_moves_to_the_lane_that_falls_idle(two: tm.Lanes
 
 async def test_what_makes_no_sense_is_refused(two: tm.Lanes) -> None:
     """Each in one sentence, before anything runs."""
-    for timeout in (0, -1, float("nan")):
-        with pytest.raises(CallError, match="timeout"):
-            await two.run(square, 1, timeout=timeout)
     with pytest.raises(CallError, match="without calling it"):
         await two.run(square(3))
-    with pytest.raises(PlanError, match="lanes=-1"):
-        tm.Lanes(-1)
     with pytest.raises(CallError, match="not open"):
         await tm.Lanes(1).run(square, 1)
     with pytest.raises(CallError, match="not open"):

@@ -17,7 +17,7 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.running import ended
 from tidemill.app.status import Watch, summary, watching
-from tidemill.engine.doors import run
+from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import InputError

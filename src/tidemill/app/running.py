@@ -10,7 +10,7 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.status import summary, watching
 from tidemill.engine.dead_letters import DEFAULT_PATH
-from tidemill.engine.doors import run
+from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import InputError

@@ -40,6 +40,7 @@ class _Call:
     size: int
     lane: int | None = None
     wanted: bool = True
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Bounds:
     """How much may wait, and how much a lane may hold."""
 
     waiting: int | None = None
-    """Calls that no lane has."""
+    """Calls that no lane has; those that are kept do not count."""
     waiting_bytes: int | None = None
     """Bytes of their arguments."""
     lane_bytes: int = 1 << 20
@@ -93,6 +94,7 @@ class Calls:
         self._pinned_waiting = 0
         self.waiting_bytes = 0
         """Bytes of the arguments of the calls that no lane has."""
+        self._kept = self._kept_bytes = 0  # of these, what is bounded elsewhere
         self._queues: list[deque[int]] = [deque() for _ in range(lanes)]
         self._lane_bytes = [0] * lanes
         self._up = [False] * lanes
@@ -127,6 +129,15 @@ class Calls:
             return self._stolen() if self._idle and pin is None else []
         self._put(lane, call, known)
         return [Send(lane, call)]
+
+    def keep(self, call: int) -> None:
+        """The call is bounded elsewhere: it is never dropped, and takes no room from others."""
+        known = self._calls.get(call)
+        if known is not None and not known.kept:
+            known.kept = True
+            if known.lane is None:
+                self._kept += 1
+                self._kept_bytes += known.size
 
     def cancel(self, call: int) -> list[Command]:
         """Its caller gave up; nothing when it is over already."""
@@ -164,18 +175,27 @@ class Calls:
     def full(self) -> bool:
         """Whether so much waits that a new call must wait outside, be refused, or take the place of an old one."""
         most, most_bytes = self.bounds.waiting, self.bounds.waiting_bytes
-        return (most is not None and self.waiting >= max(most, 1)) or (
-            most_bytes is not None and self.waiting_bytes >= max(most_bytes, 1)
+        return (most is not None and self.bounded >= max(most, 1)) or (
+            most_bytes is not None and self.waiting_bytes - self._kept_bytes >= max(most_bytes, 1)
         )
+
+    @property
+    def bounded(self) -> int:
+        """Calls that no lane has, less those that are kept."""
+        return self.waiting - self._kept
 
     def make_room(self) -> list[Command]:
         """Drop the calls that have waited longest until one more fits."""
         commands: list[Command] = []
         while self.full:
-            call = min(next(iter(line)) for line in (self._waiting, *self._pinned) if line)
+            oldest = (next((call for call in line if not self._calls[call].kept), 0) for line in self._lines())
+            call = min(filter(None, oldest))
             self._unwait(call, self._calls.pop(call))
             commands.append(Dropped(call))
         return commands
+
+    def _lines(self) -> Iterable[Iterable[int]]:
+        return (self._waiting, *self._pinned)
 
     def deepen(self, depth: int, call_s: float = inf) -> list[Command]:
         """From now on a busy lane may hold so many calls, at least two; each takes about ``call_s``."""
@@ -337,6 +357,9 @@ class Calls:
         if first:
             line.move_to_end(call, last=False)
         self.waiting_bytes += known.size
+        if known.kept:
+            self._kept += 1
+            self._kept_bytes += known.size
 
     def _unwait(self, call: int, known: _Call) -> None:
         if known.pin is None:
@@ -345,6 +368,9 @@ class Calls:
             del self._pinned[known.pin][call]
             self._pinned_waiting -= 1
         self.waiting_bytes -= known.size
+        if known.kept:
+            self._kept -= 1
+            self._kept_bytes -= known.size
 
     def _put(self, lane: int, call: int, known: _Call) -> None:
         queue = self._queues[lane]
@@ -413,7 +439,7 @@ class Calls:
 
     def validate(self) -> None:
         """Raise `EngineError` if a rule of this file is broken; tests call it after each step."""
-        waiting = [*self._waiting, *_chained(self._pinned)]
+        waiting = _chained(self._lines())
         places = [*waiting, *_chained(self._queues)]
         if sorted(places) != sorted(self._calls):
             raise EngineError(f"calls {sorted(self._calls)} are in the places {sorted(places)}")
@@ -429,6 +455,9 @@ class Calls:
                 raise EngineError(f"a call waits while lane {lane} has room")
         if self.waiting != len(waiting) or self.waiting_bytes != sum(self._calls[call].size for call in waiting):
             raise EngineError(f"{self.waiting} calls of {self.waiting_bytes} bytes are said to wait")
+        kept = [self._calls[call].size for call in waiting if self._calls[call].kept]
+        if (self._kept, self._kept_bytes) != (len(kept), sum(kept)):
+            raise EngineError(f"{self._kept} calls of {self._kept_bytes} bytes are said to be kept")
         up = [lane for lane, is_up in enumerate(self._up) if is_up]
         if sorted(self._idle) != [lane for lane in up if not self._queues[lane]]:
             raise EngineError(f"lanes {sorted(self._idle)} are said to be idle")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from tidemill.errors import CallError
+from tidemill.engine.options import WhenFull, check_choice, check_count, check_timeout
 
-__all__ = ["BatchLimits", "BatchedStatistics", "WhenFull"]
-
-WhenFull = Literal["block", "reject", "drop_oldest"]
+__all__ = ["BatchLimits", "BatchedStatistics"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,9 @@ class BatchLimits:
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_batch_bytes", "max_waiting", "max_waiting_bytes"):
-            if getattr(self, name) < 1:
-                raise CallError(f"{name}={getattr(self, name)!r} must be at least 1.")
-        if self.timeout is not None and not self.timeout > 0:
-            raise CallError(f"timeout={self.timeout!r} must be more than 0 seconds; leave it out for none.")
-        if self.when_full not in ("block", "reject", "drop_oldest"):
-            raise CallError(f'when_full={self.when_full!r} must be "block", "reject" or "drop_oldest".')
+            check_count(name, getattr(self, name))
+        check_timeout(self.timeout)
+        check_choice("when_full", self.when_full)
 
 
 @dataclass(frozen=True)

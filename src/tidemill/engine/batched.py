@@ -9,12 +9,13 @@ from math import inf
 from typing import Any, Final
 
 from tidemill.core.batching import Batcher, Limits
+from tidemill.engine.backpressure import dropped, refused
 from tidemill.engine.batch_limits import BatchedStatistics, BatchLimits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
 from tidemill.engine.endings import own, settle
 from tidemill.engine.functions_sent import SentFunction
-from tidemill.errors import CallError, LaneDied, LanesFull
+from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
 __all__ = ["Batched"]
@@ -136,10 +137,7 @@ class Batched:
     def _make_room(self) -> None:
         if self._limits.when_full == "reject":
             self._rejected += 1
-            raise LanesFull(
-                f"{self._name}: the call was not made, because {len(self._waiting) - self._gone:,} records "
-                f"({self._waiting_bytes:,} bytes) wait already."
-            )
+            raise refused(self._name, self._why_full)
         while self._waiting:
             oldest = self._waiting.popleft()
             if oldest.done():
@@ -147,8 +145,16 @@ class Batched:
                 continue
             self._waiting_bytes -= oldest.parcel.size
             self._dropped += 1
-            oldest.set_exception(LanesFull(f"{self._name}: the record was dropped for a newer one; too many waited."))
+            oldest.set_exception(dropped(self._name, self._why_full))
             return
+
+    @property
+    def _why_full(self) -> str:
+        limits = self._limits
+        return (
+            f"{len(self._waiting) - self._gone:,} records ({self._waiting_bytes:,} bytes) wait, with "
+            f"max_waiting={limits.max_waiting:,} and max_waiting_bytes={limits.max_waiting_bytes:,}"
+        )
 
     def _unblock(self) -> None:
         """Callers that were blocked, first come first served, while there is room."""
@@ -232,6 +238,7 @@ class Batched:
             parcels = [future.parcel for future in records]
             batch.request = Request(self._name, self._sent, parcels, batch.settle, listed=True)
             batch.call = self._crew.submit(batch.request)
+            self._crew.calls.keep(batch.call)  # records have bounds of their own
 
     def cancel(self, call: int) -> None:
         """Nobody waits for a batch any more."""
@@ -324,10 +331,4 @@ class _Batch:
             return
         self._of.measured(len(records), self.request.busy_ns * 1e-9, self._sent_s)
         for future, answer in zip(records, outcome, strict=True):
-            if not future.done():
-                try:
-                    value = answer.value()
-                except Exception as error:  # noqa: BLE001 - the record's own error, or a BadResult
-                    future.set_exception(error)
-                else:
-                    future.set_result(value)
+            settle(future, answer)

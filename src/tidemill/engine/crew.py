@@ -16,8 +16,8 @@ from tidemill.clock import SystemClock
 from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
+from tidemill.engine.backpressure import Door, dropped
 from tidemill.engine.call_process import CallProcess, Request
-from tidemill.engine.door import Door
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
@@ -25,7 +25,7 @@ from tidemill.lanes.framing import Payload
 from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import Returned
 
-__all__ = ["Crew", "Feeder", "LaneCounts"]
+__all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
 
 _log = logging.getLogger("tidemill")
 
@@ -33,7 +33,7 @@ _LONGEST_S: Final = 1e9
 """A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
 _SHARED_AFTER_S: Final = 0.001
 """After so long, what waits in a busy lane is moved to an idle one, though it seemed to be little."""
-_CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
+CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
 def _nobody(_: Sequence[Answer] | Exception) -> None:
@@ -215,10 +215,7 @@ class Crew:
         return TimeoutError(f"{request.name}: no result within {request.timeout_s} s; the work was stopped.")
 
     def _dropped(self, call: int) -> LanesFull:
-        return LanesFull(
-            f"{self._requests[call].name}: the call was dropped before a lane had it, for a newer one: {self.door.bound} "
-            '(when_full="drop_oldest").'
-        )
+        return dropped(self._requests[call].name, self.door.bound)
 
     def _lost(self, call: int, why: _Death | Exception | None) -> Exception:
         if isinstance(why, Exception):
@@ -252,7 +249,7 @@ class Crew:
     # -- from the staff --------------------------------------------------------------------------------
 
     def seated(self, lane: int) -> None:
-        """The lane has a process (`tidemill.engine.staff.Crew`)."""
+        """The lane has a process (`tidemill.engine.staff.Employer`)."""
         self._perform(self.calls.attached(lane))
 
     def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
@@ -352,7 +349,7 @@ class Crew:
         if self.closed:
             return
         self.closed = True
-        error = CallError(_CLOSED)
+        error = CallError(CLOSED)
         for request in list(self._requests.values()):
             request.settle(error)
         self._requests.clear()

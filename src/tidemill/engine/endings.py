@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from typing import Any
 
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer
 
-__all__ = ["own", "settle"]
+__all__ = ["own", "settle", "value_of"]
 
 
-def settle(future: asyncio.Future[Any], answer: Answer | Exception) -> None:
+def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome: Answer | Exception) -> None:
     """Give a future its value or its error; nothing when its caller gave up."""
     if future.done():
         return
-    if isinstance(answer, Exception):
-        future.set_exception(own(answer))
-        return
     try:
-        value = answer.value()
+        value = value_of(outcome)
     except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
         future.set_exception(error)
     else:
         future.set_result(value)
 
 
+def value_of(outcome: Answer | Exception) -> Any:
+    """The value that a lane sent; raises the call's own error."""
+    if isinstance(outcome, Exception):
+        raise own(outcome)
+    return outcome.value()
+
+
 def own(error: Exception) -> Exception:
     """An error of one's own for each caller: tracebacks must not pile up on a shared one."""
     if isinstance(error, LaneDied):
         return LaneDied(str(error), error.signal, error.code)
-    return type(error)(str(error)) if isinstance(error, (CallError, TimeoutError)) else error
+    if not isinstance(error, (CallError, TimeoutError)):
+        return error
+    copy = type(error)(str(error))
+    copy.__cause__ = error.__cause__
+    return copy

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
+from tidemill.engine.endings import settle
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer
 
@@ -151,19 +152,10 @@ class LoopExecutor(concurrent.futures.Executor):
             self._begin(future, request)
 
     async def _entered(self, future: WorkFuture[Any], request: Request) -> None:
-        door = self._crew.door
-        entered = False
-        if door.must_wait:
-            if door.when_full == "reject":
-                raise door.refuse(request.name)
-            if door.when_full == "drop_oldest":
-                self._crew.make_room()
-            else:
-                await door.enter()
-                entered = True
+        entered = await self._crew.door.come_in(request.name, self._crew.make_room)
         self._begin(future, request)
         if entered:
-            door.entered()
+            self._crew.door.entered()
 
     def _on_loop(self, act: Callable[..., None], *args: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -212,18 +204,8 @@ class LoopExecutor(concurrent.futures.Executor):
         future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
-        if not future.set_running_or_notify_cancel():
-            self._over(future)
-            return
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            try:
-                value = outcome[0].value()
-            except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
-                future.set_exception(error)
-            else:
-                future.set_result(value)
+        if future.set_running_or_notify_cancel():
+            settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
         self._over(future)
 
     async def drained(self) -> None:

@@ -15,35 +15,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.core.keys import place
+from tidemill.engine.backpressure import refused
 from tidemill.engine.call_process import CallProcess, Request
-from tidemill.engine.crew import Crew
+from tidemill.engine.crew import CLOSED, Crew
+from tidemill.engine.endings import settle, value_of
 from tidemill.engine.functions_sent import SentFunction
+from tidemill.engine.keyed_limits import KeyedLimits, KeyedStatistics
 from tidemill.errors import BadResult, CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments
 
-__all__ = ["Keyed", "KeyedStatistics"]
+__all__ = ["Keyed"]
 
 Key = str | bytes
 
 
-@dataclass(frozen=True)
-class KeyedStatistics:
-    """How the objects of one `tidemill.Lanes.keyed` are."""
-
-    keys: int
-    """Objects."""
-    state_bytes: int
-    """Bytes that the application keeps of them."""
-    waiting: int
-    """Calls that wait for an earlier one of their key."""
-    restored: int
-    """Times that an object was made again from its state: after a death, a cancel, an error, or a recycling."""
-
-
 @dataclass(slots=True)
 class _Turn:
+    key: Key
     method: str
-    arguments: bytes
+    arguments: Any  # pickled, once it was taken
     future: asyncio.Future[Any]
     call: int = 0
 
@@ -67,21 +57,19 @@ class Keyed:
         check: Callable[[], None],
         name: str,
         sent: SentFunction,
-        *,
         lanes: int,
-        max_keys: int,
-        max_bytes: int,
+        limits: KeyedLimits,
     ) -> None:
         self._crew = crew
         self._check = check
         self._name = name
         self._sent = sent
         self._lanes = lanes
-        self._max_keys = max_keys
-        self._max_bytes = max_bytes
+        self._limits = limits
         self._objects: dict[Key, _Object] = {}
         self._bytes = 0
-        self._restored = 0
+        self._open = self._open_bytes = self._rejected = self._restored = 0
+        self._blocked: deque[_Turn] = deque()
         self._versions = itertools.count(1)
         self._loop = asyncio.get_running_loop()
 
@@ -108,29 +96,81 @@ class Keyed:
     def statistics(self) -> KeyedStatistics:
         """How the objects are, now."""
         waiting = sum(len(known.line) for known in self._objects.values())
-        return KeyedStatistics(len(self._objects), self._bytes, waiting, self._restored)
+        blocked = sum(not turn.future.done() for turn in self._blocked)
+        return KeyedStatistics(
+            len(self._objects),
+            self._bytes,
+            waiting,
+            self._open,
+            self._open_bytes,
+            blocked,
+            self._rejected,
+            self._restored,
+        )
 
-    # -- one call after the other ----------------------------------------------------------------------
+    # -- how many may wait -----------------------------------------------------------------------------
 
     def _called(self, key: Key, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
         self._check()
-        where = {f"argument {number}": value for number, value in enumerate(args)} | kwargs
-        arguments = bytes(dumps_arguments((args, kwargs), where).data)
-        known = self._objects.get(key) or self._made(key)
-        turn = _Turn(method, arguments, self._loop.create_future())
-        turn.future.add_done_callback(lambda future: self._given_up(key, turn) if future.cancelled() else None)
-        known.line.append(turn)
-        if known.now is None:
-            self._next(key, known)
-        return turn.future
-
-    def _made(self, key: Key) -> _Object:
         if not isinstance(key, (str, bytes)):
             raise CallError(f"{self._name}: the key {key!r} must be text or bytes.")
-        if len(self._objects) >= self._max_keys:
+        turn = _Turn(key, method, (args, kwargs), self._loop.create_future())
+        if not self._is_full and not self._blocked:
+            self._take(turn)
+        elif self._limits.when_full == "reject":
+            self._rejected += 1
+            raise refused(self._name, self._why_full)
+        else:
+            self._blocked.append(turn)  # its arguments are pickled when there is room
+        return turn.future
+
+    @property
+    def _is_full(self) -> bool:
+        return self._open >= self._limits.max_waiting or self._open_bytes >= self._limits.max_waiting_bytes
+
+    @property
+    def _why_full(self) -> str:
+        limits = self._limits
+        return (
+            f"{self._open:,} calls ({self._open_bytes:,} bytes) have not ended, with max_waiting={limits.max_waiting:,} "
+            f"and max_waiting_bytes={limits.max_waiting_bytes:,}"
+        )
+
+    def _take(self, turn: _Turn) -> None:
+        """Raises `CallError` for one that cannot be sent."""
+        args, kwargs = turn.arguments
+        where = {f"argument {number}": value for number, value in enumerate(args)} | kwargs
+        arguments = bytes(dumps_arguments((args, kwargs), where).data)
+        known = self._objects.get(turn.key) or self._made(turn.key)
+        turn.arguments = arguments
+        self._open += 1
+        self._open_bytes += len(arguments)
+        turn.future.add_done_callback(lambda _: self._over(turn))
+        known.line.append(turn)
+        if known.now is None:
+            self._next(turn.key, known)
+
+    def _over(self, turn: _Turn) -> None:
+        """A call has ended, or its caller was cancelled: somebody else may come in."""
+        self._open -= 1
+        self._open_bytes -= len(turn.arguments)
+        if turn.future.cancelled():
+            self._given_up(turn)
+        while self._blocked and not self._is_full and not self._crew.closed:
+            turn = self._blocked.popleft()
+            if not turn.future.done():
+                try:
+                    self._take(turn)
+                except CallError as error:
+                    turn.future.set_exception(error)
+
+    # -- one call after the other ----------------------------------------------------------------------
+
+    def _made(self, key: Key) -> _Object:
+        if len(self._objects) >= self._limits.max_keys:
             raise CallError(
-                f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._max_keys:,}; drop those "
-                "that are done with .drop(key), or allow more."
+                f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._limits.max_keys:,}; "
+                "drop those that are done with .drop(key), or allow more."
             )
         data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         known = self._objects[key] = _Object(place(data, self._lanes))
@@ -161,60 +201,51 @@ class Keyed:
             lambda outcome: self._settled(key, known, turn, version, outcome),
         )
         turn.call = self._crew.submit(request, known.lane)
+        self._crew.calls.keep(turn.call)  # these calls have bounds of their own
 
     def _settled(
         self, key: Key, known: _Object, turn: _Turn, version: int, outcome: Sequence[Answer] | Exception
     ) -> None:
-        error = outcome if isinstance(outcome, Exception) else None
-        value = None
-        if not isinstance(outcome, Exception):
-            try:
-                answered = outcome[0].value()
-                if answered is None:
-                    self._send(key, known, turn, with_state=True)
-                    return
-                value, state = answered
-                if turn.future.cancelled():  # this very turn of the loop
-                    known.process = None
-                else:
-                    self._keep(known, version, state)
-            except Exception as raised:  # noqa: BLE001 - the call's own
-                error = raised
-        if error is not None:
-            known.process = None
-        if not turn.future.done():
-            if error is None:
-                turn.future.set_result(value)
+        try:
+            answered = value_of(outcome if isinstance(outcome, Exception) else outcome[0])
+            if answered is None:
+                self._send(key, known, turn, with_state=True)
+                return
+            value, state = answered
+            if turn.future.cancelled():  # this very turn of the loop
+                known.process = None
             else:
-                turn.future.set_exception(error)
+                self._keep(known, version, state)
+                turn.future.set_result(value)
+        except Exception as error:  # noqa: BLE001 - the call's own
+            known.process = None
+            settle(turn.future, error)
         if self._crew.closed:
-            self._closed(known)
+            self._close(known)
         else:
             self._next(key, known)
 
     def _keep(self, known: _Object, version: int, state: bytes) -> None:
         total = self._bytes + len(state) - len(known.state)
-        if total > self._max_bytes:
+        if total > self._limits.max_bytes:
             raise BadResult(
                 "large_state",
                 f"{self._name}: the method ran, but its object would bring the kept states to {total:,} bytes, and "
-                f"max_bytes={self._max_bytes:,}. The object is as it was before the call.",
+                f"max_bytes={self._limits.max_bytes:,}. The object is as it was before the call.",
             )
         self._bytes = total
         known.version, known.state, known.process = version, state, self._crew.staff.seats[known.lane]
 
-    def _given_up(self, key: Key, turn: _Turn) -> None:
+    def _given_up(self, turn: _Turn) -> None:
         """Its caller was cancelled: the call leaves no trace."""
-        known = self._objects.get(key)
+        known = self._objects.get(turn.key)
         if known is not None and known.now is turn and not self._crew.closed:
             self._crew.cancel(turn.call)
             known.process = None
-            self._next(key, known)
+            self._next(turn.key, known)
 
-    def _closed(self, known: _Object) -> None:
-        while known.line:
-            turn = known.line.popleft()
-            if not turn.future.done():
-                turn.future.set_exception(
-                    CallError("The lanes were closed before this call had ended; await what you need inside the block.")
-                )
+    def _close(self, known: _Object) -> None:
+        """The lanes are closing: those who wait behind a call that was told so are told too."""
+        for line in (known.line, self._blocked):
+            while line:
+                settle(line.popleft().future, CallError(CLOSED))

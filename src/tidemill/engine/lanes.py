@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import sys
 import threading
@@ -13,19 +12,20 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
-from tidemill.engine.batch_limits import BatchLimits, WhenFull
+from tidemill.engine.batch_limits import BatchLimits
 from tidemill.engine.batched import Batched
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.door import WHEN_FULL
 from tidemill.engine.endings import settle
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, call_name, name_of
 from tidemill.engine.keyed import Keyed
+from tidemill.engine.keyed_limits import KeyedLimits
 from tidemill.engine.lane import NICE
-from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
-from tidemill.engine.staff import Making, checked_modules
+from tidemill.engine.making import Making
+from tidemill.engine.options import WhenFull, check_callable, check_choice, check_count, check_seconds, check_timeout
 from tidemill.engine.stream import streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments, dumps_call, named
@@ -56,7 +56,8 @@ class Lanes:
                            inline, on the loop's thread: breakpoints and tracebacks work, nothing can stop a function
     ``nice``               added to the priority number of the processes, so that the loop comes first
     ``preload``            names of modules to import once, before any process is forked
-    ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls
+    ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls; one
+                           that takes longer than ``initializer_timeout`` seconds has failed
     ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
                            that has grown to so many bytes of resident memory. Nothing is lost or run twice
     ``arena_bytes``        shared memory of each process, half for large arguments (from 32 kB) and half for large results,
@@ -66,7 +67,8 @@ class Lanes:
                            process is killed
     ``max_waiting``        calls, and ``max_waiting_bytes`` bytes of arguments, that may wait while all lanes are busy.
                            Then, by ``when_full``, ``run`` waits in line ("block"), raises `LanesFull` ("reject"), or
-                           the call that waited longest raises it ("drop_oldest")
+                           the call that waited longest raises it ("drop_oldest"). This is for `run` and `executor`;
+                           `stream`, `batched` and `keyed` have bounds of their own
 
     Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
     was then. Arguments and results are pickled. A call that was started is never started again; if its process dies,
@@ -88,31 +90,32 @@ class Lanes:
         preload: Sequence[str] = (),
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
+        initializer_timeout: float | None = 60.0,
         recycle_after: int | None = None,
         recycle_rss: int | None = None,
         arena_bytes: int = 128 << 20,
         grace: float = 0.05,
         max_waiting: int | None = None,
         max_waiting_bytes: int | None = None,
-        when_full: Literal["block", "reject", "drop_oldest"] = "block",
+        when_full: WhenFull = "block",
     ) -> None:
-        self._count = resolved_lanes(lanes)
-        if initializer is not None and not callable(initializer):
-            raise CallError(f"initializer={initializer!r} is not a function; give its arguments as initargs=(...).")
-        if not 0 <= grace < math.inf:
-            raise CallError(f"grace={grace!r} must be a number of seconds, 0 or more.")
-        if when_full not in WHEN_FULL:
-            raise CallError(f"when_full={when_full!r} must be one of {', '.join(WHEN_FULL)}.")
+        self._count = resolved_lanes(lanes, CallError)
+        check_seconds("grace", grace)
+        check_choice("when_full", when_full)
+        for name, bound in (("max_waiting", max_waiting), ("max_waiting_bytes", max_waiting_bytes)):
+            if bound is not None:
+                check_count(name, bound)
         self._making = Making(
             nice,
-            checked_modules(preload),
+            preload,
             initializer,
-            tuple(initargs),
-            _bound("recycle_after", recycle_after),
-            _bound("recycle_rss", recycle_rss),
-            _checked_arena(arena_bytes),
+            initargs,
+            initializer_timeout,
+            recycle_after=recycle_after,
+            recycle_rss=recycle_rss,
+            arena_bytes=arena_bytes,
         )
-        self._bounds = Bounds(_bound("max_waiting", max_waiting), _bound("max_waiting_bytes", max_waiting_bytes))
+        self._bounds = Bounds(max_waiting, max_waiting_bytes)
         self._grace_s = grace
         self._when_full = when_full
         self._crew: Crew | None = None
@@ -135,6 +138,8 @@ class Lanes:
             raise CallError("This function runs in a lane already; there are no lanes within lanes. Call it directly.")
         if self._count and not sys.platform.startswith("linux"):
             raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
+        if self._count and (missing := no_interpreter()):
+            raise CallError(f"{missing} tm.Lanes(0) runs the same calls inline.")
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         crew = Crew(
@@ -201,7 +206,7 @@ class Lanes:
         pin = None if key is None else self._pin(key)
         entered = False
         if crew.door.must_wait:
-            _check_timeout(timeout)
+            check_timeout(timeout)
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
             request, future = self._awaited(fn, args, kwargs, timeout)
@@ -218,14 +223,8 @@ class Lanes:
     async def _entered(self, crew: Crew, fn: Callable[..., Any], timeout: float | None) -> tuple[bool, float | None]:  # noqa: ASYNC109
         """By ``when_full``: whether the caller stood in line, and the time it has left."""
         name = call_name(fn)
-        if crew.door.when_full == "reject":
-            raise crew.door.refuse(name)
-        if crew.door.when_full == "drop_oldest":
-            crew.make_room()
-            return False, timeout
-        if timeout is None:
-            await crew.door.enter()
-            return True, None
+        if timeout is None or crew.door.when_full != "block":
+            return await crew.door.come_in(name, crew.make_room), timeout
         assert self._loop is not None
         until = self._loop.time() + timeout
         try:
@@ -269,19 +268,20 @@ class Lanes:
         a plain iterable is read on the event loop, so it should not block.
         """
         crew = self._open()
-        _check_callable(fn)
-        _check_timeout(timeout)
-        if window < 1:
-            raise CallError(f"window={window!r} must be at least 1.")
+        check_callable(fn)
+        check_timeout(timeout)
+        check_count("window", window)
 
         def submit(value: Any) -> tuple[asyncio.Future[T], int]:
             future: asyncio.Future[T] = self._future()
             try:
                 self._check_here()
-                return future, crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
+                call = crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
             except CallError as error:  # at its place in the order, like every other
                 future.set_exception(error)
                 return future, 0
+            crew.calls.keep(call)  # the window bounds it
+            return future, call
 
         return streamed(submit, crew.cancel, source, window, return_exceptions=return_exceptions)
 
@@ -309,11 +309,20 @@ class Lanes:
         "reject" raises `LanesFull` at the call, and "drop_oldest" ends the oldest that waits with it.
         """
         crew = self._open()
-        _check_callable(fn)
+        check_callable(fn)
         limits = BatchLimits(max_batch, max_batch_bytes, timeout, max_waiting, max_waiting_bytes, when_full)
         return Batched(crew, self._open, f"lanes.batched({name_of(fn)})", fn, self._functions.listed(fn), limits)
 
-    def keyed(self, factory: Callable[[], Any], *, max_keys: int = 100_000, max_bytes: int = 1 << 28) -> Keyed:
+    def keyed(
+        self,
+        factory: Callable[[], Any],
+        *,
+        max_keys: int = 100_000,
+        max_bytes: int = 1 << 28,
+        max_waiting: int = 65_536,
+        max_waiting_bytes: int = 256 << 20,
+        when_full: Literal["block", "reject"] = "block",
+    ) -> Keyed:
         """One object per key, kept through kills and recycling: ``counters = lanes.keyed(Counter)``.
 
         ``await counters("S12", x)`` calls the object of key "S12" (or its ``update``, if it cannot be called), and
@@ -325,21 +334,16 @@ class Lanes:
         new object, or else its pickle. So an object has seen exactly the calls that returned: a call that raised, was
         cancelled, or whose process died leaves no trace in it. ``max_keys`` objects are kept, of ``max_bytes`` of state
         together; a call beyond them raises `CallError` or `BadResult`, and ``counters.drop(key)`` makes room.
+
+        At most ``max_waiting`` calls, of ``max_waiting_bytes`` of arguments, wait or run. Beyond them, with
+        ``when_full="block"``, callers wait for room, first come, first served; "reject" raises `LanesFull` at the call.
         """
         crew = self._open()
         if not callable(factory):
             raise CallError(f"{factory!r} is not a class or function that makes an object.")
-        for name, bound in (("max_keys", max_keys), ("max_bytes", max_bytes)):
-            _bound(name, bound)
-        return Keyed(
-            crew,
-            self._check_here,
-            f"lanes.keyed({name_of(factory)})",
-            self._functions.listed(KeyedObjects(factory)),
-            lanes=max(self._count, 1),
-            max_keys=max_keys,
-            max_bytes=max_bytes,
-        )
+        limits = KeyedLimits(max_keys, max_bytes, max_waiting, max_waiting_bytes, when_full)
+        sent = self._functions.listed(KeyedObjects(factory))
+        return Keyed(crew, self._check_here, f"lanes.keyed({name_of(factory)})", sent, max(self._count, 1), limits)
 
     def executor(self) -> LoopExecutor:
         """The lanes as a ``concurrent.futures.Executor``: ``await loop.run_in_executor(lanes.executor(), fn, x)``.
@@ -395,35 +399,13 @@ class Lanes:
         timeout: float | None,
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
-        _check_timeout(timeout)
-        _check_callable(fn)
+        check_timeout(timeout)
+        check_callable(fn)
         sent = self._functions.of(fn)
         if sent is not None:
             return Request(sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)
         parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)})
         return Request(call_name(fn), None, [parcel], done, timeout_s=timeout)
-
-
-def _check_callable(fn: object) -> None:
-    if not callable(fn):
-        raise CallError(f"{fn!r} is not a function; write lanes.run(function, argument), without calling it.")
-
-
-def _bound(name: str, value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise CallError(f"{name}={value!r} must be a whole number of 1 or more; leave it out for no limit.")
-    return value
-
-
-def _checked_arena(value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or 0 < value < 1 << 20:
-        raise CallError(f"arena_bytes={value!r} must be a number of bytes, at least 1 MB (1 << 20), or 0 for none.")
-    return value
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not timeout > 0:
-        raise CallError(f"timeout={timeout!r} must be more than 0 seconds; leave it out for none.")
 
 
 def _settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Exception], None]:

@@ -1,14 +1,15 @@
-"""How many lanes: what the machine, or the container, lets this process use."""
+"""How many lanes: what the machine, or the container, lets this process use; and whether there can be any."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 
 from tidemill import files
-from tidemill.errors import PlanError
+from tidemill.errors import PlanError, TidemillError
 
-__all__ = ["default_lanes", "resolved_lanes"]
+__all__ = ["default_lanes", "no_interpreter", "resolved_lanes"]
 
 
 def default_lanes() -> int:
@@ -36,10 +37,25 @@ def _quota() -> float | None:
     return int(limit_v1) / int(period_v1)
 
 
-def resolved_lanes(asked: int | None) -> int:
-    """The number to start; raises `PlanError` for one that makes no sense."""
+def resolved_lanes(asked: int | None, error: type[TidemillError] = PlanError) -> int:
+    """The number to start; raises the error for one that makes no sense."""
     if asked is None:
         return default_lanes()
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 0:
-        raise PlanError(f"lanes={asked!r} must be 0 (inline) or a number of processes.")
+        raise error(f"lanes={asked!r} must be 0 (inline) or a number of processes.")
     return asked
+
+
+def no_interpreter() -> str:
+    """Why no process can be started from this one: a sentence, or nothing."""
+    if not sys.executable:
+        return (
+            f"Lanes are started with the Python interpreter that sys.executable names, and it is {sys.executable!r} "
+            "here, as in a program that embeds Python: set it to the path of one."
+        )
+    if getattr(sys, "frozen", False):
+        return (
+            "Lanes are started with a Python interpreter, and this is a frozen application (sys.frozen), of which "
+            f"{sys.executable} is the whole program."
+        )
+    return ""

@@ -21,7 +21,7 @@ class LaneUse:
     in_flight: int
     """Calls that it has and has not answered; the first of them is running."""
     done: int
-    """Calls that it answered."""
+    """Calls that it answered; a batch of records is one."""
     items: int
     """Values and errors in its answers: more than calls where `Lanes.batched` put several records into one."""
     sent_bytes: int

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tidemill.batch import Batch
 from tidemill.core.plan import Plan
 from tidemill.engine.assembly import Share
-from tidemill.engine.settling import settled
+from tidemill.engine.kind_conflicts import settled
 from tidemill.formats.packed import Unpacker
 from tidemill.schema import Kind
 

@@ -25,7 +25,7 @@ from tidemill.core.keys import KeyTable
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
-from tidemill.engine.lanes_count import resolved_lanes
+from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.metrics import Counts, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
@@ -49,7 +49,7 @@ _log = logging.getLogger("tidemill")
 
 
 class Run:
-    """One run of a pipeline; made by the doors in `tidemill.engine.doors`."""
+    """One run of a pipeline; made by `tidemill.engine.entrance`."""
 
     def __init__(
         self,
@@ -71,6 +71,8 @@ class Run:
         self.report: Report | None = None
         """Set when the run has ended."""
         self._lanes = resolved_lanes(lanes)
+        if self._lanes and (missing := no_interpreter()):
+            raise OutsideError(f"{missing} lanes=0 runs the pipeline in this process.")
         self._seconds = seconds
         self._grace = grace
         self._clock = clock or SystemClock()

@@ -2,63 +2,31 @@
 
 A process is ready when it has answered its first call, which imports what was asked for and runs the user's
 initializer. Ready processes are seated in vacant lanes; one more waits as the spare, so that a death, a stop or a
-recycling costs a swap. While processes fail before they are ready, new ones are started ever more slowly, and after
-`Staff.ATTEMPTS` of them in a row whoever waits is told why.
+recycling costs a swap. While processes fail before they are ready, or are not ready in time, new ones are started ever
+more slowly, and after `ATTEMPTS` of them in a row whoever waits is told why.
 """
 
 from __future__ import annotations
 
 import asyncio
-import mmap
-import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from tidemill import files
 from tidemill.engine.call_process import CallProcess, Request
-from tidemill.engine.functions_sent import FunctionsSent, name_of
-from tidemill.errors import CallError, EngineError, LaneDied
-from tidemill.lanes.beginning import Imports, begin
-from tidemill.lanes.call_codec import dumps_arguments
+from tidemill.engine.making import ATTEMPTS, Making
+from tidemill.engine.wear import is_worn
+from tidemill.errors import EngineError
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.wire import FromLane, Returned, Stop
 
-__all__ = ["Making", "Staff", "checked_modules"]
-
-_RSS_CHECK_NS = 20_000_000
+__all__ = ["Making", "Staff"]
 
 
-@dataclass(frozen=True)
-class Making:
-    """How processes are made, and when they have served long enough."""
-
-    nice: int = 0
-    preload: tuple[str, ...] = ()
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[Any, ...] = ()
-    recycle_after: int | None = None
-    """Items."""
-    recycle_rss: int | None = None
-    """Bytes of resident memory."""
-    arena_bytes: int = 0
-    """Shared memory for large arguments and results of one process, half for each."""
-
-    @property
-    def recycles(self) -> bool:
-        """Whether processes wear out at all."""
-        return self.recycle_after is not None or self.recycle_rss is not None
-
-    def first_call(self, functions: FunctionsSent) -> Request:
-        """What a process must answer to be ready; raises `CallError` when it cannot be sent."""
-        where = {"the initializer": self.initializer, "initargs": self.initargs}
-        parcel = dumps_arguments(((self.preload, self.initializer, self.initargs), {}), where)
-        return Request("the initializer", functions.of(begin), [parcel], lambda _: None)
+_LONGEST_S: Final = 1e9
 
 
-class Crew(Protocol):
+class Employer(Protocol):
     """Whom the staff tells."""
 
     def seated(self, lane: int) -> None:
@@ -77,18 +45,16 @@ class Crew(Protocol):
 class Staff:
     """Processes for ``lanes`` lanes and one spare. Use on one loop's thread only."""
 
-    ATTEMPTS = 4
-    """Rounds of processes in a row that were never ready, after which callers are told."""
-
-    def __init__(self, lanes: int, making: Making, first_call: Request, crew: Crew) -> None:
+    def __init__(self, lanes: int, making: Making, first_call: Request, employer: Employer) -> None:
         self._inline = lanes == 0
         self._making = making
-        self._crew = crew
+        self._employer = employer
         self._first_call = first_call
         self.seats: list[CallProcess | None] = [None] * max(lanes, 1)
         self.spare: CallProcess | None = None
         """Ready, and in no lane."""
-        self._starting: set[CallProcess] = set()
+        self._starting: dict[CallProcess, asyncio.TimerHandle | None] = {}
+        """Not ready yet, with what ends the wait for it."""
         self.processes: set[CallProcess] = set()
         self._server: ForkServer | None = None
         self._lost_servers: list[ForkServer] = []
@@ -104,7 +70,7 @@ class Staff:
         if not self._inline:
             self._server = ForkServer()
             await self._server.start()
-            await self._server.preload(self._imports())
+            await self._preload(self._server)
         self._all_seated = self._loop.create_future()
         self._hire()
         try:
@@ -112,8 +78,14 @@ class Staff:
         finally:
             self._all_seated = None
 
-    def _imports(self) -> bytes:
-        return pickle.dumps([begin, Imports(self._making.preload)])
+    async def _preload(self, server: ForkServer) -> None:
+        for module, pickled in self._making.imports_one_by_one().items():
+            try:
+                await server.preload(pickled)
+            except EngineError as error:
+                if not module:
+                    raise
+                raise self._making.ended_the_server(module) from error
 
     # -- one ahead -------------------------------------------------------------------------------------
 
@@ -145,8 +117,29 @@ class Staff:
             self._failed(self._round, error)
             return
         self.processes.add(process)
-        self._starting.add(process)
+        self._starting[process] = self._patience(process)
         process.send(process.FIRST_CALL, self._first_call)
+
+    def _patience(self, process: CallProcess) -> asyncio.TimerHandle | None:
+        """What kills the process if its initializer hangs; nothing can where there is no process."""
+        seconds = self._making.initializer_timeout
+        if self._inline or self._making.initializer is None or seconds is None:
+            return None
+        return self._loop.call_later(min(seconds, _LONGEST_S), self._hung, process)
+
+    def _hung(self, process: CallProcess) -> None:
+        self._has_begun(process)  # another is started at once, even if this one cannot be killed
+        process.kill()
+        self._failed(process.round, self._making.hung())
+
+    def _has_begun(self, process: CallProcess) -> bool:
+        """Whether it was being started until now; either way it is no longer."""
+        if process not in self._starting:
+            return False
+        timer = self._starting.pop(process)
+        if timer is not None:
+            timer.cancel()
+        return True
 
     def _forked(self) -> CallProcess:
         process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
@@ -173,7 +166,7 @@ class Staff:
             self._lost_servers.append(self._server)
             self._server = ForkServer()
             self._server.begin()
-            task = asyncio.ensure_future(self._server.preload(self._imports()))
+            task = asyncio.ensure_future(self._server.preload(self._making.imports()))
             self._preloading.add(task)
             task.add_done_callback(self._preloaded)
         return self._server
@@ -189,33 +182,20 @@ class Staff:
         if process in self._starting:
             self._began(process, message, payload)
         elif process.lane is not None:
-            self._crew.returned(process, message, payload)
+            self._employer.returned(process, message, payload)
 
     def _began(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         try:
             process.first_answer(message, payload)
         except Exception as error:  # noqa: BLE001 - the user's own
             process.kill()
-            if self._inline:
-                self._starting.discard(process)
-            self._failed(process.round, self._refusal(f"raised {type(error).__name__}: {error}", error))
+            self._has_begun(process)
+            self._failed(process.round, self._making.raised(error))
             return
-        self._starting.discard(process)
+        self._has_begun(process)
         self._failures = 0
         self.spare = process
         self.fill()
-
-    def _refusal(self, what: str, cause: Exception | None) -> CallError:
-        function = self._making.initializer
-        who = f"The initializer {name_of(function)}" if function is not None else "A process of the lanes"
-        if function is None and cause is not None:
-            who, what = "preload", f"failed with {type(cause).__name__}: {cause}"
-        error = CallError(
-            f"{who} {what}, in each of {self.ATTEMPTS} attempts to start a process; no call can run without it. See "
-            "the traceback above, or the messages on stderr."
-        )
-        error.__cause__ = cause
-        return error
 
     def fill(self) -> None:
         """Seat the spare where a lane is vacant, and see to the next."""
@@ -224,7 +204,7 @@ class Staff:
                 process, self.spare = self.spare, None
                 process.lane = lane
                 self.seats[lane] = process
-                self._crew.seated(lane)
+                self._employer.seated(lane)
         if self._all_seated is not None and not self._all_seated.done() and None not in self.seats:
             self._all_seated.set_result(None)
         self._hire()
@@ -234,30 +214,28 @@ class Staff:
         if round_ == self._round:
             self._round += 1
             self._failures += 1
-        if self._failures >= self.ATTEMPTS:
+        if self._failures >= ATTEMPTS:
             if self._all_seated is not None:
                 if not self._all_seated.done():
                     self._all_seated.set_exception(error)
             elif None in self.seats:
-                self._crew.hopeless(error)
+                self._employer.hopeless(error)
         self._hire()
 
     def _died(self, process: CallProcess, how: Exit) -> None:
         self.processes.discard(process)
-        lane, starting = process.lane, process in self._starting
+        lane, starting = process.lane, self._has_begun(process)
         if self.closed:
             process.close()
             return
-        self._starting.discard(process)
         if process is self.spare:
             self.spare = None
         if lane is not None:
             self.seats[lane] = None
-            self._crew.vacated(lane, process, how)
+            self._employer.vacated(lane, process, how)
         process.close()
-        if starting and not process.dying:
-            error = LaneDied(str(self._refusal(f"ended its process ({how})", None)), how.signal, how.code)
-            self._failed(process.round, error)
+        if starting:
+            self._failed(process.round, self._making.died(process, how))
         else:
             self.fill()
 
@@ -265,13 +243,7 @@ class Staff:
 
     def is_worn(self, process: CallProcess, now_ns: int) -> bool:
         """Whether the process has served long enough."""
-        making = self._making
-        if making.recycle_after is not None and process.items >= making.recycle_after:
-            return True
-        if making.recycle_rss is None or now_ns - process.rss_at_ns < _RSS_CHECK_NS or process.channel is None:
-            return False
-        process.rss_at_ns = now_ns
-        return resident_bytes(process.channel.pid) >= making.recycle_rss
+        return is_worn(process, self._making, now_ns)
 
     @property
     def recycles(self) -> bool:
@@ -295,6 +267,8 @@ class Staff:
         self.closed = True
         if self._waking is not None:
             self._waking.cancel()
+        for process in list(self._starting):
+            self._has_begun(process)
         for task in self._preloading:
             task.cancel()
         processes = list(self.processes)
@@ -328,16 +302,3 @@ class Staff:
     def pid(self, lane: int) -> int | None:
         process = self.seats[lane]
         return process.channel.pid if process is not None and process.channel is not None else None
-
-
-def resident_bytes(pid: int | None) -> int:
-    """Of a process, as the kernel counts them; 0 for one that is gone."""
-    statm: bytes | None = None if pid is None else files.read_bytes(f"/proc/{pid}/statm")
-    return 0 if not statm else int(statm.split()[1]) * mmap.PAGESIZE
-
-
-def checked_modules(preload: Sequence[str]) -> tuple[str, ...]:
-    """Names of modules; raises `CallError`."""
-    if isinstance(preload, str) or not all(isinstance(name, str) and name for name in preload):
-        raise CallError(f"preload={preload!r} must be a list of names of modules, such as preload=['numpy'].")
-    return tuple(preload)

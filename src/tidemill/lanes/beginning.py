@@ -6,7 +6,11 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Imports", "begin"]
+__all__ = ["Imports", "NotImported", "begin"]
+
+
+class NotImported(ImportError):
+    """A module raised something at its import, which may be more than an error: ``sys.exit``."""
 
 
 class Imports:
@@ -21,7 +25,12 @@ class Imports:
 
 def _imported(modules: Sequence[str]) -> None:
     for module in modules:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except BaseException as error:  # sys.exit() too must not end who imports
+            raise NotImported(
+                f"the module {module!r} could not be imported ({type(error).__name__}: {error})"
+            ) from error
 
 
 def begin(modules: Sequence[str], initializer: Callable[..., object] | None, arguments: Sequence[Any]) -> None:

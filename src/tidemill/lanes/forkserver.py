@@ -13,13 +13,14 @@ When the application dies, even by SIGKILL, the server reads the end of its sock
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -76,7 +77,9 @@ class Spawned(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 class Exited(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """A child was reaped: ``status`` as ``os.waitpid`` gave it."""
+    """A child was reaped: ``status`` as ``os.waitpid`` gave it. For one that could not be forked, and so was not
+    `Spawned`, the exit code is the number of the system's error.
+    """
 
     child: int
     status: int
@@ -122,7 +125,7 @@ def _preload(pickled: bytes, *, kernels: bool) -> Preloaded:
     """Load the modules that a plan needs. What fails here fails again in the lane, where it is reported."""
     import pickle
 
-    with contextlib.suppress(Exception):
+    with _printing_to_stderr(), contextlib.suppress(BaseException):  # sys.exit() in a module must not end the server
         pickle.loads(pickled)  # noqa: S301 - our own parent's bytes
     loaded = Preloaded()
     if kernels:
@@ -133,6 +136,20 @@ def _preload(pickled: bytes, *, kernels: bool) -> Preloaded:
         loaded = Preloaded(found.kind, time.perf_counter() - start, found.reason)
     _freeze()
     return loaded
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """What a module prints at its import must not get into the application's output."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # it may have closed the stream
+            sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 class _Server:
@@ -171,17 +188,22 @@ class _Server:
                         _kill_group(pid)
             case Preload(size, kernels):
                 self._tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
-                os.close(fds[0])
+                _close(fds)
         return True
 
     def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or no memory is left, for the moment: the others go on
+            os.write(2, f"tidemill: a process could not be forked: {error}\n".encode())
+            _close(fds)
+            self._tell(_encode(Exited(spawn.child, (error.errno or errno.EAGAIN) << 8)))
+            return
         if pid == 0:
             self._become(spawn, fds)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does so too: whichever comes first
-        for fd in fds:
-            os.close(fd)  # else a lane's death would not close its socket
+        _close(fds)  # else a lane's death would not close its socket
         self._children[pid] = spawn.child
         self._tell(_encode(Spawned(spawn.child, pid)))
 
@@ -208,7 +230,7 @@ class _Server:
 
             traceback.print_exc()
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):  # the user may have put other streams there, which do anything
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
@@ -238,6 +260,11 @@ class _Server:
         """The application is gone: nobody will read what the children do."""
         for pid in self._children:
             _kill_group(pid)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _kill_group(pid: int) -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Callable
 
 from tidemill.core.calls import Calls
 from tidemill.errors import LanesFull
 
-__all__ = ["WHEN_FULL", "Door"]
+__all__ = ["Door", "dropped", "refused"]
 
-WHEN_FULL: Final = ("block", "reject", "drop_oldest")
+
+def refused(name: str, why: str) -> LanesFull:
+    """The error of a call that may not wait."""
+    return LanesFull(f"{name}: the call was refused: {why}. Try again later, send less, or let calls wait.")
+
+
+def dropped(name: str, why: str) -> LanesFull:
+    """The error of a call that had to make room."""
+    return LanesFull(
+        f'{name}: the call was dropped before a lane had it, for a newer one: {why} (when_full="drop_oldest").'
+    )
 
 
 class Door:
@@ -36,7 +46,7 @@ class Door:
             parts.append(f"max_waiting={bounds.waiting}")
         if bounds.waiting_bytes is not None:
             parts.append(f"max_waiting_bytes={bounds.waiting_bytes:,}")
-        return f"{self._calls.waiting} calls wait, and the lanes have {' and '.join(parts)}"
+        return f"{self._calls.bounded} calls wait, and the lanes have {' and '.join(parts)}"
 
     @property
     def waits(self) -> int:
@@ -50,14 +60,29 @@ class Door:
 
     @property
     def _full(self) -> bool:
-        calls = self._calls
-        most = calls.bounds.waiting
-        return calls.full or (self._entering > 0 and (most is None or calls.waiting + self._entering >= most))
+        """What a caller that was let in will add is not known in bytes: under a bound on these, one at a time."""
+        calls, bounds = self._calls, self._calls.bounds
+        if not self._entering:
+            return calls.full
+        most = 0 if bounds.waiting is None or bounds.waiting_bytes is not None else bounds.waiting
+        return calls.full or calls.bounded + self._entering >= most
 
     def refuse(self, name: str) -> LanesFull:
-        """The error of a call that may not wait."""
+        """The error of a call that may not wait; it is counted."""
         self.rejected += 1
-        return LanesFull(f"{name}: the call was refused: {self.bound}. Try again later, send less, or let calls wait.")
+        return refused(name, self.bound)
+
+    async def come_in(self, name: str, make_room: Callable[[], None]) -> bool:
+        """By ``when_full``: whether the caller stood in line, and has to say `entered`. Raises `LanesFull`."""
+        if not self.must_wait:
+            return False
+        if self.when_full == "reject":
+            raise self.refuse(name)
+        if self.when_full == "drop_oldest":
+            make_room()
+            return False
+        await self.enter()
+        return True
 
     async def enter(self) -> None:
         """Wait in line; the caller adds its call, or gives up, before it awaits anything else. Then call `entered`."""

@@ -1,4 +1,4 @@
-"""The doors to a run: `run` from a script or a notebook, `run_async` and `serve` inside a running loop."""
+"""The ways into a run: `run` from a script or a notebook, `run_async` and `serve` inside a running loop."""
 
 from __future__ import annotations
 
