@@ -173,19 +173,15 @@ def test_what_waits_is_bounded_and_the_oldest_makes_room() -> None:
 
 
 def test_what_is_bounded_elsewhere_is_never_dropped_and_takes_no_room() -> None:
-    """Whether it was marked while it waited or in a lane that dies."""
+    """While it waits for its first lane, and after a death."""
     calls = Calls(1, Bounds(waiting=1, waiting_bytes=100))
-    calls.add(1, size=500)
-    calls.keep(1)
-    calls.keep(1)
+    calls.add(1, size=500, kept=True)
     assert not calls.full
     calls.add(2, size=500)
     assert calls.full
     assert calls.make_room() == [Dropped(2)]
     assert calls.attached(0) == [Send(0, 1)]
-    calls.add(3, size=500)
-    calls.keep(3)
-    calls.keep(9)  # it has ended
+    calls.add(3, size=500, kept=True)
     calls.died(0)
     assert calls.waiting == 2
     assert not calls.full
@@ -274,22 +270,19 @@ class AnyOrder(RuleBasedStateMachine):
         timeout=st.none() | st.integers(1, 5),
         size=st.integers(0, 15),
         pin=st.none() | st.integers(0, LANES - 1),
+        kept=st.booleans(),
     )
-    def add(self, timeout: int | None, size: int, pin: int | None) -> None:
+    def add(self, timeout: int | None, size: int, pin: int | None, kept: bool) -> None:
         self.perform(self.calls.make_room())
         assert not self.calls.full
         self.number += 1
         self.open.add(self.number)
         if pin is not None:
             self.pins[self.number] = pin
-        self.perform(self.calls.add(self.number, None if timeout is None else self.now + timeout, size=size, pin=pin))
-
-    @precondition(lambda self: self.number)
-    @rule(data=st.data())
-    def keep(self, data: st.DataObject) -> None:
-        call = data.draw(st.integers(1, self.number))
-        self.calls.keep(call)
-        self.kept.add(call)
+        if kept:
+            self.kept.add(self.number)
+        due = None if timeout is None else self.now + timeout
+        self.perform(self.calls.add(self.number, due, size=size, pin=pin, kept=kept))
 
     @rule(depth=st.integers(0, 6))
     def deepen(self, depth: int) -> None:

@@ -38,9 +38,9 @@ WORTH_MOVING_S: Final = 0.0005
 class _Call:
     pin: int | None
     size: int
+    kept: bool
     lane: int | None = None
     wanted: bool = True
-    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,22 @@ class Calls:
 
     # -- from the callers ------------------------------------------------------------------------------
 
-    def add(self, call: int, deadline_ns: int | None = None, *, size: int = 0, pin: int | None = None) -> list[Command]:
+    def add(
+        self,
+        call: int,
+        deadline_ns: int | None = None,
+        *,
+        size: int = 0,
+        pin: int | None = None,
+        kept: bool = False,
+    ) -> list[Command]:
         """A new call with ``size`` bytes of arguments, to be stopped at ``deadline_ns``; its number must be the highest
-        so far. ``pin`` is the lane that must run it, after those that were pinned to it before.
+        so far. ``pin`` is the lane that must run it, after those that were pinned to it before. One that is ``kept`` is
+        bounded elsewhere: it is never dropped, and takes no room from others.
         """
         if call in self._calls:
             raise EngineError(f"call {call} was added twice")
-        self._calls[call] = known = _Call(pin, size)
+        self._calls[call] = known = _Call(pin, size, kept)
         if deadline_ns is not None:
             heapq.heappush(self._deadlines, (deadline_ns, call))
         if pin is None:
@@ -129,15 +138,6 @@ class Calls:
             return self._stolen() if self._idle and pin is None else []
         self._put(lane, call, known)
         return [Send(lane, call)]
-
-    def keep(self, call: int) -> None:
-        """The call is bounded elsewhere: it is never dropped, and takes no room from others."""
-        known = self._calls.get(call)
-        if known is not None and not known.kept:
-            known.kept = True
-            if known.lane is None:
-                self._kept += 1
-                self._kept_bytes += known.size
 
     def cancel(self, call: int) -> list[Command]:
         """Its caller gave up; nothing when it is over already."""

@@ -237,8 +237,7 @@ class Batched:
             self._batches[batch] = None
             parcels = [future.parcel for future in records]
             batch.request = Request(self._name, self._sent, parcels, batch.settle, listed=True)
-            batch.call = self._crew.submit(batch.request)
-            self._crew.calls.keep(batch.call)  # records have bounds of their own
+            batch.call = self._crew.submit(batch.request, kept=True)
 
     def cancel(self, call: int) -> None:
         """Nobody waits for a batch any more."""

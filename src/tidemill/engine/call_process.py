@@ -119,7 +119,8 @@ class CallProcess:
         if self.large is not None and self.large.sending:
             self.large.post(message, payload)
         else:
-            self._send(message, payload)
+            assert self.channel is not None
+            self.channel.send(message, payload)
 
     def _send(self, message: Message, payload: bytes = b"") -> None:
         assert self.channel is not None

@@ -81,6 +81,8 @@ class Crew:
         self._depth = Depth(len(self.lanes))
         self.staff = Staff(lanes, making, first_call, self)
         self.door = Door(self.calls, when_full)
+        self.bounded = bounds.waiting is not None or bounds.waiting_bytes is not None
+        """Whether there is a limit to what may wait."""
         self._requests: dict[int, Request] = {}
         self._numbers = itertools.count(CallProcess.FIRST_CALL + 1)
         self._feeders: dict[Feeder, None] = {}
@@ -105,15 +107,17 @@ class Crew:
 
     # -- calls -----------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, pin: int | None = None) -> int:
-        """Take a call, to be run by the lane ``pin`` if there is one; its number."""
+    def submit(self, request: Request, pin: int | None = None, *, kept: bool = False) -> int:
+        """Take a call, to be run by the lane ``pin`` if there is one; its number. One that is ``kept`` has bounds of its
+        own, and those of the lanes are not for it.
+        """
         call = next(self._numbers)
         self._requests[call] = request
         if request.timeout_s is None:
-            self._perform(self.calls.add(call, size=request.size, pin=pin))
+            self._perform(self.calls.add(call, size=request.size, pin=pin, kept=kept))
         else:
             due_ns = self._clock.monotonic_ns() + int(min(request.timeout_s, _LONGEST_S) * 1e9)
-            self._perform(self.calls.add(call, due_ns, size=request.size, pin=pin))
+            self._perform(self.calls.add(call, due_ns, size=request.size, pin=pin, kept=kept))
             self._arm()
         return call
 
@@ -278,7 +282,8 @@ class Crew:
             commands += self._stopped(process, message.call, lane)
         if self.staff.recycles:
             commands += self._aged(process, lane)
-        self._perform(commands)
+        if commands or self.door.waits or self._feeders or self.calls.unshared:
+            self._perform(commands)
         if self._retiring is not None:
             self._retire()
         if message.oversized and not self._told_oversized:

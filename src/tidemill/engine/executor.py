@@ -80,7 +80,6 @@ class LoopExecutor(concurrent.futures.Executor):
         self._open: set[WorkFuture[Any]] = set()
         self._handed: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._waking = False
-        self._bounded = crew.calls.bounds.waiting is not None or crew.calls.bounds.waiting_bytes is not None
         self._drained: asyncio.Future[None] | None = None
         self._shut = False
 
@@ -92,7 +91,7 @@ class LoopExecutor(concurrent.futures.Executor):
         future: WorkFuture[T] = WorkFuture(self._loop, self._thread)
         request = self._prepare(fn, args, kwargs, lambda outcome: self._settle(future, outcome))
         self._open.add(future)
-        if not self._bounded:
+        if not self._crew.bounded:
             self._on_loop(self._begin, future, request)
             return future
         try:

@@ -200,8 +200,7 @@ class Keyed:
             [dumps_arguments((arguments, {}), {})],
             lambda outcome: self._settled(key, known, turn, version, outcome),
         )
-        turn.call = self._crew.submit(request, known.lane)
-        self._crew.calls.keep(turn.call)  # these calls have bounds of their own
+        turn.call = self._crew.submit(request, known.lane, kept=True)
 
     def _settled(
         self, key: Key, known: _Object, turn: _Turn, version: int, outcome: Sequence[Answer] | Exception

@@ -205,7 +205,7 @@ class Lanes:
         crew = self._open()
         pin = None if key is None else self._pin(key)
         entered = False
-        if crew.door.must_wait:
+        if crew.bounded and crew.door.must_wait:
             check_timeout(timeout)
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
@@ -276,11 +276,12 @@ class Lanes:
             future: asyncio.Future[T] = self._future()
             try:
                 self._check_here()
-                call = crew.submit(self._request(fn, (value,), {}, _settler(future), timeout))
+                call = crew.submit(
+                    self._request(fn, (value,), {}, _settler(future), timeout), kept=True
+                )  # by the window
             except CallError as error:  # at its place in the order, like every other
                 future.set_exception(error)
                 return future, 0
-            crew.calls.keep(call)  # the window bounds it
             return future, call
 
         return streamed(submit, crew.cancel, source, window, return_exceptions=return_exceptions)

@@ -145,8 +145,12 @@ class Staff:
         process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
 
         def received(message: FromLane, payload: Payload) -> None:
-            if not self.closed and isinstance(message, Returned):
-                self._returned(process, message, payload)
+            if self.closed or not isinstance(message, Returned):
+                return
+            if process.lane is not None:
+                self._employer.returned(process, message, payload)
+            elif process in self._starting:
+                self._began(process, message, payload)
 
         try:
             if self._inline:
@@ -177,12 +181,6 @@ class Staff:
             task.exception()  # the server is gone again; whoever spawns next notices
 
     # -- what processes say ----------------------------------------------------------------------------
-
-    def _returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
-        if process in self._starting:
-            self._began(process, message, payload)
-        elif process.lane is not None:
-            self._employer.returned(process, message, payload)
 
     def _began(self, process: CallProcess, message: Returned, payload: Payload) -> None:
         try:
