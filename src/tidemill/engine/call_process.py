@@ -11,11 +11,11 @@ from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.large_buffers import LargeBuffers
 from tidemill.errors import EngineError
 from tidemill.lanes.call_codec import Answer, Parcel
+from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.process import ProcessChannel
 from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
 
 __all__ = ["CallProcess", "Request", "answers_of"]

@@ -21,8 +21,8 @@ from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
+from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import Returned
 
 __all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]

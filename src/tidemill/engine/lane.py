@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.core.blame import Blame, Cursor, Death
+from tidemill.lanes.channel import Exit
+from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline import InlineLane
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.process import Exit, ForkServer
 from tidemill.lanes.wire import FromLane, Message, Result
 from tidemill.stages.state import StateLayout, StateMemory
 

@@ -14,7 +14,7 @@ from tidemill.engine.options import check_count, check_timeout
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.beginning import Imports, NotImported, begin
 from tidemill.lanes.call_codec import dumps_arguments
-from tidemill.lanes.process import Exit
+from tidemill.lanes.channel import Exit
 
 __all__ = ["ATTEMPTS", "Making"]
 

@@ -31,8 +31,8 @@ from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
 from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Unpacker
+from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.process import Exit
 from tidemill.lanes.wire import (
     Admit,
     Committed,

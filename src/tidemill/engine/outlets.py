@@ -24,9 +24,10 @@ from tidemill import errors
 from tidemill.batch import Batch
 from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
 from tidemill.formats.packed import Full, Packer, TextTables
+from tidemill.lanes.channel import Exit, ProcessChannel
+from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.sink_main import SinkHost
 from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Write, Written
 from tidemill.schema import Schema

@@ -32,7 +32,7 @@ from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet,
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.readings import Readings
 from tidemill.errors import EngineError, OutsideError, PlanError
-from tidemill.lanes.process import ForkServer
+from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.sinks.base import LoopSink, ProcessSink
 from tidemill.sources.base import Source, SourceContext

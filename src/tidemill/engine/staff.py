@@ -15,9 +15,10 @@ from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.making import ATTEMPTS, Making
 from tidemill.engine.wear import is_worn
 from tidemill.errors import EngineError
+from tidemill.lanes.channel import Exit, ProcessChannel
+from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
-from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.wire import FromLane, Returned, Stop
 
 __all__ = ["Making", "Staff"]

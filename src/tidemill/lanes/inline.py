@@ -18,7 +18,7 @@ __all__ = ["InlineLane"]
 
 
 class InlineLane:
-    """A lane in this process; see `tidemill.lanes.process.LaneProcess` for the interface."""
+    """A lane in this process; see `tidemill.lanes.channel.ProcessChannel` for the interface."""
 
     def __init__(self, state: Any, slabs: list[Any], received: Callable[[FromLane, Payload], None]) -> None:
         self._received = received

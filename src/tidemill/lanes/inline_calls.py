@@ -18,7 +18,7 @@ __all__ = ["InlineCalls"]
 
 
 class InlineCalls:
-    """Stands for a `tidemill.lanes.process.ProcessChannel` in this process."""
+    """Stands for a `tidemill.lanes.channel.ProcessChannel` in this process."""
 
     def __init__(self, cursor: Cursor, received: Callable[[FromLane, Payload], None]) -> None:
         self._loop = asyncio.get_running_loop()

@@ -1,0 +1,231 @@
+"""A child process and its private socket, on the event loop: messages to it, messages from it, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from tidemill.lanes.framing import FrameReader, Payload, frame
+from tidemill.lanes.wire import FromLane, Message
+
+__all__ = ["Exit", "ProcessChannel"]
+
+_BYTES_PER_TURN: Final = 256 * 1024
+"""Socket bytes written to one child per turn of the loop, and about as many read, so that large ones cannot hold it."""
+_TURN_S: Final = 0.0005
+"""Time per turn spent on what one child says, so that many small results cannot hold it either."""
+
+_log = logging.getLogger("tidemill")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended."""
+
+    signal: int | None
+    code: int | None
+
+    @classmethod
+    def of(cls, status: int) -> Exit:
+        """From what ``os.waitpid`` gave."""
+        if os.WIFSIGNALED(status):
+            return cls(os.WTERMSIG(status), None)
+        return cls(None, os.WEXITSTATUS(status))
+
+    def __str__(self) -> str:
+        import signal
+
+        if self.signal is not None:
+            return f"killed by {signal.Signals(self.signal).name}"
+        return f"exit code {self.code}"
+
+
+class ProcessChannel:
+    """A child and its private socket.
+
+    ``received`` gets each message with its payload, ``died`` how the process ended, after the last of its messages.
+    """
+
+    def __init__(
+        self,
+        parent_end: socket.socket,
+        kill: Callable[[], None],
+        received: Callable[[FromLane, Payload], None],
+        died: Callable[[Exit], None],
+    ) -> None:
+        self._kill = kill
+        self._socket = parent_end
+        self._received = received
+        self._died = died
+        self._reader = FrameReader(to_lane=False)
+        self._unsent: deque[memoryview] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._exit: Exit | None = None
+        self._armed = False  # whether the loop tells us when the socket takes more
+        self._gathering = False  # whether what is sent waits for the end of this turn
+        self._eof = False
+        self._told = False
+        self.pid: int | None = None
+        self.gone = asyncio.Event()
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._readable)
+
+    def send(self, message: Message, payload: bytes | bytearray | memoryview = b"") -> None:
+        """Hand a message to the child, in order.
+
+        The first of a turn of the loop goes at once, so that the child can begin; those that follow it in the same turn
+        go together at its end. What the socket does not take at once follows as it drains.
+        """
+        if self._eof:
+            return
+        parts = frame(message, payload)
+        if self._armed or self._gathering:
+            self._unsent.extend(map(memoryview, parts))
+            return
+        self._gathering = True
+        self._loop.call_soon(self._gathered)
+        if len(parts) == 1:
+            try:
+                sent = self._socket.send(parts[0])
+            except OSError:  # full, or the child is gone: see below
+                sent = 0
+            if sent < len(parts[0]):
+                self._unsent.append(memoryview(parts[0])[sent:])
+                self._writable()
+            return
+        self._unsent.extend(map(memoryview, parts))
+        self._writable()
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        if self._unsent and not self._armed:
+            self._writable()
+
+    def _writable(self) -> None:
+        """Write what waits, up to the bound of a turn."""
+        left = _BYTES_PER_TURN
+        try:
+            while self._unsent and left > 0:
+                sent = self._socket.sendmsg(list(islice(self._unsent, 64)))
+                left -= sent
+                while self._unsent and sent >= len(self._unsent[0]):
+                    sent -= len(self._unsent.popleft())
+                if sent:
+                    self._unsent[0] = self._unsent[0][sent:]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # the child is gone; the reader notices
+            self._unsent.clear()
+        if bool(self._unsent) is not self._armed:
+            self._armed = bool(self._unsent)
+            if self._armed:
+                self._loop.add_writer(self._socket, self._writable)
+            else:
+                self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        """Take what is there, up to the bounds of a turn."""
+        count = self._read()
+        if count is None:
+            return
+        if not count:
+            self._ended()
+        elif not self._deliver(_TURN_S):
+            self._loop.remove_reader(self._socket)
+            self._loop.call_soon(self._deliver_more)
+
+    def _read(self) -> int | None:
+        """How many bytes came: 0 at the end, None when there are none yet."""
+        try:
+            count = self._socket.recv_into(self._reader.room())
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return 0
+        self._reader.came(count)
+        return count
+
+    def _deliver_more(self) -> None:
+        """What was left of the last read; then listen again."""
+        if self._eof or self._told:
+            return
+        if not self._deliver(_TURN_S):
+            self._loop.call_soon(self._deliver_more)
+        elif not self._eof:
+            self._loop.add_reader(self._socket, self._readable)
+
+    def _deliver(self, seconds: float) -> bool:
+        """Hand on the complete messages, for about so long; False when some are left."""
+        until = self._loop.time() + seconds
+        messages = self._reader.messages()
+        while True:
+            try:
+                message, payload = next(messages)
+            except StopIteration:
+                return True
+            except ValueError as error:
+                self._distrust(error)
+                return True
+            self._received(message, payload)  # type: ignore[arg-type]
+            if self._reader.pending and self._loop.time() >= until:
+                return False
+
+    def _distrust(self, error: ValueError) -> None:
+        """What it writes is no message of ours: something in it has got hold of its socket. Nothing more can be read."""
+        _log.error("process %s wrote what is no message (%s), and is killed", self.pid, error)
+        self.kill()
+        self._ended()
+
+    def _ended(self) -> None:
+        self._eof = True
+        self._unsent.clear()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._end()
+
+    def exited(self, status: int, *, reaped: bool = True) -> None:
+        """It ended. When it was ``reaped``, what it wrote is all there: processes that it started may keep the socket
+        open and would hide the end.
+        """
+        self._exit = Exit.of(status)
+        if reaped and not self._eof:
+            self._deliver(float("inf"))  # what was read before and not handed on
+        while reaped and not self._eof:
+            if self._read():
+                self._deliver(float("inf"))
+            else:
+                self._ended()
+        self._end()
+
+    def _end(self) -> None:
+        """Both signs of death are in: its socket was read to the end, and its exit status is known."""
+        if self._eof and self._exit is not None and not self._told:
+            self._told = True
+            self._socket.close()
+            self.gone.set()
+            self._died(self._exit)
+
+    def kill(self) -> None:
+        """SIGKILL it, if it lives."""
+        self._kill()
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        if not self._told:
+            self._told = True
+            if not self._eof:
+                self._loop.remove_reader(self._socket)
+                self._loop.remove_writer(self._socket)
+            self._socket.close()
+
+    def abandon(self) -> None:
+        """The loop that heard it was closed: only the socket is left to be closed."""
+        self._told = True
+        self._socket.close()

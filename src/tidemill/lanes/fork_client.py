@@ -1,0 +1,204 @@
+"""The parent's side of the fork server: it asks for processes and hears of their ends; nothing blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+
+from tidemill.errors import EngineError
+from tidemill.lanes.channel import Exit, ProcessChannel
+from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
+from tidemill.lanes.framing import Payload
+from tidemill.lanes.memory import Shared
+from tidemill.lanes.wire import FromLane
+
+__all__ = ["ForkServer"]
+
+_replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
+_encode = msgspec.msgpack.Encoder().encode
+
+_ONE_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS"), "1"
+)
+# glibc gives the arrays of one slab back to the kernel and takes them again, zeroed, for the next: a quarter of a
+# lane's time. These let a process keep up to 256 MB that it has freed. Read when the process starts.
+_KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+    "MALLOC_TOP_PAD_": str(4 << 20),
+}
+
+
+class ForkServer:
+    """Starts the server process, asks it to fork, and is told of exits."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._channels: dict[int, ProcessChannel] = {}
+        self._next = 0
+        self._loaded: asyncio.Future[Loaded] | None = None
+        self._preloaded: asyncio.Future[Preloaded] | None = None
+        self._closing = False
+        self.alive = True
+        """False once the process has ended by itself: nothing can be forked any more."""
+
+    async def start(self) -> Loaded:
+        """Start the process and wait until it is ready to fork."""
+        self.begin()
+        return await self.wait_ready()
+
+    def begin(self) -> None:
+        """Start the process; its imports go on while the caller does other things."""
+        import fcntl  # not on Windows, where this module is imported all the same
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = os.pathsep.join(p for p in sys.path if p)
+        environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+        with theirs:
+            control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # no standard stream, though some may be closed
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
+                [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
+                pass_fds=[control],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            os.close(control)
+        ours.setblocking(False)
+        self._control = ours
+        loop = asyncio.get_running_loop()
+        self._loaded = loop.create_future()
+        loop.add_reader(ours, self._readable)
+
+    async def wait_ready(self) -> Loaded:
+        """Wait until it can fork."""
+        assert self._loaded is not None
+        return await self._loaded
+
+    def _readable(self) -> None:
+        assert self._control is not None
+        assert self._loaded is not None
+        try:
+            data = self._control.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        match _replies.decode(data):
+            case Loaded() as loaded:
+                self._loaded.set_result(loaded)
+            case Preloaded() as preloaded:
+                if self._preloaded is not None and not self._preloaded.done():
+                    self._preloaded.set_result(preloaded)
+            case Spawned(child, pid):
+                if child in self._channels:
+                    self._channels[child].pid = pid
+            case Exited(child, status):
+                channel = self._channels.pop(child, None)
+                if channel is not None:
+                    channel.exited(status)
+
+    def _lost(self) -> None:
+        """The server ended. Its children end with it; each is then reported as killed."""
+        assert self._control is not None
+        assert self._loaded is not None
+        asyncio.get_running_loop().remove_reader(self._control)
+        self.alive = False
+        if not self._loaded.done():
+            self._loaded.set_exception(EngineError("the fork server ended before it was ready; see its message above"))
+        if self._preloaded is not None and not self._preloaded.done():
+            self._preloaded.set_exception(EngineError("the fork server ended while it loaded the plan's modules"))
+        for channel in list(self._channels.values()):
+            channel.exited(9, reaped=False)
+
+    async def preload(self, pickled: bytes, *, kernels: bool = False) -> Preloaded:
+        """Have the server import what unpickling this imports, and the kernels, before it forks again."""
+        assert self._control is not None
+        memory = Shared("preload", max(len(pickled), 1))
+        memory.buffer[: len(pickled)] = pickled
+        self._ask(_encode(Preload(len(pickled), kernels)), [memory.fd])
+        memory.close()
+        self._preloaded = asyncio.get_running_loop().create_future()
+        return await self._preloaded
+
+    def spawn(
+        self,
+        role: str,
+        memories: Sequence[int],
+        received: Callable[[FromLane, Payload], None],
+        died: Callable[[Exit], None],
+        *,
+        nice: int = 0,
+    ) -> ProcessChannel:
+        """Fork a child with these memories; messages can be sent to it at once."""
+        assert self._control is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (ours, theirs):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        self._next += 1
+        try:
+            self._ask(_encode(Spawn(self._next, role, nice)), [theirs.fileno(), *memories])
+        except EngineError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        channel = ProcessChannel(ours, partial(self.kill, self._next), received, died)
+        self._channels[self._next] = channel
+        return channel
+
+    def _ask(self, request: bytes, memories: list[int]) -> None:
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [request], memories)
+        except OSError as error:
+            raise EngineError("the fork server was killed, and with it every process that it had started") from error
+
+    def kill(self, child: int) -> None:
+        """SIGKILL a child, if it lives."""
+        if self._control is not None and child in self._channels:
+            with contextlib.suppress(OSError):
+                self._control.send(_encode(Kill(child)))
+
+    async def abandon(self) -> None:
+        """The loop that heard them was closed: end the server, and with it its children, from another loop."""
+        if self._process is None or self._control is None:
+            return
+        for channel in self._channels.values():
+            channel.abandon()
+        self._channels.clear()
+        self._control.close()
+        self._control = None
+        process, self._process = self._process, None
+        await asyncio.to_thread(process.wait)
+
+    async def aclose(self) -> None:
+        """End the server; children that are left are killed by it."""
+        if self._process is None or self._control is None:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+        process, self._process = self._process, None
+        await asyncio.to_thread(process.wait)
