@@ -130,8 +130,8 @@ class Intake:
     def _without_unknown(self, batch: Batch, codes: NDArray[np.int32], source: str) -> tuple[Batch, NDArray[np.int32]]:
         away = batch.take(np.flatnonzero(codes == UNKNOWN))
         assert away.key_column is not None
-        for row, key in zip(away.to_rows(), away.key_column.to_list(), strict=True):
-            self._reject(DeadLetter(*self._why_unknown(key), row, source))
+        for row, key, ns in zip(away.to_rows(), away.key_column.to_list(), away.time.tolist(), strict=True):
+            self._reject(DeadLetter(*self._why_unknown(key), row, source, key=key, time_ns=ns))
         keep = np.flatnonzero(codes != UNKNOWN)
         return batch.take(keep), codes[keep]
 
@@ -167,13 +167,14 @@ class Intake:
         return batch.with_columns(recast)
 
     def _without_wrong(self, batch: Batch, recast: dict[str, Column], wrong: NDArray[np.bool_], source: str) -> Batch:
-        for row in batch.take(np.flatnonzero(wrong)).to_rows():
+        lost = batch.take(np.flatnonzero(wrong))
+        for row, code, ns in zip(lost.to_rows(), lost.key.tolist(), lost.time.tolist(), strict=True):
             told = ", ".join(
                 f"field {name!r} is {self._kinds[name].value} and this record has {batch.columns[name].kind.value}"
                 for name in recast
                 if row.get(name) is not None
             )
-            self._reject(DeadLetter(WRONG_TYPE, told, row, source))
+            self._reject(DeadLetter(WRONG_TYPE, told, row, source, key=str(lost.keys[code]), time_ns=ns))
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:

@@ -65,7 +65,7 @@ class JsonDecoder:
 
     def _decode(self, block: bytes, arrived_ns: int, wall_ns: int) -> Delivery:
         rows, bad = decode_json_lines(block) if block else ([], [])
-        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in bad]
         for line in self._splitter.oversize:
             reason = f"the line is longer than {self._splitter.limit} bytes"
             letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))

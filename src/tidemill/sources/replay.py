@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -16,7 +15,7 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
 from tidemill.kinds import Kinds
-from tidemill.schema import Field, Kind, Schema
+from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pause, pieces
 from tidemill.sources.merge import Merge
@@ -105,18 +104,11 @@ class Replay(EdgedSource):
         batch, letters = delivery
         raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
         if kind == "ndjson":
-            self._learn([*(batch.origin or ()), *raws])
+            self.learn_kinds([*(batch.origin or ()), *raws])
         names = edge.fields or batch.names
         if len(batch) or raws or (kind == "csv" and names):
             self._require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader)
         return batch.names or names
-
-    def _learn(self, rows: list[dict[str, object]]) -> None:
-        """Each field gets the kind that most of the first records give it, not that of one odd record."""
-        for name in dict.fromkeys(name for row in rows for name in row):
-            votes = Counter(_kind_of(row[name]) for row in rows if row.get(name) is not None)
-            if votes:
-                self.edge.kinds.learn(name, votes.most_common(1)[0][0])
 
     def _require(self, path: Path, fields: tuple[str, ...], reader: Reader) -> None:
         hint = f"the fields seen are: {', '.join(fields)}; try {self.edge.suggestion(fields)}"
@@ -225,7 +217,3 @@ class Replay(EdgedSource):
                 piece.arrived_ns = now
                 yield piece
             start = end
-
-
-def _kind_of(item: object) -> Kind:
-    return Kinds().column("", [item])[0].kind

@@ -15,7 +15,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
+from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
@@ -163,7 +163,7 @@ class TCP(EdgedSource):
             made, bad = decode_json_lines(block.lines)
             rows += made
             counts.append(len(made))
-            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in bad]
         known = [block.known for block, count in zip(blocks, counts, strict=True) for _ in range(count)]
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
         batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
@@ -259,7 +259,7 @@ class _Connection(asyncio.BufferedProtocol):
         rest = self.splitter.finish()
         if rest:
             reason = "the run ended in the middle of this line"
-            self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, shown(rest)))
+            self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, text_of(rest), known=self._known))
         if self._transport is not None:
             self._transport.abort()
 
