@@ -179,6 +179,8 @@ class Report:
     """What stages counted, such as ``unknown_key``."""
     sinks: dict[str, int] = field(default_factory=dict)
     """Per sink, the rows it wrote."""
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per sink, values that it had no place for, by their field."""
     kernels: str = ""
     cold_s: float = 0.0
     """Seconds spent making the kernels ready."""

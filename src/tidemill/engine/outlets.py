@@ -14,8 +14,9 @@ import contextlib
 import logging
 import pickle
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import cloudpickle
@@ -29,7 +30,7 @@ from tidemill.lanes.process import Exit, ForkServer, ProcessChannel
 from tidemill.lanes.sink_main import SinkHost
 from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Write, Written
 from tidemill.schema import Schema
-from tidemill.sinks.base import LoopSink, ProcessSink
+from tidemill.sinks.base import LoopSink, ProcessSink, Sink
 
 __all__ = ["Delivery", "LoopOutlet", "Outlet", "ProcessOutlet", "ThreadOutlet", "error_of"]
 
@@ -57,9 +58,25 @@ class Delivery:
 class Outlet(abc.ABC):
     """One sink's end of the engine."""
 
+    sink: Sink
     name: str
     rows = 0
     """Rows the sink has written."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Values that the sink had no place for, by their field."""
+
+    def note(self, rows: int, left_out: Mapping[str, int]) -> None:
+        """What the sink tells of itself."""
+        self.rows = rows
+        for name in left_out.keys() - self.left_out.keys():
+            _log.warning(
+                "sink %s: the field %r is not in the header of %s, and rows are written without it; name the columns "
+                "you want with columns=[...], or write NDJSON",
+                self.name,
+                name,
+                getattr(self.sink, "path", None) or "standard output",
+            )
+        self.left_out = left_out
 
     @abc.abstractmethod
     async def open(self, schema: Schema) -> None:
@@ -84,15 +101,17 @@ class Outlet(abc.ABC):
 class LoopOutlet(Outlet):
     """For a sink on the event loop: the application's own code. What it opens it closes, once, whatever happens."""
 
+    sink: LoopSink
+
     def __init__(self, sink: LoopSink) -> None:
-        self._sink = sink
+        self.sink = sink
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
         self._to_close = False
 
     async def open(self, schema: Schema) -> None:
         self._to_close = True
-        await self._named(self._sink.open(schema))
+        await self._named(self.sink.open(schema))
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.put_nowait(delivery)
@@ -101,14 +120,14 @@ class LoopOutlet(Outlet):
         while True:
             delivery = await self._waiting.get()
             await self._named(self._write(delivery.batch))
-            self.rows = self._sink.statistics().rows
+            self.rows = self.sink.statistics().rows
             delivery.written()
             delivery.shown()
             delivery.taken()
             self._waiting.task_done()
 
     async def _write(self, batch: Batch) -> None:
-        await self._sink.write(self._sink.chosen(batch))
+        await self.sink.write(self.sink.chosen(batch))
 
     async def _named(self, work: Awaitable[None]) -> None:
         """The application's code; what it raises names the sink."""
@@ -122,22 +141,22 @@ class LoopOutlet(Outlet):
     async def finish(self) -> None:
         await self._waiting.join()
         self._to_close = False
-        await self._named(self._sink.close())
+        await self._named(self.sink.close())
 
     async def abandon(self) -> None:
         if not self._to_close:
             return
         self._to_close = False
-        try:
-            await asyncio.wait_for(self._sink.close(), _CLOSE_S)
-        except Exception as error:  # noqa: BLE001 - the run has failed already, and that is what is told
-            _log.warning("the sink %s could not be closed: %s: %s", self.name, type(error).__name__, error)
+        await _closed(self.name, self.sink.close())
 
 
 class ThreadOutlet(Outlet):
     """For a blocking sink with ``lanes=0``: one thread, no process."""
 
+    sink: ProcessSink
+
     def __init__(self, sink: ProcessSink) -> None:
+        self.sink = sink
         self._host = SinkHost(sink, FLUSH_S)
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -154,7 +173,7 @@ class ThreadOutlet(Outlet):
             raise OutsideError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
 
     async def open(self, schema: Schema) -> None:
-        await self._call(self._host.sink.open, schema)
+        await self._call(self.sink.open, schema)
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.put_nowait(delivery)
@@ -170,7 +189,8 @@ class ThreadOutlet(Outlet):
                 self._show()
                 continue
             await self._call(self._host.write, self._host.written + 1, delivery.batch)
-            self.rows = self._host.sink.statistics().rows
+            statistics = self.sink.statistics()
+            self.note(statistics.rows, statistics.left_out)
             delivery.written()
             self._unseen.append(delivery)
             delivery.taken()
@@ -188,20 +208,23 @@ class ThreadOutlet(Outlet):
         self._finishing = True
         await self._call(self._host.flush)
         self._show()
-        await self._call(self._host.sink.close)
+        await self._call(self.sink.close)
         self._thread.shutdown()
 
     async def abandon(self) -> None:
         with contextlib.suppress(RuntimeError):  # it had finished
-            self._thread.submit(self._host.sink.close)
+            closing = asyncio.get_running_loop().run_in_executor(self._thread, self.sink.close)
+            await _closed(self.name, closing)
         self._thread.shutdown(wait=False)
 
 
 class ProcessOutlet(Outlet):
     """For a blocking sink: its own process, fed through a few regions of shared memory."""
 
+    sink: ProcessSink
+
     def __init__(self, sink: ProcessSink, server: ForkServer) -> None:
-        self._sink = sink
+        self.sink = sink
         self._server = server
         self.name = sink.name
         self._regions = [Shared(f"sink-{number}", _REGION_BYTES) for number in range(_REGIONS)]
@@ -224,7 +247,7 @@ class ProcessOutlet(Outlet):
     async def open(self, schema: Schema) -> None:
         memories = [region.fd for region in self._regions]
         self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=_NICE)
-        self._channel.send(OpenSink(cloudpickle.dumps(self._sink), pickle.dumps(schema), FLUSH_S))
+        self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
@@ -252,7 +275,7 @@ class ProcessOutlet(Outlet):
         packer.rewind()
         batch = delivery.batch
         try:
-            packed = packer.batch(batch, self._wanted(batch), key=self._sink.where is not None)
+            packed = packer.batch(batch, self._wanted(batch), key=self.sink.where is not None)
         except Full:
             self._free.append(region)
             if len(batch) == 1:
@@ -271,14 +294,14 @@ class ProcessOutlet(Outlet):
         delivery.taken()
 
     def _wanted(self, batch: Batch) -> list[str] | None:
-        if self._sink.where is not None or self._sink.columns is None:
+        if self.sink.where is not None or self.sink.columns is None:
             return None
-        return [name for name in self._sink.columns if name in batch.columns]
+        return [name for name in self.sink.columns if name in batch.columns]
 
     def _received(self, message: FromLane, _: bytes) -> None:
         match message:
-            case Written(number, flushed, rows, _):
-                self.rows = rows
+            case Written(number, flushed, rows, _, left_out):
+                self.note(rows, left_out)
                 while self._sent and self._sent[0][0] <= number:
                     sent, region, delivery = self._sent.popleft()
                     self._free.append(region)
@@ -291,8 +314,8 @@ class ProcessOutlet(Outlet):
                 if not self._pumping:
                     self._pump()
                 self._close_if_done()
-            case SinkClosed(rows, _):
-                self.rows = rows
+            case SinkClosed(rows, _, left_out):
+                self.note(rows, left_out)
                 self._show(self._number)
                 if not self._closed.done():
                     self._closed.set_result(None)
@@ -345,6 +368,14 @@ class ProcessOutlet(Outlet):
         self._packers.clear()
         for region in self._regions:
             region.close()
+
+
+async def _closed(name: str, closing: Awaitable[None]) -> None:
+    """Wait, but not for ever; the run has failed already, and that is what is told."""
+    try:
+        await asyncio.wait_for(closing, _CLOSE_S)
+    except Exception as error:  # noqa: BLE001 - the sink's own code may raise anything
+        _log.warning("the sink %s could not be closed: %s: %s", name, type(error).__name__, error)
 
 
 def _nothing() -> None:

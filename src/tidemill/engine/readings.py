@@ -103,6 +103,7 @@ class Readings:
             dead_letters_by_reason=dict(letters.reasons),
             counters=dict(mill.counters),
             sinks={outlet.name: outlet.rows for outlet in outlets},
+            left_out={outlet.name: dict(outlet.left_out) for outlet in outlets if outlet.left_out},
             kernels=self.kernels,
             cold_s=self.cold_s,
             start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,

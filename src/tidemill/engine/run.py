@@ -264,12 +264,15 @@ class Run:
     async def _finished(self) -> None:
         """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
         tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self._outlets}
-        late = await self._until(set(tasks), more_s=1.0)
-        for task in tasks - late:
-            task.result()
-        if late:
-            for task in late:
+        try:
+            late = await self._until(set(tasks), more_s=1.0)
+            for task in tasks - late:
+                task.result()
+        finally:
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # of several that failed, one is told
+        if late:
             raise OutsideError(f"a sink did not finish within the grace of {self._grace:g} s after the stop.")
 
     def _reject_input(self, letter: DeadLetter) -> None:
@@ -336,6 +339,8 @@ class Run:
         await self._failed
 
     def _fail(self, error: BaseException) -> None:
+        if self._mill is not None:
+            self._mill.stop()  # a lane that ends now was not lost
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 

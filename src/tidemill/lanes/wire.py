@@ -185,6 +185,7 @@ class Written(Message, frozen=True):
     flushed: int
     rows: int
     bytes: int
+    left_out: dict[str, int] = {}
 
 
 class SinkClosed(Message, frozen=True):
@@ -192,6 +193,7 @@ class SinkClosed(Message, frozen=True):
 
     rows: int
     bytes: int
+    left_out: dict[str, int] = {}
 
 
 # -- to and from a lane that takes calls (`tidemill.engine.lanes`) ---------------------------------------

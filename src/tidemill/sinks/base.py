@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ class SinkStatistics:
     """Rows written so far."""
     bytes: int = 0
     """Bytes written so far, where the sink knows."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Values that the sink has no place for, by their field: a CSV file's header is written once."""
 
 
 class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
