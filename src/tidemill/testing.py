@@ -173,6 +173,10 @@ class ScriptedSource(Source):
         self._records = 0
         self._rejected = 0
 
+    def rename(self, name: str) -> None:
+        super().rename(name)
+        self._edge.source = name
+
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         place, self._next = self._next, 0
         self._connected = True

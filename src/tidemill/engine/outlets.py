@@ -254,7 +254,7 @@ class ProcessOutlet(Outlet):
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.append(delivery)
-        if not self._pumping:
+        if not self._pumping and self._opened.done():  # rows may come while the sinks are opened one by one
             self._pump()
 
     def _pump(self) -> None:

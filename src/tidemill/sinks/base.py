@@ -61,8 +61,22 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
     def name(self) -> str:
         return self._name or type(self).__name__.lower()
 
+    @property
+    def named(self) -> bool:
+        """Whether the name was given; else it is that of its kind."""
+        return self._name is not None
+
+    def rename(self, name: str) -> None:
+        """Another name, where several of its kind are in one pipeline."""
+        self._name = name
+
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""
+
+    @property
+    def place(self) -> str | None:
+        """What it writes to, when that can take the rows of one sink only: a file's real path."""
+        return None
 
     def check(self) -> None:
         """Refuse at start what cannot work: a file that exists, a folder that does not."""

@@ -77,6 +77,12 @@ class Lines(ProcessSink):
 
     # -- the contract of a sink ----------------------------------------------------------------------
 
+    @property
+    def place(self) -> str | None:
+        if self.path is None:
+            return "standard output"
+        return None if self.path.exists() and _is_device(self.path) else str(self.path.resolve())
+
     def check(self) -> None:
         if self.path is None:
             return

@@ -81,6 +81,15 @@ class Source(abc.ABC):
     def name(self) -> str:
         return self._name or type(self).__name__.lower()
 
+    @property
+    def named(self) -> bool:
+        """Whether the name was given; else it is that of its kind."""
+        return self._name is not None
+
+    def rename(self, name: str) -> None:
+        """Another name, where several of its kind are in one pipeline."""
+        self._name = name
+
     def check(self) -> None:
         """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""
 
