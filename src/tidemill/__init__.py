@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from tidemill import sinks, sources, testing
     from tidemill.batch import Batch
-    from tidemill.core.plan import Plan
     from tidemill.engine.doors import run, run_async, serve
     from tidemill.engine.lanes import Lanes
     from tidemill.engine.lanes_executor import LanesExecutor
     from tidemill.engine.metrics import Report, Statistics
     from tidemill.engine.pipeline import Pipeline
+    from tidemill.engine.plan import Plan
     from tidemill.errors import (
         BadResult,
         CallError,
@@ -120,7 +120,7 @@ _HOMES: Final = {
     "MissingExtra": "errors",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",
-    "Plan": "core.plan",
+    "Plan": "engine.plan",
     "PlanError": "errors",
     "RemoteError": "errors",
     "Report": "engine.metrics",

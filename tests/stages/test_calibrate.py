@@ -18,7 +18,7 @@ TABLE = {"sensor": ["S1", "7"], "baseline": ["20", "1.5"], "scale": ["60", "-2"]
 
 
 def loaded(table):
-    return lambda path: table
+    return lambda path: (f"/plant/{path}", table)
 
 
 @settings(max_examples=50, deadline=None)

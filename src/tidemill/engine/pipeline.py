@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from tidemill import files
-from tidemill.core.plan import Plan
+from tidemill.core import plan as core
+from tidemill.engine.plan import Plan, read_table
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
@@ -22,7 +22,7 @@ __all__ = ["Checked", "Pipeline"]
 class Checked:
     """A pipeline that may start."""
 
-    plan: Plan
+    plan: core.Plan
     """With its tables loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
@@ -42,7 +42,7 @@ class Pipeline:
     def __init__(
         self,
         source: Source | Sequence[Source],
-        plan: Plan | Stage | Iterable[Stage],
+        plan: core.Plan | Stage | Iterable[Stage],
         sink: Sink | Sequence[Sink],
         *,
         name: str | None = None,
@@ -53,7 +53,7 @@ class Pipeline:
         for word, edges in (("source", self.sources), ("sink", self.sinks)):
             _name_apart(word, edges)
         _require_places_apart(self.sinks)
-        self.plan = plan if isinstance(plan, Plan) else Plan(plan)
+        self.plan = plan if isinstance(plan, core.Plan) else Plan(plan)
         self.name = name or "pipeline"
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
@@ -79,7 +79,7 @@ class Pipeline:
                 source.check()
             for sink in self.sinks:
                 sink.check()
-        plan = self.plan.prepared(files.read_table)
+        plan = self.plan.prepared(read_table)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         schemas = (entering, *plan.bind(entering))
         for sink in self.sinks:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Batcher, Limits
 from tidemill.core.keys import KeyTable
+from tidemill.core.plan import Plan
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
@@ -100,6 +101,8 @@ class Run:
         self._failed = loop.create_future()
         self._letters = DeadLetterFile(self._dead_letters_path)
         self._letters.check()
+        if not self._lanes:
+            _warn_of_deadlines(checked.plan)
         server = ForkServer() if self._lanes else None
         if server is not None:
             server.begin()  # its imports take longest; everything else happens meanwhile
@@ -374,6 +377,15 @@ def _outlet(sink: Any, server: ForkServer | None) -> Outlet:
     if isinstance(sink, ProcessSink):
         return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
     raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
+
+
+def _warn_of_deadlines(plan: Plan) -> None:
+    unguarded = [stage.name for stage in plan.stages if stage.deadline_s is not None]
+    if unguarded:
+        _log.warning(
+            "lanes=0: nothing can stop a function inline, so the deadline_s of %s does nothing; use lanes=1 or more",
+            ", ".join(unguarded),
+        )
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -23,6 +23,7 @@ from tidemill.letters import MALFORMED, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.heads import learn_kinds
 from tidemill.sources.readers import BLOCK, Delivery
 
 __all__ = ["DeadLetters"]
@@ -120,7 +121,7 @@ class DeadLetters(EdgedSource):
                 refused.append(letter)
             else:
                 told.append(letter)
-        self.learn_kinds([letter.raw for letter in told if isinstance(letter.raw, dict)])
+        learn_kinds(self.edge, [letter.raw for letter in told if isinstance(letter.raw, dict)])
         yield Batch({}, rows=0), refused
         for (header, roles), run in groupby(told, key=lambda letter: (letter.header, letter.roles)):
             if header:

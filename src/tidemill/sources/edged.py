@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from tidemill.batch import Batch
 from tidemill.formats.edge import Edge
-from tidemill.kinds import Kinds
 from tidemill.letters import DeadLetter
-from tidemill.schema import Field, Kind, Schema
+from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
 __all__ = ["MOST_RECORDS", "EdgedSource", "pause", "pieces"]
@@ -68,13 +66,6 @@ class EdgedSource(Source):
         self._records += len(batch)
         return batch
 
-    def learn_kinds(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Each field gets the kind that most of these first records give it, not that of one odd record."""
-        for name in dict.fromkeys(name for row in rows for name in row):
-            votes = Counter(_kind_of(row[name]) for row in rows if row.get(name) is not None)
-            if votes:
-                self.edge.kinds.learn(name, votes.most_common(1)[0][0])
-
     def declared(self, *, more: bool) -> Schema:
         """The declared columns, ``more`` of which may come."""
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
@@ -84,10 +75,6 @@ class EdgedSource(Source):
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected)
-
-
-def _kind_of(item: object) -> Kind:
-    return Kinds().column("", [item])[0].kind
 
 
 def pieces(batch: Batch, most: int = MOST_RECORDS) -> Iterator[Batch]:

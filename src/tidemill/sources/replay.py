@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.batch import Batch
-from tidemill.errors import InputError, PlanError
-from tidemill.kinds import Kinds
+from tidemill.errors import PlanError
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pause, pieces
+from tidemill.sources.heads import fields_at_head
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import FORMATS, Reader, format_of
 
@@ -82,41 +82,12 @@ class Replay(EdgedSource):
             self._files = [(path, format_of(path, self.format)) for path in files.expand(self.path)]
             fields: dict[str, None] = {}
             for path, kind in self._files[:_LOOKED_AT]:
-                fields.update(dict.fromkeys(self._look(path, kind)))
+                fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge)))
             fields.update(dict.fromkeys(self.columns))
             self._schema = Schema(
                 (Field(name, self.edge.kinds.get(name)) for name in fields), open=len(self._files) > _LOOKED_AT
             )
         return self._schema
-
-    def _look(self, path: Path, kind: str) -> tuple[str, ...]:
-        """The fields at the head of one file, whose kinds are learned on the way; refuses a file without the roles."""
-        edge = self.edge.twin()
-        if kind == "ndjson":
-            edge.kinds = Kinds(self.columns)  # the look decides by vote, below
-        reader = Reader(path, kind, edge)
-        try:
-            delivery = reader.read()
-        finally:
-            reader.close()
-        if delivery is None:
-            return ()
-        batch, letters = delivery
-        raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
-        if kind == "ndjson":
-            self.learn_kinds([*(batch.origin or ()), *raws])
-        names = edge.fields or batch.names
-        if len(batch) or raws or (kind == "csv" and names):
-            self._require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader)
-        return batch.names or names
-
-    def _require(self, path: Path, fields: tuple[str, ...], reader: Reader) -> None:
-        hint = f"the fields seen are: {', '.join(fields)}; try {self.edge.suggestion(fields)}"
-        if self.edge.time not in fields:
-            raise InputError(f"{path} has no field {self.edge.time!r} to read the time from; {hint}.")
-        for name in self.edge.key_fields:
-            if name not in fields and name not in reader.known:
-                raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")
 
     # -- the run -----------------------------------------------------------------------------------
 

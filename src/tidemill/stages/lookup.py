@@ -130,7 +130,8 @@ class Lookup(Stage):
         if self.path is None:
             return self
         loaded = super().opened()
-        loaded._read(load(self.path), self.path)
+        source, table = load(self.path)
+        loaded._read(table, source)
         return loaded
 
     def _read(self, table: Mapping[str, Sequence[Any]], source: str) -> None:
