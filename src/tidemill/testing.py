@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+import types
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.engine.batched import Batched
+from tidemill.engine.call_process import Request
 from tidemill.engine.lanes import Lanes
+from tidemill.engine.lent import lending
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.edge import Edge
 from tidemill.schema import Schema
@@ -273,7 +278,9 @@ class InlineLanes(Lanes):
     """`tidemill.Lanes` without processes: for the tests of programs that use lanes.
 
     Every call runs on the loop's thread when its turn comes, in order, so breakpoints and coverage see it; nothing can
-    stop a function, and a function that ends its process ends the test.
+    stop a function, and a function that ends its process ends the test. Arrays are lent for the call: behind it they
+    are overwritten, so that a function that keeps a view of one is caught. (Those of `keyed` are left alone: to keep
+    something is what its objects are for.)
 
     >>> async def main():
     ...     async with InlineLanes() as lanes:
@@ -284,3 +291,16 @@ class InlineLanes(Lanes):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self._lending: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
+
+    def batched(self, fn: Callable[[list[Any]], Sequence[Any]], **options: Any) -> Batched:
+        return super().batched(self._lender(fn), **options)
+
+    def _request(self, fn: Callable[..., Any], *rest: Any) -> Request:
+        return super()._request(self._lender(fn), *rest)
+
+    def _lender(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The same one each time for a plain function, so that it is still sent once."""
+        if not isinstance(fn, types.FunctionType):
+            return lending(fn) if callable(fn) else fn
+        return self._lending.get(fn) or self._lending.setdefault(fn, lending(fn))
