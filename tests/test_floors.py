@@ -12,7 +12,20 @@ SOURCE = Path(__file__).parents[1] / "src" / "tidemill"
 
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "schema", "column", "orders", "batch", "kinds", "rows", "interchange", "letters", "clock", "files"),
+        (
+            "errors",
+            "schema",
+            "column",
+            "orders",
+            "batch",
+            "kinds",
+            "rows",
+            "interchange",
+            "letters",
+            "clock",
+            "held",
+            "files",
+        ),
         0,
     ),
     "stages": 1,

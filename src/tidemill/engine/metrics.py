@@ -164,6 +164,9 @@ class Report:
     seconds: float = 0.0
     records_per_s: float = 0.0
     loop_lag: Quantiles = field(default_factory=Quantiles)
+    user_code: Quantiles = field(default_factory=Quantiles)
+    """How long the application's own code on the event loop held it at a stretch: what `Records` iterates over,
+    `Callback` and the ``where=`` of sinks on the loop. That time is part of ``loop_lag``."""
     latency: Quantiles = field(default_factory=Quantiles)
     """From the return of the read that brought the record to the return of the sink's write."""
     visible: Quantiles = field(default_factory=Quantiles)

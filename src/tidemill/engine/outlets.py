@@ -103,8 +103,9 @@ class LoopOutlet(Outlet):
 
     sink: LoopSink
 
-    def __init__(self, sink: LoopSink) -> None:
+    def __init__(self, sink: LoopSink, timed: Callable[[Awaitable[None]], Awaitable[None]] = lambda work: work) -> None:
         self.sink = sink
+        self._timed = timed
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
         self._to_close = False
@@ -119,7 +120,7 @@ class LoopOutlet(Outlet):
     async def run(self) -> None:
         while True:
             delivery = await self._waiting.get()
-            await self._named(self._write(delivery.batch))
+            await self._named(self._timed(self._write(delivery.batch)))
             self.rows = self.sink.statistics().rows
             delivery.written()
             delivery.shown()

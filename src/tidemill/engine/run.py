@@ -125,7 +125,7 @@ class Run:
     async def _flow(self, checked: Checked, server: ForkServer | None) -> None:
         assert self._letters is not None
         mill, intake = self._build(checked)
-        self._outlets = [_outlet(sink, server) for sink in self.pipeline.sinks]
+        self._outlets = [self._outlet(sink, server) for sink in self.pipeline.sinks]
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(work) for work in self._background(mill)]
@@ -203,7 +203,7 @@ class Run:
 
         if source.makes:
             await self.started.wait()
-        stream = source.stream(SourceContext(self._clock, reject, self._stopping))
+        stream = source.stream(SourceContext(self._clock, reject, self._readings.held, self._stopping))
         try:
             async for batch in stream:
                 accepted += len(batch)
@@ -293,6 +293,13 @@ class Run:
         assert self._mill is not None
         return self._mill.counts
 
+    def _outlet(self, sink: Any, server: ForkServer | None) -> Outlet:
+        if isinstance(sink, LoopSink):
+            return LoopOutlet(sink, self._readings.timed)
+        if isinstance(sink, ProcessSink):
+            return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
+        raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
+
     # -- out -------------------------------------------------------------------------------------------------
 
     def _emit(self, finished: Finished) -> None:
@@ -369,14 +376,6 @@ class Run:
         if self._mill is None or self._intake is None:
             raise EngineError("the run has not started")
         return self._readings.statistics(self._mill, self._intake, self.pipeline.sources, self._outlets)
-
-
-def _outlet(sink: Any, server: ForkServer | None) -> Outlet:
-    if isinstance(sink, LoopSink):
-        return LoopOutlet(sink)
-    if isinstance(sink, ProcessSink):
-        return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
-    raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
 
 
 def _warn_of_deadlines(plan: Plan) -> None:

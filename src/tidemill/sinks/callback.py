@@ -17,7 +17,8 @@ class Callback(LoopSink):
     """Call ``fn(batch)`` for each batch, on the event loop; ``fn`` may be async, and is awaited before the next call.
 
     With ``rows=True`` it gets a list of dicts instead of a `Batch`. The batch's arrays are valid until ``fn`` returns:
-    copy what you keep. While ``fn`` runs without awaiting, the loop stands still; the report shows that time apart.
+    copy what you keep. While ``fn`` runs without awaiting, the loop stands still; the report shows that time
+    apart, as ``user_code``.
 
     Delivery: each row once in a run, in input order; a run that starts again gives them again. An exception in ``fn``
     stops the run with a `StageError` that names the sink.

@@ -24,6 +24,8 @@ class SourceContext:
     clock: Clock
     reject: Callable[[DeadLetter], None]
     """Hand over a record that cannot become one; it is counted and goes to the dead letters."""
+    held: Callable[[int], None] = lambda _: None
+    """Tell how long the application's own code held the loop, in nanoseconds; the report shows it apart."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the run wants to end: stop reading from outside, yield what has been read, return."""
 
