@@ -23,7 +23,7 @@ from tidemill.engine.lent import lending
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.edge import Edge
 from tidemill.schema import Schema
-from tidemill.sinks.base import LoopSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, LoopSink, SinkStatistics, Where
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
 __all__ = ["CRASH", "EOF", "PAUSE", "InlineLanes", "ListSink", "ManualClock", "ScriptedSource"]
@@ -246,9 +246,14 @@ class ListSink(LoopSink):
     delivery = "at-least-once; in memory"
 
     def __init__(
-        self, *, where: Where | None = None, columns: Sequence[str] | None = None, name: str | None = None
+        self,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
     ) -> None:
-        super().__init__(where=where, columns=columns, name=name)
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         self.batches: list[Batch] = []
         """Copies of the batches, in the order and with the boundaries they came in."""
         self.schema: Schema | None = None

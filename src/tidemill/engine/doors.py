@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from tidemill import files
 from tidemill.clock import Clock
@@ -26,10 +26,27 @@ __all__ = ["run", "run_async", "serve"]
 _log = logging.getLogger("tidemill")
 
 
-async def run_async(pipeline: Pipeline, *, handle_signals: bool = False, **options: Any) -> Report:
+class Options(TypedDict, total=False):
+    """The options of `run`, as `run_async` and `serve` take them too."""
+
+    lanes: int | None
+    seconds: float | None
+    dead_letters: str | Path | None
+    grace: float
+    limits: Limits | None
+    clock: Clock | None
+    on_statistics: Callable[[Statistics], None] | None
+
+
+async def run_async(
+    pipeline: Pipeline,
+    *,
+    report: str | Path | None = None,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> Report:
     """Run a pipeline to its end inside a running loop; the options are those of `run`."""
     stop_if_loading(pipeline)
-    report = options.pop("report", None)
     return await _executed(Run(pipeline, **options), report, handle_signals)
 
 
@@ -52,6 +69,7 @@ def run(
     ``seconds``       stop after this long; by default when the sources end
     ``report``        a file to write the report to, as JSON
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
+    ``limits``        bounds of a batch (`Limits`), for tests: batches are sized by themselves
     ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
@@ -77,17 +95,24 @@ def run(
 
 
 @contextlib.asynccontextmanager
-async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
+async def serve(
+    pipeline: Pipeline,
+    *,
+    report: str | Path | None = None,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> AsyncIterator[Run]:
     """Run a pipeline inside an application: ``async with tm.serve(pipeline) as run: ...``.
 
     ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
-    run is raised at the end of the block; ``run.report`` is set after a good end. Options as in `run`.
+    run is raised at the end of the block; ``run.report`` is set after a good end, and written to the file ``report``.
+    Signals are the application's own, unless ``handle_signals`` asks for what `run` does. Other options as in `run`.
     """
     stop_if_loading(pipeline)
     execution = Run(pipeline, **options)
     try:
         async with asyncio.TaskGroup() as group:  # a run that fails cancels the block, which might wait for ever
-            execution._task = task = group.create_task(execution.execute())
+            execution._task = task = group.create_task(_executed(execution, report, handle_signals))
             started = asyncio.ensure_future(execution.started.wait())
             try:
                 await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)

@@ -22,7 +22,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.letters import MALFORMED, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pieces
 from tidemill.sources.heads import learn_kinds
 from tidemill.sources.readers import BLOCK, Delivery
 
@@ -56,7 +56,7 @@ class DeadLetters(EdgedSource):
     Its ``key`` and ``time`` are what the record had in the run that rejected it, and it has them again, wherever they
     were read from; correct them in the letter, or name the fields to read instead with ``key=`` and ``time=``. A letter
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
-    time gets that of this replay. What is still bad is rejected again.
+    time gets that of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
 
     Delivery: every letter once, in the file's order. Raises `InputError` with the absolute path tried.
     """
@@ -72,10 +72,12 @@ class DeadLetters(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        limit: int = 16 << 20,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         self.path = path
+        self.limit = checked_limit(limit, "DeadLetters")
         self._edges: dict[tuple[bool, bool, bool], Edge] = {}
 
     @property
@@ -104,7 +106,7 @@ class DeadLetters(EdgedSource):
 
     def _deliveries(self, context: SourceContext) -> Iterator[Delivery]:
         with files.open_read(self.path) as handle:
-            splitter = LineSplitter(limit=1 << 24)
+            splitter = LineSplitter(self.limit)
             for data in files.read_blocks(self.path, handle, BLOCK):
                 yield from self._decoded(splitter.feed(data), context)
             yield from self._decoded(splitter.finish(), context)
@@ -169,7 +171,9 @@ class DeadLetters(EdgedSource):
 
     def _line(self, letter: _Told, context: SourceContext) -> Delivery:
         """A line of CSV that could not be split."""
-        decoder = CsvDecoder(self._edge(letter.roles), named=str(self.path), known=_known(letter), header=letter.header)
+        decoder = CsvDecoder(
+            self._edge(letter.roles), named=str(self.path), known=_known(letter), header=letter.header, limit=self.limit
+        )
         arrived_ns = context.clock.monotonic_ns()
         wall_ns = context.clock.wall_ns() if letter.time_ns is None else letter.time_ns
         batch, refused = decoder.feed(f"{letter.raw}\n".encode(), arrived_ns=arrived_ns, wall_ns=wall_ns)

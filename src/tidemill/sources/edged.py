@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from tidemill.batch import Batch
+from tidemill.errors import PlanError
 from tidemill.formats.edge import Edge
 from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
-__all__ = ["MOST_RECORDS", "EdgedSource", "pause", "pieces"]
+__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "pause", "pieces"]
 
 MOST_RECORDS: Final = 8_192
 """Records of one batch; a batch that the user made may have four times as many."""
@@ -75,6 +76,13 @@ class EdgedSource(Source):
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected)
+
+
+def checked_limit(limit: int, source: str) -> int:
+    """The longest line, in bytes; raises `PlanError` for what is none."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise PlanError(f"limit={limit!r} of {source} must be a number of bytes of 1 or more.")
+    return limit
 
 
 def pieces(batch: Batch, most: int = MOST_RECORDS) -> Iterator[Batch]:

@@ -15,12 +15,12 @@ from tidemill.sources.readers import Reader
 __all__ = ["fields_at_head", "learn_kinds"]
 
 
-def fields_at_head(path: Path, kind: str, edge: Edge) -> tuple[str, ...]:
+def fields_at_head(path: Path, kind: str, edge: Edge, *, limit: int) -> tuple[str, ...]:
     """The fields of one file; ``edge`` learns their kinds. Raises `InputError` for a file without the roles."""
     looking = edge.twin()
     if kind == "ndjson":
         looking.kinds = Kinds(edge.declared)  # the look decides by vote, below
-    reader = Reader(path, kind, looking)
+    reader = Reader(path, kind, looking, limit=limit)
     try:
         delivery = reader.read()
     finally:

@@ -12,9 +12,10 @@ from typing import Final
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
+from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pieces
 from tidemill.sources.heads import fields_at_head
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.readers import Decoder, decoder_for, format_of
@@ -29,6 +30,7 @@ class Lines(EdgedSource):
     """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file (also ``.gz``) or named pipe.
 
     ``format``  ``"ndjson"`` (default) or ``"csv"``, whose first line names the columns
+    ``limit``   bytes of one line; a longer one is rejected and read over
 
     A record without the default time field gets the time of its arrival. Reads no more than 1 MiB ahead, so that the
     writer of a pipe waits. Ends with its input. Of a file, the head is read before the run. Delivery: every line once, in order; a pipe cannot be read again.
@@ -47,6 +49,7 @@ class Lines(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        limit: int = LINE_LIMIT,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -56,6 +59,7 @@ class Lines(EdgedSource):
         if format is None:
             format = "csv" if path != "-" and files.suffix(path) == ".csv" else "ndjson"  # noqa: A001
         self.format = format_of(files.absolute(path), format)
+        self.limit = checked_limit(limit, "Lines")
         self._schema: Schema | None = None
 
     def check(self) -> None:
@@ -71,14 +75,15 @@ class Lines(EdgedSource):
         if not tried.is_file():
             return self.declared(more=True)
         if self._schema is None:
-            fields = dict.fromkeys((*fields_at_head(tried, self.format, self.edge), *self.columns))
+            fields = dict.fromkeys((*fields_at_head(tried, self.format, self.edge, limit=self.limit), *self.columns))
             self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
         return self._schema
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         own = self.path != "-"
         descriptor = self._opened() if own else sys.stdin.fileno()
-        decoder = decoder_for(self.format, self.edge, named="standard input" if not own else str(self.path))
+        named = str(self.path) if own else "standard input"
+        decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit)
         self._connected = True
         try:
             waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)

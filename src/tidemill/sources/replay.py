@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
+from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pause, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pause, pieces
 from tidemill.sources.heads import fields_at_head
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import FORMATS, Reader, format_of
@@ -34,6 +35,7 @@ class Replay(EdgedSource):
     ``pace``         ``"max"``, or a multiple of the recorded speed (1.0 is as it was)
     ``order``        of several files: ``"merge"`` by time, or in ``"sequence"`` by path
     ``format``       ``"csv"``, ``"ndjson"`` or ``"parquet"`` for files whose suffix does not say it
+    ``limit``        bytes of one line; a longer one is rejected and read over
     ``time_format``  a ``strptime`` format, when times are neither ISO 8601 nor epochs
 
     ``key`` may be a template over fields and the file's ``{stem}``, ``{name}`` and ``{folder}``. Merging keeps each
@@ -56,6 +58,7 @@ class Replay(EdgedSource):
         order: Literal["merge", "sequence"] = "merge",
         time_format: str | None = None,
         format: str | None = None,  # noqa: A002 - the user's word
+        limit: int = LINE_LIMIT,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -69,6 +72,7 @@ class Replay(EdgedSource):
         self.pace = pace
         self.order = order
         self.format = format
+        self.limit = checked_limit(limit, "Replay")
         self._files: list[tuple[Path, str]] | None = None
         self._schema: Schema | None = None
 
@@ -82,7 +86,7 @@ class Replay(EdgedSource):
             self._files = [(path, format_of(path, self.format)) for path in files.expand(self.path)]
             fields: dict[str, None] = {}
             for path, kind in self._files[:_LOOKED_AT]:
-                fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge)))
+                fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge, limit=self.limit)))
             fields.update(dict.fromkeys(self.columns))
             self._schema = Schema(
                 (Field(name, self.edge.kinds.get(name)) for name in fields), open=len(self._files) > _LOOKED_AT
@@ -94,7 +98,7 @@ class Replay(EdgedSource):
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         await asyncio.to_thread(self.peek)
         self._connected = True
-        readers = [Reader(path, kind, self.edge) for path, kind in self._files or ()]
+        readers = [Reader(path, kind, self.edge, limit=self.limit) for path, kind in self._files or ()]
         blocks = self._merged(context, readers) if self.order == "merge" else self._in_sequence(context, readers)
         try:
             async for batch, times, restart in blocks:

@@ -19,7 +19,7 @@ from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.edged import EdgedSource
+from tidemill.sources.edged import EdgedSource, checked_limit
 from tidemill.sources.inbox import Inbox
 
 __all__ = ["TCP"]
@@ -79,10 +79,10 @@ class TCP(EdgedSource):
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if not isinstance(port, int) or not 0 <= port <= 65_535:
             raise PlanError(f"port={port!r} of TCP must be a number from 0 (any free port) to 65535.")
-        if limit < 1 or buffer < 1:
-            raise PlanError("limit and buffer of TCP are numbers of bytes above 0.")
+        if buffer < 1:
+            raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         self.host = host
-        self.limit = limit
+        self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
         self._wanted_port = port
         self._address: tuple[str, int] | None = None
