@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 
 import tidemill as tm
 from tidemill.core.batching import Limits
@@ -101,3 +102,29 @@ async def test_a_lone_record_is_dispatched_in_the_turn_it_came():
         assert run.statistics().batch_records.max == 1
         run.stop_soon()
     assert len(sink.rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "shown", "options"),
+    [
+        (5.25, "float64", {}),
+        ("1970-01-01T00:00:05.25Z", "object", {}),
+        (5_250_000_000, "datetime64[ns]", {"columns": {"time": "time"}}),
+    ],
+)
+def test_a_function_sees_the_field_that_came_and_the_event_time(lanes, time, shown, options):
+    """`batch["time"]` is the records' own field, `batch.time` what was read from it, in every kind of lane."""
+
+    def look(batch):
+        return {"kind": str(batch["time"].dtype), "ns": str(batch.time[0])}
+
+    sink = ListSink()
+    tm.run(tm.Pipeline(tm.sources.Records([{"sensor": "S", "time": time}], **options), tm.Map(look), sink), lanes=lanes)
+    assert (sink.rows[0]["kind"], sink.rows[0]["ns"]) == (shown, "5250000000")
+
+
+def test_a_field_that_is_not_there_is_told_from_the_role():
+    """Records without a field of that name have a time all the same."""
+    batch = tm.Batch.from_rows([{"sensor": "S"}])
+    with pytest.raises(tm.PlanError, match=r"no column 'time'.*The records' times are batch.time"):
+        batch["time"]

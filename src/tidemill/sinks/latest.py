@@ -23,7 +23,7 @@ class Latest(LoopSink, Mapping[str, dict[str, Any]]):
 
     ``latest["S12"]``, ``latest.get("S12")``, ``"S12" in latest``, ``len(latest)``, iteration over the sensors, and
     `snapshot` for all of them at once. Read it on the event loop: there it never changes between two awaits.
-    Memory is bounded by the number of sensors. Rows of an earlier run of the same object stay until newer ones come;
+    A function given as ``where`` runs there too, and the report shows its time apart, as ``user_code``. Memory is bounded by the number of sensors. Rows of an earlier run of the same object stay until newer ones come;
     ``if_exists="replace"`` forgets them at the start.
 
     Delivery: a row is there when its batch was written; nothing is kept after the run.
