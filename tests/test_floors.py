@@ -75,7 +75,7 @@ OPENED = {
 }
 """Doors that are open, with the reason."""
 
-HEAVY = {"llvmlite", "numba", "pandas", "polars", "psutil", "pyarrow", "rich", "cyclopts", "prometheus_client"}
+HEAVY = {"llvmlite", "numba", "pandas", "polars", "psutil", "pyarrow", "rich", "cyclopts"}
 """Libraries imported only where they are used: they are optional, or cost start-up time."""
 
 MODULES = sorted(SOURCE.rglob("*.py"))

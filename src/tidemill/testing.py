@@ -178,6 +178,10 @@ class ScriptedSource(Source):
         self._records = 0
         self._rejected = 0
 
+    @property
+    def accepted(self) -> int:
+        return self._edge.accepted
+
     def rename(self, name: str) -> None:
         super().rename(name)
         self._edge.source = name

@@ -69,7 +69,7 @@ def run(
     ``seconds``       stop after this long; by default when the sources end
     ``report``        a file to write the report to, as JSON
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
-    ``limits``        bounds of a batch (`Limits`), for tests: batches are sized by themselves
+    ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small
     ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread

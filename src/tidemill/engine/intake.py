@@ -21,6 +21,7 @@ from tidemill.column import Column
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.errors import EngineError
 from tidemill.formats.packed import compact_texts
+from tidemill.formats.unfit import is_unicode
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
@@ -138,7 +139,7 @@ class Intake:
     def _why_unknown(self, key: str | None) -> tuple[str, str]:
         if key is None:
             return NO_KEY, "the record does not say which sensor it is from"
-        if not _is_unicode(key):
+        if not is_unicode(key):
             return MALFORMED, "the sensor's name is no valid Unicode text"
         return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors, its max_keys"
 
@@ -253,14 +254,6 @@ def _missing_like(column: Column, kind: Kind) -> Column:
     if column.tags is not None:
         made.tags = np.where(column.tags == 0, 1, column.tags).astype(np.uint8)
     return made
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _compact(batches: list[Batch]) -> list[Batch]:

@@ -172,6 +172,8 @@ class Report:
     visible: Quantiles = field(default_factory=Quantiles)
     """The same, to the flush that showed the row to readers."""
     lanes: tuple[LaneReport, ...] = ()
+    inline: bool = False
+    """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
@@ -217,6 +219,8 @@ class Statistics:
     keys: int
     sources: tuple[Any, ...] = ()
     sinks: dict[str, int] = field(default_factory=dict)
+    inline: bool = False
+    """Whether ``lanes=0``: the one lane is this process."""
 
 
 class BatchSizes:

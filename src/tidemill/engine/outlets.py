@@ -32,7 +32,7 @@ from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Wr
 from tidemill.schema import Schema
 from tidemill.sinks.base import LoopSink, ProcessSink, Sink
 
-__all__ = ["Delivery", "LoopOutlet", "Outlet", "ProcessOutlet", "ThreadOutlet", "error_of"]
+__all__ = ["SINK_BYTES", "Delivery", "LoopOutlet", "Outlet", "ProcessOutlet", "ThreadOutlet", "error_of"]
 
 FLUSH_S: Final = 0.25
 """Seconds that rows wait at most to become visible."""
@@ -42,6 +42,8 @@ _CLOSE_S: Final = 2.0
 """Seconds that a sink gets to close after the run has failed."""
 _REGIONS: Final = 3
 _REGION_BYTES: Final = 160 << 20
+SINK_BYTES: Final = _REGIONS * _REGION_BYTES
+"""Shared memory of a sink's process, at most; only what is written to is taken from the machine."""
 _log = logging.getLogger("tidemill")
 
 

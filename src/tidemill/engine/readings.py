@@ -22,12 +22,13 @@ Arrivals = list[tuple[int, int]]
 
 
 class Readings:
-    """The clocks of one run, which starts when this is made; ``lanes`` counts inline as one."""
+    """The clocks of one run, which starts when this is made; ``lanes`` is 0 inline, where one lane is measured."""
 
     def __init__(self, clock: Clock, lanes: int) -> None:
         self._clock = clock
         self._begun_ns = clock.monotonic_ns()
-        self._last = (self._begun_ns, 0, [0] * lanes)
+        self._last = (self._begun_ns, 0, [0] * max(lanes, 1))
+        self._inline = not lanes
         self._latency = Histogram()
         self._visible = Histogram()
         self._user_code = Histogram()
@@ -91,6 +92,7 @@ class Readings:
             keys=mill.keys_seen,
             sources=tuple(source.statistics() for source in sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
+            inline=self._inline,
         )
 
     def report(self, mill: Mill, sinks: Sequence[Sink], outlets: Sequence[Outlet], letters: DeadLetterFile) -> Report:
@@ -108,6 +110,7 @@ class Readings:
             latency=self._latency.quantiles(),
             visible=self._visible.quantiles(),
             lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
+            inline=self._inline,
             batch_records=mill.sizes.read(),
             delivery={sink.name: sink.delivery for sink in sinks},
             memory=self.memory,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Batcher, Limits
 from tidemill.core.keys import KeyTable
@@ -78,7 +79,7 @@ class Run:
         self._on_statistics = on_statistics
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
-        self._readings = Readings(self._clock, max(self._lanes, 1))
+        self._readings = Readings(self._clock, self._lanes)
         self._mill: Mill | None = None
         self._intake: Intake | None = None
         self._letters: DeadLetterFile | None = None
@@ -88,6 +89,7 @@ class Run:
         self._stop_asked_ns = 0
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._learning = False
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -155,6 +157,7 @@ class Run:
         ]
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
+        self._learning = checked.schemas[-1].open
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
         loop = asyncio.get_running_loop()
         mill = Mill(
@@ -198,7 +201,7 @@ class Run:
             nonlocal rejected
             rejected += 1
             self._reject_input(letter)
-            if rejected == ALL_REJECTED and not accepted:
+            if rejected == ALL_REJECTED and not accepted and not source.accepted:
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain())
 
         if source.makes:
@@ -317,6 +320,7 @@ class Run:
             left = 1
             taken()
             return
+        self._tell_learned(finished.batch)
         delivery = Delivery(
             finished.batch,
             taken,
@@ -325,6 +329,12 @@ class Run:
         )
         for outlet in self._outlets:
             outlet.put(delivery)
+
+    def _tell_learned(self, batch: Batch) -> None:
+        """The columns, once a record has shown what the functions add."""
+        if self._learning and self._mill is not None and not self._mill._learned.probing:
+            self._learning = False
+            _log.info("the columns are: %s", batch.schema)
 
     def _check_idle(self) -> None:
         if self._mill is not None and self._mill.idle:

@@ -99,6 +99,11 @@ class Source(abc.ABC):
         """What is known of the records before the first is read."""
         return Schema(open=True)
 
+    @property
+    def accepted(self) -> int:
+        """Records that it has made so far, those of a block too whose rejects are handed over first."""
+        return 0
+
     def explain(self) -> str:
         """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
         return ""

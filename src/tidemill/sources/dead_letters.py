@@ -84,6 +84,10 @@ class DeadLetters(EdgedSource):
     def name(self) -> str:
         return self._name or "dead_letters"
 
+    @property
+    def accepted(self) -> int:
+        return sum(edge.accepted for edge in self._edges.values())
+
     def check(self) -> None:
         files.open_read(self.path).close()
 

@@ -71,6 +71,10 @@ class EdgedSource(Source):
         """The declared columns, ``more`` of which may come."""
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
 
+    @property
+    def accepted(self) -> int:
+        return self.edge.accepted
+
     def explain(self) -> str:
         return self.edge.explain()
 
