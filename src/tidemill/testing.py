@@ -182,9 +182,9 @@ class ScriptedSource(Source):
     def accepted(self) -> int:
         return self._edge.accepted
 
-    def rename(self, name: str) -> None:
-        super().rename(name)
-        self._edge.source = name
+    def number(self, number: int) -> None:
+        super().number(number)
+        self._edge.source = self.name
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         place, self._next = self._next, 0

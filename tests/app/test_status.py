@@ -120,3 +120,10 @@ def test_the_summary_names_every_record_that_became_no_row() -> None:
     assert "2 bad_time, 1 raised" in told
     assert "7 unknown key" in told
     assert "50% busy, 2 restarts" in told
+
+
+def test_values_that_a_sink_left_out_are_told_at_the_end() -> None:
+    """By sink and field: the rows are there, and these values are not."""
+    assert "left out by lines: 1,200 humidity, 1 door\n" in summary(
+        Report(left_out={"lines": {"humidity": 1_200, "door": 1}})
+    )

@@ -55,6 +55,13 @@ def test_edges_of_one_kind_have_names_of_their_own(tmp_path, lanes):
     assert all(set(statistics.sinks) == set(report.sinks) for statistics in read)
 
 
+def test_numbers_are_of_the_pipeline_and_not_of_the_edge():
+    """Edges that were second in their own pipelines are first and second in a third."""
+    second = [tm.Pipeline(source("a", 1), tm.Plan(), [tm.sinks.Latest(), tm.sinks.Latest()]).sinks[1] for _ in range(2)]
+    assert [sink.name for sink in second] == ["latest_2", "latest_2"]
+    assert [sink.name for sink in tm.Pipeline(source("a", 1), tm.Plan(), second).sinks] == ["latest", "latest_2"]
+
+
 def test_a_name_is_given_once(tmp_path):
     """Two edges with one name could not be told apart; one edge cannot stand twice."""
     with pytest.raises(PlanError, match="two sinks are called 'newest'"):

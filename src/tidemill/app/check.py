@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tidemill.engine.lanes_count import resolved_lanes
-from tidemill.engine.outlets import SINK_BYTES
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.process_outlet import SINK_BYTES
 from tidemill.engine.slabs import SLAB_BYTES, SLAB_COUNT
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import ProcessSink

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
@@ -186,11 +186,16 @@ def summary(report: Report) -> str:
         ", ".join(f"{count:,} {what}" for what, count in lost.items() if count),
         f"dead letters: {reasons}" if reasons else "",
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
+        *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
         f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",
     ]
     return "".join(f"{text}\n" for text in lines if text)
+
+
+def _named(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _lanes(report: Report) -> str:

@@ -115,9 +115,10 @@ def _name_apart(word: str, edges: Sequence[Source | Sink]) -> None:
         if edge.named:
             taken.add(edge.name)
     for edge in edges:
-        if not edge.named and edge.name in taken:
-            name = next(name for number in count(2) if (name := f"{edge.name}_{number}") not in taken)
-            edge.rename(name)
+        for number in count(1):
+            edge.number(number)
+            if edge.named or edge.name not in taken:
+                break
         taken.add(edge.name)
 
 

@@ -11,11 +11,8 @@ run: all sources have ended, ``stop()``, ``seconds``, a signal, or the first err
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
-import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +27,11 @@ from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.metrics import Counts, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
-from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
+from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.responsive import responsive
 from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.lanes.process import ForkServer
 from tidemill.letters import DeadLetter
@@ -41,10 +40,6 @@ from tidemill.sources.base import Source, SourceContext
 
 __all__ = ["Run", "first_error"]
 
-SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a thread may hold the interpreter while another waits: a decoding thread must not hold the loop."""
-YOUNG_OBJECTS: Final = 10_000
-"""Objects made before the collector looks at them: records come as thousands of dicts, none of them garbage."""
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
 _log = logging.getLogger("tidemill")
@@ -109,7 +104,7 @@ class Run:
         if server is not None:
             server.begin()  # its imports take longest; everything else happens meanwhile
         try:
-            with _responsive():
+            with responsive():
                 await self._flow(checked, server)
         finally:
             try:
@@ -402,21 +397,3 @@ def first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-@contextlib.contextmanager
-def _responsive() -> Iterator[None]:
-    """While open, neither another thread nor a full garbage collection (10 ms and more over all the application's
-    objects) holds the loop for long; the settings are given back afterwards."""
-    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    sys.setswitchinterval(min(SWITCH_INTERVAL_S, interval))
-    gc.collect()
-    gc.freeze()
-    if thresholds[0]:
-        gc.set_threshold(max(thresholds[0], YOUNG_OBJECTS), *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-        sys.setswitchinterval(interval)

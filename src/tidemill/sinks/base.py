@@ -56,19 +56,25 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
         self._name = name
+        self._suffix = ""
 
     @property
     def name(self) -> str:
-        return self._name or type(self).__name__.lower()
+        return self._name or f"{self.kind}{self._suffix}"
+
+    @property
+    def kind(self) -> str:
+        """The name of one that was given none."""
+        return type(self).__name__.lower()
 
     @property
     def named(self) -> bool:
         """Whether the name was given; else it is that of its kind."""
         return self._name is not None
 
-    def rename(self, name: str) -> None:
-        """Another name, where several of its kind are in one pipeline."""
-        self._name = name
+    def number(self, number: int) -> None:
+        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
+        self._suffix = f"_{number}" if number > 1 else ""
 
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""

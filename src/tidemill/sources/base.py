@@ -78,19 +78,25 @@ class Source(abc.ABC):
         self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
         self.tz = tz
         self._name = name
+        self._suffix = ""
 
     @property
     def name(self) -> str:
-        return self._name or type(self).__name__.lower()
+        return self._name or f"{self.kind}{self._suffix}"
+
+    @property
+    def kind(self) -> str:
+        """The name of one that was given none."""
+        return type(self).__name__.lower()
 
     @property
     def named(self) -> bool:
         """Whether the name was given; else it is that of its kind."""
         return self._name is not None
 
-    def rename(self, name: str) -> None:
-        """Another name, where several of its kind are in one pipeline."""
-        self._name = name
+    def number(self, number: int) -> None:
+        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
+        self._suffix = f"_{number}" if number > 1 else ""
 
     def check(self) -> None:
         """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""

@@ -81,8 +81,8 @@ class DeadLetters(EdgedSource):
         self._edges: dict[tuple[bool, bool, bool], Edge] = {}
 
     @property
-    def name(self) -> str:
-        return self._name or "dead_letters"
+    def kind(self) -> str:
+        return "dead_letters"
 
     @property
     def accepted(self) -> int:

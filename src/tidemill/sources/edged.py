@@ -55,9 +55,9 @@ class EdgedSource(Source):
         self._rejected = 0
         self._connected = False
 
-    def rename(self, name: str) -> None:
-        super().rename(name)
-        self.edge.source = name
+    def number(self, number: int) -> None:
+        super().number(number)
+        self.edge.source = self.name
 
     def accept(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Batch:
         """``batch``, counted; its rejects handed over."""
