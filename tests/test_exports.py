@@ -25,6 +25,7 @@ PUBLIC = [
     "Lanes",
     "LanesExecutor",
     "LanesFull",
+    "Limits",
     "Lookup",
     "Map",
     "MapFrame",

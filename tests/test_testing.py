@@ -177,3 +177,53 @@ async def test_inline_lanes_answer_as_lanes_do() -> None:
         assert [answer async for answer in lanes.stream(abs, [-1, 2, -3])] == [1, 2, 3]
         with pytest.raises(ZeroDivisionError):
             await lanes.run(divmod, 1, 0)
+
+
+KEPT: dict[str, Any] = {}
+
+
+def careless(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what it kept of the call before, and keeps what it was given."""
+    before = dict(KEPT)
+    KEPT.update(arrays)
+    return before
+
+
+def halves(records: list[np.ndarray]) -> list[np.ndarray]:
+    return [record[:1] for record in records]
+
+
+async def test_arrays_are_lent_for_the_call() -> None:
+    """A function that keeps a view finds it overwritten; what it returns, views too, is as it was."""
+    given = {"x": np.ones(2), "n": np.ones(2, np.int64), "b": np.ones(2, np.bool_), "t": np.ones(2, "M8[ns]")}
+    KEPT.clear()
+    async with InlineLanes() as lanes:
+        assert await lanes.run(careless, given) == {}
+        kept = await lanes.run(careless, given)
+        assert np.isnan(kept["x"]).all()
+        assert kept["n"].tolist() == [np.iinfo(np.int64).min] * 2
+        assert not kept["b"].any()
+        assert np.isnat(kept["t"]).all()
+        assert (await lanes.batched(halves)(np.arange(3.0))).tolist() == [0.0]
+        assert [half.tolist() async for half in lanes.stream(np.negative, [np.ones(1)])] == [[-1.0]]
+    assert given["x"].tolist() == [1.0, 1.0]
+
+
+async def test_batches_are_lent_for_the_call() -> None:
+    """Every column of one, its keys and its times."""
+    batch = Batch(
+        {"x": Column(Kind.FLOAT, np.ones(2)), "unit": Column.of_texts(["C", "F"])},
+        key=Column.of_texts(["S1", "S2"]),
+        time=np.array([1, 2]),
+    )
+
+    def keep(given: Batch) -> list[float]:
+        before = getattr(keep, "kept", None)
+        keep.kept = given["x"], given.time  # type: ignore[attr-defined]
+        return given["x"].tolist() if before is None else [before[0].tolist(), before[1].tolist()]
+
+    async with InlineLanes() as lanes:
+        assert await lanes.run(keep, batch) == [1.0, 1.0]
+        values, times = await lanes.run(keep, batch)
+    assert np.isnan(values).all()
+    assert times == [np.iinfo(np.int64).min] * 2

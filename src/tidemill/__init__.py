@@ -13,7 +13,7 @@ them and keeps it true.
     FLOOR 3   sources/  lanes/  sinks/    the edges: the outside world, and the border between processes
     FLOOR 2   core/                       decisions: events in, commands out, ``now`` passed in
     FLOOR 1   stages/  formats/           maths over batches and keyed arrays; bytes to batches and back
-    FLOOR 0   errors schema column batch rows interchange letters clock files
+    FLOOR 0   errors schema column kinds batch rows orders interchange letters clock held files
 
 ``testing`` is public too: the clock, source and sink that tests drive by hand.
 
@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from tidemill import sinks, sources, testing
     from tidemill.batch import Batch
-    from tidemill.core.plan import Plan
+    from tidemill.core.batching import Limits
     from tidemill.engine.entrance import run, run_async, serve
     from tidemill.engine.lanes import Lanes
     from tidemill.engine.lanes_executor import LanesExecutor
     from tidemill.engine.metrics import Report, Statistics
     from tidemill.engine.pipeline import Pipeline
+    from tidemill.engine.plan import Plan
     from tidemill.errors import (
         BadResult,
         CallError,
@@ -72,6 +73,7 @@ __all__ = [
     "Lanes",
     "LanesExecutor",
     "LanesFull",
+    "Limits",
     "Lookup",
     "Map",
     "MapFrame",
@@ -113,6 +115,7 @@ _HOMES: Final = {
     "Lanes": "engine.lanes",
     "LanesExecutor": "engine.lanes_executor",
     "LanesFull": "errors",
+    "Limits": "core.batching",
     "Lookup": "stages.lookup",
     "Map": "stages.map",
     "MapFrame": "stages.map",
@@ -120,7 +123,7 @@ _HOMES: Final = {
     "MissingExtra": "errors",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",
-    "Plan": "core.plan",
+    "Plan": "engine.plan",
     "PlanError": "errors",
     "RemoteError": "errors",
     "Report": "engine.metrics",

@@ -27,7 +27,8 @@ class Batch:
                              missing), str objects for text (None where missing), datetime64[ns] UTC for times
     ``batch.codes("unit")``  int32 codes of a text column (-1 where missing); ``batch.texts("unit")`` names them
     ``batch.key``            int32 codes of each record's sensor; ``batch.keys`` names them
-    ``batch.time``           int64 nanoseconds since 1970-01-01 UTC
+    ``batch.time``           int64 nanoseconds since 1970-01-01 UTC, whichever field the source read them from;
+                             ``batch["time"]`` is the records' own field of that name, as it came
 
     A batch is never changed; the ``with_``, ``take`` and ``slice`` methods return new ones that share memory.
     Arrays handed to a function in a lane are valid for that call only.
@@ -83,7 +84,10 @@ class Batch:
             return self.columns[name]
         except KeyError:
             there = ", ".join(self.columns) or "none"
-            raise PlanError(f"there is no column {name!r} in this batch; the columns there are: {there}.") from None
+            hint = " The records' times are batch.time." if name == "time" else ""
+            raise PlanError(
+                f"there is no column {name!r} in this batch; the columns there are: {there}.{hint}"
+            ) from None
 
     def codes(self, name: str) -> NDArray[np.int32]:
         """Codes of a text column, shape ``(len(batch),)``, int32; -1 where there is no text."""

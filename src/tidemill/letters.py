@@ -58,10 +58,16 @@ class DeadLetter:
     reason: str
     """One sentence for a person."""
     raw: Any
-    """The record as it came: text of the line, or the record as a dict."""
+    """The record as it came: the record as a dict, or the text of a line that is none."""
     source: str = ""
     stage: str = ""
     """Empty when the record never became one."""
     key: str | None = None
+    time_ns: int | None = None
+    """The record's time, where it could be read."""
+    arrival: bool = False
+    """A record of this source that says no time has that of its arrival."""
+    header: tuple[str, ...] = ()
+    """The names of the cells of a ``raw`` that is a line of CSV."""
     position: int | None = None
     """Input index in the run; None when the record never got one."""

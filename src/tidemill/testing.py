@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+import types
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.engine.batched import Batched
+from tidemill.engine.call_process import Request
 from tidemill.engine.lanes import Lanes
+from tidemill.engine.lent import lending
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.edge import Edge
 from tidemill.schema import Schema
-from tidemill.sinks.base import LoopSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, LoopSink, SinkStatistics, Where
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
 __all__ = ["CRASH", "EOF", "PAUSE", "InlineLanes", "ListSink", "ManualClock", "ScriptedSource"]
@@ -173,6 +178,14 @@ class ScriptedSource(Source):
         self._records = 0
         self._rejected = 0
 
+    @property
+    def accepted(self) -> int:
+        return self._edge.accepted
+
+    def number(self, number: int) -> None:
+        super().number(number)
+        self._edge.source = self.name
+
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         place, self._next = self._next, 0
         self._connected = True
@@ -237,9 +250,14 @@ class ListSink(LoopSink):
     delivery = "at-least-once; in memory"
 
     def __init__(
-        self, *, where: Where | None = None, columns: Sequence[str] | None = None, name: str | None = None
+        self,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
+        name: str | None = None,
     ) -> None:
-        super().__init__(where=where, columns=columns, name=name)
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         self.batches: list[Batch] = []
         """Copies of the batches, in the order and with the boundaries they came in."""
         self.schema: Schema | None = None
@@ -269,7 +287,9 @@ class InlineLanes(Lanes):
     """`tidemill.Lanes` without processes: for the tests of programs that use lanes.
 
     Every call runs on the loop's thread when its turn comes, in order, so breakpoints and coverage see it; nothing can
-    stop a function, and a function that ends its process ends the test.
+    stop a function, and a function that ends its process ends the test. Arrays are lent for the call: behind it they
+    are overwritten, so that a function that keeps a view of one is caught. (Those of `keyed` are left alone: to keep
+    something is what its objects are for.)
 
     >>> async def main():
     ...     async with InlineLanes() as lanes:
@@ -280,3 +300,16 @@ class InlineLanes(Lanes):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self._lending: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
+
+    def batched(self, fn: Callable[[list[Any]], Sequence[Any]], **options: Any) -> Batched:
+        return super().batched(self._lender(fn), **options)
+
+    def _request(self, fn: Callable[..., Any], *rest: Any) -> Request:
+        return super()._request(self._lender(fn), *rest)
+
+    def _lender(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The same one each time for a plain function, so that it is still sent once."""
+        if not isinstance(fn, types.FunctionType):
+            return lending(fn) if callable(fn) else fn
+        return self._lending.get(fn) or self._lending.setdefault(fn, lending(fn))

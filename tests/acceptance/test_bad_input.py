@@ -124,7 +124,21 @@ REFUSED = {
         "tm.Calibrate('bad.csv')",
         "tm.sinks.Lines('o.ndjson')",
         4,
-        "sensor,baseline,scale",
+        "{here}/bad.csv has no column 'sensor'. Expected header: sensor,baseline,scale",
+    ),
+    "bad cell in a table": (
+        "tm.sources.Replay('in.csv')",
+        "tm.Calibrate('cell.csv')",
+        "tm.sinks.Lines('o.ndjson')",
+        4,
+        "{here}/cell.csv, row 1 (sensor a): scale is 'x'",
+    ),
+    "no such column in lines": (
+        "tm.sources.Lines('in.csv')",
+        "tm.Rolling('pressure')",
+        "tm.sinks.Lines('o.ndjson')",
+        3,
+        "'pressure'",
     ),
     "no such folder": (
         "tm.sources.Replay('in.csv')",
@@ -150,6 +164,7 @@ def test_what_cannot_work_is_refused_at_start(tidemill, write, tmp_path, case, c
     source, stage, sink, code, culprit = REFUSED[case]
     write("in.csv", "sensor,time,value\na,1,1\n")
     write("bad.csv", "name,offset\na,1\n")
+    write("cell.csv", "sensor,baseline,scale\na,1,x\n")
     write("plant.py", f"import tidemill as tm\npipeline = tm.Pipeline({source}, tm.Plan({stage}), {sink})\n")
     told = tidemill(command, "plant.py")
     assert told.returncode == code, told.stderr

@@ -142,13 +142,14 @@ pipeline = tm.Pipeline(tm.sources.Records(readings()), tm.Rolling("value"), tm.s
 
 @pytest.mark.slow
 def test_an_existing_output_is_not_overwritten_unasked(tidemill, examples, tmp_path) -> None:
-    """Refused with the file's name; --if-exists replace or append does as it says."""
+    """Refused with the file's name and the option to type; --if-exists replace or append does as it says."""
     run = ("run", examples / "replay.py", "--output", "out.csv")
     assert tidemill(*run).returncode == 0
     once = (tmp_path / "out.csv").read_bytes()
     refused = tidemill(*run)
     assert refused.returncode in (3, 4, 5)
     assert str(tmp_path / "out.csv") in refused.stderr
+    assert "--if-exists append" in refused.stderr
     assert tidemill(*run, "--if-exists", "replace").returncode == 0
     assert (tmp_path / "out.csv").read_bytes() == once
 

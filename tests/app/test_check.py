@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tidemill as tm
 from tidemill.app.check import checked, described
 
@@ -46,3 +48,12 @@ def test_edges_lanes_and_memory_are_named() -> None:
         assert words in text
     assert "lanes    2" in text
     assert "one process" in "\n".join(shown(lanes=0))
+
+
+def test_memory_that_batches_travel_in_is_named(tmp_path: Path) -> None:
+    """Slabs always; a region for each sink that has a process of its own."""
+    sinks = [tm.sinks.Lines(tmp_path / "a.csv"), tm.sinks.SQLite(tmp_path / "a.db"), tm.sinks.Latest()]
+    pipeline = tm.Pipeline(tm.sources.Records([]), tm.Plan(), sinks)
+    told = described(pipeline, checked(pipeline), lanes=2)
+    assert "slabs at most 1.2 GB, to sinks at most 1.0 GB, as far as they are filled" in told
+    assert "to sinks" not in described(pipeline, checked(pipeline), lanes=0)

@@ -8,7 +8,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.app.load import Found
-from tidemill.app.replace import Edges, replaced
+from tidemill.app.replace import Edges, replaced, said_as_options
 
 PLAN = tm.Plan(tm.Select("value"))
 
@@ -79,3 +79,16 @@ def test_an_output_without_a_known_suffix_is_refused() -> None:
     """With the suffixes that are known."""
     with pytest.raises(tm.PlanError, match=r"\.parquet"):
         replaced(found(tm.sources.Records([])), Edges(output="features.xyz"))
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.ndjson", "out.parquet", "out.db"])
+def test_what_is_at_the_output_names_the_option(tmp_path, name):
+    """The refusal says what to type on a command line; for a sink of the file, what to write in it."""
+    path = tmp_path / name
+    rows = tm.sources.Records([{"sensor": "a", "time": 1, "value": 1.0}])
+    tm.run(tm.Pipeline(rows, tm.Plan(), tm.sinks.for_path(path)), lanes=0)
+    with pytest.raises(tm.InputError, match="--if-exists ") as told, said_as_options(Edges(output=str(path))):
+        tm.sinks.for_path(path).check()
+    assert "if_exists" not in str(told.value)
+    with pytest.raises(tm.InputError, match="if_exists="), said_as_options(Edges()):
+        tm.sinks.for_path(path).check()

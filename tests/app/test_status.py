@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 
+import tidemill as tm
 from tidemill.app.status import line, summary, watching
 from tidemill.engine.metrics import BatchRecords, LaneReport, Quantiles, Report, Statistics
 
@@ -48,8 +50,16 @@ def test_dead_letters_appear_only_when_there_are_some() -> None:
 
 
 def test_inline_runs_say_so() -> None:
-    """Without lanes there are no shares to show."""
-    assert "lanes inline" in line(statistics(lanes=()))
+    """The share of this process is no lane's: in a line, in the view, and at the end of a real run."""
+    shown = io.StringIO()
+    report = tm.run(
+        tm.Pipeline(tm.sources.Synthetic(3, None, count=5), tm.Plan(), tm.sinks.Latest()),
+        lanes=0,
+        on_statistics=lambda read: shown.write(line(read)),
+    )
+    assert "| inline 91% |" in line(statistics(lanes=(LaneReport(0.91, 500, 0),), inline=True))
+    assert re.search(r"^inline +\d+% busy$", summary(report), re.MULTILINE)
+    assert "lanes" not in summary(report) + shown.getvalue()
 
 
 def test_plain_lines_come_at_their_pace() -> None:
@@ -110,3 +120,10 @@ def test_the_summary_names_every_record_that_became_no_row() -> None:
     assert "2 bad_time, 1 raised" in told
     assert "7 unknown key" in told
     assert "50% busy, 2 restarts" in told
+
+
+def test_values_that_a_sink_left_out_are_told_at_the_end() -> None:
+    """By sink and field: the rows are there, and these values are not."""
+    assert "left out by lines: 1,200 humidity, 1 door\n" in summary(
+        Report(left_out={"lines": {"humidity": 1_200, "door": 1}})
+    )

@@ -38,7 +38,9 @@ def test_no_letter_no_file(tmp_path):
 def test_a_letter_says_everything(tmp_path):
     """One line of JSON with the reason, where it happened, and the record as it came."""
     raw = {"sensor": "S1", "value": 5, "more": {"n": [1, None, True]}}
-    letter = DeadLetter(RAISED, "ValueError: no", raw, source="tcp", stage="Map(f)", key="S1", position=7)
+    letter = DeadLetter(
+        RAISED, "ValueError: no", raw, source="tcp", stage="Map(f)", key="S1", time_ns=10**9 + 5, position=7
+    )
     lines, file = write(tmp_path / "dead.ndjson", [letter])
     assert msgspec.json.decode(lines[0]) == {
         "reason_code": "raised",
@@ -46,10 +48,30 @@ def test_a_letter_says_everything(tmp_path):
         "source": "tcp",
         "stage": "Map(f)",
         "key": "S1",
+        "time": "1970-01-01T00:00:01.000000005Z",
         "position": 7,
         "raw": raw,
     }
     assert (file.count, dict(file.reasons), file.samples) == (1, {"raised": 1}, [letter])
+
+
+def test_what_a_replay_needs_of_a_letter(tmp_path):
+    """The names of a CSV line's cells; no time at all where the source would stamp one, else that it is not known."""
+    letters = [
+        DeadLetter(MALFORMED, "why", "S1", header=("sensor", "n")),
+        DeadLetter(MALFORMED, "why", "{", arrival=True),
+    ]
+    line, stamped = map(json.loads, write(tmp_path / "dead.ndjson", letters)[0])
+    assert (line["header"], line["time"]) == (["sensor", "n"], None)
+    assert not {"header", "time"} & set(stamped)
+
+
+def test_samples_beyond_the_cap_are_short(tmp_path):
+    """What waits in memory till the end of the run is cut; what is in the file is whole."""
+    letters = [DeadLetter(MALFORMED, "why", "x" * 100_000)] * 3
+    lines, file = write(tmp_path / "dead.ndjson", letters, max_bytes=150_000)
+    assert [len(json.loads(line)["raw"]) for line in lines] == [100_000]
+    assert len(file.newest_path.read_bytes()) < 10_000
 
 
 class Hostile:

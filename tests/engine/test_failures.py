@@ -146,6 +146,15 @@ def test_a_function_that_hangs_is_stopped_at_its_deadline(tmp_path):
     assert [(letter["reason_code"], letter["raw"]["value"]) for letter in letters] == [("deadline", 13.0)]
 
 
+def test_a_deadline_that_nothing_enforces_is_told(tmp_path, caplog):
+    """Inline nothing can stop a function: one sentence at the start names the stage and what to do."""
+    with caplog.at_level("WARNING", "tidemill"):
+        run(tm.Map(lambda batch: {"x": batch["value"]}, deadline_s=5, name="slow"), tmp_path, 0)
+        run(tm.Map(lambda batch: {"x": batch["value"]}, name="free"), tmp_path, 0)
+    (record,) = caplog.records
+    assert "deadline_s of slow does nothing; use lanes=1" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("returned", "code"),
     [

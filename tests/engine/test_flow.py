@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
+import pytest
 
 import tidemill as tm
 from tidemill.core.batching import Limits
 from tidemill.core.keys import lane_of
 from tidemill.engine.mill import Mill
+from tidemill.sources.base import SourceStatistics
 from tidemill.testing import ListSink
 
 
@@ -18,40 +21,48 @@ def keys_of_lane(lane: int, count: int) -> list[str]:
     return [name for name in names if lane_of(name, 2) == lane][:count]
 
 
-async def test_a_slow_lane_does_not_hold_the_other(monkeypatch):
-    """One lane delayed by 2 ms a slab: within its lead, the other has its next slab waiting nine times of ten."""
+def digested(batch):
+    """Work that takes a while, and a value that depends on its own record alone."""
+    np.sort(np.tile(batch["value"], 20))
+    return {"x": np.sqrt(batch["value"])}
+
+
+async def test_a_lane_that_is_delayed_changes_no_byte_and_holds_no_other(monkeypatch, tmp_path):
+    """One lane delayed by 2 ms a slab: the output is that of a run without processes, byte for byte, and within its
+    lead the other is busy, with its next slab waiting, nine times of ten."""
     slow, fast = keys_of_lane(0, 5), keys_of_lane(1, 5)
 
     def work(batch):
         if slow[0] in batch.keys.tolist():
             time.sleep(0.002)
-        return {"x": np.sort(np.tile(batch["value"], 20))[: len(batch)]}
+        return digested(batch)
 
-    rows = [{"sensor": sensor, "time": 1.0, "value": 1.0} for _ in range(400) for sensor in (*slow, *fast)]
-    starved, commits = 0, 0
+    rows = [{"sensor": sensor, "time": 1.0, "value": float(n)} for n in range(400) for sensor in (*slow, *fast)]
     committed = Mill._committed
+    busy: list[bool] = []
 
     def watched(mill, lane, number):
-        nonlocal starved, commits
         committed(mill, lane, number)
         if lane.number == 1 and mill.slabs.free and mill._intake.waiting >= mill._batcher.statistics().cap:
-            commits += 1
-            starved += not mill.ledger.in_flight()[1]
+            busy.append(mill.ledger.in_flight()[1] > 0)
 
+    async def written(name, function, lanes):
+        path = tmp_path / f"{name}.ndjson"
+        source = tm.sources.Records([tm.Batch.from_rows(rows)])
+        pipeline = tm.Pipeline(source, tm.Map(function, adds={"x": float}), tm.sinks.Lines(path))
+        await tm.run_async(pipeline, lanes=lanes, limits=Limits(max_records=500))
+        return path.read_bytes()
+
+    golden = await written("inline", digested, 0)
     monkeypatch.setattr(Mill, "_committed", watched)
-    sink = ListSink()
-    source = tm.sources.Records([tm.Batch.from_rows(rows)])
-    pipeline = tm.Pipeline(source, tm.Map(work, adds={"x": float}), sink)
-    report = await tm.run_async(pipeline, lanes=2, limits=Limits(max_records=500))
-    assert report.rows_out == len(rows)
-    assert commits >= 5
-    assert starved <= 0.1 * commits
+    assert await written("delayed", work, 2) == golden
+    assert golden.count(b"\n") == len(rows)
+    assert len(busy) >= 5
+    assert sum(busy) >= 0.9 * len(busy)
 
 
 async def test_a_slow_sink_slows_the_source():
     """With a sink that does not take anything, the source is asked for a bounded number of records, and no more."""
-    import asyncio
-
     gate = asyncio.Event()
     given = 0
 
@@ -80,24 +91,68 @@ async def test_a_slow_sink_slows_the_source():
     assert run.report.rows_out == run.report.records_in
 
 
-async def test_a_lone_record_is_dispatched_in_the_turn_it_came():
-    """No lingering: the lane has the record before the source's put returns."""
-    import asyncio
+class Alone(tm.sources.Source):
+    """Gives one record, and looks at the lanes before the loop has turned."""
 
-    from tidemill.testing import EOF, PAUSE, ManualClock, ScriptedSource
+    finite = False
+
+    def __init__(self):
+        super().__init__()
+        self.run = None
+        self.begin = asyncio.Event()
+        self.turns = 0
+        self.in_lanes = -1
+
+    def turned(self):
+        self.turns += 1
+
+    async def stream(self, context):
+        await self.begin.wait()
+        batch = tm.Batch.from_rows([{"sensor": "a", "value": 1.0}])
+        batch.key_column, batch.time_ns = batch.column("sensor"), np.zeros(1, np.int64)
+        asyncio.get_running_loop().call_soon(self.turned)
+        yield batch
+        assert self.turns == 0, "the loop turned, and nothing can be said of the turn before"
+        self.in_lanes = sum(lane.in_flight for lane in self.run.statistics().lanes)
+        await context.stopping.wait()
+
+    def statistics(self):
+        return SourceStatistics(self.name, True, 1, 0)
+
+
+async def test_a_lone_record_is_dispatched_in_the_turn_it_came():
+    """No lingering: when the source goes on, in the same turn of the loop, a lane has the record."""
+    source, came = Alone(), asyncio.Event()
+    sink = tm.sinks.Callback(lambda _: came.set())
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=2) as source.run:
+        source.begin.set()
+        await came.wait()
+        source.run.stop_soon()
+    assert source.in_lanes == 1
+    assert source.run.report.batch_records.max == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "shown", "options"),
+    [
+        (5.25, "float64", {}),
+        ("1970-01-01T00:00:05.25Z", "object", {}),
+        (5_250_000_000, "datetime64[ns]", {"columns": {"time": "time"}}),
+    ],
+)
+def test_a_function_sees_the_field_that_came_and_the_event_time(lanes, time, shown, options):
+    """`batch["time"]` is the records' own field, `batch.time` what was read from it, in every kind of lane."""
+
+    def look(batch):
+        return {"kind": str(batch["time"].dtype), "ns": str(batch.time[0])}
 
     sink = ListSink()
-    seen = asyncio.Event()
-    write = sink.write
+    tm.run(tm.Pipeline(tm.sources.Records([{"sensor": "S", "time": time}], **options), tm.Map(look), sink), lanes=lanes)
+    assert (sink.rows[0]["kind"], sink.rows[0]["ns"]) == (shown, "5250000000")
 
-    async def told(batch):
-        await write(batch)
-        seen.set()
 
-    sink.write = told
-    script = [[{"sensor": "a", "value": 1.0}], PAUSE(3600.0), EOF]
-    async with tm.serve(tm.Pipeline(ScriptedSource(script), tm.Plan(), sink), lanes=2, clock=ManualClock()) as run:
-        await seen.wait()  # the clock stands still: nothing waited for time to pass
-        assert run.statistics().batch_records.max == 1
-        run.stop_soon()
-    assert len(sink.rows) == 1
+def test_a_field_that_is_not_there_is_told_from_the_role():
+    """Records without a field of that name have a time all the same."""
+    batch = tm.Batch.from_rows([{"sensor": "S"}])
+    with pytest.raises(tm.PlanError, match=r"no column 'time'.*The records' times are batch.time"):
+        batch["time"]

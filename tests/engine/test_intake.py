@@ -35,6 +35,7 @@ def batch_of(rows, *, arrived_ns=0, declared=None):
     assert not rejects
     batch.origin, batch.origin_names = None, frozenset()
     batch.key_column = Column.of_texts([row.get("sensor", "S") for row in rows])
+    batch.time_ns = np.zeros(len(batch), np.int64)
     batch.arrived_ns = arrived_ns
     return batch
 

@@ -7,7 +7,8 @@ import pytest
 
 import tidemill as tm
 from tidemill.batch import Batch
-from tidemill.engine.outlets import Delivery, LoopOutlet, ProcessOutlet
+from tidemill.engine.outlets import Delivery, LoopOutlet
+from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.errors import StageError
 from tidemill.schema import Schema
 from tidemill.sinks.base import LoopSink, SinkStatistics

@@ -188,3 +188,23 @@ def test_a_twin_learns_for_both_and_counts_for_itself() -> None:
     assert edge.kinds.get("value") is Kind.FLOAT
     assert edge.accepted == 0
     assert "nothing was rejected" in edge.explain()
+
+
+def test_a_letter_has_the_roles_that_its_record_would_have_had() -> None:
+    """From what the source knows and when it came, where the record says neither; a bad time is not one."""
+    edge = Edge(arrival=True, fallback="peer")
+    rows = [
+        {"value": float("inf")},
+        {"sensor": "S", "time": "1970-01-01T00:00:01Z", "value": float("inf")},
+        {"time": "x"},
+    ]
+    _, letters = edge.rows(rows, known=[{"peer": "h:1"}] * 3, wall_ns=np.array([7, 8, 9]))
+    assert [(letter.key, letter.time_ns, letter.arrival) for letter in letters] == [
+        ("h:1", 7, True),
+        ("S", 10**9, True),
+        ("h:1", None, True),
+    ]
+    templated = Edge(key="{stem}/{n}", time="t").refuse(MALFORMED, "why", "{", known={"stem": "pump"})
+    assert (templated.key, templated.time_ns, templated.arrival) == (None, None, False)
+    whole = Edge(key="{stem}", time="t").refuse(MALFORMED, "why", "{", known={"stem": "pump"})
+    assert whole.key == "pump"

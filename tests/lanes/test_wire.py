@@ -58,8 +58,8 @@ FROM_LANE = [
     Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}),
     Committed(7),
     Failed("StageError", "no"),
-    Written(3, 2, 10, 100),
-    SinkClosed(10, 100),
+    Written(3, 2, 10, 100, {"note": 3}),
+    SinkClosed(10, 100, {}),
     Returned(12, 1_000, [False, True], [10, 20]),
     Returned(13, 1_000, [False], [10], 64, 80_000, [4], "ndarray"),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import subprocess
 import sys
 import zlib
@@ -98,17 +97,6 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     write(tmp_path / "out.txt", [{"a": 1.5}], format="csv")
     assert (tmp_path / "out.txt").read_text().split() == ["a", "1.5"]
     assert sinks.Lines(tmp_path / "OUT.CSV.GZ").format == "csv"
-
-
-def test_lines_encoded_elsewhere(tmp_path: Path) -> None:
-    """Lanes may encode rows; they are counted and keep their place."""
-    sink = opened(tmp_path / "out.ndjson")
-    sink.write(Batch.from_rows([{"a": 1}]))
-    sink.write_encoded(b'{"a":2}\n{"a":3}\n', 2)
-    sink.write(Batch.from_rows([{"a": 4}]))
-    sink.close()
-    assert [json.loads(line)["a"] for line in (tmp_path / "out.ndjson").read_text().splitlines()] == [1, 2, 3, 4]
-    assert sink.statistics().rows == 4
 
 
 def test_a_device_is_no_file_to_keep() -> None:

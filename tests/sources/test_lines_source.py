@@ -1,8 +1,9 @@
-"""Lines and Host: pipes, files, and this machine."""
+"""Lines: pipes and files."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
-from tidemill.sources import Host, Lines
+from tidemill.sources import Lines
 
 
 class Stdin(io.TextIOWrapper):
@@ -70,6 +71,13 @@ async def test_a_long_pipe_is_whole(drain: Any, pipe: int) -> None:
     assert [row["value"] for row in drained.rows] == list(range(100_000))
 
 
+async def test_a_packed_file(drain: Any, tmp_path: Path) -> None:
+    """A name that ends in .gz is unpacked, as by every other source."""
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"sensor,n\n" + b"S,1\n" * 50_000))
+    assert (await drain(Lines(path))).count == 50_000
+
+
 async def test_a_file_of_lines(drain: Any, tmp_path: Path) -> None:
     """A CSV file by its suffix, an NDJSON file else; times default to the arrival."""
     path = tmp_path / "a.csv"
@@ -83,16 +91,20 @@ async def test_a_file_of_lines(drain: Any, tmp_path: Path) -> None:
         Lines("-", format="parquet")
 
 
-async def test_the_host_has_sensors(drain: Any) -> None:
-    """Load per core and memory are there, with units; rates start with the second sweep."""
-    source = Host(interval=0.01)
-    source.check()
-    assert source.peek()["value"].kind is Kind.FLOAT
-    drained = await drain(source, until=lambda drained: len(drained.batches) == 2)
-    first = {row["sensor"]: row for row in drained.batches[0].to_rows()}
-    assert first["cpu0.load"]["unit"] == "%"
-    assert 0 < first["memory.used_percent"]["value"] <= 100
-    assert len(drained.batches[1]) >= len(drained.batches[0])
-    assert drained.keys[0] == "cpu0.load"
-    with pytest.raises(PlanError, match="interval"):
-        Host(interval=0)
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.csv.gz"])
+def test_the_head_of_a_file_is_looked_at(tmp_path: Path, name: str) -> None:
+    """Its fields and their kinds are known before the run, so that an unknown column is refused then."""
+    text = "id,n\nS1,1\nS2,2\n" if "csv" in name else '{"id":"S1","n":1}\n{"id":"S2","n":2}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    schema = Lines(path, key="id", columns={"n": int}).peek()
+    assert (schema.names, schema["n"].kind, schema.open) == (("id", "n"), Kind.INT, False)
+    with pytest.raises(InputError, match=f"{path} has no field 'sensor'.*key='id'"):
+        Lines(path).check()
+
+
+def test_what_a_pipe_brings_is_not_known(tmp_path: Path) -> None:
+    """Nobody reads from it before the run."""
+    os.mkfifo(tmp_path / "pipe")
+    assert Lines(tmp_path / "pipe", format="csv").peek().open
+    assert Lines("-").peek().open

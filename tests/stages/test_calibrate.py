@@ -18,7 +18,7 @@ TABLE = {"sensor": ["S1", "7"], "baseline": ["20", "1.5"], "scale": ["60", "-2"]
 
 
 def loaded(table):
-    return lambda path: table
+    return lambda path: (f"/plant/{path}", table)
 
 
 @settings(max_examples=50, deadline=None)
@@ -96,8 +96,8 @@ def test_a_default_row_serves_the_rest(drive, floats, options):
 
 
 def test_unknown_sensors_go_to_the_dead_letters_when_asked(drive, floats):
-    """With ``unknown="dead_letter"`` a record without a row is rejected, and the others go on."""
-    driver = drive(Calibrate({"S1": (0, 1)}, unknown="dead_letter"))
+    """With ``on_error="dead_letter"`` a record without a row is rejected, and the others go on."""
+    driver = drive(Calibrate({"S1": (0, 1)}, on_error="dead_letter"))
     step = driver.step(floats(value=[1, 2, 3]), ["S1", "S2", "S1"])
     assert step.kept.tolist() == [0, 2]
     assert [(reject.row, reject.reason_code) for reject in step.rejects] == [(1, "unknown_key")]
@@ -196,7 +196,7 @@ def test_lookup_defaults_and_dead_letters(drive):
     batch = Batch({"v": Column(Kind.FLOAT, np.zeros(2))})
     made = drive(Lookup({"S1": {"line": "A"}}, default={"line": "?"})).step(batch, ["S1", "S2"]).batch
     assert made["line"].tolist() == ["A", "?"]
-    step = drive(Lookup({"S1": {"line": "A"}}, unknown="dead_letter")).step(batch, ["S2", "S1"])
+    step = drive(Lookup({"S1": {"line": "A"}}, on_error="dead_letter")).step(batch, ["S2", "S1"])
     assert step.kept.tolist() == [1]
     assert step.batch["line"].tolist() == ["A"]
     with pytest.raises(InputError, match=r"no column 'limit'\. Expected header: sensor,limit; found: sensor,line"):

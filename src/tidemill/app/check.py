@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.process_outlet import SINK_BYTES
+from tidemill.engine.slabs import SLAB_BYTES, SLAB_COUNT
 from tidemill.schema import Field, Schema
+from tidemill.sinks.base import ProcessSink
 from tidemill.sources.base import Source
 
 __all__ = ["checked", "described"]
@@ -32,6 +35,7 @@ def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None
         *_sinks(pipeline, compiled),
         ("lanes", _lanes(lanes)),
         ("memory", _memory(pipeline, compiled)),
+        ("", _shared(pipeline, lanes)),
     ]
     width = max(len(label) for label, _ in rows) + 2
     return "".join(f"{label:<{width}}{text}\n" for label, text in [("pipeline", pipeline.name), *rows])
@@ -101,6 +105,15 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
         f"state {_bytes(each)} for each sensor ({_bytes(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
         f"at most {pipeline.max_keys:,} sensors"
     )
+
+
+def _shared(pipeline: Pipeline, lanes: int | None) -> str:
+    """What batches travel in; both are taken from the machine only as far as they are filled."""
+    told = f"slabs at most {_bytes(SLAB_COUNT * SLAB_BYTES)}"
+    processes = sum(isinstance(sink, ProcessSink) for sink in pipeline.sinks) if resolved_lanes(lanes) else 0
+    if processes:
+        told += f", to sinks at most {_bytes(processes * SINK_BYTES)}"
+    return f"{told}, as far as they are filled"
 
 
 def _bytes(count: float) -> str:

@@ -83,18 +83,20 @@ def _run(
         Show the traceback of an error.
     """
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced
+    from tidemill.app.replace import Edges, replaced, said_as_options
     from tidemill.app.running import perform
 
-    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
-    return perform(
-        pipeline,
-        lanes=lanes,
-        seconds=seconds,
-        report=report,
-        dead_letters=dead_letters,
-        grace=grace,
-    )
+    edges = Edges(input, output, key, time, tz, if_exists)
+    pipeline = replaced(load(file), edges)
+    with said_as_options(edges):
+        return perform(
+            pipeline,
+            lanes=lanes,
+            seconds=seconds,
+            report=report,
+            dead_letters=dead_letters,
+            grace=grace,
+        )
 
 
 def _check(
@@ -135,12 +137,14 @@ def _check(
     """
     from tidemill.app.check import checked, described
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced
+    from tidemill.app.replace import Edges, replaced, said_as_options
 
-    pipeline = replaced(load(file), Edges(input, output, key, time, tz, if_exists))
+    edges = Edges(input, output, key, time, tz, if_exists)
+    pipeline = replaced(load(file), edges)
     sys.stdout.write(described(pipeline, checked(pipeline), lanes=lanes))
-    for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
-        sink.check()
+    with said_as_options(edges):
+        for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
+            sink.check()
     return 0
 
 

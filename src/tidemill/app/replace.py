@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tidemill import sinks, sources
 from tidemill.app.load import Found
 from tidemill.core.plan import Plan
 from tidemill.engine.pipeline import Pipeline
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.sinks.base import IfExists
 from tidemill.sources.base import Source
 
-__all__ = ["Edges", "replaced"]
+__all__ = ["Edges", "replaced", "said_as_options"]
 
 STANDARD_STREAM = "-"
 
@@ -50,6 +52,18 @@ def replaced(found: Found, edges: Edges) -> Pipeline:
         list(pipeline.sinks) if edges.output is None else _sink(edges),
         name=pipeline.name,
     )
+
+
+@contextlib.contextmanager
+def said_as_options(edges: Edges) -> Iterator[None]:
+    """Errors about what is at ``--output`` name the option that decides about it, not the argument in a file."""
+    try:
+        yield
+    except InputError as error:
+        if edges.output is None:
+            raise
+        said = re.sub(r'if_exists="(\w+)"', r"--if-exists \1", str(error)).replace("write --if", "add --if")
+        raise InputError(said) from error
 
 
 def _refuse_idle_options(edges: Edges) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
@@ -78,7 +78,7 @@ def line(statistics: Statistics) -> str:
         f"{_clock(statistics.seconds)}",
         f"{statistics.records_in:,} records",
         f"{statistics.records_per_s:,.0f}/s",
-        f"lanes {busy or 'inline'}",
+        f"{'inline' if statistics.inline else 'lanes'} {busy}",
         f"batch p50 {statistics.batch_records.p50:,.0f}",
         f"queue {statistics.queue_records:,}/{statistics.queue_limit:,}",
         f"latency p50 {_ms(statistics.latency.p50_ms)} p99 {_ms(statistics.latency.p99_ms)}",
@@ -132,7 +132,8 @@ def _view(statistics: Statistics, title: str, note: str) -> RenderableType:
     lanes = Table.grid(padding=(0, 2))
     for index, lane in enumerate(statistics.lanes):
         restarts = f"{lane.restarts} restarts" if lane.restarts else ""
-        lanes.add_row(f"lane {index}", _bar(lane.busy), f"{lane.busy:4.0%}", f"{lane.batches:,} batches", restarts)
+        name = "inline" if statistics.inline else f"lane {index}"
+        lanes.add_row(name, _bar(lane.busy), f"{lane.busy:4.0%}", f"{lane.batches:,} batches", restarts)
     numbers = Table.grid(padding=(0, 3))
     numbers.add_column(style="dim")
     for name, value in _numbers(statistics):
@@ -185,17 +186,20 @@ def summary(report: Report) -> str:
         ", ".join(f"{count:,} {what}" for what, count in lost.items() if count),
         f"dead letters: {reasons}" if reasons else "",
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
+        *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
-        f"lanes     {_lanes(report)}",
+        f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",
     ]
     return "".join(f"{text}\n" for text in lines if text)
 
 
+def _named(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
 def _lanes(report: Report) -> str:
     """Each lane's share of work, and how often it had to be replaced."""
-    if not report.lanes:
-        return "none: everything ran in this process"
     told = (f"{lane.busy:.0%} busy" + (f", {lane.restarts} restarts" * bool(lane.restarts)) for lane in report.lanes)
     return "; ".join(told)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tidemill import files, interchange
+from tidemill import interchange
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.chain import Chain, Outcome
@@ -28,10 +28,9 @@ _PROBES: Final = 1_000
 """Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
 
 
-def apply(plan: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
-    """See `Plan.apply`."""
+def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
+    """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = _with_roles(data, key, time, tz)
-    prepared = plan.prepared(files.read_table)
     prepared.bind(batch.schema)
     keys = KeyTable(lanes=1, max_keys=max(len(batch), 1))
     slots = keys.slots(keys.encode(batch.key_column)) if batch.key_column is not None else np.empty(0, np.int32)

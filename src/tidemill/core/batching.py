@@ -48,7 +48,7 @@ _LATER: Final = 0.02
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a batch."""
+    """Bounds of a batch, for ``tm.run(limits=...)``: batches are sized by themselves, and tests may want them small."""
 
     max_records: int = 32_768
     target_s: float = 0.005

@@ -1,4 +1,4 @@
-"""`Plan`: a pipeline without its edges; what a lane runs, and what a notebook applies."""
+"""The chain of stages: what a lane runs, and what a notebook applies. Users have it as `tidemill.engine.plan.Plan`."""
 
 from __future__ import annotations
 
@@ -64,18 +64,6 @@ class Plan:
         """The layout of the state memory of one lane."""
         fields: tuple[Mapping[str, StateField], ...] = tuple(dict(stage.state_fields()) for stage in self.stages)
         return StateLayout(fields, max_keys, max_records)
-
-    def apply(self, data: Any, *, key: str = "sensor", time: str | None = None, tz: str = "UTC") -> Any:
-        """The plan over data in memory, inline, without processes: the same numbers as live.
-
-        ``data`` is a pandas or polars DataFrame, a pyarrow Table, a list of dicts or a `Batch`; the same kind comes
-        back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it.
-
-        A record that a user's function fails on raises `StageError`: a notebook wants to know.
-        """
-        from tidemill.core.apply import apply
-
-        return apply(self, data, key=key, time=time, tz=tz)
 
 
 def _flattened(stages: Iterable[Any]) -> Iterable[Stage]:

@@ -8,13 +8,16 @@ import math
 import os
 import reprlib
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from tidemill import files
 from tidemill.errors import InputError
+from tidemill.formats.lines import shown
 from tidemill.letters import DeadLetter
 
 __all__ = ["DEFAULT_PATH", "MAX_BYTES", "NEWEST", "DeadLetterFile"]
@@ -25,6 +28,7 @@ MAX_BYTES: Final = 100 << 20
 NEWEST: Final = 100
 """Letters beyond the cap that are written at the end, into a file beside the full one."""
 _WRITE_EVERY_S: Final = 0.2
+_SAMPLE_LETTERS: Final = 2_000  # of a line
 _DEEPEST: Final = 50  # levels of nesting that are written as such
 _log = logging.getLogger("tidemill")
 
@@ -103,7 +107,7 @@ class DeadLetterFile:
             await asyncio.to_thread(files.write_atomic, self.newest_path, data)
 
     def _keep_newest(self) -> None:
-        self._newest.extend(self._waiting)
+        self._newest.extend(map(_short, self._waiting))
         self._waiting.clear()
 
     async def _flush(self) -> None:
@@ -123,7 +127,7 @@ class DeadLetterFile:
         for place, letter in enumerate(letters):
             line = _encoded(letter) + b"\n"
             if self._bytes + len(data) + len(line) > self._max_bytes:
-                self._newest.extend(letters[place:])
+                self._newest.extend(map(_short, letters[place:]))
                 self._full_told = True
                 break
             data += line
@@ -140,6 +144,13 @@ class DeadLetterFile:
             )
 
 
+def _short(letter: DeadLetter) -> DeadLetter:
+    """A sample that may wait in memory till the end of the run: of a long line only the beginning."""
+    if not isinstance(letter.raw, str) or len(letter.raw) <= _SAMPLE_LETTERS:
+        return letter
+    return replace(letter, raw=shown(letter.raw.encode("utf-8", "replace")))
+
+
 def _encoded(letter: DeadLetter) -> bytes:
     fields = {
         "reason_code": letter.reason_code,
@@ -147,9 +158,14 @@ def _encoded(letter: DeadLetter) -> bytes:
         "source": letter.source,
         "stage": letter.stage,
         "key": letter.key,
+        "time": None if letter.time_ns is None else _time_text(letter.time_ns),
         "position": letter.position,
         "raw": letter.raw,
     }
+    if letter.time_ns is None and letter.arrival:
+        del fields["time"]  # a replay may stamp it, as its source would have
+    if letter.header:
+        fields["header"] = letter.header
     try:
         data = msgspec.json.encode(fields, enc_hook=_shown)
         if b"null" not in data or _is_finite(letter.raw):
@@ -187,6 +203,12 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> Any:
     return _shown(value)
 
 
+def _time_text(ns: int) -> str:
+    return f"{np.datetime64(ns, 'ns')}Z"
+
+
 def _shown(value: Any) -> str:
     """Anything at all, as a short text; reprlib survives what raises, and what never ends."""
+    if isinstance(value, np.datetime64):
+        return f"{value}Z"
     return reprlib.repr(value).encode("utf-8", "backslashreplace").decode()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from tidemill import files
 from tidemill.clock import Clock
@@ -25,16 +26,28 @@ __all__ = ["run", "run_async", "serve"]
 _log = logging.getLogger("tidemill")
 
 
-async def run_async(pipeline: Pipeline, *, handle_signals: bool = False, **options: Any) -> Report:
+class Options(TypedDict, total=False):
+    """The options of `run`, as `run_async` and `serve` take them too."""
+
+    lanes: int | None
+    seconds: float | None
+    dead_letters: str | Path | None
+    grace: float
+    limits: Limits | None
+    clock: Clock | None
+    on_statistics: Callable[[Statistics], None] | None
+
+
+async def run_async(
+    pipeline: Pipeline,
+    *,
+    report: str | Path | None = None,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> Report:
     """Run a pipeline to its end inside a running loop; the options are those of `run`."""
     stop_if_loading(pipeline)
-    report_path = options.pop("report", None)
-    execution = Run(pipeline, **options)
-    with _signals(execution) if handle_signals else contextlib.nullcontext():
-        report = await execution.execute()
-    if report_path is not None:
-        await asyncio.to_thread(files.write_atomic, report_path, report.to_json().encode() + b"\n")
-    return report
+    return await _executed(Run(pipeline, **options), report, handle_signals)
 
 
 def run(
@@ -56,41 +69,50 @@ def run(
     ``seconds``       stop after this long; by default when the sources end
     ``report``        a file to write the report to, as JSON
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
-    ``grace``         seconds that sources get to end after a stop
+    ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small
+    ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
-    once. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
+    once. So does an interrupt of a notebook's cell, which is raised once the run has stopped. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
     refuses, `StageError` under ``on_error="stop"``.
     """
     stop_if_loading(pipeline)
-    work = run_async(
+    execution = Run(
         pipeline,
         lanes=lanes,
         seconds=seconds,
-        report=report,
         dead_letters=dead_letters,
         grace=grace,
         limits=limits,
         clock=clock,
         on_statistics=on_statistics,
-        handle_signals=handle_signals and threading.current_thread() is threading.main_thread() and not _in_loop(),
     )
-    return _in_thread(work) if _in_loop() else asyncio.run(work)
+    if _in_loop():
+        return _in_thread(execution, report)
+    handle_signals = handle_signals and threading.current_thread() is threading.main_thread()
+    return asyncio.run(_executed(execution, report, handle_signals))
 
 
 @contextlib.asynccontextmanager
-async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
+async def serve(
+    pipeline: Pipeline,
+    *,
+    report: str | Path | None = None,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> AsyncIterator[Run]:
     """Run a pipeline inside an application: ``async with tm.serve(pipeline) as run: ...``.
 
     ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
-    run is raised at the end of the block; ``run.report`` is set after a good end. Options as in `run`.
+    run is raised at the end of the block; ``run.report`` is set after a good end, and written to the file ``report``.
+    Signals are the application's own, unless ``handle_signals`` asks for what `run` does. Other options as in `run`.
     """
     stop_if_loading(pipeline)
     execution = Run(pipeline, **options)
     try:
         async with asyncio.TaskGroup() as group:  # a run that fails cancels the block, which might wait for ever
-            execution._task = task = group.create_task(execution.execute())
+            execution._task = task = group.create_task(_executed(execution, report, handle_signals))
             started = asyncio.ensure_future(execution.started.wait())
             try:
                 await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
@@ -105,6 +127,14 @@ async def serve(pipeline: Pipeline, **options: Any) -> AsyncIterator[Run]:
         raise first_error(errors) from None
 
 
+async def _executed(execution: Run, path: str | Path | None, handle_signals: bool) -> Report:
+    with _signals(execution) if handle_signals else contextlib.nullcontext():
+        report = await execution.execute()
+    if path is not None:
+        await asyncio.to_thread(files.write_atomic, path, report.to_json().encode() + b"\n")
+    return report
+
+
 def _in_loop() -> bool:
     try:
         asyncio.get_running_loop()
@@ -113,23 +143,46 @@ def _in_loop() -> bool:
     return True
 
 
-def _in_thread(work: Coroutine[Any, Any, Report]) -> Report:
-    """``asyncio.run`` in a thread of its own, for a caller whose loop is running (a notebook cell)."""
-    result: list[Report] = []
-    failure: list[BaseException] = []
+def _in_thread(execution: Run, path: str | Path | None) -> Report:
+    """``asyncio.run`` in a thread of its own, for a caller whose loop is running (a notebook cell).
+
+    An interrupt of the caller stops the run in order and is raised then; a second one is raised at once, and the run
+    is cancelled behind it.
+    """
+    loop = asyncio.new_event_loop()
+    result: concurrent.futures.Future[Report] = concurrent.futures.Future()
 
     def target() -> None:
         try:
-            result.append(asyncio.run(work))
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                report = runner.run(_executed(execution, path, handle_signals=False))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-            failure.append(error)
+            result.set_exception(error)
+        else:
+            result.set_result(report)
 
-    thread = threading.Thread(target=target, name="tidemill-run")
-    thread.start()
+    thread = threading.Thread(target=target, name="tidemill-run", daemon=True)
+    try:
+        thread.start()
+        concurrent.futures.wait([result])  # an interrupted join would take the thread for ended
+    except KeyboardInterrupt:
+        _log.info("interrupted: stopping; once more to leave at once")
+        _call(loop, execution.stop_soon)
+        try:
+            concurrent.futures.wait([result])
+        except KeyboardInterrupt:
+            _call(loop, lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+            raise
+        thread.join()
+        raise
     thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    return result.result()
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """On the loop of another thread, if it has not ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from tidemill.column import Column
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.errors import EngineError
 from tidemill.formats.packed import compact_texts
+from tidemill.formats.unfit import is_unicode
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
@@ -130,15 +131,15 @@ class Intake:
     def _without_unknown(self, batch: Batch, codes: NDArray[np.int32], source: str) -> tuple[Batch, NDArray[np.int32]]:
         away = batch.take(np.flatnonzero(codes == UNKNOWN))
         assert away.key_column is not None
-        for row, key in zip(away.to_rows(), away.key_column.to_list(), strict=True):
-            self._reject(DeadLetter(*self._why_unknown(key), row, source))
+        for row, key, ns in zip(away.to_rows(), away.key_column.to_list(), away.time.tolist(), strict=True):
+            self._reject(DeadLetter(*self._why_unknown(key), row, source, key=key, time_ns=ns))
         keep = np.flatnonzero(codes != UNKNOWN)
         return batch.take(keep), codes[keep]
 
     def _why_unknown(self, key: str | None) -> tuple[str, str]:
         if key is None:
             return NO_KEY, "the record does not say which sensor it is from"
-        if not _is_unicode(key):
+        if not is_unicode(key):
             return MALFORMED, "the sensor's name is no valid Unicode text"
         return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors, its max_keys"
 
@@ -167,13 +168,14 @@ class Intake:
         return batch.with_columns(recast)
 
     def _without_wrong(self, batch: Batch, recast: dict[str, Column], wrong: NDArray[np.bool_], source: str) -> Batch:
-        for row in batch.take(np.flatnonzero(wrong)).to_rows():
+        lost = batch.take(np.flatnonzero(wrong))
+        for row, code, ns in zip(lost.to_rows(), lost.key.tolist(), lost.time.tolist(), strict=True):
             told = ", ".join(
                 f"field {name!r} is {self._kinds[name].value} and this record has {batch.columns[name].kind.value}"
                 for name in recast
                 if row.get(name) is not None
             )
-            self._reject(DeadLetter(WRONG_TYPE, told, row, source))
+            self._reject(DeadLetter(WRONG_TYPE, told, row, source, key=str(lost.keys[code]), time_ns=ns))
         return batch.with_columns(recast).take(np.flatnonzero(~wrong))
 
     def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:
@@ -252,14 +254,6 @@ def _missing_like(column: Column, kind: Kind) -> Column:
     if column.tags is not None:
         made.tags = np.where(column.tags == 0, 1, column.tags).astype(np.uint8)
     return made
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _compact(batches: list[Batch]) -> list[Batch]:

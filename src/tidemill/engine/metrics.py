@@ -164,11 +164,16 @@ class Report:
     seconds: float = 0.0
     records_per_s: float = 0.0
     loop_lag: Quantiles = field(default_factory=Quantiles)
+    user_code: Quantiles = field(default_factory=Quantiles)
+    """How long the application's own code on the event loop held it at a stretch: what `Records` iterates over,
+    `Callback` and the ``where=`` of sinks on the loop. That time is part of ``loop_lag``."""
     latency: Quantiles = field(default_factory=Quantiles)
     """From the return of the read that brought the record to the return of the sink's write."""
     visible: Quantiles = field(default_factory=Quantiles)
     """The same, to the flush that showed the row to readers."""
     lanes: tuple[LaneReport, ...] = ()
+    inline: bool = False
+    """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
@@ -179,6 +184,8 @@ class Report:
     """What stages counted, such as ``unknown_key``."""
     sinks: dict[str, int] = field(default_factory=dict)
     """Per sink, the rows it wrote."""
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Per sink, values that it had no place for, by their field."""
     kernels: str = ""
     cold_s: float = 0.0
     """Seconds spent making the kernels ready."""
@@ -212,6 +219,8 @@ class Statistics:
     keys: int
     sources: tuple[Any, ...] = ()
     sinks: dict[str, int] = field(default_factory=dict)
+    inline: bool = False
+    """Whether ``lanes=0``: the one lane is this process."""
 
 
 class BatchSizes:

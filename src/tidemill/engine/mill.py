@@ -326,9 +326,11 @@ class Mill:
         rows = np.array([row for row, *_ in dead])
         lost = taken.batch.take(rows)
         keys = [str(lost.keys[code]) for code in lost.key]
-        for (row, stage, code, reason), raw, key in zip(dead, lost.to_rows(), keys, strict=True):
+        for (row, stage, code, reason), raw, key, ns in zip(
+            dead, lost.to_rows(), keys, lost.time.tolist(), strict=True
+        ):
             name = self._plan.stages[stage].name
-            self._reject(DeadLetter(code, reason, raw, stage=name, key=key, position=taken.first + row))
+            self._reject(DeadLetter(code, reason, raw, stage=name, key=key, time_ns=ns, position=taken.first + row))
         return len(dead)
 
     def _freed(self, number: int, memory: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
-from tidemill import files
-from tidemill.core.plan import Plan
+from tidemill.core import plan as core
+from tidemill.engine.plan import Plan, read_table
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
@@ -21,7 +22,7 @@ __all__ = ["Checked", "Pipeline"]
 class Checked:
     """A pipeline that may start."""
 
-    plan: Plan
+    plan: core.Plan
     """With its tables loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
@@ -31,7 +32,7 @@ class Pipeline:
     """Where records come from, what is computed, where rows go.
 
     ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come; their
-    columns are put together by name.
+    columns are put together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
 
     >>> import tidemill as tm
     >>> tm.Pipeline(tm.sources.Records([]), tm.Plan(), tm.sinks.Latest())
@@ -41,15 +42,18 @@ class Pipeline:
     def __init__(
         self,
         source: Source | Sequence[Source],
-        plan: Plan | Stage | Iterable[Stage],
+        plan: core.Plan | Stage | Iterable[Stage],
         sink: Sink | Sequence[Sink],
         *,
         name: str | None = None,
         max_keys: int = 1_000_000,
     ) -> None:
         self.sources: tuple[Source, ...] = _all_of(source, Source, "source", "tm.sources.Replay(...)")
-        self.plan = plan if isinstance(plan, Plan) else Plan(plan)
         self.sinks: tuple[Sink, ...] = _all_of(sink, Sink, "sink", "tm.sinks.SQLite(...)")
+        for word, edges in (("source", self.sources), ("sink", self.sinks)):
+            _name_apart(word, edges)
+        _require_places_apart(self.sinks)
+        self.plan = plan if isinstance(plan, core.Plan) else Plan(plan)
         self.name = name or "pipeline"
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
@@ -75,7 +79,7 @@ class Pipeline:
                 source.check()
             for sink in self.sinks:
                 sink.check()
-        plan = self.plan.prepared(files.read_table)
+        plan = self.plan.prepared(read_table)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         schemas = (entering, *plan.bind(entering))
         for sink in self.sinks:
@@ -98,6 +102,32 @@ def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
                     f"in both, or run them as two pipelines."
                 )
     return Schema((field for _, field in fields.values()), open=any(schema.open for _, schema in sources))
+
+
+def _name_apart(word: str, edges: Sequence[Source | Sink]) -> None:
+    """Number those that have only the name of their kind; refuse what could not be told apart in a report."""
+    taken: set[str] = set()
+    for edge in edges:
+        if edge.named and edge.name in taken:
+            raise PlanError(f"two {word}s are called {edge.name!r}; give each a name= of its own.")
+        if sum(edge is other for other in edges) > 1:
+            raise PlanError(f"the {word} {edge.name} stands twice in one pipeline; make two of it.")
+        if edge.named:
+            taken.add(edge.name)
+    for edge in edges:
+        for number in count(1):
+            edge.number(number)
+            if edge.named or edge.name not in taken:
+                break
+        taken.add(edge.name)
+
+
+def _require_places_apart(sinks: Sequence[Sink]) -> None:
+    """Two sinks in one file would write over each other."""
+    first: dict[str, Sink] = {}
+    for sink in sinks:
+        if sink.place is not None and (other := first.setdefault(sink.place, sink)) is not sink:
+            raise PlanError(f"the sinks {other.name} and {sink.name} both write to {sink.place}; give each its own.")
 
 
 def _all_of(given: Any, kind: type[Any], word: str, example: str) -> tuple[Any, ...]:

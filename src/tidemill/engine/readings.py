@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from tidemill.clock import Clock
 from tidemill.engine.dead_letters import DeadLetterFile
@@ -11,6 +11,7 @@ from tidemill.engine.intake import Intake
 from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
 from tidemill.engine.mill import Mill
 from tidemill.engine.outlets import Outlet
+from tidemill.held import Held
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
 
@@ -21,14 +22,16 @@ Arrivals = list[tuple[int, int]]
 
 
 class Readings:
-    """The clocks of one run, which starts when this is made; ``lanes`` counts inline as one."""
+    """The clocks of one run, which starts when this is made; ``lanes`` is 0 inline, where one lane is measured."""
 
     def __init__(self, clock: Clock, lanes: int) -> None:
         self._clock = clock
         self._begun_ns = clock.monotonic_ns()
-        self._last = (self._begun_ns, 0, [0] * lanes)
+        self._last = (self._begun_ns, 0, [0] * max(lanes, 1))
+        self._inline = not lanes
         self._latency = Histogram()
         self._visible = Histogram()
+        self._user_code = Histogram()
         self.loop_lag = LagMonitor(clock)
         self.kernels = ""
         """"compiled", "interpreted", or empty when no stage needs them."""
@@ -44,6 +47,14 @@ class Readings:
     def seen(self, arrivals: Arrivals) -> None:
         """Readers of a sink can see these records."""
         self._add(self._visible, arrivals)
+
+    def held(self, nanoseconds: int) -> None:
+        """The application's own code held the loop for so long."""
+        self._user_code.add(nanoseconds)
+
+    def timed(self, work: Awaitable[None]) -> Awaitable[None]:
+        """The application's own code, whose steps on the loop are measured."""
+        return Held(work, self._clock.monotonic_ns, self.held)
 
     def _add(self, histogram: Histogram, arrivals: Arrivals) -> None:
         now = self._clock.monotonic_ns()
@@ -81,6 +92,7 @@ class Readings:
             keys=mill.keys_seen,
             sources=tuple(source.statistics() for source in sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
+            inline=self._inline,
         )
 
     def report(self, mill: Mill, sinks: Sequence[Sink], outlets: Sequence[Outlet], letters: DeadLetterFile) -> Report:
@@ -94,15 +106,18 @@ class Readings:
             seconds=seconds,
             records_per_s=counts.records_in / seconds,
             loop_lag=self.loop_lag.histogram.quantiles(),
+            user_code=self._user_code.quantiles(),
             latency=self._latency.quantiles(),
             visible=self._visible.quantiles(),
             lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
+            inline=self._inline,
             batch_records=mill.sizes.read(),
             delivery={sink.name: sink.delivery for sink in sinks},
             memory=self.memory,
             dead_letters_by_reason=dict(letters.reasons),
             counters=dict(mill.counters),
             sinks={outlet.name: outlet.rows for outlet in outlets},
+            left_out={outlet.name: dict(outlet.left_out) for outlet in outlets if outlet.left_out},
             kernels=self.kernels,
             cold_s=self.cold_s,
             start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,

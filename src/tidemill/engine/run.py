@@ -11,26 +11,27 @@ run: all sources have ended, ``stop()``, ``seconds``, a signal, or the first err
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
-import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Batcher, Limits
 from tidemill.core.keys import KeyTable
+from tidemill.core.plan import Plan
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.metrics import Counts, Report, Statistics
 from tidemill.engine.mill import Finished, Mill
-from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ProcessOutlet, ThreadOutlet
+from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.responsive import responsive
 from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
@@ -39,10 +40,6 @@ from tidemill.sources.base import Source, SourceContext
 
 __all__ = ["Run", "first_error"]
 
-SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a thread may hold the interpreter while another waits: a decoding thread must not hold the loop."""
-YOUNG_OBJECTS: Final = 10_000
-"""Objects made before the collector looks at them: records come as thousands of dicts, none of them garbage."""
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
 _log = logging.getLogger("tidemill")
@@ -79,7 +76,7 @@ class Run:
         self._on_statistics = on_statistics
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
-        self._readings = Readings(self._clock, max(self._lanes, 1))
+        self._readings = Readings(self._clock, self._lanes)
         self._mill: Mill | None = None
         self._intake: Intake | None = None
         self._letters: DeadLetterFile | None = None
@@ -89,6 +86,7 @@ class Run:
         self._stop_asked_ns = 0
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
+        self._learning = False
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -102,11 +100,13 @@ class Run:
         self._failed = loop.create_future()
         self._letters = DeadLetterFile(self._dead_letters_path)
         self._letters.check()
+        if not self._lanes:
+            _warn_of_deadlines(checked.plan)
         server = ForkServer() if self._lanes else None
         if server is not None:
             server.begin()  # its imports take longest; everything else happens meanwhile
         try:
-            with _responsive():
+            with responsive():
                 await self._flow(checked, server)
         finally:
             try:
@@ -124,7 +124,7 @@ class Run:
     async def _flow(self, checked: Checked, server: ForkServer | None) -> None:
         assert self._letters is not None
         mill, intake = self._build(checked)
-        self._outlets = [_outlet(sink, server) for sink in self.pipeline.sinks]
+        self._outlets = [self._outlet(sink, server) for sink in self.pipeline.sinks]
         try:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(work) for work in self._background(mill)]
@@ -154,6 +154,7 @@ class Run:
         ]
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
+        self._learning = checked.schemas[-1].open
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
         loop = asyncio.get_running_loop()
         mill = Mill(
@@ -197,12 +198,12 @@ class Run:
             nonlocal rejected
             rejected += 1
             self._reject_input(letter)
-            if rejected == ALL_REJECTED and not accepted:
+            if rejected == ALL_REJECTED and not accepted and not source.accepted:
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain())
 
         if source.makes:
             await self.started.wait()
-        stream = source.stream(SourceContext(self._clock, reject, self._stopping))
+        stream = source.stream(SourceContext(self._clock, reject, self._readings.held, self._stopping))
         try:
             async for batch in stream:
                 accepted += len(batch)
@@ -266,12 +267,15 @@ class Run:
     async def _finished(self) -> None:
         """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
         tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self._outlets}
-        late = await self._until(set(tasks), more_s=1.0)
-        for task in tasks - late:
-            task.result()
-        if late:
-            for task in late:
+        try:
+            late = await self._until(set(tasks), more_s=1.0)
+            for task in tasks - late:
+                task.result()
+        finally:
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # of several that failed, one is told
+        if late:
             raise OutsideError(f"a sink did not finish within the grace of {self._grace:g} s after the stop.")
 
     def _reject_input(self, letter: DeadLetter) -> None:
@@ -288,6 +292,13 @@ class Run:
     def _mill_counts(self) -> Counts:
         assert self._mill is not None
         return self._mill.counts
+
+    def _outlet(self, sink: Any, server: ForkServer | None) -> Outlet:
+        if isinstance(sink, LoopSink):
+            return LoopOutlet(sink, self._readings.timed)
+        if isinstance(sink, ProcessSink):
+            return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
+        raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
 
     # -- out -------------------------------------------------------------------------------------------------
 
@@ -306,6 +317,7 @@ class Run:
             left = 1
             taken()
             return
+        self._tell_learned(finished.batch)
         delivery = Delivery(
             finished.batch,
             taken,
@@ -314,6 +326,12 @@ class Run:
         )
         for outlet in self._outlets:
             outlet.put(delivery)
+
+    def _tell_learned(self, batch: Batch) -> None:
+        """The columns, once a record has shown what the functions add."""
+        if self._learning and self._mill is not None and not self._mill._learned.probing:
+            self._learning = False
+            _log.info("the columns are: %s", batch.schema)
 
     def _check_idle(self) -> None:
         if self._mill is not None and self._mill.idle:
@@ -338,6 +356,8 @@ class Run:
         await self._failed
 
     def _fail(self, error: BaseException) -> None:
+        if self._mill is not None:
+            self._mill.stop()  # a lane that ends now was not lost
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 
@@ -365,12 +385,13 @@ class Run:
         return self._readings.statistics(self._mill, self._intake, self.pipeline.sources, self._outlets)
 
 
-def _outlet(sink: Any, server: ForkServer | None) -> Outlet:
-    if isinstance(sink, LoopSink):
-        return LoopOutlet(sink)
-    if isinstance(sink, ProcessSink):
-        return ProcessOutlet(sink, server) if server is not None else ThreadOutlet(sink)
-    raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
+def _warn_of_deadlines(plan: Plan) -> None:
+    unguarded = [stage.name for stage in plan.stages if stage.deadline_s is not None]
+    if unguarded:
+        _log.warning(
+            "lanes=0: nothing can stop a function inline, so the deadline_s of %s does nothing; use lanes=1 or more",
+            ", ".join(unguarded),
+        )
 
 
 def first_error(error: BaseException) -> BaseException:
@@ -378,21 +399,3 @@ def first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-@contextlib.contextmanager
-def _responsive() -> Iterator[None]:
-    """While open, neither another thread nor a full garbage collection (10 ms and more over all the application's
-    objects) holds the loop for long; the settings are given back afterwards."""
-    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    sys.setswitchinterval(min(SWITCH_INTERVAL_S, interval))
-    gc.collect()
-    gc.freeze()
-    if thresholds[0]:
-        gc.set_threshold(max(thresholds[0], YOUNG_OBJECTS), *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-        sys.setswitchinterval(interval)

@@ -27,6 +27,8 @@ def encode_csv(batch: Batch, *, header: bool = False) -> bytes:
     lines = [b",".join(_cell(name) for name in batch.names)] if header else []
     if len(batch) and batch.columns:
         cells = [_cells(column) for column in batch.columns.values()]
+        if len(cells) == 1:
+            cells = [[cell or b'""' for cell in cells[0]]]  # readers pass over an empty line
         lines += map(b",".join, zip(*cells, strict=True))
     return b"\n".join((*lines, b"")) if lines else b""
 

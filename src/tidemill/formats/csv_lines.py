@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.csv_cells import column_of_cells, learn_kind
 from tidemill.formats.edge import Edge
-from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
+from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.kinds import Kinds
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Reject
 from tidemill.schema import Kind
@@ -46,17 +44,12 @@ def parse_header(line: bytes, named: str) -> list[str]:
     return header
 
 
-@dataclass
-class _Block:
-    """The cells of some records, by column, and how to show a record."""
-
-    cells: list[list[str]]
-    rows: int
-    lines: Callable[[], list[str]]
+_Cells = list[list[str]]
+"""The cells of some records, by column."""
 
 
-def _block(rows: list[list[str]], lines: list[str]) -> _Block | None:
-    return _Block(list(map(list, zip(*rows, strict=True))), len(rows), lambda: lines) if rows else None
+def _by_column(rows: list[list[str]]) -> _Cells | None:
+    return list(map(list, zip(*rows, strict=True))) if rows else None
 
 
 def _even(block: bytes, width: int) -> bool:
@@ -114,18 +107,18 @@ class CsvDecoder:
         if self.header is None and block:
             block = self._take_header(block)
         quoted = bool(self._open) or b'"' in block
-        made = self._quoted(block, last, letters) if quoted else self._plain(block, letters)
-        if made is None or self.header is None:
+        cells = self._quoted(block, last, letters) if quoted else self._plain(block, letters)
+        if cells is None or self.header is None:
             return Batch({}, rows=0, arrived_ns=arrived_ns), letters
-        columns, rejects = self._columns(made.cells)
+        columns, rejects, misfits = self._columns(cells)
         batch, more = self.edge.columns(
             columns,
-            rows=made.rows,
+            rows=len(cells[0]),
             arrived_ns=arrived_ns,
             wall_ns=wall_ns,
             known=self._known,
             rejects=rejects,
-            raw_of=partial(_line_of, made.lines),
+            raw_of=lambda row: _record(columns, row, misfits.get(row, {})),
         )
         return batch, letters + more
 
@@ -139,7 +132,7 @@ class CsvDecoder:
                 break
         return block
 
-    def _plain(self, block: bytes, letters: list[DeadLetter]) -> _Block | None:
+    def _plain(self, block: bytes, letters: list[DeadLetter]) -> _Cells | None:
         """Lines without a quote: cells are what stands between commas."""
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n")
@@ -148,9 +141,7 @@ class CsvDecoder:
                 text = block.decode().removesuffix("\n")
                 cells = text.replace("\n", ",").split(",")
                 width = len(self.header)
-                return _Block(
-                    [cells[place::width] for place in range(width)], len(cells) // width, partial(text.split, "\n")
-                )
+                return [cells[place::width] for place in range(width)]
         try:
             lines = block.decode().split("\n")
         except UnicodeDecodeError:
@@ -161,8 +152,8 @@ class CsvDecoder:
         width = len(self.header)
         rows = [line.split(",") for line in lines]
         if set(map(len, rows)) != {width}:
-            rows, lines = self._fitting(rows, lines, letters)
-        return _block(rows, lines)
+            rows = self._fitting(rows, lines, letters)
+        return _by_column(rows)
 
     def _readable(self, lines: list[bytes], letters: list[DeadLetter]) -> list[str]:
         kept = []
@@ -170,24 +161,24 @@ class CsvDecoder:
             try:
                 kept.append(line.decode())
             except UnicodeDecodeError:
-                letters.append(self.edge.refuse(MALFORMED, "the line is not UTF-8", shown(line)))
+                letters.append(self._refuse("the line is not UTF-8", text_of(line)))
         return kept
 
-    def _fitting(
-        self, rows: list[list[str]], lines: list[str], letters: list[DeadLetter]
-    ) -> tuple[list[list[str]], list[str]]:
+    def _fitting(self, rows: list[list[str]], lines: list[str], letters: list[DeadLetter]) -> list[list[str]]:
         assert self.header is not None
-        kept_rows, kept_lines = [], []
+        kept = []
         for cells, line in zip(rows, lines, strict=True):
             if len(cells) == len(self.header):
-                kept_rows.append(cells)
-                kept_lines.append(line)
+                kept.append(cells)
             else:
                 reason = f"the line has {len(cells)} cells where the header names {len(self.header)}"
-                letters.append(self.edge.refuse(MALFORMED, reason, shown(line.encode())))
-        return kept_rows, kept_lines
+                letters.append(self._refuse(reason, line.rstrip("\r\n")))
+        return kept
 
-    def _quoted(self, block: bytes, last: bool, letters: list[DeadLetter]) -> _Block | None:
+    def _refuse(self, reason: str, line: str) -> DeadLetter:
+        return self.edge.refuse(MALFORMED, reason, line, known=self._known, header=tuple(self.header or ()))
+
+    def _quoted(self, block: bytes, last: bool, letters: list[DeadLetter]) -> _Cells | None:
         """Records that may reach over several lines."""
         if self.header is None:
             return None
@@ -200,21 +191,19 @@ class CsvDecoder:
                 lines = lines[: len(rows)] + singles + lines[len(rows) + 1 :]
                 return self._singly(lines, letters)
             rows.append(cells)
-        rows, lines = self._fitting(rows, lines, letters)
-        return _block(rows, lines)
+        return _by_column(self._fitting(rows, lines, letters))
 
-    def _singly(self, lines: list[str], letters: list[DeadLetter]) -> _Block | None:
+    def _singly(self, lines: list[str], letters: list[DeadLetter]) -> _Cells | None:
         assert self.header is not None
-        rows, shown_lines = [], []
+        rows, singles = [], []
         for line in lines:
             cells = _cells_of(line)
             parts = [line] if len(cells) == len(self.header) else line.split("\n")
             for part in parts:
                 if part.strip("\r"):
                     rows.append(_cells_of(part))
-                    shown_lines.append(part)
-        rows, shown_lines = self._fitting(rows, shown_lines, letters)
-        return _block(rows, shown_lines)
+                    singles.append(part)
+        return _by_column(self._fitting(rows, singles, letters))
 
     def _records(self, block: bytes, last: bool) -> list[bytes]:
         """Lines, joined while a quoted cell is open, up to the limit of a line and `_MOST_LINES`."""
@@ -247,16 +236,19 @@ class CsvDecoder:
 
     # -- cells -------------------------------------------------------------------------------------
 
-    def _columns(self, cells: list[list[str]]) -> tuple[dict[str, Column], dict[int, Reject]]:
+    def _columns(self, cells: _Cells) -> tuple[dict[str, Column], dict[int, Reject], dict[int, dict[str, str]]]:
+        """The columns, the rows that do not fit, and of these the cells that do not."""
         assert self.header is not None
         columns: dict[str, Column] = {}
         rejects: dict[int, Reject] = {}
+        misfits: dict[int, dict[str, str]] = {}
         for name, items in zip(self.header, cells, strict=True):
             kind = self.kind_of(name, items)
             columns[name], wrong = column_of_cells(name, items, kind, self.edge.times)
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
-        return columns, rejects
+                misfits.setdefault(reject.row, {})[name] = items[reject.row]
+        return columns, rejects, misfits
 
     def kind_of(self, name: str, cells: Sequence[str]) -> Kind:
         """The column's kind in this run. Fields of the key are text: sensor 007 is not sensor 7."""
@@ -270,8 +262,9 @@ class CsvDecoder:
         return Kind.OBJECT if learned is None else kinds.learn(name, learned)
 
 
-def _line_of(lines: Callable[[], list[str]], row: int) -> str:
-    return shown(lines()[row].encode())
+def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
+    """A record as NDJSON would have it; a cell that does not fit its column as its text."""
+    return {name: misfits.get(name, column.slice(row, row + 1).to_list()[0]) for name, column in columns.items()}
 
 
 def _cells_of(line: str) -> list[str]:

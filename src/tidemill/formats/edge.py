@@ -6,7 +6,6 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 from __future__ import annotations
 
 import copy
-import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import contains
@@ -16,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, NULL_TAG, Column
-from tidemill.errors import PlanError
+from tidemill.column import ABSENT, ABSENT_TAG, NAT, NULL_TAG, Column
+from tidemill.formats.key_template import KeyTemplate, is_nested
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
@@ -78,7 +77,7 @@ class Edge:
         self.kinds = Kinds(self.declared)
         self.source = source
         self.times = TimeReader(tz, time_format)
-        self._template = _template(self.key)
+        self._template = KeyTemplate(self.key)
         self._fields: dict[str, None] = {}
         self._reasons: dict[str, int] = {}
         self._accepted = 0
@@ -88,12 +87,19 @@ class Edge:
     @property
     def key_fields(self) -> tuple[str, ...]:
         """The names that make the key: fields of the record, or things that the source knows."""
-        return tuple(name for _, name in self._template if name is not None)
+        return self._template.names
 
     def twin(self) -> Edge:
         """An edge that learns the same kinds and counts for itself: for a look ahead that is no reading."""
         made = copy.copy(self)
         made._fields, made._reasons, made._accepted = {}, {}, 0
+        return made
+
+    def reading(self, key: str, time: str, *, arrival: bool) -> Edge:
+        """An edge that reads the roles from elsewhere, and shares with this one what it learns of fields and kinds."""
+        made = copy.copy(self)
+        made.key, made.time, made.arrival, made.fallback = key, time, arrival, None
+        made._template = KeyTemplate(key)
         return made
 
     @property
@@ -168,7 +174,8 @@ class Edge:
             place = int(places[reject.row]) if places is not None else reject.row
             early[place] = reject
         chosen.arrived_ns = arrived_ns
-        return chosen, self._letters(early, lambda place: raws[place] if raws is not None else rows[place])
+        show = (rows if raws is None else raws).__getitem__
+        return chosen, self._letters(early, show, known, wall_ns)
 
     def columns(
         self,
@@ -207,12 +214,44 @@ class Edge:
         if self.time in naive and chosen.time_ns is not None and chosen.columns[self.time].kind is Kind.TIME:
             chosen.time_ns = self.times.localised(chosen.time_ns)
         chosen.arrived_ns = arrived_ns
-        return chosen, self._letters(found, show)
+        return chosen, self._letters(found, show, known, wall_ns)
 
-    def refuse(self, reason_code: str, reason: str, raw: Any) -> DeadLetter:
-        """The letter for input that never became a record."""
+    def refuse(
+        self,
+        reason_code: str,
+        reason: str,
+        raw: Any,
+        *,
+        known: Mapping[str, str] | None = None,
+        wall_ns: int = 0,
+        header: tuple[str, ...] = (),
+    ) -> DeadLetter:
+        """The letter for input that never became a record, with the key and the time that can be told of it."""
         self._reasons[reason] = self._reasons.get(reason, 0) + 1
-        return DeadLetter(reason_code, reason, raw, source=self.source)
+        record = raw if isinstance(raw, Mapping) else None
+        time_ns = None if record is None or reason_code == BAD_TIME else self._time_told(record, wall_ns)
+        key = self._key_told(record or {}, known or {})
+        return DeadLetter(
+            reason_code,
+            reason,
+            raw,
+            source=self.source,
+            key=key,
+            time_ns=time_ns,
+            arrival=self.arrival,
+            header=header,
+        )
+
+    def _key_told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
+        if self.fallback is not None and self.fallback in known:
+            known = {**known, self.key: known[self.fallback]}
+        return self._template.told(record, known)
+
+    def _time_told(self, record: Mapping[Any, Any], wall_ns: int) -> int | None:
+        if self.arrival and record.get(self.time) is None:
+            return wall_ns
+        ns = self.times.column(Kinds().column("", [record.get(self.time)])[0])[0][0]
+        return None if ns == NAT else int(ns)
 
     def explain(self) -> str:
         """Why nothing came through: the fields seen, and the ``key=`` and ``time=`` to try."""
@@ -326,24 +365,16 @@ class Edge:
         return f"the time {_short(item)} in field {self.time!r} is not {wanted}"
 
     def _key(self, batch: Batch, rejects: dict[int, Reject], known: Known | None) -> Column:
-        if len(self._template) == 1 and not self._template[0][0]:
-            column = batch.columns.get(self._template[0][1] or "")
+        if self._template.field is not None:
+            column = batch.columns.get(self._template.field)
             if column is not None and column.kind is Kind.TEXT and column.tags is None:
                 return self._sound(Column(Kind.TEXT, column.values, texts=column.texts), rejects)
         parts = [self._part(batch, name, rejects, known) for name in self.key_fields]
-        texts = [literal for literal, _ in self._template]
-        if not parts:
-            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array(["".join(texts)], object))
-        if len(parts) == 1 and isinstance(parts[0], str):
-            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([self._join([parts[0]])], object))
+        if all(isinstance(part, str) for part in parts):
+            key = self._template.join([part for part in parts if isinstance(part, str)])
+            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([key], object))
         lists = [[part] * len(batch) if isinstance(part, str) else part for part in parts]
-        return self._sound(Column.of_texts([self._join(row) for row in zip(*lists, strict=True)]), rejects)
-
-    def _join(self, parts: Sequence[str]) -> str:
-        if len(parts) == len(self._template):
-            return "".join(f"{literal}{part}" for (literal, _), part in zip(self._template, parts, strict=True))
-        ends = iter(parts)
-        return "".join(literal + (next(ends) if name is not None else "") for literal, name in self._template)
+        return self._sound(Column.of_texts([self._template.join(row) for row in zip(*lists, strict=True)]), rejects)
 
     def _part(self, batch: Batch, name: str, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
         """One name of the key's template in every record."""
@@ -356,13 +387,13 @@ class Edge:
             return items
         texts = []
         for row, item in enumerate(items):
-            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not _nested(item)):
+            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not is_nested(item)):
                 texts.append(str(item))
             elif (item is None or item is ABSENT) and self.fallback is not None:
                 texts.append(_known_at(known, row, self.fallback) or "")
             else:
                 texts.append("")
-                what = "is nested" if _nested(item) else "is missing or null"
+                what = "is nested" if is_nested(item) else "is missing or null"
                 rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {what}"))
         return texts
 
@@ -399,9 +430,18 @@ class Edge:
 
     # -- out ---------------------------------------------------------------------------------------
 
-    def _letters(self, rejects: Mapping[int, Reject], raw_of: RawOf) -> list[DeadLetter]:
+    def _letters(
+        self, rejects: Mapping[int, Reject], raw_of: RawOf, known: Known | None, wall_ns: int | NDArray[np.int64]
+    ) -> list[DeadLetter]:
         return [
-            self.refuse(rejects[place].reason_code, rejects[place].reason, raw_of(place)) for place in sorted(rejects)
+            self.refuse(
+                rejects[place].reason_code,
+                rejects[place].reason,
+                raw_of(place),
+                known=known if known is None or isinstance(known, Mapping) else known[place],
+                wall_ns=wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]),
+            )
+            for place in sorted(rejects)
         ]
 
     def _note_fields(self, rows: Any) -> None:
@@ -409,19 +449,6 @@ class Edge:
             if len(self._fields) > 50:
                 return
             self._fields.update(dict.fromkeys(map(str, row)))
-
-
-def _template(key: str) -> tuple[tuple[str, str | None], ...]:
-    """(text before, name) pairs; a key without braces is the name of a field."""
-    if "{" not in key and "}" not in key:
-        return (("", key),)
-    try:
-        parsed = list(string.Formatter().parse(key))
-    except ValueError as error:
-        raise PlanError(f"key={key!r} is not a template such as '{{line}}/{{machine}}': {error}.") from None
-    if any(spec or conversion or name == "" for _, name, spec, conversion in parsed):
-        raise PlanError(f"key={key!r} may hold names in braces and nothing else in them: '{{line}}/{{machine}}'.")
-    return tuple((literal, name) for literal, name, _, _ in parsed)
 
 
 def _missing(column: Column) -> NDArray[np.bool_] | None:
@@ -435,10 +462,6 @@ def _known_at(known: Known | None, row: int, name: str) -> str | None:
     if known is None:
         return None
     return (known if isinstance(known, Mapping) else known[row]).get(name)
-
-
-def _nested(item: Any) -> bool:
-    return isinstance(item, (dict, list, tuple, set))
 
 
 def _short(item: Any) -> str:

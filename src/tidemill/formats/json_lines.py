@@ -14,7 +14,7 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
-from tidemill.formats.lines import shown
+from tidemill.formats.lines import text_of
 from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
 from tidemill.schema import Kind
@@ -71,12 +71,12 @@ def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadL
         try:
             row = _DECODER.decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            bad.append(BadLine(*_reason(error, line), shown(line)))
+            bad.append(BadLine(*_reason(error, line), text_of(line)))
             continue
         if type(row) is dict:
             rows.append(row)
         else:
-            bad.append(BadLine(MALFORMED, f"the line holds a JSON {_json_type(row)}, not an object", shown(line)))
+            bad.append(BadLine(MALFORMED, f"the line holds a JSON {_json_type(row)}, not an object", text_of(line)))
     return rows, bad
 
 

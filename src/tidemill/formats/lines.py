@@ -7,23 +7,28 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["LINE_LIMIT", "LineSplitter", "Oversize", "shown"]
+__all__ = ["LINE_LIMIT", "LineSplitter", "Oversize", "shown", "text_of"]
 
 LINE_LIMIT: Final = 1 << 20
 """Bytes of one line, without its end; a longer one is rejected."""
 _BOM: Final = b"\xef\xbb\xbf"
 _SHOWN: Final = 2_000
-"""Bytes of a rejected line that are kept."""
+"""Bytes that are kept of a line beyond the limit."""
 _NEWLINE: Final = 10
 
 
-def shown(raw: bytes) -> str:
-    """A rejected line as text for a person, cut where it is long; bytes that are not UTF-8 appear as ``\\xff``.
+def text_of(raw: bytes) -> str:
+    """A rejected line as text, whole, so that it can be repaired; bytes that are not UTF-8 appear as ``\\xff``.
 
-    >>> shown(b'{"value": \\xff}')
+    >>> text_of(b'{"value": \\xff}')
     '{"value": \\\\xff}'
     """
-    text = raw[:_SHOWN].decode("utf-8", "backslashreplace").rstrip("\r\n")
+    return raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+
+
+def shown(raw: bytes) -> str:
+    """A line for a person, cut where it is long."""
+    text = text_of(raw[:_SHOWN])
     return text if len(raw) <= _SHOWN else f"{text}... ({len(raw)} bytes)"
 
 

@@ -129,20 +129,22 @@ class _Loop:
     def _tell(self) -> None:
         assert self._host is not None
         statistics = self._host.sink.statistics()
-        written = Written(self._host.written, self._host.flushed, statistics.rows, statistics.bytes)
+        written = Written(
+            self._host.written, self._host.flushed, statistics.rows, statistics.bytes, dict(statistics.left_out)
+        )
         self._parent.send(written)
 
     def _stop(self) -> None:
         """Only a sink that has flushed and closed without complaint may say so."""
         host = self._host
-        rows = size = 0
+        rows, size, left_out = 0, 0, {}
         if host is not None:
             host.flush()
             host.sink.close()
             statistics = host.sink.statistics()
-            rows, size = statistics.rows, statistics.bytes
+            rows, size, left_out = statistics.rows, statistics.bytes, dict(statistics.left_out)
         self._host = None
-        self._parent.send(SinkClosed(rows, size))
+        self._parent.send(SinkClosed(rows, size, left_out))
 
     def close(self) -> None:
         """After an error, or when the parent is gone."""

@@ -174,6 +174,7 @@ class Written(Message, frozen=True):
     flushed: int
     rows: int
     bytes: int
+    left_out: dict[str, int] = {}
 
 
 class SinkClosed(Message, frozen=True):
@@ -181,6 +182,7 @@ class SinkClosed(Message, frozen=True):
 
     rows: int
     bytes: int
+    left_out: dict[str, int] = {}
 
 
 # -- to and from a lane that takes calls (`tidemill.engine.lanes`) ---------------------------------------

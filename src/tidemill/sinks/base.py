@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -30,6 +30,8 @@ class SinkStatistics:
     """Rows written so far."""
     bytes: int = 0
     """Bytes written so far, where the sink knows."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Values that the sink has no place for, by their field: a CSV file's header is written once."""
 
 
 class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
@@ -54,13 +56,33 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
         self._name = name
+        self._suffix = ""
 
     @property
     def name(self) -> str:
-        return self._name or type(self).__name__.lower()
+        return self._name or f"{self.kind}{self._suffix}"
+
+    @property
+    def kind(self) -> str:
+        """The name of one that was given none."""
+        return type(self).__name__.lower()
+
+    @property
+    def named(self) -> bool:
+        """Whether the name was given; else it is that of its kind."""
+        return self._name is not None
+
+    def number(self, number: int) -> None:
+        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
+        self._suffix = f"_{number}" if number > 1 else ""
 
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""
+
+    @property
+    def place(self) -> str | None:
+        """What it writes to, when that can take the rows of one sink only: a file's real path."""
+        return None
 
     def check(self) -> None:
         """Refuse at start what cannot work: a file that exists, a folder that does not."""

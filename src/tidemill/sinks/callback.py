@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError, StageError, TidemillError
-from tidemill.sinks.base import LoopSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, LoopSink, SinkStatistics, Where
 
 __all__ = ["Callback"]
 
@@ -17,7 +17,10 @@ class Callback(LoopSink):
     """Call ``fn(batch)`` for each batch, on the event loop; ``fn`` may be async, and is awaited before the next call.
 
     With ``rows=True`` it gets a list of dicts instead of a `Batch`. The batch's arrays are valid until ``fn`` returns:
-    copy what you keep. While ``fn`` runs without awaiting, the loop stands still; the report shows that time apart.
+    copy what you keep. While ``fn`` runs without awaiting, the loop stands still; the report shows that time
+    apart, as ``user_code``.
+
+    ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
 
     Delivery: each row once in a run, in input order; a run that starts again gives them again. An exception in ``fn``
     stops the run with a `StageError` that names the sink.
@@ -39,9 +42,10 @@ class Callback(LoopSink):
         rows: bool = False,
         where: Where | None = None,
         columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
-        super().__init__(where=where, columns=columns, name=name)
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         if not callable(fn):
             raise PlanError(f"Callback needs a function, not {type(fn).__name__}.")
         self.fn = fn

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.sinks.base import LoopSink, SinkStatistics, Where
+from tidemill.schema import Schema
+from tidemill.sinks.base import IfExists, LoopSink, SinkStatistics, Where
 
 __all__ = ["Latest"]
 
@@ -22,7 +23,8 @@ class Latest(LoopSink, Mapping[str, dict[str, Any]]):
 
     ``latest["S12"]``, ``latest.get("S12")``, ``"S12" in latest``, ``len(latest)``, iteration over the sensors, and
     `snapshot` for all of them at once. Read it on the event loop: there it never changes between two awaits.
-    Memory is bounded by the number of sensors.
+    A function given as ``where`` runs there too, and the report shows its time apart, as ``user_code``. Memory is bounded by the number of sensors. Rows of an earlier run of the same object stay until newer ones come;
+    ``if_exists="replace"`` forgets them at the start.
 
     Delivery: a row is there when its batch was written; nothing is kept after the run.
 
@@ -43,12 +45,18 @@ class Latest(LoopSink, Mapping[str, dict[str, Any]]):
         *,
         where: Where | None = None,
         columns: Sequence[str] | None = None,
+        if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
-        super().__init__(where=where, columns=columns, name=name)
+        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         self._newest: dict[str, dict[str, Any] | tuple[Batch, int]] = {}
         self._held = 0
         self._rows = 0
+
+    async def open(self, schema: Schema) -> None:
+        if self.if_exists == "replace":
+            self._newest.clear()
+            self._held = 0
 
     async def write(self, batch: Batch) -> None:
         if not len(batch):

@@ -10,7 +10,7 @@ from typing import ClassVar, Final, Literal
 
 from tidemill import files
 from tidemill.batch import Batch
-from tidemill.column import Column
+from tidemill.column import ABSENT_TAG, Column
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
@@ -19,22 +19,25 @@ from tidemill.sinks.output import Output, first_line, require_whole_gzip
 __all__ = ["Lines"]
 
 _FORMATS: Final[dict[str, Literal["ndjson", "csv"]]] = {".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+_MOST_TOLD: Final = 100
+"""Fields that have no place and are counted each by its name; the rest are counted together."""
 
 
 class Lines(ProcessSink):
     """Rows as lines of text: ``.ndjson`` or ``.jsonl`` (one JSON object a line), ``.csv`` (one header), each also with
     ``.gz``; ``Lines("-")`` is standard output, NDJSON unless ``format="csv"``. ``format`` overrules the suffix.
 
-    NDJSON keeps each record's fields, order and types; NaN is null, an absent field is left out. CSV has the columns of
-    its first batch, or those of ``columns=``; what is missing is empty.
+    NDJSON keeps each record's fields, order and types; NaN is null, an absent field is left out. CSV has the columns
+    that are known when the run starts, else those of its first batch, or those of ``columns=``; what is missing is empty.
+    A field that comes later has no place under that header: the row is written without it, and the report counts it.
 
     Delivery: rows become visible at each flush (at least every 0.25 s), in input order, and a flush ends in a whole
     line, also when the disk is full. They are with the system then, not yet on the disk: a crash of the program loses
     rows since the last flush, a power cut may lose more. A re-run with ``if_exists="append"`` writes its rows again. A
     ``.gz`` can be unpacked up to the last flush at any time (gzip then says that the end is missing).
 
-    Raises `InputError` when the file exists and ``if_exists`` is ``"fail"``, or when a CSV row has a column that the
-    header lacks; `OutsideError` when the disk is full or the reader of standard output has gone.
+    Raises `InputError` when the file exists and ``if_exists`` is ``"fail"``, or when rows are to be appended under a CSV
+    header that lacks one of their columns; `OutsideError` when the disk is full or the reader of standard output has gone.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -66,11 +69,19 @@ class Lines(ProcessSink):
         self.format = format or _format_of(path)
         self._output: Output | None = None
         self._header: tuple[str, ...] | None = None
+        self._began = False
+        self._left_out: dict[str, int] = {}
         self._schema = Schema(open=True)
         self._rows = 0
         self._bytes = 0
 
     # -- the contract of a sink ----------------------------------------------------------------------
+
+    @property
+    def place(self) -> str | None:
+        if self.path is None:
+            return "standard output"
+        return None if self.path.exists() and _is_device(self.path) else str(self.path.resolve())
 
     def check(self) -> None:
         if self.path is None:
@@ -89,13 +100,14 @@ class Lines(ProcessSink):
         self.check()
         self._schema = schema
         append = self.if_exists == "append" and self.path is not None and self.path.exists()
-        self._header = None
+        self._header = self.columns or (schema.names if not schema.open else None) or None
+        self._began = append
         if append:
             assert self.path is not None
             if self.gz:
                 require_whole_gzip(self.path)
             if self.format == "csv":
-                self._header = _header_of(self.path)
+                self._header = self._fitting(_header_of(self.path), self._header or ())
         try:
             self._output = Output(self.path, gz=self.gz, append=append)
         except OSError as error:
@@ -108,11 +120,6 @@ class Lines(ProcessSink):
         output.write(self._encoded(batch))
         self._rows += len(batch)
 
-    def write_encoded(self, lines: bytes, rows: int) -> None:
-        """Take NDJSON lines that were encoded elsewhere; for a sink whose `format` is ``"ndjson"``."""
-        self._opened().write(lines)
-        self._rows += rows
-
     def flush(self) -> None:
         output = self._opened()
         output.flush()
@@ -123,7 +130,7 @@ class Lines(ProcessSink):
         if output is None:
             return
         try:
-            if self.format == "csv" and self._header is None and (names := self.columns or self._schema.names):
+            if self.format == "csv" and not self._began and (names := self._header or self._schema.names):
                 output.write(_csv_header(names))  # a run without rows leaves a header
         finally:
             output.close()
@@ -131,7 +138,7 @@ class Lines(ProcessSink):
 
     def statistics(self) -> SinkStatistics:
         """``bytes`` counts what reached the system at the last flush, after compression."""
-        return SinkStatistics(self.name, self._rows, self._bytes)
+        return SinkStatistics(self.name, self._rows, self._bytes, self._left_out)
 
     # -- lines ---------------------------------------------------------------------------------------
 
@@ -147,21 +154,37 @@ class Lines(ProcessSink):
             return encode_json_lines(batch)
         from tidemill.formats.csv_encode import encode_csv
 
-        starts = self._header is None
-        header = self._header = self._header or self.columns or batch.names
-        if batch.names != header:
-            batch = self._aligned(batch, header)
+        if self._header is None:
+            self._header = batch.names
+        elif not self._rows and self._began:
+            self._fitting(self._header, batch.names)
+        starts, self._began = not self._began, True
+        if batch.names != self._header:
+            batch = self._aligned(batch, self._header)
         return encode_csv(batch, header=starts)
 
     def _aligned(self, batch: Batch, header: tuple[str, ...]) -> Batch:
-        unknown = [name for name in batch.names if name not in header]
-        if unknown:
-            raise InputError(
-                f"A row for {self._opened().place} has a column {unknown[0]!r}, and the CSV header there is without it "
-                f"({', '.join(header)}); name the columns you want with columns=[...], or write NDJSON."
-            )
+        for name, column in batch.columns.items():
+            if name not in header:
+                self._leave_out(name, column)
         rows = len(batch)
         return Batch({name: batch.columns.get(name) or Column.missing(Kind.OBJECT, rows) for name in header}, rows=rows)
+
+    def _leave_out(self, name: str, column: Column) -> None:
+        if name not in self._left_out and len(self._left_out) >= _MOST_TOLD:
+            name = "..."
+        values = len(column) if column.tags is None else int((column.tags != ABSENT_TAG).sum())
+        self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + values}
+
+    def _fitting(self, header: tuple[str, ...] | None, names: Sequence[str]) -> tuple[str, ...] | None:
+        """The header of the file that is appended to; refuses it when a column of every row would have no place."""
+        unknown = [name for name in names if name not in (header or names)]
+        if unknown:
+            raise InputError(
+                f"A row for {self.path} has a column {unknown[0]!r}, and the CSV header there is without it "
+                f"({', '.join(header or ())}); name the columns you want with columns=[...], or write to another file."
+            )
+        return header
 
 
 def _format_of(path: str | Path) -> Literal["ndjson", "csv"]:

@@ -101,6 +101,10 @@ class Parquet(ProcessSink):
 
     # -- the contract of a sink ----------------------------------------------------------------------
 
+    @property
+    def place(self) -> str:
+        return str(self.path.resolve())
+
     def check(self) -> None:
         if importlib.util.find_spec("pyarrow") is None:
             raise MissingExtra("pyarrow", "parquet", "Parquet files")

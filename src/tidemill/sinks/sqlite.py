@@ -90,6 +90,10 @@ class SQLite(ProcessSink):
 
     # -- the contract of a sink ----------------------------------------------------------------------
 
+    @property
+    def place(self) -> str:
+        return f"{self.path.resolve()}, table {folded(self.table)!r}"
+
     def check(self) -> None:
         place = self.path
         if place.is_dir():

@@ -24,6 +24,8 @@ class SourceContext:
     clock: Clock
     reject: Callable[[DeadLetter], None]
     """Hand over a record that cannot become one; it is counted and goes to the dead letters."""
+    held: Callable[[int], None] = lambda _: None
+    """Tell how long the application's own code held the loop, in nanoseconds; the report shows it apart."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the run wants to end: stop reading from outside, yield what has been read, return."""
 
@@ -76,10 +78,25 @@ class Source(abc.ABC):
         self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
         self.tz = tz
         self._name = name
+        self._suffix = ""
 
     @property
     def name(self) -> str:
-        return self._name or type(self).__name__.lower()
+        return self._name or f"{self.kind}{self._suffix}"
+
+    @property
+    def kind(self) -> str:
+        """The name of one that was given none."""
+        return type(self).__name__.lower()
+
+    @property
+    def named(self) -> bool:
+        """Whether the name was given; else it is that of its kind."""
+        return self._name is not None
+
+    def number(self, number: int) -> None:
+        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
+        self._suffix = f"_{number}" if number > 1 else ""
 
     def check(self) -> None:
         """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""
@@ -87,6 +104,11 @@ class Source(abc.ABC):
     def peek(self) -> Schema:
         """What is known of the records before the first is read."""
         return Schema(open=True)
+
+    @property
+    def accepted(self) -> int:
+        """Records that it has made so far, those of a block too whose rejects are handed over first."""
+        return 0
 
     def explain(self) -> str:
         """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""

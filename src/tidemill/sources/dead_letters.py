@@ -5,27 +5,60 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
 
 from tidemill import files
 from tidemill.batch import Batch
+from tidemill.column import NAT
+from tidemill.formats.csv_lines import CsvDecoder
+from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.lines import LineSplitter
-from tidemill.letters import MALFORMED
+from tidemill.formats.times import TimeReader
+from tidemill.letters import MALFORMED, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pieces
+from tidemill.sources.heads import learn_kinds
 from tidemill.sources.readers import BLOCK, Delivery
 
 __all__ = ["DeadLetters"]
 
+_OF_LETTER: Final = "\0"
+"""The name under which an edge is given the key and the time of a letter: no field of a record has it."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a letter holds."""
+
+    raw: Any
+    header: tuple[str, ...]
+    key: str | None
+    time_ns: int | None
+    arrival: bool
+    """A record without a time gets that of this replay."""
+
+    @property
+    def roles(self) -> tuple[bool, bool, bool]:
+        """Whether the letter has the key and the time, and whether its record may lack one."""
+        return self.key is not None, self.time_ns is not None, self.arrival
+
 
 class DeadLetters(EdgedSource):
-    """The raw records of a dead-letters file (NDJSON), replayed after a fix.
+    """The records of a dead-letters file (NDJSON), replayed after a fix, whatever source they came from.
 
-    Each line of the file is one letter; its ``raw`` is the record, or the text of a line that was not JSON. What is
-    still bad is rejected again. Records without the default time field get the time of this replay. Delivery: every
-    letter once, in the file's order. Raises `InputError` with the absolute path tried.
+    Each line of the file is one letter. Its ``raw`` is the record, or the text of a line that was none: repair it there.
+    Its ``key`` and ``time`` are what the record had in the run that rejected it, and it has them again, wherever they
+    were read from; correct them in the letter, or name the fields to read instead with ``key=`` and ``time=``. A letter
+    without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
+    time gets that of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
+
+    Delivery: every letter once, in the file's order. Raises `InputError` with the absolute path tried.
     """
 
     arrival = True
@@ -39,14 +72,21 @@ class DeadLetters(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        limit: int = 16 << 20,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         self.path = path
+        self.limit = checked_limit(limit, "DeadLetters")
+        self._edges: dict[tuple[bool, bool, bool], Edge] = {}
 
     @property
-    def name(self) -> str:
-        return self._name or "dead_letters"
+    def kind(self) -> str:
+        return "dead_letters"
+
+    @property
+    def accepted(self) -> int:
+        return sum(edge.accepted for edge in self._edges.values())
 
     def check(self) -> None:
         files.open_read(self.path).close()
@@ -66,27 +106,83 @@ class DeadLetters(EdgedSource):
         finally:
             self._connected = False
 
+    # -- letters, in a thread ------------------------------------------------------------------------
+
     def _deliveries(self, context: SourceContext) -> Iterator[Delivery]:
         with files.open_read(self.path) as handle:
-            splitter = LineSplitter(limit=1 << 24)
+            splitter = LineSplitter(self.limit)
             for data in files.read_blocks(self.path, handle, BLOCK):
-                yield self._decode(splitter.feed(data), context)
-            yield self._decode(splitter.finish(), context)
+                yield from self._decoded(splitter.feed(data), context)
+            yield from self._decoded(splitter.finish(), context)
 
-    def _decode(self, block: bytes, context: SourceContext) -> Delivery:
-        arrived_ns = context.clock.monotonic_ns()
-        letters, bad = decode_json_lines(block) if block else ([], [])
-        found = [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
-        rows: list[Any] = []
-        for letter in letters:
-            raw = letter.get("raw")
-            if isinstance(raw, str):
-                parsed, still_bad = decode_json_lines(raw.encode("utf-8", "replace"))
-                found += [self.edge.refuse(line.reason_code, line.reason, raw) for line in still_bad]
-                rows += parsed
-            elif "raw" in letter:
-                rows.append(raw)
+    def _decoded(self, block: bytes, context: SourceContext) -> Iterator[Delivery]:
+        lines, bad = decode_json_lines(block) if block else ([], [])
+        refused = [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+        told = []
+        for line in lines:
+            letter = self._told(line)
+            if letter is None:
+                refused.append(self.edge.refuse(MALFORMED, "the line is no dead letter: it has no field 'raw'", line))
+            elif isinstance(letter, DeadLetter):
+                refused.append(letter)
             else:
-                found.append(self.edge.refuse(MALFORMED, "the line is no dead letter: it has no field 'raw'", letter))
-        batch, more = self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns(), parsed=True)
-        return batch, found + more
+                told.append(letter)
+        learn_kinds(self.edge, [letter.raw for letter in told if isinstance(letter.raw, dict)])
+        yield Batch({}, rows=0), refused
+        for (header, roles), run in groupby(told, key=lambda letter: (letter.header, letter.roles)):
+            if header:
+                for letter in run:
+                    yield self._line(letter, context)
+            else:
+                yield self._rows(list(run), self._edge(roles), context)
+
+    def _told(self, line: Mapping[str, Any]) -> _Told | DeadLetter | None:
+        """What a line says; the letter it becomes again when its text is still no record; None when it is no letter."""
+        if "raw" not in line:
+            return None
+        raw, time, header = line["raw"], line.get("time"), tuple(line.get("header") or ())
+        key = str(line["key"]) if line.get("key") and self.key is None else None
+        if isinstance(raw, str) and not header:
+            rows, bad = decode_json_lines(raw.encode("utf-8", "replace"))
+            if bad:
+                known = {} if key is None else {self.edge.key: key}
+                return self.edge.refuse(bad[0].reason_code, bad[0].reason, raw, known=known)
+            raw = rows[0] if rows else {}
+        time_ns = NAT if time is None or self.time is not None else TimeReader().one(time)
+        return _Told(raw, header, key, None if time_ns == NAT else time_ns, "time" not in line)
+
+    # -- records -------------------------------------------------------------------------------------
+
+    def _edge(self, roles: tuple[bool, bool, bool]) -> Edge:
+        """The edge for records that get these roles from their letters."""
+        if roles not in self._edges:
+            has_key, has_time, arrival = roles
+            key = f"{{{_OF_LETTER}}}" if has_key else self.key or DEFAULT_KEY
+            time = _OF_LETTER if has_time else self.time or DEFAULT_TIME
+            arrival = has_time or (arrival and self.time is None)
+            self._edges[roles] = self.edge.reading(key, time, arrival=arrival)
+        return self._edges[roles]
+
+    def _rows(self, letters: list[_Told], edge: Edge, context: SourceContext) -> Delivery:
+        now_ns = context.clock.wall_ns()
+        return edge.rows(
+            [letter.raw for letter in letters],
+            arrived_ns=context.clock.monotonic_ns(),
+            wall_ns=np.array([now_ns if letter.time_ns is None else letter.time_ns for letter in letters], np.int64),
+            known=[_known(letter) for letter in letters],
+            parsed=True,
+        )
+
+    def _line(self, letter: _Told, context: SourceContext) -> Delivery:
+        """A line of CSV that could not be split."""
+        decoder = CsvDecoder(
+            self._edge(letter.roles), named=str(self.path), known=_known(letter), header=letter.header, limit=self.limit
+        )
+        arrived_ns = context.clock.monotonic_ns()
+        wall_ns = context.clock.wall_ns() if letter.time_ns is None else letter.time_ns
+        batch, refused = decoder.feed(f"{letter.raw}\n".encode(), arrived_ns=arrived_ns, wall_ns=wall_ns)
+        return (batch, refused) if len(batch) or refused else decoder.finish(arrived_ns=arrived_ns, wall_ns=wall_ns)
+
+
+def _known(letter: _Told) -> dict[str, str]:
+    return {} if letter.key is None else {_OF_LETTER: letter.key}

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Final
 
 from tidemill.batch import Batch
+from tidemill.errors import PlanError
 from tidemill.formats.edge import Edge
 from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
-__all__ = ["MOST_RECORDS", "EdgedSource", "pause", "pieces"]
+__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "pause", "pieces"]
 
 MOST_RECORDS: Final = 8_192
 """Records of one batch; a batch that the user made may have four times as many."""
@@ -54,6 +55,10 @@ class EdgedSource(Source):
         self._rejected = 0
         self._connected = False
 
+    def number(self, number: int) -> None:
+        super().number(number)
+        self.edge.source = self.name
+
     def accept(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Batch:
         """``batch``, counted; its rejects handed over."""
         for letter in letters:
@@ -66,11 +71,22 @@ class EdgedSource(Source):
         """The declared columns, ``more`` of which may come."""
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
 
+    @property
+    def accepted(self) -> int:
+        return self.edge.accepted
+
     def explain(self) -> str:
         return self.edge.explain()
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected)
+
+
+def checked_limit(limit: int, source: str) -> int:
+    """The longest line, in bytes; raises `PlanError` for what is none."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise PlanError(f"limit={limit!r} of {source} must be a number of bytes of 1 or more.")
+    return limit
 
 
 def pieces(batch: Batch, most: int = MOST_RECORDS) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,15 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import MissingExtra, PlanError
-from tidemill.schema import Field, Kind, Schema
-from tidemill.sources.base import Source, SourceContext, SourceStatistics
+from tidemill.schema import Kind
+from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import pause
+from tidemill.sources.made import MadeSource
 
 __all__ = ["Host"]
 
-_SCHEMA = Schema(
-    [Field("sensor", Kind.TEXT), Field("time", Kind.TIME), Field("value", Kind.FLOAT), Field("unit", Kind.TEXT)]
-)
 
-
-class Host(Source):
+class Host(MadeSource):
     """Load per core, memory, disk, network and temperatures of this machine, once every ``interval`` seconds.
 
     Records have ``sensor`` (``cpu0.load``, ``memory.used_percent``, ``disk.read``, ``net.sent``,
@@ -33,25 +30,25 @@ class Host(Source):
 
     push = True
     finite = False
-    makes = True
 
-    def __init__(self, interval: float = 1.0, *, name: str | None = None) -> None:
-        super().__init__(name=name)
+    def __init__(
+        self,
+        interval: float = 1.0,
+        *,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, name=name)
         if not isinstance(interval, (int, float)) or not 0 < interval < 1e6:
             raise PlanError(f"interval={interval!r} of Host must be a number of seconds above 0.")
         self.interval = interval
-        self._records = 0
-        self._connected = False
         self._before: dict[str, tuple[int, float]] = {}
 
     def check(self) -> None:
         _psutil()
-
-    def peek(self) -> Schema:
-        return _SCHEMA
-
-    def statistics(self) -> SourceStatistics:
-        return SourceStatistics(self.name, self._connected, self._records, 0)
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
@@ -62,8 +59,9 @@ class Host(Source):
                 readings = await asyncio.to_thread(self._sweep, first, context.clock.monotonic_ns())
                 first = False
                 now_ns = context.clock.monotonic_ns()
-                self._records += len(readings)
-                yield _batch(readings, context.clock.wall_ns(), now_ns)
+                batch = self.accept(context, *self.with_roles(_batch(readings, context.clock.wall_ns(), now_ns)))
+                if len(batch):
+                    yield batch
                 due_ns = max(due_ns + int(self.interval * 1e9), now_ns)
                 await pause(context, (due_ns - context.clock.monotonic_ns()) / 1e9)
         finally:

@@ -6,15 +6,17 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
-from tidemill.schema import Schema
+from tidemill.formats.lines import LINE_LIMIT
+from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pieces
+from tidemill.sources.heads import fields_at_head
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.readers import Decoder, decoder_for, format_of
 
@@ -25,12 +27,13 @@ _BUFFER: Final = 1 << 20
 
 
 class Lines(EdgedSource):
-    """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file or named pipe.
+    """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file (also ``.gz``) or named pipe.
 
     ``format``  ``"ndjson"`` (default) or ``"csv"``, whose first line names the columns
+    ``limit``   bytes of one line; a longer one is rejected and read over
 
     A record without the default time field gets the time of its arrival. Reads no more than 1 MiB ahead, so that the
-    writer of a pipe waits. Ends with its input. Delivery: every line once, in order; a pipe cannot be read again.
+    writer of a pipe waits. Ends with its input. Of a file, the head is read before the run. Delivery: every line once, in order; a pipe cannot be read again.
     """
 
     push = True
@@ -46,6 +49,7 @@ class Lines(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        limit: int = LINE_LIMIT,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -55,22 +59,35 @@ class Lines(EdgedSource):
         if format is None:
             format = "csv" if path != "-" and files.suffix(path) == ".csv" else "ndjson"  # noqa: A001
         self.format = format_of(files.absolute(path), format)
+        self.limit = checked_limit(limit, "Lines")
+        self._schema: Schema | None = None
 
     def check(self) -> None:
-        if self.path != "-" and not files.absolute(self.path).exists():
-            files.expand(self.path)  # raises, naming the path
+        self.peek()
 
     def peek(self) -> Schema:
-        return self.declared(more=True)
+        """The fields at the head of a regular file; what a pipe will bring nobody knows."""
+        if self.path == "-":
+            return self.declared(more=True)
+        tried = files.absolute(self.path)
+        if not tried.exists():
+            files.expand(self.path)  # raises, naming the path
+        if not tried.is_file():
+            return self.declared(more=True)
+        if self._schema is None:
+            fields = dict.fromkeys((*fields_at_head(tried, self.format, self.edge, limit=self.limit), *self.columns))
+            self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
+        return self._schema
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         own = self.path != "-"
         descriptor = self._opened() if own else sys.stdin.fileno()
-        decoder = decoder_for(self.format, self.edge, named="standard input" if not own else str(self.path))
+        named = str(self.path) if own else "standard input"
+        decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit)
         self._connected = True
         try:
             waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-            blocks = _as_they_come(descriptor, context) if waits else _of_file(descriptor, context)
+            blocks = _as_they_come(descriptor, context) if waits else _of_file(self._read(descriptor), context)
             async for block, arrived_ns, wall_ns in blocks:
                 for piece in self._decoded(context, decoder, block, arrived_ns, wall_ns):
                     yield piece
@@ -89,6 +106,14 @@ class Lines(EdgedSource):
         except OSError as error:
             raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
 
+    def _read(self, descriptor: int) -> Iterator[bytes]:
+        """The blocks of a regular file, unpacked where its name says that it is packed."""
+        if self.path == "-":
+            yield from iter(lambda: os.read(descriptor, _READ), b"")
+            return
+        with files.open_read(self.path) as handle:
+            yield from files.read_blocks(self.path, handle, _READ)
+
     def _decoded(
         self, context: SourceContext, decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int
     ) -> list[Batch]:
@@ -99,8 +124,8 @@ class Lines(EdgedSource):
         return list(pieces(self.accept(context, batch, letters)))
 
 
-async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
-    while not context.stopping.is_set() and (block := await asyncio.to_thread(os.read, descriptor, _READ)):
+async def _of_file(blocks: Iterator[bytes], context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+    while not context.stopping.is_set() and (block := await asyncio.to_thread(next, blocks, b"")):
         yield block, context.clock.monotonic_ns(), context.clock.wall_ns()
 
 

@@ -14,7 +14,7 @@ from tidemill.errors import InputError, MissingExtra
 from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import Edge
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LineSplitter, shown
+from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
 from tidemill.interchange import columns_of_arrow, naive_times
 from tidemill.letters import OVERSIZE, DeadLetter
 
@@ -52,10 +52,10 @@ class Decoder(Protocol):
 class JsonDecoder:
     """NDJSON bytes of one input, fed as they come, as batches through an `Edge`."""
 
-    def __init__(self, edge: Edge, *, known: Mapping[str, str] | None = None) -> None:
+    def __init__(self, edge: Edge, *, known: Mapping[str, str] | None = None, limit: int = LINE_LIMIT) -> None:
         self._edge = edge
         self._known = known
-        self._splitter = LineSplitter()
+        self._splitter = LineSplitter(limit)
 
     def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery:
         return self._decode(self._splitter.feed(data), arrived_ns, wall_ns)
@@ -65,7 +65,7 @@ class JsonDecoder:
 
     def _decode(self, block: bytes, arrived_ns: int, wall_ns: int) -> Delivery:
         rows, bad = decode_json_lines(block) if block else ([], [])
-        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in bad]
         for line in self._splitter.oversize:
             reason = f"the line is longer than {self._splitter.limit} bytes"
             letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))
@@ -74,11 +74,13 @@ class JsonDecoder:
         return batch, letters + more
 
 
-def decoder_for(kind: str, edge: Edge, *, named: str, known: Mapping[str, str] | None = None) -> Decoder:
+def decoder_for(
+    kind: str, edge: Edge, *, named: str, known: Mapping[str, str] | None = None, limit: int = LINE_LIMIT
+) -> Decoder:
     """The decoder of a format of lines."""
     if kind == "csv":
-        return CsvDecoder(edge, named=named, known=known)
-    return JsonDecoder(edge, known=known)
+        return CsvDecoder(edge, named=named, known=known, limit=limit)
+    return JsonDecoder(edge, known=known, limit=limit)
 
 
 class Reader:
@@ -87,8 +89,9 @@ class Reader:
     The key's template may name ``stem``, ``name`` (of the file) and ``folder`` (that it lies in).
     """
 
-    def __init__(self, path: Path, kind: str, edge: Edge) -> None:
+    def __init__(self, path: Path, kind: str, edge: Edge, *, limit: int = LINE_LIMIT) -> None:
         self.path = path
+        self._limit = limit
         self.edge = edge
         self.known = {"stem": files.stem(path), "name": path.name, "folder": path.parent.name}
         self._kind = kind
@@ -113,7 +116,7 @@ class Reader:
         return self._clock.monotonic_ns() if self._clock is not None else 0
 
     def _lines(self, handle: BinaryIO) -> Iterator[Delivery]:
-        decoder = decoder_for(self._kind, self.edge, named=str(self.path), known=self.known)
+        decoder = decoder_for(self._kind, self.edge, named=str(self.path), known=self.known, limit=self._limit)
         for block in files.read_blocks(self.path, handle, BLOCK):
             yield decoder.feed(block, arrived_ns=self._now())
         yield decoder.finish(arrived_ns=self._now())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.batch import Batch
-from tidemill.errors import InputError, PlanError
-from tidemill.kinds import Kinds
-from tidemill.schema import Field, Kind, Schema
+from tidemill.errors import PlanError
+from tidemill.formats.lines import LINE_LIMIT
+from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pause, pieces
+from tidemill.sources.edged import EdgedSource, checked_limit, pause, pieces
+from tidemill.sources.heads import fields_at_head
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import FORMATS, Reader, format_of
 
@@ -35,6 +35,7 @@ class Replay(EdgedSource):
     ``pace``         ``"max"``, or a multiple of the recorded speed (1.0 is as it was)
     ``order``        of several files: ``"merge"`` by time, or in ``"sequence"`` by path
     ``format``       ``"csv"``, ``"ndjson"`` or ``"parquet"`` for files whose suffix does not say it
+    ``limit``        bytes of one line; a longer one is rejected and read over
     ``time_format``  a ``strptime`` format, when times are neither ISO 8601 nor epochs
 
     ``key`` may be a template over fields and the file's ``{stem}``, ``{name}`` and ``{folder}``. Merging keeps each
@@ -57,6 +58,7 @@ class Replay(EdgedSource):
         order: Literal["merge", "sequence"] = "merge",
         time_format: str | None = None,
         format: str | None = None,  # noqa: A002 - the user's word
+        limit: int = LINE_LIMIT,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -70,6 +72,7 @@ class Replay(EdgedSource):
         self.pace = pace
         self.order = order
         self.format = format
+        self.limit = checked_limit(limit, "Replay")
         self._files: list[tuple[Path, str]] | None = None
         self._schema: Schema | None = None
 
@@ -83,55 +86,19 @@ class Replay(EdgedSource):
             self._files = [(path, format_of(path, self.format)) for path in files.expand(self.path)]
             fields: dict[str, None] = {}
             for path, kind in self._files[:_LOOKED_AT]:
-                fields.update(dict.fromkeys(self._look(path, kind)))
+                fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge, limit=self.limit)))
             fields.update(dict.fromkeys(self.columns))
             self._schema = Schema(
                 (Field(name, self.edge.kinds.get(name)) for name in fields), open=len(self._files) > _LOOKED_AT
             )
         return self._schema
 
-    def _look(self, path: Path, kind: str) -> tuple[str, ...]:
-        """The fields at the head of one file, whose kinds are learned on the way; refuses a file without the roles."""
-        edge = self.edge.twin()
-        if kind == "ndjson":
-            edge.kinds = Kinds(self.columns)  # the look decides by vote, below
-        reader = Reader(path, kind, edge)
-        try:
-            delivery = reader.read()
-        finally:
-            reader.close()
-        if delivery is None:
-            return ()
-        batch, letters = delivery
-        raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
-        if kind == "ndjson":
-            self._learn([*(batch.origin or ()), *raws])
-        names = edge.fields or batch.names
-        if len(batch) or raws or (kind == "csv" and names):
-            self._require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader)
-        return batch.names or names
-
-    def _learn(self, rows: list[dict[str, object]]) -> None:
-        """Each field gets the kind that most of the first records give it, not that of one odd record."""
-        for name in dict.fromkeys(name for row in rows for name in row):
-            votes = Counter(_kind_of(row[name]) for row in rows if row.get(name) is not None)
-            if votes:
-                self.edge.kinds.learn(name, votes.most_common(1)[0][0])
-
-    def _require(self, path: Path, fields: tuple[str, ...], reader: Reader) -> None:
-        hint = f"the fields seen are: {', '.join(fields)}; try {self.edge.suggestion(fields)}"
-        if self.edge.time not in fields:
-            raise InputError(f"{path} has no field {self.edge.time!r} to read the time from; {hint}.")
-        for name in self.edge.key_fields:
-            if name not in fields and name not in reader.known:
-                raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")
-
     # -- the run -----------------------------------------------------------------------------------
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         await asyncio.to_thread(self.peek)
         self._connected = True
-        readers = [Reader(path, kind, self.edge) for path, kind in self._files or ()]
+        readers = [Reader(path, kind, self.edge, limit=self.limit) for path, kind in self._files or ()]
         blocks = self._merged(context, readers) if self.order == "merge" else self._in_sequence(context, readers)
         try:
             async for batch, times, restart in blocks:
@@ -225,7 +192,3 @@ class Replay(EdgedSource):
                 piece.arrived_ns = now
                 yield piece
             start = end
-
-
-def _kind_of(item: object) -> Kind:
-    return Kinds().column("", [item])[0].kind

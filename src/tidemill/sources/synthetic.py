@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final, Literal
 
 import numpy as np
@@ -14,20 +14,18 @@ from tidemill.batch import Batch
 from tidemill.column import Column, object_array
 from tidemill.errors import PlanError
 from tidemill.formats.times import TimeReader
-from tidemill.schema import Field, Kind, Schema
-from tidemill.sources.base import Source, SourceContext, SourceStatistics
+from tidemill.schema import Kind
+from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import MOST_RECORDS, pause
+from tidemill.sources.made import MadeSource
 
 __all__ = ["Synthetic"]
 
 _BLOCK: Final = 32_768
 """Records made in one go, in a thread; a part of the seed, so that the records do not depend on the pace."""
-_SCHEMA = Schema(
-    [Field("sensor", Kind.TEXT), Field("time", Kind.TIME), Field("value", Kind.FLOAT), Field("unit", Kind.TEXT)]
-)
 
 
-class Synthetic(Source):
+class Synthetic(MadeSource):
     """Seeded records of ``sensors`` sensors, interleaved in an order that changes.
 
     ``rate``        records per second, of event time and of the clock; None makes them as fast as they are taken,
@@ -38,7 +36,7 @@ class Synthetic(Source):
     ``drift``       change of every value per hour of event time
     ``spikes``, ``gaps``, ``late``, ``duplicates``   the probability, per record, that its value leaps, that it is
                     missing, that it comes behind its successors, that it comes twice
-    ``start``       event time of the first record, ISO 8601
+    ``start``       event time of the first record, ISO 8601; read in ``tz`` when it has no zone
 
     Columns: sensor (text), time (datetime64[ns] UTC), value (float64, about 20 with an amplitude of 5), unit (text).
     Delivery: the same records in the same order each time.
@@ -46,8 +44,6 @@ class Synthetic(Source):
     >>> Synthetic(sensors=3, rate=None, count=10).peek().names
     ('sensor', 'time', 'value', 'unit')
     """
-
-    makes = True
 
     def __init__(
         self,
@@ -63,9 +59,13 @@ class Synthetic(Source):
         late: float = 0.0,
         duplicates: float = 0.0,
         start: str = "2026-01-01T00:00:00Z",
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(key=key, time=time, columns=columns, tz=tz, name=name)
         if not isinstance(sensors, int) or not 1 <= sensors <= 10_000_000:
             raise PlanError(f"sensors={sensors!r} of Synthetic must be a number from 1 to 10,000,000.")
         if rate is not None and not 0 < rate < 1e12:
@@ -84,26 +84,20 @@ class Synthetic(Source):
         self.shape = shape
         self.drift = drift
         self.spikes, self.gaps, self.late, self.duplicates = spikes, gaps, late, duplicates
-        self.start_ns = TimeReader().one(dt.datetime.fromisoformat(start))
+        self.start_ns = TimeReader(tz).one(dt.datetime.fromisoformat(start))
         self.finite = count is not None  # type: ignore[misc]  # of this one, not of the class
-        self._records = 0
-        self._connected = False
-
-    def peek(self) -> Schema:
-        return _SCHEMA
-
-    def statistics(self) -> SourceStatistics:
-        return SourceStatistics(self.name, self._connected, self._records, 0)
 
     # -- the run -----------------------------------------------------------------------------------
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
-        blocks = self.blocks()
+        blocks = map(self.with_roles, self.blocks())
         began_ns = context.clock.monotonic_ns()
         sent = 0
         try:
-            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            while (delivery := await asyncio.to_thread(next, blocks, None)) is not None:
+                block, letters = delivery
+                self.accept(context, block.slice(0, 0), letters)
                 start = 0
                 while start < len(block):
                     if context.stopping.is_set():

@@ -15,11 +15,11 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
+from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.edged import EdgedSource
+from tidemill.sources.edged import EdgedSource, checked_limit
 from tidemill.sources.inbox import Inbox
 
 __all__ = ["TCP"]
@@ -79,10 +79,10 @@ class TCP(EdgedSource):
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if not isinstance(port, int) or not 0 <= port <= 65_535:
             raise PlanError(f"port={port!r} of TCP must be a number from 0 (any free port) to 65535.")
-        if limit < 1 or buffer < 1:
-            raise PlanError("limit and buffer of TCP are numbers of bytes above 0.")
+        if buffer < 1:
+            raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         self.host = host
-        self.limit = limit
+        self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
         self._wanted_port = port
         self._address: tuple[str, int] | None = None
@@ -163,7 +163,7 @@ class TCP(EdgedSource):
             made, bad = decode_json_lines(block.lines)
             rows += made
             counts.append(len(made))
-            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in bad]
         known = [block.known for block, count in zip(blocks, counts, strict=True) for _ in range(count)]
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
         batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
@@ -259,7 +259,7 @@ class _Connection(asyncio.BufferedProtocol):
         rest = self.splitter.finish()
         if rest:
             reason = "the run ended in the middle of this line"
-            self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, shown(rest)))
+            self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, text_of(rest), known=self._known))
         if self._transport is not None:
             self._transport.abort()
 

@@ -24,8 +24,8 @@ OnError = Literal["dead_letter", "nan", "stop"]
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
-LoadTable = Callable[[str], Table]
-"""Reads a table by path; given to stages by the floor that may touch the disk."""
+LoadTable = Callable[[str], tuple[str, Table]]
+"""Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
 
 
 @dataclass
@@ -50,7 +50,8 @@ class Stage(abc.ABC):
     ``name``        shown in errors and reports; by default the class and its main argument
     ``on_error``    what happens to a record on which the user's function fails: ``"dead_letter"``, ``"nan"`` (the
                     columns this stage adds are missing for it) or ``"stop"`` (the run ends with a `StageError`)
-    ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit
+    ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit. With
+                    ``lanes=0`` and in `Plan.apply` there is no lane to replace: nothing can stop a function there
     """
 
     changes_columns: ClassVar[bool] = True

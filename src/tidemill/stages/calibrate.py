@@ -12,8 +12,8 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, Stage, Step
-from tidemill.stages.lookup import SlotValues, Unknown, default_row, numbered, with_unknown
+from tidemill.stages.base import LoadTable, OnError, Stage, Step
+from tidemill.stages.lookup import SlotValues, default_row, numbered, with_unknown
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, as_columns, keyed_rows, number, path_of
@@ -42,8 +42,8 @@ class Calibrate(Stage):
     ``into``        the new column, float; may be ``column`` itself
     ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
     ``default``     ``(baseline, scale)`` or a dict for sensors that the table does not have; like a ``*`` row
-    ``unknown``     what happens to a record whose sensor has no row: ``"nan"`` (it goes on with NaN) or
-                    ``"dead_letter"``; either way it is counted as ``unknown_key``
+    ``on_error``    what happens to a record whose sensor has no row: ``"nan"`` (default: it goes on with NaN),
+                    ``"dead_letter"`` or ``"stop"``; in any case it is counted as ``unknown_key``
 
     A missing reading gives NaN. Raises `InputError` when the table lacks a column (the expected header is in the
     message), or a row is not a number, repeats a sensor, or would divide by zero: the message names the row.
@@ -64,17 +64,14 @@ class Calibrate(Stage):
         *,
         key_column: str = "sensor",
         default: Mapping[str, Any] | Sequence[Any] | None = None,
-        unknown: Unknown = "nan",
+        on_error: OnError = "nan",
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
-        if unknown not in ("nan", "dead_letter"):
-            raise PlanError(f'{self.name}: unknown={unknown!r} is not one of "nan", "dead_letter".')
+        super().__init__(name=name, on_error=on_error)
         self.column = column
         self.into = into
         self.key_column = key_column
         self.default = default
-        self.unknown: Unknown = unknown
         self._form: _Form = "scale"
         self._rows: dict[str, int] | None = None
         self._constants: list[tuple[float, float, float]] = []
@@ -152,7 +149,8 @@ class Calibrate(Stage):
         if self.path is None:
             return self
         loaded = super().opened()
-        loaded._read(load(self.path), self.path)
+        source, table = load(self.path)
+        loaded._read(table, source)
         return loaded
 
     def _read(self, table: Mapping[str, Sequence[Any]], source: str) -> None:
@@ -202,7 +200,7 @@ class Calibrate(Stage):
                 piece = slice(start, start + _PIECE)
                 self._apply(self._slots.rows(state.slots[piece]), values[piece], made[piece])
         known = self._slots.known(state.slots)
-        return with_unknown(batch, {self.into: Column(Kind.FLOAT, made)}, known, self.unknown, state, self.name)
+        return with_unknown(batch, {self.into: Column(Kind.FLOAT, made)}, known, self.on_error, state, self.name)
 
     def _apply(self, rows: NDArray[np.intp], values: NDArray[np.float64], made: NDArray[np.float64]) -> None:
         np.subtract(values, self._offset.take(rows, mode="wrap"), out=made)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column, object_array
-from tidemill.errors import InputError, PlanError
+from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, Stage, Step
+from tidemill.stages.base import LoadTable, OnError, Stage, Step
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
-__all__ = ["Lookup", "SlotValues", "Unknown", "with_unknown"]
+__all__ = ["Lookup", "SlotValues", "with_unknown"]
 
-Unknown = Literal["nan", "dead_letter"]
 _UNKNOWN: Final = -1
 
 
@@ -58,7 +57,7 @@ def with_unknown(
     batch: Batch,
     made: Mapping[str, Column],
     known: NDArray[np.bool_] | None,
-    unknown: Unknown,
+    on_error: OnError,
     state: StageState,
     stage: str,
 ) -> Batch | Step:
@@ -68,8 +67,11 @@ def with_unknown(
         return whole
     strangers = len(known) - int(known.sum())
     state.count("unknown_key", strangers)
-    if not strangers or unknown == "nan":
+    if not strangers or on_error == "nan":
         return whole
+    if on_error == "stop":
+        row = int(np.flatnonzero(~known)[0])
+        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}.")
     reason = f"{stage}: the table has no row for this sensor"
     rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
     kept = np.flatnonzero(known)
@@ -84,8 +86,8 @@ class Lookup(Stage):
     ``columns``     the columns to add; all but the key by default
     ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
     ``default``     the row for sensors that the table does not have, as a dict or tuple; like a ``*`` row
-    ``unknown``     what happens to a record whose sensor has no row: ``"nan"`` leaves the columns empty,
-                    ``"dead_letter"`` rejects it; either way it is counted as ``unknown_key``
+    ``on_error``    what happens to a record whose sensor has no row: ``"nan"`` (default) leaves the columns empty,
+                    ``"dead_letter"`` rejects it, ``"stop"`` ends the run; in any case it is counted as ``unknown_key``
 
     A column is float where every cell of it is a number, else text; an empty cell is NaN, or null in text.
     Raises `InputError` for a missing column or sensor, or one that stands there twice, naming the row.
@@ -103,17 +105,14 @@ class Lookup(Stage):
         *,
         key_column: str = "sensor",
         default: Mapping[str, Any] | Sequence[Any] | None = None,
-        unknown: Unknown = "nan",
+        on_error: OnError = "nan",
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
-        if unknown not in ("nan", "dead_letter"):
-            raise PlanError(f'{self.name}: unknown={unknown!r} is not one of "nan", "dead_letter".')
+        super().__init__(name=name, on_error=on_error)
         self.path = path_of(table)
         self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
         self.key_column = key_column
         self.default = default
-        self.unknown: Unknown = unknown
         self._values: dict[str, Column] | None = None
         self._rows: dict[str, int] = {}
         self._slots = SlotValues({})
@@ -130,7 +129,8 @@ class Lookup(Stage):
         if self.path is None:
             return self
         loaded = super().opened()
-        loaded._read(load(self.path), self.path)
+        source, table = load(self.path)
+        loaded._read(table, source)
         return loaded
 
     def _read(self, table: Mapping[str, Sequence[Any]], source: str) -> None:
@@ -165,7 +165,7 @@ class Lookup(Stage):
         rows = self._slots.rows(state.slots)
         assert self._values is not None
         made = {name: _looked_up(column, rows) for name, column in self._values.items()}
-        return with_unknown(batch, made, self._slots.known(state.slots), self.unknown, state, self.name)
+        return with_unknown(batch, made, self._slots.known(state.slots), self.on_error, state, self.name)
 
 
 def default_row(default: Mapping[str, Any] | Sequence[Any], columns: Sequence[str], stage: str) -> KeyedRow:

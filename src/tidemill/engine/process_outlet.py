@@ -1,0 +1,187 @@
+"""The outlet of a sink that blocks: a process of its own, fed through a few regions of shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections import deque
+from typing import Final
+
+import cloudpickle
+
+from tidemill.batch import Batch
+from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Delivery, Outlet, error_of
+from tidemill.errors import EngineError, OutsideError
+from tidemill.formats.packed import Full, Packer, TextTables
+from tidemill.lanes.channel import Exit, ProcessChannel
+from tidemill.lanes.fork_client import ForkServer
+from tidemill.lanes.framing import Payload
+from tidemill.lanes.memory import Shared
+from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.schema import Schema
+from tidemill.sinks.base import ProcessSink
+
+__all__ = ["SINK_BYTES", "ProcessOutlet"]
+
+_NICE: Final = 5
+"""Added to the priority number of a sink's process: after the loop, before the lanes."""
+_REGIONS: Final = 3
+_REGION_BYTES: Final = 160 << 20
+SINK_BYTES: Final = _REGIONS * _REGION_BYTES
+"""Shared memory of a sink's process, at most; only what is written to is taken from the machine."""
+
+
+class ProcessOutlet(Outlet):
+    """For a blocking sink: its own process, fed through a few regions of shared memory."""
+
+    sink: ProcessSink
+
+    def __init__(self, sink: ProcessSink, server: ForkServer) -> None:
+        self.sink = sink
+        self._server = server
+        self.name = sink.name
+        self._regions = [Shared(f"sink-{number}", _REGION_BYTES) for number in range(_REGIONS)]
+        tables = TextTables()
+        self._packers = [Packer(region.buffer, tables) for region in self._regions]
+        self._free = list(range(_REGIONS))
+        self._waiting: deque[Delivery] = deque()
+        self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)
+        self._unseen: deque[tuple[int, Delivery]] = deque()
+        self._number = 0
+        self._pumping = False  # a batch will be copied at the loop's next turn
+        self._released = False  # abandoned or finished: what a callback still brings is nobody's
+        self._channel: ProcessChannel | None = None
+        loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
+        self._failed: asyncio.Future[None] = loop.create_future()
+        self._finishing = False
+
+    async def open(self, schema: Schema) -> None:
+        memories = [region.fd for region in self._regions]
+        self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=_NICE)
+        self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S))
+        await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+
+    def put(self, delivery: Delivery) -> None:
+        self._waiting.append(delivery)
+        if not self._pumping and self._opened.done():  # rows may come while the sinks are opened one by one
+            self._pump()
+
+    def _pump(self) -> None:
+        """Copy one batch; the next has its own turn of the loop."""
+        self._pumping = False
+        if self._released:
+            return
+        if self._waiting and self._free:
+            self._send(self._waiting.popleft())
+            if self._waiting and self._free:
+                self._pumping = True
+                asyncio.get_running_loop().call_soon(self._pump)
+
+    def _send(self, delivery: Delivery) -> None:
+        """Copy the batch into a region; in halves when it does not fit."""
+        region = self._free.pop()
+        packer = self._packers[region]
+        packer.rewind()
+        batch = delivery.batch
+        try:
+            packed = packer.batch(batch, self._wanted(batch), key=self.sink.where is not None)
+        except Full:
+            self._free.append(region)
+            if len(batch) == 1:
+                raise OutsideError(
+                    f"one row is larger than {_REGION_BYTES >> 20} MB and cannot reach {self.name}"
+                ) from None
+            middle = len(batch) // 2
+            first = Delivery(batch.slice(0, middle), _nothing, _nothing, _nothing)
+            rest = Delivery(batch.slice(middle, len(batch)), delivery.taken, delivery.written, delivery.shown)
+            self._waiting.extendleft((rest, first))
+            return
+        self._number += 1
+        self._sent.append((self._number, region, delivery))
+        assert self._channel is not None
+        self._channel.send(Write(self._number, region, packed))
+        delivery.taken()
+
+    def _wanted(self, batch: Batch) -> list[str] | None:
+        if self.sink.where is not None or self.sink.columns is None:
+            return None
+        return [name for name in self.sink.columns if name in batch.columns]
+
+    def _received(self, message: FromLane, _: Payload) -> None:
+        match message:
+            case Written(number, flushed, rows, _, left_out):
+                self.note(rows, left_out)
+                while self._sent and self._sent[0][0] <= number:
+                    sent, region, delivery = self._sent.popleft()
+                    self._free.append(region)
+                    assert delivery is not None
+                    delivery.written()
+                    self._unseen.append((sent, delivery))
+                self._show(flushed)
+                if not self._opened.done():
+                    self._opened.set_result(None)
+                if not self._pumping:
+                    self._pump()
+                self._close_if_done()
+            case SinkClosed(rows, _, left_out):
+                self.note(rows, left_out)
+                self._show(self._number)
+                if not self._closed.done():
+                    self._closed.set_result(None)
+            case Failed():
+                self._fail(error_of(message))
+            case _:
+                self._fail(EngineError(f"a sink's process sent {message}"))
+
+    def _show(self, flushed: int) -> None:
+        while self._unseen and self._unseen[0][0] <= flushed:
+            self._unseen.popleft()[1].shown()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _died(self, how: Exit) -> None:
+        if not self._closed.done():
+            self._fail(OutsideError(f"the process of sink {self.name} ended: {how}; rows not yet flushed are lost"))
+
+    async def run(self) -> None:
+        await asyncio.shield(self._failed)
+
+    def _close_if_done(self) -> None:
+        if self._finishing and not self._waiting and not self._sent:
+            self._finishing = False
+            assert self._channel is not None
+            self._channel.send(Stop())
+
+    async def finish(self) -> None:
+        self._finishing = True
+        self._close_if_done()
+        await asyncio.wait([self._closed, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            self._failed.result()
+        self._release()
+
+    async def abandon(self) -> None:
+        self._released = True
+        if self._channel is not None:
+            self._channel.send(Stop())  # what was written is flushed, so that complete rows stay complete
+            await asyncio.wait([asyncio.ensure_future(self._channel.gone.wait())], timeout=CLOSE_S)
+            self._channel.kill()
+        if self._failed.done():
+            self._failed.exception()
+        self._release()
+
+    def _release(self) -> None:
+        self._released = True
+        self._packers.clear()
+        for region in self._regions:
+            region.close()
+
+
+def _nothing() -> None:
+    """A part of a batch was taken or written: nothing to tell yet."""

@@ -1,0 +1,55 @@
+"""What names a record's sensor: a field, or a template over fields and what the source knows."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tidemill.errors import PlanError
+
+__all__ = ["KeyTemplate", "is_nested"]
+
+
+class KeyTemplate:
+    """``"{line}/{machine}"``; a key without braces is the name of a field.
+
+    >>> KeyTemplate("{line}/{machine}").told({"machine": 7}, {"line": "L1"})
+    'L1/7'
+    """
+
+    def __init__(self, key: str) -> None:
+        self._parts = _parsed(key)
+        self.names = tuple(name for _, name in self._parts if name is not None)
+        """What makes the key: fields of the record, or things that the source knows."""
+        self.field = self.names[0] if len(self._parts) == 1 and self.names and not self._parts[0][0] else None
+        """The one field whose text is the key as it is; None when there is more to it."""
+
+    def join(self, values: Sequence[str]) -> str:
+        """The key of these values of `names`."""
+        ends = iter(values)
+        return "".join(literal + (next(ends) if name is not None else "") for literal, name in self._parts)
+
+    def told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
+        """The key of a record; None when there is none to be made."""
+        values = [record.get(name) if record.get(name) is not None else known.get(name) for name in self.names]
+        if any(value is None or is_nested(value) for value in values):
+            return None
+        return self.join(list(map(str, values))) or None
+
+
+def is_nested(item: Any) -> bool:
+    return isinstance(item, (dict, list, tuple, set))
+
+
+def _parsed(key: str) -> tuple[tuple[str, str | None], ...]:
+    """(text before, name) pairs."""
+    if "{" not in key and "}" not in key:
+        return (("", key),)
+    try:
+        parsed = list(string.Formatter().parse(key))
+    except ValueError as error:
+        raise PlanError(f"key={key!r} is not a template such as '{{line}}/{{machine}}': {error}.") from None
+    if any(spec or conversion or name == "" for _, name, spec, conversion in parsed):
+        raise PlanError(f"key={key!r} may hold names in braces and nothing else in them: '{{line}}/{{machine}}'.")
+    return tuple((literal, name) for literal, name, _, _ in parsed)

@@ -1,0 +1,58 @@
+"""The head of a file, read before the run: which fields there are, of what kinds, and whether the roles are among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tidemill.errors import InputError
+from tidemill.formats.edge import Edge
+from tidemill.kinds import Kinds
+from tidemill.schema import Kind
+from tidemill.sources.readers import Reader
+
+__all__ = ["fields_at_head", "learn_kinds"]
+
+
+def fields_at_head(path: Path, kind: str, edge: Edge, *, limit: int) -> tuple[str, ...]:
+    """The fields of one file; ``edge`` learns their kinds. Raises `InputError` for a file without the roles."""
+    looking = edge.twin()
+    if kind == "ndjson":
+        looking.kinds = Kinds(edge.declared)  # the look decides by vote, below
+    reader = Reader(path, kind, looking, limit=limit)
+    try:
+        delivery = reader.read()
+    finally:
+        reader.close()
+    if delivery is None:
+        return ()
+    batch, letters = delivery
+    raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
+    if kind == "ndjson":
+        learn_kinds(edge, [*(batch.origin or ()), *raws])
+    names = looking.fields or batch.names
+    if len(batch) or raws or (kind == "csv" and names):
+        _require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader, edge)
+    return batch.names or names
+
+
+def learn_kinds(edge: Edge, rows: Sequence[Mapping[str, object]]) -> None:
+    """Each field gets the kind that most of these first records give it, not that of one odd record."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        votes = Counter(_kind_of(row[name]) for row in rows if row.get(name) is not None)
+        if votes:
+            edge.kinds.learn(name, votes.most_common(1)[0][0])
+
+
+def _kind_of(item: object) -> Kind:
+    return Kinds().column("", [item])[0].kind
+
+
+def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) -> None:
+    hint = f"the fields seen are: {', '.join(fields)}; try {edge.suggestion(fields)}"
+    if edge.time not in fields and not edge.arrival:
+        raise InputError(f"{path} has no field {edge.time!r} to read the time from; {hint}.")
+    for name in edge.key_fields:
+        if name not in fields and name not in reader.known:
+            raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")

@@ -1,0 +1,51 @@
+"""What a run tells in its log, once: its columns, and why nothing comes through."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+import tidemill as tm
+
+
+def told(caplog, word):
+    return [record.getMessage() for record in caplog.records if word in record.getMessage()]
+
+
+def test_learned_columns_are_told_once(tmp_path, lanes, caplog):
+    """Once a record has shown what the functions add; not when all was known before the run."""
+    rows = [{"sensor": f"S{n % 3}", "time": n, "value": 1.0} for n in range(2_000)]
+    with caplog.at_level(logging.INFO, "tidemill"):
+        for plan in (
+            tm.Map(lambda batch: {"x": batch["value"]}),
+            tm.Map(lambda b: {"x": b["value"]}, adds={"x": float}),
+        ):
+            tm.run(tm.Pipeline(tm.sources.Records(rows), plan, tm.sinks.Latest()), lanes=lanes)
+    assert told(caplog, "columns") == ["the columns are: sensor: text, time: float, value: float, x: float"]
+
+
+@pytest.mark.parametrize(("bad", "first"), [(250, "the first 100 records were all"), (30, "all 30 records were")])
+def test_a_run_that_rejects_everything_says_what_to_type(tmp_path, lanes, caplog, bad, first):
+    """At the hundredth record, or at the end of fewer: the fields seen, and the key= and time= to try; once."""
+    rows = ({"station": "S", "when": n, "value": 1.0} for n in range(bad))
+    pipeline = tm.Pipeline(tm.sources.Records(rows), tm.Plan(), tm.sinks.Latest())
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        report = tm.run(pipeline, lanes=lanes, dead_letters=tmp_path / "dead.ndjson")
+    assert report.dead_letters == report.records_in == bad
+    (message,) = told(caplog, "rejected")
+    assert message.startswith(f"{first} rejected: source records: ")
+    assert "The fields seen are: station, when, value." in message
+    assert "key='station', time='when'" in message
+
+
+def test_a_run_that_rejects_some_says_nothing(tmp_path, caplog):
+    """Bad records among good ones are counted, and that is all."""
+    rows = [{"sensor": "S", "time": 1}, *({"value": 1.0} for _ in range(250))]
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(
+            tm.Pipeline(tm.sources.Records(rows), tm.Plan(), tm.sinks.Latest()),
+            lanes=0,
+            dead_letters=tmp_path / "dead.ndjson",
+        )
+    assert told(caplog, "rejected") == []
