@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill.errors import EngineError
@@ -93,6 +93,7 @@ def test_byte_by_byte(to_lane, messages):
     assert read(FrameReader(to_lane=to_lane), stream, range(1, len(stream))) == chosen
 
 
+@settings(max_examples=20)
 @given(st.data())
 def test_frames_larger_than_the_kept_memory(data):
     """They come whole, whatever is before and behind them, and their payloads can be written to, on even addresses."""

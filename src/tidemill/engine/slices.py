@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
@@ -37,10 +38,10 @@ class Slices:
 
     def _go_on(self) -> None:
         self._scheduled = None
-        until = self._loop.time() + _TURN_S
+        until = monotonic() + _TURN_S
         while self._jobs:
             for _ in self._jobs[0]:
-                if self._loop.time() >= until:
+                if monotonic() >= until:
                     self._scheduled = self._loop.call_soon(self._go_on)
                     return
             self._jobs.popleft()
