@@ -76,16 +76,22 @@ class LanesFull(CallError):
 class LaneDied(TidemillError):
     """The lane's process ended while it ran the function. Other calls are not affected; the lane was replaced.
 
-    ``signal`` is the number of the signal that ended it, or None; ``code`` its exit code, or None.
+    ``signal`` is the number of the signal that ended it, or None; ``code`` its exit code, or None; ``stderr`` the end of
+    what Python code in it wrote to its standard streams, with the traceback of a crash.
     """
 
-    def __init__(self, message: str, signal: int | None = None, code: int | None = None) -> None:
+    def __init__(self, message: str, signal: int | None = None, code: int | None = None, stderr: str = "") -> None:
         super().__init__(message)
         self.signal = signal
         self.code = code
+        self.stderr = stderr
 
-    def __reduce__(self) -> tuple[type[LaneDied], tuple[str, int | None, int | None]]:
-        return LaneDied, (str(self), self.signal, self.code)
+    def __str__(self) -> str:
+        told = super().__str__()
+        return f"{told}\nIt wrote last:\n{self.stderr}" if self.stderr else told
+
+    def __reduce__(self) -> tuple[type[LaneDied], tuple[str, int | None, int | None, str]]:
+        return LaneDied, (self.args[0], self.signal, self.code, self.stderr)
 
 
 class RemoteError(TidemillError):

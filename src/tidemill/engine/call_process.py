@@ -15,6 +15,7 @@ from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
+from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
 
@@ -59,8 +60,8 @@ class CallProcess:
     """The number of the call that makes it ready; others have higher ones."""
 
     def __init__(self, round_: int = 0, arena_bytes: int = 0) -> None:
-        self.memory = Shared("cursor", CURSOR_BYTES)
-        self.cursor = Cursor(self.memory.buffer)
+        self.memory = Shared("cursor", CURSOR_BYTES + LAST_WORDS_BYTES)
+        self.cursor = Cursor(memoryview(self.memory.buffer)[:CURSOR_BYTES])
         self.large = LargeBuffers(arena_bytes, self._send) if arena_bytes else None
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
@@ -151,6 +152,10 @@ class CallProcess:
         """The call that was started and not answered; 0 for none."""
         started = self.cursor.started
         return next((call for call, turn in self.turns.items() if turn == started), 0)
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its standard streams; once it has ended."""
+        return last_words(memoryview(self.memory.buffer)[CURSOR_BYTES:])
 
     def kill(self) -> None:
         assert self.channel is not None

@@ -66,6 +66,8 @@ class _Death:
 
     how: Exit
     running: int
+    words: str
+    """What the process wrote last."""
 
 
 class Crew:
@@ -233,7 +235,7 @@ class Crew:
                 f"{name}: {Calls.MAX_FRUITLESS} processes in a row ended ({how}) before they could run anything; see "
                 "their messages on stderr, and whether something kills them, such as a limit on memory."
             )
-        return LaneDied(text, how.signal, how.code)
+        return LaneDied(text, how.signal, how.code, why.words)
 
     def _arm(self) -> None:
         """One timer, for the earliest deadline."""
@@ -316,7 +318,7 @@ class Crew:
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None
-        self._perform(self.calls.died(lane, running), _Death(how, running))
+        self._perform(self.calls.died(lane, running), _Death(how, running, process.last_words()))
 
     def hopeless(self, error: Exception) -> None:
         """No process can be made."""

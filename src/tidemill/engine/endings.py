@@ -34,7 +34,7 @@ def value_of(outcome: Answer | Exception) -> Any:
 def own(error: Exception) -> Exception:
     """An error of one's own for each caller: tracebacks must not pile up on a shared one."""
     if isinstance(error, LaneDied):
-        return LaneDied(str(error), error.signal, error.code)
+        return LaneDied(error.args[0], error.signal, error.code, error.stderr)
     if not isinstance(error, (CallError, TimeoutError)):
         return error
     copy = type(error)(str(error))

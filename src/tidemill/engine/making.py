@@ -112,7 +112,8 @@ class Making:
         assert process.channel is not None
         if process.channel.pid is None and how.code is not None:  # see the fork server
             return CallError(self._refusal("A process of the lanes", f"could not be forked ({os.strerror(how.code)})"))
-        return LaneDied(self._refusal(self._initializer, f"ended its process ({how})"), how.signal, how.code)
+        told = self._refusal(self._initializer, f"ended its process ({how})")
+        return LaneDied(told, how.signal, how.code, process.last_words())
 
     @property
     def _initializer(self) -> str:

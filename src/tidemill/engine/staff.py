@@ -232,9 +232,10 @@ class Staff:
         if lane is not None:
             self.seats[lane] = None
             self._employer.vacated(lane, process, how)
+        error = self._making.died(process, how) if starting else None
         process.close()
-        if starting:
-            self._failed(process.round, self._making.died(process, how))
+        if error is not None:
+            self._failed(process.round, error)
         else:
             self.fill()
 

@@ -9,7 +9,8 @@ import sys
 
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.control import Control
-from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
+from tidemill.lanes.last_words import keep_last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Stop
 
@@ -31,7 +32,10 @@ def main(control: socket.socket, memories: list[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a crash must not swallow what was printed before it
-    cursor = Cursor(Shared.of(memories[0]))
+    words = os.dup(memories[0])
+    memory = memoryview(Shared.of(memories[0]))
+    keep_last_words(memory[CURSOR_BYTES:], words, CURSOR_BYTES)
+    cursor = Cursor(memory[:CURSOR_BYTES])
     cursor.use()
     arena = memoryview(Shared.of(memories[1])) if len(memories) > 1 else None
     _Host(Control(control), cursor, arena).serve()
