@@ -28,6 +28,7 @@ def test_the_pages_examples_run_as_they_stand(tmp_path: Path) -> None:
         "2",
         "small",
         "True",
+        "500001 True",
         "1024",
         "[0, 1, 4, 9, 16]",
     ]
