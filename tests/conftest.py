@@ -16,12 +16,26 @@ from hypothesis import strategies as st
 
 import tidemill as tm
 
-settings.register_profile("tidemill", deadline=None)  # no test depends on speed
-settings.load_profile("tidemill")
+settings.register_profile("all", deadline=None)  # no test depends on speed
+settings.register_profile("fast", deadline=None, max_examples=20)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-@pytest.fixture(params=[0, 2], ids=["inline", "processes"])
+_SLOW = ("acceptance", "bridge")
+"""Folders of tests that start processes by the hundred; `make test-fast` leaves them out."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in _SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(params=[pytest.param(0, id="inline"), pytest.param(2, id="processes", marks=pytest.mark.slow)])
 def lanes(request: pytest.FixtureRequest) -> int:
     """The same test inline and with real processes."""
     return request.param

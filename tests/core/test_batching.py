@@ -126,6 +126,7 @@ class Simulation:
         return float(np.median(self.sizes[len(self.sizes) // 2 :]))
 
 
+@pytest.mark.slow
 def test_batch_sizes_follow_the_load():
     """At 1 %, 50 % and 120 % load the median batch differs by 10x and more, with no option changed."""
     low, half, over = (Simulation(load).run(0.5).median() for load in (0.01, 0.5, 1.2))
@@ -134,6 +135,7 @@ def test_batch_sizes_follow_the_load():
     assert over >= 10 * half
 
 
+@pytest.mark.slow
 def test_overload_fills_slabs_to_the_target_time():
     """Under overload a slab's time settles at the target, neither far below it nor above."""
     busy = Simulation(1.2).run(0.5)
@@ -148,6 +150,7 @@ def test_a_lone_record_goes_at_once():
     assert max(lonely.delays) < 1e-6
 
 
+@pytest.mark.slow
 @given(load=st.floats(0.001, 1.5), fixed_s=st.floats(1e-6, 1e-3), record_s=st.floats(1e-6, 1e-3))
 @settings(max_examples=20, deadline=None)
 def test_a_slab_stays_near_its_target_time(load, fixed_s, record_s):

@@ -13,6 +13,8 @@ import pytest
 
 from tidemill.core.batching import Batcher, Limits
 
+pytestmark = pytest.mark.slow
+
 LANES = 2
 LOADS = (0.01, 0.1, 0.5, 0.9, 1.2)
 SIZES = (1, 8, 64, 512)

@@ -5,6 +5,8 @@ import pytest
 import tidemill as tm
 from tidemill.core.batching import Limits
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     {"sensor": f"S{n % 5}", "time": float(n), "value": float(n), "unit": "C"}
     if n % 3

@@ -13,6 +13,8 @@ from tidemill.core.batching import Limits
 
 pytestmark = pytest.mark.timeout(300)
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def golden(small_w1, tmp_path_factory) -> bytes:
@@ -21,7 +23,7 @@ def golden(small_w1, tmp_path_factory) -> bytes:
 
 
 @pytest.mark.parametrize("lanes", [0, 1, 2, 3])
-@pytest.mark.parametrize("cap", [1, 7, 1000])
+@pytest.mark.parametrize("cap", [pytest.param(1, marks=SLOW), pytest.param(7, marks=SLOW), 1000])
 def test_lanes_and_batch_caps_change_no_byte(small_w1, golden, tmp_path, lanes, cap):
     """0, 1, 2 and 3 lanes write the same bytes with batches of at most 1, 7 and 1000 records."""
     assert small_w1.features(tmp_path, "out", lanes=lanes, limits=Limits(max_records=cap)) == golden
@@ -64,6 +66,7 @@ class Killer:
             self.kills += 1
 
 
+@SLOW
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_twenty_killed_lanes_change_no_byte(w1, tmp_path, tmp_path_factory, seed):
     """A lane SIGKILLed at 20 random instants in the middle of W1, with work in flight, leaves the output as it was."""

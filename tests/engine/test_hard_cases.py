@@ -14,6 +14,8 @@ import tidemill as tm
 from tidemill.core.keys import lane_of
 from tidemill.testing import ListSink
 
+pytestmark = pytest.mark.slow
+
 
 def keys_of_lane(lane: int, count: int) -> list[str]:
     names = (f"S{number}" for number in range(10_000))

@@ -5,6 +5,8 @@ import pytest
 import tidemill as tm
 from tidemill.core.batching import Limits
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"sensor": f"S{n % 7}", "time": float(n), "value": float(n)} for n in range(120)]
 
 

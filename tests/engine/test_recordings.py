@@ -8,6 +8,8 @@ import pytest
 import tidemill as tm
 from tidemill.testing import ListSink
 
+pytestmark = pytest.mark.slow
+
 STATISTICS = ["count", "mean", "std", "min", "max", "median"]
 
 

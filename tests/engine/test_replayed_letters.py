@@ -9,6 +9,8 @@ import pytest
 import tidemill as tm
 from tidemill.testing import ListSink
 
+pytestmark = pytest.mark.slow
+
 TIMES = {f"{minute:02}": 1_709_251_200 + 60 * minute for minute in range(60)}
 
 

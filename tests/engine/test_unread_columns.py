@@ -4,6 +4,8 @@ import pytest
 
 import tidemill as tm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("lanes", [0, 2])
 @pytest.mark.parametrize(

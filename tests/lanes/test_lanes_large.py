@@ -19,7 +19,7 @@ from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.parcels import LARGE
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 MB = 1 << 20
 

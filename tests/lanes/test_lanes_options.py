@@ -16,7 +16,7 @@ import tidemill as tm
 from tidemill.errors import CallError, LaneDied, LanesFull
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 def square(x: int) -> int:

@@ -19,6 +19,8 @@ import pytest
 import tidemill as tm
 from tidemill.errors import CallError, LaneDied, LanesFull
 
+pytestmark = pytest.mark.slow
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 

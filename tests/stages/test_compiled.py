@@ -102,6 +102,7 @@ def test_a_read_only_home_costs_nothing_but_time(monkeypatch, packed, tmp_path):
     assert not gone.exists()
 
 
+@pytest.mark.slow
 def test_ahead_of_time(tmp_path):
     """``python -m tidemill.stages.statistics.compile`` fills the cache folder; only this user can read what it wrote."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
