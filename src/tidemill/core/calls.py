@@ -221,6 +221,8 @@ class Calls:
         if not self._taken(lane, call):
             return []
         del self._calls[call]
+        if not self._waiting and not self._pinned_waiting:  # mostly
+            return self._stolen() if self._idle and self._held > self._busy else []
         return self._refilled(lane)
 
     def revoked(self, lane: int, call: int) -> list[Command]:

@@ -89,7 +89,8 @@ class CallProcess:
         number = 0
         if request.function is not None:
             number = request.function.number
-            self._introduce(request.function)
+            if number not in self.functions:
+                self._introduce(request.function)
         self._last_turn = turn = self._last_turn + 1
         self.turns[call] = turn
         if len(request.parcels) == 1:
@@ -108,8 +109,6 @@ class CallProcess:
         self._post(Call(call, turn, number, request.listed, list(map(len, parts))), b"".join(parts))
 
     def _introduce(self, function: SentFunction) -> None:
-        if function.number in self.functions:
-            return
         if len(self.functions) == MAX_FUNCTIONS:
             self._post(Forget(self.functions.popitem(last=False)[0]))
         self.functions[function.number] = None
@@ -165,13 +164,13 @@ class CallProcess:
 
     def answers(self, message: Returned, payload: Payload, settle: Callable[[list[Answer]], None]) -> None:
         """Tell what the process answered, once that is in memory of this process's own."""
-        if self.large is not None and message.freed:
+        if self.large is not None:
             for turn in message.freed:
                 self.large.free(turn)
-        if self.large is not None and message.at >= 0:
-            self.large.came(message, payload, settle)
-        else:
-            settle(answers_of(message, payload))
+            if message.at >= 0:
+                self.large.came(message, payload, settle)
+                return
+        settle(answers_of(message, payload))
 
     def first_answer(self, message: Returned, payload: Payload) -> None:
         """Raises what the process answered to its first call, if that is an error."""

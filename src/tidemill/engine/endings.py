@@ -17,7 +17,7 @@ def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome
     if future.done():
         return
     try:
-        value = value_of(outcome)
+        value = value_of(outcome) if isinstance(outcome, Exception) else outcome.value()
     except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
         future.set_exception(error)
     else:

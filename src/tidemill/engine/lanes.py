@@ -209,8 +209,8 @@ class Lanes:
             check_timeout(timeout)
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
-            request, future = self._awaited(fn, args, kwargs, timeout)
-            call = crew.submit(request, pin)
+            future = self._future()
+            call = crew.submit(self._request(fn, args, kwargs, _settler(future), timeout), pin)
         finally:
             if entered:
                 crew.door.entered()
@@ -243,13 +243,6 @@ class Lanes:
                 "function kept there for the key would be gone. For state that survives use lanes.keyed(...)."
             )
         return place(key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key, max(self._count, 1))
-
-    def _awaited(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
-    ) -> tuple[Request, asyncio.Future[Any]]:
-        assert self._loop is not None
-        future: asyncio.Future[Any] = self._loop.create_future()
-        return self._request(fn, args, kwargs, _settler(future), timeout), future
 
     def stream(
         self,
@@ -400,11 +393,12 @@ class Lanes:
         timeout: float | None,
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
-        check_timeout(timeout)
-        check_callable(fn)
+        if timeout is not None:
+            check_timeout(timeout)
         sent = self._functions.of(fn)
         if sent is not None:
             return Request(sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)
+        check_callable(fn)
         parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)})
         return Request(call_name(fn), None, [parcel], done, timeout_s=timeout)
 

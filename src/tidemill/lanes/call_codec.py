@@ -29,7 +29,6 @@ __all__ = [
     "dumps_value",
     "loads",
     "loads_error",
-    "loads_value",
     "named",
 ]
 
@@ -52,7 +51,12 @@ class Answer:
         """The value; raises the item's own error, or `BadResult` when the value cannot be read here."""
         if self.raised:
             raise loads_error(self.data)
-        return loads_value(self.data, self.block)
+        try:
+            return unpack(self.data, self.block)
+        except BaseException as error:
+            raise BadResult(
+                "unreadable_result", f"The function ran, but its result cannot be read here ({_describe(error)})."
+            ) from error
 
 
 def dumps(value: Any) -> bytes:
@@ -171,16 +175,6 @@ def dumps_value(value: Any) -> Parcel:
             "to a file and return the path.",
         )
     return parcel
-
-
-def loads_value(data: bytes | bytearray | memoryview, block: memoryview | None = None) -> Any:
-    """The value; raises `BadResult` when this process cannot read it."""
-    try:
-        return unpack(data, block)
-    except BaseException as error:
-        raise BadResult(
-            "unreadable_result", f"The function ran, but its result cannot be read here ({_describe(error)})."
-        ) from error
 
 
 # -- errors ----------------------------------------------------------------------------------------------
