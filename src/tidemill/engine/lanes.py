@@ -60,7 +60,7 @@ class Lanes:
                            that takes longer than ``initializer_timeout`` seconds has failed
     ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
                            that has grown to so many bytes of resident memory. Nothing is lost or run twice
-    ``arena_bytes``        shared memory of each process, half for large arguments (from 32 kB) and half for large results,
+    ``arena_bytes``        shared memory of each process, half for large arguments (from 128 kB) and half for large results,
                            which are copied once each way; what finds no room goes through a socket. Only what was used
                            is taken from the machine, and counts against a container's memory. 0 for none
     ``grace``              seconds that a cancelled or timed-out call has to notice `tidemill.cancelled` before its

@@ -23,7 +23,7 @@ from tidemill.lanes.column_codec import ALIGN, ColumnReader, columns_of
 
 __all__ = ["ALIGN", "LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
 
-LARGE: Final = 32_768
+LARGE: Final = 131_072
 """Bytes from which a buffer, or the buffers of a value together, are worth a place in shared memory."""
 _COLUMNAR: Final = frozenset((dict, Batch))
 _HEAD: Final = struct.Struct("<BBI")
