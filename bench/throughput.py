@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace, table: Table) -> None:
         with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder:
             rates["pyarrow"].append(_bare_writer(w1, Path(folder)))
         with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder:
-            rate, parquet = _to_parquet(w1, Path(folder), cores)
+            rate, parquet = _to_parquet(w1, oracle, Path(folder), cores)
             rates["parquet"].append(rate)
         lags.append(parquet.loop_lag)
         print(
@@ -105,7 +105,7 @@ def _to_checksum(w1: _w1.W1, oracle: _w1.Fold, lanes: int) -> tuple[float, float
     return whole, len(w1) / (fold.ended - began), report
 
 
-def _to_parquet(w1: _w1.W1, folder: Path, lanes: int) -> tuple[float, tm.Report]:
+def _to_parquet(w1: _w1.W1, oracle: _w1.Fold, folder: Path, lanes: int) -> tuple[float, tm.Report]:
     async def run() -> tuple[float, float, tm.Report]:
         source = _w1.Gated(list(w1.batches()))
         sink = tm.sinks.Parquet(folder / "w1.parquet")
@@ -113,7 +113,21 @@ def _to_parquet(w1: _w1.W1, folder: Path, lanes: int) -> tuple[float, tm.Report]
         return source.began, ended, report
 
     began, ended, report = asyncio.run(run())
+    _check_file(folder / "w1.parquet", oracle)
     return len(w1) / (ended - began), report
+
+
+def _check_file(path: Path, oracle: _w1.Fold) -> None:
+    """The numbers in the file are the oracle's, in every bit and in order."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    right = oracle.digest()
+    numbers = [name for name in table.column_names if str(table.schema.field(name).type) == "double" and name in right]
+    fold = _w1.Fold()
+    fold.add_columns({name: table[name].to_numpy() for name in numbers})
+    if fold.rows != oracle.rows or len(numbers) < 6 or any(fold.digest()[name] != right[name] for name in numbers):
+        raise SystemExit("W1: what is in the Parquet file is not what the oracle has")
 
 
 def _bare_writer(w1: _w1.W1, folder: Path) -> float:
