@@ -105,3 +105,13 @@ def test_deaths_outside_user_code_end_the_run():
         blame.died(death(slab=0, user=False))
     with pytest.raises(TooManyDeaths, match="killed by signal 11"):
         blame.died(death(user=False))
+
+
+def test_statistics_count_deaths_and_name_suspects():
+    """A slab is a suspect until it is through."""
+    blame = Blame()
+    blame.died(Death(Cursor(slab=4, stage=2, row=-1), 11, None, ours=False, in_user_code=True))
+    blame.died(Death(Cursor(slab=0, stage=-1, row=-1), 9, None, ours=False, in_user_code=False))
+    assert (blame.statistics().deaths, blame.statistics().fruitless, blame.statistics().suspects) == (2, 1, (4,))
+    blame.committed(4)
+    assert (blame.statistics().deaths, blame.statistics().fruitless, blame.statistics().suspects) == (2, 0, ())

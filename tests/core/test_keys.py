@@ -107,3 +107,12 @@ def test_each_lane_is_told_each_of_its_keys_once():
     table.forget_telling(0)
     assert table.untold(0) == (0, mine + more)
     assert table.untold(1)[0] == 0
+
+
+def test_statistics_say_how_many_there_are():
+    """Of all, of each lane, and of how many it takes."""
+    table = KeyTable(lanes=2, max_keys=3)
+    table.encode(Column.of_texts(["a", "b", "c", "d"]))
+    statistics = table.statistics()
+    assert (statistics.keys, statistics.max_keys, sum(statistics.by_lane)) == (3, 3, 3)
+    assert statistics.by_lane == tuple(sum(lane_of(key, 2) == lane for key in "abc") for lane in (0, 1))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tidemill.engine.dead_letters import NEWEST, DeadLetterFile
+from tidemill.engine.dead_letters import NEWEST, DeadLetterFile, DeadLettersStatistics
 from tidemill.errors import InputError, TidemillError
 from tidemill.letters import MALFORMED, RAISED, DeadLetter
 
@@ -220,3 +220,12 @@ def test_a_folder_that_is_not_there(tmp_path):
     """The error names the path."""
     with pytest.raises(TidemillError, match="nowhere"):
         write(tmp_path / "nowhere" / "dead.ndjson", [DeadLetter(RAISED, "why", 1)])
+
+
+def test_statistics_say_how_the_file_is(tmp_path):
+    """Letters, bytes, and whether it is full."""
+    path = tmp_path / "dead.ndjson"
+    _, file = write(path, [DeadLetter(RAISED, "no", {"n": n}) for n in range(3)])
+    assert file.statistics() == DeadLettersStatistics(3, 0, path.stat().st_size, full=False)
+    _, file = write(tmp_path / "small.ndjson", [DeadLetter(RAISED, "no", {"n": n}) for n in range(9)], max_bytes=100)
+    assert (file.statistics().letters, file.statistics().full) == (9, True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import KeyTable
-from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake
+from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake, IntakeStatistics
 from tidemill.errors import EngineError
 from tidemill.kinds import Kinds
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE
@@ -275,3 +275,15 @@ async def test_nothing_is_nothing():
     desk = Desk()
     assert await desk.intake.put(batch_of([]), "test") == 0
     assert (desk.calls, desk.intake.waiting) == (0, 0)
+
+
+async def test_statistics_say_what_waits_and_whether_sources_do():
+    """Before, at the high mark, and after all was taken."""
+    desk = Desk(high_records=10)
+    assert desk.intake.statistics() == IntakeStatistics(0, 10, 0, 0, full=False)
+    await desk.intake.put(batch_of(numbered(10)), "test")
+    full = desk.intake.statistics()
+    assert (full.waiting, full.taken, full.full) == (10, 0, True)
+    assert full.waiting_bytes > 80
+    desk.intake.take(10)
+    assert desk.intake.statistics() == IntakeStatistics(0, 10, 0, 10, full=False)

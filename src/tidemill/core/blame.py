@@ -14,7 +14,7 @@ from typing import Final
 
 from tidemill.letters import DEADLINE, KILLED
 
-__all__ = ["Blame", "Cursor", "Death", "Orders", "TooManyDeaths"]
+__all__ = ["Blame", "BlameStatistics", "Cursor", "Death", "Orders", "TooManyDeaths"]
 
 _SIGKILL: Final = 9
 _FRUITLESS_DEATHS: Final = 5
@@ -65,6 +65,18 @@ class Orders:
     """Stage -> row of the lane's share -> (reason code, reason): set aside before that stage sees it."""
 
 
+@dataclass(frozen=True)
+class BlameStatistics:
+    """How a lane's record of deaths is."""
+
+    deaths: int
+    """Since the beginning."""
+    fruitless: int
+    """Deaths in a row, outside of any function, without a committed slab between them."""
+    suspects: tuple[int, ...]
+    """Slabs in which a lane died and that are not through yet."""
+
+
 class Blame:
     """One lane's record of deaths.
 
@@ -82,10 +94,15 @@ class Blame:
         self._struck: dict[Cursor, int] = {}
         self._tried_again: set[int] = set()
         self._fruitless = 0
+        self._deaths = 0
 
     def orders(self, slab: int) -> Orders:
         """What applies to this slab."""
         return self._orders.get(slab, Orders())
+
+    def statistics(self) -> BlameStatistics:
+        """How it is, now."""
+        return BlameStatistics(self._deaths, self._fruitless, tuple(self._orders))
 
     def committed(self, slab: int) -> None:
         """The slab is through; its orders are void."""
@@ -97,6 +114,7 @@ class Blame:
     def died(self, death: Death) -> Orders:
         """Take note of a death; the orders for the slab it happened in. Raises `TooManyDeaths`."""
         cursor = death.cursor
+        self._deaths += 1
         if not cursor.slab or not death.in_user_code:
             self._fruitless += 1
             if self._fruitless >= _FRUITLESS_DEATHS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tidemill.column import Column
 
-__all__ = ["UNKNOWN", "KeyTable", "lane_of", "place"]
+__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
@@ -33,6 +34,18 @@ def lane_of(key: str, lanes: int) -> int:
 def place(key: bytes, lanes: int) -> int:
     """The same for a key's bytes."""
     return zlib.crc32(key) % lanes
+
+
+@dataclass(frozen=True)
+class KeysStatistics:
+    """How a key table is."""
+
+    keys: int
+    """Sensors that were seen."""
+    max_keys: int
+    """The most that it takes."""
+    by_lane: tuple[int, ...]
+    """Sensors that each lane owns."""
 
 
 class KeyTable:
@@ -55,6 +68,10 @@ class KeyTable:
 
     def __len__(self) -> int:
         return len(self._codes)
+
+    def statistics(self) -> KeysStatistics:
+        """How it is, now."""
+        return KeysStatistics(len(self._codes), self._max_keys, tuple(map(len, self._by_lane)))
 
     def encode(self, column: Column) -> NDArray[np.int32]:
         """The run-wide code of each row's key; `UNKNOWN` where the table did not take it, or the row has no key."""

@@ -265,7 +265,8 @@ class Crew:
         request = self._requests.get(message.call)
         items = len(message.sizes)
         if not process.believes(message, payload) or (request is not None and items != len(request.parcels)):
-            _log.error("lane %d: process %s gave an answer that cannot be, and is killed", lane, self.staff.pid(lane))
+            told, pid = "lane %d: process %s gave an answer that cannot be, and is killed", self.staff.pid(lane)
+            _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
             process.kill()
             return
         counts = self.lanes[lane]
@@ -346,7 +347,8 @@ class Crew:
         if process is None or process.dying:
             return
         self.lanes[lane].recycled += 1
-        _log.info("lane %d: process %s was replaced after %d items", lane, self.staff.pid(lane), process.items)
+        fields = {"lane": lane, "pid": self.staff.pid(lane), "items": process.items}
+        _log.info("lane %(lane)d: process %(pid)s was replaced after %(items)d items", fields, extra=fields)
         self.staff.retire(lane)
 
     # -- the end ---------------------------------------------------------------------------------------

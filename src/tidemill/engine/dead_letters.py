@@ -8,7 +8,7 @@ import math
 import os
 import reprlib
 from collections import Counter, deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from tidemill.errors import InputError
 from tidemill.formats.lines import shown
 from tidemill.letters import DeadLetter
 
-__all__ = ["DEFAULT_PATH", "MAX_BYTES", "NEWEST", "DeadLetterFile"]
+__all__ = ["DEFAULT_PATH", "MAX_BYTES", "NEWEST", "DeadLetterFile", "DeadLettersStatistics"]
 
 DEFAULT_PATH: Final = "dead_letters.ndjson"
 MAX_BYTES: Final = 100 << 20
@@ -31,6 +31,20 @@ _WRITE_EVERY_S: Final = 0.2
 _SAMPLE_LETTERS: Final = 2_000  # of a line
 _DEEPEST: Final = 50  # levels of nesting that are written as such
 _log = logging.getLogger("tidemill")
+
+
+@dataclass(frozen=True)
+class DeadLettersStatistics:
+    """How a file of dead letters is."""
+
+    letters: int
+    """Letters since the beginning, written or not."""
+    waiting: int
+    """Letters that are to be written."""
+    file_bytes: int
+    """Of the file, with what was in it before this run."""
+    full: bool
+    """Whether letters are only counted and sampled from now on."""
 
 
 class DeadLetterFile:
@@ -77,6 +91,10 @@ class DeadLetterFile:
     @property
     def count(self) -> int:
         return self.reasons.total()
+
+    def statistics(self) -> DeadLettersStatistics:
+        """How it is, now."""
+        return DeadLettersStatistics(self.count, len(self._waiting), self._bytes or 0, self._full_told)
 
     def add(self, letter: DeadLetter) -> None:
         """Count a letter and queue it for writing."""
@@ -141,6 +159,7 @@ class DeadLetterFile:
                 self._max_bytes >> 20,
                 NEWEST,
                 self.newest_path,
+                extra={"dead_letters": self.count},
             )
 
 

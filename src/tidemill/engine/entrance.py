@@ -196,7 +196,8 @@ def _signals(execution: Run) -> Iterator[None]:
         seen += 1
         if seen > 1:
             os._exit(128 + number)
-        _log.info("%s: stopping; once more to leave at once", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        _log.info("%s: stopping; once more to leave at once", name, extra={"signal": name})
         execution.stop_soon()
 
     for number in (signal.SIGINT, signal.SIGTERM):

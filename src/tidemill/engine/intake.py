@@ -25,7 +25,7 @@ from tidemill.formats.unfit import is_unicode
 from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
-__all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Intake", "Taken"]
+__all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Intake", "IntakeStatistics", "Taken"]
 
 SLICE_RECORDS: Final = 32_768
 """The most records handled in one turn of the loop: about a millisecond of the parent's work."""
@@ -72,6 +72,22 @@ class _Piece:
         return _Piece(self.batch.slice(start, stop), self.codes[start:stop], self.record_bytes, self.record_text_bytes)
 
 
+@dataclass(frozen=True)
+class IntakeStatistics:
+    """How an intake is."""
+
+    waiting: int
+    """Records put and not taken."""
+    high_records: int
+    """Records from which sources wait."""
+    waiting_bytes: int
+    """What these records hold in memory, roughly."""
+    taken: int
+    """Records taken since the beginning."""
+    full: bool
+    """Whether sources wait."""
+
+
 class Intake:
     """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop."""
 
@@ -98,6 +114,10 @@ class Intake:
         """Records put and not taken."""
         self.taken = 0
         """Records taken so far: the input index of the next."""
+
+    def statistics(self) -> IntakeStatistics:
+        """How it is, now."""
+        return IntakeStatistics(self.waiting, self.high_records, int(self._bytes), self.taken, not self._room.is_set())
 
     async def put(self, batch: Batch, source: str) -> int:
         """Add a source's batch; waits while the intake is full. Returns the records that entered."""

@@ -175,7 +175,8 @@ class Mill:
         now = self._clock.monotonic_ns()
         for lane in self.lanes:
             if lane.overdue(now, self._deadlines):
-                _log.warning("lane %d: a function passed its deadline and is stopped", lane.number)
+                told = "lane %d: a function passed its deadline and is stopped"
+                _log.warning(told, lane.number, extra={"lane": lane.number, "pid": lane.pid})
                 lane.kill()
 
     # -- out to the lanes ------------------------------------------------------------------------------------
@@ -351,7 +352,8 @@ class Mill:
                     self._committed(lane, number)
             self._blame(lane, how)
             self._replace(lane)
-            _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how)
+            fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.restarts}
+            _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how, extra=fields)
             self.pump()
         except TooManyDeaths as death:
             self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))

@@ -64,6 +64,7 @@ class Outlet(abc.ABC):
                 self.name,
                 name,
                 getattr(self.sink, "path", None) or "standard output",
+                extra={"sink": self.name, "field": name},
             )
         self.left_out = left_out
 

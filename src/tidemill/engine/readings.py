@@ -74,7 +74,7 @@ class Readings:
             for lane, before, in_flight in zip(mill.lanes, busy, mill.ledger.in_flight(), strict=True)
         )
         self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
-        ledger = mill.ledger.statistics()
+        ledger, queue = mill.ledger.statistics(), intake.statistics()
         return Statistics(
             seconds=(now - self._begun_ns) / 1e9,
             records_in=mill.counts.records_in,
@@ -83,8 +83,8 @@ class Readings:
             filtered=mill.counts.filtered,
             records_per_s=(mill.counts.records_in - records) / span * 1e9,
             lanes=lanes,
-            queue_records=intake.waiting,
-            queue_limit=intake.high_records,
+            queue_records=queue.waiting,
+            queue_limit=queue.high_records,
             slabs_in_flight=ledger.in_lanes + ledger.done + ledger.in_sinks,
             batch_records=mill.sizes.read(),
             latency=self._latency.quantiles(),

@@ -199,7 +199,8 @@ class Run:
             rejected += 1
             self._reject_input(letter)
             if rejected == ALL_REJECTED and not accepted and not source.accepted:
-                _log.warning("the first %d records were all rejected: %s", rejected, source.explain())
+                fields = {"source": source.name, "rejected": rejected}
+                _log.warning("the first %d records were all rejected: %s", rejected, source.explain(), extra=fields)
 
         if source.makes:
             await self.started.wait()
@@ -214,7 +215,8 @@ class Run:
             if close is not None:
                 await close()
         if 0 < rejected < ALL_REJECTED and not accepted:
-            _log.warning("all %d records were rejected: %s", rejected, source.explain())
+            fields = {"source": source.name, "rejected": rejected}
+            _log.warning("all %d records were rejected: %s", rejected, source.explain(), extra=fields)
 
     async def _sources_ended(self, sources: list[asyncio.Task[None]]) -> None:
         """Wait for the end of input; after a stop for the grace, and then cancel what still reads."""
@@ -256,7 +258,10 @@ class Run:
         for task in late:
             task.cancel()
             _log.warning(
-                "the grace of %g s is over: %d records in flight are given up", self._grace, mill.counts.in_flight
+                "the grace of %g s is over: %d records in flight are given up",
+                self._grace,
+                mill.counts.in_flight,
+                extra={"in_flight": mill.counts.in_flight},
             )
 
     async def _nothing_in_flight(self, mill: Mill) -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tidemill.formats.packed import Packer, TextTables
 from tidemill.lanes.memory import Shared
 
-__all__ = ["SLAB_BYTES", "SLAB_COUNT", "Slabs"]
+__all__ = ["SLAB_BYTES", "SLAB_COUNT", "Slabs", "SlabsStatistics"]
 
 SLAB_BYTES: Final = 96 << 20
 """Size of a slab; only what is written to is taken from the machine."""
 SLAB_COUNT: Final = 12
 """How many there are. It bounds how far a lane may lead the slowest: the only reorder buffer."""
+
+
+@dataclass(frozen=True)
+class SlabsStatistics:
+    """How the slabs are."""
+
+    count: int
+    free: int
+    touched_bytes: int
+    """What they take from the machine."""
 
 
 class Slabs:
@@ -41,6 +52,10 @@ class Slabs:
 
     def buffer(self, number: int) -> Any:
         return self.shared[number].buffer
+
+    def statistics(self) -> SlabsStatistics:
+        """How they are, now."""
+        return SlabsStatistics(len(self.shared), len(self._free), self.touched_bytes())
 
     def touched_bytes(self) -> int:
         """What the slabs take from the machine."""
