@@ -20,7 +20,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.limits = Limits(max_records=cap, target_s=target_s, queued_per_lane=queued)
         self.batcher = Batcher(self.limits)
         self.lanes = lanes
-        self.largest = 0
+        self.largest = self.same = 0
 
     @rule(waiting=st.integers(0, 200_000), free=st.integers(0, 12), one_lane=st.booleans(), data=st.data())
     def ask(self, waiting, free, one_lane, data):
@@ -51,11 +51,14 @@ class BatcherMachine(RuleBasedStateMachine):
         records = max(1, round(share * self.limits.max_records))
         before = self.batcher.statistics().cap
         self.batcher.measured(records, busy_s, travel_s=travel_s)
-        after = self.batcher.statistics().cap
+        after, fixed_s = self.batcher.statistics().cap, self.batcher.statistics().fixed_s
         assert after <= max(before, 2 * max(records, self.largest))
-        if busy_s > self.limits.target_s:
-            assert after <= max(1, round(records * self.limits.target_s / busy_s))
-        elif busy_s <= self.limits.target_s / 25:
+        target_s = max(self.limits.target_s, 2 * fixed_s)
+        self.same = self.same + 1 if records == after else 0
+        if busy_s > target_s:
+            most = max(1, round(records * (target_s - fixed_s) / (busy_s - fixed_s)))
+            assert after <= most or (after <= 2 * most and self.same != 0) or after == 2 * before
+        elif busy_s <= target_s / 25:
             assert after >= before, "so short a time is mostly a slab's own and says little of a larger one's"
 
     @rule()
@@ -203,3 +206,30 @@ def test_a_flood_ramps_up_in_one_slab_of_each_size():
     start = next(number for number, size in enumerate(sizes) if size >= 64)
     ramp_up = [size for size in sizes[start:] if size < 8192]
     assert len(ramp_up) <= 9, sizes[:30]  # of eight sizes
+
+
+def flooded(fixed_s, record_s, batches=60):
+    """The batcher after so many batches of a flood, each as large as it asks for."""
+    batcher = Batcher()
+    for _ in range(batches):
+        records = batcher.records(waiting=100_000, in_flight=[0], free_slabs=3)
+        batcher.sent(records)
+        batcher.measured(records, fixed_s + record_s * records)
+    return batcher
+
+
+@pytest.mark.parametrize("fixed_s", [0.001, 0.003, 0.01, 0.05])
+def test_what_a_batch_costs_itself_does_not_keep_batches_small(fixed_s):
+    """A DataFrame takes a millisecond to make, of one record or of a thousand: its batches grow until they work as long."""
+    batcher = flooded(fixed_s, 1e-6)
+    records = batcher.statistics().cap
+    assert records * 1e-6 >= min(0.5 * fixed_s, 0.03)
+    assert fixed_s + records * 1e-6 <= max(0.006, 2.5 * fixed_s)
+
+
+@pytest.mark.parametrize("record_s", [0.0005, 0.004, 0.1, 2.0])
+def test_dear_records_keep_batches_small(record_s):
+    """What costs as much for two as twice for one has no cost of its own: batches stay at the target, or of one record."""
+    batcher = flooded(0.0, record_s)
+    assert batcher.statistics().cap in {max(1, int(0.99 * 0.005 / record_s)), max(1, int(0.005 / record_s))}
+    assert batcher.statistics().fixed_s < 0.1 * record_s

@@ -13,6 +13,9 @@ Rules of this file:
   with one dear batch and rises slowly after it.
 - A batch is at most twice as large as the largest before it that was sent under the present cap, and at most four
   times as large as one that was measured: one doubling at most is under way unmeasured.
+- A batch of few records that takes nearly as long as one of many has a cost of its own, which is told apart from its
+  records': it works at least twice as long as that. To see it, sizes must differ; so where all are as small as the cap,
+  one in a while is of twice the size.
 - Where it is known how long a batch travels: none is larger than makes nine tenths of the time work, idle lanes share
   what waits only if that saves more than a frame costs, and a lane that works gets a second batch as soon as that
   would keep it busy for twice the time of travel. Where it is not known, that second batch is a full one.
@@ -41,6 +44,12 @@ _FAST: Final = 0.5
 """Weight of the last batch, at least, in the cost over the last few; a larger one than before says more."""
 _SLOW: Final = 0.2
 """Share of its records that the cost over many forgets with each batch."""
+_UNVARIED: Final = 8
+"""Batches in a row of one size, after which one of twice the size tells what of their cost is their records'."""
+_STEADY: Final = 0.3
+"""Weight of the last batch in what a batch costs however few records it has."""
+_OWN: Final = 0.05
+"""Share of a batch's time that is its records' at least."""
 _SOONER: Final = 0.3
 _LATER: Final = 0.02
 """Weights of a travel that was shorter or longer than thought: what held it up once is not its length."""
@@ -67,21 +76,30 @@ class BatcherStatistics:
     """The most records it would put in a batch now, as far as their cost goes."""
     cost_s: float
     """Seconds a record costs the slowest lane of its batch, as last measured; 0.0 before."""
+    fixed_s: float
+    """Seconds a batch costs however few records it has, as last measured."""
     travel_s: float
     """Seconds of a batch's round trip in which no lane works on it; 0.0 when nobody measures it."""
 
 
 class _Cost:
-    """Seconds a record costs in one lane."""
+    """Seconds a record costs in one lane, and a batch however few it has: a DataFrame costs a millisecond to make."""
 
-    __slots__ = ("_busy_s", "_fast_s", "_last", "_records", "record_s")
+    __slots__ = ("_busy_s", "_fast_s", "_last", "_records", "_small", "_small_s", "fixed_s", "record_s", "tried")
 
     def __init__(self) -> None:
         self.record_s = self._fast_s = self._busy_s = self._records = 0.0
         self._last = 0
+        self.fixed_s = 0.0
+        self.tried = False
+        """Whether batches of different sizes were seen: before, all that a batch costs is taken for its records'."""
+        self._small, self._small_s = 0, 0.0  # the smallest batch, and what such a one takes
 
     def measured(self, records: int, busy_s: float) -> None:
-        own_s = busy_s / records
+        if self._fast_s:
+            self._fix(records, busy_s)
+        own_s = max(busy_s - self.fixed_s, _OWN * busy_s) / records
+        busy_s = own_s * records
         if not self._fast_s:  # a process's first batch imports and compiles: it is not what records cost
             self.record_s = self._fast_s = own_s
             self._last = records
@@ -91,6 +109,20 @@ class _Cost:
         self._busy_s += busy_s - _SLOW * self._busy_s
         self._records += records - _SLOW * self._records
         self.record_s = max(self._fast_s, self._busy_s / self._records)
+
+    def _fix(self, records: int, busy_s: float) -> None:
+        """What a small batch takes beyond its share of a larger one."""
+        if not self._small or records < self._small:
+            self._small, self._small_s = records, busy_s
+        elif records == self._small:
+            self._small_s += _STEADY * (busy_s - self._small_s)
+        elif records >= 2 * self._small:
+            record_s = max(0.0, (busy_s - self._small_s) / (records - self._small))
+            fixed_s = max(0.0, self._small_s - record_s * self._small)
+            if not self.tried:  # all before was taken for what records cost
+                self.tried, self.fixed_s = True, fixed_s
+                self._fast_s = self._busy_s = self._records = 0.0
+            self.fixed_s += _STEADY * (fixed_s - self.fixed_s)
 
 
 class Batcher:
@@ -112,8 +144,9 @@ class Batcher:
         self._largest = 0  # sent since the cap last fell
         self._affordable = 0
         self._costs: dict[int, _Cost] = {}
-        self._cost_s = 0.0
+        self._cost_s = self._fixed_s = 0.0
         self._travel_s = 0.0
+        self._same = 0  # batches in a row as large as the cap, of a cost that is not told apart yet
 
     # -- how many --------------------------------------------------------------------------------------
 
@@ -188,12 +221,16 @@ class Batcher:
             return
         if travel_s is not None:
             self._travelled(travel_s)
-        self._costs.setdefault(lane, _Cost()).measured(records, busy_s)
-        self._cost_s = max(cost.record_s for cost in self._costs.values())
-        target_s = self.limits.target_s
-        self._affordable = max(1, min(self.limits.max_records, int(target_s / self._cost_s)))
+        own = self._costs.setdefault(lane, _Cost())
+        own.measured(records, busy_s)
+        dearest = max(self._costs.values(), key=lambda cost: cost.record_s)
+        self._cost_s, self._fixed_s = dearest.record_s, dearest.fixed_s
+        fixed_s = self._fixed_s
+        target_s = max(self.limits.target_s, 2 * fixed_s)  # at least half of a batch's time is its records'
+        self._affordable = max(1, min(self.limits.max_records, int((target_s - fixed_s) / self._cost_s)))
         if busy_s > target_s:
-            self._affordable = max(1, min(self._affordable, int(records * target_s / busy_s)))
+            over = (target_s - fixed_s) / max(busy_s - fixed_s, target_s - fixed_s)
+            self._affordable = max(1, min(self._affordable, int(records * over)))
         if busy_s > _TELLING * target_s and self._affordable < self._cap:
             self._cap = self._proven = self._affordable
             self._largest = 0
@@ -201,6 +238,10 @@ class Batcher:
             self._cap = max(self._cap, min(2 * records, self._affordable))
             self._proven = max(self._proven, min(records, self._cap))
             self._grow()
+        self._same = self._same + 1 if records == self._cap and not own.tried else 0
+        if self._same >= _UNVARIED and 2 * self._cap <= self.limits.max_records:
+            self._same = 0
+            self._cap *= 2
 
     def _grow(self) -> None:
         self._cap = max(self._cap, min(2 * self._largest, 4 * self._proven, self._affordable))
@@ -215,7 +256,7 @@ class Batcher:
     # -- readings --------------------------------------------------------------------------------------
 
     def statistics(self) -> BatcherStatistics:
-        return BatcherStatistics(self._cap, self._cost_s, self._travel_s)
+        return BatcherStatistics(self._cap, self._cost_s, self._fixed_s, self._travel_s)
 
     def validate(self) -> None:
         """Raise `EngineError` if a rule of this file is broken; tests call it after each step."""

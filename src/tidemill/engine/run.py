@@ -119,6 +119,7 @@ class Run:
                     await server.aclose()
         assert self._mill is not None
         self.report = self._readings.report(self._mill, self.pipeline.sinks, self._outlets, self._letters)
+        _tell_of_letters(self._letters, self.report.records_in)
         return self.report
 
     async def _flow(self, checked: Checked, server: ForkServer | None) -> None:
@@ -388,6 +389,21 @@ class Run:
         if self._mill is None or self._intake is None:
             raise EngineError("the run has not started")
         return self._readings.statistics(self._mill, self._intake, self.pipeline.sources, self._outlets)
+
+
+def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
+    """Nothing is silent: a script that looks at its rows alone would not see what is missing there."""
+    if letters.count:
+        first = letters.samples[0]
+        _log.warning(
+            "%d of %d records are dead letters, in %s; the first of them%s: %s",
+            letters.count,
+            records,
+            letters.path,
+            f", at {first.stage}" if first.stage else "",
+            first.reason,
+            extra={"dead_letters": letters.count},
+        )
 
 
 def _warn_of_deadlines(plan: Plan) -> None:
