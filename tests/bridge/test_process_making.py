@@ -236,3 +236,15 @@ async def test_priority() -> None:
     """As asked for, on top of the application's own."""
     async with tm.Lanes(1, nice=3) as lanes:
         assert await lanes.run(os.nice, 0) == os.nice(0) + 3
+
+
+async def test_an_operator_can_tell_the_processes_apart() -> None:
+    """By the names that ps and top show."""
+
+    def names() -> tuple[str, str]:
+        from pathlib import Path
+
+        return tuple(Path(f"/proc/{pid}/comm").read_text().strip() for pid in (os.getppid(), os.getpid()))  # type: ignore[return-value]
+
+    async with tm.Lanes(1) as lanes:
+        assert await lanes.run(names) == ("tidemill-server", "tidemill-calls")

@@ -242,9 +242,10 @@ def test_a_column_that_comes_later(kit: Kit, tmp_path: Path) -> None:
     assert kit.rows(tmp_path) == kit.expected(rows)
 
 
-def test_where_and_columns_choose(kit: Kit, tmp_path: Path) -> None:
-    """Rows by a mask, columns in the order given; both cross to the sink's process with a lambda inside."""
-    sink = kit.make(tmp_path, where=lambda batch: batch["value"] > 1, columns=["value", "sensor"])
+@pytest.mark.parametrize("where", [lambda batch: batch["value"] > 1, "value > 1"], ids=["function", "expression"])
+def test_where_and_columns_choose(kit: Kit, tmp_path: Path, where: object) -> None:
+    """Rows by a mask or an expression, columns in the order given; all cross to the sink's process."""
+    sink = kit.make(tmp_path, where=where, columns=["value", "sensor"])
     sink = cloudpickle.loads(cloudpickle.dumps(sink))
     sink.check()
     sink.open(OPEN)
@@ -252,6 +253,13 @@ def test_where_and_columns_choose(kit: Kit, tmp_path: Path) -> None:
     sink.close()
     assert kit.rows(tmp_path) == kit.expected([{"value": 2.0, "sensor": "S2"}, {"value": 3.0, "sensor": "S3"}])
     assert list(kit.rows(tmp_path)[0]) == ["value", "sensor"]
+
+
+@pytest.mark.parametrize("where", [5, "value >", "__import__('os')"])
+def test_a_where_that_makes_no_sense_is_refused(kit: Kit, tmp_path: Path, where: object) -> None:
+    """When the sink is made, not when the first row comes."""
+    with pytest.raises(PlanError):
+        kit.make(tmp_path, where=where)
 
 
 def test_a_column_unknown_to_the_plan_is_refused_at_start(kit: Kit, tmp_path: Path) -> None:

@@ -338,6 +338,10 @@ class Run:
         if self._learning and self._mill is not None and not self._mill._learned.probing:
             self._learning = False
             _log.info("the columns are: %s", batch.schema)
+            for sink in self.pipeline.sinks:
+                for name in set(sink.columns or ()) - set(batch.columns):
+                    told = "sink %s: there is no column %r so far; the columns are: %s"
+                    _log.warning(told, sink.name, name, ", ".join(batch.columns), extra={"sink": sink.name})
 
     def _check_idle(self) -> None:
         if self._mill is not None and self._mill.idle:

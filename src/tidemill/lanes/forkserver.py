@@ -98,6 +98,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=fd)
     _import_roles()
+    _name_process("tidemill-server")
     control.send(_encode(Loaded()))
     _Server(control).serve()
 
@@ -218,6 +219,7 @@ class _Server:
             self._control.close()
             os.close(self._wake)
             _die_with_parent()
+            _name_process(f"tidemill-{spawn.role}")
             if spawn.nice:
                 os.nice(spawn.nice)
             sys.setswitchinterval(0.0005)
@@ -277,6 +279,14 @@ def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
     from tidemill.lanes import call_main, lane_main, sink_main
 
     return {"lane": lane_main.main, "sink": sink_main.main, "calls": call_main.main}[role]
+
+
+def _name_process(name: str) -> None:
+    """As ``ps -o comm`` and ``top`` show it, so that an operator can tell a lane from the server (Linux)."""
+    import ctypes
+
+    pr_set_name = 15
+    ctypes.CDLL(None).prctl(pr_set_name, name.encode()[:15], 0, 0, 0)
 
 
 def _die_with_parent() -> None:

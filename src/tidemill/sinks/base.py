@@ -14,6 +14,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import PlanError, StageError
 from tidemill.schema import Kind, Schema
+from tidemill.stages.expressions import Expression
 
 __all__ = ["IfExists", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
 
@@ -37,7 +38,8 @@ class SinkStatistics:
 class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
     """Where rows go.
 
-    ``where``      a function Batch -> boolean mask of the rows wanted here
+    ``where``      a function Batch -> boolean mask of the rows wanted here, or an expression over columns as `Filter`
+                   has it: ``"value > 80"``
     ``columns``    the columns wanted here, in this order; all by default
     ``if_exists``  what to do with what is there already: ``"fail"`` (default), ``"append"`` or ``"replace"``
     """
@@ -45,14 +47,16 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
     def __init__(
         self,
         *,
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
         if if_exists not in ("fail", "append", "replace"):
             raise PlanError(f'if_exists={if_exists!r} is not one of "fail", "append", "replace".')
-        self.where = where
+        if where is not None and not isinstance(where, str) and not callable(where):
+            raise PlanError(f"where={where!r} must be a function of a batch, or an expression such as 'value > 80'.")
+        self.where: Where | None = Expression(where) if isinstance(where, str) else where
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
         self._name = name

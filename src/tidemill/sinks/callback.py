@@ -40,7 +40,7 @@ class Callback(LoopSink):
         fn: Callable[[Any], Awaitable[object] | object],
         *,
         rows: bool = False,
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,

@@ -43,7 +43,7 @@ class Latest(LoopSink, Mapping[str, dict[str, Any]]):
     def __init__(
         self,
         *,
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,

@@ -56,7 +56,7 @@ class Lines(ProcessSink):
         path: str | Path,
         *,
         format: Literal["ndjson", "csv"] | None = None,  # noqa: A002 - the user's word
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,

@@ -64,7 +64,7 @@ class Parquet(ProcessSink):
         self,
         path: str | Path,
         *,
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,

@@ -67,7 +67,7 @@ class SQLite(ProcessSink):
         path: str | Path,
         table: str = "features",
         *,
-        where: Where | None = None,
+        where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,

@@ -1,4 +1,4 @@
-"""A run says at its end that records are missing in its output."""
+"""A run says what is missing in its output: records, and columns."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def test_a_misspelled_column_is_told(tmp_path, caplog: pytest.LogCaptureFixture)
 def test_a_good_run_says_nothing(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """No letter, no line."""
     assert run(tm.Plan(), tmp_path, caplog) == []
+
+
+def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a function the columns are known when it has made some; rows are written without the one."""
+    sink = tm.sinks.Lines(tmp_path / "out.ndjson", columns=["sensor", "vlue"])
+    pipeline = tm.Pipeline(tm.sources.Records(ROWS), tm.Plan(tm.Map(lambda batch: {"x": batch["value"]})), sink)
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(pipeline, lanes=0)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "sink lines: there is no column 'vlue' so far; the columns are: sensor, time, value, x"
