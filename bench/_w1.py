@@ -19,7 +19,8 @@ from tidemill.column import Column
 from tidemill.schema import Kind
 from tidemill.sources.base import SourceContext
 from tidemill.stages.statistics import kernels as places
-from tidemill.stages.statistics.compiled import Blocks, load_kernels
+from tidemill.stages.statistics.blocks import Blocks
+from tidemill.stages.statistics.compiled import load_kernels
 
 SENSORS = 1_000
 WINDOW = 50

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tidemill.lanes.arena import ArenaBack, ArenaOut
-from tidemill.lanes.parcels import ALIGN, Parcel
+from tidemill.lanes.memory import ALIGN
+from tidemill.lanes.parcels import Parcel
 
 SIZE = 64 * 1024
 

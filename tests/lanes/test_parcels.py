@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 import tidemill as tm
 from tidemill.column import Column
-from tidemill.lanes.parcels import ALIGN, LARGE, Parcel, pack, pack_arguments, unpack
+from tidemill.lanes.memory import ALIGN
+from tidemill.lanes.parcels import LARGE, Parcel, pack, pack_arguments, unpack
 from tidemill.schema import Kind
 
 

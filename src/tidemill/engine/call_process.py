@@ -13,7 +13,7 @@ from tidemill.errors import EngineError
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Payload, pieces
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
@@ -204,8 +204,4 @@ def answers_of(message: Returned, payload: Payload) -> list[Answer]:
     """One answer an item."""
     if len(message.sizes) == 1:
         return [Answer(message.raised[0], payload)]
-    view, start, answers = memoryview(payload), 0, []
-    for raised, size in zip(message.raised, message.sizes, strict=True):
-        answers.append(Answer(raised, view[start : start + size]))
-        start += size
-    return answers
+    return list(map(Answer, message.raised, pieces(payload, message.sizes)))

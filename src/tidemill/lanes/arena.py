@@ -11,11 +11,11 @@ room goes through the socket.
 
 from __future__ import annotations
 
-import threading
 from bisect import insort
 from collections.abc import Sequence
 from typing import Any, Final
 
+from tidemill.lanes.memory import aligned, fence
 from tidemill.lanes.parcels import Parcel, room_of
 
 __all__ = ["ArenaBack", "ArenaOut", "copy_in"]
@@ -25,9 +25,6 @@ _CELL: Final = 8
 """Bytes at the front: how far the parent has taken what came back, counted from the beginning."""
 _FRONT: Final = 64
 """Bytes before the way out: the cell has a cache line of its own."""
-
-_fence = threading.Lock()
-"""Never contended: taking it is a full memory barrier, which Python has no other word for."""
 
 
 def _halves(size: int) -> tuple[int, int]:
@@ -51,7 +48,7 @@ class ArenaOut:
 
     def take(self, size: int) -> int | None:
         """A place for so many bytes; None when there is none."""
-        size += -size % 16
+        size = aligned(size)
         for number, (start, stop) in enumerate(self._free):
             if stop - start >= size:
                 if stop - start == size:
@@ -63,7 +60,7 @@ class ArenaOut:
 
     def give_back(self, start: int, size: int) -> None:
         """Nobody looks at that place any more."""
-        stop = start + size + -size % 16
+        stop = start + aligned(size)
         insort(self._free, (start, stop))
         number = self._free.index((start, stop))
         if number + 1 < len(self._free) and self._free[number + 1][0] == stop:
@@ -103,7 +100,7 @@ class ArenaBack:
             first = at = at + -at % self._size  # the front was used before, and is in memory
         elif at % self._size + size > self._size:
             at += -at % self._size
-        with _fence:  # nothing is written before it was seen that it may be
+        with fence:  # nothing is written before it was seen that it may be
             if at + size - first > self._size:
                 return -1
         self._first = first
@@ -124,7 +121,7 @@ class ArenaBack:
 
     def taken(self, at: int, size: int) -> None:
         """The parent has copied what is there, and all before it."""
-        with _fence:  # all was read before it may be written over
+        with fence:  # all was read before it may be written over
             self._taken[0] = at + size
 
     def close(self) -> None:

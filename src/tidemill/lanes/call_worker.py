@@ -15,7 +15,7 @@ from tidemill.errors import BadResult
 from tidemill.lanes.arena import ArenaBack
 from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Payload, pieces
 from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
 
 __all__ = ["CallWorker"]
@@ -115,7 +115,7 @@ class CallWorker:
             function = self._function(call.function) if call.function else None
             if call.listed:
                 assert function is not None
-                return _listed(function, _pieces(payload, call.sizes))
+                return _listed(function, pieces(payload, call.sizes))
             received = loads(payload) if call.at < 0 else self._leased(call, payload)
             if function is None:
                 function, arguments, options = received
@@ -163,28 +163,20 @@ def _error(error: BaseException) -> _Answer:
     return True, Parcel(dumps_error(_here(error)))
 
 
-def _pieces(payload: Payload, sizes: list[int]) -> list[memoryview]:
-    view, start, pieces = memoryview(payload), 0, []
-    for size in sizes:
-        pieces.append(view[start : start + size])
-        start += size
-    return pieces
-
-
 # -- calls with a list of records --------------------------------------------------------------------------
 
 
-def _listed(function: Callable[[list[Any]], Any], pieces: list[memoryview]) -> list[_Answer]:
+def _listed(function: Callable[[list[Any]], Any], parcels: list[memoryview]) -> list[_Answer]:
     """A record that cannot be read fails alone; the function gets the others in one list."""
     answers: dict[int, _Answer] = {}
     records: dict[int, Any] = {}
-    for number, piece in enumerate(pieces):
+    for number, parcel in enumerate(parcels):
         try:
-            records[number] = loads(piece)
+            records[number] = loads(parcel)
         except BaseException as error:  # noqa: BLE001 - whatever a __setstate__ raises
             answers[number] = _error(error)
     answers.update(zip(records, _called(function, list(records.values())), strict=True))
-    return [answers[number] for number in range(len(pieces))]
+    return [answers[number] for number in range(len(parcels))]
 
 
 def _called(function: Callable[[list[Any]], Any], records: list[Any]) -> list[_Answer]:

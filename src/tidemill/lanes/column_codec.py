@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.formats.packed import TextTables, decoded_texts
+from tidemill.lanes.memory import aligned
 from tidemill.schema import Kind
 
-__all__ = ["ALIGN", "ColumnReader", "Columns", "columns_of"]
+__all__ = ["ColumnReader", "Columns", "columns_of"]
 
-ALIGN: Final = 16
-"""Bytes; every buffer begins at a multiple."""
 _HEAD: Final = struct.Struct("<BHI")
 _DICT: Final = 0
 _BATCH: Final = 1
@@ -149,7 +148,7 @@ class ColumnReader:
         arrays = {}
         for (name, dtype, itemsize), count in zip(known, counts, strict=True):
             arrays[name] = np.frombuffer(memory, dtype, count, at) if count else np.empty(0, dtype)
-            at += -(-count * itemsize // ALIGN) * ALIGN
+            at += aligned(count * itemsize)
         return arrays
 
     def _remember(self, form: int, layout: bytes) -> Any:
@@ -173,7 +172,7 @@ class ColumnReader:
         def array(dtype: np.dtype[Any]) -> NDArray[Any]:
             nonlocal at
             count, start = next(sizes), at
-            at += -(-count * dtype.itemsize // ALIGN) * ALIGN
+            at += aligned(count * dtype.itemsize)
             return np.frombuffer(memory, dtype, count, start) if count else np.empty(0, dtype)
 
         columns: dict[str, Column] = {}

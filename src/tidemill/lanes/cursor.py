@@ -18,15 +18,13 @@ A third cell, ``cancelled``, holds the turn that the parent wants no more: a fun
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Final
+
+from tidemill.lanes.memory import fence
 
 __all__ = ["CURSOR_BYTES", "Cursor", "cancelled"]
 
 CURSOR_BYTES: Final = 24
-
-_fence = threading.Lock()
-"""Never contended: taking it is a full memory barrier, which Python has no other word for."""
 
 
 class Cursor:
@@ -50,13 +48,13 @@ class Cursor:
     def start(self, turn: int) -> int:
         """The lane is about to start this turn; how many revocations are announced."""
         self._cells[0] = turn
-        with _fence:
+        with fence:
             return self._cells[1]
 
     def announce(self) -> int:
         """The parent announces a revocation; the turn that was started last."""
         self._cells[1] += 1
-        with _fence:
+        with fence:
             return self._cells[0]
 
     def cancel(self, turn: int) -> None:

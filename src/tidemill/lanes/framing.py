@@ -7,23 +7,22 @@ A frame is ``<header length, payload length>`` (two little-endian uint32), the h
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from tidemill.errors import EngineError
+from tidemill.lanes.memory import ALIGN
 from tidemill.lanes.wire import FromLane, Message, ToLane
 
-__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame"]
+__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame", "pieces"]
 
 Payload = bytearray | memoryview
 """What came with a message: memory of the receiver's own, to be written to as it likes."""
 
 _HEAD: Final = struct.Struct("<II")
-_ALIGN: Final = 16
-"""Bytes; a payload begins at a multiple in memory, since arrays may lie in it."""
 MAX_FRAME: Final = 1 << 31
 """A length beyond this is a broken stream, refused before anything is allocated."""
 _LARGE: Final = 64 << 20
@@ -46,6 +45,15 @@ def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> li
     if len(payload) <= _JOINED:
         return [b"".join((head, header, payload))]
     return [head + header, payload]
+
+
+def pieces(payload: Payload, sizes: Sequence[int]) -> list[memoryview]:
+    """A payload of several parts, one behind the other, as these parts."""
+    view, start, parts = memoryview(payload), 0, []
+    for size in sizes:
+        parts.append(view[start : start + size])
+        start += size
+    return parts
 
 
 class FrameReader:
@@ -99,7 +107,7 @@ class FrameReader:
                 raise ValueError(f"a frame announces {header + payload} bytes")
             size = _HEAD.size + header + payload
             if held < size:
-                self._make_room(size, -(_HEAD.size + header) % _ALIGN)
+                self._make_room(size, -(_HEAD.size + header) % ALIGN)  # arrays may lie in the payload
                 return
             body = self._start + _HEAD.size + header
             message = self._decode(self._data[body - header : body])
@@ -123,7 +131,7 @@ class FrameReader:
         held = self._end - self._start
         if size <= READ_BYTES:
             data, start = self._kept, 0
-        elif len(self._data) - self._end >= _ALIGN:
+        elif len(self._data) - self._end >= ALIGN:
             return  # it is not full yet
         else:
             grown = start + min(size, max(_LARGE, 2 * len(self._data)))

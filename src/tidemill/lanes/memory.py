@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
+from typing import Final
 
-__all__ = ["Shared"]
+__all__ = ["ALIGN", "Shared", "aligned", "fence"]
+
+ALIGN: Final = 16
+"""Bytes; a buffer that another process reads where it lies begins at a multiple."""
+
+fence: Final = threading.Lock()
+"""Never contended: taking it is a full memory barrier, which Python has no other word for."""
+
+
+def aligned(size: int) -> int:
+    """Bytes that a buffer takes with what follows it, so that the next begins at a multiple of `ALIGN`."""
+    return size + -size % ALIGN
 
 
 class Shared:

@@ -19,9 +19,10 @@ import cloudpickle
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.lanes.column_codec import ALIGN, ColumnReader, columns_of
+from tidemill.lanes.column_codec import ColumnReader, columns_of
+from tidemill.lanes.memory import ALIGN, aligned
 
-__all__ = ["ALIGN", "LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
+__all__ = ["LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
 
 LARGE: Final = 131_072
 """Bytes from which a buffer, or the buffers of a value together, are worth a place in shared memory."""
@@ -64,9 +65,8 @@ class Parcel:
 
 
 def room_of(buffer: Buffer) -> int:
-    """Bytes that a buffer takes with what follows it, so that the next begins at a multiple of `ALIGN`."""
-    size: int = memoryview(buffer).nbytes
-    return size + -size % ALIGN
+    """Bytes that a buffer takes among others."""
+    return aligned(memoryview(buffer).nbytes)
 
 
 def _joined(head: bytes, buffers: Sequence[Buffer]) -> bytes:
@@ -171,7 +171,7 @@ def unpack(data: bytes | bytearray | memoryview, block: memoryview | None = None
     if data[0] not in (_COLUMNS, _PICKLE):
         return pickle.loads(data)  # noqa: S301 - our own process's bytes
     codec, wrapped, size = _HEAD.unpack_from(data)
-    memory, at = (data, size + -size % ALIGN) if block is None else (block, 0)
+    memory, at = (data, aligned(size)) if block is None else (block, 0)
     if codec == _COLUMNS:
         value = _reader.read(data, _HEAD.size, memory, at)
     else:
@@ -187,4 +187,4 @@ def _places(memory: memoryview, at: int, sizes: Sequence[int]) -> Iterator[memor
     """Buffers one after another in a piece of memory."""
     for size in sizes:
         yield memory[at : at + size]
-        at += size + -size % ALIGN
+        at += aligned(size)

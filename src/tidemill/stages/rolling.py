@@ -15,7 +15,8 @@ from tidemill.stages.base import Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics import kernels as places
-from tidemill.stages.statistics.compiled import Blocks, Kernels, check_slots, load_kernels
+from tidemill.stages.statistics.blocks import Blocks
+from tidemill.stages.statistics.compiled import Kernels, check_slots, load_kernels
 
 __all__ = ["STATISTICS", "Rolling"]
 

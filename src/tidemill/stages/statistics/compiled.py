@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
 from tidemill.stages.statistics import kernels as source
+from tidemill.stages.statistics.blocks import Blocks
 
-__all__ = ["Blocks", "Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
+__all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
 _FORMAT: Final = 1
 _CACHE: Final = "default"
@@ -169,28 +170,6 @@ class Kernels:
             out,
         )
         return out
-
-
-class Blocks:
-    """What is known of the blocks of rings with ``window`` cells while a batch goes through; nothing of it is state.
-
-    A block has 16 cells, or some more than there are blocks.
-    """
-
-    def __init__(self, window: int) -> None:
-        self.shift = max(4, ((window - 1).bit_length() + 2) // 2)
-        self.scratch = np.empty(window)
-        self._each = 4 * -(-window // (1 << self.shift))
-        self._held = np.empty((0, self._each))
-        self._stamps = np.empty(0, np.int64)
-        self._stamp = 0
-
-    def stamped(self, keys: int) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """Memory for so many keys, of which only what is used is taken from the machine; nothing in it is good yet."""
-        if len(self._stamps) < keys:
-            self._held, self._stamps = np.zeros((keys, self._each)), np.zeros(keys, np.int64)
-        self._stamp += 1
-        return self._held, self._stamps, self._stamp
 
 
 def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
