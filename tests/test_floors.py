@@ -22,6 +22,7 @@ FLOORS = {
             "rows",
             "interchange",
             "letters",
+            "named",
             "clock",
             "held",
             "files",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import PlanError, StageError
+from tidemill.named import Named
 from tidemill.schema import Kind, Schema
 from tidemill.stages.expressions import Expression
 
@@ -35,7 +36,7 @@ class SinkStatistics:
     """Values that the sink has no place for, by their field: a CSV file's header is written once."""
 
 
-class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
+class Sink(Named, abc.ABC):
     """Where rows go.
 
     ``where``      a function Batch -> boolean mask of the rows wanted here, or an expression over columns as `Filter`
@@ -52,6 +53,7 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
         if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
+        super().__init__(name)
         if if_exists not in ("fail", "append", "replace"):
             raise PlanError(f'if_exists={if_exists!r} is not one of "fail", "append", "replace".')
         if where is not None and not isinstance(where, str) and not callable(where):
@@ -59,26 +61,6 @@ class Sink(abc.ABC):  # noqa: B024 - what is abstract is in its two kinds
         self.where: Where | None = Expression(where) if isinstance(where, str) else where
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
-        self._name = name
-        self._suffix = ""
-
-    @property
-    def name(self) -> str:
-        return self._name or f"{self.kind}{self._suffix}"
-
-    @property
-    def kind(self) -> str:
-        """The name of one that was given none."""
-        return type(self).__name__.lower()
-
-    @property
-    def named(self) -> bool:
-        """Whether the name was given; else it is that of its kind."""
-        return self._name is not None
-
-    def number(self, number: int) -> None:
-        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
-        self._suffix = f"_{number}" if number > 1 else ""
 
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""

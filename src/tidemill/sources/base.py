@@ -12,6 +12,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import PlanError
 from tidemill.letters import DeadLetter
+from tidemill.named import Named
 from tidemill.schema import Kind, Schema
 
 __all__ = ["Source", "SourceContext", "SourceStatistics"]
@@ -43,7 +44,7 @@ class SourceStatistics:
     connections: int = 0
 
 
-class Source(abc.ABC):
+class Source(Named, abc.ABC):
     """Where records come from.
 
     ``key``      the field that names the sensor (default ``sensor``), or a template over fields and what the source
@@ -70,6 +71,7 @@ class Source(abc.ABC):
         tz: str = "UTC",
         name: str | None = None,
     ) -> None:
+        super().__init__(name)
         for option, given in (("key", key), ("time", time), ("tz", tz)):
             if given is not None and (not isinstance(given, str) or not given):
                 raise PlanError(f"{option}={given!r} of {type(self).__name__} must be a name, not {given!r}.")
@@ -77,26 +79,6 @@ class Source(abc.ABC):
         self.time = time
         self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
         self.tz = tz
-        self._name = name
-        self._suffix = ""
-
-    @property
-    def name(self) -> str:
-        return self._name or f"{self.kind}{self._suffix}"
-
-    @property
-    def kind(self) -> str:
-        """The name of one that was given none."""
-        return type(self).__name__.lower()
-
-    @property
-    def named(self) -> bool:
-        """Whether the name was given; else it is that of its kind."""
-        return self._name is not None
-
-    def number(self, number: int) -> None:
-        """The second of its kind in a pipeline is ``lines_2``, if it was given no name."""
-        self._suffix = f"_{number}" if number > 1 else ""
 
     def check(self) -> None:
         """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""
