@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,11 +32,17 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
-from tidemill.stages.statistics import kernels as source
+from tidemill.stages.statistics import kernels
 from tidemill.stages.statistics.blocks import Blocks
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
+_SOURCES: Final[tuple[ModuleType, ...]] = (kernels,)
+"""The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
+``KERNELS``; a kernel's name is its own among them all."""
+_KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
+    name: kernel for module in _SOURCES for name, kernel in module.KERNELS.items()
+}
 _FORMAT: Final = 1
 _CACHE: Final = "default"
 _NUMPY_OF: Final[dict[str, np.dtype[Any]]] = {
@@ -61,7 +67,7 @@ _WORD: Final = 8  # bytes
 
 
 class Kernels:
-    """The kernels of `tidemill.stages.statistics.kernels`, called with NumPy arrays.
+    """The kernels, called with NumPy arrays.
 
     ``kind``       ``"compiled"`` or ``"interpreted"``; the numbers are the same, bit for bit
     ``reason``     one line saying why they are interpreted; empty when compiled
@@ -81,6 +87,7 @@ class Kernels:
         self.reason = reason
         self.cold_s = cold_s
         self._keeps = keeps  # the engine that owns the code: freed with it
+        self._calls = calls
         self._keep = calls["keep"]
         self._advance = calls["advance"]
         self._gather = calls["gather"]
@@ -89,6 +96,10 @@ class Kernels:
 
     def __repr__(self) -> str:
         return f"Kernels({self.kind}, ready in {self.cold_s:.2f} s)"
+
+    def __getitem__(self, name: str) -> Call:
+        """A kernel by name; it takes the number of rows, then what its letters say."""
+        return self._calls[name]
 
     def keep(
         self, slots: NDArray[np.int32], heads: NDArray[np.int64], log: tuple[NDArray[np.int32], Any, NDArray[Any]]
@@ -228,7 +239,7 @@ def _load(folder: Path | None, compile_missing: bool) -> Kernels:
 
 def interpreted_kernels(reason: str = "asked for") -> Kernels:
     """The kernels as plain Python: slow, and the oracle of the compiled ones."""
-    return Kernels({name: _interpreted(fn) for name, (fn, _) in source.KERNELS.items()}, "interpreted", reason=reason)
+    return Kernels({name: _interpreted(fn) for name, (fn, _) in _KERNELS.items()}, "interpreted", reason=reason)
 
 
 def _interpreted(fn: Call) -> Call:
@@ -247,7 +258,7 @@ def cache_key() -> str:
     features = llvm.get_host_cpu_features()
     parts = [
         str(_FORMAT),
-        inspect.getsource(source),
+        *map(inspect.getsource, _SOURCES),
         metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_host_cpu_name(),
@@ -281,14 +292,17 @@ def compile_kernels() -> Packed:
     before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
     packed = []
     try:
-        scope = dict(vars(source))
-        for fn in source.HELPERS:
-            scope[fn.__name__] = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
-        for name, (fn, arguments) in source.KERNELS.items():
-            signature = types.void(*(kinds[letter] for letter in arguments))
-            made = numba.cfunc(signature, error_model="numpy")(_in_scope(fn, scope))
-            code = bytes(made._library._get_compiled_object())
-            packed.append({"name": name, "symbol": made._wrapper_name, "code": code})
+        helpers: dict[str, Any] = {}
+        for module in _SOURCES:
+            scope = {**vars(module), **helpers}
+            for fn in module.HELPERS:
+                made = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
+                scope[fn.__name__] = helpers[fn.__name__] = made
+            for name, (fn, arguments) in module.KERNELS.items():
+                signature = types.void(*(kinds[letter] for letter in arguments))
+                made = numba.cfunc(signature, error_model="numpy")(_in_scope(fn, scope))
+                code = bytes(made._library._get_compiled_object())
+                packed.append({"name": name, "symbol": made._wrapper_name, "code": code})
     finally:
         numba.config.SLP_VECTORIZE = before
     return packed
@@ -318,7 +332,7 @@ def _unpack(data: bytes | None) -> Packed | None:
     for kernel in json.loads(data[40:at]):
         packed.append({**kernel, "code": data[at : at + kernel["bytes"]]})
         at += kernel["bytes"]
-    return packed if {k["name"] for k in packed} == set(source.KERNELS) else None
+    return packed if {k["name"] for k in packed} == set(_KERNELS) else None
 
 
 # -- linking --------------------------------------------------------------------------------------------
@@ -352,7 +366,7 @@ def _settle_symbols(llvm: Any) -> None:
 
 
 def _call(name: str, address: int) -> Call:
-    arguments = source.KERNELS[name][1]
+    arguments = _KERNELS[name][1]
     native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
     dtypes = [_NUMPY_OF.get(letter) for letter in arguments[1:]]
 
@@ -381,6 +395,6 @@ def address_of(buffer: Any) -> int:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Compile into this user's cache folder ahead of the first run (``python -m tidemill.stages.statistics.compile``)."""
-    kernels = load_kernels(arguments[0] if arguments else _CACHE)
-    print(f"{kernels!r}{': ' if kernels.reason else ''}{kernels.reason}")  # noqa: T201 - its answer to a person
+    ready = load_kernels(arguments[0] if arguments else _CACHE)
+    print(f"{ready!r}{': ' if ready.reason else ''}{ready.reason}")  # noqa: T201 - its answer to a person
     return 0
