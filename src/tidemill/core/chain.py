@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
+from tidemill.core.watermark import BEGIN
 from tidemill.errors import BadResult, EngineError, StageError, TidemillError
 from tidemill.kinds import Kinds
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
-from tidemill.stages.base import Stage, Step
+from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -38,10 +40,12 @@ class Dead:
     """A record that ended at a stage."""
 
     row: int
-    """Its position in the batch that entered the chain."""
+    """Its position in the batch that entered the chain; beyond its end for a row that a stage had made."""
     stage: int
     reason_code: str
     reason: str
+    made: dict[str, Any] | None = None
+    """The row itself, when a stage had made it."""
 
 
 @dataclass
@@ -50,13 +54,29 @@ class Outcome:
 
     batch: Batch
     rows: NDArray[np.intp] | None
-    """Positions, in the batch that entered, of the rows that came out; None for all of them."""
+    """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
+    positions beyond its end, in the order of their making."""
     carried: dict[str, str]
     """Columns that are still what entered, by their present name: the name they entered with."""
     orders: FieldOrders | None = None
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Key slot of each row."""
+    places: NDArray[np.int32] | None = None
+    """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
+    ends: NDArray[np.int64] | None = None
+    """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+
+    def keep(self, kept: NDArray[np.intp]) -> None:
+        """Go on with these rows alone; the batch is the caller's to change."""
+        self.rows = kept if self.rows is None else self.rows[kept]
+        self.slots = self.slots[kept]
+        if self.places is not None:
+            self.places = self.places[kept]
+        if self.ends is not None:
+            self.ends = self.ends[kept]
 
 
 @dataclass
@@ -87,25 +107,51 @@ class Chain:
         a stage that fixes the kinds of those that came to it too (`Stage.fixes_kinds`), theirs."""
         self._names: set[str] = set()  # of columns that functions added, found fit to be sent
         self._declared = [_declared(stage) for stage in self._stages]
+        self._keys: list[str] = []
+        self.key_texts: NDArray[np.object_] = np.empty(0, object)
+        """The sensors' names by key slot."""
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """Tell every stage of new sensors."""
-        for stage in self._stages:
+        self._keys[first_slot:] = keys
+        self.key_texts = object_array(self._keys)
+        for stage, state in zip(self._stages, self._memory.stages, strict=True):
+            state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
-    def run(self, batch: Batch, slots: NDArray[np.int32], orders: Orders | None = None) -> Outcome:
-        """Work on a batch; ``slots`` are the key slots of its records."""
+    def run(
+        self,
+        batch: Batch,
+        slots: NDArray[np.int32],
+        orders: Orders | None = None,
+        *,
+        places: NDArray[np.int32] | None = None,
+        marks: NDArray[np.int64] | None = None,
+    ) -> Outcome:
+        """Work on a batch; ``slots`` are the key slots of its records.
+
+        ``places`` and ``marks`` are the records' places in their slab and the watermark there, as `StageState` has them,
+        where a stage follows it.
+        """
         orders = orders or Orders()
-        outcome = Outcome(batch, None, {name: name for name in batch.columns})
+        outcome = Outcome(batch, None, {name: name for name in batch.columns}, slots=slots, places=places)
+        entered, made = len(batch), 0
         for index, stage in enumerate(self._stages):
-            slots = self._set_aside(index, outcome, slots, orders.quarantine.get(index))
-            if stage.runs_user_code and not len(outcome.batch):
+            self._set_aside(index, outcome, orders.quarantine.get(index), entered)
+            if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
                 continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
-            step, before = self._step(index, stage, outcome, slots, isolated=index in orders.isolate)
-            slots = self._keep(index, stage, outcome, step, slots)
+            if stage.follows_watermark:
+                assert outcome.places is not None, "the watermark is computed for such a stage"
+                assert marks is not None
+                state.places, state.marks = outcome.places, marks
+            step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
+            self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
+            if step.emitted is not None and len(step.emitted.batch):
+                self._add(outcome, step.emitted, entered + made)
+                made += len(step.emitted.batch)
             for what, times in state.counts.items():
                 outcome.counts[what] = outcome.counts.get(what, 0) + times
             state.counts = {}
@@ -115,11 +161,9 @@ class Chain:
 
     # -- one stage -------------------------------------------------------------------------------------
 
-    def _step(
-        self, index: int, stage: Stage, outcome: Outcome, slots: NDArray[np.int32], *, isolated: bool
-    ) -> tuple[Step, Batch]:
+    def _step(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> tuple[Step, Batch]:
         """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
-        batch, state = outcome.batch, self._memory.stages[index]
+        batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
         if not stage.runs_user_code:
             self._memory.mark(index)
             state.slots = slots
@@ -238,39 +282,51 @@ class Chain:
     # -- keeping the books ---------------------------------------------------------------------------------
 
     def _set_aside(
-        self,
-        index: int,
-        outcome: Outcome,
-        slots: NDArray[np.int32],
-        quarantined: Mapping[int, tuple[str, str]] | None,
-    ) -> NDArray[np.int32]:
+        self, index: int, outcome: Outcome, quarantined: Mapping[int, tuple[str, str]] | None, entered: int
+    ) -> None:
         """Take the quarantined rows out before the stage sees them."""
         if not quarantined:
-            return slots
+            return
         rows = np.arange(len(outcome.batch)) if outcome.rows is None else outcome.rows
         away = np.isin(rows, list(quarantined))
-        outcome.dead.extend(Dead(int(row), index, *quarantined[int(row)]) for row in rows[away])
+        for place in np.flatnonzero(away).tolist():
+            outcome.dead.append(_dead(outcome, place, index, *quarantined[int(rows[place])], entered))
         keep = np.flatnonzero(~away)
-        outcome.rows = rows[keep]
+        outcome.keep(keep)
         outcome.batch = outcome.batch.take(keep)
-        return slots[keep]
 
-    def _keep(
-        self, index: int, stage: Stage, outcome: Outcome, step: Step, slots: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
+    def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
-        entered = len(outcome.batch)
-        rows = outcome.rows
-        for r in step.rejects:
-            outcome.dead.append(Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason))
-        if step.kept is not None and len(step.kept) < entered:
-            outcome.rows = step.kept if rows is None else rows[step.kept]
-            slots = slots[step.kept]
-            entered = len(step.kept)
-        if len(step.batch) != entered:
-            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {entered} without saying which")
+        outcome.dead.extend(_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects)
+        if step.kept is not None and len(step.kept) < len(outcome.batch):
+            outcome.keep(step.kept)
+        if len(step.batch) != len(outcome.slots):
+            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {len(outcome.slots)} without saying which")
         outcome.batch = step.batch
-        return slots
+
+    def _add(self, outcome: Outcome, emitted: Emitted, first: int) -> None:
+        """Put the rows that a stage made among those of the records, each where it came out."""
+        count = len(outcome.batch)
+        made = emitted.batch.with_columns({})
+        made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
+        rows = np.arange(count) if outcome.rows is None else outcome.rows
+        ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
+        assert outcome.places is not None
+        places = np.concatenate([outcome.places, emitted.places])
+        ends = np.concatenate([ends, emitted.ends])
+        order = np.lexsort((ends, places))  # stable: one sensor's rows keep their order
+        outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
+        outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
+        outcome.places, outcome.ends = places[order], ends[order]
+        outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)
+        outcome.carried = {}
+
+
+def _dead(outcome: Outcome, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
+    """The dead letter of the row at this place of the outcome's batch."""
+    row = place if outcome.rows is None else int(outcome.rows[place])
+    made = outcome.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
+    return Dead(row, stage, reason_code, reason, made)
 
 
 def _narrowed(whole: _Piece, attempt: Callable[[int, int], _Piece]) -> list[_Piece]:

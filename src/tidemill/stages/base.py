@@ -17,7 +17,7 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["Emitted", "LoadTable", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
 
@@ -26,6 +26,24 @@ Table = Mapping[str, Sequence[Any]]
 
 LoadTable = Callable[[str], tuple[str, Table]]
 """Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Rows without a record of their own: a window that ended, a sensor that fell silent.
+
+    Each comes out where the watermark crossed what it waited for; those of one place in the order of ``ends``, then of
+    their sensors' names as bytes. One sensor's rows are in that order already.
+    """
+
+    batch: Batch
+    """The rows, with their event times."""
+    slots: NDArray[np.int32]
+    """Key slot of each row."""
+    places: NDArray[np.int32]
+    """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
+    ends: NDArray[np.int64]
+    """What orders the rows of one place, in nanoseconds: a window's end."""
 
 
 @dataclass
@@ -39,6 +57,8 @@ class Step:
     rejects: list[Reject] = field(default_factory=list)
     """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
     is not kept was filtered."""
+    emitted: Emitted | None = None
+    """Rows beside those of the records that go on."""
 
 
 class Stage(abc.ABC):
@@ -62,6 +82,12 @@ class Stage(abc.ABC):
 
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
+
+    follows_watermark: ClassVar[bool] = False
+    """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
+
+    absorbs: ClassVar[bool] = False
+    """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
@@ -97,6 +123,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def bind(self, schema: Schema) -> Schema:
         """The schema after this stage; raises `PlanError` naming the stage, the column, and what there is."""
+
+    def settled(self, schema: Schema) -> Stage:
+        """This stage, knowing what enters it; what it needs of that it must not look for in its first batch."""
+        return self
 
     def reads(self) -> frozenset[str] | None:
         """The columns it needs to see; None for all (a user's function may look at any)."""
