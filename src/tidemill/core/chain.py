@@ -23,7 +23,7 @@ from tidemill.kinds import Kinds
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
-from tidemill.stages.base import Stage, Step
+from tidemill.stages.base import GONE, Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -57,6 +57,8 @@ class Outcome:
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
 
 
 @dataclass
@@ -106,8 +108,7 @@ class Chain:
             slots = self._keep(index, stage, outcome, step, slots)
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
-            for what, times in state.counts.items():
-                outcome.counts[what] = outcome.counts.get(what, 0) + times
+            _add(outcome.counts, state.counts)
             state.counts = {}
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
@@ -202,12 +203,14 @@ class Chain:
 
     def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[_Piece]) -> tuple[Step, Batch]:
         rejects: list[Reject] = []
+        gone: dict[str, int] = {}
         kept: list[NDArray[np.intp]] = []
         parts: list[Batch] = []
         same = set(batch.columns)
         for piece in pieces:
             step = piece.made if isinstance(piece.made, Step) else self._failed(index, stage, piece)
             rejects.extend(Reject(r.row + piece.start, r.reason_code, r.reason) for r in step.rejects)
+            _add(gone, step.gone)
             kept.append(np.arange(piece.start, piece.stop) if step.kept is None else step.kept + piece.start)
             if len(step.batch):
                 parts.append(step.batch)
@@ -216,10 +219,10 @@ class Chain:
         rows = np.concatenate(kept)
         base = batch if len(rows) == len(batch) else batch.take(rows)
         if not parts or not stage.changes_columns:
-            return Step(base, rows, rejects), base
+            return Step(base, rows, rejects, gone), base
         whole = Batch.concat(parts)
         whole.columns.update({name: base.columns[name] for name in same})
-        return Step(whole, rows, rejects), base
+        return Step(whole, rows, rejects, gone), base
 
     def _failed(self, index: int, stage: Stage, piece: _Piece) -> Step:
         """A record that the function failed on: rejected, or kept with the stage's columns missing."""
@@ -259,16 +262,19 @@ class Chain:
         self, index: int, stage: Stage, outcome: Outcome, step: Step, slots: NDArray[np.int32]
     ) -> NDArray[np.int32]:
         """Note which rows went on, and which died here."""
-        entered = len(outcome.batch)
+        left = entered = len(outcome.batch)
         rows = outcome.rows
         for r in step.rejects:
             outcome.dead.append(Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason))
         if step.kept is not None and len(step.kept) < entered:
             outcome.rows = step.kept if rows is None else rows[step.kept]
             slots = slots[step.kept]
-            entered = len(step.kept)
-        if len(step.batch) != entered:
-            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {entered} without saying which")
+            left = len(step.kept)
+        if len(step.batch) != left:
+            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {left} without saying which")
+        if step.gone:
+            _check_gone(stage, step.gone, entered - left - len(step.rejects))
+            _add(outcome.gone, step.gone)
         outcome.batch = step.batch
         return slots
 
@@ -302,6 +308,17 @@ def _declared(stage: Stage) -> dict[str, Kind]:
     if not stage.runs_user_code or not stage.changes_columns:
         return {}
     return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
+
+
+def _add(sums: dict[str, int], more: Mapping[str, int]) -> None:
+    for what, times in more.items():
+        sums[what] = sums.get(what, 0) + times
+
+
+def _check_gone(stage: Stage, gone: Mapping[str, int], most: int) -> None:
+    """Books that do not balance are found where they were made."""
+    if not gone.keys() <= set(GONE) or min(gone.values()) < 0 or sum(gone.values()) > most:
+        raise EngineError(f"{stage.name} counts {dict(gone)} of {most} records that did not go on")
 
 
 def _as_step(result: Batch | Step) -> Step:

@@ -313,7 +313,7 @@ class Mill:
         batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
         dead = self._bury(slab, shares)
         self.counts.rows_from_records += len(batch)
-        self.counts.filtered += len(slab.taken.batch) - len(batch) - dead
+        self.counts.book(len(slab.taken.batch) - len(batch) - dead, [share.result.gone for share in shares])
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))

@@ -132,6 +132,8 @@ class Result(Message, frozen=True):
     counts: dict[str, int]
     kinds: dict[int, dict[str, str]] | None
     """Kinds per stage, when the lane has learned some since its last result."""
+    gone: dict[str, int] = {}
+    """How many of the rows that neither survived nor are dead count as what; the rest was filtered."""
 
 
 class Committed(Message, frozen=True):

@@ -156,6 +156,7 @@ class Worker:
             dead,
             outcome.counts,
             self._learned(),
+            outcome.gone,
         )
         return result, payload
 
