@@ -25,7 +25,7 @@ from tidemill.kinds import Kinds
 from tidemill.letters import RAISED, WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
-from tidemill.stages.base import Emitted, Stage, Step
+from tidemill.stages.base import GONE, Emitted, Stage, Step
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -62,12 +62,19 @@ class Outcome:
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     """Key slot of each row."""
     places: NDArray[np.int32] | None = None
     """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
     ends: NDArray[np.int64] | None = None
     """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+
+    @property
+    def records(self) -> int:
+        """Rows that are a record's own."""
+        return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
 
     def keep(self, kept: NDArray[np.intp]) -> None:
         """Go on with these rows alone; the batch is the caller's to change."""
@@ -150,10 +157,9 @@ class Chain:
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
-                self._add(outcome, step.emitted, entered + made)
+                self._mix_in(outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
-            for what, times in state.counts.items():
-                outcome.counts[what] = outcome.counts.get(what, 0) + times
+            _add(outcome.counts, state.counts)
             state.counts = {}
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
@@ -246,12 +252,14 @@ class Chain:
 
     def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[_Piece]) -> tuple[Step, Batch]:
         rejects: list[Reject] = []
+        gone: dict[str, int] = {}
         kept: list[NDArray[np.intp]] = []
         parts: list[Batch] = []
         same = set(batch.columns)
         for piece in pieces:
             step = piece.made if isinstance(piece.made, Step) else self._failed(index, stage, piece)
             rejects.extend(Reject(r.row + piece.start, r.reason_code, r.reason) for r in step.rejects)
+            _add(gone, step.gone)
             kept.append(np.arange(piece.start, piece.stop) if step.kept is None else step.kept + piece.start)
             if len(step.batch):
                 parts.append(step.batch)
@@ -260,10 +268,10 @@ class Chain:
         rows = np.concatenate(kept)
         base = batch if len(rows) == len(batch) else batch.take(rows)
         if not parts or not stage.changes_columns:
-            return Step(base, rows, rejects), base
+            return Step(base, rows, rejects, gone), base
         whole = Batch.concat(parts)
         whole.columns.update({name: base.columns[name] for name in same})
-        return Step(whole, rows, rejects), base
+        return Step(whole, rows, rejects, gone), base
 
     def _failed(self, index: int, stage: Stage, piece: _Piece) -> Step:
         """A record that the function failed on: rejected, or kept with the stage's columns missing."""
@@ -297,14 +305,23 @@ class Chain:
 
     def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
-        outcome.dead.extend(_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects)
+        records, left = outcome.records, len(outcome.batch)
+        rejects = [_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects]
+        outcome.dead.extend(rejects)
         if step.kept is not None and len(step.kept) < len(outcome.batch):
             outcome.keep(step.kept)
+        left -= len(outcome.slots)
         if len(step.batch) != len(outcome.slots):
             raise EngineError(f"{stage.name} made {len(step.batch)} rows of {len(outcome.slots)} without saying which")
+        if step.gone:
+            _check_gone(stage, step.gone, left - len(step.rejects))
+            records -= outcome.records + sum(dead.made is None for dead in rejects)
+            for what, times in step.gone.items():  # a row that a stage had made was no record
+                _add(outcome.gone, {what: min(times, records)})
+                records -= min(times, records)
         outcome.batch = step.batch
 
-    def _add(self, outcome: Outcome, emitted: Emitted, first: int) -> None:
+    def _mix_in(self, outcome: Outcome, emitted: Emitted, first: int) -> None:
         """Put the rows that a stage made among those of the records, each where it came out."""
         count = len(outcome.batch)
         made = emitted.batch.with_columns({})
@@ -358,6 +375,17 @@ def _declared(stage: Stage) -> dict[str, Kind]:
     if not stage.runs_user_code or not stage.changes_columns:
         return {}
     return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
+
+
+def _add(sums: dict[str, int], more: Mapping[str, int]) -> None:
+    for what, times in more.items():
+        sums[what] = sums.get(what, 0) + times
+
+
+def _check_gone(stage: Stage, gone: Mapping[str, int], most: int) -> None:
+    """Books that do not balance are found where they were made."""
+    if not gone.keys() <= set(GONE) or min(gone.values()) < 0 or sum(gone.values()) > most:
+        raise EngineError(f"{stage.name} counts {dict(gone)} of {most} records that did not go on")
 
 
 def _as_step(result: Batch | Step) -> Step:

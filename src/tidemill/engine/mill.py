@@ -361,9 +361,10 @@ class Mill:
                 lane.send(KindsFixed(self._learned.kinds))
         batch, made = self._assembled(slab, shares)
         dead = self._bury(slab, shares)
-        self.counts.rows_from_records += len(batch) - made
+        records = len(batch) - made
+        self.counts.rows_from_records += records
         self.counts.emitted += made
-        self.counts.filtered += len(slab.taken.batch) - (len(batch) - made) - dead
+        self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))

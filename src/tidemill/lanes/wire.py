@@ -145,6 +145,8 @@ class Result(Message, frozen=True):
     counts: dict[str, int]
     kinds: dict[int, dict[str, str]] | None
     """Kinds per stage, when the lane has learned some since its last result."""
+    gone: dict[str, int] = {}
+    """How many of the rows that neither survived nor are dead count as what; the rest was filtered."""
     made: Made | None = None
     """Set when there are rows without a record among them: the frame then holds every column, and `kept_at` the places
     of the rows, which need not differ."""

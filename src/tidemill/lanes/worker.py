@@ -162,6 +162,7 @@ class Worker:
             dead,
             outcome.counts,
             self._learned(),
+            outcome.gone,
             made,
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
         )

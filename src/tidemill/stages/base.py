@@ -6,7 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,12 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["Emitted", "LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "LoadTable", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
+
+GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
+"""What a record that does not go on may be counted as, if not as filtered."""
 
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
@@ -55,8 +58,10 @@ class Step:
     kept: NDArray[np.intp] | None = None
     """Positions in the stage's input of the records that go on, ascending; None when all do."""
     rejects: list[Reject] = field(default_factory=list)
-    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
-    is not kept was filtered."""
+    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
+    was filtered."""
     emitted: Emitted | None = None
     """Rows beside those of the records that go on."""
 
