@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,6 +106,10 @@ def _words(size: int) -> int:
     return -(-size // 8) * 8
 
 
+def _nothing() -> None:
+    """Where there is no deadline."""
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -117,6 +121,9 @@ class StageState:
         """Key slot of each record of the batch, shape ``(len(batch),)``: the first index into every array."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+        self.calling: Callable[[], None] = _nothing
+        """To be called before each call of the user's function but the first of a step: the stage's deadline is one
+        call's, and counts from here."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The field as an array of shape ``(max_keys, *field.shape)``; zero where never written."""
