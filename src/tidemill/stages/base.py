@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Self
 
@@ -17,7 +17,7 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["GONE", "Emitted", "LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
 
@@ -66,6 +66,17 @@ class Step:
     """Rows beside those of the records that go on."""
 
 
+@dataclass(frozen=True)
+class Entered:
+    """Consecutive records of a batch that are in a stage's state, and what works on any part of them."""
+
+    start: int
+    stop: int
+    work: Callable[[Batch, int], Batch | Step]
+    """``work(part, at)`` of ``batch.slice(at, at + len(part))``, somewhere in ``start`` to ``stop``: what the stage makes
+    of it. It may be called again, on other parts, until the next records enter."""
+
+
 class Stage(abc.ABC):
     """A pure step over batches, with keyed state or none.
 
@@ -96,6 +107,11 @@ class Stage(abc.ABC):
 
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
+
+    narrows_itself: ClassVar[bool] = False
+    """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
+    has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
+    alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
 
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
@@ -161,3 +177,18 @@ class Stage(abc.ABC):
         A value may depend on the record, its key's earlier records in order, and nothing else: not on where one
         batch ends and the next begins. Before state is overwritten it is saved and sealed (see `StageState`).
         """
+
+    def enter(self, batch: Batch, state: StageState) -> Iterator[Entered]:
+        """`step` in two halves, for a stage with both a state and a function of the user's.
+
+        The first half takes records into the state, each once, whatever their function makes of them; the second,
+        `Entered.work`, only reads it. So a call that fails is repeated on fewer records without any of them entering
+        twice. By default there is nothing to enter, and the work is `step`.
+        """
+        slots = state.slots
+
+        def work(part: Batch, at: int) -> Batch | Step:
+            state.slots = slots[at : at + len(part)]
+            return self.step(part, state)
+
+        yield Entered(0, len(batch), work)

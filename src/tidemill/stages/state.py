@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,6 +119,10 @@ def _words(size: int) -> int:
     return -(-size // 8) * 8
 
 
+def _nothing() -> None:
+    """Where there is no deadline."""
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -138,6 +142,9 @@ class StageState:
         what a record is late against, and ``marks[-1]`` how far it has come. Never falls."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+        self.calling: Callable[[], None] = _nothing
+        """To be called before each call of the user's function but the first of a step: the stage's deadline is one
+        call's, and counts from here."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The field as an array of shape ``(max_keys, *field.shape)``, or ``field.shape`` when it is one for the whole
