@@ -52,16 +52,19 @@ if TYPE_CHECKING:
     )
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
+    from tidemill.stages.aggregate import Aggregate
     from tidemill.stages.calibrate import Calibrate
     from tidemill.stages.filter import Filter, Select
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.time_windows import session, sliding, tumbling
 
     __version__: str
 
 __all__ = [
+    "Aggregate",
     "BadResult",
     "Batch",
     "Calibrate",
@@ -97,13 +100,17 @@ __all__ = [
     "run",
     "run_async",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
+    "Aggregate": "stages.aggregate",
     "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
@@ -138,6 +145,9 @@ _HOMES: Final = {
     "run": "engine.entrance",
     "run_async": "engine.entrance",
     "serve": "engine.entrance",
+    "session": "stages.time_windows",
+    "sliding": "stages.time_windows",
+    "tumbling": "stages.time_windows",
 }
 _MODULES: Final = frozenset({"sinks", "sources", "testing"})
 

@@ -61,7 +61,9 @@ class Plan:
     @property
     def learns(self) -> bool:
         """Whether some columns are known only once a user's function has returned its first batch."""
-        return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
+        return any(
+            stage.runs_user_code and stage.changes_columns and not stage.follows_watermark for stage in self.stages
+        )
 
     @property
     def follows_watermark(self) -> bool:

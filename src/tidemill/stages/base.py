@@ -47,6 +47,8 @@ class Emitted:
     """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
     ends: NDArray[np.int64]
     """What orders the rows of one place, in nanoseconds: a window's end."""
+    rejects: Sequence[Reject] = ()
+    """Positions among these rows of those that are dead letters instead."""
 
 
 @dataclass
