@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from tidemill.core import plan as core
-from tidemill.engine.plan import Plan, read_table
+from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
@@ -23,7 +23,7 @@ class Checked:
     """A pipeline that may start."""
 
     plan: core.Plan
-    """With its tables loaded."""
+    """With its tables and models loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
 
@@ -79,7 +79,7 @@ class Pipeline:
                 source.check()
             for sink in self.sinks:
                 sink.check()
-        plan = self.plan.prepared(read_table)
+        plan = self.plan.prepared(FROM_DISK)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         schemas = (entering, *plan.bind(entering))
         for sink in self.sinks:

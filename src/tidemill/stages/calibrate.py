@@ -12,7 +12,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, OnError, Stage, Step
+from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.lookup import SlotValues, default_row, numbered, with_unknown
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState
@@ -145,11 +145,11 @@ class Calibrate(Stage):
             columns = _HEADERS[self._form]
             self._read(as_columns(table, stage=self.name, key_column=self.key_column, columns=columns), "the table")
 
-    def prepared(self, load: LoadTable) -> Self:
+    def prepared(self, load: Load) -> Self:
         if self.path is None:
             return self
         loaded = super().opened()
-        source, table = load(self.path)
+        source, table = load.table(self.path)
         loaded._read(table, source)
         return loaded
 

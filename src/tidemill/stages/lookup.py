@@ -13,7 +13,7 @@ from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, OnError, Stage, Step
+from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
@@ -125,11 +125,11 @@ class Lookup(Stage):
         shown = getattr(self, "path", None)
         return f"Lookup({shown!r})" if shown else "Lookup"
 
-    def prepared(self, load: LoadTable) -> Self:
+    def prepared(self, load: Load) -> Self:
         if self.path is None:
             return self
         loaded = super().opened()
-        source, table = load(self.path)
+        source, table = load.table(self.path)
         loaded._read(table, source)
         return loaded
 
