@@ -454,7 +454,7 @@ def test_a_provider_that_is_not_there_is_refused():
     with pytest.raises(PlanError, match=r"there is no provider 'WoodExecutionProvider'; there are: .*CPUExecution"):
         Model(identity(), ["a", "b"], ["y", "z"], providers=["WoodExecutionProvider"]).opened()
     stage = Model(identity(), ["a", "b"], ["y", "z"], providers="CPUExecutionProvider").opened()
-    assert stage._session.get_providers() == ["CPUExecutionProvider"]
+    assert stage._calls._session.get_providers() == ["CPUExecutionProvider"]
 
 
 def test_an_output_of_another_shape_than_told_is_a_bad_result(drive, floats):

@@ -43,12 +43,14 @@ class Feed:
     def array(self, batch: Batch, rows: int, stage: str) -> NDArray[Any]:
         """The columns side by side, shape ``(rows, *shape)``, zeros behind the batch's records."""
         made = np.zeros((rows, len(self.columns)), self.dtype)
+        count, floats = len(batch), self.dtype.kind == "f"
         with np.errstate(over="ignore"):  # beyond float32 is infinity
-            for place, column in enumerate(self.columns):
-                if self.dtype.kind == "f":
-                    made[: len(batch), place] = numbers_of(batch, column, stage)
+            for place, name in enumerate(self.columns):
+                column = batch.columns.get(name)
+                if floats and column is not None and column.kind is Kind.FLOAT:
+                    made[:count, place] = column.values
                 else:
-                    made[: len(batch), place] = self._exact(batch, column, stage)
+                    made[:count, place] = (numbers_of if floats else self._exact)(batch, name, stage)
         return made.reshape(rows, *self.shape)
 
     def _exact(self, batch: Batch, name: str, stage: str) -> NDArray[Any]:
@@ -76,28 +78,30 @@ class Found:
     name: str
     columns: tuple[str, ...]
     kind: Kind
+    dtype: str
+    """As NumPy names it, ``"string"`` for text."""
+    shape: tuple[int, ...] | None
+    """Of one record; None where the model does not say, or it is text."""
 
-    def made(self, parts: Sequence[NDArray[Any]], tile: int, rows: int, stage: str) -> dict[str, Column]:
-        """The columns from the output of each tile, without what stands behind the batch's records."""
+    def checked(self, given: Any, tile: int, stage: str) -> NDArray[Any]:
+        """What the model gave for one tile, shape ``(tile, columns)``; raises `BadResult`."""
+        if not isinstance(given, np.ndarray):
+            raise BadResult(WRONG_TYPE, f"{stage}: output {self.name!r} is {shown_type(given)}, no tensor")
         width = len(self.columns)
-        for part in parts:
-            if not isinstance(part, np.ndarray):
-                raise BadResult(WRONG_TYPE, f"{stage}: output {self.name!r} is {shown_type(part)}, no tensor")
-            if part.shape[:1] != (tile,) or part.size != tile * width:
-                message = f"{stage}: output {self.name!r} has shape {part.shape} for {tile} records; "
-                raise BadResult(WRONG_LENGTH, message + f"({tile}, {width}) is needed")
-        flat = [part.reshape(tile, width) for part in parts]
+        if given.shape[:1] != (tile,) or given.size != tile * width:
+            message = f"{stage}: output {self.name!r} has shape {given.shape} for {tile} records"
+            raise BadResult(WRONG_LENGTH, f"{message}; ({tile}, {width}) is needed")
+        return given.reshape(tile, width)
+
+    def columns_of(self, given: NDArray[Any], rows: int) -> dict[str, Column]:
+        """The columns in what the model gave, without what stands behind the batch's records."""
+        turned = given.reshape(len(given), len(self.columns))[:rows].T
         if self.kind is Kind.TEXT:
-            texts = [part[:, place].tolist() for part in flat for place in range(width)]
-            return {
-                column: Column.of_texts([str(text) for part in texts[place::width] for text in part][:rows])
-                for place, column in enumerate(self.columns)
-            }
-        values: NDArray[Any] = np.empty((width, rows), np.bool_ if self.kind is Kind.BOOL else np.float64)
-        for number, part in enumerate(flat):
-            room = values[:, number * tile : (number + 1) * tile]
-            room[...] = part[: room.shape[1]].T
-        return {column: Column(self.kind, values[place]) for place, column in enumerate(self.columns)}
+            made = [Column.of_texts(list(map(str, row))) for row in turned]
+        else:
+            values = turned.astype(np.bool_ if self.kind is Kind.BOOL else np.float64, order="C")
+            made = [Column(self.kind, row) for row in values]
+        return dict(zip(self.columns, made, strict=True))
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,9 @@ def _found(tensor: Tensor, columns: tuple[str, ...], stage: str) -> Found:
         raise PlanError(
             f"{stage}: outputs= names {len(columns)} columns ({', '.join(columns)}) for the model's output {tensor}."
         )
-    return Found(tensor.name, columns, {"string": Kind.TEXT, "bool": Kind.BOOL}.get(tensor.dtype, Kind.FLOAT))
+    kind = {"string": Kind.TEXT, "bool": Kind.BOOL}.get(tensor.dtype, Kind.FLOAT)
+    shape = None if width is None or kind is Kind.TEXT else tuple(size or 1 for size in (tensor.shape or ())[1:])
+    return Found(tensor.name, columns, kind, tensor.dtype, shape)
 
 
 def _has_missing(column: Column) -> bool:
