@@ -31,6 +31,7 @@ PUBLIC = [
     "MapFrame",
     "MapRows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",

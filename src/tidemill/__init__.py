@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.model import Model
     from tidemill.stages.rolling import Rolling
     from tidemill.stages.time_windows import session, sliding, tumbling
 
@@ -83,6 +84,7 @@ __all__ = [
     "MapFrame",
     "MapRows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",
@@ -129,6 +131,7 @@ _HOMES: Final = {
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
     "MissingExtra": "errors",
+    "Model": "stages.model",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",
     "Plan": "engine.plan",

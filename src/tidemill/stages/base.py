@@ -6,7 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["GONE", "Emitted", "Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
 
@@ -27,8 +27,20 @@ GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
-LoadTable = Callable[[str], tuple[str, Table]]
-"""Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+class Load(Protocol):
+    """Reads for stages what they were given by path, and says which absolute path it tried.
+
+    It comes from the floor that may touch the disk. Raises `InputError` for what is not there or cannot be read.
+    """
+
+    def table(self, path: str) -> tuple[str, Table]:
+        """A CSV table."""
+        ...
+
+    def file(self, path: str) -> tuple[str, bytes]:
+        """A file as it is, such as a model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -139,8 +151,8 @@ class Stage(abc.ABC):
 
     # -- in the parent, before anything runs -------------------------------------------------------------
 
-    def prepared(self, load: LoadTable) -> Stage:
-        """This stage with its tables loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
+    def prepared(self, load: Load) -> Stage:
+        """This stage with its tables and models loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
         return self
 
     @abc.abstractmethod
