@@ -53,11 +53,16 @@ if TYPE_CHECKING:
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
     from tidemill.stages.calibrate import Calibrate
+    from tidemill.stages.dedup import Dedup
+    from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.stuck import Stuck
 
     __version__: str
 
@@ -66,10 +71,14 @@ __all__ = [
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -84,6 +93,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -91,6 +101,7 @@ __all__ = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
@@ -108,10 +119,14 @@ _HOMES: Final = {
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
     "CallError": "errors",
+    "Dedup": "stages.dedup",
+    "Diff": "stages.lag",
     "EngineError": "errors",
+    "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
     "Kind": "schema",
+    "Lag": "stages.lag",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
     "LanesExecutor": "engine.lanes_executor",
@@ -126,6 +141,7 @@ _HOMES: Final = {
     "Pipeline": "engine.pipeline",
     "Plan": "engine.plan",
     "PlanError": "errors",
+    "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
@@ -133,6 +149,7 @@ _HOMES: Final = {
     "Select": "stages.filter",
     "StageError": "errors",
     "Statistics": "engine.metrics",
+    "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
     "run": "engine.entrance",

@@ -124,7 +124,8 @@ class Chain:
         if not stage.runs_user_code:
             self._memory.mark(index)
             state.slots = slots
-            return _as_step(stage.step(batch, state)), batch
+            step = _as_step(stage.step(batch, state))
+            return step, batch if step.before is None else step.before
 
         def attempt(start: int, stop: int) -> _Piece:
             alone = start if outcome.rows is None else int(outcome.rows[start])

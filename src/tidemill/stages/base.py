@@ -44,6 +44,9 @@ class Step:
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
     was filtered."""
+    before: Batch | None = None
+    """The records that go on as they came, where some do not and columns are added to the others: a column of ``batch``
+    that is this one's was left alone, and needs no way back from the lane."""
 
 
 class Stage(abc.ABC):
