@@ -319,7 +319,7 @@ def dedup_times(
             ring[at] = t
             if t > newest:
                 newest = t
-            if count == window and gone == newest:
+            if count == window and gone == newest and drop_late == 0:
                 # All that came since were before it: a clock that was wrong, and no time to measure others by.
                 newest = t
                 for j in range(base, base + count):
