@@ -13,7 +13,7 @@ import pytest
 import tidemill as tm
 from tidemill.core.batching import Limits
 
-RECORDS, SENSORS = 60_000, 200
+RECORDS, SENSORS = 15_000, 50
 
 
 def plan() -> tm.Plan:
@@ -80,7 +80,7 @@ async def test_killed_lanes_change_nothing(frame, told):
 
     sink = tm.testing.ListSink()
     pipeline = tm.Pipeline(tm.sources.Frame(frame), plan(), [sink, tm.sinks.Callback(kill)])
-    async with tm.serve(pipeline, lanes=2, limits=Limits(max_records=512)) as run:
+    async with tm.serve(pipeline, lanes=2, limits=Limits(max_records=256)) as run:
         await run.wait()
     assert len(killed) == sum(lane.restarts for lane in run.report.lanes) == 8
     assert told(sink.rows) == told(expected)

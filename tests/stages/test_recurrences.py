@@ -227,6 +227,17 @@ def test_apply_gives_what_a_run_gives(told, stage, stream):
     assert report.filtered == 0
 
 
+@every_stage
+def test_where_times_count_a_notebook_must_say_where_they_are(stage):
+    """Arrivals are all the same there; a stage that works without times does not ask for them."""
+    rows = [{"sensor": "S", "v": 1.0, "w": 2.0}]
+    if stage.needs_times:
+        with pytest.raises(PlanError, match=r'works in event time: name its column with time="..."'):
+            tm.Plan(stage).apply(rows)
+    else:
+        assert len(tm.Plan(stage).apply(rows)) == 1
+
+
 @pytest.mark.slow
 @every_stage
 def test_lanes_do_not_show(told, stage):

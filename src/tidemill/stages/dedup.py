@@ -33,7 +33,8 @@ _LARGEST: Final = 2**53  # up to which float64 has every whole number
 class Dedup(Stage):
     """Lets each record go on once; a copy of one that went on is dropped, and counted as deduplicated.
 
-    **By key and time** (``Dedup()``): a copy has the sensor and the event time of a record that went on before.
+    **By key and time** (``Dedup()``): a copy has the sensor and the event time of a record that went on before. It is for
+    records with a time of their own: one that has the time of its arrival does not have that of its copy.
 
     ``within``       how late a copy may come: its time is at most this before the newest of its sensor; ``"10min"``
     ``max_records``  so many times are remembered of each sensor, 256: at least as many as it has in twice ``within``
@@ -133,6 +134,10 @@ class Dedup(Stage):
     def _most_behind(self) -> int:
         """A counter that comes round cannot be ahead and behind at once."""
         return min(MOST_REORDER, self.modulo - 1 - self.max_gap) if self.modulo else MOST_REORDER
+
+    @property
+    def needs_times(self) -> bool:
+        return self.counter is None or self.reorder > 0  # a reset is told from an old record by its time
 
     def describe(self) -> str:
         counter = getattr(self, "counter", None)

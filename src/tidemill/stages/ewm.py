@@ -81,9 +81,9 @@ class Ewm(Recurrence):
         self.min_periods = min_periods
         shown = name or f"Ewm({columns!r})"
         self._check(shown)
-        self._ending, self._weights = _weights(shown, alpha, span, halflife, adjust=adjust)
+        ending, self._weights = _weights(shown, alpha, span, halflife, adjust=adjust)
         self.timed = halflife is not None
-        super().__init__(columns, [f"ewm_{stat}_{self._ending}" for stat in self.stats], names, name)
+        super().__init__(columns, [f"ewm_{stat}_{ending}" for stat in self.stats], names, name)
         self._places = np.array([self.stats.index(stat) if stat in self.stats else -1 for stat in EWM_STATISTICS])
 
     def _check(self, shown: str) -> None:
@@ -94,6 +94,10 @@ class Ewm(Recurrence):
             raise PlanError(f"{shown} needs statistics, each once; it was given {list(self.stats)}.")
         if not is_count(self.min_periods) or self.min_periods < 0:
             raise PlanError(f"{shown}: min_periods={self.min_periods!r} must be a number of readings.")
+
+    @property
+    def needs_times(self) -> bool:
+        return self.timed
 
     def _fields(self) -> Mapping[str, StateField]:
         fields = {"row": StateField("float64", (WEIGHED_CELLS,))}

@@ -52,6 +52,10 @@ class Rate(Recurrence):
         self.per_ns = duration_ns(per, name=f"{self.name}: per")
         self.counter = counter
 
+    @property
+    def needs_times(self) -> bool:
+        return True
+
     def _fields(self) -> Mapping[str, StateField]:
         return {"time": StateField("int64"), "reading": StateField("float64", (2,))}
 
