@@ -54,12 +54,17 @@ if TYPE_CHECKING:
     from tidemill.schema import Kind, Schema
     from tidemill.stages.aggregate import Aggregate
     from tidemill.stages.calibrate import Calibrate
+    from tidemill.stages.dedup import Dedup
+    from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
     from tidemill.stages.model import Model
+    from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
 
     __version__: str
@@ -70,10 +75,14 @@ __all__ = [
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -89,6 +98,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -96,6 +106,7 @@ __all__ = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
@@ -117,10 +128,14 @@ _HOMES: Final = {
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
     "CallError": "errors",
+    "Dedup": "stages.dedup",
+    "Diff": "stages.lag",
     "EngineError": "errors",
+    "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
     "Kind": "schema",
+    "Lag": "stages.lag",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
     "LanesExecutor": "engine.lanes_executor",
@@ -136,6 +151,7 @@ _HOMES: Final = {
     "Pipeline": "engine.pipeline",
     "Plan": "engine.plan",
     "PlanError": "errors",
+    "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
@@ -143,6 +159,7 @@ _HOMES: Final = {
     "Select": "stages.filter",
     "StageError": "errors",
     "Statistics": "engine.metrics",
+    "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
     "run": "engine.entrance",

@@ -172,7 +172,8 @@ class Chain:
         if not stage.runs_user_code or stage.follows_watermark:  # which finds itself what its functions fail on
             self._memory.mark(index)
             state.slots = slots
-            return _as_step(stage.step(batch, state)), batch
+            step = _as_step(stage.step(batch, state))
+            return step, batch if step.before is None else step.before
 
         rows = np.arange(len(batch)) if outcome.rows is None else outcome.rows
 

@@ -76,6 +76,9 @@ class Step:
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
     was filtered."""
+    before: Batch | None = None
+    """The records that go on as they came, where some do not and columns are added to the others: a column of ``batch``
+    that is this one's was left alone, and needs no way back from the lane."""
     emitted: Emitted | None = None
     """Rows beside those of the records that go on."""
 
@@ -148,6 +151,11 @@ class Stage(abc.ABC):
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether it works with the records' own times, which `Plan.apply` must then be told where to find."""
+        return self.follows_watermark
 
     # -- in the parent, before anything runs -------------------------------------------------------------
 
