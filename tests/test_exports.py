@@ -45,6 +45,7 @@ PUBLIC = [
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",
