@@ -47,6 +47,7 @@ PUBLIC = [
     "Rolling",
     "Schema",
     "Select",
+    "Silence",
     "StageError",
     "Statistics",
     "Stuck",

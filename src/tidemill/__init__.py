@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.silence import Silence
     from tidemill.stages.statistics.wanted import quantile
     from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
@@ -105,6 +106,7 @@ __all__ = [
     "Rolling",
     "Schema",
     "Select",
+    "Silence",
     "StageError",
     "Statistics",
     "Stuck",
@@ -159,6 +161,7 @@ _HOMES: Final = {
     "Rolling": "stages.rolling",
     "Schema": "schema",
     "Select": "stages.filter",
+    "Silence": "stages.silence",
     "StageError": "errors",
     "Statistics": "engine.metrics",
     "Stuck": "stages.stuck",
