@@ -121,6 +121,12 @@ class Chain:
             state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
+    def change(self, index: int, stage: Stage) -> None:
+        """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
+        opened = stage.opened()
+        opened.admit(self._keys, 0)
+        self._stages[index] = opened
+
     def run(
         self,
         batch: Batch,

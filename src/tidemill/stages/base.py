@@ -130,6 +130,9 @@ class Stage(abc.ABC):
     has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
     alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
 
+    path: str | None = None
+    """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
+
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
     ) -> None:
