@@ -57,6 +57,10 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    rows: ClassVar[Literal["same", "fewer", "own"]] = "same"
+    """What comes out: a row for each record, in order (but for those rejected); only some of them; or rows of its own
+    making, which belong to no single record."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 

@@ -38,6 +38,7 @@ class Filter(FunctionStage):
     """
 
     changes_columns: ClassVar[bool] = False
+    rows = "fewer"
 
     def __init__(
         self,

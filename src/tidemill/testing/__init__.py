@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from tidemill.testing.clock import ManualClock
 from tidemill.testing.inline_lanes import InlineLanes
+from tidemill.testing.laws import check_map, check_stage
 from tidemill.testing.list_sink import ListSink
 from tidemill.testing.scripted import CRASH, EOF, PAUSE, ScriptedSource
+from tidemill.testing.subject import LawBroken
 
-__all__ = ["CRASH", "EOF", "PAUSE", "InlineLanes", "ListSink", "ManualClock", "ScriptedSource"]
+__all__ = [
+    "CRASH",
+    "EOF",
+    "PAUSE",
+    "InlineLanes",
+    "LawBroken",
+    "ListSink",
+    "ManualClock",
+    "ScriptedSource",
+    "check_map",
+    "check_stage",
+]

@@ -1,0 +1,338 @@
+"""The laws that every stage keeps, one function each, and `check_stage`, which tries a stage on all of them.
+
+What the sorts of stages owe (`Stage.rows`): one with a row per record, and one that drops some, give the record the same
+row whatever batch it comes in and whoever came between; of one that makes rows of its own, the rows are the same.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import cloudpickle
+import numpy as np
+
+from tidemill.core.differences import first_difference
+from tidemill.core.trial import Made, cut_at, layout
+from tidemill.engine.entrance import run
+from tidemill.engine.lent import overwrite
+from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.plan import Plan
+from tidemill.errors import PlanError, StageError
+from tidemill.interchange import from_table, to_pandas
+from tidemill.lanes.memory import Shared
+from tidemill.sources.records import Records
+from tidemill.stages.base import Stage
+from tidemill.stages.map import Map
+from tidemill.testing.list_sink import ListSink
+from tidemill.testing.subject import HOLES, Subject, emptied
+
+__all__ = ["LAWS", "check_map", "check_stage"]
+
+_MANY_KEYS: Final = 1_000_000
+_MOST_STATE: Final = 1 << 36
+"""Bytes of address space that the law of many sensors asks for at most; hardly any of them are touched."""
+_CUTS: Final = 12  # of two pieces each, where there are more places to cut than that
+
+
+def check_stage(
+    stage: Stage,
+    *,
+    batch: Any = None,
+    key: str = "sensor",
+    time: str | None = None,
+    tz: str = "UTC",
+    oracle: Callable[[Any], Any] | None = None,
+    tolerance: float = 1e-9,
+    lanes: int = 2,
+) -> None:
+    """Try a stage on every law; raises `LawBroken` (an AssertionError) with the first one that it breaks.
+
+    ``batch``      records to try it on: a DataFrame, an Arrow table, a list of dicts or a `Batch`, a few hundred at
+                   most, for each of them is a batch of its own too. Made up by default, with ``sensor``, ``time`` and
+                   ``value``; a function that needs other columns must be given records that have them
+    ``key``, ``time``, ``tz``  as of `Plan.apply`
+    ``oracle``     what the stage should compute, said in another way: gets the records of one sensor as a pandas
+                   DataFrame in order of arrival, and returns a DataFrame or dict of columns with as many rows as the
+                   stage gives for that sensor. The columns it returns are compared, within ``tolerance``
+                   (relative, or absolute below 1)
+    ``lanes``      processes of the run that `Plan.apply` is compared with; 0 leaves processes out
+
+    The laws: it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
+    half done is rolled back; where batches are cut changes nothing, nor which other sensors come between, nor arrays
+    that are overwritten behind it; columns come out as `Stage.bind` says; every record is accounted for; missing values
+    (NaN, null, absent), empty batches and single records do no harm; sensors up to slot 999,999 are the same as the
+    first; the oracle says the same; and `Plan.apply` gives what a run gives. All but the oracle to the last bit.
+
+    >>> from tidemill.stages.rolling import Rolling
+    >>> check_stage(
+    ...     Rolling("value", window=3, stats=["max"]),
+    ...     oracle=lambda frame: {"value_max_3": frame["value"].rolling(3, min_periods=1).max()},
+    ...     lanes=0,
+    ... )
+    """
+    subject = Subject.of(stage, batch, key=key, time=time, tz=tz)
+    for law in LAWS:
+        law(subject)
+    if oracle is not None:
+        equals_its_oracle(subject, oracle, tolerance)
+    applies_as_it_runs(subject, key, time, tz, lanes)
+
+
+def check_map(fn: Callable[..., Any] | Stage, **options: Any) -> None:
+    """`check_stage` for a function of `Map` (or a stage around one): that it is row-wise, above all.
+
+    A function that looks at its neighbours in the batch gives other values whenever the batch is another:
+
+    >>> check_map(lambda batch: {"far": batch["value"] - batch["value"].mean()}, lanes=0)
+    Traceback (most recent call last):
+    tidemill.testing.subject.LawBroken: Map(<lambda>) breaks the law of splits: cut before ...
+    """
+    check_stage(fn if isinstance(fn, Stage) else Map(fn), **options)
+
+
+# -- the stage and its records -----------------------------------------------------------------------------
+
+
+def takes_records(subject: Subject) -> None:
+    """A function that fails on every record would keep all other laws."""
+    dead = subject.whole.dead
+    if dead and len(dead) == len(subject.batch):
+        raise PlanError(
+            f"{subject.stage.name} rejected all {len(dead)} records, so nothing can be told of it; give batch= with "
+            f"records that it is made for. The first: {dead[0].reason}."
+        )
+
+
+def is_picklable(subject: Subject) -> None:
+    """It is sent to lanes, and works there as it does here."""
+    try:
+        copy: Stage = pickle.loads(cloudpickle.dumps(subject.stage))  # noqa: S301 - our own bytes
+    except Exception as error:  # noqa: BLE001 - whatever a class raises that cannot be pickled
+        subject.fail("pickling", f"it cannot be sent to a lane: {type(error).__name__}: {error}")
+    subject.require_same("pickling", "in a copy that was sent", subject.trial(copy).feed(subject.batch))
+
+
+def columns_are_declared(subject: Subject) -> None:
+    """What comes out are the columns that `Stage.bind` says, of their kinds, in their order."""
+    declared, came = subject.stage.bind(subject.batch.schema), subject.whole.batch.schema
+    for field in declared:
+        if field.name not in came:
+            subject.fail("the schema", f"column {field.name!r} is declared and did not come out")
+        kind = came[field.name].kind
+        if field.kind is not None and kind is not field.kind and not subject.whole.batch.columns[field.name].is_missing:
+            told = kind.value if kind else "unknown"
+            subject.fail("the schema", f"column {field.name!r} is declared as {field.kind.value} and came as {told}")
+    extra = [name for name in came.names if name not in declared]
+    if extra and not declared.open:
+        subject.fail("the schema", f"column {extra[0]!r} came out and is not declared")
+    order = [name for name in came.names if name in declared]
+    if order != list(declared.names):
+        subject.fail("the schema", f"the columns come as {', '.join(order)}, and are declared as {declared}")
+
+
+def records_are_accounted_for(subject: Subject) -> None:
+    """A row for each record that is not rejected, in order, with its sensor and time; dropping stages may drop."""
+    if subject.stage.rows == "own":
+        return
+    law, made, batch = "rows", subject.whole, subject.batch
+    steps = np.diff(made.rows)
+    if (steps <= 0).any():
+        row = int(np.argmax(steps <= 0)) + 1
+        subject.fail(law, f"row {row} is of record {made.rows[row]}, behind the row of record {made.rows[row - 1]}")
+    dead = {letter.row for letter in made.dead}
+    both = dead & set(made.rows.tolist())
+    if both:
+        subject.fail(law, f"record {min(both)} came out and was rejected too")
+    gone = set(range(len(batch))) - dead - set(made.rows.tolist())
+    if gone and subject.stage.rows == "same":
+        subject.fail(law, f"record {min(gone)} did not come out and was not rejected, of a stage with a row for each")
+    for row, record in enumerate(made.rows.tolist()):
+        own = str(made.batch.keys[made.batch.key[row]])
+        if own != subject.sensor(record) or made.batch.time[row] != batch.time[record]:
+            subject.fail(law, f"the row of record {record} has not its sensor and time")
+
+
+# -- state ---------------------------------------------------------------------------------------------------
+
+
+def state_is_restored(subject: Subject) -> None:
+    """A snapshot, in another lane, goes on as if nothing had happened; so does what was left when a slab broke off."""
+    for place in _places(len(subject.batch), 3):
+        first, rest = cut_at(subject.batch, [place])
+        lane = subject.trial()
+        began = lane.feed(first)
+        before = lane.state()
+        other = subject.trial(
+            pickle.loads(cloudpickle.dumps(subject.stage)),  # noqa: S301 - our own bytes
+            buffer=lane.buffer.copy(),
+            kinds=lane.learned,
+            fed=place,
+        )
+        how = f"restored before record {place}"
+        subject.require_same("restoring", how, Made.joined([began, other.feed(rest)]))
+        lane.feed(rest, commit=False)
+        successor = subject.trial(buffer=lane.buffer, kinds=lane.learned, fed=place)
+        if successor.state() != before:
+            subject.fail("undo", f"a slab of {len(rest)} records, rolled back, left its state changed")
+        how = f"rolled back to record {place}"
+        subject.require_same("undo", how, Made.joined([began, successor.feed(rest)]))
+
+
+def slots_do_not_matter(subject: Subject) -> None:
+    """Sensors spread over a million slots of state fare as in the first few."""
+    each = layout(subject.stage, 1, 1).bytes_per_key
+    most = min(_MANY_KEYS, _MOST_STATE // max(each, 1))
+    slots = np.linspace(0, most - 1, len(subject.keys)).astype(int).tolist()
+    if len(set(slots)) < len(slots):
+        return
+    memory = Shared("law", layout(subject.stage, most, len(subject.batch)).total_bytes)
+    try:
+        made = subject.trial(slots=slots, buffer=memory.buffer).feed(subject.batch)
+    finally:
+        memory.close()
+    subject.require_same("many sensors", f"with the sensors in slots up to {slots[-1]:,}", made)
+
+
+# -- batches -------------------------------------------------------------------------------------------------
+
+
+def splits_change_nothing(subject: Subject) -> None:
+    """Cut anywhere, in random pieces, record by record, with empty batches between."""
+    rows = len(subject.batch)
+    for place in _places(rows, _CUTS):
+        made = subject.trial().feed_all(cut_at(subject.batch, [place]))
+        subject.require_same("splits", f"cut before record {place}", made)
+    random = np.random.default_rng(rows)
+    for _ in range(3):
+        places = np.sort(random.integers(0, rows + 1, 6)).tolist()
+        made = subject.trial().feed_all(cut_at(subject.batch, places))
+        subject.require_same("splits", f"cut before the records {', '.join(map(str, places))}", made)
+    singles = subject.trial().feed_all(cut_at(subject.batch, range(1, rows)))
+    subject.require_same("splits", "record by record", singles)
+
+
+def neighbours_change_nothing(subject: Subject) -> None:
+    """Each sensor alone, and the sensors one after the other, give what they gave mixed."""
+    codes = subject.batch.key
+    for code in dict.fromkeys(codes.tolist()):
+        own = np.flatnonzero(codes == code)
+        alone = subject.trial().feed(subject.batch.take(own)).numbered(own)
+        subject.require_same("interleaving", "without other sensors", alone, subject.whole.of(own))
+    order = np.argsort(codes, kind="stable")
+    lane = subject.trial(keys=subject.keys[::-1])
+    made = lane.feed(subject.batch.take(order)).numbered(order)
+    subject.require_same("interleaving", "one sensor after the other", made)
+
+
+def arrays_are_only_lent(subject: Subject) -> None:
+    """What it keeps must be copied: the arrays of a batch are overwritten once it has been worked on."""
+    lane = subject.trial()
+    made = []
+    for piece in cut_at(subject.batch, _places(len(subject.batch), 2)):
+        lent = piece.take(np.arange(len(piece)))
+        made.append(lane.feed(lent))
+        arrays = [column.values for column in lent.columns.values()] + ([] if lent.time_ns is None else [lent.time_ns])
+        for array in arrays:
+            overwrite(array)
+    subject.require_same("lent arrays", "with the arrays overwritten behind it", Made.joined(made))
+
+
+def empty_batches_do_no_harm(subject: Subject) -> None:
+    """Before all records, and when there are none at all; the columns are as declared then too."""
+    empty = subject.batch.slice(0, 0)
+    subject.require_same("empty batches", "behind an empty batch", subject.trial().feed_all([empty, subject.batch]))
+    nothing = subject.on(empty)
+    if len(nothing.whole.batch):
+        subject.fail("empty batches", f"{len(nothing.whole.batch)} rows came of no records")
+    if not subject.stage.runs_user_code:  # nobody's function is called with nothing
+        columns_are_declared(nothing)
+
+
+def missing_values_do_no_harm(subject: Subject) -> None:
+    """No value in any column that it reads, said in three ways; then as in any batch, cut or whole."""
+    reads = subject.stage.reads()
+    names = [name for name in subject.batch.names if reads is None or name in reads]
+    for word, tag in HOLES.items():
+        try:
+            without = subject.on(emptied(subject.batch, names, tag))
+        except StageError:
+            continue  # on_error="stop", as the user chose
+        except Exception as error:  # noqa: BLE001 - whatever a stage of ours raises
+            subject.fail(
+                "missing values", f"with {word} in {', '.join(names)} it raised {type(error).__name__}: {error}"
+            )
+        records_are_accounted_for(without)
+        columns_are_declared(without)
+        singles = without.trial().feed_all(cut_at(without.batch, range(1, len(without.batch))))
+        without.require_same("missing values", f"with {word} in {', '.join(names)}, record by record", singles)
+
+
+# -- other ways to say it --------------------------------------------------------------------------------------
+
+
+def equals_its_oracle(subject: Subject, oracle: Callable[[Any], Any], tolerance: float) -> None:
+    """Sensor by sensor."""
+    for key in subject.keys:
+        own = np.flatnonzero(subject.batch.keys[subject.batch.key] == key)
+        made = subject.whole.of(own)
+        told = oracle(to_pandas(subject.batch.take(own)))
+        expected = from_table(_table(told) if isinstance(told, Mapping) else told)
+        if len(expected) != len(made.batch):
+            rows = f"{len(made.batch)} rows of sensor {key!r}, and {len(expected)} by the oracle"
+            subject.fail("the oracle", f"it made {rows}")
+        found = first_difference(made.batch, expected, tolerance=tolerance)
+        if found is not None:
+            subject.fail("the oracle", f"record {made.rows[found.row]} (sensor {key!r}): {found}")
+
+
+def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, lanes: int) -> None:
+    """`Plan.apply`, a run inline and a run with lanes give the same rows."""
+    dead = {letter.row for letter in subject.whole.dead}
+    alive = np.array([row for row in range(len(subject.batch)) if row not in dead], np.intp)
+    rows = subject.batch.take(alive).to_rows()
+    plan = Plan(subject.stage)
+    applied = plan.apply(rows, key=key, time=time, tz=tz)
+    for count in dict.fromkeys((0, lanes)):
+        sink = ListSink()
+        run(Pipeline(Records(rows, key=key, time=time, tz=tz), plan, sink), lanes=count)
+        where = f"a run with lanes={count}"
+        if len(sink.rows) != len(applied):
+            subject.fail("apply", f"{where} made {len(sink.rows)} rows, and Plan.apply {len(applied)}")
+        if not applied:
+            continue
+        found = first_difference(from_table(sink.rows), from_table(applied))
+        if found is not None:
+            subject.fail("apply", f"in row {found.row} of {where}, {found} by Plan.apply")
+
+
+LAWS: Final[tuple[Callable[[Subject], None], ...]] = (
+    takes_records,
+    is_picklable,
+    columns_are_declared,
+    records_are_accounted_for,
+    splits_change_nothing,
+    neighbours_change_nothing,
+    state_is_restored,
+    arrays_are_only_lent,
+    empty_batches_do_no_harm,
+    missing_values_do_no_harm,
+    slots_do_not_matter,
+)
+"""All that need nothing but a stage and records."""
+
+
+# -- pieces --------------------------------------------------------------------------------------------------
+
+
+def _places(rows: int, most: int) -> list[int]:
+    """Where to cut: everywhere, or at so many places evenly."""
+    return list(dict.fromkeys(np.linspace(min(rows, 1), max(rows - 1, 0), min(rows, most)).astype(int).tolist()))
+
+
+def _table(columns: Mapping[str, Any]) -> Any:
+    """A dict of columns, Series or arrays, as a DataFrame: one after the other, whatever their index is."""
+    import pandas as pd
+
+    return pd.DataFrame({name: np.asarray(column) for name, column in columns.items()})

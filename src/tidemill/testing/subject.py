@@ -1,0 +1,114 @@
+"""A stage under the laws: the records it is tried on, what it makes of them, and the sentence when a law is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.column import ABSENT_TAG, NULL_TAG, Column
+from tidemill.core.apply import with_roles
+from tidemill.core.trial import Change, Made, Trial, change, keys_of
+from tidemill.engine.plan import read_table
+from tidemill.schema import Kind
+from tidemill.stages.base import Stage
+
+__all__ = ["LawBroken", "Subject", "sample"]
+
+_RECORDS: Final = 61  # no multiple of a block, and of nothing else
+
+
+class LawBroken(AssertionError):
+    """A stage, source or sink does not keep a law; the message names it, the law, the first difference, both values."""
+
+
+class Subject:
+    """A prepared stage with a batch that has its roles, and what a lane makes of the whole batch at once."""
+
+    def __init__(self, stage: Stage, batch: Batch) -> None:
+        self.stage = stage
+        self.batch = batch
+        self.keys = keys_of(batch)
+        self.whole = self.trial().feed(batch)
+
+    @classmethod
+    def of(cls, stage: Stage, data: Any, *, key: str, time: str | None, tz: str) -> Subject:
+        """The stage with its tables loaded, and ``data`` (a table, or None for records made up) as its records."""
+        stage = stage.prepared(read_table)
+        if data is None:
+            return cls(stage, with_roles(sample(stage), "sensor", "time", "UTC"))
+        return cls(stage, with_roles(data, key, time, tz))
+
+    def on(self, batch: Batch) -> Subject:
+        """The same stage with other records."""
+        return Subject(self.stage, batch)
+
+    def trial(self, stage: Stage | None = None, **options: Any) -> Trial:
+        """The stage, or a copy of it, over fresh state."""
+        return Trial(stage or self.stage, options.pop("keys", self.keys), records=len(self.batch), **options)
+
+    @property
+    def bare(self) -> bool:
+        """There are no records to speak of."""
+        return not len(self.batch)
+
+    # -- judging -------------------------------------------------------------------------------------------
+
+    def require_same(self, law: str, how: str, got: Made, expected: Made | None = None) -> None:
+        """Raise `LawBroken` when something else came than of the whole batch (or than ``expected``)."""
+        found = change(got, expected or self.whole)
+        if found is not None:
+            self.fail(law, f"{how}, {self.told(found)}")
+
+    def fail(self, law: str, what: str) -> NoReturn:
+        """Raise `LawBroken`."""
+        raise LawBroken(f"{self.stage.name} breaks the law of {law}: {what}.")
+
+    def told(self, found: Change) -> str:
+        """The record by its place and sensor, and what differs."""
+        return f"record {found.record} (sensor {self.sensor(found.record)!r}): {found.what}"
+
+    def sensor(self, record: int) -> str:
+        """The record's sensor."""
+        return str(self.batch.keys[self.batch.key[record]])
+
+
+# -- records ------------------------------------------------------------------------------------------------
+
+
+def sample(stage: Stage) -> list[dict[str, Any]]:
+    """Made-up records: five sensors at random, one of them heard once, with equal times and gaps, equal values and holes.
+
+    They have ``sensor``, ``time`` (seconds), ``value``, and a float column for every other that the stage says it reads.
+    """
+    random = np.random.default_rng(20)
+    names = ["value", *sorted((stage.reads() or frozenset()) - {"sensor", "time", "value"})]
+    sensors = ["S9", *(f"S{number}" for number in random.integers(1, 5, _RECORDS - 1))]
+    times = 1_700_000_000 + np.cumsum(random.choice([0.0, 0.25, 1.0, 1.5, 40.0], _RECORDS))
+    values = {name: np.round(random.normal(50, 2, _RECORDS) * 2) / 2 for name in names}  # one often follows itself
+    rows: list[dict[str, Any]] = []
+    for at, (sensor, time) in enumerate(zip(sensors, times.tolist(), strict=True)):
+        row: dict[str, Any] = {"sensor": sensor, "time": time}
+        for name in names:
+            holes = {11: float("nan"), 17: None, 23: 5, 29: 0.0, 31: -0.0}
+            row[name] = holes.get(at, float(values[name][at]))
+        rows.append(row)
+    return rows
+
+
+def emptied(batch: Batch, columns: Sequence[str], tag: int) -> Batch:
+    """The same records without a value in these columns: NaN where there can be (``tag`` 0), null, or no field."""
+    made = {}
+    for name in columns:
+        column = batch.columns[name]
+        if tag:
+            made[name] = Column.missing(column.kind, len(batch), tag)
+        elif column.kind is Kind.FLOAT:
+            made[name] = Column(Kind.FLOAT, np.full(len(batch), np.nan))
+    return batch.with_columns(made)
+
+
+HOLES: Final = {"NaN": 0, "null": NULL_TAG, "absent": ABSENT_TAG}
+"""The ways in which a record can be without a value."""
