@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -25,13 +26,19 @@ class LawBroken(AssertionError):
 
 
 class Subject:
-    """A prepared stage with a batch that has its roles, and what a lane makes of the whole batch at once."""
+    """A prepared stage, and records with their roles."""
 
     def __init__(self, stage: Stage, batch: Batch) -> None:
         self.stage = stage
         self.batch = batch
         self.keys = keys_of(batch)
-        self.whole = self.trial().feed(batch)
+        self.law = ""
+        """The one that it is tried on now."""
+
+    @cached_property
+    def whole(self) -> Made:
+        """What a lane makes of the whole batch at once."""
+        return self.trial().feed(self.batch)
 
     @classmethod
     def of(cls, stage: Stage, data: Any, *, key: str, time: str | None, tz: str) -> Subject:
@@ -42,29 +49,26 @@ class Subject:
         return cls(stage, with_roles(data, key, time, tz))
 
     def on(self, batch: Batch) -> Subject:
-        """The same stage with other records."""
-        return Subject(self.stage, batch)
+        """The same stage with other records, under the same law."""
+        other = Subject(self.stage, batch)
+        other.law = self.law
+        return other
 
-    def trial(self, stage: Stage | None = None, **options: Any) -> Trial:
+    def trial(self, stage: Stage | None = None, *, keys: Sequence[str] | None = None, **options: Any) -> Trial:
         """The stage, or a copy of it, over fresh state."""
-        return Trial(stage or self.stage, options.pop("keys", self.keys), records=len(self.batch), **options)
-
-    @property
-    def bare(self) -> bool:
-        """There are no records to speak of."""
-        return not len(self.batch)
+        return Trial(stage or self.stage, keys or self.keys, records=len(self.batch), **options)
 
     # -- judging -------------------------------------------------------------------------------------------
 
-    def require_same(self, law: str, how: str, got: Made, expected: Made | None = None) -> None:
+    def require_same(self, how: str, got: Made, expected: Made | None = None) -> None:
         """Raise `LawBroken` when something else came than of the whole batch (or than ``expected``)."""
         found = change(got, expected or self.whole)
         if found is not None:
-            self.fail(law, f"{how}, {self.told(found)}")
+            self.fail(f"{how}, {self.told(found)}")
 
-    def fail(self, law: str, what: str) -> NoReturn:
+    def fail(self, what: str) -> NoReturn:
         """Raise `LawBroken`."""
-        raise LawBroken(f"{self.stage.name} breaks the law of {law}: {what}.")
+        raise LawBroken(f"{self.stage.name} breaks the law of {self.law}: {what}.")
 
     def told(self, found: Change) -> str:
         """The record by its place and sensor, and what differs."""
