@@ -94,6 +94,9 @@ def _as_kind(column: Column, kind: Kind, times: TimeReader) -> Column:
     nulls = np.array([NULL_TAG if cell is None else 0 for cell in cells], np.uint8)
     try:
         if kind in (Kind.FLOAT, Kind.INT):
+            made, misfits = column_of_cells("", [cell or "" for cell in cells], Kind.FLOAT, times)
+            if not misfits:
+                return made  # which knows what was written as an integer
             return Column(Kind.FLOAT, np.array([float(cell or "nan") for cell in cells]), tags=nulls)
         if kind is Kind.BOOL:
             truths = [_TRUTHS[cell.lower()] if cell else False for cell in cells]

@@ -17,31 +17,31 @@ class _Hint(NamedTuple):
     stages: str
     """To use instead, the best one first."""
     what: str
-    """These do."""
+    """For which purpose."""
 
 
 _HINTS: Final = (
-    _Hint("shift", "Lag Keyed", "which gives each record its sensor's earlier values"),
-    _Hint("diff ediff1d pct_change gradient", "Diff Rate", "the step since the sensor's last record"),
+    _Hint("shift", "Lag Keyed", "for each sensor's earlier values"),
+    _Hint("diff ediff1d pct_change gradient", "Diff Rate", "for the step since each sensor's last record"),
     _Hint("rolling sliding_window_view", "Rolling MapWindows", "over the last records or seconds of each sensor"),
     _Hint("ewm", "Ewm", "weighted by age, for each sensor"),
-    _Hint("cumsum cumprod cummax cummin cumcount expanding accumulate", "scan Keyed", "which run on for each sensor"),
+    _Hint("cumsum cumprod cummax cummin cumcount expanding accumulate", "scan Keyed", "for what runs on, sensor by sensor"),
     _Hint("convolve correlate fft rfft lfilter filtfilt interpolate", "MapWindows", "over each sensor's last records"),
-    _Hint("ffill bfill", "Resample Keyed", "which know each sensor's last value"),
+    _Hint("ffill bfill", "Resample Keyed", "for each sensor's last value"),
     _Hint("drop_duplicates duplicated", "Dedup", "by sensor and time, or by a counter"),
     _Hint(
         "rank argsort sort sort_values nlargest nsmallest percentile quantile nanpercentile nanquantile median nanmedian",
         "Rolling MapWindows",
         "among the last records of each sensor",
     ),
-    _Hint("groupby resample", "Aggregate Resample Rolling", "for which each sensor is a group already"),
+    _Hint("groupby resample", "Aggregate Resample Rolling", "where each sensor is a group already"),
     _Hint(
         "mean std var min max sum nanmean nanstd nanvar nanmin nanmax nansum average zscore",
         "Rolling Aggregate",
         "of each sensor; or, for constants that are known, tm.Calibrate",
     ),
 )
-_OTHERWISE: Final = _Hint("", "MapWindows Keyed Rolling", "which keep what a record needs of its sensor's earlier ones")
+_OTHERWISE: Final = _Hint("", "MapWindows Keyed Rolling", "for what a record needs of its sensor's earlier ones")
 _DEEPEST: Final = 4  # functions that call functions
 
 

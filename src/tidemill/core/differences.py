@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, NULL_TAG, Column
+from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
 from tidemill.schema import Kind
 
 __all__ = ["Difference", "first_difference"]
@@ -56,8 +56,8 @@ def first_difference(got: Batch, expected: Batch, *, tolerance: float | None = N
 
     Without a tolerance, values are the same to the last bit and of one type (5 is not 5.0), every NaN is the same NaN,
     and a column that one of them lacks is absent in all its rows. With one, only the columns of ``expected`` count;
-    NaN, null and absent are the same; and two numbers are, when
-    ``abs(got - expected) <= tolerance * max(1, abs(expected))``.
+    NaN, null and absent are the same; and two numbers are, when ``abs(got - expected) <= tolerance * max(1, abs(expected))``
+    and not both are integers. Times are the same to the nanosecond.
 
     >>> one, two = (Batch.from_rows([{"value": 1.0}, {"value": value}]) for value in (2.0, 2.5))
     >>> print(first_difference(one, two))
@@ -102,22 +102,31 @@ def _near(got: Column, expected: Column, tolerance: float) -> NDArray[np.bool_] 
     if got is expected:
         return None
     gone, none = _is_missing(got), _is_missing(expected)
-    if {got.kind, expected.kind} <= _NUMBERS:
+    if {got.kind, expected.kind} <= _NUMBERS and not got.exact and not expected.exact:
         one, other = got.values.astype(np.float64), expected.values.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # of two infinities
+        with np.errstate(invalid="ignore", over="ignore"):  # of two infinities, of two ends of all numbers
             close = np.abs(one - other) <= tolerance * np.maximum(1.0, np.abs(other))
-        same = close | (one == other)
+        whole = _is_whole(got) & _is_whole(expected)
+        same = (close & np.isfinite(other) & ~whole) | (one == other)
+    elif got.kind is expected.kind is Kind.TIME:
+        same = got.values == expected.values
     else:
         pairs = zip(got.to_list(), expected.to_list(), strict=True)
         same = np.fromiter((_is_near(one, other, tolerance) for one, other in pairs), np.bool_, len(got))
-    whole: NDArray[np.bool_] = (same & ~gone & ~none) | (gone & none)
-    return whole
+    alike: NDArray[np.bool_] = (same & ~gone & ~none) | (gone & none)
+    return alike
+
+
+def _is_whole(column: Column) -> NDArray[np.bool_]:
+    """Where there is an integer, which counts or names something."""
+    whole: NDArray[np.bool_] = _tags(column) == INTEGER_TAG
+    return whole | (column.kind is Kind.INT)
 
 
 def _is_near(one: Any, other: Any, tolerance: float) -> bool:
     numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in (one, other)]
-    if all(numbers):
-        return bool(one == other or abs(one - other) <= tolerance * max(1.0, abs(other)))
+    if all(numbers) and not (isinstance(one, int) and isinstance(other, int)):
+        return bool(one == other or abs(one - other) <= tolerance * max(1.0, abs(other)) < np.inf)
     return _is_same(one, other)
 
 
