@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.core.apply import with_roles
-from tidemill.core.trial import Made, Trial, change, cut_at, keys_of
+from tidemill.core.trial import Made, Trial, change, cut_at, keys_of, marks_of
 from tidemill.errors import PlanError
 
 
@@ -20,7 +20,7 @@ def batch_of(values, sensors="abab"):
 
 
 def trial(stage, batch, **options):
-    return Trial(stage, keys_of(batch), records=max(len(batch), 1), **options)
+    return Trial(stage, keys_of(batch), records=max(len(batch), 1), marks=marks_of(batch), **options)
 
 
 @given(st.lists(st.floats(-9, 9), min_size=1, max_size=20), st.lists(st.integers(0, 20), max_size=4))
@@ -66,10 +66,11 @@ def test_rejects_keep_their_numbers():
     assert [letter.row for letter in made.dead] == [1, 3]
     some = made.of(np.array([3, 4]))
     assert (some.rows.tolist(), [letter.row for letter in some.dead]) == ([4], [3])
-    turned = made.numbered(np.array([9, 8, 7, 6, 5]))
-    assert turned.rows.tolist() == [5, 7, 9]
-    assert turned.batch["half"].tolist() == [2.0, 1.0, 0.5]
-    assert [letter.row for letter in turned.dead] == [6, 8]
+    order = np.array([4, 3, 2, 1, 0])
+    turned = trial(tm.Map(failing), batch).feed(batch.take(order), records=order)
+    assert turned.rows.tolist() == [4, 2, 0]
+    assert change(turned.by_record(), made) is None
+    assert change(made.of_sensor("a", np.array([0, 2, 4])), made.of(np.array([0, 2, 4]))) is None
 
 
 def test_what_became_of_a_record_is_compared_first():

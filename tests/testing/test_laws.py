@@ -15,11 +15,13 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import Stage, Step
+from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.state import StageState, StateField
 from tidemill.testing import LawBroken, check_map, check_stage
 from tidemill.testing.laws import LAWS, applies_as_it_runs, hold
 from tidemill.testing.subject import Subject
+
+TEN_S = 10 * 10**9
 
 
 class Plain(Stage):
@@ -162,6 +164,58 @@ class Hasty(Plain):
         return self.made(batch, np.full(len(batch), batch.origin is None))
 
 
+class Tally(Stage):
+    """How many records each sensor has in each ten seconds; the row comes when the watermark passes their end."""
+
+    follows_watermark = True
+    absorbs = True
+    hasty = False
+
+    def bind(self, schema: Schema) -> Schema:
+        return Schema([Field("sensor", Kind.TEXT), Field("count", Kind.FLOAT)])
+
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    def state_fields(self) -> dict[str, StateField]:
+        return {"end": StateField("int64"), "count": StateField("int64")}
+
+    def step(self, batch: Batch, state: StageState) -> Step:
+        ends, counts, rows = state["end"], state["count"], []
+        everybody = np.union1d(state.slots, np.flatnonzero(ends[: len(state.keys)]))
+        state.save("end", everybody)
+        state.save("count", everybody)
+        state.seal()
+        own = dict(zip(state.places.tolist(), range(len(batch)), strict=True))
+        for place, mark in enumerate(state.marks[1:].tolist()):
+            passed = state.marks[-1] if self.hasty else mark
+            for slot in everybody[(ends[everybody] > 0) & (ends[everybody] <= passed)].tolist():
+                rows.append((place, int(ends[slot]), slot, float(counts[slot])))
+                ends[slot] = counts[slot] = 0
+            if place in own:
+                slot = int(state.slots[own[place]])
+                ends[slot] = batch.time[own[place]] // TEN_S * TEN_S + TEN_S
+                counts[slot] += 1
+        places, when, slots, sums = (
+            (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.empty(0)] * 4
+        )
+        columns = {
+            "sensor": Column.of_texts(state.keys[slots.astype(int)].tolist()),
+            "count": Column(Kind.FLOAT, sums.astype(np.float64)),
+        }
+        made = Batch(columns, rows=len(rows), time=when.astype(np.int64))
+        emitted = Emitted(made, slots.astype(np.int32), places.astype(np.int32), when.astype(np.int64))
+        nothing = np.empty(0, np.intp)
+        left = batch.take(nothing).select({}).with_columns({name: one.slice(0, 0) for name, one in columns.items()})
+        return Step(left, nothing, gone={"absorbed": len(batch)}, emitted=emitted)
+
+
+class HastyTally(Tally):
+    """Closes windows by where the watermark is at the end of the batch."""
+
+    hasty = True
+
+
 BREAKERS = [
     ("pickling", Locked(), "cannot be sent to a lane"),
     ("the schema", Misdeclared(), "'more' is declared as text and came as float"),
@@ -170,6 +224,7 @@ BREAKERS = [
     ("rows", Dropping(), r"record \d+ did not come out and was not rejected"),
     ("rows", Turning(), "row 1 is of record 58, behind the row of record 59"),
     ("rows", Losing(), "made 60 rows of 61"),
+    ("splits", HastyTally(), r"cut before record \d+, row \d+: \d+ rows came out instead of"),
     ("splits", Centred(), r"cut before record 1, record 0 \(sensor 'S9'\): column 'more' is 0.0 instead of 4\.86\d+"),
     ("interleaving", Running(), r"without other sensors, record \d+ .*column 'more' is 0.0 instead of 1.0"),
     ("restoring", Remembering(), r"restored before record 30, record 30.*column 'more' is 1.0 instead of 9.0"),
@@ -196,9 +251,16 @@ def test_every_law_has_its_breaker() -> None:
     assert {law for law, _, _ in BREAKERS} == LAWS.keys() - {"records"}
 
 
+def tallied(frame: pd.DataFrame) -> dict[str, Any]:
+    """The same per sensor, in pandas."""
+    return {"count": frame.groupby(frame["time"] // 10).size().astype(float)}
+
+
 def test_a_stage_that_keeps_all_laws_passes() -> None:
     """Without an oracle, and with the right one, as dict or DataFrame."""
     check_stage(Plain(), lanes=0)
+    check_stage(Tally(), lanes=0)
+    check_stage(Tally(), lanes=0, oracle=tallied)
     check_stage(Plain(), oracle=lambda frame: {"more": frame["value"] + 1}, lanes=0)
     check_stage(Plain(), oracle=lambda frame: frame.assign(more=frame["value"] + 1 + 1e-12), lanes=0)
 

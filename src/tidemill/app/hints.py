@@ -25,7 +25,9 @@ _HINTS: Final = (
     _Hint("diff ediff1d pct_change gradient", "Diff Rate", "for the step since each sensor's last record"),
     _Hint("rolling sliding_window_view", "Rolling MapWindows", "over the last records or seconds of each sensor"),
     _Hint("ewm", "Ewm", "weighted by age, for each sensor"),
-    _Hint("cumsum cumprod cummax cummin cumcount expanding accumulate", "scan Keyed", "for what runs on, sensor by sensor"),
+    _Hint(
+        "cumsum cumprod cummax cummin cumcount expanding accumulate", "scan Keyed", "for what runs on, sensor by sensor"
+    ),
     _Hint("convolve correlate fft rfft lfilter filtfilt interpolate", "MapWindows", "over each sensor's last records"),
     _Hint("ffill bfill", "Resample Keyed", "for each sensor's last value"),
     _Hint("drop_duplicates duplicated", "Dedup", "by sensor and time, or by a counter"),

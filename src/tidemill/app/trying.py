@@ -22,7 +22,7 @@ from tidemill.app.hints import hint_for, stages_named
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.core.neighbours import Habit, habit_of, whole_of
-from tidemill.core.trial import Made
+from tidemill.core.trial import MADE, Made
 from tidemill.engine.lanes import Lanes
 from tidemill.errors import LaneDied, StageError
 from tidemill.formats.json_lines import time_texts
@@ -117,8 +117,9 @@ def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
     how = f"{found.records:,} records whole, in halves, and {found.singles:,} one by one"
     change = ""
     if found.change is not None:
-        sensor = batch.keys[batch.key[found.change.record]]
-        change = f"record {found.change.record} (sensor {sensor!r}), {found.how}: {found.change.what}"
+        record = found.change.record
+        sensor = "" if record == MADE else f" (sensor {batch.keys[batch.key[record]]!r})"
+        change = f"{found.change.subject}{sensor}, {found.how}: {found.change.what}"
     hint = _hint(found.habit, stage)
     return replace(tried, habit=found.habit, tried=how, change=change, hint=hint)
 

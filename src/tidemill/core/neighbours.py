@@ -5,12 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.core.differences import Difference
-from tidemill.core.trial import Change, Made, Trial, change, cut_at, keys_of
+from tidemill.core.trial import Change, Made, Trial, change, cut_at, keys_of, marks_of
 from tidemill.stages.base import Stage
 from tidemill.stages.functions import FunctionStage
 
@@ -51,7 +50,7 @@ class Finding:
 
 def whole_of(stage: Stage, batch: Batch) -> Made:
     """What the stage makes of the whole batch."""
-    return _trial(stage, batch).feed(batch)
+    return _trial(stage, batch).feed_all([batch])
 
 
 def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Callable[[], bool]) -> Finding:
@@ -61,7 +60,7 @@ def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Cal
     calls of the function, and one for each single record.
     """
     rows = len(batch)
-    found = change(_trial(stage, batch).feed(batch), whole)
+    found = change(whole_of(stage, batch), whole)
     if found is not None:
         return Finding(Habit.CHANCE, rows, 0, "the second time", found)
     halves = cut_at(batch, [rows // 2])
@@ -79,14 +78,17 @@ def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Cal
         if made and not more():
             break
         made.append(lane.feed(piece))
-    found = change(Made.joined(made), whole.of(np.arange(len(made))))
+    tried = len(made)
+    if stage.follows_watermark:
+        made.append(lane.finish())
+    found = change(Made.joined(made), _trial(stage, batch).feed_all([batch.slice(0, tried)]))
     if found is not None:
-        return Finding(_of_cuts(found), rows, len(made), "alone", found)
-    return Finding(Habit.ROW_WISE, rows, len(made))
+        return Finding(_of_cuts(found), rows, tried, "alone", found)
+    return Finding(Habit.ROW_WISE, rows, tried)
 
 
-def _trial(stage: Stage, batch: Batch) -> Trial:
-    return Trial(stage, keys_of(batch), records=len(batch))
+def _trial(stage: Stage, batch: Batch, **options: Any) -> Trial:
+    return Trial(stage, keys_of(batch), records=len(batch), marks=marks_of(batch), **options)
 
 
 def _by_new_objects(stage: Stage, batch: Batch) -> Made:
@@ -94,7 +96,7 @@ def _by_new_objects(stage: Stage, batch: Batch) -> Made:
     first, second = cut_at(batch, [len(batch) // 2])
     lane = _trial(stage, batch)
     made = lane.feed(first)
-    other = Trial(stage, keys_of(batch), records=len(batch), kinds=lane.learned, fed=len(first))
+    other = _trial(stage, batch, kinds=lane.learned, fed=len(first))
     return Made.joined([made, other.feed(second)])
 
 

@@ -1,20 +1,21 @@
 """The laws that every stage keeps, one function each, and `check_stage`, which tries a stage on all of them.
 
-What the sorts of stages owe (`Stage.rows`): one with a row per record, and one that drops some, give the record the same
-row whatever batch it comes in and whoever came between; of one that makes rows of its own, the rows are the same.
+What a stage owes follows from what it says of itself: a row for each record, or fewer (`Stage.drops`), or rows of its own
+making (`Stage.absorbs`, `Stage.follows_watermark`), which come out in one order wherever batches end.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import cloudpickle
 import numpy as np
 
+from tidemill.batch import Batch
 from tidemill.core.differences import first_difference
-from tidemill.core.trial import Made, cut_at, layout
+from tidemill.core.trial import MADE, Made, cut_at, lag_of, layout
 from tidemill.engine.entrance import run
 from tidemill.engine.lent import overwrite
 from tidemill.engine.pipeline import Pipeline
@@ -125,12 +126,12 @@ def is_picklable(subject: Subject) -> None:
         copy: Stage = pickle.loads(cloudpickle.dumps(subject.stage))  # noqa: S301 - our own bytes
     except Exception as error:  # noqa: BLE001 - whatever a class raises that cannot be pickled
         subject.fail(f"it cannot be sent to a lane: {type(error).__name__}: {error}")
-    subject.require_same("in a copy that was sent", subject.trial(copy).feed(subject.batch))
+    subject.require_same("in a copy that was sent", subject.trial(copy).feed_all([subject.batch]))
 
 
 def columns_are_declared(subject: Subject) -> None:
     """What comes out are the columns that `Stage.bind` says, of their kinds, in their order."""
-    declared, came = subject.stage.bind(subject.batch.schema), subject.whole.batch.schema
+    declared, came = subject.stage.bind(subject.schema), subject.whole.batch.schema
     for field in declared:
         if field.name not in came:
             own = subject.batch.columns.get(field.name)
@@ -151,23 +152,24 @@ def columns_are_declared(subject: Subject) -> None:
 
 def records_are_accounted_for(subject: Subject) -> None:
     """A row for each record that is not rejected, in order, with its sensor and time; dropping stages may drop."""
-    if subject.stage.rows == "own":
-        return
     made, batch = subject.whole, subject.batch
-    steps = np.diff(made.rows)
+    own = made.rows[made.rows != MADE]
+    steps = np.diff(own)
     if (steps <= 0).any():
         row = int(np.argmax(steps <= 0)) + 1
-        subject.fail(f"row {row} is of record {made.rows[row]}, behind the row of record {made.rows[row - 1]}")
+        subject.fail(f"row {row} is of record {own[row]}, behind the row of record {own[row - 1]}")
     dead = {letter.row for letter in made.dead}
-    both = dead & set(made.rows.tolist())
+    both = dead & set(own.tolist())
     if both:
         subject.fail(f"record {min(both)} came out and was rejected too")
-    gone = set(range(len(batch))) - dead - set(made.rows.tolist())
-    if gone and subject.stage.rows == "same":
-        subject.fail(f"record {min(gone)} did not come out and was not rejected, of a stage with a row for each")
+    gone = set(range(len(batch))) - dead - set(own.tolist())
+    if gone and not subject.stage.drops and not subject.stage.absorbs:
+        subject.fail(f"record {min(gone)} did not come out and was not rejected, of a stage that drops none")
     for row, record in enumerate(made.rows.tolist()):
-        own = str(made.batch.keys[made.batch.key[row]])
-        if own != subject.sensor(record) or made.batch.time[row] != batch.time[record]:
+        sensor = str(made.batch.keys[made.batch.key[row]])
+        if record == MADE and sensor not in subject.keys:
+            subject.fail(f"row {row} is of a sensor {sensor!r} that no record has")
+        if record != MADE and (sensor, made.batch.time[row]) != (subject.sensor(record), batch.time[record]):
             subject.fail(f"the row of record {record} has not its sensor and time")
 
 
@@ -188,13 +190,13 @@ def state_is_restored(subject: Subject) -> None:
             fed=place,
         )
         how = f"restored before record {place}"
-        subject.require_same(how, Made.joined([began, other.feed(rest)]))
+        subject.require_same(how, Made.joined([began, other.feed_all([rest])]))
         lane.feed(rest, commit=False)
         successor = subject.trial(buffer=lane.buffer, kinds=lane.learned, fed=place)
         if successor.state() != before:
             subject.fail(f"a slab of {len(rest)} records, rolled back, left its state changed")
         how = f"rolled back to record {place}"
-        subject.require_same(how, Made.joined([began, successor.feed(rest)]))
+        subject.require_same(how, Made.joined([began, successor.feed_all([rest])]))
 
 
 def slots_do_not_matter(subject: Subject) -> None:
@@ -206,7 +208,7 @@ def slots_do_not_matter(subject: Subject) -> None:
         return
     memory = Shared("law", layout(subject.stage, most, len(subject.batch)).total_bytes)
     try:
-        made = subject.trial(slots=slots, buffer=memory.buffer).feed(subject.batch)
+        made = subject.trial(slots=slots, buffer=memory.buffer).feed_all([subject.batch])
     finally:
         memory.close()
     subject.require_same(f"with the sensors in slots up to {slots[-1]:,}", made)
@@ -234,26 +236,33 @@ def neighbours_change_nothing(subject: Subject) -> None:
     """Each sensor alone, and the sensors one after the other, give what they gave mixed."""
     codes = subject.batch.key
     for code in dict.fromkeys(codes.tolist()):
-        own = np.flatnonzero(codes == code)
-        alone = subject.trial().feed(subject.batch.take(own)).numbered(own)
-        subject.require_same("without other sensors", alone, subject.whole.of(own))
+        own, lane = np.flatnonzero(codes == code), subject.trial()
+        made = [lane.feed(subject.batch.take(own), records=own)]
+        if subject.stage.follows_watermark:
+            made.append(lane.finish())
+        expected = subject.whole.of_sensor(str(subject.batch.keys[code]), own)
+        subject.require_same("without other sensors", Made.joined(made), expected)
+    if subject.stage.follows_watermark:
+        return  # in another order the watermark is another
     order = np.argsort(codes, kind="stable")
-    lane = subject.trial(keys=subject.keys[::-1])
-    made = lane.feed(subject.batch.take(order)).numbered(order)
-    subject.require_same("one sensor after the other", made)
+    turned = subject.trial(keys=subject.keys[::-1]).feed(subject.batch.take(order), records=order)
+    subject.require_same("one sensor after the other", turned.by_record())
 
 
 def arrays_are_only_lent(subject: Subject) -> None:
     """What it keeps must be copied: the arrays of a batch are overwritten once it has been worked on."""
-    lane = subject.trial()
-    made = []
-    for piece in cut_at(subject.batch, _places(len(subject.batch), 2)):
+    pieces = cut_at(subject.batch, _places(len(subject.batch), 2))
+    subject.require_same("with the arrays overwritten behind it", subject.trial().feed_all(_lent(pieces)))
+
+
+def _lent(pieces: Sequence[Batch]) -> Iterator[Batch]:
+    for piece in pieces:
         lent = piece.take(np.arange(len(piece)))
-        made.append(lane.feed(lent))
-        arrays = [column.values for column in lent.columns.values()] + ([] if lent.time_ns is None else [lent.time_ns])
-        for array in arrays:
-            overwrite(array)
-    subject.require_same("with the arrays overwritten behind it", Made.joined(made))
+        yield lent
+        for column in lent.columns.values():
+            overwrite(column.values)
+        if lent.time_ns is not None:
+            overwrite(lent.time_ns)
 
 
 def empty_batches_do_no_harm(subject: Subject) -> None:
@@ -291,7 +300,7 @@ def equals_its_oracle(subject: Subject, oracle: Callable[[Any], Any], tolerance:
     """Sensor by sensor."""
     for key in subject.keys:
         own = np.flatnonzero(subject.batch.keys[subject.batch.key] == key)
-        made = subject.whole.of(own)
+        made = subject.whole.of_sensor(key, own)
         told = oracle(to_pandas(subject.batch.take(own)))
         expected = from_table(_table(told) if isinstance(told, Mapping) else told)
         if len(expected) != len(made.batch):
@@ -299,7 +308,9 @@ def equals_its_oracle(subject: Subject, oracle: Callable[[Any], Any], tolerance:
             subject.fail(f"it made {rows}")
         found = first_difference(made.batch, expected, tolerance=tolerance)
         if found is not None:
-            subject.fail(f"record {made.rows[found.row]} (sensor {key!r}): {found}")
+            record = made.rows[found.row]
+            which = f"record {record}" if record != MADE else f"row {found.row} of its own"
+            subject.fail(f"{which} (sensor {key!r}): {found}")
 
 
 def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, lanes: int) -> None:
@@ -308,10 +319,11 @@ def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, la
     alive = np.array([row for row in range(len(subject.batch)) if row not in dead], np.intp)
     rows = subject.batch.take(alive).to_rows()
     plan = Plan(subject.stage)
-    applied = plan.apply(rows, key=key, time=time, tz=tz)
+    lag = f"{lag_of(subject.batch)}ns"
+    applied = plan.apply(rows, key=key, time=time, tz=tz, lag=lag)
     for count in dict.fromkeys((0, lanes)):
         sink = ListSink()
-        run(Pipeline(Records(rows, key=key, time=time, tz=tz), plan, sink), lanes=count)
+        run(Pipeline(Records(rows, key=key, time=time, tz=tz), plan, sink, lag=lag), lanes=count)
         where = f"a run with lanes={count}"
         if len(sink.rows) != len(applied):
             subject.fail(f"{where} made {len(sink.rows)} rows, and Plan.apply {len(applied)}")

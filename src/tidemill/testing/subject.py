@@ -11,9 +11,10 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.core.apply import with_roles
-from tidemill.core.trial import Change, Made, Trial, change, keys_of
+from tidemill.core.plan import Plan
+from tidemill.core.trial import MADE, Change, Made, Trial, change, keys_of, marks_of
 from tidemill.engine.plan import read_table
-from tidemill.schema import Kind
+from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage
 
 __all__ = ["LawBroken", "Subject", "sample"]
@@ -28,35 +29,40 @@ class LawBroken(AssertionError):
 class Subject:
     """A prepared stage, and records with their roles."""
 
-    def __init__(self, stage: Stage, batch: Batch) -> None:
+    def __init__(self, stage: Stage, batch: Batch, schema: Schema) -> None:
         self.stage = stage
         self.batch = batch
+        self.schema = schema
+        """Of the records, with the name of the sensors' column."""
         self.keys = keys_of(batch)
+        self.marks = marks_of(batch)
         self.law = ""
         """The one that it is tried on now."""
 
     @cached_property
     def whole(self) -> Made:
         """What a lane makes of the whole batch at once."""
-        return self.trial().feed(self.batch)
+        return self.trial().feed_all([self.batch])
 
     @classmethod
     def of(cls, stage: Stage, data: Any, *, key: str, time: str | None, tz: str) -> Subject:
         """The stage with its tables loaded, and ``data`` (a table, or None for records made up) as its records."""
-        stage = stage.prepared(read_table)
-        if data is None:
-            return cls(stage, with_roles(sample(stage), "sensor", "time", "UTC"))
-        return cls(stage, with_roles(data, key, time, tz))
+        plan = Plan(stage).prepared(read_table)
+        batch = with_roles(sample(plan.stages[0]) if data is None else data, key, time, tz)
+        schema = Schema(batch.schema, key=key)
+        plan.bind(schema)
+        return cls(plan.settled(schema).stages[0], batch, schema)
 
     def on(self, batch: Batch) -> Subject:
         """The same stage with other records, under the same law."""
-        other = Subject(self.stage, batch)
+        other = Subject(self.stage, batch, self.schema)
         other.law = self.law
         return other
 
     def trial(self, stage: Stage | None = None, *, keys: Sequence[str] | None = None, **options: Any) -> Trial:
         """The stage, or a copy of it, over fresh state."""
-        return Trial(stage or self.stage, keys or self.keys, records=len(self.batch), **options)
+        rows = len(self.batch)
+        return Trial(stage or self.stage, keys or self.keys, records=rows, marks=self.marks, **options)
 
     # -- judging -------------------------------------------------------------------------------------------
 
@@ -72,6 +78,8 @@ class Subject:
 
     def told(self, found: Change) -> str:
         """The record by its place and sensor, and what differs."""
+        if found.record == MADE:
+            return str(found)
         return f"record {found.record} (sensor {self.sensor(found.record)!r}): {found.what}"
 
     def sensor(self, record: int) -> str:
