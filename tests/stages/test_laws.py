@@ -10,6 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tidemill.stages.base import Stage
 from tidemill.testing import check_stage
 
 TABLE = {"S1": (20.0, 60.0), "S2": (10.0, 5.0), "S9": (0.0, 1.0)}  # S3 and S4 are unknown to it
+MODELS = Path(__file__).parents[2] / "examples" / "models"
 PLACES = {"S1": {"line": "A", "limit": 80.0}, "S2": {"line": "B", "limit": 75.0}}
 
 
@@ -43,6 +45,10 @@ def picky(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "root": row["value"] ** 0.5 if row["value"] else 1 / 0} for row in rows]
 
 
+def spread(values: np.ndarray[Any, Any]) -> float:
+    return float(values.max() - values.min())
+
+
 def squared(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(square=frame["value"] ** 2)
 
@@ -51,6 +57,20 @@ def rolled(frame: pd.DataFrame) -> dict[str, Any]:
     windows = frame["value"].rolling(5, min_periods=1)
     stats = ("count", "sum", "mean", "std", "var", "min", "max", "median")
     return {f"value_{stat}_5": getattr(windows, stat)() for stat in stats}
+
+
+def lagged(frame: pd.DataFrame) -> dict[str, Any]:
+    return {"value_lag_2": frame["value"].shift(2)}
+
+
+def weighted(frame: pd.DataFrame) -> dict[str, Any]:
+    return {"value_ewm_mean_5": frame["value"].ewm(span=5).mean()}
+
+
+def tallied(frame: pd.DataFrame) -> dict[str, Any]:
+    """Windows of ten seconds that have a record."""
+    groups = frame["value"].groupby(frame["time"] // 10)
+    return {"value_max": groups.max(), "value_count": groups.count().astype(float)}
 
 
 def calibrated(frame: pd.DataFrame) -> dict[str, Any]:
@@ -72,18 +92,30 @@ class Sample:
 
 
 SAMPLES = [
+    Sample(tm.Aggregate(tm.tumbling("10s"), {"value": ["max", "count"]}), oracle=tallied),
+    Sample(tm.Aggregate(tm.sliding("60s", "20s"), {"value": ["mean", "std"]})),
+    Sample(tm.Aggregate(tm.session("30s"), {"value": ["median", spread]})),
     Sample(tm.Calibrate(TABLE), oracle=calibrated),
     Sample(tm.Calibrate(TABLE, into="value", on_error="dead_letter")),
+    Sample(tm.Dedup()),
+    Sample(tm.Dedup(counter="value", max_gap=20)),
+    Sample(tm.Diff("value"), oracle=lambda frame: {"value_diff_1": frame["value"].diff()}),
+    Sample(tm.Ewm("value", span=5), oracle=weighted),
+    Sample(tm.Ewm("value", halflife="5s", stats=["mean", "std"])),
     Sample(tm.Filter("value > 50"), oracle=lambda frame: frame[frame["value"] > 50]),
     Sample(tm.Filter(lambda batch: batch["value"] > 50)),
+    Sample(tm.Lag("value", 2), oracle=lagged),
     Sample(tm.Lookup(PLACES)),
     Sample(tm.Map(halved), oracle=lambda frame: {"half": frame["value"] / 2, "above": frame["value"] > 50}),
     Sample(tm.Map(Thirds, adds={"third": float})),
     Sample(tm.MapFrame(squared), oracle=squared),
     Sample(tm.MapRows(labelled)),
     Sample(tm.MapRows(picky, on_error="nan")),
+    Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], ["label"])),
+    Sample(tm.Rate("value", per="1min")),
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),
+    Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.core.apply import with_roles
 from tidemill.core.plan import Plan
 from tidemill.core.trial import MADE, Change, Made, Trial, change, keys_of, marks_of
-from tidemill.engine.plan import read_table
+from tidemill.engine.plan import FROM_DISK
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage
 
@@ -47,7 +47,7 @@ class Subject:
     @classmethod
     def of(cls, stage: Stage, data: Any, *, key: str, time: str | None, tz: str) -> Subject:
         """The stage with its tables loaded, and ``data`` (a table, or None for records made up) as its records."""
-        plan = Plan(stage).prepared(read_table)
+        plan = Plan(stage).prepared(FROM_DISK)
         batch = with_roles(sample(plan.stages[0]) if data is None else data, key, time, tz)
         schema = Schema(batch.schema, key=key)
         plan.bind(schema)
