@@ -13,6 +13,7 @@ import pytest
 import tidemill
 
 PUBLIC = [
+    "Aggregate",
     "BadResult",
     "Batch",
     "Calibrate",
@@ -52,12 +53,16 @@ PUBLIC = [
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 

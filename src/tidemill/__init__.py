@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.statistics.wanted import quantile
     from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
 
@@ -110,6 +111,7 @@ __all__ = [
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",
@@ -162,6 +164,7 @@ _HOMES: Final = {
     "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
+    "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
     "serve": "engine.entrance",

@@ -251,18 +251,13 @@ def test_slope_and_rate_are_those_of_numpy():
     times = np.cumsum(rng.integers(1, 4, 50))
     values = rng.normal(size=50) + 0.3 * times
     rows = [("S1", int(t), float(v)) for t, v in zip(times, values, strict=True)]
-    row = applied(tm.Plan(tm.Aggregate(tm.tumbling("1h"), {"value": ["slope", "rate", "rms", tm_q90()]})), rows).iloc[0]
+    row = applied(
+        tm.Plan(tm.Aggregate(tm.tumbling("1h"), {"value": ["slope", "rate", "rms", tm.quantile(0.9)]})), rows
+    ).iloc[0]
     assert row["value_slope"] == pytest.approx(np.polyfit(times - times[0], values, 1)[0], rel=1e-9)
     assert row["value_rate"] == pytest.approx((values[-1] - values[0]) / (times[-1] - times[0]))
     assert row["value_rms"] == pytest.approx(np.sqrt(np.mean(values**2)))
     assert row.iloc[-1] == pytest.approx(np.quantile(values, 0.9))
-
-
-def tm_q90():
-    class Quantile:  # replaced by tm.quantile(0.9)
-        q, name = 0.9, "q90"
-
-    return Quantile()
 
 
 def test_more_records_than_may_wait_are_dead_letters():

@@ -23,6 +23,7 @@ from tidemill.stages.narrowing import rejected
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.segments import SEGMENT_STATISTICS, Segments
+from tidemill.stages.statistics.wanted import Quantile
 from tidemill.stages.time_windows import Cut, Sliding, TimeWindow
 
 __all__ = ["Aggregate"]
@@ -157,14 +158,14 @@ class Aggregate(Stage):
         updates = self._updates(held, fresh, state.places[rows]) if self.late == "update" else []
         if due > int(state.marks[-1]):
             self._buffer.add(state, fresh, due)
-            return Step(self._none(), _NONE, rejects, gone, self._emitted(updates, state))
+            return Step(self._none(), _NONE, rejects, gone, emitted=self._emitted(updates, state))
         waiting = held.and_then(fresh).in_event_order()
         ended = self._ended(waiting, state)
         needed = self.window.needed(waiting.slots, waiting.times, max(int(state.marks[-1]) - self.lateness_ns, _BEGIN))
         left = waiting.take(needed)
         mark = int(state.marks[-1]) - self._wait_ns
         self._buffer.replace(state, left, self.window.next_end(left.slots, left.times, mark) + self._wait_ns)
-        return Step(self._none(), _NONE, rejects, gone, self._emitted([*ended, *updates], state))
+        return Step(self._none(), _NONE, rejects, gone, emitted=self._emitted([*ended, *updates], state))
 
     @property
     def _wait_ns(self) -> int:
@@ -352,7 +353,7 @@ _PARTS: Final[tuple[tuple[NDArray[Any], Callable[[_Rows], NDArray[Any]]], ...]] 
 )
 
 
-def _value(segments: Segments, stat: Any) -> NDArray[np.float64]:
+def _value(segments: Segments, stat: str | Quantile) -> NDArray[np.float64]:
     return segments.of(stat) if isinstance(stat, str) else segments.quantile(stat.q)
 
 
@@ -391,8 +392,8 @@ def _wanted(stats: Mapping[str, Any], stage: str) -> dict[str, tuple[str, Any]]:
 def _name_of(stat: Any, stage: str) -> str:
     if isinstance(stat, str) and stat in SEGMENT_STATISTICS:
         return stat
-    if hasattr(stat, "q"):
-        return str(stat.name)
+    if isinstance(stat, Quantile):
+        return stat.name
     if callable(stat):
         return str(getattr(stat, "__name__", type(stat).__name__))
     raise PlanError(
