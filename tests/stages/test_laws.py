@@ -64,7 +64,7 @@ def lagged(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def weighted(frame: pd.DataFrame) -> dict[str, Any]:
-    return {"value_ewm_mean_5": frame["value"].ewm(span=5).mean()}
+    return {"value_ewm_mean_span5": frame["value"].ewm(span=5).mean()}
 
 
 def tallied(frame: pd.DataFrame) -> dict[str, Any]:
@@ -111,7 +111,7 @@ SAMPLES = [
     Sample(tm.MapFrame(squared), oracle=squared),
     Sample(tm.MapRows(labelled)),
     Sample(tm.MapRows(picky, on_error="nan")),
-    Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], ["label"])),
+    Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], {"label": ["label"]})),
     Sample(tm.Rate("value", per="1min")),
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),

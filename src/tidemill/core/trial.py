@@ -180,11 +180,6 @@ class Trial:
         """The kinds of the columns that a function was seen to make."""
         return copy.deepcopy(self._chain.kinds)
 
-    def state(self) -> bytes:
-        """A snapshot: what its fields hold for every key."""
-        state = self._memory.stages[0]
-        return b"".join(state[name].tobytes() for name in self._layout.stages[0])
-
     def _run(self, batch: Batch, records: NDArray[Any], first: int, marks: NDArray[np.int64], *, commit: bool) -> Made:
         slots = self._slots_of(batch)
         batch = batch.with_columns({})
