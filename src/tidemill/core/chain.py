@@ -467,9 +467,10 @@ def _as_objects(column: Column) -> Column:
 def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
     left = after.columns
-    if all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some
     identity = {id(column): name for name, column in before.columns.items()}
+    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+    if not again and all(left.get(name) is column for name, column in before.columns.items()):
+        return  # it only added some of its own
     carried = {}
     for name, column in after.columns.items():
         old = identity.get(id(column))

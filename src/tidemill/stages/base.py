@@ -110,6 +110,9 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    drops: ClassVar[bool] = False
+    """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
