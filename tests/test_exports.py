@@ -30,6 +30,7 @@ PUBLIC = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
     "OutsideError",
     "Pipeline",

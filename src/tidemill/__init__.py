@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.rolling import Rolling
 
     __version__: str
@@ -78,6 +79,7 @@ __all__ = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
     "OutsideError",
     "Pipeline",
@@ -120,6 +122,7 @@ _HOMES: Final = {
     "Map": "stages.map",
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
+    "MapWindows": "stages.map_windows",
     "MissingExtra": "errors",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
-from tidemill.stages.statistics import kernels
+from tidemill.stages.statistics import kernels, windows
 from tidemill.stages.statistics.blocks import Blocks
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (kernels,)
+_SOURCES: Final[tuple[ModuleType, ...]] = (kernels, windows)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
@@ -92,6 +92,7 @@ class Kernels:
         self._advance = calls["advance"]
         self._gather = calls["gather"]
         self._roll = calls["roll"]
+        self._unroll = calls["unroll"]
         self._pick, self._put = calls["pick"], calls["put"]
 
     def __repr__(self) -> str:
@@ -131,6 +132,20 @@ class Kernels:
     ) -> None:
         """Put these cells of a further ``ring`` into an undo log reservation."""
         self._gather(len(slots), slots, cells, ring, ring.shape[1], log[0], log[1], log[2])
+
+    def unroll(
+        self,
+        slots: NDArray[np.int32],
+        cells: NDArray[np.int32],
+        filled: NDArray[np.int32],
+        values: NDArray[np.float64],
+        ring: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Write ``values`` into ``ring`` and copy each record's window, float64 of shape ``(n, window)``."""
+        rows, window = len(slots), ring.shape[1]
+        out = np.empty((rows, window))
+        self._unroll(rows, slots, cells, filled, values, ring, window, out)
+        return out
 
     def pick(self, column: NDArray[Any], rows: NDArray[np.int32]) -> NDArray[Any]:
         """``column[rows]``, copied; the rows are not checked."""

@@ -1,0 +1,87 @@
+"""The last records of each sensor in state memory, and as the arrays that a user's function over windows gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.stages.base import Entered, Step
+from tidemill.stages.state import StageState, StateField
+from tidemill.stages.statistics.compiled import Kernels, check_slots
+
+__all__ = ["Span", "Windows", "worked"]
+
+_CELLS_AT_ONCE: Final = 65_536
+"""Of all columns together: half a megabyte, which stays in a core's own cache while the function reads it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive records of a batch, and for each column their windows."""
+
+    start: int
+    stop: int
+    arrays: list[NDArray[np.float64]]
+    """Shape ``(stop - start, window)``: oldest left, the record itself rightmost, NaN before the first reading."""
+
+    def of(self, part: Batch, at: int) -> list[NDArray[np.float64]]:
+        """The windows of ``batch.slice(at, at + len(part))``, read-only."""
+        low = at - self.start
+        shown = [array[low : low + len(part)] for array in self.arrays]
+        for array in shown:
+            array.flags.writeable = False
+        return shown
+
+
+class Windows:
+    """Rings of the last ``window`` values, one for each of ``columns`` columns and each sensor.
+
+    State: 8 bytes per cell of the window and column, and 8 per sensor.
+    """
+
+    def __init__(self, columns: int, window: int) -> None:
+        self.window = window
+        self._rings = [f"ring{i}" for i in range(columns)]
+        self._rows_at_once = max(1, _CELLS_AT_ONCE // (window * columns))
+
+    def state_fields(self) -> Mapping[str, StateField]:
+        rings = {ring: StateField("float64", (self.window,), cellwise=True) for ring in self._rings}
+        return {"head": StateField("int64"), **rings}
+
+    def enter(self, kernels: Kernels, values: Sequence[NDArray[np.float64]], state: StageState) -> Iterator[Span]:
+        """Take records into the rings, each once, and give their windows span by span.
+
+        What is overwritten is saved and sealed before the first span. A span's arrays are its own memory: what a
+        function returns may be a view of them.
+        """
+        heads = state["head"]
+        slots = check_slots(state.slots, len(heads))
+        kernels.keep(slots, heads, state.reserve("head", len(slots)))
+        state.seal()
+        first, *further = self._rings
+        cells, filled = kernels.advance(slots, heads, state[first], state.reserve(first, len(slots)))
+        for ring in further:
+            kernels.gather(slots, cells, state[ring], state.reserve(ring, len(slots)))
+        state.seal()
+        for start in range(0, len(slots), self._rows_at_once):
+            own = slice(start, min(start + self._rows_at_once, len(slots)))
+            arrays = [
+                kernels.unroll(slots[own], cells[own], filled[own], column[own], state[ring])
+                for column, ring in zip(values, self._rings, strict=True)
+            ]
+            yield Span(own.start, own.stop, arrays)
+
+
+def worked(batch: Batch, spans: Iterator[Entered]) -> Batch:
+    """Everything that entered worked on, where nobody needs to know on which records it fails."""
+    made = []
+    for span in spans:
+        step = span.work(batch.slice(span.start, span.stop), span.start)
+        assert not isinstance(step, Step)
+        made.append(step)
+    return Batch.concat(made) if made else batch
