@@ -187,7 +187,8 @@ def test_a_stage_that_narrows_itself_is_called_once(values, isolate):
     assert outcome.carried == {"value": "value"}, "what it left alone is not sent back, though records are missing"
     dead = [row for row, value in enumerate(values) if value == 13]
     assert [(d.row, d.reason_code) for d in outcome.dead] == [(row, RAISED) for row in dead]
-    assert outcome.batch["nth"].tolist() == [r // KEYS + 1 for r, v in enumerate(values) if v != 13]
+    seen = outcome.batch["nth"].tolist() if len(outcome.batch) else []
+    assert seen == [r // KEYS + 1 for r, v in enumerate(values) if v != 13]
     (stage,) = made[0]._stages
     assert stage.calls == ([1] * len(values) if isolate else [len(values)])
 

@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
+from tidemill.core.watermark import BEGIN
 from tidemill.errors import BadResult, EngineError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
-from tidemill.stages.base import Entered, Stage, Step
+from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
 from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
 from tidemill.stages.state import NOWHERE, StateMemory
 
@@ -37,10 +39,12 @@ class Dead:
     """A record that ended at a stage."""
 
     row: int
-    """Its position in the batch that entered the chain."""
+    """Its position in the batch that entered the chain; beyond its end for a row that a stage had made."""
     stage: int
     reason_code: str
     reason: str
+    made: dict[str, Any] | None = None
+    """The row itself, when a stage had made it."""
 
 
 @dataclass
@@ -49,13 +53,36 @@ class Outcome:
 
     batch: Batch
     rows: NDArray[np.intp] | None
-    """Positions, in the batch that entered, of the rows that came out; None for all of them."""
+    """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
+    positions beyond its end, in the order of their making."""
     carried: dict[str, str]
     """Columns that are still what entered, by their present name: the name they entered with."""
     orders: FieldOrders | None = None
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Key slot of each row."""
+    places: NDArray[np.int32] | None = None
+    """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
+    ends: NDArray[np.int64] | None = None
+    """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+
+    @property
+    def records(self) -> int:
+        """Rows that are a record's own."""
+        return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
+
+    def keep(self, kept: NDArray[np.intp]) -> None:
+        """Go on with these rows alone; the batch is the caller's to change."""
+        self.rows = kept if self.rows is None else self.rows[kept]
+        self.slots = self.slots[kept]
+        if self.places is not None:
+            self.places = self.places[kept]
+        if self.ends is not None:
+            self.ends = self.ends[kept]
 
 
 @dataclass(frozen=True)
@@ -82,27 +109,52 @@ class Chain:
         a stage that fixes the kinds of those that came to it too (`Stage.fixes_kinds`), theirs."""
         self._names: set[str] = set()  # of columns that functions added, found fit to be sent
         self._declared = [_declared(stage) for stage in self._stages]
+        self._keys: list[str] = []
+        self.key_texts: NDArray[np.object_] = np.empty(0, object)
+        """The sensors' names by key slot."""
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """Tell every stage of new sensors."""
-        for stage in self._stages:
+        self._keys[first_slot:] = keys
+        self.key_texts = object_array(self._keys)
+        for stage, state in zip(self._stages, self._memory.stages, strict=True):
+            state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
-    def run(self, batch: Batch, slots: NDArray[np.int32], orders: Orders | None = None) -> Outcome:
-        """Work on a batch; ``slots`` are the key slots of its records."""
+    def run(
+        self,
+        batch: Batch,
+        slots: NDArray[np.int32],
+        orders: Orders | None = None,
+        *,
+        places: NDArray[np.int32] | None = None,
+        marks: NDArray[np.int64] | None = None,
+    ) -> Outcome:
+        """Work on a batch; ``slots`` are the key slots of its records.
+
+        ``places`` and ``marks`` are the records' places in their slab and the watermark there, as `StageState` has them,
+        where a stage follows it.
+        """
         orders = orders or Orders()
-        outcome = Outcome(batch, None, {name: name for name in batch.columns})
+        outcome = Outcome(batch, None, {name: name for name in batch.columns}, slots=slots, places=places)
+        entered, made = len(batch), 0
         for index, stage in enumerate(self._stages):
-            slots = self._set_aside(index, outcome, slots, orders.quarantine.get(index))
-            if stage.runs_user_code and not len(outcome.batch):
+            self._set_aside(index, outcome, orders.quarantine.get(index), entered)
+            if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
                 continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
-            step, before = self._step(index, stage, outcome, slots, isolated=index in orders.isolate)
-            slots = self._keep(index, stage, outcome, step, slots)
+            if stage.follows_watermark:
+                assert outcome.places is not None, "the watermark is computed for such a stage"
+                assert marks is not None
+                state.places, state.marks = outcome.places, marks
+            step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
+            self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
-            for what, times in state.counts.items():
-                outcome.counts[what] = outcome.counts.get(what, 0) + times
+            if step.emitted is not None and len(step.emitted.batch):
+                self._mix_in(outcome, step.emitted, entered + made)
+                made += len(step.emitted.batch)
+            _add(outcome.counts, state.counts)
             state.counts = {}
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
@@ -110,11 +162,9 @@ class Chain:
 
     # -- one stage -------------------------------------------------------------------------------------
 
-    def _step(
-        self, index: int, stage: Stage, outcome: Outcome, slots: NDArray[np.int32], *, isolated: bool
-    ) -> tuple[Step, Batch]:
+    def _step(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> tuple[Step, Batch]:
         """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
-        batch, state = outcome.batch, self._memory.stages[index]
+        batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
         if not stage.runs_user_code:
             self._memory.mark(index)
             state.slots = slots
@@ -230,6 +280,7 @@ class Chain:
 
     def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[Piece[_Worked]]) -> tuple[Step, Batch]:
         rejects: list[Reject] = []
+        gone: dict[str, int] = {}
         kept: list[NDArray[np.intp]] = []
         parts: list[Batch] = []
         same = set(batch.columns)
@@ -237,6 +288,7 @@ class Chain:
             worked = self._failed(index, stage, batch, piece) if isinstance(piece.made, Reject) else piece.made
             step = worked.step
             rejects.extend(Reject(r.row + piece.start, r.reason_code, r.reason) for r in step.rejects)
+            _add(gone, step.gone)
             kept.append(np.arange(piece.start, piece.stop) if step.kept is None else step.kept + piece.start)
             if len(step.batch):
                 parts.append(step.batch)
@@ -245,10 +297,10 @@ class Chain:
         rows = np.concatenate(kept)
         base = batch if len(rows) == len(batch) else batch.take(rows)
         if not parts or not stage.changes_columns:
-            return Step(base, rows, rejects), base
+            return Step(base, rows, rejects, gone), base
         whole = Batch.concat(parts)
         whole.columns.update({name: base.columns[name] for name in same})
-        return Step(whole, rows, rejects), base
+        return Step(whole, rows, rejects, gone), base
 
     def _failed(self, index: int, stage: Stage, batch: Batch, piece: Piece[_Worked]) -> _Worked:
         """A record that the function failed on: rejected, or kept with the stage's columns missing."""
@@ -284,39 +336,60 @@ class Chain:
     # -- keeping the books ---------------------------------------------------------------------------------
 
     def _set_aside(
-        self,
-        index: int,
-        outcome: Outcome,
-        slots: NDArray[np.int32],
-        quarantined: Mapping[int, tuple[str, str]] | None,
-    ) -> NDArray[np.int32]:
+        self, index: int, outcome: Outcome, quarantined: Mapping[int, tuple[str, str]] | None, entered: int
+    ) -> None:
         """Take the quarantined rows out before the stage sees them."""
         if not quarantined:
-            return slots
+            return
         rows = np.arange(len(outcome.batch)) if outcome.rows is None else outcome.rows
         away = np.isin(rows, list(quarantined))
-        outcome.dead.extend(Dead(int(row), index, *quarantined[int(row)]) for row in rows[away])
+        for place in np.flatnonzero(away).tolist():
+            outcome.dead.append(_dead(outcome, place, index, *quarantined[int(rows[place])], entered))
         keep = np.flatnonzero(~away)
-        outcome.rows = rows[keep]
+        outcome.keep(keep)
         outcome.batch = outcome.batch.take(keep)
-        return slots[keep]
 
-    def _keep(
-        self, index: int, stage: Stage, outcome: Outcome, step: Step, slots: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
+    def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
-        entered = len(outcome.batch)
-        rows = outcome.rows
-        for r in step.rejects:
-            outcome.dead.append(Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason))
-        if step.kept is not None and len(step.kept) < entered:
-            outcome.rows = step.kept if rows is None else rows[step.kept]
-            slots = slots[step.kept]
-            entered = len(step.kept)
-        if len(step.batch) != entered:
-            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {entered} without saying which")
+        records, left = outcome.records, len(outcome.batch)
+        rejects = [_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects]
+        outcome.dead.extend(rejects)
+        if step.kept is not None and len(step.kept) < len(outcome.batch):
+            outcome.keep(step.kept)
+        left -= len(outcome.slots)
+        if len(step.batch) != len(outcome.slots):
+            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {len(outcome.slots)} without saying which")
+        if step.gone:
+            _check_gone(stage, step.gone, left - len(step.rejects))
+            records -= outcome.records + sum(dead.made is None for dead in rejects)
+            for what, times in step.gone.items():  # a row that a stage had made was no record
+                _add(outcome.gone, {what: min(times, records)})
+                records -= min(times, records)
         outcome.batch = step.batch
-        return slots
+
+    def _mix_in(self, outcome: Outcome, emitted: Emitted, first: int) -> None:
+        """Put the rows that a stage made among those of the records, each where it came out."""
+        count = len(outcome.batch)
+        made = emitted.batch.with_columns({})
+        made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
+        rows = np.arange(count) if outcome.rows is None else outcome.rows
+        ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
+        assert outcome.places is not None
+        places = np.concatenate([outcome.places, emitted.places])
+        ends = np.concatenate([ends, emitted.ends])
+        order = np.lexsort((ends, places))  # stable: one sensor's rows keep their order
+        outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
+        outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
+        outcome.places, outcome.ends = places[order], ends[order]
+        outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)
+        outcome.carried = {}
+
+
+def _dead(outcome: Outcome, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
+    """The dead letter of the row at this place of the outcome's batch."""
+    row = place if outcome.rows is None else int(outcome.rows[place])
+    made = outcome.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
+    return Dead(row, stage, reason_code, reason, made)
 
 
 def _part_of(step: Step, start: int, part: Batch, at: int) -> Step:
@@ -340,6 +413,17 @@ def _declared(stage: Stage) -> dict[str, Kind]:
     if not stage.runs_user_code or not stage.changes_columns:
         return {}
     return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
+
+
+def _add(sums: dict[str, int], more: Mapping[str, int]) -> None:
+    for what, times in more.items():
+        sums[what] = sums.get(what, 0) + times
+
+
+def _check_gone(stage: Stage, gone: Mapping[str, int], most: int) -> None:
+    """Books that do not balance are found where they were made."""
+    if not gone.keys() <= set(GONE) or min(gone.values()) < 0 or sum(gone.values()) > most:
+        raise EngineError(f"{stage.name} counts {dict(gone)} of {most} records that did not go on")
 
 
 def _as_step(result: Batch | Step) -> Step:

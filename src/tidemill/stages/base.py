@@ -6,7 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,36 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
+
+GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
+"""What a record that does not go on may be counted as, if not as filtered."""
 
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
 LoadTable = Callable[[str], tuple[str, Table]]
 """Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Rows without a record of their own: a window that ended, a sensor that fell silent.
+
+    Each comes out where the watermark crossed what it waited for; those of one place in the order of ``ends``, then of
+    their sensors' names as bytes. One sensor's rows are in that order already.
+    """
+
+    batch: Batch
+    """The rows, with their event times."""
+    slots: NDArray[np.int32]
+    """Key slot of each row."""
+    places: NDArray[np.int32]
+    """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
+    ends: NDArray[np.int64]
+    """What orders the rows of one place, in nanoseconds: a window's end."""
 
 
 @dataclass
@@ -37,8 +58,12 @@ class Step:
     kept: NDArray[np.intp] | None = None
     """Positions in the stage's input of the records that go on, ascending; None when all do."""
     rejects: list[Reject] = field(default_factory=list)
-    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
-    is not kept was filtered."""
+    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
+    was filtered."""
+    emitted: Emitted | None = None
+    """Rows beside those of the records that go on."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,12 @@ class Stage(abc.ABC):
 
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
+
+    follows_watermark: ClassVar[bool] = False
+    """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
+
+    absorbs: ClassVar[bool] = False
+    """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
@@ -113,6 +144,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def bind(self, schema: Schema) -> Schema:
         """The schema after this stage; raises `PlanError` naming the stage, the column, and what there is."""
+
+    def settled(self, schema: Schema) -> Stage:
+        """This stage, knowing what enters it; what it needs of that it must not look for in its first batch."""
+        return self
 
     def reads(self) -> frozenset[str] | None:
         """The columns it needs to see; None for all (a user's function may look at any)."""
