@@ -35,10 +35,10 @@ class MapWindows(ColumnsFunction):
                  not given
     ``into``     name of the column, for a function that returns one array
 
-    The arrays are read-only and in the memory of the call. How many rows one call has is not said: as many as half a
-    megabyte of windows holds, at most. So each row must be worked out by itself, along ``axis=1``, and then no value
-    depends on batches, lanes or restarts. (A matrix product, ``windows @ weights``, gives a row other last bits in
-    other company; ``(windows * weights).sum(axis=1)`` does not.)
+    The arrays are read-only. How many rows one call has is not said: at most as many as four megabytes of windows hold.
+    So each row must be worked out by itself, along ``axis=1``, and then no value depends on batches, lanes or restarts.
+    (A matrix product, ``windows @ weights``, gives a row other last bits in other company; ``(windows *
+    weights).sum(axis=1)`` does not.)
 
     A failure costs the records that it happens on, not the batch; ``on_error`` says what becomes of them, and
     ``deadline_s`` is that of one call. Such a record's readings are in its sensor's later windows all the same. Those of
@@ -104,6 +104,7 @@ class MapWindows(ColumnsFunction):
     def opened(self) -> Self:
         lane = super().opened()
         lane._kernels = load_kernels()
+        lane._windows = self._windows.opened()
         return lane
 
     def step(self, batch: Batch, state: StageState) -> Batch:

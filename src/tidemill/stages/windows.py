@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,8 +17,10 @@ from tidemill.stages.statistics.compiled import Kernels, check_slots
 
 __all__ = ["Span", "Windows", "worked"]
 
-_CELLS_AT_ONCE: Final = 65_536
-"""Of all columns together: half a megabyte, which stays in a core's own cache while the function reads it."""
+_CELLS_AT_ONCE: Final = 524_288
+"""Of all columns together: four megabytes. Fewer would stay nearer to the core, and be lost in the cost of more calls."""
+_HELD: Final = 2
+"""One is worked on while the next is filled."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Windows:
         self.window = window
         self._rings = [f"ring{i}" for i in range(columns)]
         self._rows_at_once = max(1, _CELLS_AT_ONCE // (window * columns))
+        self._room = Room()
+
+    def opened(self) -> Windows:
+        """For one lane: with memory of its own."""
+        return Windows(len(self._rings), self.window)
 
     def state_fields(self) -> Mapping[str, StateField]:
         rings = {ring: StateField("float64", (self.window,), cellwise=True) for ring in self._rings}
@@ -56,8 +64,8 @@ class Windows:
     def enter(self, kernels: Kernels, values: Sequence[NDArray[np.float64]], state: StageState) -> Iterator[Span]:
         """Take records into the rings, each once, and give their windows span by span.
 
-        What is overwritten is saved and sealed before the first span. A span's arrays are its own memory: what a
-        function returns may be a view of them.
+        What is overwritten is saved and sealed before the first span. A span's arrays stay as they are for as long as
+        anything refers to them: what a function returns may be a view of them.
         """
         heads = state["head"]
         slots = check_slots(state.slots, len(heads))
@@ -70,11 +78,38 @@ class Windows:
         state.seal()
         for start in range(0, len(slots), self._rows_at_once):
             own = slice(start, min(start + self._rows_at_once, len(slots)))
-            arrays = [
-                kernels.unroll(slots[own], cells[own], filled[own], column[own], state[ring])
-                for column, ring in zip(values, self._rings, strict=True)
-            ]
+            arrays = self._room.taken(own.stop - own.start, len(values), self.window)
+            for column, ring, out in zip(values, self._rings, arrays, strict=True):
+                kernels.unroll(slots[own], cells[own], filled[own], column[own], state[ring], out)
             yield Span(own.start, own.stop, arrays)
+            del arrays
+
+
+class Room:
+    """Memory for windows, used again once no array is a view of it: taken anew it costs more than what is put there."""
+
+    def __init__(self) -> None:
+        self._held: list[NDArray[np.float64]] = []
+
+    def taken(self, rows: int, columns: int, window: int) -> list[NDArray[np.float64]]:
+        """``columns`` arrays of shape ``(rows, window)``, holding anything."""
+        cells = rows * window
+        free = [
+            place
+            for place in range(len(self._held))
+            if _references(self._held, place) == _UNUSED and len(self._held[place]) >= cells * columns
+        ]
+        flat = self._held.pop(free[0]) if free else np.empty(cells * columns)
+        self._held = [flat, *self._held][:_HELD]
+        return [flat[n * cells : (n + 1) * cells].reshape(rows, window) for n in range(columns)]
+
+
+def _references(held: list[NDArray[np.float64]], place: int) -> int:
+    return sys.getrefcount(held[place])
+
+
+_UNUSED: Final = _references([np.empty(0)], 0)
+"""Of memory that only the list refers to; every view refers to what it is a view of."""
 
 
 def worked(batch: Batch, spans: Iterator[Entered]) -> Batch:

@@ -140,12 +140,10 @@ class Kernels:
         filled: NDArray[np.int32],
         values: NDArray[np.float64],
         ring: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """Write ``values`` into ``ring`` and copy each record's window, float64 of shape ``(n, window)``."""
-        rows, window = len(slots), ring.shape[1]
-        out = np.empty((rows, window))
-        self._unroll(rows, slots, cells, filled, values, ring, window, out)
-        return out
+        out: NDArray[np.float64],
+    ) -> None:
+        """Write ``values`` into ``ring`` and copy each record's window to ``out``, of shape ``(n, window)``."""
+        self._unroll(len(slots), slots, cells, filled, values, ring, ring.shape[1], out)
 
     def pick(self, column: NDArray[Any], rows: NDArray[np.int32]) -> NDArray[Any]:
         """``column[rows]``, copied; the rows are not checked."""
