@@ -250,10 +250,29 @@ def test_one_column_as_a_list_is_a_mapping(drive, floats):
 
 def test_what_is_returned_may_be_a_view_of_the_window(drive, floats):
     """A view of what it was given stays good, whatever is worked on next."""
-    driver = drive(tm.MapWindows(lambda w: w[:, 0], "a", 1, into="same"))
+    driver = drive(tm.MapWindows(lambda w: {"same": w[:, 0], "rows": list(w)}, "a", 1))
     first = driver.step(floats(a=[1, 2, 3])).batch
-    driver.step(floats(a=[7, 8, 9]))
+    for _ in range(3):
+        driver.step(floats(a=[7, 8, 9]))
     assert first["same"].tolist() == [1, 2, 3]
+    assert [row.tolist() for row in first["rows"]] == [[1], [2], [3]]
+
+
+def test_memory_of_windows_is_used_again(drive, floats):
+    """As long as nobody keeps a view of it, and never while somebody does."""
+    kept = []
+    driver = drive(tm.MapWindows(lambda w: kept.append(w) or w.sum(axis=1), "a", 1, into="x"))
+    driver.step(floats(a=[1, 2, 3]))
+    driver.step(floats(a=[4, 5, 6]))
+    assert np.concatenate(kept).ravel().tolist() == [1, 2, 3, 4, 5, 6]
+    place = kept[-1].__array_interface__["data"]
+    kept.clear()
+    places = []
+    for _ in range(4):
+        driver.step(floats(a=[7, 8, 9]))
+        places.append(kept.pop().__array_interface__["data"])
+    assert place in places
+    assert len(set(places)) <= 2
 
 
 class Scaled:
@@ -297,13 +316,14 @@ def test_integers_booleans_and_missing_values_are_floats(drive):
     np.testing.assert_equal(last["on"], [1, 0, 1])
 
 
-def test_a_window_longer_than_a_call_holds(drive, floats):
+def test_a_window_longer_than_a_call_holds(drive, floats, monkeypatch):
     """Then each record has a call to itself."""
+    monkeypatch.setattr(machinery, "_CELLS_AT_ONCE", 6)
     sizes = []
-    stage = tm.MapWindows(lambda w: sizes.append(w.shape) or w[:, -1], "a", 70_000, into="x")
+    stage = tm.MapWindows(lambda w: sizes.append(w.shape) or w[:, -1], "a", 7, into="x")
     made = drive(stage).step(floats(a=[1, 2])).batch
     assert made["x"].tolist() == [1, 2]
-    assert sizes == [(1, 70_000), (1, 70_000)]
+    assert sizes == [(1, 7), (1, 7)]
 
 
 def test_state_is_small():
