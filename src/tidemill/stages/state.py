@@ -169,6 +169,11 @@ class StageState:
         """Everything saved so far counts; only now may it be overwritten."""
         self._memory.seal()
 
+    @property
+    def rewritten(self) -> int:
+        """Grows when the arrays change otherwise than by the stage's steps: what it derived from them is void."""
+        return self._memory.rewritten
+
     def count(self, what: str, times: int = 1) -> None:
         """Add to the counters of the report."""
         if times:
@@ -199,6 +204,8 @@ class StateMemory:
                 self._cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
         self._pending = 0  # log bytes written, not yet sealed
+        self.rewritten = 0
+        """Grows when the arrays change otherwise than by steps of the stages; who changes them so must see to it."""
 
     # -- one slab --------------------------------------------------------------------------------------
 
@@ -257,6 +264,7 @@ class StateMemory:
         """Undo the open slab if it was not committed; True if there was one. Idempotent."""
         if self._header[_OPEN] <= self._header[_COMMITTED]:
             return False
+        self.rewritten += 1
         at, tail = 0, int(self._header[_UNDO_TAIL])
         entries = []
         while at < tail:
