@@ -15,7 +15,7 @@ from tidemill.stages.base import Entered, Step
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, check_slots
 
-__all__ = ["Span", "Windows", "worked"]
+__all__ = ["Places", "Room", "Span", "Windows", "spans", "worked"]
 
 _CELLS_AT_ONCE: Final = 524_288
 """Of all columns together: four megabytes. Fewer would stay nearer to the core, and be lost in the cost of more calls."""
@@ -50,8 +50,7 @@ class Windows:
     def __init__(self, columns: int, window: int) -> None:
         self.window = window
         self._rings = [f"ring{i}" for i in range(columns)]
-        self._rows_at_once = max(1, _CELLS_AT_ONCE // (window * columns))
-        self._room = Room()
+        self._room = Room(columns, window)
 
     def opened(self) -> Windows:
         """For one lane: with memory of its own."""
@@ -64,8 +63,7 @@ class Windows:
     def enter(self, kernels: Kernels, values: Sequence[NDArray[np.float64]], state: StageState) -> Iterator[Span]:
         """Take records into the rings, each once, and give their windows span by span.
 
-        What is overwritten is saved and sealed before the first span. A span's arrays stay as they are for as long as
-        anything refers to them: what a function returns may be a view of them.
+        What is overwritten is saved and sealed before the first span.
         """
         heads = state["head"]
         slots = check_slots(state.slots, len(heads))
@@ -76,24 +74,50 @@ class Windows:
         for ring in further:
             kernels.gather(slots, cells, state[ring], state.reserve(ring, len(slots)))
         state.seal()
-        for start in range(0, len(slots), self._rows_at_once):
-            own = slice(start, min(start + self._rows_at_once, len(slots)))
-            arrays = self._room.taken(own.stop - own.start, len(values), self.window)
-            for column, ring, out in zip(values, self._rings, arrays, strict=True):
-                kernels.unroll(slots[own], cells[own], filled[own], column[own], state[ring], out)
-            yield Span(own.start, own.stop, arrays)
-            del arrays
+        places = Places(slots, cells, filled)
+        yield from spans(kernels, places, values, [state[ring] for ring in self._rings], self._room)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in the rings each record of a batch goes: its key slot, its cell, and how many cells its window then has."""
+
+    slots: NDArray[np.int32]
+    cells: NDArray[np.int32]
+    filled: NDArray[np.int32]
+
+
+def spans(
+    kernels: Kernels,
+    places: Places,
+    values: Sequence[NDArray[np.float64]],
+    rings: Sequence[NDArray[np.float64]],
+    room: Room,
+) -> Iterator[Span]:
+    """Write the values into the rings, one ring a column, and give the windows that end with them, span by span.
+
+    A span's arrays stay as they are for as long as anything refers to them: what a function returns may be a view of them.
+    """
+    for start in range(0, len(places.slots), room.rows_at_once):
+        own = slice(start, min(start + room.rows_at_once, len(places.slots)))
+        arrays = room.taken(own.stop - own.start)
+        for column, ring, out in zip(values, rings, arrays, strict=True):
+            kernels.unroll(places.slots[own], places.cells[own], places.filled[own], column[own], ring, out)
+        yield Span(own.start, own.stop, arrays)
+        del arrays
 
 
 class Room:
     """Memory for windows, used again once no array is a view of it: taken anew it costs more than what is put there."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int, window: int) -> None:
+        self._columns, self._window = columns, window
+        self.rows_at_once = max(1, _CELLS_AT_ONCE // (window * columns))
         self._held: list[NDArray[np.float64]] = []
 
-    def taken(self, rows: int, columns: int, window: int) -> list[NDArray[np.float64]]:
-        """``columns`` arrays of shape ``(rows, window)``, holding anything."""
-        cells = rows * window
+    def taken(self, rows: int) -> list[NDArray[np.float64]]:
+        """An array of shape ``(rows, window)`` for each column, holding anything."""
+        columns, cells = self._columns, rows * self._window
         free = [
             place
             for place in range(len(self._held))
@@ -101,7 +125,7 @@ class Room:
         ]
         flat = self._held.pop(free[0]) if free else np.empty(cells * columns)
         self._held = [flat, *self._held][:_HELD]
-        return [flat[n * cells : (n + 1) * cells].reshape(rows, window) for n in range(columns)]
+        return [flat[n * cells : (n + 1) * cells].reshape(rows, self._window) for n in range(columns)]
 
 
 def _references(held: list[NDArray[np.float64]], place: int) -> int:
