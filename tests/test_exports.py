@@ -46,6 +46,7 @@ PUBLIC = [
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",

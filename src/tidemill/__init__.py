@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from tidemill.stages.map_rows import MapRows
     from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.statistics.wanted import quantile
 
     __version__: str
 
@@ -96,6 +97,7 @@ __all__ = [
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",
@@ -138,6 +140,7 @@ _HOMES: Final = {
     "Statistics": "engine.metrics",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
+    "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
     "serve": "engine.entrance",

@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["HELPERS", "INF", "KERNELS", "NAN"]
+__all__ = ["EARLIEST", "HELPERS", "INF", "KERNELS", "NAN"]
 
 NAN: Final = float("nan")
 INF: Final = float("inf")
+EARLIEST: Final = -(2**63)
+"""Before every time; int64 nanoseconds count from the one after it."""
 
 
 def prefetch(array: Any, at: int) -> None:
     """Ask for a cell's memory ahead of its use: an instruction where compiled (`compiled`), nothing where interpreted."""
+
+
+def before(t: int, span: int) -> int:
+    """``span`` nanoseconds before ``t``, or `EARLIEST` where that is beyond what can be counted."""
+    return t - span if t >= EARLIEST + span else EARLIEST
 
 
 def total_of(ring: Any, base: int, end: int) -> float:
@@ -131,7 +138,7 @@ def highest_of(ring: Any, base: int, end: int) -> float:
     return h1 if h1 > h0 else h0
 
 
-HELPERS: Final[tuple[Callable[..., Any], ...]] = (total_of, squares_of, lowest_of, highest_of)
+HELPERS: Final[tuple[Callable[..., Any], ...]] = (before, total_of, squares_of, lowest_of, highest_of)
 """What the kernels call, each after those that it calls itself."""
 
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {}

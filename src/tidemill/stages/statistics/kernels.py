@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from tidemill.stages.statistics.folds import prefetch
+from tidemill.stages.statistics.folds import before, prefetch
 
 __all__ = [
     "COUNT",
@@ -132,7 +132,7 @@ def advance_gap(
         cell = head & 0xFFFFFFFF
         count = head >> 32
         t = times[i]
-        if count > 0 and t - newest[s] > gap:
+        if count > 0 and newest[s] < before(t, gap):
             count = 0
             cell = 0
         if count == 0 or t > newest[s]:

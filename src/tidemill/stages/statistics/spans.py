@@ -14,14 +14,11 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any, Final
 
-from tidemill.stages.statistics.folds import INF, NAN, highest_of, lowest_of, squares_of, total_of
+from tidemill.stages.statistics.folds import EARLIEST, INF, NAN, before, highest_of, lowest_of, squares_of, total_of
 from tidemill.stages.statistics.ranks import between
 from tidemill.stages.statistics.trends import slope_of
 
 __all__ = ["HELPERS", "KERNELS"]
-
-EARLIEST: Final = -(2**63)
-"""Before every time; a window that would begin before it begins with it."""
 
 
 def select_of(scratch: Any, m: int, rank: int) -> Any:
@@ -81,7 +78,7 @@ def advance_span(
         cell = head & 0xFFFFFFFF
         count = head >> 32
         t = moments[i]
-        if count > 0 and gap > 0 and t - newest[s] > gap:
+        if count > 0 and gap > 0 and newest[s] < before(t, gap):
             count = 0
             cell = 0
         if count == 0:
@@ -133,8 +130,7 @@ def lose(
         if over[i] and times[cell] > lost[s]:
             lost[s] = times[cell]
         times[cell] = moments[i]
-        after = moments[i] - span if moments[i] >= EARLIEST + span else EARLIEST
-        if lost[s] > after:
+        if lost[s] > before(moments[i], span):
             lacking[0] += 1
     for i in range(n - 1, -1, -1):
         times[slots[i] * room + cells[i]] = left_times[i]
@@ -192,7 +188,7 @@ def roll_span(
         ring[at] = values[i]
         times[at] = moments[i]
         t = moments[i]
-        after = t - span if t >= EARLIEST + span else EARLIEST
+        after = before(t, span)
         run = in_order[i]
         rows = 0
         k = 0
