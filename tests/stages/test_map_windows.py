@@ -234,12 +234,11 @@ def test_several_columns_in_and_out(drive, floats):
     """Column -> windows; the function may take them out of the dict, which is its own."""
 
     def ratio(windows):
-        return {"ratio": windows.pop("a")[:, 0] / windows.pop("b")[:, 0], "one": 1}
+        return {"ratio": windows.pop("a")[:, 0] / windows.pop("b")[:, 0]}
 
     made = drive(tm.MapWindows(ratio, ["a", "b"], 2)).step(floats(a=[1, 2, 3], b=[10, 20, 40], c=[0, 0, 0])).batch
-    assert made.names == ("a", "b", "c", "ratio", "one")
+    assert made.names == ("a", "b", "c", "ratio")
     assert made["ratio"].tolist()[1:] == [0.1, 0.1]
-    assert made["one"].tolist() == [1, 1, 1]
 
 
 def test_one_column_as_a_list_is_a_mapping(drive, floats):
@@ -339,6 +338,8 @@ def test_state_is_small():
         (lambda w: w, "has one dimension"),
         (lambda w: w[:-1, 0], "returned 2 values of 'x' for 3 records"),
         (lambda w: {"y": w[:, 0]}, "did not return 'x'"),
+        (lambda w: w.mean(), "one value of 'x' for 3 windows; a function is to work along axis=1"),
+        (lambda w: {"x": w.mean()}, "one value of 'x' for 3 windows"),
     ],
 )
 def test_what_does_not_fit_is_told(drive, floats, result, reason):

@@ -14,6 +14,7 @@ from tidemill.stages.map import ColumnsFunction
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, load_kernels
+from tidemill.stages.window_functions import check_rows
 from tidemill.stages.windows import Span, Windows, worked
 
 __all__ = ["MapWindows"]
@@ -26,8 +27,7 @@ class MapWindows(ColumnsFunction):
 
     ``fn``       gets a dict, column -> float64 array of shape ``(rows, window)``: one row for each record, the oldest
                  reading left, the record itself rightmost, NaN before its sensor's first reading and where a value is
-                 missing. It returns a dict of arrays of shape ``(rows,)`` (or lists, or single values for all rows), or,
-                 with ``into``, one array. Or a class: it is called once per lane, and its object is the function
+                 missing. It returns a dict of arrays (or lists) of shape ``(rows,)``, or, with ``into``, one array. Or a class: it is called once per lane, and its object is the function
     ``columns``  the columns (float, int or bool) whose windows it gets; for one given as text, as in
                  ``columns="temp"``, it gets the array itself
     ``window``   records, counted per sensor in order of arrival; event times play no part
@@ -119,4 +119,10 @@ class MapWindows(ColumnsFunction):
     def _work(self, span: Span, part: Batch, at: int) -> Batch:
         arrays = span.of(part, at)
         given = arrays[0] if self._alone else dict(zip(self.columns, arrays, strict=True))
-        return part.with_columns(self._made(self._call(given), part))
+        result = self._call(given)
+        named = (
+            result.items() if isinstance(result, Mapping) else [(self.into, result)] if self.into is not None else []
+        )
+        for name, column in named:
+            check_rows(self.name, name, column, arrays[0])
+        return part.with_columns(self._made(result, part))

@@ -64,10 +64,10 @@ class CountWindows:
         return lane
 
     _room: Room
-    _places: Places
-    """Of the records of the last step."""
+    _places: Places | None = None
+    """Of the records of the last step, where its windows are wanted too."""
     _old: list[NDArray[np.float64]]
-    """What stood in those places of each ring: in the undo log."""
+    """What stood in those places of each ring; it is the undo log that holds it."""
     _blocks: list[Blocks]
     _trends: list[Blocks]
     _sorted: list[Sorted]
@@ -103,7 +103,6 @@ class CountWindows:
         """Per column its statistics, in their order; ``moments`` are the event times, where they are needed."""
         cells, filled = self._enter(kernels, slots, state, moments)
         entered = _Entered(slots, cells, filled, state, moments, timed=self._wanted.timed)
-        self._places = Places(slots, cells, filled)
         made = [
             self._wanted.of(self._made(kernels, entered, number, values), values)
             for number, values in enumerate(columns)
@@ -112,13 +111,13 @@ class CountWindows:
             kernels["write"](len(slots), slots, cells, moments, state["times"], self._window)
         return made
 
-    def spans(
-        self, kernels: Kernels, state: StageState, columns: Sequence[NDArray[np.float64]]
-    ) -> Iterator[Span]:
-        """The windows themselves, of the step just made: to be gone through to the end, before anything else is done."""
-        places = self._places
+    def spans(self, kernels: Kernels, state: StageState, columns: Sequence[NDArray[np.float64]]) -> Iterator[Span]:
+        """The windows themselves of the step just made; to be gone through to the end before the next step."""
+        places, self._places = self._places, None
+        olds, self._old = self._old, []
+        assert places is not None
         rings = [state[ring] for ring in self._rings]
-        for ring, old in zip(rings, self._old, strict=True):
+        for ring, old in zip(rings, olds, strict=True):
             kernels["write"](len(old), places.slots, places.cells, old, ring, self._window)
         yield from spans(kernels, places, columns, rings, self._room)
 
@@ -156,7 +155,9 @@ class CountWindows:
             logs.append(state.reserve(ring, records))
             kernels.gather(slots, cells, state[ring], logs[-1])
         state.seal()
-        self._old = [old for _, _, old in logs[: len(self._rings)]]
+        if self._wanted.windows:
+            self._places = Places(slots, cells, filled)
+            self._old = [old for _, _, old in logs[: len(self._rings)]]
         return cells, filled
 
     def _made(
