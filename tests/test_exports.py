@@ -13,14 +13,19 @@ import pytest
 import tidemill
 
 PUBLIC = [
+    "Aggregate",
     "BadResult",
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -32,10 +37,12 @@ PUBLIC = [
     "MapRows",
     "MapWindows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -43,6 +50,7 @@ PUBLIC = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
@@ -50,9 +58,12 @@ PUBLIC = [
     "run",
     "run_async",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 
