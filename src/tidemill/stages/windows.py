@@ -98,8 +98,10 @@ def spans(
 
     A span's arrays stay as they are for as long as anything refers to them: what a function returns may be a view of them.
     """
-    for start in range(0, len(places.slots), room.rows_at_once):
-        own = slice(start, min(start + room.rows_at_once, len(places.slots)))
+    records = len(places.slots)
+    rows = -(-records // -(-records // room.rows_at_once)) if records else 1  # all spans of about one length
+    for start in range(0, records, rows):
+        own = slice(start, min(start + rows, records))
         arrays = room.taken(own.stop - own.start)
         for column, ring, out in zip(values, rings, arrays, strict=True):
             kernels.unroll(places.slots[own], places.cells[own], places.filled[own], column[own], ring, out)
