@@ -13,14 +13,19 @@ import pytest
 import tidemill
 
 PUBLIC = [
+    "Aggregate",
     "BadResult",
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -31,10 +36,12 @@ PUBLIC = [
     "MapFrame",
     "MapRows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -42,6 +49,7 @@ PUBLIC = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
@@ -49,9 +57,12 @@ PUBLIC = [
     "run",
     "run_async",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 

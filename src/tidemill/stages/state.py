@@ -123,6 +123,10 @@ def _nothing() -> None:
     """Where there is no deadline."""
 
 
+def _nothing_of(row: int) -> None:
+    pass
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -142,6 +146,11 @@ class StageState:
         what a record is late against, and ``marks[-1]`` how far it has come. Never falls."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+        self.calling_row: Callable[[int], None] = _nothing_of
+        """The same for a stage that makes rows: to be called with the place, among those that it makes, of the row whose
+        function is called next. One that has killed its lane is in ``quarantined``, and is not called again."""
+        self.quarantined: Mapping[int, tuple[str, str]] = {}
+        """Reason code and reason of rows that it must not work on."""
         self.calling: Callable[[], None] = _nothing
         """To be called before each call of the user's function but the first of a step: the stage's deadline is one
         call's, and counts from here."""

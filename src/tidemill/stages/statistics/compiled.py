@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
-from tidemill.stages.statistics import folds, kernels, ranks, rolling, spans, trends
+from tidemill.stages.statistics import folds, kernels, ranks, recurrences, rolling, spans, trends
 from tidemill.stages.statistics.blocks import Blocks
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans)
+_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
