@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from bench._common import Table, Wrong, median, spread
 from bench._streams_peers import IDIOMS, Absent, Idiom
 from bench._streams_w1 import Readings
 from bench.peers import _w2, _w3
+
+T = TypeVar("T")
 
 _PARTS = ("throughput", "latency", "heavy", "start")
 _INPUTS = {
@@ -174,20 +176,23 @@ def smoothed(records: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]
 
 
 def _heavy(options: argparse.Namespace, table: Table) -> None:
+    start_s = _cpu_s(lambda: asyncio.run(_heavy_own(_w3.records_of(64), 1, options.lanes)))[0]
     for name, rounds in _w3.ROUNDS.items():
         inline = _w3.inline(_w3.records_of(max(300_000 // rounds, 10)), rounds)
         count = int(inline * options.heavy_seconds * options.lanes)
         records = _w3.records_of(count)
         efficiencies: list[float] = []
+        shares: list[float] = []
         peers: list[float] = []
         for _ in range(options.runs):
             before = _w3.inline(records[: max(count // 8, 10)], rounds)
-            rate, busy = asyncio.run(_heavy_own(records, rounds, options.lanes))
+            spent, (rate, busy) = _cpu_s(lambda: asyncio.run(_heavy_own(records, rounds, options.lanes)))  # noqa: B023
             after = _w3.inline(records[: max(count // 8, 10)], rounds)
             inline = (before + after) / 2
             efficiencies.append(rate / (options.lanes * inline))
+            shares.append(count / inline / (spent - start_s))
             print(
-                f"W3 {name}: inline {1e6 / inline:.0f} us, lanes x inline {efficiencies[-1]:.3f}, lanes busy {busy}",
+                f"W3 {name}: inline {1e6 / inline:.0f} us, of lanes x inline {efficiencies[-1]:.3f}, of all CPU time {shares[-1]:.3f}, lanes busy {busy}",
                 flush=True,
             )
             try:
@@ -197,10 +202,20 @@ def _heavy(options: argparse.Namespace, table: Table) -> None:
                 print(problem, file=sys.stderr)
         what = f"W3 {name} of pure Python, rate / (lanes x inline)"
         table.at_least(what, median(efficiencies), 0.95, note=spread(efficiencies))
+        note = spread(shares)
+        table.note("  inline's CPU time / that of loop and lanes", f"{median(shares):.2f}{note}")
         if peers:
             table.note(
                 "  the same, Bytewax, a process per core, nothing between them", f"{median(peers):.2f}{spread(peers)}"
             )
+
+
+def _cpu_s(call: Callable[[], T]) -> tuple[float, T]:
+    """CPU seconds of this process and of those that it started and that have ended."""
+    before = os.times()
+    made = call()
+    after = os.times()
+    return sum(after[:4]) - sum(before[:4]), made
 
 
 async def _heavy_own(records: list[dict[str, Any]], rounds: int, lanes: int) -> tuple[float, str]:
