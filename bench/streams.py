@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+import psutil
 
 import tidemill as tm
 from bench import _common, _streams_peers, _streams_w1, _w1
@@ -27,8 +28,6 @@ from bench._common import Table, Wrong, median, spread
 from bench._streams_peers import IDIOMS, Absent, Idiom
 from bench._streams_w1 import Readings
 from bench.peers import _w2, _w3
-
-T = TypeVar("T")
 
 _PARTS = ("throughput", "latency", "heavy", "start")
 _INPUTS = {
@@ -176,7 +175,6 @@ def smoothed(records: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]
 
 
 def _heavy(options: argparse.Namespace, table: Table) -> None:
-    start_s = _cpu_s(lambda: asyncio.run(_heavy_own(_w3.records_of(64), 1, options.lanes)))[0]
     for name, rounds in _w3.ROUNDS.items():
         inline = _w3.inline(_w3.records_of(max(300_000 // rounds, 10)), rounds)
         count = int(inline * options.heavy_seconds * options.lanes)
@@ -186,13 +184,13 @@ def _heavy(options: argparse.Namespace, table: Table) -> None:
         peers: list[float] = []
         for _ in range(options.runs):
             before = _w3.inline(records[: max(count // 8, 10)], rounds)
-            spent, (rate, busy) = _cpu_s(lambda: asyncio.run(_heavy_own(records, rounds, options.lanes)))  # noqa: B023
+            rate, spent_s = asyncio.run(_heavy_own(records, rounds, options.lanes))
             after = _w3.inline(records[: max(count // 8, 10)], rounds)
             inline = (before + after) / 2
             efficiencies.append(rate / (options.lanes * inline))
-            shares.append(count / inline / (spent - start_s))
+            shares.append(count / inline / spent_s)
             print(
-                f"W3 {name}: inline {1e6 / inline:.0f} us, of lanes x inline {efficiencies[-1]:.3f}, of all CPU time {shares[-1]:.3f}, lanes busy {busy}",
+                f"W3 {name}: inline {1e6 / inline:.0f} us, of lanes x inline {efficiencies[-1]:.3f}, of all CPU time {shares[-1]:.3f}",
                 flush=True,
             )
             try:
@@ -210,28 +208,31 @@ def _heavy(options: argparse.Namespace, table: Table) -> None:
             )
 
 
-def _cpu_s(call: Callable[[], T]) -> tuple[float, T]:
-    """CPU seconds of this process and of those that it started and that have ended."""
-    before = os.times()
-    made = call()
-    after = os.times()
-    return sum(after[:4]) - sum(before[:4]), made
-
-
-async def _heavy_own(records: list[dict[str, Any]], rounds: int, lanes: int) -> tuple[float, str]:
-    """From the first record accepted to the last row at the sink."""
-    ended, rows = 0.0, 0
+async def _heavy_own(records: list[dict[str, Any]], rounds: int, lanes: int) -> tuple[float, float]:
+    """Records per second, and CPU seconds of loop and lanes, from the first record accepted to the last row."""
+    ended, rows, spent_s = 0.0, 0, 0.0
+    processes: list[psutil.Process] = []
 
     def take(batch: tm.Batch) -> None:
-        nonlocal ended, rows
-        ended, rows = time.perf_counter(), rows + len(batch)
+        nonlocal ended, rows, spent_s
+        rows += len(batch)
+        if rows == len(records):
+            ended, spent_s = time.perf_counter(), _cpu_s(processes)
 
     source = _w1.Gated(records)
     plan = tm.Plan(tm.MapRows(functools.partial(smoothed, rounds=rounds)))
-    _, report = await _w1.flow(source, plan, tm.sinks.Callback(take), lanes=lanes)
+    async with tm.serve(tm.Pipeline(source, plan, tm.sinks.Callback(take)), lanes=lanes) as run:
+        processes += [psutil.Process(), *(psutil.Process(lane.pid) for lane in run.statistics().lanes)]
+        before_s = _cpu_s(processes)
+        source.gate.set()
+        await run.wait()
     if rows != len(records):
         raise SystemExit(f"W3: {rows:,} rows for {len(records):,} records")
-    return rows / (ended - source.began), ", ".join(f"{lane.busy:.3f}" for lane in report.lanes)
+    return rows / (ended - source.began), spent_s - before_s
+
+
+def _cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 # -- W5 ----------------------------------------------------------------------------------------------------
