@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +40,6 @@ class Idiom:
     records: float = 1.0
     """Its share of the records that peers get: the slow ones get fewer."""
     warm_s: float = 0.0
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 IDIOMS: Final = (
@@ -48,20 +47,14 @@ IDIOMS: Final = (
     Idiom("bytewax", "afresh", "Bytewax, stateful_batch, a deque per sensor, 1 process"),
     Idiom("bytewax", "afresh", "the same, 2 processes", workers=2),
     Idiom("bytewax", "numpy", "Bytewax, stateful_batch, NumPy over a sensor's records of a batch"),
-    Idiom(
-        "pathway",
-        "afresh",
-        "Pathway, stateful_many, a deque per sensor",
-        records=0.5,
-        environment={"PATHWAY_THREADS": "1"},
-    ),
-    Idiom("pathway", "afresh", "the same, 2 threads", records=0.5, environment={"PATHWAY_THREADS": "2"}),
+    Idiom("pathway", "afresh", "Pathway, stateful_many, a deque per sensor", records=0.5),
+    Idiom("pathway", "afresh", "the same, 2 threads", records=0.5, workers=2),
     Idiom("pyflink", "over-rows", "PyFlink, SQL OVER ROWS by event time, parallelism 2", workers=2, warm_s=20),
     Idiom("pyflink", "over-rows-arrival", "the same by arrival", workers=2, warm_s=20),
     Idiom("streamz", "running", "streamz, running sums", "running"),
     Idiom("bytewax", "running", "Bytewax, running sums, 1 process", "running"),
     Idiom("bytewax", "running", "the same, 2 processes", "running", workers=2),
-    Idiom("pathway", "running", "Pathway, running sums", "running", records=0.5, environment={"PATHWAY_THREADS": "1"}),
+    Idiom("pathway", "running", "Pathway, running sums", "running", records=0.5),
     Idiom("streamz", "micro-batches", "streamz, W1 by hand in NumPy, micro-batches of 32,768", "by hand", records=4),
     Idiom(
         "bytewax", "micro-batches", "Bytewax, W1 by hand in NumPy, micro-batches, 2 processes", "by hand", 2, records=4
@@ -99,7 +92,7 @@ def w1(idiom: Idiom, readings: Readings, folder: Path, records: int, runs: int =
             f"{idiom.peer}_w1",
             *(folder, out, "--idiom", idiom.idiom, "--records", records, "--runs", runs),
             *("--workers", idiom.workers, "--warm-s", idiom.warm_s),
-            environment=idiom.environment,
+            environment={"PATHWAY_THREADS": str(idiom.workers)},
         )
         made = np.concatenate([np.load(file) for file in sorted(Path(out).glob("*.npy"))])
     error = readings.check(made, records, answer["rows"])

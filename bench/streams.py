@@ -248,7 +248,7 @@ def _start(options: argparse.Namespace, table: Table) -> None:
         table.note("W5 process start to first row, tidemill", f"{median(times):.2f} s{spread(times)}")
         for name in ("streamz", "bytewax", "pathway", "pyflink"):
             idiom = next(idiom for idiom in IDIOMS if idiom.peer == name)
-            cold = Idiom(name, idiom.idiom, idiom.what, workers=idiom.workers, environment=idiom.environment)
+            cold = Idiom(name, idiom.idiom, idiom.what, workers=idiom.workers)
             what = f"W5 process start to first row, {name}"
             try:
                 times = [_streams_peers.w1(cold, readings, Path(folder), 1_000)[2] for _ in range(options.runs)]
