@@ -1,7 +1,7 @@
 """``make bench``: every benchmark in a process of its own, and one table of what was promised.
 
-``python -m bench throughput load`` runs only these; ``streams`` runs only when it is named. It ends with 0 whatever was measured: a missed target is a line in
-the table, a benchmark that could not be run is an error.
+``python -m bench throughput load`` runs only these; ``streams`` runs only when it is named. It ends with 0 whatever was
+measured: a missed target is a line in the table, a benchmark that could not be run is an error.
 """
 
 from __future__ import annotations

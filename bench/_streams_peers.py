@@ -34,14 +34,15 @@ class Idiom:
     peer: str
     idiom: str
     what: str
-    kind: str = "afresh"
-    """``afresh`` and ``running``: the engine keys the state; ``by hand``: all of W1 in NumPy, the engine carries it."""
+    kind: str = "usual"
+    """``usual`` and ``running sums``: the engine keys the state; ``by hand``: all of W1 in NumPy, the engine carries it."""
     workers: int = 1
     records: float = 1.0
     """Its share of the records that peers get: the slow ones get fewer."""
     warm_s: float = 0.0
 
 
+KINDS: Final = ("usual", "running sums", "by hand")
 IDIOMS: Final = (
     Idiom("streamz", "afresh", "streamz, accumulate, a deque per sensor"),
     Idiom("bytewax", "afresh", "Bytewax, stateful_batch, a deque per sensor, 1 process"),
@@ -51,10 +52,10 @@ IDIOMS: Final = (
     Idiom("pathway", "afresh", "the same, 2 threads", records=0.5, workers=2),
     Idiom("pyflink", "over-rows", "PyFlink, SQL OVER ROWS by event time, parallelism 2", workers=2, warm_s=20),
     Idiom("pyflink", "over-rows-arrival", "the same by arrival", workers=2, warm_s=20),
-    Idiom("streamz", "running", "streamz, running sums", "running"),
-    Idiom("bytewax", "running", "Bytewax, running sums, 1 process", "running"),
-    Idiom("bytewax", "running", "the same, 2 processes", "running", workers=2),
-    Idiom("pathway", "running", "Pathway, running sums", "running", records=0.5),
+    Idiom("streamz", "running", "streamz, running sums", "running sums"),
+    Idiom("bytewax", "running", "Bytewax, running sums, 1 process", "running sums"),
+    Idiom("bytewax", "running", "the same, 2 processes", "running sums", workers=2),
+    Idiom("pathway", "running", "Pathway, running sums", "running sums", records=0.5),
     Idiom("streamz", "micro-batches", "streamz, W1 by hand in NumPy, micro-batches of 32,768", "by hand", records=4),
     Idiom(
         "bytewax", "micro-batches", "Bytewax, W1 by hand in NumPy, micro-batches, 2 processes", "by hand", 2, records=4

@@ -15,19 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
 import tidemill as tm
-from bench import _common, _streams_peers, _streams_w1, _w1
+from bench import _common, _others, _streams_peers, _streams_w1, _w1
 from bench._common import Table, Wrong, median, spread
-from bench._streams_peers import IDIOMS, Absent, Idiom
+from bench._streams_peers import IDIOMS, KINDS, Absent, Idiom
 from bench._streams_w1 import Readings
 from bench.peers import _w2, _w3
+
+T = TypeVar("T")
 
 _PARTS = ("throughput", "latency", "heavy", "start")
 _INPUTS = {
@@ -40,6 +42,10 @@ _MILLION = 1e6
 def measure(options: argparse.Namespace, table: Table) -> None:
     for part in options.only or _PARTS:
         {"throughput": _throughput, "latency": _latency, "heavy": _heavy, "start": _start}[part](options, table)
+
+
+def _quietest(call: Callable[[], T], options: argparse.Namespace) -> tuple[T, float]:
+    return _others.quietest(call, options.others, options.tries)
 
 
 # -- W1 ----------------------------------------------------------------------------------------------------
@@ -55,61 +61,58 @@ def _throughput(options: argparse.Namespace, table: Table) -> None:
 
 
 def _one_input(name: str, readings: Readings, folder: Path, options: argparse.Namespace, table: Table) -> None:
-    """tidemill before and after each peer, so that a machine that slows down slows both."""
+    """tidemill just before and after each peer, so that a machine that slows down slows both."""
     own: list[float] = []
     rates: dict[Idiom, list[float]] = {}
     ratios: dict[Idiom, list[float]] = {}
     for idiom in [idiom for idiom in IDIOMS if not options.peers or idiom.peer in options.peers]:
-        beside = _own_rates(readings, options, 2)
         try:
-            rates[idiom], error = _peers_rates(idiom, readings, folder, options)
+            pairs, error, share = _beside(idiom, readings, folder, options)
         except (Absent, Wrong) as problem:
             table.note(f"W1 {name}, {idiom.what}", str(problem))
             continue
-        beside += _own_rates(readings, options, 2)
-        own += beside
-        ratios[idiom] = [median(beside) / rate for rate in rates[idiom]]
-        millions = [rate / _MILLION for rate in rates[idiom]]
+        own += [mine for mine, _ in pairs]
+        rates[idiom] = [peers / _MILLION for _, peers in pairs]
+        ratios[idiom] = [mine / peers for mine, peers in pairs]
+        shown = f"{median(rates[idiom]):.3f}{spread(rates[idiom], '{:.3f}')}"
         print(
-            f"W1 {name}: {idiom.what} [{idiom.kind}]: {median(millions):.3f} M records/s{spread(millions, '{:.3f}')}, error "
-            f"{error:.0e}; tidemill beside it {median(beside) / _MILLION:.2f}, {median(ratios[idiom]):.0f}x",
+            f"W1 {name}: {idiom.what} [{idiom.kind}]: {shown} M records/s, error {error:.0e}; tidemill / it "
+            f"{median(ratios[idiom]):.0f}x{spread(ratios[idiom], '{:.0f}')}; others had {share:.0%}",
             flush=True,
         )
-        table.note(f"W1 {name}, {idiom.what}, M records/s", f"{median(millions):.3f}{spread(millions, '{:.3f}')}")
-    if not own:
-        own = _own_rates(readings, options, options.runs)
+        table.note(f"W1 {name}, {idiom.what}, M records/s", f"{shown}; others had {share:.0%}")
     millions = [rate / _MILLION for rate in own]
-    table.note(f"W1 {name}, tidemill, M records/s", f"{median(millions):.2f}{spread(millions)}")
-    _best(name, rates, ratios, table)
-
-
-def _best(name: str, rates: dict[Idiom, list[float]], ratios: dict[Idiom, list[float]], table: Table) -> None:
-    for kind, what in (
-        ("afresh", "best peer, each window afresh"),
-        ("running", "best peer, running sums"),
-        ("by hand", "best peer, W1 by hand in NumPy"),
-    ):
+    if own:
+        table.note(f"W1 {name}, tidemill, M records/s", f"{median(millions):.2f}{spread(millions)}")
+    for kind in KINDS:
         of_kind = [idiom for idiom in rates if idiom.kind == kind]
         if of_kind:
             best = max(of_kind, key=lambda idiom: median(rates[idiom]))
             note = f"{spread(ratios[best], '{:.0f}')}: {best.peer}"
-            table.at_least(f"W1 {name}, tidemill / {what}", median(ratios[best]), 100, shown="{:.1f}x", note=note)
+            table.at_least(
+                f"W1 {name}, tidemill / best peer, {kind}", median(ratios[best]), 100, shown="{:.1f}x", note=note
+            )
 
 
-def _own_rates(readings: Readings, options: argparse.Namespace, runs: int) -> list[float]:
-    return [_streams_w1.tidemill(readings, options.records, options.lanes)[0] for _ in range(runs)]
-
-
-def _peers_rates(
+def _beside(
     idiom: Idiom, readings: Readings, folder: Path, options: argparse.Namespace
-) -> tuple[list[float], float]:
-    """Several runs in one process for those that need to be warm, else a process for each."""
+) -> tuple[list[tuple[float, float]], float, float]:
+    """Pairs of tidemill's rate and the peer's, the peer's largest error, and the worst share that others had.
+
+    A peer that needs to be warm makes its runs in one process, with tidemill before and after; else each run is a process.
+    """
     records = min(int(options.peer_records * idiom.records), len(readings))
-    if idiom.warm_s:
-        rates, error, _ = _streams_peers.w1(idiom, readings, folder, records, options.runs)
-        return rates, error
-    made = [_streams_peers.w1(idiom, readings, folder, records) for _ in range(options.runs)]
-    return [rates[0] for rates, _, _ in made], max(error for _, error, _ in made)
+    at_once = options.runs if idiom.warm_s else 1
+
+    def turn() -> tuple[list[tuple[float, float]], float]:
+        own = [_streams_w1.tidemill(readings, options.records, options.lanes)[0] for _ in range(2)]
+        rates, error, _ = _streams_peers.w1(idiom, readings, folder, records, at_once)
+        own += [_streams_w1.tidemill(readings, options.records, options.lanes)[0] for _ in range(2)]
+        return [(median(own), rate) for rate in rates], error
+
+    turns = [_others.quietest(turn, options.others, options.tries) for _ in range(options.runs // at_once)]
+    pairs = [pair for (made, _), _ in turns for pair in made]
+    return pairs, max(error for (_, error), _ in turns), max(share for _, share in turns)
 
 
 # -- W2 ----------------------------------------------------------------------------------------------------
@@ -119,22 +122,28 @@ def _latency(options: argparse.Namespace, table: Table) -> None:
     for rate in _RATES:
         for _ in range(options.latency_runs):
             what = f"W2 {rate:,} records/s, tidemill"
-            told, report = asyncio.run(_paced(rate, options))
-            _latency_row(table, what, told, 10 if rate == _RATES[-1] else None)
+            (told, report), share = _quietest(lambda: asyncio.run(_paced(rate, options)), options)  # noqa: B023
+            _latency_row(table, what, told, share, 10 if rate == _RATES[-1] else None)
             print(
                 f"  batch p50 {report.batch_records.p50:,}; lanes busy {', '.join(f'{x.busy:.2f}' for x in report.lanes)}"
             )
         for peer in ("streamz", "bytewax"):
             what = f"W2 {rate:,} records/s, {peer}"
             try:
-                _latency_row(table, what, _streams_peers.started(peer, f"{peer}_w2", rate, options.seconds), None)
+                told, share = _quietest(
+                    lambda: _streams_peers.started(peer, f"{peer}_w2", rate, options.seconds),  # noqa: B023
+                    options,
+                )
+                _latency_row(table, what, told, share, None)
             except (Absent, Wrong) as problem:
                 table.note(what, str(problem))
 
 
-def _latency_row(table: Table, what: str, told: dict[str, Any], target: float | None) -> None:
+def _latency_row(table: Table, what: str, told: dict[str, Any], share: float, target: float | None) -> None:
     lag = "" if told["lag_p99"] is None else f"; loop lag p99 {told['lag_p99']:.2f}"
-    beside = f" p99 (p50 {told['p50']:.2f}, p99.9 {told['p999']:.2f}, max {told['max']:.1f} ms{lag})"
+    beside = (
+        f" p99 (p50 {told['p50']:.2f}, p99.9 {told['p999']:.2f}, max {told['max']:.1f} ms{lag}); others had {share:.0%}"
+    )
     if target is None:
         table.note(what, f"{told['p99']:.2f} ms{beside}")
     else:
@@ -183,18 +192,19 @@ def _heavy(options: argparse.Namespace, table: Table) -> None:
         shares: list[float] = []
         peers: list[float] = []
         for _ in range(options.runs):
-            before = _w3.inline(records[: max(count // 8, 10)], rounds)
-            rate, spent_s = asyncio.run(_heavy_own(records, rounds, options.lanes))
-            after = _w3.inline(records[: max(count // 8, 10)], rounds)
-            inline = (before + after) / 2
+            (inline, rate, spent_s), share = _quietest(lambda: _inline_and_own(records, rounds, options), options)  # noqa: B023
             efficiencies.append(rate / (options.lanes * inline))
             shares.append(count / inline / spent_s)
             print(
-                f"W3 {name}: inline {1e6 / inline:.0f} us, of lanes x inline {efficiencies[-1]:.3f}, of all CPU time {shares[-1]:.3f}",
+                f"W3 {name}: inline {1e6 / inline:.0f} us, of lanes x inline {efficiencies[-1]:.3f}, of all CPU time "
+                f"{shares[-1]:.3f}; others had {share:.0%}",
                 flush=True,
             )
             try:
-                told = _streams_peers.started("bytewax", "bytewax_w3", rounds, count, options.lanes)
+                told, _ = _quietest(
+                    lambda: _streams_peers.started("bytewax", "bytewax_w3", rounds, count, options.lanes),  # noqa: B023
+                    options,
+                )
                 peers.append(told["rows"] / told["seconds"][0] / (options.lanes * inline))
             except (Absent, Wrong) as problem:
                 print(problem, file=sys.stderr)
@@ -206,6 +216,15 @@ def _heavy(options: argparse.Namespace, table: Table) -> None:
             table.note(
                 "  the same, Bytewax, a process per core, nothing between them", f"{median(peers):.2f}{spread(peers)}"
             )
+
+
+def _inline_and_own(
+    records: list[dict[str, Any]], rounds: int, options: argparse.Namespace
+) -> tuple[float, float, float]:
+    some = records[: max(len(records) // 8, 10)]
+    before = _w3.inline(some, rounds)
+    rate, spent_s = asyncio.run(_heavy_own(records, rounds, options.lanes))
+    return (before + _w3.inline(some, rounds)) / 2, rate, spent_s
 
 
 async def _heavy_own(records: list[dict[str, Any]], rounds: int, lanes: int) -> tuple[float, float]:
@@ -244,14 +263,17 @@ def _start(options: argparse.Namespace, table: Table) -> None:
     with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as folder:
         readings.write(Path(folder))
         _first_output(folder)  # fills the cache of kernels
-        times = [_first_output(folder) for _ in range(options.runs)]
+        times = [_quietest(lambda: _first_output(folder), options)[0] for _ in range(options.runs)]
         table.note("W5 process start to first row, tidemill", f"{median(times):.2f} s{spread(times)}")
         for name in ("streamz", "bytewax", "pathway", "pyflink"):
             idiom = next(idiom for idiom in IDIOMS if idiom.peer == name)
             cold = Idiom(name, idiom.idiom, idiom.what, workers=idiom.workers)
             what = f"W5 process start to first row, {name}"
             try:
-                times = [_streams_peers.w1(cold, readings, Path(folder), 1_000)[2] for _ in range(options.runs)]
+                times = [
+                    _quietest(lambda: _streams_peers.w1(cold, readings, Path(folder), 1_000)[2], options)[0]  # noqa: B023
+                    for _ in range(options.runs)
+                ]
                 table.note(what, f"{median(times):.2f} s{spread(times)}")
             except (Absent, Wrong) as problem:
                 table.note(what, str(problem))
@@ -279,5 +301,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=30.0, help="W2, each rate")
     parser.add_argument("--latency-runs", type=int, default=1, help="W2, runs of tidemill")
     parser.add_argument("--heavy-seconds", type=float, default=5.0, help="W3, each run")
+    parser.add_argument("--others", type=float, default=0.1, help="measure again when others had more of the cores ..")
+    parser.add_argument("--tries", type=int, default=3, help=".. so often at most, and keep the quietest")
     parser.add_argument("--lanes", type=int, default=resolved_lanes(None))
     _common.main(measure, parser, runs=3)
