@@ -67,6 +67,10 @@ def weighted(frame: pd.DataFrame) -> dict[str, Any]:
     return {"value_ewm_mean_span5": frame["value"].ewm(span=5).mean()}
 
 
+def peak_to_peak(windows: Any) -> Any:
+    return np.nanmax(windows, axis=1) - np.nanmin(windows, axis=1)
+
+
 def tallied(frame: pd.DataFrame) -> dict[str, Any]:
     """Windows of ten seconds that have a record."""
     groups = frame["value"].groupby(frame["time"] // 10)
@@ -111,10 +115,14 @@ SAMPLES = [
     Sample(tm.MapFrame(squared), oracle=squared),
     Sample(tm.MapRows(labelled)),
     Sample(tm.MapRows(picky, on_error="nan")),
+    Sample(tm.MapWindows(peak_to_peak, columns="value", window=7, into="peak")),
     Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], {"label": ["label"]})),
     Sample(tm.Rate("value", per="1min")),
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),
+    Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
+    Sample(tm.Rolling("value", window=20, stats=[tm.quantile(0.9), "median", "zscore", peak_to_peak])),
+    Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
     Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),
 ]  # fmt: skip
