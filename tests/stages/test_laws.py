@@ -68,7 +68,7 @@ def weighted(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def peak_to_peak(windows: Any) -> Any:
-    return np.nanmax(windows, axis=1) - np.nanmin(windows, axis=1)
+    return np.fmax.reduce(windows, axis=1) - np.fmin.reduce(windows, axis=1)  # without a warning where all are missing
 
 
 def tallied(frame: pd.DataFrame) -> dict[str, Any]:
