@@ -160,6 +160,8 @@ class Result(Message, frozen=True):
     of the rows, which need not differ."""
     dead_rows: list[tuple[int, str, str, bytes]] = []
     """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    stage_ns: list[int] = []
+    """Nanoseconds spent in each stage."""
 
 
 class Committed(Message, frozen=True):
