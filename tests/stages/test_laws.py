@@ -123,6 +123,7 @@ SAMPLES = [
     Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
     Sample(tm.Rolling("value", window=20, stats=[tm.quantile(0.9), "median", "zscore", peak_to_peak])),
     Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
+    Sample(tm.Rolling("value", window="10s", stats=[peak_to_peak, "mean"], max_records=16)),
     Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),
 ]  # fmt: skip
