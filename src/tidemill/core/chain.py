@@ -61,6 +61,8 @@ class Outcome:
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    stage_ns: list[int] = field(default_factory=list)
+    """Nanoseconds spent in each stage."""
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -97,7 +99,7 @@ class _Worked:
 class Chain:
     """Opened stages over one state memory.
 
-    ``now`` reads the monotonic clock in nanoseconds; it is called only for stages with a deadline.
+    ``now`` reads the monotonic clock in nanoseconds.
     """
 
     def __init__(self, stages: Sequence[Stage], memory: StateMemory, now: Callable[[], int]) -> None:
@@ -121,6 +123,12 @@ class Chain:
             state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
+    def change(self, index: int, stage: Stage) -> None:
+        """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
+        opened = stage.opened()
+        opened.admit(self._keys, 0)
+        self._stages[index] = opened
+
     def run(
         self,
         batch: Batch,
@@ -138,9 +146,11 @@ class Chain:
         orders = orders or Orders()
         outcome = Outcome(batch, None, {name: name for name in batch.columns}, slots=slots, places=places)
         entered, made = len(batch), 0
+        began = self._now()
         for index, stage in enumerate(self._stages):
             self._set_aside(index, outcome, orders.quarantine.get(index), entered)
             if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
+                outcome.stage_ns.append(0)
                 continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
             if stage.follows_watermark:
@@ -160,6 +170,9 @@ class Chain:
                 made += len(step.emitted.batch)
             _add(outcome.counts, state.counts)
             state.counts = {}
+            ended = self._now()
+            outcome.stage_ns.append(ended - began)
+            began = ended
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
@@ -218,8 +231,8 @@ class Chain:
         self._mark(index, stage, first + row)
 
     def _mark(self, index: int, stage: Stage, row: int) -> None:
-        """Put the cursor on a call of the user's function, with its deadline armed."""
-        self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
+        """Put the cursor on a call of the user's function, and say since when it is on."""
+        self._memory.mark(index, row, self._now())
 
     def _tell_kinds(self, index: int, stage: Stage) -> None:
         stage.know({**self.kinds.get(index, {}), **self.kinds.get(~index, {})})
@@ -461,9 +474,10 @@ def _as_objects(column: Column) -> Column:
 def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
     left = after.columns
-    if all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some
     identity = {id(column): name for name, column in before.columns.items()}
+    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+    if not again and all(left.get(name) is column for name, column in before.columns.items()):
+        return  # it only added some of its own
     carried = {}
     for name, column in after.columns.items():
         old = identity.get(id(column))

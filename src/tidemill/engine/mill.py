@@ -20,6 +20,7 @@ from tidemill.clock import Clock
 from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
+from tidemill.core.controls import Control, Controls
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
@@ -32,6 +33,7 @@ from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
+from tidemill.engine.stage_times import StageTimes
 from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
@@ -45,6 +47,7 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Ready,
     Result,
+    StageChanged,
     Stop,
 )
 from tidemill.letters import OVERSIZE, DeadLetter
@@ -110,9 +113,11 @@ class Mill:
         self.counts = Counts()
         self.counters: dict[str, int] = {}
         self.sizes = BatchSizes()
+        self.stage_times = StageTimes(plan)
         self.first_done_ns = 0
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
+        self._controls = Controls()
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
@@ -180,13 +185,16 @@ class Mill:
     def follows_watermark(self) -> bool:
         return self._plan.follows_watermark
 
-    @property
-    def has_deadlines(self) -> bool:
-        return any(self._deadlines)
+    def read_counters(self) -> dict[str, int]:
+        """What stages counted, and what was counted of them; nothing that never happened."""
+        own = {"over_budget": self.stage_times.over_budget, "time_ahead": self._watermark.ahead}
+        return self.counters | {what: times for what, times in own.items() if times}
 
     def enforce_deadlines(self) -> None:
-        """Kill lanes whose function has run too long; called several times per deadline."""
+        """Tell of functions that run long, and kill lanes whose function has run too long; called several times per
+        deadline."""
         now = self._clock.monotonic_ns()
+        self.stage_times.watch(self.lanes, now)
         for lane in self.lanes:
             if lane.overdue(now, self._deadlines):
                 told = "lane %d: a function passed its deadline and is stopped"
@@ -259,6 +267,17 @@ class Mill:
             self._admit(self.lanes[lane])
             self._send(self.lanes[lane], number)
 
+    # -- what was decided outside ------------------------------------------------------------------------------
+
+    def change(self, stage: int, pickled: bytes) -> int:
+        """From the next record on, another stage in the place of number ``stage``; that record's input index."""
+        opened = self.ledger.statistics().opened
+        self._controls.forget(min(self._open, default=opened + 1))
+        control = self._controls.add(opened, stage, pickled)
+        for lane in self.lanes:
+            lane.send(StageChanged(control.stage, control.pickled))
+        return self._taken()
+
     # -- the watermark without records -----------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -330,6 +349,7 @@ class Mill:
         slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload, names)
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
+        self.stage_times.add(result.stage_ns)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -443,5 +463,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
-        for number in self.ledger.owed(lane.number):
-            self._send(lane, number)
+        for step in self._controls.among(self.ledger.owed(lane.number)):
+            if isinstance(step, Control):
+                lane.send(StageChanged(step.stage, step.pickled))
+            else:
+                self._send(lane, step)

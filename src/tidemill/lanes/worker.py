@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import traceback
@@ -30,6 +31,7 @@ from tidemill.lanes.wire import (
     Ready,
     Result,
     Slot,
+    StageChanged,
     Stop,
     ToLane,
     Work,
@@ -41,6 +43,11 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 
 __all__ = ["Worker", "pack_frame", "pack_made"]
 
+_resource: Any = None
+with contextlib.suppress(ImportError):
+    import resource
+
+    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 _WORD: Final = 8  # bytes
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
@@ -72,6 +79,8 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case StageChanged():
+                    self._change(message)
                 case LoadPlan():
                     self._load(message)
                 case Stop():
@@ -110,6 +119,10 @@ class Worker:
         assert self._chain is not None
         self._chain.admit(message.keys, message.first_slot)
 
+    def _change(self, message: StageChanged) -> None:
+        assert self._chain is not None
+        self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
+
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None
         for stage, columns in kinds.items():  # what this lane has learned and the parent not yet heard stays
@@ -122,7 +135,7 @@ class Worker:
         """Run the stages over this lane's rows, hand over the result, then commit: in this order, see `Result`."""
         assert self._memory is not None
         assert self._chain is not None
-        start = time.perf_counter_ns()
+        start = _Stopwatch()
         buffer = self._slabs[work.memory]
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
@@ -136,7 +149,7 @@ class Worker:
         self._send(Committed(work.slab), b"")
 
     def _result(
-        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
+        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: _Stopwatch
     ) -> tuple[Result, bytearray]:
         made: Made | None = None
         packed: Packed | None
@@ -154,7 +167,7 @@ class Worker:
         dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead if d.made is None]
         result = Result(
             work.slab,
-            time.perf_counter_ns() - start,
+            start.busy_ns(),
             outputs,
             packed,
             kept_at,
@@ -165,6 +178,7 @@ class Worker:
             outcome.gone,
             made,
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
+            outcome.stage_ns,
         )
         return result, payload
 
@@ -197,6 +211,32 @@ class Worker:
         return {
             stage: {name: kind.value for name, kind in columns.items()} for stage, columns in self._chain.kinds.items()
         }
+
+
+class _Stopwatch:
+    """How long a lane works on something: by the clock, unless the kernel took the processor away from it meanwhile.
+
+    On a busy machine a batch of one record then seems to take milliseconds, and batches sized by that stay small.
+    """
+
+    def __init__(self) -> None:
+        self._taken_away, self._worked_s = _used()
+        self._start = time.perf_counter_ns()
+
+    def busy_ns(self) -> int:
+        passed = time.perf_counter_ns() - self._start
+        taken_away, worked_s = _used()
+        if taken_away == self._taken_away:
+            return passed
+        return min(passed, round((worked_s - self._worked_s) * 1e9))
+
+
+def _used() -> tuple[int, float]:
+    """How often the processor was taken from this thread, and the seconds it had; where the platform tells."""
+    if _resource is None:
+        return 0, 0.0
+    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
+    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
 
 
 def _orders(work: Work) -> Orders | None:

@@ -110,6 +110,9 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    drops: ClassVar[bool] = False
+    """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
@@ -130,6 +133,12 @@ class Stage(abc.ABC):
     has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
     alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
 
+    budget_s = 10.0
+    """Seconds one call of the user's function may take before the run tells of it; see `within`."""
+
+    path: str | None = None
+    """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
+
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
     ) -> None:
@@ -144,6 +153,18 @@ class Stage(abc.ABC):
     @property
     def name(self) -> str:
         return self._name or self.describe()
+
+    def within(self, budget_s: float) -> Self:
+        """This stage with another time budget: a call that takes longer is told of, while it goes on, and counted as
+        ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
+
+        Raises `PlanError` unless it is more than 0 seconds.
+        """
+        if not budget_s > 0:
+            raise PlanError(f"{self.name}: within({budget_s!r}) must be more than 0 seconds.")
+        made = copy.copy(self)
+        made.budget_s = budget_s
+        return made
 
     def describe(self) -> str:
         """The stage as a user would write it, short: ``Rolling('normalized', 50)``."""
