@@ -146,7 +146,7 @@ class Align(Stage):
             schema.require(self.groups_by, stage=self.name, kinds=NAMING)
         if self.channel is not None:
             schema.require(self.channel, stage=self.name, kinds=(Kind.TEXT,))
-        for column in self.reads() - {self.channel}:
+        for column in self.channels if self.channel is None else (self.value,):
             schema.require(column, stage=self.name, kinds=NUMERIC)
         key = self._key_of(schema)
         made = [Field(channel, Kind.FLOAT) for channel in self.channels]
