@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.core.apply import with_roles
+from tidemill.core.trial import Made, Trial, marks_of
 from tidemill.testing import ListSink
 
 S = 1_000_000_000
@@ -408,6 +410,34 @@ def test_a_lane_that_is_killed_behind_it_changes_nothing(tmp_path, monkeypatch, 
     assert sum(lane.restarts for lane in report.lanes) >= 3
     expected, _ = run(tm.Plan(align), rows, lanes=0)
     assert repr([{name: cell for name, cell in row.items() if name != "seen"} for row in made]) == repr(expected)
+
+
+@pytest.mark.parametrize("method", ["last", "linear"])
+def test_a_slab_that_is_worked_on_again_may_have_other_records(method):
+    """One that was aligned before its lane died may be set aside the next time; nothing of it stays."""
+    rows = [
+        {"device": "A", "time": 1, "flow": 1.0},
+        {"device": "B", "time": 5, "flow": 2.0},
+        {"device": "A", "time": 50, "flow": 9.0},
+        {"device": "B", "time": 60, "flow": 2.0},
+        {"device": "A", "time": 61, "temp": 3.0},
+        {"device": "A", "time": 62, "flow": 5.0},
+    ]
+    batch = with_roles(rows, "device", None, "UTC")
+    stage = tm.Align(["temp", "flow"], by=None, channel=None, method=method, tolerance="100s")
+    stage = stage.settled(tm.Schema(batch.schema, key="device"))
+    marks = marks_of(batch)
+    options = {"records": 6, "marks": marks}
+    first = Trial(stage, ["A", "B"], **options)
+    made = [first.feed(batch.slice(0, 2))]
+    first.feed(batch.slice(2, 4), commit=False)
+    second = Trial(stage, ["A", "B"], buffer=first.buffer, fed=2, **options)
+    made.append(second._run(batch.slice(3, 4), np.array([3]), 2, marks[2:5], commit=True))  # without A's at 50
+    third = Trial(stage, ["A", "B"], buffer=first.buffer, fed=4, **options)
+    made += [third.feed(batch.slice(4, 6)), third.finish()]
+    rows = sorted(Made.joined(made).batch.to_rows(), key=lambda row: row["time"])
+    at_61 = 1.0 if method == "last" else 1 + 4 * (60 / 61)
+    assert [(row["time"] // S, row["flow"]) for row in rows] == [(1, 1.0), (5, 2.0), (60, 2.0), (61, at_61), (62, 5.0)]
 
 
 def deadly(batch):

@@ -121,6 +121,7 @@ class Align(Stage):
         self._places = {channel: place for place, channel in enumerate(self.channels)}
         self._buffer = EventBuffer(["int32", "float64"], max_waiting)
         self._newest = Newest(len(self.channels))
+        self._rewritten = -1
         self._key = KeyField(Schema(key=by or Schema().key))
 
     def _check_names(self) -> None:
@@ -173,6 +174,9 @@ class Align(Stage):
     # -- in a lane ---------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, state: StageState) -> Step:
+        if state.rewritten != self._rewritten:  # a slab was rolled back, perhaps in the process before this one
+            self._newest.forget(state, int(state.marks[0]))
+            self._rewritten = state.rewritten
         held, due = self._buffer.held(state)
         fresh, rejects, gone = self._taken(batch, state, self._buffer.most - len(held))
         if len(fresh):

@@ -2,8 +2,8 @@
 
 A slab may end the waiting of more devices than it has records, more than the undo log has room for. So each device has two
 versions, and each version the watermark with which it was written: what holds is the later one of those that are not beyond
-the watermark before the slab. Writing goes to the other, its watermark last. A slab that was not committed leaves a
-version from beyond that watermark, which nobody reads and the next writing replaces: nothing need be undone.
+the watermark before the slab. Writing goes to the other, its watermark last. A slab that was not committed leaves versions
+from beyond that watermark: `forget` strikes them out before it is worked on again, since it may then touch other devices.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Newest:
         state["newest_value"][slots, other] = values
         state["newest_time"][slots, other] = times ^ _SIGN
         state["newest_mark"][slots, other] = np.int64(after) ^ _SIGN
+
+    def forget(self, state: StageState, before: int) -> None:
+        """Strike out what was written by a slab that was not committed: to be called first after a rollback."""
+        marks = state["newest_mark"][: len(state.keys)]
+        marks[marks ^ _SIGN > before] = 0
 
     def _version(self, state: StageState, slots: NDArray[np.int32], before: int) -> NDArray[np.intp]:
         marks = state["newest_mark"][slots] ^ _SIGN
