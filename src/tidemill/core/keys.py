@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import Column, object_array
+from tidemill.core.pairs import MISSING, PairCodes
 
 __all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
 _UNSEEN: Final = -2  # in a recoding: no row had this text yet
+_NEW_AT_ONCE: Final = 1_024  # rows of new sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
-_NO_PAIR: Final = np.iinfo(np.int64).max
 
 Recodings = dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]]
 
@@ -68,19 +69,16 @@ class KeyTable:
         self._max_keys = max_keys
         self._codes: dict[str | tuple[str, str], int] = {}
         """By name, or by device and name."""
-        self._firsts: dict[str, int] = {}
-        """Where sensors have devices, the code of the first one of each name."""
         self._lane = np.zeros(1024, np.int16)
         self._slot = np.zeros(1024, np.int32)
-        self._device = np.zeros(1024, np.int32)
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
         self._known: Recodings = {}
         self._known_devices: Recodings = {}
-        # Sensors whose name another device's sensor had first: (code of that one, own device), sorted, and their codes.
-        self._namesakes = np.array([_NO_PAIR])
-        self._namesake_codes = np.array([UNKNOWN], np.int32)
+        # Where sensors have devices: numbers of their names, and codes by (number, code of the device).
+        self._numbers: dict[str, int] = {}
+        self._pairs = PairCodes()
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -107,49 +105,44 @@ class KeyTable:
         """
         assert keys.texts is not None
         assert devices.texts is not None
-        firsts, owners = _recoding(keys.texts, self._known), _recoding(devices.texts, self._known_devices)
-        codes = _look_up(firsts, keys, lambda name: self._firsts.get(name, _UNSEEN))
+        numbers, owners = _recoding(keys.texts, self._known), _recoding(devices.texts, self._known_devices)
+        names = _look_up(numbers, keys, lambda name: self._numbers.get(name, _UNSEEN))
         own = _look_up(owners, devices, lambda device: self._codes.get((device, device), _UNSEEN))
-        elsewhere = (self._device.take(codes, mode="wrap") != own) & (codes >= 0) & (own >= 0)
-        if elsewhere.any():
-            codes[elsewhere] = self._namesakes_of(codes[elsewhere], own[elsewhere])
-        new = (codes == _UNSEEN) & (own != UNKNOWN) | (own == _UNSEEN) & (codes != UNKNOWN)
-        if new.any():
-            codes[new], own[new] = self._enter(keys, devices, np.flatnonzero(new))
-        lost = (codes < 0) | (own < 0)
-        if lost.any():
-            codes[lost] = own[lost] = UNKNOWN
+        codes = self._pairs.find(names, own)
+        if len(codes) and np.minimum.reduce(codes) == MISSING:
+            codes[(names == UNKNOWN) | (own == UNKNOWN)] = UNKNOWN
+            new = np.flatnonzero(codes == MISSING)
+            while len(new):
+                some, new = new[:_NEW_AT_ONCE], new[_NEW_AT_ONCE:]  # those behind may be the same ones
+                codes[some], own[some] = self._enter(keys.take(some), devices.take(some), numbers, owners)
+                own[new] = owners.take(devices.values[new])
+                codes[new] = self._pairs.find(numbers.take(keys.values[new]), own[new])
+                new = new[codes[new] == MISSING]
+            own[codes == UNKNOWN] = UNKNOWN
         return codes, own
 
-    def _namesakes_of(self, firsts: NDArray[np.int32], devices: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The codes of sensors that have the name of these, on these devices; `_UNSEEN` where there is none."""
-        pairs = firsts.astype(np.int64) << 32 | devices
-        at = np.searchsorted(self._namesakes, pairs)
-        return np.where(self._namesakes[at] == pairs, self._namesake_codes[at], np.int32(_UNSEEN))
-
     def _enter(
-        self, keys: Column, devices: Column, rows: NDArray[np.intp]
+        self, keys: Column, devices: Column, numbers: NDArray[np.int32], owners: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Codes of the sensors of these rows, which are new, and of their devices."""
+        """Codes of sensors that are new, and of their devices; notes in the recodings what the run knows of both."""
         assert keys.texts is not None
         assert devices.texts is not None
-        pairs = list(zip(keys.values[rows].tolist(), devices.values[rows].tolist(), strict=True))
+        pairs = list(zip(keys.values.tolist(), devices.values.tolist(), strict=True))
         made: dict[tuple[int, int], tuple[int, int]] = {}
-        namesakes: dict[int, int] = {}
+        fresh: dict[tuple[int, int], int] = {}
         for key, device in dict.fromkeys(pairs):
             name, owner = keys.texts[key], devices.texts[device]
-            own = self.code(owner, owner)
+            own = owners[device] = self.code(owner, owner)
             code = self.code(name, owner) if own != UNKNOWN else UNKNOWN
             made[key, device] = code, own
-            first = self._firsts.setdefault(name, code) if code != UNKNOWN else code
-            if first != code:
-                namesakes[first << 32 | own] = code
-        fresh = np.array(sorted(namesakes), np.int64)
-        at = np.searchsorted(self._namesakes, fresh)
-        self._namesakes = np.insert(self._namesakes, at, fresh)
-        self._namesake_codes = np.insert(self._namesake_codes, at, [namesakes[pair] for pair in fresh.tolist()])
-        codes = np.array([made[pair] for pair in pairs], np.int32)
-        return codes[:, 0], codes[:, 1]
+            if code != UNKNOWN:
+                numbers[key] = number = self._numbers.setdefault(name, len(self._numbers))
+                fresh[number, own] = code
+        if fresh:
+            known = np.array([(*pair, code) for pair, code in fresh.items()], np.int32)
+            self._pairs.add(known[:, 0], known[:, 1], known[:, 2])
+        both = np.array([made[pair] for pair in pairs], np.int32)
+        return both[:, 0], both[:, 1]
 
     def code(self, key: str, device: str | None = None) -> int:
         """The key's code, a new one if it is new; `UNKNOWN` when the table cannot take it.
@@ -172,10 +165,8 @@ class KeyTable:
         if code == len(self._lane):
             self._lane = np.append(self._lane, np.zeros_like(self._lane))
             self._slot = np.append(self._slot, np.zeros_like(self._slot))
-            self._device = np.append(self._device, np.zeros_like(self._device))
         self._lane[code] = lane
         self._slot[code] = len(self._by_lane[lane])
-        self._device[code] = code if device is None else self._codes[device, device]
         self._by_lane[lane].append(key)
         return code
 
