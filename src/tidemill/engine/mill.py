@@ -297,7 +297,7 @@ class Mill:
         """A slab without records, with which the watermark moves."""
         nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
         memory, packer = self.slabs.take()
-        slab = self._filler.fill(Taken(nothing, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
+        slab = self._filler.fill(Taken(nothing, _NOBODY, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
         assert slab.marks is not None
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)

@@ -107,6 +107,8 @@ class Work(Message, frozen=True):
     marks_at: int = -1
     """The watermark before the slab's first record and after each (after none, when there is none), int64; -1 when no
     stage follows it."""
+    devices_at: int = -1
+    """Key slots, int32, of every row's device; -1 where sensors are not placed by it."""
 
 
 class Stop(Message, frozen=True):

@@ -142,7 +142,11 @@ class Worker:
         slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
         batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._memory.begin(work.slab)
-        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=_marks(work, buffer))
+        devices = None
+        if work.devices_at >= 0:
+            devices = np.frombuffer(buffer, np.int32, work.packed.rows, work.devices_at).take(rows, mode="wrap")
+        marks = _marks(work, buffer)
+        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=marks, devices=devices)
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)

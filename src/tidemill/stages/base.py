@@ -122,6 +122,14 @@ class Stage(abc.ABC):
     follows_watermark: ClassVar[bool] = False
     """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
 
+    groups_by: str | None = None
+    """The column that names what several sensors share, their device, where the stage works on that: all records of a
+    device then go to one lane, and `StageState.devices` has its key slot. Such a stage follows the watermark."""
+
+    delay_ns: int = 0
+    """How much later than the watermark the rows that it makes may come out: for the stages behind it, the watermark is
+    held back so far, and they are not late."""
+
     absorbs: ClassVar[bool] = False
     """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
