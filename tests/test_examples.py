@@ -44,9 +44,22 @@ def test_in_app_serves_and_stops(tmp_path: Path) -> None:
     ]
 
 
+def test_model_finds_the_strange_readings(tmp_path: Path) -> None:
+    """Rolling features through an ONNX model, and what it scores high into a database."""
+    told = start("model.py", tmp_path)
+    with sqlite3.connect(tmp_path / "strange.db") as database:
+        scores = database.execute(
+            "SELECT score, normalized, normalized_mean_50, normalized_std_50 FROM strange"
+        ).fetchall()
+    assert told == f"{len(scores)} of 940 readings are strange\n"
+    assert scores
+    for score, reading, mean, std in scores:
+        assert score == pytest.approx(abs(reading - mean) / max(std, 0.05), rel=1e-4)
+
+
 def test_every_example_is_tested() -> None:
     """A new example needs a test here."""
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"replay.py", "classic.py", "in_app.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"replay.py", "classic.py", "in_app.py", "model.py"}
 
 
 @pytest.mark.parametrize("name", ["plant.csv", "calibration.csv"])

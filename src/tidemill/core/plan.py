@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
-from tidemill.stages.base import LoadTable, Stage
+from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
 __all__ = ["Plan"]
@@ -28,8 +28,8 @@ class Plan:
     def __len__(self) -> int:
         return len(self.stages)
 
-    def prepared(self, load: LoadTable) -> Plan:
-        """The plan with its tables loaded; raises `InputError` or `PlanError` for one that cannot serve."""
+    def prepared(self, load: Load) -> Plan:
+        """The plan with its tables and models loaded; raises `InputError` or `PlanError` for one that cannot serve."""
         return Plan(*(stage.prepared(load) for stage in self.stages))
 
     def bind(self, schema: Schema) -> list[Schema]:
@@ -39,6 +39,14 @@ class Plan:
             schema = stage.bind(schema)
             schemas.append(schema)
         return schemas
+
+    def settled(self, schema: Schema) -> Plan:
+        """The plan whose stages know what enters them."""
+        stages = []
+        for stage in self.stages:
+            stages.append(stage.settled(schema))
+            schema = stage.bind(schema)
+        return type(self)(*stages)
 
     def reads(self) -> frozenset[str] | None:
         """The columns its stages look at; None when a user's function may look at any."""
@@ -53,7 +61,19 @@ class Plan:
     @property
     def learns(self) -> bool:
         """Whether some columns are known only once a user's function has returned its first batch."""
-        return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
+        return any(
+            stage.runs_user_code and stage.changes_columns and not stage.follows_watermark for stage in self.stages
+        )
+
+    @property
+    def follows_watermark(self) -> bool:
+        """Whether a stage needs event times and the watermark."""
+        return any(stage.follows_watermark for stage in self.stages)
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether no record comes out: only rows that a stage makes of them."""
+        return any(stage.absorbs for stage in self.stages)
 
     @property
     def uses_kernels(self) -> bool:
