@@ -177,6 +177,7 @@ class Mill:
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
+            "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
 
     @property
@@ -341,6 +342,7 @@ class Mill:
         slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload, names)
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
+        lane.objects.committed(result.objects)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -454,6 +456,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
+        for message in lane.objects.messages():
+            lane.send(message)
         for step in self._controls.among(self.ledger.owed(lane.number)):
             if isinstance(step, Control):
                 lane.send(StageChanged(step.stage, step.pickled))
