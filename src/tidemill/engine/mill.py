@@ -179,6 +179,7 @@ class Mill:
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
+            "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
 
     @property
@@ -347,6 +348,7 @@ class Mill:
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
         self.stage_times.add(result.stage_ns)
+        lane.objects.committed(result.objects)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -460,6 +462,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
+        for message in lane.objects.messages():
+            lane.send(message)
         for step in self._controls.among(self.ledger.owed(lane.number)):
             if isinstance(step, Control):
                 lane.send(StageChanged(step.stage, step.pickled))
