@@ -4,7 +4,8 @@ The same code runs in a lane, inline (``lanes=0``) and under ``Plan.apply``. A r
 the stages before k and stays in their state, on every path: raised, killed, past its deadline, replayed. In the state of
 stage k itself it stays when its function raised, since it had entered (a reading is a part of its sensor's window even
 where nothing can be made of that window); a record that killed its lane or was past its deadline there is set aside
-before stage k, so that it cannot strike again from its neighbours' windows.
+before stage k, so that it cannot strike again from its neighbours' windows. The objects of `Keyed` alone are the user's,
+and are put back to what they were before a record that failed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
-from tidemill.core.watermark import BEGIN
+from tidemill.core.watermark import BEGIN, held_back
 from tidemill.errors import BadResult, EngineError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_TYPE, Reject
@@ -29,6 +30,7 @@ from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
 from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -71,6 +73,8 @@ class Outcome:
     """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
     ends: NDArray[np.int64] | None = None
     """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+    devices: NDArray[np.int32] | None = None
+    """Key slot of each row's device; None where every sensor is its own."""
 
     @property
     def records(self) -> int:
@@ -85,6 +89,8 @@ class Outcome:
             self.places = self.places[kept]
         if self.ends is not None:
             self.ends = self.ends[kept]
+        if self.devices is not None:
+            self.devices = self.devices[kept]
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,15 @@ class Chain:
         opened.admit(self._keys, 0)
         self._stages[index] = opened
 
+    def changed_objects(self) -> dict[int, ObjectStates]:
+        """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""
+        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages)}
+        return {index: states for index, states in changed.items() if states is not None}
+
+    def hold_objects(self, index: int, states: ObjectStates) -> None:
+        """Objects of a stage, from a lane that died."""
+        self._stages[index].hold_objects(states)
+
     def run(
         self,
         batch: Batch,
@@ -137,14 +152,16 @@ class Chain:
         *,
         places: NDArray[np.int32] | None = None,
         marks: NDArray[np.int64] | None = None,
+        devices: NDArray[np.int32] | None = None,
     ) -> Outcome:
         """Work on a batch; ``slots`` are the key slots of its records.
 
         ``places`` and ``marks`` are the records' places in their slab and the watermark there, as `StageState` has them,
-        where a stage follows it.
+        where a stage follows it; ``devices`` the key slots of their devices, where sensors are placed by them.
         """
         orders = orders or Orders()
-        outcome = Outcome(batch, None, {name: name for name in batch.columns}, slots=slots, places=places)
+        carried = {name: name for name in batch.columns}
+        outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
         entered, made = len(batch), 0
         began = self._now()
         for index, stage in enumerate(self._stages):
@@ -157,6 +174,7 @@ class Chain:
                 assert outcome.places is not None, "the watermark is computed for such a stage"
                 assert marks is not None
                 state.places, state.marks = outcome.places, marks
+                state.devices = outcome.slots if outcome.devices is None else outcome.devices
                 first = entered + made
                 state.calling_row = partial(self._mark_made, index, stage, first)
                 away = orders.quarantine.get(index, {})
@@ -168,6 +186,8 @@ class Chain:
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
+            if marks is not None:
+                marks = held_back(marks, stage.delay_ns)
             _add(outcome.counts, state.counts)
             state.counts = {}
             ended = self._now()
@@ -406,6 +426,8 @@ class Chain:
         if emitted.rejects:
             order = order[~np.isin(order - count, [reject.row for reject in emitted.rejects])]
         outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
+        if outcome.devices is not None:  # whoever makes rows in such a plan makes them of devices
+            outcome.devices = np.concatenate([outcome.devices, emitted.slots])[order]
         outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
         outcome.places, outcome.ends = places[order], ends[order]
         outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)

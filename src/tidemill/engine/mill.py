@@ -179,6 +179,7 @@ class Mill:
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
+            "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
 
     @property
@@ -300,7 +301,7 @@ class Mill:
         """A slab without records, with which the watermark moves."""
         nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
         memory, packer = self.slabs.take()
-        slab = self._filler.fill(Taken(nothing, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
+        slab = self._filler.fill(Taken(nothing, _NOBODY, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
         assert slab.marks is not None
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)
@@ -350,6 +351,7 @@ class Mill:
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
         self.stage_times.add(result.stage_ns)
+        lane.objects.committed(result.objects)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -463,6 +465,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
+        for message in lane.objects.messages():
+            lane.send(message)
         for step in self._controls.among(self.ledger.owed(lane.number)):
             if isinstance(step, Control):
                 lane.send(StageChanged(step.stage, step.pickled))

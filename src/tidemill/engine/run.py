@@ -181,7 +181,7 @@ class Run:
             defer=loop.call_soon,
             ready=self._lanes_ready.set,
         )
-        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump)
+        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump, place_by=checked.place_by)
         self._mill, self._intake = mill, intake
         return mill, intake
 

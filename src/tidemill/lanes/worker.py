@@ -19,6 +19,7 @@ from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -27,8 +28,10 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Made,
     Message,
+    Objects,
     Output,
     Ready,
+    Restore,
     Result,
     Slot,
     StageChanged,
@@ -56,10 +59,11 @@ class Worker:
     """One lane's stages over its state memory and the slabs.
 
     ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
-    returns when it is out of this process's hands.
+    returns when it is out of this process's hands. Only one that is ``replaceable`` says what another would go on with.
     """
 
-    def __init__(self, state: Any, slabs: list[Any], send: Send) -> None:
+    def __init__(self, state: Any, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
+        self._replaceable = replaceable
         self._state = state
         self._slabs = slabs
         self._send = send
@@ -79,6 +83,8 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case Restore():
+                    self._restore(message.objects)
                 case StageChanged():
                     self._change(message)
                 case LoadPlan():
@@ -119,6 +125,10 @@ class Worker:
         assert self._chain is not None
         self._chain.admit(message.keys, message.first_slot)
 
+    def _restore(self, objects: Objects) -> None:
+        assert self._chain is not None
+        self._chain.hold_objects(objects.stage, received_states(objects))
+
     def _change(self, message: StageChanged) -> None:
         assert self._chain is not None
         self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
@@ -142,7 +152,11 @@ class Worker:
         slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
         batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._memory.begin(work.slab)
-        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=_marks(work, buffer))
+        devices = None
+        if work.devices_at >= 0:
+            devices = np.frombuffer(buffer, np.int32, work.packed.rows, work.devices_at).take(rows, mode="wrap")
+        marks = _marks(work, buffer)
+        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=marks, devices=devices)
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)
@@ -179,8 +193,15 @@ class Worker:
             made,
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
             outcome.stage_ns,
+            self._changed_objects(),
         )
         return result, payload
+
+    def _changed_objects(self) -> list[Objects]:
+        assert self._chain is not None
+        if not self._replaceable:
+            return []
+        return [sent_states(stage, states) for stage, states in self._chain.changed_objects().items()]
 
     def _place(
         self, outcome: Outcome, survivors: NDArray[np.int32], work: Work, buffer: Any

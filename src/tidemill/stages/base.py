@@ -15,6 +15,7 @@ from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
@@ -122,6 +123,14 @@ class Stage(abc.ABC):
     follows_watermark: ClassVar[bool] = False
     """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
 
+    groups_by: str | None = None
+    """The column that names what several sensors share, their device, where the stage works on that: all records of a
+    device then go to one lane, and `StageState.devices` has its key slot. Such a stage follows the watermark."""
+
+    delay_ns: int = 0
+    """How much later than the watermark the rows that it makes may come out: for the stages behind it, the watermark is
+    held back so far, and they are not late."""
+
     absorbs: ClassVar[bool] = False
     """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
@@ -212,6 +221,17 @@ class Stage(abc.ABC):
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """New sensors: ``keys[i]`` has slot ``first_slot + i``. Called before their first record, and again, from
         slot 0 on, in a lane that replaces a dead one."""
+
+    def changed_objects(self) -> ObjectStates | None:
+        """What is kept in state that is no array: the objects that changed since this was last asked, as bytes.
+
+        What is given here with a slab that is committed is held again, by `hold_objects`, in a lane that replaces a dead
+        one.
+        """
+        return None
+
+    def hold_objects(self, states: ObjectStates) -> None:
+        """Go on with these objects; later states take the place of earlier ones."""
 
     @abc.abstractmethod
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
