@@ -47,6 +47,7 @@ PUBLIC = [
     "Rate",
     "RemoteError",
     "Report",
+    "Resample",
     "Rolling",
     "Schema",
     "Select",

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
+    from tidemill.stages.resample import Resample
     from tidemill.stages.rolling import Rolling
     from tidemill.stages.scan import scan
     from tidemill.stages.silence import Silence
@@ -110,6 +111,7 @@ __all__ = [
     "Rate",
     "RemoteError",
     "Report",
+    "Resample",
     "Rolling",
     "Schema",
     "Select",
@@ -169,6 +171,7 @@ _HOMES: Final = {
     "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
+    "Resample": "stages.resample",
     "Rolling": "stages.rolling",
     "Schema": "schema",
     "Select": "stages.filter",

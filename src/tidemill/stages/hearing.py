@@ -86,9 +86,7 @@ class Heard:
         running = np.maximum.accumulate(sensors * len(times) + ranks) - sensors * len(times)
         return times[order[running]]
 
-    def silences(
-        self, newest: NDArray[np.int64], before: NDArray[np.int64], after_ns: int, until: int
-    ) -> Silences:
+    def silences(self, newest: NDArray[np.int64], before: NDArray[np.int64], after_ns: int, until: int) -> Silences:
         """Those that begin with one of these records; ``until`` is where the watermark is behind the slab."""
         since, reached = self.marks.copy(), np.append(self.marks, until)[1:]
         # A sensor that is heard for the first time has not been reported yet, however late it is.
