@@ -70,7 +70,7 @@ class WindowedGaussian:
 
 
 plan = tm.Plan(
-    tm.Keyed(WindowedGaussian),  # -> score, learned: from so many values
+    tm.Keyed(WindowedGaussian, columns=["value"]),  # -> score, learned: from so many values
 )
 pipeline = tm.Pipeline(
     tm.sources.Replay(DATA / "plant.csv", time="timestamp"),
