@@ -23,6 +23,7 @@ FLOORS = {
             "interchange",
             "letters",
             "named",
+            "durations",
             "clock",
             "held",
             "files",

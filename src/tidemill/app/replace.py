@@ -46,11 +46,9 @@ def replaced(found: Found, edges: Edges) -> Pipeline:
         return Pipeline(_source(edges, ()), found.plan, _sink(edges), name=found.path.stem)
     if edges.input is None and edges.output is None:
         return pipeline
-    return Pipeline(
-        list(pipeline.sources) if edges.input is None else _source(edges, pipeline.sources),
-        pipeline.plan,
-        list(pipeline.sinks) if edges.output is None else _sink(edges),
-        name=pipeline.name,
+    return pipeline.between(
+        pipeline.sources if edges.input is None else _source(edges, pipeline.sources),
+        pipeline.sinks if edges.output is None else _sink(edges),
     )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill import interchange
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.chain import Chain, Outcome
 from tidemill.core.keys import KeyTable
-from tidemill.errors import InputError, StageError
-from tidemill.formats.edge import DEFAULT_TIME, Edge
+from tidemill.core.order import input_order
+from tidemill.core.watermark import Watermark
+from tidemill.errors import InputError, PlanError, StageError
+from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
 from tidemill.orders import Part, joined, placed
+from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 
 if TYPE_CHECKING:
@@ -28,22 +32,35 @@ _PROBES: Final = 1_000
 """Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
 
 
-def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
+def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag_ns: int | None = None) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = _with_roles(data, key, time, tz)
-    prepared.bind(batch.schema)
+    if prepared.follows_watermark and time is None and DEFAULT_TIME not in batch.columns:
+        there = ", ".join(batch.columns) or "none"
+        raise PlanError(f'a stage works in event time: name its column with time="..."; the columns are: {there}.')
+    schema = batch.schema
+    schema.key = key if "{" not in key else DEFAULT_KEY
+    prepared.bind(schema)
+    prepared = prepared.settled(schema)
+    watermark = _Marks(batch, lag_ns) if prepared.follows_watermark else None
     keys = KeyTable(lanes=1, max_keys=max(len(batch), 1))
     slots = keys.slots(keys.encode(batch.key_column)) if batch.key_column is not None else np.empty(0, np.int32)
     layout = prepared.layout(max(len(keys), 1), _RECORDS_AT_ONCE)
     memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
     chain = Chain(prepared.stages, memory, lambda: 0)
     chain.admit(keys.untold(0)[1], 0)
+    batch.key_column = Column(Kind.TEXT, slots, texts=chain.key_texts)
     outcomes: list[tuple[int, Outcome]] = []
     start, learning = 0, prepared.learns
     while start < len(batch) or not outcomes:
         stop = start + (1 if learning else _RECORDS_AT_ONCE)
         memory.begin(len(outcomes) + 1)
-        outcome = chain.run(batch.slice(start, stop), slots[start:stop])
+        part = batch.slice(start, stop)
+        if watermark is None:
+            outcome = chain.run(part, slots[start:stop])
+        else:
+            places = np.arange(len(part), dtype=np.int32)
+            outcome = chain.run(part, slots[start:stop], places=places, marks=watermark.advance(part))
         memory.commit(len(outcomes) + 1)
         for dead in outcome.dead:
             name = prepared.stages[dead.stage].name
@@ -51,7 +68,45 @@ def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str) -> 
         outcomes.append((start, outcome))
         learning = learning and len(outcomes) < _PROBES and not _shows(outcome)
         start = stop
-    return interchange.like(data, _joined(batch, outcomes))
+    if watermark is None:
+        return interchange.like(data, _joined(batch, outcomes))
+    memory.begin(len(outcomes) + 1)
+    nowhere = np.empty(0, np.int32)
+    outcomes.append((start, chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=watermark.end())))
+    return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
+
+
+class _Marks:
+    """The watermark over data that is all there: by default it lags as much as the data's order is off."""
+
+    def __init__(self, batch: Batch, lag_ns: int | None) -> None:
+        if lag_ns is None:
+            lag_ns = int((np.maximum.accumulate(batch.time) - batch.time).max()) if len(batch) else 0
+        self._watermark = Watermark(lag_ns=lag_ns)
+
+    def advance(self, part: Batch) -> NDArray[np.int64]:
+        if not len(part):
+            return np.array([self._watermark.mark] * 2)
+        return self._watermark.advance(part.time, wall_ns=None)
+
+    def end(self) -> NDArray[np.int64]:
+        before = self._watermark.mark
+        self._watermark.end()
+        return np.array([before, self._watermark.mark])
+
+
+def _in_order(outcomes: list[Outcome]) -> Batch:
+    """The rows of all chunks, those that stages made among the others."""
+    parts = []
+    for outcome in [outcome for outcome in outcomes if len(outcome.batch)] or outcomes[-1:]:
+        part = outcome.batch
+        if outcome.ends is not None:
+            assert outcome.places is not None
+            assert part.key_column is not None
+            order = input_order(outcome.places, outcome.ends, outcome.slots, part.keys)
+            part = part.take(order)
+        parts.append(part)
+    return Batch.concat(parts)
 
 
 def _shows(outcome: Outcome) -> bool:

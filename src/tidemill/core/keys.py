@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.column import Column
+from tidemill.column import Column, object_array
 
 __all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
 
@@ -64,6 +64,7 @@ class KeyTable:
         self._slot = np.zeros(1024, np.int32)
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
+        self._names: dict[int, NDArray[np.object_]] = {}
         self._known: dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]] = {}
 
     def __len__(self) -> int:
@@ -125,6 +126,14 @@ class KeyTable:
     def slots(self, codes: NDArray[np.int32], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """The slot of each code in its lane's state memory."""
         return self._slot.take(codes, out=out, mode="wrap")
+
+    def names(self, lane: int) -> NDArray[np.object_]:
+        """The lane's keys by slot."""
+        keys = self._by_lane[lane]
+        names = self._names.get(lane)
+        if names is None or len(names) < len(keys):
+            names = self._names[lane] = object_array(keys)
+        return names
 
     def untold(self, lane: int) -> tuple[int, Sequence[str]]:
         """The keys this lane has not been told of, and the slot of the first; they count as told from here on."""

@@ -40,6 +40,14 @@ class Plan:
             schemas.append(schema)
         return schemas
 
+    def settled(self, schema: Schema) -> Plan:
+        """The plan whose stages know what enters them."""
+        stages = []
+        for stage in self.stages:
+            stages.append(stage.settled(schema))
+            schema = stage.bind(schema)
+        return type(self)(*stages)
+
     def reads(self) -> frozenset[str] | None:
         """The columns its stages look at; None when a user's function may look at any."""
         names: frozenset[str] = frozenset()
@@ -54,6 +62,16 @@ class Plan:
     def learns(self) -> bool:
         """Whether some columns are known only once a user's function has returned its first batch."""
         return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
+
+    @property
+    def follows_watermark(self) -> bool:
+        """Whether a stage needs event times and the watermark."""
+        return any(stage.follows_watermark for stage in self.stages)
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether no record comes out: only rows that a stage makes of them."""
+        return any(stage.absorbs for stage in self.stages)
 
     @property
     def uses_kernels(self) -> bool:

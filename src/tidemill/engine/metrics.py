@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +104,14 @@ class Counts:
     dropped: int = 0
     absorbed: int = 0
     emitted: int = 0
+
+    def book(self, records: int, gone: Iterable[Mapping[str, int]]) -> None:
+        """Count records that did not become rows, nor dead letters: as what their stages say, the rest as filtered."""
+        for shares in gone:
+            for what, times in shares.items():
+                setattr(self, what, getattr(self, what) + times)
+                records -= times
+        self.filtered += records
 
     @property
     def rows_out(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tidemill import files
 from tidemill.core import plan as core
+from tidemill.durations import duration_ns
 from tidemill.stages.base import Table
 
 __all__ = ["Plan", "read_table"]
@@ -22,14 +23,24 @@ class Plan(core.Plan):
     ``Plan(stage, stage, ...)``; a list of stages counts as its stages, and a plan inside a plan as its stages.
     """
 
-    def apply(self, data: Any, *, key: str = "sensor", time: str | None = None, tz: str = "UTC") -> Any:
+    def apply(
+        self,
+        data: Any,
+        *,
+        key: str = "sensor",
+        time: str | None = None,
+        tz: str = "UTC",
+        lag: str | float | None = None,
+    ) -> Any:
         """The plan over data in memory, inline, without processes: the same numbers as live.
 
         ``data`` is a pandas or polars DataFrame, a pyarrow Table, a list of dicts or a `Batch`; the same kind comes
-        back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it.
+        back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it. ``lag`` is that of
+        `Pipeline`, for stages that work in event time: by default as much as the rows' order is off, so that none is late.
 
         A record that a user's function fails on raises `StageError`: a notebook wants to know.
         """
         from tidemill.core.apply import apply
 
-        return apply(self.prepared(read_table), data, key=key, time=time, tz=tz)
+        lag_ns = None if lag is None else duration_ns(lag, name="apply: lag", zero=True)
+        return apply(self.prepared(read_table), data, key=key, time=time, tz=tz, lag_ns=lag_ns)

@@ -42,6 +42,8 @@ __all__ = ["Run", "first_error"]
 
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
+_TICK_EVERY: Final = 10
+"""Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
 _log = logging.getLogger("tidemill")
 
 
@@ -134,6 +136,7 @@ class Run:
                 background += [group.create_task(outlet.run()) for outlet in self._outlets]
                 await self._sources_ended(sources)
                 await self._drained(mill)
+                await self._flushed(mill)
                 await self._finished()
                 mill.stop()
                 for task in background:
@@ -155,6 +158,7 @@ class Run:
         ]
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
+        assert self._letters is not None
         self._learning = checked.schemas[-1].open
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
         loop = asyncio.get_running_loop()
@@ -166,9 +170,11 @@ class Run:
             batcher=Batcher(self._limits),
             clock=self._clock,
             max_keys=self.pipeline.max_keys,
+            watermark=self.pipeline.watermark(),
             emit=self._emit,
             fail=self._fail,
             reject=self._reject_record,
+            reject_row=self._letters.add,
             defer=loop.call_soon,
             ready=self._lanes_ready.set,
         )
@@ -265,6 +271,12 @@ class Run:
                 extra={"in_flight": mill.counts.in_flight},
             )
 
+    async def _flushed(self, mill: Mill) -> None:
+        """The input has ended: so do open windows."""
+        if mill.idle:
+            mill.end_input()
+            await self._drained(mill)
+
     async def _nothing_in_flight(self, mill: Mill) -> None:
         while not mill.idle:
             self._idle.clear()
@@ -350,13 +362,16 @@ class Run:
     # -- watching --------------------------------------------------------------------------------------------
 
     async def _watch(self, mill: Mill) -> None:
-        """Deadlines, and the reader of live statistics."""
+        """Deadlines, the watermark of a live run, and the reader of live statistics."""
+        live = mill.follows_watermark and not self.pipeline.finite
         ticks = 0
         while True:
             await asyncio.sleep(0.02)
             if mill.has_deadlines:
                 mill.enforce_deadlines()
             ticks += 1
+            if live and ticks % _TICK_EVERY == 0 and self.started.is_set():
+                mill.tick()
             if self._on_statistics is not None and ticks % 12 == 0:
                 self._on_statistics(self.statistics())
 

@@ -19,6 +19,7 @@ __all__ = [
     "Function",
     "KindsFixed",
     "LoadPlan",
+    "Made",
     "Message",
     "OpenSink",
     "Output",
@@ -95,6 +96,9 @@ class Work(Message, frozen=True):
     results: list[Slot]
     isolate: list[int]
     quarantine: list[Quarantined]
+    marks_at: int = -1
+    """The watermark before the slab's first record and after each (after none, when there is none), int64; -1 when no
+    stage follows it."""
 
 
 class Stop(Message, frozen=True):
@@ -116,6 +120,15 @@ class Output(msgspec.Struct, array_like=True, frozen=True):
     source: str = ""
 
 
+class Made(msgspec.Struct, array_like=True, frozen=True):
+    """Where, in the payload of a `Result`, two more things are said of each row."""
+
+    ends_at: int
+    """What orders rows of one place, int64; `BEGIN` for a record's own row."""
+    slots_at: int
+    """Its key slot, int32."""
+
+
 class Result(Message, frozen=True):
     """What a lane made of its rows of a slab; holds only once `Committed` has come too."""
 
@@ -132,6 +145,13 @@ class Result(Message, frozen=True):
     counts: dict[str, int]
     kinds: dict[int, dict[str, str]] | None
     """Kinds per stage, when the lane has learned some since its last result."""
+    gone: dict[str, int] = {}
+    """How many of the rows that neither survived nor are dead count as what; the rest was filtered."""
+    made: Made | None = None
+    """Set when there are rows without a record among them: the frame then holds every column, and `kept_at` the places
+    of the rows, which need not differ."""
+    dead_rows: list[tuple[int, str, str, bytes]] = []
+    """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
 
 
 class Committed(Message, frozen=True):

@@ -8,11 +8,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import Column, object_array
+from tidemill.column import Column
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
@@ -23,6 +24,7 @@ from tidemill.lanes.wire import (
     Failed,
     KindsFixed,
     LoadPlan,
+    Made,
     Message,
     Output,
     Ready,
@@ -37,7 +39,7 @@ from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
-__all__ = ["Worker", "pack_frame"]
+__all__ = ["Worker", "pack_frame", "pack_made"]
 
 _WORD: Final = 8  # bytes
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
@@ -56,8 +58,6 @@ class Worker:
         self._send = send
         self._kernels: Kernels | None = None  # where they are loaded anyway, and compiled
         self._unpacker = Unpacker()
-        self._keys: list[str] = []
-        self._key_texts: NDArray[np.object_] = np.empty(0, object)
         self._kinds_told = 0
         self._memory: StateMemory | None = None
         self._chain: Chain | None = None
@@ -108,8 +108,6 @@ class Worker:
 
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
-        self._keys[message.first_slot :] = message.keys
-        self._key_texts = object_array(self._keys)
         self._chain.admit(message.keys, message.first_slot)
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
@@ -129,9 +127,9 @@ class Worker:
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
         slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
-        batch.key_column = Column(Kind.TEXT, slots, texts=self._key_texts)
+        batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._memory.begin(work.slab)
-        outcome = self._chain.run(batch, slots, _orders(work))
+        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=_marks(work, buffer))
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)
@@ -140,12 +138,20 @@ class Worker:
     def _result(
         self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
     ) -> tuple[Result, bytearray]:
-        survivors = rows if outcome.rows is None else rows[outcome.rows]
-        outputs, framed = self._place(outcome, survivors, work, buffer)
-        payload, packed, kept_at = pack_frame(
-            framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
-        )
-        dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead]
+        made: Made | None = None
+        packed: Packed | None
+        outputs: list[Output] = []
+        if outcome.ends is not None:
+            assert outcome.places is not None
+            survivors = outcome.places
+            payload, packed, kept_at, made = pack_made(outcome.batch, survivors, outcome.ends, outcome.slots)
+        else:
+            survivors = rows if outcome.rows is None else rows[outcome.rows]
+            outputs, framed = self._place(outcome, survivors, work, buffer)
+            payload, packed, kept_at = pack_frame(
+                framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
+            )
+        dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead if d.made is None]
         result = Result(
             work.slab,
             time.perf_counter_ns() - start,
@@ -156,6 +162,9 @@ class Worker:
             dead,
             outcome.counts,
             self._learned(),
+            outcome.gone,
+            made,
+            [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
         )
         return result, payload
 
@@ -197,6 +206,17 @@ def _orders(work: Work) -> Orders | None:
     for row in work.quarantine:
         orders.quarantine.setdefault(row.stage, {})[row.row] = (row.reason_code, row.reason)
     return orders
+
+
+def _marks(work: Work, buffer: Any) -> NDArray[np.int64] | None:
+    if work.marks_at < 0:
+        return None
+    return np.frombuffer(buffer, np.int64, max(work.packed.rows, 1) + 1, work.marks_at)
+
+
+def _json(row: dict[str, Any]) -> bytes:
+    """A row for the dead letters, with what JSON has no word for as text."""
+    return msgspec.json.encode(row, enc_hook=str)
 
 
 class _Writer:
@@ -243,3 +263,19 @@ def pack_frame(
     del packer  # the view must go before the bytes can be cut
     del payload[used:]
     return payload, packed, kept_at
+
+
+def pack_made(
+    batch: Batch, places: NDArray[np.int32], ends: NDArray[np.int64], slots: NDArray[np.int32]
+) -> tuple[bytearray, Packed, int, Made]:
+    """The payload of a `Result` with rows that stages made: the whole batch, and what orders its rows."""
+    room = places.nbytes + 2 * (ends.nbytes + slots.nbytes)  # times are as large as ends, field orders as slots
+    payload = bytearray(packed_bytes(batch.columns) + room + 512)
+    packer = Packer(payload)
+    made = Made(packer.array(ends), packer.array(slots))
+    kept_at = packer.array(places)
+    packed = packer.batch(batch)
+    used = packer.used
+    del packer
+    del payload[used:]
+    return payload, packed, kept_at, made

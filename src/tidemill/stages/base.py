@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,36 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
+
+GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
+"""What a record that does not go on may be counted as, if not as filtered."""
 
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
 LoadTable = Callable[[str], tuple[str, Table]]
 """Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Rows without a record of their own: a window that ended, a sensor that fell silent.
+
+    Each comes out where the watermark crossed what it waited for; those of one place in the order of ``ends``, then of
+    their sensors' names as bytes. One sensor's rows are in that order already.
+    """
+
+    batch: Batch
+    """The rows, with their event times."""
+    slots: NDArray[np.int32]
+    """Key slot of each row."""
+    places: NDArray[np.int32]
+    """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
+    ends: NDArray[np.int64]
+    """What orders the rows of one place, in nanoseconds: a window's end."""
 
 
 @dataclass
@@ -37,8 +58,23 @@ class Step:
     kept: NDArray[np.intp] | None = None
     """Positions in the stage's input of the records that go on, ascending; None when all do."""
     rejects: list[Reject] = field(default_factory=list)
-    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
-    is not kept was filtered."""
+    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
+    was filtered."""
+    emitted: Emitted | None = None
+    """Rows beside those of the records that go on."""
+
+
+@dataclass(frozen=True)
+class Entered:
+    """Consecutive records of a batch that are in a stage's state, and what works on any part of them."""
+
+    start: int
+    stop: int
+    work: Callable[[Batch, int], Batch | Step]
+    """``work(part, at)`` of ``batch.slice(at, at + len(part))``, somewhere in ``start`` to ``stop``: what the stage makes
+    of it. It may be called again, on other parts, until the next records enter."""
 
 
 class Stage(abc.ABC):
@@ -63,8 +99,19 @@ class Stage(abc.ABC):
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
 
+    follows_watermark: ClassVar[bool] = False
+    """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
+
+    absorbs: ClassVar[bool] = False
+    """Whether no record goes on: only rows that it makes (`Emitted`)."""
+
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
+
+    narrows_itself: ClassVar[bool] = False
+    """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
+    has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
+    alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
 
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
@@ -98,6 +145,10 @@ class Stage(abc.ABC):
     def bind(self, schema: Schema) -> Schema:
         """The schema after this stage; raises `PlanError` naming the stage, the column, and what there is."""
 
+    def settled(self, schema: Schema) -> Stage:
+        """This stage, knowing what enters it; what it needs of that it must not look for in its first batch."""
+        return self
+
     def reads(self) -> frozenset[str] | None:
         """The columns it needs to see; None for all (a user's function may look at any)."""
         return None
@@ -126,3 +177,18 @@ class Stage(abc.ABC):
         A value may depend on the record, its key's earlier records in order, and nothing else: not on where one
         batch ends and the next begins. Before state is overwritten it is saved and sealed (see `StageState`).
         """
+
+    def enter(self, batch: Batch, state: StageState) -> Iterator[Entered]:
+        """`step` in two halves, for a stage with both a state and a function of the user's.
+
+        The first half takes records into the state, each once, whatever their function makes of them; the second,
+        `Entered.work`, only reads it. So a call that fails is repeated on fewer records without any of them entering
+        twice. By default there is nothing to enter, and the work is `step`.
+        """
+        slots = state.slots
+
+        def work(part: Batch, at: int) -> Batch | Step:
+            state.slots = slots[at : at + len(part)]
+            return self.step(part, state)
+
+        yield Entered(0, len(batch), work)
