@@ -20,12 +20,13 @@ def python_of(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def executed(code: str, folder: Path) -> None:
-    """As a script without a ``__main__`` guard, in a folder that has the examples."""
+def executed(code: str, folder: Path) -> str:
+    """What it prints as a script without a ``__main__`` guard, in a folder that has the examples."""
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "shown.py").write_text(code)
     done = subprocess.run([sys.executable, "shown.py"], cwd=folder, capture_output=True, text=True, timeout=100)  # noqa: PLW1510
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
@@ -48,6 +49,12 @@ def test_the_readmes_example_is_ten_lines() -> None:
 def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined; its own assertions hold."""
     executed("\n".join(python_of(ROOT / "docs" / "tutorial.md")), tmp_path)
+
+
+def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its blocks, joined, find the reading that stands out, and print that the rest holds."""
+    told = executed("\n".join(python_of(ROOT / "docs" / "howto" / "models.md")), tmp_path)
+    assert told.splitlines() == ["[200]", "True", "True", "True"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

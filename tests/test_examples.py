@@ -76,9 +76,22 @@ def test_water_level_prints_what_is_not_good(tmp_path: Path) -> None:
     assert [row["flat_line_test"] for row in stuck] == [3] * 3 + [4] * 14
 
 
+def test_model_finds_the_strange_readings(tmp_path: Path) -> None:
+    """Rolling features through an ONNX model, and what it scores high into a database."""
+    told = start("model.py", tmp_path)
+    with sqlite3.connect(tmp_path / "strange.db") as database:
+        scores = database.execute(
+            "SELECT score, normalized, normalized_mean_50, normalized_std_50 FROM strange"
+        ).fetchall()
+    assert told == f"{len(scores)} of 940 readings are strange\n"
+    assert scores
+    for score, reading, mean, std in scores:
+        assert score == pytest.approx(abs(reading - mean) / max(std, 0.05), rel=1e-4)
+
+
 def test_every_example_is_tested() -> None:
     """A new example needs a test here."""
-    tested = {"anomaly.py", "classic.py", "ecg.py", "in_app.py", "replay.py", "water_level.py"}
+    tested = {"anomaly.py", "classic.py", "ecg.py", "in_app.py", "model.py", "replay.py", "water_level.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 

@@ -52,24 +52,38 @@ if TYPE_CHECKING:
     )
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
+    from tidemill.stages.aggregate import Aggregate
     from tidemill.stages.calibrate import Calibrate
+    from tidemill.stages.dedup import Dedup
+    from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.model import Model
+    from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.statistics.wanted import quantile
+    from tidemill.stages.stuck import Stuck
+    from tidemill.stages.time_windows import session, sliding, tumbling
 
     __version__: str
 
 __all__ = [
+    "Aggregate",
     "BadResult",
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -80,10 +94,12 @@ __all__ = [
     "MapFrame",
     "MapRows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -91,27 +107,37 @@ __all__ = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
+    "Aggregate": "stages.aggregate",
     "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
     "CallError": "errors",
+    "Dedup": "stages.dedup",
+    "Diff": "stages.lag",
     "EngineError": "errors",
+    "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
     "Kind": "schema",
+    "Lag": "stages.lag",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
     "LanesExecutor": "engine.lanes_executor",
@@ -122,10 +148,12 @@ _HOMES: Final = {
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
     "MissingExtra": "errors",
+    "Model": "stages.model",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",
     "Plan": "engine.plan",
     "PlanError": "errors",
+    "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
@@ -133,11 +161,16 @@ _HOMES: Final = {
     "Select": "stages.filter",
     "StageError": "errors",
     "Statistics": "engine.metrics",
+    "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
+    "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
     "serve": "engine.entrance",
+    "session": "stages.time_windows",
+    "sliding": "stages.time_windows",
+    "tumbling": "stages.time_windows",
 }
 _MODULES: Final = frozenset({"sinks", "sources", "testing"})
 

@@ -35,9 +35,10 @@ _PROBES: Final = 1_000
 def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag_ns: int | None = None) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = _with_roles(data, key, time, tz)
-    if prepared.follows_watermark and time is None and DEFAULT_TIME not in batch.columns:
-        there = ", ".join(batch.columns) or "none"
-        raise PlanError(f'a stage works in event time: name its column with time="..."; the columns are: {there}.')
+    timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
+    if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
+        there = ", ".join(batch.columns)
+        raise PlanError(f'{timed} works in event time: name its column with time="..."; the columns are: {there}.')
     schema = batch.schema
     schema.key = key if "{" not in key else DEFAULT_KEY
     prepared.bind(schema)

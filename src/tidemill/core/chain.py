@@ -147,12 +147,16 @@ class Chain:
                 assert outcome.places is not None, "the watermark is computed for such a stage"
                 assert marks is not None
                 state.places, state.marks = outcome.places, marks
+                first = entered + made
+                state.calling_row = partial(self._mark_made, index, stage, first)
+                away = orders.quarantine.get(index, {})
+                state.quarantined = {row - first: why for row, why in away.items() if row >= first}
             step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
             self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
-                self._mix_in(outcome, step.emitted, entered + made)
+                self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
             _add(outcome.counts, state.counts)
             state.counts = {}
@@ -165,10 +169,11 @@ class Chain:
     def _step(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> tuple[Step, Batch]:
         """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
         batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
-        if not stage.runs_user_code:
+        if not stage.runs_user_code or stage.follows_watermark:  # which finds itself what its functions fail on
             self._memory.mark(index)
             state.slots = slots
-            return _as_step(stage.step(batch, state)), batch
+            step = _as_step(stage.step(batch, state))
+            return step, batch if step.before is None else step.before
 
         rows = np.arange(len(batch)) if outcome.rows is None else outcome.rows
 
@@ -207,6 +212,10 @@ class Chain:
             self._tell_kinds(index, stage)
             step = _as_step(stage.step(batch.slice(start, stop), state))
             yield Entered(start, stop, partial(_part_of, step, start))
+
+    def _mark_made(self, index: int, stage: Stage, first: int, row: int) -> None:
+        """The same for a row that a stage makes."""
+        self._mark(index, stage, first + row)
 
     def _mark(self, index: int, stage: Stage, row: int) -> None:
         """Put the cursor on a call of the user's function, with its deadline armed."""
@@ -367,17 +376,22 @@ class Chain:
                 records -= min(times, records)
         outcome.batch = step.batch
 
-    def _mix_in(self, outcome: Outcome, emitted: Emitted, first: int) -> None:
+    def _mix_in(self, index: int, outcome: Outcome, emitted: Emitted, first: int) -> None:
         """Put the rows that a stage made among those of the records, each where it came out."""
         count = len(outcome.batch)
         made = emitted.batch.with_columns({})
         made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
+        for reject in emitted.rejects:
+            row = made.slice(reject.row, reject.row + 1).to_rows()[0]
+            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row))
         rows = np.arange(count) if outcome.rows is None else outcome.rows
         ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
         assert outcome.places is not None
         places = np.concatenate([outcome.places, emitted.places])
         ends = np.concatenate([ends, emitted.ends])
         order = np.lexsort((ends, places))  # stable: one sensor's rows keep their order
+        if emitted.rejects:
+            order = order[~np.isin(order - count, [reject.row for reject in emitted.rejects])]
         outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
         outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
         outcome.places, outcome.ends = places[order], ends[order]

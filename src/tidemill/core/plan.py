@@ -7,7 +7,7 @@ from typing import Any
 
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
-from tidemill.stages.base import LoadTable, Stage
+from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
 __all__ = ["Plan"]
@@ -28,8 +28,8 @@ class Plan:
     def __len__(self) -> int:
         return len(self.stages)
 
-    def prepared(self, load: LoadTable) -> Plan:
-        """The plan with its tables loaded; raises `InputError` or `PlanError` for one that cannot serve."""
+    def prepared(self, load: Load) -> Plan:
+        """The plan with its tables and models loaded; raises `InputError` or `PlanError` for one that cannot serve."""
         return Plan(*(stage.prepared(load) for stage in self.stages))
 
     def bind(self, schema: Schema) -> list[Schema]:
@@ -61,7 +61,9 @@ class Plan:
     @property
     def learns(self) -> bool:
         """Whether some columns are known only once a user's function has returned its first batch."""
-        return any(stage.runs_user_code and stage.changes_columns for stage in self.stages)
+        return any(
+            stage.runs_user_code and stage.changes_columns and not stage.follows_watermark for stage in self.stages
+        )
 
     @property
     def follows_watermark(self) -> bool:

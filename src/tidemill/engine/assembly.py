@@ -105,6 +105,8 @@ def assemble_made(
         part, own = _made(share, unpacker)
         parts.append(part)
         ends.append(own)
+    if not parts:
+        return batch.take(np.empty(0, np.intp)), 0
     all_ends = np.concatenate(ends)
     whole = Batch.concat(parts)
     order = input_order(np.concatenate(places), all_ends, whole.key, whole.keys)

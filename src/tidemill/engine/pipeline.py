@@ -11,7 +11,7 @@ from typing import Any
 from tidemill.core import plan as core
 from tidemill.core.watermark import Watermark
 from tidemill.durations import duration_ns
-from tidemill.engine.plan import Plan, read_table
+from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import PlanError
 from tidemill.formats.edge import DEFAULT_KEY
 from tidemill.schema import Field, Schema
@@ -27,7 +27,7 @@ class Checked:
     """A pipeline that may start."""
 
     plan: core.Plan
-    """With its tables loaded."""
+    """With its tables and models loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
 
@@ -109,7 +109,7 @@ class Pipeline:
                 source.check()
             for sink in self.sinks:
                 sink.check()
-        plan = self.plan.prepared(read_table)
+        plan = self.plan.prepared(FROM_DISK)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))

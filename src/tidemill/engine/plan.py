@@ -1,20 +1,29 @@
-"""`Plan` with `apply`: the chain of stages over data in memory, its tables read from disk as for a run."""
+"""`Plan` with `apply`: the chain of stages over data in memory, its tables and models read from disk as for a run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from tidemill import files
 from tidemill.core import plan as core
 from tidemill.durations import duration_ns
 from tidemill.stages.base import Table
 
-__all__ = ["Plan", "read_table"]
+__all__ = ["FROM_DISK", "FromDisk", "Plan"]
 
 
-def read_table(path: str) -> tuple[str, Table]:
-    """A stage's table with the absolute path that was tried; raises `InputError` with the same."""
-    return str(files.absolute(path)), files.read_table(path)
+class FromDisk:
+    """How stages are given their tables and models: with the absolute path that was tried, which errors hold too."""
+
+    def table(self, path: str) -> tuple[str, Table]:
+        return str(files.absolute(path)), files.read_table(path)
+
+    def file(self, path: str) -> tuple[str, bytes]:
+        with files.open_read(path) as handle:
+            return str(files.absolute(path)), b"".join(files.read_blocks(path, handle, 1 << 20))
+
+
+FROM_DISK: Final = FromDisk()
 
 
 class Plan(core.Plan):
@@ -43,4 +52,4 @@ class Plan(core.Plan):
         from tidemill.core.apply import apply
 
         lag_ns = None if lag is None else duration_ns(lag, name="apply: lag", zero=True)
-        return apply(self.prepared(read_table), data, key=key, time=time, tz=tz, lag_ns=lag_ns)
+        return apply(self.prepared(FROM_DISK), data, key=key, time=time, tz=tz, lag_ns=lag_ns)

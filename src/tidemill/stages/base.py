@@ -6,7 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["GONE", "Emitted", "Entered", "LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
 
@@ -27,8 +27,20 @@ GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
-LoadTable = Callable[[str], tuple[str, Table]]
-"""Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+class Load(Protocol):
+    """Reads for stages what they were given by path, and says which absolute path it tried.
+
+    It comes from the floor that may touch the disk. Raises `InputError` for what is not there or cannot be read.
+    """
+
+    def table(self, path: str) -> tuple[str, Table]:
+        """A CSV table."""
+        ...
+
+    def file(self, path: str) -> tuple[str, bytes]:
+        """A file as it is, such as a model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class Emitted:
     """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
     ends: NDArray[np.int64]
     """What orders the rows of one place, in nanoseconds: a window's end."""
+    rejects: Sequence[Reject] = ()
+    """Positions among these rows of those that are dead letters instead."""
 
 
 @dataclass
@@ -62,6 +76,9 @@ class Step:
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
     was filtered."""
+    before: Batch | None = None
+    """The records that go on as they came, where some do not and columns are added to the others: a column of ``batch``
+    that is this one's was left alone, and needs no way back from the lane."""
     emitted: Emitted | None = None
     """Rows beside those of the records that go on."""
 
@@ -135,10 +152,15 @@ class Stage(abc.ABC):
     def __repr__(self) -> str:
         return self.name
 
+    @property
+    def needs_times(self) -> bool:
+        """Whether it works with the records' own times, which `Plan.apply` must then be told where to find."""
+        return self.follows_watermark
+
     # -- in the parent, before anything runs -------------------------------------------------------------
 
-    def prepared(self, load: LoadTable) -> Stage:
-        """This stage with its tables loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
+    def prepared(self, load: Load) -> Stage:
+        """This stage with its tables and models loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
         return self
 
     @abc.abstractmethod

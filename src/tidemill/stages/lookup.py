@@ -13,7 +13,7 @@ from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, OnError, Stage, Step
+from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
@@ -30,6 +30,7 @@ class SlotValues:
         self._fallback = rows.get(ANY_SENSOR, _UNKNOWN)
         self._of_slot = np.full(1024, _UNKNOWN, np.intp)
         self._complete = True
+        self._keys: list[str] = []
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         end = first_slot + len(keys)
@@ -37,9 +38,15 @@ class SlotValues:
             grown = np.full(max(end, 2 * len(self._of_slot)), _UNKNOWN, np.intp)
             grown[: len(self._of_slot)] = self._of_slot
             self._of_slot = grown
+        self._keys[first_slot:end] = keys
         own = [self._rows.get(str(key), self._fallback) for key in keys]
         self._of_slot[first_slot:end] = own
         self._complete = self._complete and _UNKNOWN not in own
+
+    def turn_to(self, rows: Mapping[str, int]) -> None:
+        """Another table, for the sensors admitted so far and those to come."""
+        self._rows, self._fallback, self._complete = rows, rows.get(ANY_SENSOR, _UNKNOWN), True
+        self.admit(self._keys, 0)
 
     def rows(self, slots: NDArray[np.int32]) -> NDArray[np.intp]:
         """The table row of each record, -1 where its sensor is unknown."""
@@ -60,8 +67,12 @@ def with_unknown(
     on_error: OnError,
     state: StageState,
     stage: str,
+    when: str = "",
 ) -> Batch | Step:
-    """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked."""
+    """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked.
+
+    ``when`` ends the sentence that the table has no row for a sensor.
+    """
     whole = batch.with_columns(made)
     if known is None:
         return whole
@@ -71,8 +82,8 @@ def with_unknown(
         return whole
     if on_error == "stop":
         row = int(np.flatnonzero(~known)[0])
-        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}.")
-    reason = f"{stage}: the table has no row for this sensor"
+        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}{when}.")
+    reason = f"{stage}: the table has no row for this sensor{when}"
     rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
     kept = np.flatnonzero(known)
     return Step(whole.take(kept), kept, rejects)
@@ -125,11 +136,11 @@ class Lookup(Stage):
         shown = getattr(self, "path", None)
         return f"Lookup({shown!r})" if shown else "Lookup"
 
-    def prepared(self, load: LoadTable) -> Self:
+    def prepared(self, load: Load) -> Self:
         if self.path is None:
             return self
         loaded = super().opened()
-        source, table = load(self.path)
+        source, table = load.table(self.path)
         loaded._read(table, source)
         return loaded
 

@@ -123,6 +123,10 @@ def _nothing() -> None:
     """Where there is no deadline."""
 
 
+def _nothing_of(row: int) -> None:
+    pass
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -142,6 +146,11 @@ class StageState:
         what a record is late against, and ``marks[-1]`` how far it has come. Never falls."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+        self.calling_row: Callable[[int], None] = _nothing_of
+        """The same for a stage that makes rows: to be called with the place, among those that it makes, of the row whose
+        function is called next. One that has killed its lane is in ``quarantined``, and is not called again."""
+        self.quarantined: Mapping[int, tuple[str, str]] = {}
+        """Reason code and reason of rows that it must not work on."""
         self.calling: Callable[[], None] = _nothing
         """To be called before each call of the user's function but the first of a step: the stage's deadline is one
         call's, and counts from here."""
@@ -168,6 +177,11 @@ class StageState:
     def seal(self) -> None:
         """Everything saved so far counts; only now may it be overwritten."""
         self._memory.seal()
+
+    @property
+    def rewritten(self) -> int:
+        """Grows when the arrays change otherwise than by the stage's steps: what it derived from them is void."""
+        return self._memory.rewritten
 
     def count(self, what: str, times: int = 1) -> None:
         """Add to the counters of the report."""
@@ -199,6 +213,8 @@ class StateMemory:
                 self._cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
         self._pending = 0  # log bytes written, not yet sealed
+        self.rewritten = 0
+        """Grows when the arrays change otherwise than by steps of the stages; who changes them so must see to it."""
 
     # -- one slab --------------------------------------------------------------------------------------
 
@@ -257,6 +273,7 @@ class StateMemory:
         """Undo the open slab if it was not committed; True if there was one. Idempotent."""
         if self._header[_OPEN] <= self._header[_COMMITTED]:
             return False
+        self.rewritten += 1
         at, tail = 0, int(self._header[_UNDO_TAIL])
         entries = []
         while at < tail:

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, MissingExtra, OutsideError
-from tidemill.stages.statistics import kernels
+from tidemill.stages.statistics import folds, kernels, ranks, recurrences, rolling, spans, trends
 from tidemill.stages.statistics.blocks import Blocks
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (kernels,)
+_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
@@ -113,13 +113,15 @@ class Kernels:
         heads: NDArray[np.int64],
         ring: NDArray[np.float64],
         log: tuple[NDArray[np.int32], Any, NDArray[Any]],
+        *,
+        far: bool = False,
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Move the heads on; per record its cell and its window's rows, int32 of shape ``(n,)``.
 
         The cells of ``ring`` (keys x window) are put into an undo log reservation; those returned lie in it.
         """
         filled = np.empty(len(slots), np.int32)
-        self._advance(len(slots), slots, heads, ring, ring.shape[1], filled, log[0], log[1], log[2])
+        self._advance(len(slots), slots, heads, ring, ring.shape[1], int(far), filled, log[0], log[1], log[2])
         return log[1], filled
 
     def gather(
@@ -157,8 +159,12 @@ class Kernels:
         *,
         ddof: int,
         min_periods: int,
+        keys: int = 0,
     ) -> NDArray[np.float64]:
-        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``."""
+        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``.
+
+        ``keys`` says how many keys are in use, as far as known: it is for the speed alone.
+        """
         rows, window = len(slots), ring.shape[1]
         out = np.empty((int(places.max()) + 1, rows))
         held, stamps, stamp = blocks.stamped(len(ring))
@@ -177,7 +183,7 @@ class Kernels:
             held,
             stamps,
             stamp,
-            blocks.scratch,
+            keys,
             out,
         )
         return out
@@ -292,7 +298,7 @@ def compile_kernels() -> Packed:
     before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
     packed = []
     try:
-        helpers: dict[str, Any] = {}
+        helpers: dict[str, Any] = {"prefetch": _prefetch()}
         for module in _SOURCES:
             scope = {**vars(module), **helpers}
             for fn in module.HELPERS:
@@ -306,6 +312,28 @@ def compile_kernels() -> Packed:
     finally:
         numba.config.SLP_VECTORIZE = before
     return packed
+
+
+def _prefetch() -> Any:
+    """The processor's own instruction in place of `folds.prefetch`."""
+    ir: Any = importlib.import_module("llvmlite.ir")
+    extending: Any = importlib.import_module("numba.extending")
+    cgutils: Any = importlib.import_module("numba.core.cgutils")
+    types: Any = importlib.import_module("numba").types
+
+    @extending.intrinsic  # type: ignore[untyped-decorator]
+    def prefetch(_typing: Any, array: Any, _at: Any) -> Any:
+        def code(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+            place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
+            builder.call(function, [place, word(0), word(3), word(1)])  # to be read, kept near, as data
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64), code
+
+    return prefetch
 
 
 def _in_scope(fn: Call, scope: dict[str, Any]) -> Call:
