@@ -1,12 +1,13 @@
-"""How unusual each reading is for its sensor: a score with memory, one object per sensor.
+r"""How unusual each reading is for its sensor: a score with memory, one object per sensor.
 
 python examples/anomaly.py                                 # the example plant; prints when a pump lost pressure
 tidemill run examples/anomaly.py --output scores.ndjson    # every reading with its score
 
 Any recording with a column ``value`` will do. For the streams of the Numenta Anomaly Benchmark (github.com/numenta/NAB,
-folder data), each file one sensor, the scores are those that it publishes for its detector windowedGaussian:
+folder data/realKnownCause), each file one sensor, the scores are those that it publishes for its windowedGaussian:
 
-tidemill run examples/anomaly.py --input 'data/realKnownCause/*.csv' --key '{stem}' --time timestamp --output scores.parquet
+tidemill run examples/anomaly.py --input ambient_temperature_system_failure.csv --key '{stem}' --time timestamp \
+    --output scores.parquet
 """
 
 import math
