@@ -4,7 +4,8 @@ The same code runs in a lane, inline (``lanes=0``) and under ``Plan.apply``. A r
 the stages before k and stays in their state, on every path: raised, killed, past its deadline, replayed. In the state of
 stage k itself it stays when its function raised, since it had entered (a reading is a part of its sensor's window even
 where nothing can be made of that window); a record that killed its lane or was past its deadline there is set aside
-before stage k, so that it cannot strike again from its neighbours' windows.
+before stage k, so that it cannot strike again from its neighbours' windows. The objects of `Keyed` alone are the user's,
+and are put back to what they were before a record that failed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
 from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -120,6 +122,21 @@ class Chain:
         for stage, state in zip(self._stages, self._memory.stages, strict=True):
             state.keys = self.key_texts
             stage.admit(keys, first_slot)
+
+    def change(self, index: int, stage: Stage) -> None:
+        """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
+        opened = stage.opened()
+        opened.admit(self._keys, 0)
+        self._stages[index] = opened
+
+    def changed_objects(self) -> dict[int, ObjectStates]:
+        """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""
+        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages)}
+        return {index: states for index, states in changed.items() if states is not None}
+
+    def hold_objects(self, index: int, states: ObjectStates) -> None:
+        """Objects of a stage, from a lane that died."""
+        self._stages[index].hold_objects(states)
 
     def run(
         self,
@@ -461,9 +478,10 @@ def _as_objects(column: Column) -> Column:
 def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
     left = after.columns
-    if all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some
     identity = {id(column): name for name, column in before.columns.items()}
+    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+    if not again and all(left.get(name) is column for name, column in before.columns.items()):
+        return  # it only added some of its own
     carried = {}
     for name, column in after.columns.items():
         old = identity.get(id(column))

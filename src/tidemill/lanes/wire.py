@@ -21,15 +21,18 @@ __all__ = [
     "LoadPlan",
     "Made",
     "Message",
+    "Objects",
     "OpenSink",
     "Output",
     "Quarantined",
     "Ready",
+    "Restore",
     "Result",
     "Returned",
     "Revoke",
     "SinkClosed",
     "Slot",
+    "StageChanged",
     "Stop",
     "ToLane",
     "Work",
@@ -57,6 +60,30 @@ class Admit(Message, frozen=True):
 
     first_slot: int
     keys: list[str]
+
+
+class StageChanged(Message, frozen=True):
+    """From here on, this pickled stage in the place of number ``stage``: a new table, a new model."""
+
+    stage: int
+    pickled: bytes
+
+
+class Objects(msgspec.Struct, array_like=True, frozen=True):
+    """States of the objects that a stage holds, one behind the other."""
+
+    stage: int
+    slots: bytes
+    """Key slots, int32."""
+    sizes: bytes
+    """Bytes of each state, int32; -1 for an object that is no more."""
+    data: bytes
+
+
+class Restore(Message, frozen=True):
+    """Objects of the process before; later ones take the place of earlier ones."""
+
+    objects: Objects
 
 
 class KindsFixed(Message, frozen=True):
@@ -152,6 +179,8 @@ class Result(Message, frozen=True):
     of the rows, which need not differ."""
     dead_rows: list[tuple[int, str, str, bytes]] = []
     """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    objects: list[Objects] = []
+    """The objects that the slab has changed."""
 
 
 class Committed(Message, frozen=True):
@@ -260,5 +289,19 @@ class Returned(Message, frozen=True):
     """The type of a result that no arena of this size has room for."""
 
 
-ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+ToLane = (
+    LoadPlan
+    | Admit
+    | KindsFixed
+    | Restore
+    | StageChanged
+    | Work
+    | Stop
+    | OpenSink
+    | Write
+    | Function
+    | Forget
+    | Call
+    | Revoke
+)
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned

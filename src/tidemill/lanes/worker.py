@@ -18,6 +18,7 @@ from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -26,10 +27,13 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Made,
     Message,
+    Objects,
     Output,
     Ready,
+    Restore,
     Result,
     Slot,
+    StageChanged,
     Stop,
     ToLane,
     Work,
@@ -49,10 +53,11 @@ class Worker:
     """One lane's stages over its state memory and the slabs.
 
     ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
-    returns when it is out of this process's hands.
+    returns when it is out of this process's hands. Only one that is ``replaceable`` says what another would go on with.
     """
 
-    def __init__(self, state: Any, slabs: list[Any], send: Send) -> None:
+    def __init__(self, state: Any, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
+        self._replaceable = replaceable
         self._state = state
         self._slabs = slabs
         self._send = send
@@ -72,6 +77,10 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case Restore():
+                    self._restore(message.objects)
+                case StageChanged():
+                    self._change(message)
                 case LoadPlan():
                     self._load(message)
                 case Stop():
@@ -109,6 +118,14 @@ class Worker:
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
         self._chain.admit(message.keys, message.first_slot)
+
+    def _restore(self, objects: Objects) -> None:
+        assert self._chain is not None
+        self._chain.hold_objects(objects.stage, received_states(objects))
+
+    def _change(self, message: StageChanged) -> None:
+        assert self._chain is not None
+        self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None
@@ -165,8 +182,15 @@ class Worker:
             outcome.gone,
             made,
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
+            self._changed_objects(),
         )
         return result, payload
+
+    def _changed_objects(self) -> list[Objects]:
+        assert self._chain is not None
+        if not self._replaceable:
+            return []
+        return [sent_states(stage, states) for stage, states in self._chain.changed_objects().items()]
 
     def _place(
         self, outcome: Outcome, survivors: NDArray[np.int32], work: Work, buffer: Any

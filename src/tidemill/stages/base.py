@@ -15,6 +15,7 @@ from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
@@ -110,6 +111,9 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    drops: ClassVar[bool] = False
+    """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
@@ -129,6 +133,9 @@ class Stage(abc.ABC):
     """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
     has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
     alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
+
+    path: str | None = None
+    """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
 
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
@@ -191,6 +198,17 @@ class Stage(abc.ABC):
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """New sensors: ``keys[i]`` has slot ``first_slot + i``. Called before their first record, and again, from
         slot 0 on, in a lane that replaces a dead one."""
+
+    def changed_objects(self) -> ObjectStates | None:
+        """What is kept in state that is no array: the objects that changed since this was last asked, as bytes.
+
+        What is given here with a slab that is committed is held again, by `hold_objects`, in a lane that replaces a dead
+        one.
+        """
+        return None
+
+    def hold_objects(self, states: ObjectStates) -> None:
+        """Go on with these objects; later states take the place of earlier ones."""
 
     @abc.abstractmethod
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
