@@ -37,7 +37,7 @@ class WindowedGaussian:
         self.mean, self.std = 0.0, 1.0
 
     def update(self, record: dict[str, Any]) -> dict[str, float]:
-        """Gets the sensor's next record; returns what it adds to it."""
+        """Gets the sensor's next record; returns its score, and from how many values that was learned."""
         value = float(record["value"])
         made = {"score": self.score(value) if self.count else 0.0, "learned": self.count}
         self.learn(value)
@@ -71,7 +71,7 @@ class WindowedGaussian:
 
 
 plan = tm.Plan(
-    tm.Keyed(WindowedGaussian, columns=["value"]),  # -> score, learned: from so many values
+    tm.Keyed(WindowedGaussian, columns=["value"], adds={"score": float, "learned": int}),
 )
 pipeline = tm.Pipeline(
     tm.sources.Replay(DATA / "plant.csv", time="timestamp"),

@@ -134,7 +134,7 @@ def patients(seconds: int = 20) -> Iterator[dict[str, Any]]:
 
 
 plan = tm.Plan(
-    tm.Keyed(Beats, columns=[LEAD]),  # -> beat, ago_s, bpm
+    tm.Keyed(Beats, columns=[LEAD], adds={"beat": bool, "ago_s": float, "bpm": float}),
     tm.Filter("beat"),  # the rows are the beats
 )
 pipeline = tm.Pipeline(tm.sources.Records(patients()), plan, tm.sinks.Lines("-"))

@@ -96,7 +96,7 @@ def gauge(hours: int = 500) -> Iterator[dict[str, Any]]:
 
 plan = tm.Plan(
     *(tm.Rolling(LEVEL, window=n, stats=["min", "max"], min_periods=n) for n in STUCK),
-    tm.Keyed(Neighbours, columns=[LEVEL]),  # -> rate, level_before, spike_before
+    tm.Keyed(Neighbours, columns=[LEVEL], adds=dict.fromkeys(["rate", "level_before", "spike_before"], float)),
     tm.Map(flags, adds=dict.fromkeys(TESTS, int)),
 )
 pipeline = tm.Pipeline(
