@@ -40,7 +40,7 @@ def flags(recordings, rows_of):
     [("singlehop", 18_914, 149, (1.0, 0.96)), ("multihop", 18_760, 158, (1.0, 0.94))],
 )
 def test_spills_are_flagged(flags, name, rows, labelled, least):
-    """The limits were chosen on the single-hop recording; the multi-hop one is of two months later."""
+    """The limits were chosen with both recordings in view; the multi-hop one is of two months later."""
     frame = flags(name)
     hits = int((frame["label"] & frame["spill"]).sum())
     precision, recall = hits / int(frame["spill"].sum()), hits / int(frame["label"].sum())
