@@ -58,13 +58,16 @@ if TYPE_CHECKING:
     from tidemill.stages.dedup import Dedup
     from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.keyed import Keyed
     from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.scan import scan
     from tidemill.stages.statistics.wanted import quantile
     from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
@@ -84,6 +87,7 @@ __all__ = [
     "Ewm",
     "Filter",
     "InputError",
+    "Keyed",
     "Kind",
     "Lag",
     "LaneDied",
@@ -95,6 +99,7 @@ __all__ = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
     "Model",
     "OutsideError",
@@ -116,6 +121,7 @@ __all__ = [
     "quantile",
     "run",
     "run_async",
+    "scan",
     "serve",
     "session",
     "sinks",
@@ -139,6 +145,7 @@ _HOMES: Final = {
     "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
+    "Keyed": "stages.keyed",
     "Kind": "schema",
     "Lag": "stages.lag",
     "LaneDied": "errors",
@@ -150,6 +157,7 @@ _HOMES: Final = {
     "Map": "stages.map",
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
+    "MapWindows": "stages.map_windows",
     "MissingExtra": "errors",
     "Model": "stages.model",
     "OutsideError": "errors",
@@ -170,6 +178,7 @@ _HOMES: Final = {
     "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
+    "scan": "stages.scan",
     "serve": "engine.entrance",
     "session": "stages.time_windows",
     "sliding": "stages.time_windows",

@@ -72,10 +72,73 @@ def weighted(frame: pd.DataFrame) -> dict[str, Any]:
     return {"value_ewm_mean_span5": frame["value"].ewm(span=5).mean()}
 
 
+def peak_to_peak(windows: Any) -> Any:
+    return np.fmax.reduce(windows, axis=1) - np.fmin.reduce(windows, axis=1)  # without a warning where all are missing
+
+
 def tallied(frame: pd.DataFrame) -> dict[str, Any]:
     """Windows of ten seconds that have a record."""
     groups = frame["value"].groupby(frame["time"] // 10)
     return {"value_max": groups.max(), "value_count": groups.count().astype(float)}
+
+
+class Welford:
+    """Mean and deviation of the readings so far."""
+
+    count, mean, squares = 0, 0.0, 0.0
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        value = record.get("value")
+        if value is not None and value == value:
+            self.count += 1
+            step = value - self.mean
+            self.mean += step / self.count
+            self.squares += step * (value - self.mean)
+        return {"mean": self.mean, "std": (self.squares / max(self.count - 1, 1)) ** 0.5, "seen": self.count > 0}
+
+
+def deviating(frame: pd.DataFrame) -> dict[str, Any]:
+    so_far = frame["value"].expanding()
+    return {"mean": so_far.mean().fillna(0.0), "std": so_far.std().fillna(0.0)}
+
+
+class Picky:
+    """Fails on some records, after it has changed itself."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        self.seen.append(record["value"])
+        if record["value"] < 49:
+            raise ValueError("too low")
+        return {
+            "seen": len(self.seen),
+            "text": f"{self.seen[-1]}" if len(self.seen) % 3 else None,
+            "all": self.seen[-3:],
+        }
+
+
+class Together:
+    """Gets all records of a batch at once."""
+
+    total = 0.0
+
+    def update_many(self, batch: tm.Batch) -> dict[str, Any]:
+        totals = []
+        for value in np.nan_to_num(batch["value"]).tolist():
+            self.total += value
+            totals.append(self.total)
+        return {"total": np.array(totals)}
+
+
+def totalled(frame: pd.DataFrame) -> dict[str, Any]:
+    return {"total": frame["value"].fillna(0.0).cumsum()}
+
+
+def rising(state: float | None, record: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    value = record["value"]
+    return value, {"rise": None if state is None or value is None else value - state}
 
 
 def calibrated(frame: pd.DataFrame) -> dict[str, Any]:
@@ -112,6 +175,9 @@ SAMPLES = [
     Sample(tm.Ewm("value", halflife="5s", stats=["mean", "std"])),
     Sample(tm.Filter("value > 50"), oracle=lambda frame: frame[frame["value"] > 50]),
     Sample(tm.Filter(lambda batch: batch["value"] > 50)),
+    Sample(tm.Keyed(Welford), oracle=deviating),
+    Sample(tm.Keyed(Picky, ttl="30s", on_error="nan")),
+    Sample(tm.Keyed(Together, columns=["value"], adds={"total": float}), oracle=totalled),
     Sample(tm.Lag("value", 2), oracle=lagged),
     Sample(tm.Lookup(PLACES)),
     Sample(tm.Map(halved), oracle=lambda frame: {"half": frame["value"] / 2, "above": frame["value"] > 50}),
@@ -119,10 +185,16 @@ SAMPLES = [
     Sample(tm.MapFrame(squared), oracle=squared),
     Sample(tm.MapRows(labelled)),
     Sample(tm.MapRows(picky, on_error="nan")),
+    Sample(tm.MapWindows(peak_to_peak, columns="value", window=7, into="peak")),
     Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], {"label": ["label"]})),
     Sample(tm.Rate("value", per="1min")),
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),
+    Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
+    Sample(tm.Rolling("value", window=20, stats=[tm.quantile(0.9), "median", "zscore", peak_to_peak])),
+    Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
+    Sample(tm.Rolling("value", window="10s", stats=[peak_to_peak, "mean"], max_records=16)),
+    Sample(tm.scan(rising, columns=["value"])),
     Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),
 ]  # fmt: skip

@@ -370,8 +370,7 @@ class Run:
         ticks = 0
         while True:
             await asyncio.sleep(0.02)
-            if mill.has_deadlines:
-                mill.enforce_deadlines()
+            mill.enforce_deadlines()
             ticks += 1
             if live and ticks % _TICK_EVERY == 0 and self.started.is_set():
                 mill.tick()

@@ -21,10 +21,12 @@ __all__ = [
     "LoadPlan",
     "Made",
     "Message",
+    "Objects",
     "OpenSink",
     "Output",
     "Quarantined",
     "Ready",
+    "Restore",
     "Result",
     "Returned",
     "Revoke",
@@ -65,6 +67,23 @@ class StageChanged(Message, frozen=True):
 
     stage: int
     pickled: bytes
+
+
+class Objects(msgspec.Struct, array_like=True, frozen=True):
+    """States of the objects that a stage holds, one behind the other."""
+
+    stage: int
+    slots: bytes
+    """Key slots, int32."""
+    sizes: bytes
+    """Bytes of each state, int32; -1 for an object that is no more."""
+    data: bytes
+
+
+class Restore(Message, frozen=True):
+    """Objects of the process before; later ones take the place of earlier ones."""
+
+    objects: Objects
 
 
 class KindsFixed(Message, frozen=True):
@@ -162,6 +181,10 @@ class Result(Message, frozen=True):
     of the rows, which need not differ."""
     dead_rows: list[tuple[int, str, str, bytes]] = []
     """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    stage_ns: list[int] = []
+    """Nanoseconds spent in each stage."""
+    objects: list[Objects] = []
+    """The objects that the slab has changed."""
 
 
 class Committed(Message, frozen=True):
@@ -271,6 +294,18 @@ class Returned(Message, frozen=True):
 
 
 ToLane = (
-    LoadPlan | Admit | KindsFixed | StageChanged | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+    LoadPlan
+    | Admit
+    | KindsFixed
+    | Restore
+    | StageChanged
+    | Work
+    | Stop
+    | OpenSink
+    | Write
+    | Function
+    | Forget
+    | Call
+    | Revoke
 )
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned

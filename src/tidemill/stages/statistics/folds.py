@@ -72,6 +72,33 @@ def squares_of(ring: Any, base: int, end: int, mean: float) -> float:
     return ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
 
 
+def apart_of(ring: Any, base: int, end: int, share: float, mean: float) -> float:
+    """The sum of squared distances of the ``share`` of each cell from ``mean``."""
+    q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = 0.0
+    end8 = base + ((end - base) >> 3 << 3)
+    for j in range(base, end8, 8):
+        d0 = ring[j] * share - mean
+        d1 = ring[j + 1] * share - mean
+        d2 = ring[j + 2] * share - mean
+        d3 = ring[j + 3] * share - mean
+        d4 = ring[j + 4] * share - mean
+        d5 = ring[j + 5] * share - mean
+        d6 = ring[j + 6] * share - mean
+        d7 = ring[j + 7] * share - mean
+        q0 += d0 * d0
+        q1 += d1 * d1
+        q2 += d2 * d2
+        q3 += d3 * d3
+        q4 += d4 * d4
+        q5 += d5 * d5
+        q6 += d6 * d6
+        q7 += d7 * d7
+    for j in range(end8, end):
+        d0 = ring[j] * share - mean
+        q0 += d0 * d0
+    return ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
+
+
 def lowest_of(ring: Any, base: int, end: int) -> float:
     """The least value; NaN is passed over."""
     l0 = l1 = l2 = l3 = l4 = l5 = l6 = l7 = INF
@@ -138,7 +165,7 @@ def highest_of(ring: Any, base: int, end: int) -> float:
     return h1 if h1 > h0 else h0
 
 
-HELPERS: Final[tuple[Callable[..., Any], ...]] = (before, total_of, squares_of, lowest_of, highest_of)
+HELPERS: Final[tuple[Callable[..., Any], ...]] = (before, total_of, squares_of, apart_of, lowest_of, highest_of)
 """What the kernels call, each after those that it calls itself."""
 
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any, Final
 
-from tidemill.stages.statistics.folds import INF, NAN, highest_of, lowest_of, prefetch, squares_of, total_of
+from tidemill.stages.statistics.folds import INF, NAN, apart_of, highest_of, lowest_of, prefetch, squares_of, total_of
 from tidemill.stages.statistics.kernels import AHEAD
 
 __all__ = ["HELPERS", "KERNELS"]
@@ -137,10 +137,14 @@ def roll(
                 if clean and low == high:
                     around = 0.0
                 elif clean:
-                    for b in range(used - 1):
-                        d = blocks[sums + b] * share - mean
-                        around += blocks[squares + b] + size * (d * d)
                     b = used - 1
+                    if used > 8:
+                        around = total_of(blocks, squares, squares + b)
+                        around += size * apart_of(blocks, sums, sums + b, share, mean)
+                    else:
+                        for j in range(b):
+                            d = blocks[sums + j] * share - mean
+                            around += blocks[squares + j] + size * (d * d)
                     rest = rows - (b << shift)
                     d = blocks[sums + b] / rest - mean
                     around += blocks[squares + b] + rest * (d * d)

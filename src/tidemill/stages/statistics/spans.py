@@ -179,6 +179,8 @@ def roll_span(
     p_rate = places[11]
     p_slope = places[12]
     spread = p_std >= 0 or p_var >= 0 or p_rms >= 0
+    extremes = spread or p_mean >= 0 or p_min >= 0 or p_max >= 0
+    summed = spread or p_mean >= 0 or p_sum >= 0
     for i in range(n):
         s = slots[i]
         base = s * room
@@ -190,36 +192,56 @@ def roll_span(
         t = moments[i]
         after = before(t, span)
         run = in_order[i]
+        # The newest records that came in order: the first that is too old ends them, and with them the window.
         rows = 0
         k = 0
-        first = NAN
-        last = NAN
-        first_time = t
-        last_time = t
-        for j in range(filled[i]):
+        j = 0
+        u = t
+        while j < run:
             u = times[at]
-            if after < u <= t:
-                rows += 1
-                x = ring[at]
-                if x == x:
-                    if k == 0 or u <= first_time:
-                        first = x
-                        first_time = u
-                    if k == 0 or u > last_time:
-                        last = x
-                        last_time = u
-                    found[k] = x
-                    found_times[k] = u - t
-                    k += 1
-            elif j < run:
-                break  # it is too old, and so is all that came before it
+            if u <= after:
+                break
+            x = ring[at]
+            found_times[k] = u - t
+            if x == x:
+                found[k] = x
+                k += 1
+            rows += 1
+            j += 1
             at -= 1
             if at < base:
                 at = base + filled[i] - 1
+        oldest = k - 1
+        newest = 0
+        # What came before them, in any order.
+        while j < filled[i] and u > after:
+            v = times[at]
+            if after < v <= t:
+                rows += 1
+                x = ring[at]
+                if x == x:
+                    found[k] = x
+                    found_times[k] = v - t
+                    if oldest < 0 or found_times[k] <= found_times[oldest]:
+                        oldest = k
+                    if found_times[k] > found_times[newest]:
+                        newest = k
+                    k += 1
+            j += 1
+            at -= 1
+            if at < base:
+                at = base + filled[i] - 1
+        first = NAN
+        last = NAN
+        apart = 0.0
+        if k > 0:
+            first = found[oldest]
+            last = found[newest]
+            apart = found_times[newest] - found_times[oldest]
         enough = k >= min_periods
-        total = total_of(found, 0, k)
-        low = lowest_of(found, 0, k)
-        high = highest_of(found, 0, k)
+        total = total_of(found, 0, k) if summed else NAN
+        low = lowest_of(found, 0, k) if extremes else INF
+        high = highest_of(found, 0, k) if extremes else -INF
         clean = -INF < total < INF
         # A sensor that stands still has exactly its own value as mean and exactly 0 as spread.
         mean = NAN
@@ -260,8 +282,8 @@ def roll_span(
             out[p_delta * n + i] = delta if enough and delta == delta else NAN
         if p_rate >= 0:
             rate = NAN
-            if enough and last_time > first_time:
-                rate = delta / ((last_time - first_time) / 1e9)
+            if enough and apart > 0.0:
+                rate = delta / (apart / 1e9)
             out[p_rate * n + i] = rate if rate == rate else NAN
         if p_slope >= 0:
             slope = NAN
