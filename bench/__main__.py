@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench._common import Row, table_text
 
-_ALL = ("start", "throughput", "classic_bridge", "load", "recovery", "loop_lag", "onnx", "bridge")
+_ALL = ("start", "throughput", "classic_bridge", "load", "recovery", "loop_lag", "onnx", "bridge", "window_functions")
 
 
 def main(names: list[str]) -> int:

@@ -35,6 +35,7 @@ PUBLIC = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
     "Model",
     "OutsideError",

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
@@ -93,6 +94,7 @@ __all__ = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
     "Model",
     "OutsideError",
@@ -147,6 +149,7 @@ _HOMES: Final = {
     "Map": "stages.map",
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
+    "MapWindows": "stages.map_windows",
     "MissingExtra": "errors",
     "Model": "stages.model",
     "OutsideError": "errors",

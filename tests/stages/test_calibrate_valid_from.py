@@ -304,6 +304,12 @@ def test_lanes_give_what_a_notebook_gives(lanes, told):
 # -- another table -------------------------------------------------------------------------------------------
 
 
+def change(driver, stage):
+    """As `Chain.change` does: the new stage opened, and told of the sensors so far."""
+    driver.stage = stage.opened()
+    driver.stage.admit(list(driver.slots), 0)
+
+
 def test_another_table_is_taken_whole_or_not_at_all(drive):
     """What `with_table` refuses leaves the stage as it was; what it takes is a stage of its own."""
     stage = Calibrate(ROWS)
@@ -317,7 +323,7 @@ def test_another_table_is_taken_whole_or_not_at_all(drive):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(tables, min_size=2, max_size=4), st.lists(readings, min_size=2, max_size=4))
-def test_an_opened_stage_adopts_a_table(drive, several, batches):
+def test_another_table_takes_the_place_of_the_first_between_two_batches(drive, several, batches):
     """Between two batches, for the sensors it knows and those to come: as if it had been opened with it."""
 
     def rows_of(table):
@@ -334,7 +340,7 @@ def test_an_opened_stage_adopts_a_table(drive, several, batches):
             whole = {
                 name: [row[name] for row in rows_of(table)] for name in ("sensor", "baseline", "scale", "valid_from")
             }
-            driver.stage.adopt(stage.with_table(whole, "new.csv"))
+            change(driver, stage.with_table(whole, "new.csv"))
         keys, seconds, values = (list(part) for part in zip(*records, strict=True)) if records else ([], [], [])
         expected = [oracle(table, *record) for record in records]
         np.testing.assert_array_equal(normalized(driver, values, seconds, keys), expected)
@@ -348,7 +354,7 @@ def test_a_table_with_times_replaces_one_without_and_back(drive):
     first = versions(driver, seconds, keys)
     assert first[1] is None
     dated = {name: [row.get(name) for row in ROWS] for name in ("sensor", "baseline", "scale", "valid_from")}
-    driver.stage.adopt(plain.with_table(dated, "new.csv"))
+    change(driver, plain.with_table(dated, "new.csv"))
     assert [text[8:] for text in versions(driver, seconds, keys)] == ["@2024-03-01T00:00:00Z"] * 2
-    driver.stage.adopt(plain)
+    change(driver, plain)
     assert versions(driver, seconds, keys) == first

@@ -23,7 +23,7 @@ from tidemill.stages.state import StateMemory
 if TYPE_CHECKING:
     from tidemill.core.plan import Plan
 
-__all__ = ["apply"]
+__all__ = ["apply", "with_roles"]
 
 _RECORDS_AT_ONCE: Final = 32_768
 """As many as a slab holds: it bounds the undo log, and functions see batches of the size they see live."""
@@ -34,7 +34,7 @@ _PROBES: Final = 1_000
 
 def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag_ns: int | None = None) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
-    batch = _with_roles(data, key, time, tz)
+    batch = with_roles(data, key, time, tz)
     timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
     if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
         there = ", ".join(batch.columns)
@@ -117,7 +117,8 @@ def _shows(outcome: Outcome) -> bool:
     return bool(len(outcome.batch)) and not failed and not any(column.is_missing for column in made)
 
 
-def _with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
+def with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
+    """A table as a batch whose records have their sensor and time; raises `InputError` for a record without them."""
     table = interchange.from_table(data)
     if not table.columns:
         return table

@@ -121,6 +121,12 @@ class Chain:
             state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
+    def change(self, index: int, stage: Stage) -> None:
+        """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
+        opened = stage.opened()
+        opened.admit(self._keys, 0)
+        self._stages[index] = opened
+
     def run(
         self,
         batch: Batch,
@@ -461,9 +467,10 @@ def _as_objects(column: Column) -> Column:
 def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
     left = after.columns
-    if all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some
     identity = {id(column): name for name, column in before.columns.items()}
+    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+    if not again and all(left.get(name) is column for name, column in before.columns.items()):
+        return  # it only added some of its own
     carried = {}
     for name, column in after.columns.items():
         old = identity.get(id(column))

@@ -20,6 +20,7 @@ from tidemill.clock import Clock
 from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
+from tidemill.core.controls import Control, Controls
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
@@ -45,6 +46,7 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Ready,
     Result,
+    StageChanged,
     Stop,
 )
 from tidemill.letters import OVERSIZE, DeadLetter
@@ -113,6 +115,7 @@ class Mill:
         self.first_done_ns = 0
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
+        self._controls = Controls()
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
@@ -258,6 +261,17 @@ class Mill:
         for lane in slab.rows:
             self._admit(self.lanes[lane])
             self._send(self.lanes[lane], number)
+
+    # -- what was decided outside ------------------------------------------------------------------------------
+
+    def change(self, stage: int, pickled: bytes) -> int:
+        """From the next record on, another stage in the place of number ``stage``; that record's input index."""
+        opened = self.ledger.statistics().opened
+        self._controls.forget(min(self._open, default=opened + 1))
+        control = self._controls.add(opened, stage, pickled)
+        for lane in self.lanes:
+            lane.send(StageChanged(control.stage, control.pickled))
+        return self._taken()
 
     # -- the watermark without records -----------------------------------------------------------------------
 
@@ -440,5 +454,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
-        for number in self.ledger.owed(lane.number):
-            self._send(lane, number)
+        for step in self._controls.among(self.ledger.owed(lane.number)):
+            if isinstance(step, Control):
+                lane.send(StageChanged(step.stage, step.pickled))
+            else:
+                self._send(lane, step)

@@ -22,6 +22,7 @@ from tidemill.core.batching import Batcher, Limits
 from tidemill.core.keys import KeyTable
 from tidemill.core.plan import Plan
 from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.file_watch import FileWatch
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
@@ -130,7 +131,7 @@ class Run:
         self._outlets = [self._outlet(sink, server) for sink in self.pipeline.sinks]
         try:
             async with asyncio.TaskGroup() as group:
-                background = [group.create_task(work) for work in self._background(mill)]
+                background = [group.create_task(work) for work in self._background(mill, checked)]
                 sources = [group.create_task(self._read(source, intake)) for source in self.pipeline.sources]
                 await self._start(checked, server, mill, intake)
                 background += [group.create_task(outlet.run()) for outlet in self._outlets]
@@ -146,10 +147,12 @@ class Run:
                 await outlet.abandon()
             raise first_error(error) from None
 
-    def _background(self, mill: Mill) -> list[Coroutine[Any, Any, None]]:
+    def _background(self, mill: Mill, checked: Checked) -> list[Coroutine[Any, Any, None]]:
         """What goes on until all else has ended."""
         assert self._letters is not None
+        live = [] if self.pipeline.finite else [self._watch_files(mill, checked)]
         return [
+            *live,
             self._letters.write(),
             self._readings.loop_lag.watch(),
             self._watch(mill),
@@ -374,6 +377,12 @@ class Run:
                 mill.tick()
             if self._on_statistics is not None and ticks % 12 == 0:
                 self._on_statistics(self.statistics())
+
+    async def _watch_files(self, mill: Mill, checked: Checked) -> None:
+        """Tables and models that are replaced while a live run goes on."""
+        watch = FileWatch(self.pipeline.plan, checked.schemas, self._clock, mill.change)
+        await self.started.wait()
+        await watch.run()
 
     async def _raise_failure(self) -> None:
         """What fails in a callback ends the run here."""

@@ -30,6 +30,7 @@ __all__ = [
     "Revoke",
     "SinkClosed",
     "Slot",
+    "StageChanged",
     "Stop",
     "ToLane",
     "Work",
@@ -57,6 +58,13 @@ class Admit(Message, frozen=True):
 
     first_slot: int
     keys: list[str]
+
+
+class StageChanged(Message, frozen=True):
+    """From here on, this pickled stage in the place of number ``stage``: a new table, a new model."""
+
+    stage: int
+    pickled: bytes
 
 
 class KindsFixed(Message, frozen=True):
@@ -260,5 +268,7 @@ class Returned(Message, frozen=True):
     """The type of a result that no arena of this size has room for."""
 
 
-ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+ToLane = (
+    LoadPlan | Admit | KindsFixed | StageChanged | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+)
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned

@@ -30,6 +30,7 @@ from tidemill.lanes.wire import (
     Ready,
     Result,
     Slot,
+    StageChanged,
     Stop,
     ToLane,
     Work,
@@ -72,6 +73,8 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case StageChanged():
+                    self._change(message)
                 case LoadPlan():
                     self._load(message)
                 case Stop():
@@ -109,6 +112,10 @@ class Worker:
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
         self._chain.admit(message.keys, message.first_slot)
+
+    def _change(self, message: StageChanged) -> None:
+        assert self._chain is not None
+        self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None

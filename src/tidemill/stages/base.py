@@ -110,6 +110,9 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    drops: ClassVar[bool] = False
+    """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
@@ -129,6 +132,9 @@ class Stage(abc.ABC):
     """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
     has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
     alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
+
+    path: str | None = None
+    """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
 
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None

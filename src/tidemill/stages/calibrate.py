@@ -94,7 +94,6 @@ class Calibrate(Stage):
         self._form: Form = "scale"
         self._table: Calibrations | None = None
         self._slots = SlotValues({})
-        self.path: str | None = None
         self._given(table)
 
     @classmethod
@@ -214,14 +213,6 @@ class Calibrate(Stage):
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         self._slots.admit(keys, first_slot)
-
-    def adopt(self, other: Calibrate) -> None:
-        """From the next step on, work by the table of ``other``, this stage as `with_table` made it.
-
-        For an opened stage, between two steps: it takes effect whole, and the sensors admitted so far stay admitted.
-        """
-        self._table = other._loaded
-        self._slots.turn_to(self._table.sensors)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         table = self._loaded

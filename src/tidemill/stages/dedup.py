@@ -84,6 +84,8 @@ class Dedup(Stage):
 
     uses_kernels: ClassVar[bool] = True
 
+    drops: ClassVar[bool] = True
+
     def __init__(
         self,
         *,

@@ -38,6 +38,7 @@ class Filter(FunctionStage):
     """
 
     changes_columns: ClassVar[bool] = False
+    drops: ClassVar[bool] = True
 
     def __init__(
         self,

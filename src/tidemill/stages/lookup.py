@@ -30,7 +30,6 @@ class SlotValues:
         self._fallback = rows.get(ANY_SENSOR, _UNKNOWN)
         self._of_slot = np.full(1024, _UNKNOWN, np.intp)
         self._complete = True
-        self._keys: list[str] = []
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         end = first_slot + len(keys)
@@ -38,15 +37,9 @@ class SlotValues:
             grown = np.full(max(end, 2 * len(self._of_slot)), _UNKNOWN, np.intp)
             grown[: len(self._of_slot)] = self._of_slot
             self._of_slot = grown
-        self._keys[first_slot:end] = keys
         own = [self._rows.get(str(key), self._fallback) for key in keys]
         self._of_slot[first_slot:end] = own
         self._complete = self._complete and _UNKNOWN not in own
-
-    def turn_to(self, rows: Mapping[str, int]) -> None:
-        """Another table, for the sensors admitted so far and those to come."""
-        self._rows, self._fallback, self._complete = rows, rows.get(ANY_SENSOR, _UNKNOWN), True
-        self.admit(self._keys, 0)
 
     def rows(self, slots: NDArray[np.int32]) -> NDArray[np.intp]:
         """The table row of each record, -1 where its sensor is unknown."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
+from itertools import chain
 from typing import ClassVar, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.durations import as_named, duration_ns
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import Stage
+from tidemill.stages.base import Entered, OnError, Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, check_slots, load_kernels
 from tidemill.stages.statistics.count_windows import CountWindows
 from tidemill.stages.statistics.time_windows import TimeWindows
 from tidemill.stages.statistics.wanted import STATISTICS, Statistic, Wanted, quantile
+from tidemill.stages.window_functions import Function, WindowFunctions
+from tidemill.stages.windows import Span, worked
 
 __all__ = ["STATISTICS", "Rolling", "quantile"]
 
@@ -35,7 +40,11 @@ class Rolling(Stage):
     ``window``       a number of records, counted per sensor in order of arrival; or a duration (``"30s"``, ``"500ms"``,
                      ``"5min"``, a timedelta): the sensor's records with an event time in ``(t - window, t]`` among those
                      that have arrived, where t is the record's own
-    ``stats``        names of the table below, and `quantile`
+    ``stats``        names of the table below, `quantile`, and functions of your own (windows of records only): each gets
+                     the windows of a column, a read-only float64 array of shape ``(rows, window)``, the oldest reading
+                     left, the record itself rightmost, NaN before the sensor's first reading and where a value is
+                     missing, and returns ``(rows,)`` numbers, each of its own row alone; see `MapWindows`, also for what
+                     a failure costs. Its column has the function's name: ``normalized_peak_to_peak_50``
     ``ddof``         ``std``, ``var`` and ``zscore`` divide by ``n - ddof``; 1 as in pandas and SQL
     ``min_periods``  values a window must hold to have a result; NaN before
     ``max_records``  most records of a sensor that a window of time is taken from: its newest by arrival. A window that may
@@ -44,6 +53,7 @@ class Rolling(Stage):
                      that ends it goes in; a record that comes late ends no silence
     ``names``        names of the new columns, in the order columns x stats; by default ``normalized_mean_50``,
                      ``normalized_q95_30s``
+    ``on_error``     what becomes of a record on which such a function fails; ``deadline_s`` is that of one call
 
     With x the n values of the window that are not missing, in order of arrival (in a window of time: of event time,
     equal times by arrival), and t their event times:
@@ -79,9 +89,8 @@ class Rolling(Stage):
     that comes late has the window that ends at its own time; the windows of those before it are not made again.
 
     State for each sensor: 8 bytes per column and record of the window, and 8 more per record where event times are needed
-    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and as much
-    again for quantiles. Time per record: the root of the window, where values are missing and in windows of time the
-    window (see docs/statistics.md).
+    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and for
+    quantiles as much again. Time per record: the root of the window; in windows of time the window (see docs/statistics.md).
 
     Raises `PlanError` for an unknown statistic, a window that is neither a number of records nor a duration, or a column
     that is not there.
@@ -91,6 +100,10 @@ class Rolling(Stage):
     ('value_mean_3', 'value_q95_3')
     >>> Rolling("value", window="30s", stats=["mean"], max_gap_s=3600).adds
     ('value_mean_30s',)
+    >>> def peak_to_peak(windows):
+    ...     return windows.max(axis=1) - windows.min(axis=1)
+    >>> Rolling("value", window=50, stats=["mean", peak_to_peak]).adds
+    ('value_mean_50', 'value_peak_to_peak_50')
     """
 
     uses_kernels: ClassVar[bool] = True
@@ -99,7 +112,7 @@ class Rolling(Stage):
         self,
         columns: str | Sequence[str],
         window: int | str | timedelta = 50,
-        stats: Sequence[Statistic] | Statistic = ("mean", "std", "min", "max"),
+        stats: Sequence[Statistic | Function] | Statistic | Function = ("mean", "std", "min", "max"),
         *,
         ddof: int = 1,
         min_periods: int = 1,
@@ -107,8 +120,10 @@ class Rolling(Stage):
         max_gap_s: float | str | timedelta | None = None,
         names: Sequence[str] | None = None,
         name: str | None = None,
+        on_error: OnError | None = None,
+        deadline_s: float | None = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, on_error=on_error or "dead_letter", deadline_s=deadline_s)
         self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.stats = tuple(stats) if isinstance(stats, Sequence) and not isinstance(stats, str) else (stats,)
         self.window = window
@@ -117,14 +132,19 @@ class Rolling(Stage):
         self.max_records = max_records
         self.max_gap_s = max_gap_s
         self._check()
-        wanted = Wanted(self.stats, self.name)
+        self._functions = WindowFunctions(self.stats, self.name, min_periods=min_periods)
+        if not self._functions and (on_error is not None or deadline_s is not None):
+            raise PlanError(f"{self.name}: on_error and deadline_s are for functions of your own; stats names none.")
+        wanted = Wanted([stat for stat in self.stats if not callable(stat)], self.name, windows=bool(self._functions))
         suffix = window if isinstance(window, int) else as_named(window, name="window")
-        own = tuple(f"{column}_{stat}_{suffix}" for column in self.columns for stat in wanted.names)
+        stats_named = self._functions.named(wanted.names, anyhow=names is not None)
+        own = tuple(f"{column}_{stat}_{suffix}" for column in self.columns for stat in stats_named)
         self.adds = own if names is None else tuple(names)
         """Names of the columns it adds, in the order columns x stats."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
             raise PlanError(f"{self.name} needs {len(own)} different names, one for each of {', '.join(own)}.")
         self._windows = self._windowed(wanted)
+        self.runs_user_code = bool(self._functions)  # type: ignore[misc] # of a Rolling, its statistics decide
         self._kernels: Kernels | None = None
         self._rewritten = 0
         self._whole = True
@@ -167,6 +187,11 @@ class Rolling(Stage):
         columns, ddof, min_periods = len(self.columns), self.ddof, self.min_periods
         if isinstance(self.window, int):
             return CountWindows(columns, self.window, wanted, ddof=ddof, min_periods=min_periods, gap_ns=gap_ns)
+        if self._functions:
+            raise PlanError(
+                f"{self.name}: functions of your own see windows of a number of records; over a duration there are "
+                f"{', '.join(STATISTICS)} and quantile(q)."
+            )
         span_ns = duration_ns(self.window, name=f"{self.name}: window")
         room = self.max_records
         return TimeWindows(columns, span_ns, room, wanted, ddof=ddof, min_periods=min_periods, gap_ns=gap_ns)
@@ -195,12 +220,38 @@ class Rolling(Stage):
         lane = super().opened()
         lane._kernels = load_kernels()
         lane._windows = self._windows.opened()
+        lane._functions = self._functions.opened()
         return lane
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         self._windows.admit(first_slot, len(keys))
 
     def step(self, batch: Batch, state: StageState) -> Batch:
+        if self._functions:
+            return worked(batch, self.enter(batch, state))
+        columns = self._columns(batch)
+        made = self._rolled(batch, state, columns)
+        self._whole = True
+        return batch.with_columns({
+            name: Column(Kind.FLOAT, array) for name, array in zip(self.adds, chain(*made), strict=True)
+        })  # fmt: skip
+
+    def enter(self, batch: Batch, state: StageState) -> Iterator[Entered]:
+        assert isinstance(self._windows, CountWindows), "others have no functions"
+        assert self._kernels is not None, "a stage is opened before it steps"
+        columns = self._columns(batch)
+        made = self._rolled(batch, state, columns)
+        for span in self._windows.spans(self._kernels, state, columns):
+            yield Entered(span.start, span.stop, partial(self._work, made, span))
+        self._whole = True
+
+    def _columns(self, batch: Batch) -> list[NDArray[np.float64]]:
+        return [numbers_of(batch, column, self.name) for column in self.columns]
+
+    def _rolled(
+        self, batch: Batch, state: StageState, columns: list[NDArray[np.float64]]
+    ) -> list[list[NDArray[np.float64]]]:
+        """Per column its statistics by name, in their order. Until ``_whole`` is set again, the rings are in between."""
         kernels = self._kernels
         assert kernels is not None, "a stage is opened before it steps"
         # What is known of the rings is kept from batch to batch, as long as nothing else has changed them.
@@ -208,15 +259,17 @@ class Rolling(Stage):
             self._windows.forget()
             self._rewritten = state.rewritten
         self._whole = False
-        columns = [numbers_of(batch, column, self.name) for column in self.columns]
         moments = np.ascontiguousarray(batch.time) if self._windows.needs_times else None
         slots = check_slots(state.slots, len(state["head"]))
-        made = self._windows.step(kernels, slots, state, columns, moments)
-        self._whole = True
-        arrays = (array for stats in made for array in stats)
-        return batch.with_columns(
-            {name: Column(Kind.FLOAT, array) for name, array in zip(self.adds, arrays, strict=True)}
-        )
+        return self._windows.step(kernels, slots, state, columns, moments)
+
+    def _work(self, made: list[list[NDArray[np.float64]]], span: Span, part: Batch, at: int) -> Batch:
+        columns: dict[str, Column] = {}
+        names = [self.adds[n : n + len(self.stats)] for n in range(0, len(self.adds), len(self.stats))]
+        for own, by_name, windows in zip(names, made, span.of(part, at), strict=True):
+            arrays = [array[at : at + len(part)] for array in by_name]
+            columns.update(zip(own, self._functions.among(arrays, own, windows, part), strict=True))
+        return part.with_columns(columns)
 
 
 def _is_count(value: object) -> bool:

@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, OutsideError
-from tidemill.stages.statistics import compiling, folds, kernels, ranks, recurrences, rolling, spans, trends
+from tidemill.stages.statistics import compiling, folds, kernels, ranks, recurrences, rolling, spans, trends, windows
 from tidemill.stages.statistics.blocks import Blocks
 from tidemill.stages.statistics.compiling import Packed
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences)
+_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences, windows)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
@@ -93,6 +93,7 @@ class Kernels:
         self._advance = calls["advance"]
         self._gather = calls["gather"]
         self._roll = calls["roll"]
+        self._unroll = calls["unroll"]
         self._pick, self._put = calls["pick"], calls["put"]
 
     def __repr__(self) -> str:
@@ -134,6 +135,18 @@ class Kernels:
     ) -> None:
         """Put these cells of a further ``ring`` into an undo log reservation."""
         self._gather(len(slots), slots, cells, ring, ring.shape[1], log[0], log[1], log[2])
+
+    def unroll(
+        self,
+        slots: NDArray[np.int32],
+        cells: NDArray[np.int32],
+        filled: NDArray[np.int32],
+        values: NDArray[np.float64],
+        ring: NDArray[np.float64],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Write ``values`` into ``ring`` and copy each record's window to ``out``, of shape ``(n, window)``."""
+        self._unroll(len(slots), slots, cells, filled, values, ring, ring.shape[1], out)
 
     def pick(self, column: NDArray[Any], rows: NDArray[np.int32]) -> NDArray[Any]:
         """``column[rows]``, copied; the rows are not checked."""
@@ -184,7 +197,8 @@ class Kernels:
             held,
             stamps,
             stamp,
-            keys,
+            int(blocks.are_far(keys)),
+            blocks.gapped(len(ring)),
             out,
         )
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from tidemill.stages.statistics import kernels as places
 from tidemill.stages.statistics.blocks import Blocks, Sorted
 from tidemill.stages.statistics.compiled import Kernels
 from tidemill.stages.statistics.wanted import Statistic, Wanted
+from tidemill.stages.windows import Places, Room, Span, spans
 
 __all__ = ["CountWindows"]
 
@@ -56,11 +57,17 @@ class CountWindows:
     def opened(self) -> Self:
         """The copy that runs in one lane."""
         lane = copy.copy(self)
+        lane._room = Room(len(self._rings), self._window)
         lane._blocks = [Blocks(self._window) for _ in self._rings]
-        lane._trends = [Blocks(self._window) for _ in self._rings]
+        lane._trends = [Blocks(self._window, 5) for _ in self._rings]
         lane._sorted = [Sorted(self._window) for _ in self._rings]
         return lane
 
+    _room: Room
+    _places: Places | None = None
+    """Of the records of the last step, where its windows are wanted too."""
+    _old: list[NDArray[np.float64]]
+    """What stood in those places of each ring; it is the undo log that holds it."""
     _blocks: list[Blocks]
     _trends: list[Blocks]
     _sorted: list[Sorted]
@@ -104,6 +111,16 @@ class CountWindows:
             kernels["write"](len(slots), slots, cells, moments, state["times"], self._window)
         return made
 
+    def spans(self, kernels: Kernels, state: StageState, columns: Sequence[NDArray[np.float64]]) -> Iterator[Span]:
+        """The windows themselves of the step just made; to be gone through to the end before the next step."""
+        places, self._places = self._places, None
+        olds, self._old = self._old, []
+        assert places is not None
+        rings = [state[ring] for ring in self._rings]
+        for ring, old in zip(rings, olds, strict=True):
+            kernels["write"](len(old), places.slots, places.cells, old, ring, self._window)
+        yield from spans(kernels, places, columns, rings, self._room)
+
     def _enter(
         self, kernels: Kernels, slots: NDArray[np.int32], state: StageState, moments: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -133,9 +150,14 @@ class CountWindows:
             )
         else:
             cells, filled = kernels.advance(slots, heads, state[first], log, far=far)
+        logs = [log]
         for ring in [*further, *(["times"] if self._wanted.timed else [])]:
-            kernels.gather(slots, cells, state[ring], state.reserve(ring, records))
+            logs.append(state.reserve(ring, records))
+            kernels.gather(slots, cells, state[ring], logs[-1])
         state.seal()
+        if self._wanted.windows:
+            self._places = Places(slots, cells, filled)
+            self._old = [old for _, _, old in logs[: len(self._rings)]]
         return cells, filled
 
     def _made(

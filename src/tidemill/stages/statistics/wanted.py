@@ -75,10 +75,11 @@ def quantile(q: float) -> Quantile:
 class Wanted:
     """The kernels' share of ``stats``, and what is made of it.
 
-    ``stage`` names the stage in messages. Raises `PlanError` for what is no statistic, or is there twice.
+    ``windows`` says that the windows themselves are wanted too. ``stage`` names the stage in messages. Raises `PlanError` for what is no statistic, or is there twice.
     """
 
-    def __init__(self, stats: Sequence[Statistic], stage: str) -> None:
+    def __init__(self, stats: Sequence[Statistic], stage: str, *, windows: bool = False) -> None:
+        self.windows = windows
         for stat in stats:
             if not isinstance(stat, Quantile) and stat not in STATISTICS:
                 raise PlanError(
