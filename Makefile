@@ -1,4 +1,4 @@
-# make demo | test | test-fast | check | bench
+# make demo | test | test-fast | check | bench | bench-peers
 #
 # Each target does its own set-up: a .venv beside this file, made once and again when pyproject.toml changes. uv is used
 # when it is installed, else Python's venv and pip. Arguments go on: make demo ARGS="--seconds 10".
@@ -6,10 +6,12 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 ARGS   ?=
+PEERS  := $(patsubst bench/peers/%.txt,%,$(wildcard bench/peers/*.txt))
+PEERS_PYTHON ?= $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast check bench clean
+.PHONY: help demo test test-fast check bench bench-peers clean
 
 help:
 	@echo 'make demo        a thousand synthetic sensors and this machine'\''s own, live; ARGS="--seconds 10 --rate 50000"'
@@ -17,6 +19,7 @@ help:
 	@echo 'make test-fast   the tests that are not slow: under two minutes'
 	@echo 'make check       ruff (format and lint) and mypy --strict'
 	@echo 'make bench       the numbers of bench/README.md, as ratios measured in one run'
+	@echo 'make bench-peers the stream engines that python -m bench streams compares with, each in bench/.peers/NAME'
 	@echo 'make clean       remove .venv and caches'
 
 demo: $(VENV)/.all
@@ -36,8 +39,10 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(PYTHON) -m bench $(ARGS)
 
+bench-peers: $(PEERS:%=bench/.peers/%/.made)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) bench/.peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # -- set-up ------------------------------------------------------------------------------------------------
 
@@ -67,3 +72,22 @@ $(VENV)/.all $(VENV)/.dev: pyproject.toml
 	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'; \
 	fi
 	@touch $(VENV)/.all $@
+
+# .venv is made when it is the one that is asked for, and left alone when another interpreter is.
+.PHONY: peers-python
+peers-python: $(if $(filter $(PYTHON),$(PEERS_PYTHON)),$(VENV)/.dev)
+
+# One environment for each stream engine, with the interpreter of .venv, so that both sides run the same; an engine
+# that has no wheels for it is made with another by: make bench-peers PEERS_PYTHON=python3.12
+bench/.peers/%/.made: bench/peers/%.txt | peers-python
+	@echo 'Setting up bench/.peers/$*.'
+	@set -e; \
+	if command -v uv >/dev/null 2>&1; then \
+	    uv venv --quiet --clear --python $(PEERS_PYTHON) bench/.peers/$*; \
+	    uv pip install --quiet --python bench/.peers/$*/bin/python --requirement $<; \
+	else \
+	    $(PEERS_PYTHON) -m venv --clear bench/.peers/$*; \
+	    bench/.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<; \
+	fi
+	@command -v java >/dev/null 2>&1 || [ $* != pyflink ] || echo 'PyFlink needs Java 17: sudo apt install openjdk-17-jre-headless' >&2
+	@touch $@

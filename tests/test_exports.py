@@ -14,6 +14,7 @@ import tidemill
 
 PUBLIC = [
     "Aggregate",
+    "Align",
     "BadResult",
     "Batch",
     "Calibrate",
@@ -24,6 +25,7 @@ PUBLIC = [
     "Ewm",
     "Filter",
     "InputError",
+    "Keyed",
     "Kind",
     "Lag",
     "LaneDied",
@@ -57,6 +59,7 @@ PUBLIC = [
     "quantile",
     "run",
     "run_async",
+    "scan",
     "serve",
     "session",
     "sinks",

@@ -53,10 +53,12 @@ if TYPE_CHECKING:
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
     from tidemill.stages.aggregate import Aggregate
+    from tidemill.stages.align import Align
     from tidemill.stages.calibrate import Calibrate
     from tidemill.stages.dedup import Dedup
     from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.keyed import Keyed
     from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.scan import scan
     from tidemill.stages.statistics.wanted import quantile
     from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregate",
+    "Align",
     "BadResult",
     "Batch",
     "Calibrate",
@@ -83,6 +87,7 @@ __all__ = [
     "Ewm",
     "Filter",
     "InputError",
+    "Keyed",
     "Kind",
     "Lag",
     "LaneDied",
@@ -116,6 +121,7 @@ __all__ = [
     "quantile",
     "run",
     "run_async",
+    "scan",
     "serve",
     "session",
     "sinks",
@@ -128,6 +134,7 @@ __all__ = [
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
     "Aggregate": "stages.aggregate",
+    "Align": "stages.align",
     "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
@@ -138,6 +145,7 @@ _HOMES: Final = {
     "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
+    "Keyed": "stages.keyed",
     "Kind": "schema",
     "Lag": "stages.lag",
     "LaneDied": "errors",
@@ -170,6 +178,7 @@ _HOMES: Final = {
     "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
+    "scan": "stages.scan",
     "serve": "engine.entrance",
     "session": "stages.time_windows",
     "sliding": "stages.time_windows",

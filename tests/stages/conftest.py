@@ -68,6 +68,8 @@ def statistic_of(stat, values, times, own, *, ddof=1, min_periods=1):
         return len(x) if len(values) >= min_periods else np.nan
     if len(x) < min_periods or (not len(x) and stat != "sum"):
         return np.nan
+    if stat == "zscore" and len(x) and x.min() == x.max():
+        return np.nan  # NumPy's spread of equal values need not be 0
     if stat in ("var", "std", "zscore"):
         spread = getattr(x, "std" if stat == "zscore" else stat)(ddof=ddof) if len(x) > ddof else np.nan
         return spread if stat != "zscore" else (own - x.mean()) / spread if spread > 0 else np.nan

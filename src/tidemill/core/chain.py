@@ -4,7 +4,8 @@ The same code runs in a lane, inline (``lanes=0``) and under ``Plan.apply``. A r
 the stages before k and stays in their state, on every path: raised, killed, past its deadline, replayed. In the state of
 stage k itself it stays when its function raised, since it had entered (a reading is a part of its sensor's window even
 where nothing can be made of that window); a record that killed its lane or was past its deadline there is set aside
-before stage k, so that it cannot strike again from its neighbours' windows.
+before stage k, so that it cannot strike again from its neighbours' windows. The objects of `Keyed` alone are the user's,
+and are put back to what they were before a record that failed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
-from tidemill.core.watermark import BEGIN
+from tidemill.core.watermark import BEGIN, held_back
 from tidemill.errors import BadResult, EngineError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_TYPE, Reject
@@ -29,6 +30,7 @@ from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
 from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
@@ -61,6 +63,8 @@ class Outcome:
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    stage_ns: list[int] = field(default_factory=list)
+    """Nanoseconds spent in each stage."""
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -69,6 +73,8 @@ class Outcome:
     """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
     ends: NDArray[np.int64] | None = None
     """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+    devices: NDArray[np.int32] | None = None
+    """Key slot of each row's device; None where every sensor is its own."""
 
     @property
     def records(self) -> int:
@@ -83,6 +89,8 @@ class Outcome:
             self.places = self.places[kept]
         if self.ends is not None:
             self.ends = self.ends[kept]
+        if self.devices is not None:
+            self.devices = self.devices[kept]
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class _Worked:
 class Chain:
     """Opened stages over one state memory.
 
-    ``now`` reads the monotonic clock in nanoseconds; it is called only for stages with a deadline.
+    ``now`` reads the monotonic clock in nanoseconds.
     """
 
     def __init__(self, stages: Sequence[Stage], memory: StateMemory, now: Callable[[], int]) -> None:
@@ -127,6 +135,15 @@ class Chain:
         opened.admit(self._keys, 0)
         self._stages[index] = opened
 
+    def changed_objects(self) -> dict[int, ObjectStates]:
+        """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""
+        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages)}
+        return {index: states for index, states in changed.items() if states is not None}
+
+    def hold_objects(self, index: int, states: ObjectStates) -> None:
+        """Objects of a stage, from a lane that died."""
+        self._stages[index].hold_objects(states)
+
     def run(
         self,
         batch: Batch,
@@ -135,24 +152,29 @@ class Chain:
         *,
         places: NDArray[np.int32] | None = None,
         marks: NDArray[np.int64] | None = None,
+        devices: NDArray[np.int32] | None = None,
     ) -> Outcome:
         """Work on a batch; ``slots`` are the key slots of its records.
 
         ``places`` and ``marks`` are the records' places in their slab and the watermark there, as `StageState` has them,
-        where a stage follows it.
+        where a stage follows it; ``devices`` the key slots of their devices, where sensors are placed by them.
         """
         orders = orders or Orders()
-        outcome = Outcome(batch, None, {name: name for name in batch.columns}, slots=slots, places=places)
+        carried = {name: name for name in batch.columns}
+        outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
         entered, made = len(batch), 0
+        began = self._now()
         for index, stage in enumerate(self._stages):
             self._set_aside(index, outcome, orders.quarantine.get(index), entered)
             if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
+                outcome.stage_ns.append(0)
                 continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
             if stage.follows_watermark:
                 assert outcome.places is not None, "the watermark is computed for such a stage"
                 assert marks is not None
                 state.places, state.marks = outcome.places, marks
+                state.devices = outcome.slots if outcome.devices is None else outcome.devices
                 first = entered + made
                 state.calling_row = partial(self._mark_made, index, stage, first)
                 away = orders.quarantine.get(index, {})
@@ -164,8 +186,13 @@ class Chain:
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
+            if marks is not None:
+                marks = held_back(marks, stage.delay_ns)
             _add(outcome.counts, state.counts)
             state.counts = {}
+            ended = self._now()
+            outcome.stage_ns.append(ended - began)
+            began = ended
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
@@ -224,8 +251,8 @@ class Chain:
         self._mark(index, stage, first + row)
 
     def _mark(self, index: int, stage: Stage, row: int) -> None:
-        """Put the cursor on a call of the user's function, with its deadline armed."""
-        self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
+        """Put the cursor on a call of the user's function, and say since when it is on."""
+        self._memory.mark(index, row, self._now())
 
     def _tell_kinds(self, index: int, stage: Stage) -> None:
         stage.know({**self.kinds.get(index, {}), **self.kinds.get(~index, {})})
@@ -399,6 +426,8 @@ class Chain:
         if emitted.rejects:
             order = order[~np.isin(order - count, [reject.row for reject in emitted.rejects])]
         outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
+        if outcome.devices is not None:  # whoever makes rows in such a plan makes them of devices
+            outcome.devices = np.concatenate([outcome.devices, emitted.slots])[order]
         outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
         outcome.places, outcome.ends = places[order], ends[order]
         outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)

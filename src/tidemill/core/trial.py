@@ -21,6 +21,7 @@ from tidemill.core.watermark import BEGIN, END, Watermark
 from tidemill.errors import PlanError
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StateLayout, StateMemory
 
 __all__ = ["MADE", "Change", "Made", "Trial", "change", "cut_at", "keys_of", "lag_of", "layout", "marks_of"]
@@ -117,6 +118,7 @@ class Trial:
     ``slots``    of ``keys``, where they are not to be 0, 1, 2, ...; ascending
     ``buffer``   memory of the layout's size (see `layout`) in place of its own; what it holds is the state to go on with
     ``kinds``    what `learned` gave, for a trial that goes on with the state of another
+    ``objects``  what `objects` was, for the same
     ``fed``      the number of the first record
     """
 
@@ -130,6 +132,7 @@ class Trial:
         slots: Sequence[int] | None = None,
         buffer: Any = None,
         kinds: Any = None,
+        objects: Sequence[ObjectStates] = (),
         fed: int = 0,
     ) -> None:
         self._stage = stage
@@ -143,6 +146,10 @@ class Trial:
         for key, slot in self._slot_of.items():
             self._chain._keys.extend([""] * (slot - len(self._chain._keys)))  # nobody is there
             self._chain.admit([key], slot)
+        self.objects = list(objects)
+        """States of the stage's objects after each slab that was committed."""
+        for states in objects:
+            self._chain.hold_objects(0, states)
         self._marks = marks
         self._empty = Batch({})
         self._slab = self._memory.committed
@@ -193,6 +200,7 @@ class Trial:
         else:
             outcome = self._chain.run(batch, slots)
         if commit:
+            self.objects.extend(self._chain.changed_objects().values())
             self._memory.commit(self._slab)
         return _numbered(outcome, records)
 

@@ -33,6 +33,7 @@ from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
+from tidemill.engine.stage_times import StageTimes
 from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
@@ -112,6 +113,7 @@ class Mill:
         self.counts = Counts()
         self.counters: dict[str, int] = {}
         self.sizes = BatchSizes()
+        self.stage_times = StageTimes(plan)
         self.first_done_ns = 0
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
@@ -177,19 +179,23 @@ class Mill:
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
+            "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
 
     @property
     def follows_watermark(self) -> bool:
         return self._plan.follows_watermark
 
-    @property
-    def has_deadlines(self) -> bool:
-        return any(self._deadlines)
+    def read_counters(self) -> dict[str, int]:
+        """What stages counted, and what was counted of them; nothing that never happened."""
+        own = {"over_budget": self.stage_times.over_budget, "time_ahead": self._watermark.ahead}
+        return self.counters | {what: times for what, times in own.items() if times}
 
     def enforce_deadlines(self) -> None:
-        """Kill lanes whose function has run too long; called several times per deadline."""
+        """Tell of functions that run long, and kill lanes whose function has run too long; called several times per
+        deadline."""
         now = self._clock.monotonic_ns()
+        self.stage_times.watch(self.lanes, now)
         for lane in self.lanes:
             if lane.overdue(now, self._deadlines):
                 told = "lane %d: a function passed its deadline and is stopped"
@@ -292,7 +298,7 @@ class Mill:
         """A slab without records, with which the watermark moves."""
         nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
         memory, packer = self.slabs.take()
-        slab = self._filler.fill(Taken(nothing, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
+        slab = self._filler.fill(Taken(nothing, _NOBODY, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
         assert slab.marks is not None
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)
@@ -341,6 +347,8 @@ class Mill:
         slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload, names)
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
+        self.stage_times.add(result.stage_ns)
+        lane.objects.committed(result.objects)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -454,6 +462,8 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
+        for message in lane.objects.messages():
+            lane.send(message)
         for step in self._controls.among(self.ledger.owed(lane.number)):
             if isinstance(step, Control):
                 lane.send(StageChanged(step.stage, step.pickled))

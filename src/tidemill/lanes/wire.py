@@ -21,10 +21,12 @@ __all__ = [
     "LoadPlan",
     "Made",
     "Message",
+    "Objects",
     "OpenSink",
     "Output",
     "Quarantined",
     "Ready",
+    "Restore",
     "Result",
     "Returned",
     "Revoke",
@@ -67,6 +69,23 @@ class StageChanged(Message, frozen=True):
     pickled: bytes
 
 
+class Objects(msgspec.Struct, array_like=True, frozen=True):
+    """States of the objects that a stage holds, one behind the other."""
+
+    stage: int
+    slots: bytes
+    """Key slots, int32."""
+    sizes: bytes
+    """Bytes of each state, int32; -1 for an object that is no more."""
+    data: bytes
+
+
+class Restore(Message, frozen=True):
+    """Objects of the process before; later ones take the place of earlier ones."""
+
+    objects: Objects
+
+
 class KindsFixed(Message, frozen=True):
     """The kinds of the columns that functions add, per stage; from now on others are rejected."""
 
@@ -107,6 +126,8 @@ class Work(Message, frozen=True):
     marks_at: int = -1
     """The watermark before the slab's first record and after each (after none, when there is none), int64; -1 when no
     stage follows it."""
+    devices_at: int = -1
+    """Key slots, int32, of every row's device; -1 where sensors are not placed by it."""
 
 
 class Stop(Message, frozen=True):
@@ -160,6 +181,10 @@ class Result(Message, frozen=True):
     of the rows, which need not differ."""
     dead_rows: list[tuple[int, str, str, bytes]] = []
     """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    stage_ns: list[int] = []
+    """Nanoseconds spent in each stage."""
+    objects: list[Objects] = []
+    """The objects that the slab has changed."""
 
 
 class Committed(Message, frozen=True):
@@ -269,6 +294,18 @@ class Returned(Message, frozen=True):
 
 
 ToLane = (
-    LoadPlan | Admit | KindsFixed | StageChanged | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+    LoadPlan
+    | Admit
+    | KindsFixed
+    | Restore
+    | StageChanged
+    | Work
+    | Stop
+    | OpenSink
+    | Write
+    | Function
+    | Forget
+    | Call
+    | Revoke
 )
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import traceback
@@ -18,6 +19,7 @@ from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -26,8 +28,10 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Made,
     Message,
+    Objects,
     Output,
     Ready,
+    Restore,
     Result,
     Slot,
     StageChanged,
@@ -42,6 +46,11 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 
 __all__ = ["Worker", "pack_frame", "pack_made"]
 
+_resource: Any = None
+with contextlib.suppress(ImportError):
+    import resource
+
+    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 _WORD: Final = 8  # bytes
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
@@ -50,10 +59,11 @@ class Worker:
     """One lane's stages over its state memory and the slabs.
 
     ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
-    returns when it is out of this process's hands.
+    returns when it is out of this process's hands. Only one that is ``replaceable`` says what another would go on with.
     """
 
-    def __init__(self, state: Any, slabs: list[Any], send: Send) -> None:
+    def __init__(self, state: Any, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
+        self._replaceable = replaceable
         self._state = state
         self._slabs = slabs
         self._send = send
@@ -73,6 +83,8 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case Restore():
+                    self._restore(message.objects)
                 case StageChanged():
                     self._change(message)
                 case LoadPlan():
@@ -113,6 +125,10 @@ class Worker:
         assert self._chain is not None
         self._chain.admit(message.keys, message.first_slot)
 
+    def _restore(self, objects: Objects) -> None:
+        assert self._chain is not None
+        self._chain.hold_objects(objects.stage, received_states(objects))
+
     def _change(self, message: StageChanged) -> None:
         assert self._chain is not None
         self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
@@ -129,21 +145,25 @@ class Worker:
         """Run the stages over this lane's rows, hand over the result, then commit: in this order, see `Result`."""
         assert self._memory is not None
         assert self._chain is not None
-        start = time.perf_counter_ns()
+        start = _Stopwatch()
         buffer = self._slabs[work.memory]
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
         slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
         batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._memory.begin(work.slab)
-        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=_marks(work, buffer))
+        devices = None
+        if work.devices_at >= 0:
+            devices = np.frombuffer(buffer, np.int32, work.packed.rows, work.devices_at).take(rows, mode="wrap")
+        marks = _marks(work, buffer)
+        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=marks, devices=devices)
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)
         self._send(Committed(work.slab), b"")
 
     def _result(
-        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
+        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: _Stopwatch
     ) -> tuple[Result, bytearray]:
         made: Made | None = None
         packed: Packed | None
@@ -161,7 +181,7 @@ class Worker:
         dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead if d.made is None]
         result = Result(
             work.slab,
-            time.perf_counter_ns() - start,
+            start.busy_ns(),
             outputs,
             packed,
             kept_at,
@@ -172,8 +192,16 @@ class Worker:
             outcome.gone,
             made,
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
+            outcome.stage_ns,
+            self._changed_objects(),
         )
         return result, payload
+
+    def _changed_objects(self) -> list[Objects]:
+        assert self._chain is not None
+        if not self._replaceable:
+            return []
+        return [sent_states(stage, states) for stage, states in self._chain.changed_objects().items()]
 
     def _place(
         self, outcome: Outcome, survivors: NDArray[np.int32], work: Work, buffer: Any
@@ -204,6 +232,32 @@ class Worker:
         return {
             stage: {name: kind.value for name, kind in columns.items()} for stage, columns in self._chain.kinds.items()
         }
+
+
+class _Stopwatch:
+    """How long a lane works on something: by the clock, unless the kernel took the processor away from it meanwhile.
+
+    On a busy machine a batch of one record then seems to take milliseconds, and batches sized by that stay small.
+    """
+
+    def __init__(self) -> None:
+        self._taken_away, self._worked_s = _used()
+        self._start = time.perf_counter_ns()
+
+    def busy_ns(self) -> int:
+        passed = time.perf_counter_ns() - self._start
+        taken_away, worked_s = _used()
+        if taken_away == self._taken_away:
+            return passed
+        return min(passed, round((worked_s - self._worked_s) * 1e9))
+
+
+def _used() -> tuple[int, float]:
+    """How often the processor was taken from this thread, and the seconds it had; where the platform tells."""
+    if _resource is None:
+        return 0, 0.0
+    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
+    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
 
 
 def _orders(work: Work) -> Orders | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Self
@@ -17,7 +18,7 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 
-__all__ = ["FunctionStage", "called", "check_function", "made_column", "own_name", "padded", "shown_type"]
+__all__ = ["FunctionStage", "called", "check_function", "made_column", "own_items", "own_name", "padded", "shown_type"]
 
 
 class FunctionStage(Stage):
@@ -85,6 +86,24 @@ def shown_type(value: object) -> str:
         return "None"
     module = type(value).__module__.split(".")[0]
     return type(value).__name__ if module in ("builtins", "__main__") else f"{module}.{type(value).__name__}"
+
+
+# -- what records hold -------------------------------------------------------------------------------------
+
+
+def own_items(column: Column) -> list[Any]:
+    """The column's values; nested ones are copied, since a function may change them and be called again."""
+    items = column.to_list()
+    if column.kind is Kind.OBJECT:
+        return [item if item is None or isinstance(item, str | int | float) else _copied(item) for item in items]
+    return items
+
+
+def _copied(item: Any) -> Any:
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
+        return item
 
 
 # -- one returned column -----------------------------------------------------------------------------------

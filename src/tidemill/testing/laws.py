@@ -186,12 +186,13 @@ def state_is_restored(subject: Subject) -> None:
             pickle.loads(cloudpickle.dumps(subject.stage)),  # noqa: S301 - our own bytes
             buffer=lane.buffer.copy(),
             kinds=lane.learned,
+            objects=lane.objects,
             fed=place,
         )
         how = f"restored before record {place}"
         subject.require_same(how, Made.joined([began, other.feed_all([rest])]))
         lane.feed(rest, commit=False)
-        successor = subject.trial(buffer=lane.buffer, kinds=lane.learned, fed=place)
+        successor = subject.trial(buffer=lane.buffer, kinds=lane.learned, objects=lane.objects, fed=place)
         how = f"rolled back to record {place}"
         subject.require_same(how, Made.joined([began, successor.feed_all([rest])]))
 

@@ -119,7 +119,11 @@ class CountWindows:
         rings = [state[ring] for ring in self._rings]
         for ring, old in zip(rings, olds, strict=True):
             kernels["write"](len(old), places.slots, places.cells, old, ring, self._window)
-        yield from spans(kernels, places, columns, rings, self._room)
+
+        def fill(own: slice, arrays: Sequence[NDArray[np.float64]]) -> None:
+            places.unroll(kernels, own, columns, rings, arrays)
+
+        yield from spans(len(places.slots), self._room, fill)
 
     def _enter(
         self, kernels: Kernels, slots: NDArray[np.int32], state: StageState, moments: NDArray[np.int64] | None
