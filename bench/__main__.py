@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bench._common import Row, table_text
 
-_ALL = ("start", "throughput", "classic_bridge", "load", "recovery", "loop_lag", "bridge")
-_ASKED = ("streams",)
-"""Only when named: half an hour, and it wants what `make bench-peers` makes."""
+_ALL = ("start", "throughput", "classic_bridge", "load", "recovery", "loop_lag", "onnx", "bridge", "window_functions")
+_ASKED = ("streams", "stages")
+"""Only when named: half an hour each; `streams` wants what `make bench-peers` makes."""
 
 
 def main(names: list[str]) -> int:

@@ -132,3 +132,22 @@ def test_exact_comes_before_the_tag():
     """Where float64 overflows, the value is what the record held and never touches the float."""
     column = Column(Kind.FLOAT, np.array([np.nan, 5.0]), tags=np.array([INTEGER_TAG] * 2, np.uint8), exact={0: 10**400})
     assert column.to_list() == [10**400, 5]
+
+
+@pytest.mark.parametrize(
+    ("column", "other"),
+    [
+        (Column(Kind.FLOAT, np.array([1.0, np.nan, -0.0])), Column(Kind.FLOAT, np.array([1.0, np.nan, 0.0]))),
+        (Column(Kind.INT, np.array([1, 2])), Column(Kind.INT, np.array([1, 3]))),
+        (Column(Kind.INT, np.array([1, 2])), Column(Kind.INT, np.array([1, 2]), tags=np.array([0, 1], np.uint8))),
+        (Column(Kind.BOOL, np.array([True])), Column(Kind.FLOAT, np.array([1.0]))),
+        (Column.of_texts(["a", "b"]), Column.of_texts(["a", "b"])),
+        (Column(Kind.OBJECT, np.array([[1], None], object)), Column(Kind.OBJECT, np.array([[1], None], object))),
+        (Column(Kind.INT, np.array([0]), exact={0: 2**70}), Column(Kind.INT, np.array([0]), exact={0: 2**71})),
+    ],
+)
+def test_a_copy_is_known_from_what_only_looks_alike(column, other):
+    """Taken rows are a copy; the same values by another table, as other objects or with other bits are not."""
+    assert column.is_copy_of(column.take(np.arange(len(column))))
+    assert not column.is_copy_of(other)
+    assert not column.is_copy_of(column.slice(0, len(column) - 1))

@@ -20,12 +20,13 @@ def python_of(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def executed(code: str, folder: Path) -> None:
-    """As a script without a ``__main__`` guard, in a folder that has the examples."""
+def executed(code: str, folder: Path) -> str:
+    """What it prints as a script without a ``__main__`` guard, in a folder that has the examples."""
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "shown.py").write_text(code)
     done = subprocess.run([sys.executable, "shown.py"], cwd=folder, capture_output=True, text=True, timeout=100)  # noqa: PLW1510
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
@@ -48,6 +49,32 @@ def test_the_readmes_example_is_ten_lines() -> None:
 def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined; its own assertions hold."""
     executed("\n".join(python_of(ROOT / "docs" / "tutorial.md")), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["laws", "parity", "time-windows"])
+def test_these_pages_run_from_top_to_bottom(tmp_path: Path, name: str) -> None:
+    """Their blocks, joined; their own assertions hold."""
+    executed("\n".join(python_of(ROOT / "docs" / "howto" / f"{name}.md")), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_page_about_parity_is_what_check_finds(tmp_path: Path) -> None:
+    """The command as it is shown prints what is shown, over the table that the page's code has written."""
+    page = ROOT / "docs" / "howto" / "parity.md"
+    code = python_of(page)
+    executed("\n".join(code), tmp_path)
+    (tmp_path / "plant.py").write_text(code[0].partition("features =")[0])
+    shown = [block.removeprefix("\n") for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    command = [sys.executable, "-m", *shown[0].split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)  # noqa: PLW1510
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(shown[1])
+
+
+def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its blocks, joined, find the reading that stands out, and print that the rest holds."""
+    told = executed("\n".join(python_of(ROOT / "docs" / "howto" / "models.md")), tmp_path)
+    assert told.splitlines() == ["[200]", "True", "True", "True"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

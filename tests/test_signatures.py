@@ -46,7 +46,7 @@ def test_every_sink_takes_a_choice(sink: type) -> None:
     assert {"where", "columns", "if_exists", "name"} <= options_of(sink)
 
 
-@pytest.mark.parametrize("stage", [tm.Map, tm.MapRows, tm.MapFrame, tm.Filter])
+@pytest.mark.parametrize("stage", [tm.Map, tm.MapRows, tm.MapFrame, tm.MapWindows, tm.Filter, tm.Keyed, tm.scan])
 def test_every_stage_with_a_function_says_what_its_failures_cost(stage: type) -> None:
     """And how long a call may take."""
     assert {"on_error", "deadline_s", "name"} <= options_of(stage)

@@ -13,7 +13,8 @@ them and keeps it true.
     FLOOR 3   sources/  lanes/  sinks/    the edges: the outside world, and the border between processes
     FLOOR 2   core/                       decisions: events in, commands out, ``now`` passed in
     FLOOR 1   stages/  formats/           maths over batches and keyed arrays; bytes to batches and back
-    FLOOR 0   errors schema column kinds batch rows orders interchange letters named clock held files
+    FLOOR 0   errors schema column kinds batch rows orders interchange letters named durations
+              clock held files
 
 ``testing`` is public too: the clock, source and sink that tests drive by hand.
 
@@ -51,24 +52,44 @@ if TYPE_CHECKING:
     )
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
+    from tidemill.stages.aggregate import Aggregate
+    from tidemill.stages.align import Align
     from tidemill.stages.calibrate import Calibrate
+    from tidemill.stages.dedup import Dedup
+    from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
+    from tidemill.stages.keyed import Keyed
+    from tidemill.stages.lag import Diff, Lag
     from tidemill.stages.lookup import Lookup
     from tidemill.stages.map import Map, MapFrame
     from tidemill.stages.map_rows import MapRows
+    from tidemill.stages.map_windows import MapWindows
+    from tidemill.stages.model import Model
+    from tidemill.stages.rate import Rate
     from tidemill.stages.rolling import Rolling
+    from tidemill.stages.scan import scan
+    from tidemill.stages.statistics.wanted import quantile
+    from tidemill.stages.stuck import Stuck
+    from tidemill.stages.time_windows import session, sliding, tumbling
 
     __version__: str
 
 __all__ = [
+    "Aggregate",
+    "Align",
     "BadResult",
     "Batch",
     "Calibrate",
     "CallError",
+    "Dedup",
+    "Diff",
     "EngineError",
+    "Ewm",
     "Filter",
     "InputError",
+    "Keyed",
     "Kind",
+    "Lag",
     "LaneDied",
     "Lanes",
     "LanesExecutor",
@@ -78,11 +99,14 @@ __all__ = [
     "Map",
     "MapFrame",
     "MapRows",
+    "MapWindows",
     "MissingExtra",
+    "Model",
     "OutsideError",
     "Pipeline",
     "Plan",
     "PlanError",
+    "Rate",
     "RemoteError",
     "Report",
     "Rolling",
@@ -90,27 +114,40 @@ __all__ = [
     "Select",
     "StageError",
     "Statistics",
+    "Stuck",
     "TidemillError",
     "__version__",
     "cancelled",
+    "quantile",
     "run",
     "run_async",
+    "scan",
     "serve",
+    "session",
     "sinks",
+    "sliding",
     "sources",
     "testing",
+    "tumbling",
 ]
 
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
+    "Aggregate": "stages.aggregate",
+    "Align": "stages.align",
     "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",
     "CallError": "errors",
+    "Dedup": "stages.dedup",
+    "Diff": "stages.lag",
     "EngineError": "errors",
+    "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",
+    "Keyed": "stages.keyed",
     "Kind": "schema",
+    "Lag": "stages.lag",
     "LaneDied": "errors",
     "Lanes": "engine.lanes",
     "LanesExecutor": "engine.lanes_executor",
@@ -120,11 +157,14 @@ _HOMES: Final = {
     "Map": "stages.map",
     "MapFrame": "stages.map",
     "MapRows": "stages.map_rows",
+    "MapWindows": "stages.map_windows",
     "MissingExtra": "errors",
+    "Model": "stages.model",
     "OutsideError": "errors",
     "Pipeline": "engine.pipeline",
     "Plan": "engine.plan",
     "PlanError": "errors",
+    "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
     "Rolling": "stages.rolling",
@@ -132,11 +172,17 @@ _HOMES: Final = {
     "Select": "stages.filter",
     "StageError": "errors",
     "Statistics": "engine.metrics",
+    "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",
+    "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",
     "run_async": "engine.entrance",
+    "scan": "stages.scan",
     "serve": "engine.entrance",
+    "session": "stages.time_windows",
+    "sliding": "stages.time_windows",
+    "tumbling": "stages.time_windows",
 }
 _MODULES: Final = frozenset({"sinks", "sources", "testing"})
 

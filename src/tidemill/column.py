@@ -7,6 +7,7 @@ record back; `Column.tags` keeps them apart without a second array of objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, Final
 
 import numpy as np
@@ -164,6 +165,19 @@ class Column:
         if self.tags is None:
             return bool(len(self.values))
         return bool(((self.tags != NULL_TAG) & (self.tags != ABSENT_TAG)).any())
+
+    def is_copy_of(self, other: Column) -> bool:
+        """Whether both hold the same, bit for bit; of objects and text, the same objects and the same table."""
+        if self.kind is not other.kind or self.texts is not other.texts or self.exact != other.exact:
+            return False
+        if (self.tags is None) != (other.tags is None):
+            return False
+        if self.tags is not None and not np.array_equal(self.tags, other.tags):  # type: ignore[arg-type]
+            return False
+        if self.kind is Kind.OBJECT:
+            return len(self) == len(other) and all(map(is_, self.values.tolist(), other.values.tolist()))
+        bits = np.dtype(f"u{self.values.itemsize}")
+        return np.array_equal(self.values.view(bits), other.values.view(bits))
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
     TidemillError
     ├── PlanError        the pipeline as written: a stage, a column, an option. Nothing has run yet.
     ├── InputError       something named by the user is missing or malformed: a file, a table, a time zone.
+    │   └── OutputExists  a sink's place is taken, and ``if_exists="fail"``: a run would not begin, a check may.
     ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
     ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
@@ -26,6 +27,7 @@ __all__ = [
     "LaneDied",
     "LanesFull",
     "MissingExtra",
+    "OutputExists",
     "OutsideError",
     "PlanError",
     "RemoteError",
@@ -44,6 +46,10 @@ class PlanError(TidemillError):
 
 class InputError(TidemillError):
     """A file, table or value that the user named cannot be used as it is."""
+
+
+class OutputExists(InputError):
+    """Something is where a sink is to write, and ``if_exists`` says to leave it alone."""
 
 
 class OutsideError(TidemillError):

@@ -31,6 +31,7 @@ __all__ = [
     "read_blocks",
     "read_bytes",
     "read_table",
+    "stamp",
     "stem",
     "suffix",
     "sync",
@@ -152,6 +153,15 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, list[str]]:
             raise InputError(f"{tried}, line {number}: {len(cells)} cells where the header names {len(header)}.")
     rows = [cells for _, cells in lines[1:]]
     return {name: [cells[place].strip() for cells in rows] for place, name in enumerate(header)}
+
+
+def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
+    """What changes when the file's content does: (inode, size, time of change in ns); None when it is not there."""
+    try:
+        status = os.stat(absolute(path))  # noqa: PTH116 - as the other doors here
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -10,12 +10,14 @@ __all__ = [
     "DEADLINE",
     "INFINITE",
     "KILLED",
+    "LATE",
     "MALFORMED",
     "MISSING_FIELD",
     "NO_KEY",
     "OVERSIZE",
     "RAISED",
     "TOO_MANY_KEYS",
+    "TOO_MANY_OPEN",
     "UNKNOWN_KEY",
     "WRONG_LENGTH",
     "WRONG_TYPE",
@@ -37,6 +39,8 @@ UNKNOWN_KEY: Final = "unknown_key"
 DEADLINE: Final = "deadline"
 KILLED: Final = "killed_lane"
 TOO_MANY_KEYS: Final = "too_many_keys"
+LATE: Final = "late"
+TOO_MANY_OPEN: Final = "too_many_open"
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from tidemill.errors import PlanError
 
-__all__ = ["Field", "Kind", "Schema"]
+__all__ = ["NAMING", "Field", "Kind", "Schema"]
 
 
 class Kind(enum.Enum):
@@ -47,6 +48,10 @@ class Kind(enum.Enum):
         )
 
 
+NAMING: Final = (Kind.TEXT, Kind.FLOAT, Kind.INT, Kind.BOOL)
+"""The kinds of columns that can name a sensor or a device."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One column's name and kind; ``kind`` is None while nothing but nulls has been seen."""
@@ -69,11 +74,19 @@ class Schema:
     sensor: text, value: float, normalized: float
     """
 
-    __slots__ = ("_fields", "open")
+    __slots__ = ("_fields", "key", "open")
 
-    def __init__(self, fields: Iterable[Field] = (), *, open: bool = False) -> None:  # noqa: A002 - the field's word
+    def __init__(
+        self,
+        fields: Iterable[Field] = (),
+        *,
+        open: bool = False,  # noqa: A002 - the field's word
+        key: str = "sensor",
+    ) -> None:
         self._fields = {field.name: field for field in fields}
         self.open = open
+        self.key = key
+        """The field that names the sensor, or would."""
 
     @classmethod
     def of(cls, declared: Mapping[str, object]) -> Schema:
@@ -113,11 +126,11 @@ class Schema:
         """This schema with ``fields`` after it; an existing name keeps its place and takes the new kind."""
         merged = dict(self._fields)
         merged.update({field.name: field for field in fields})
-        return Schema(merged.values(), open=self.open)
+        return Schema(merged.values(), open=self.open, key=self.key)
 
     def opened(self) -> Schema:
         """The same fields, with more to come."""
-        return Schema(self, open=True)
+        return Schema(self, open=True, key=self.key)
 
     def require(self, name: str, *, stage: str, kinds: Iterable[Kind] = ()) -> None:
         """Raise `PlanError` when ``name`` cannot be there, or is of a kind that ``stage`` cannot use."""

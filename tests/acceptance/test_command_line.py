@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,10 +78,114 @@ def test_check_prints_the_pipeline_and_runs_nothing(tidemill, examples, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_shows_the_plan_even_when_the_output_is_in_the_way(tidemill, examples, write) -> None:
-    """And then says so, with the exit code of a run."""
+def test_check_says_that_the_output_is_in_the_way(tidemill, examples, write) -> None:
+    """Of a run, that is: a check writes nothing, so it goes on and ends well. A place that cannot be is another matter."""
     write("there.csv", "x\n")
     told = tidemill("check", examples / "replay.py", "--output", "there.csv")
-    assert told.returncode == 4
+    assert told.returncode == 0
     assert "+ normalized: float" in told.stdout
-    assert "there.csv" in told.stderr
+    assert told.stderr.startswith("tidemill: a run would not begin: ")
+    assert "there.csv already exists; add --if-exists append" in told.stderr
+    told = tidemill("check", examples / "replay.py", "--output", "nowhere/there.csv")
+    assert told.returncode == 4
+    assert "nowhere" in told.stderr
+
+
+PLANT = """
+import os
+import numpy as np
+import tidemill as tm
+import neighbour
+
+def row_wise(batch):
+    return {"root": np.sqrt(np.abs(batch["value"]))}
+
+def centred(batch):
+    return {"centred": batch["value"] - batch["value"].mean()}
+
+fine = tm.Plan(tm.Rolling("value", window=3, stats=["mean"]), tm.Map(row_wise), tm.Map(neighbour.doubled))
+bad = tm.Plan(tm.Map(row_wise), tm.Map(centred))
+deadly = tm.Plan(tm.Map(lambda batch: os._exit(3), name="deadly"))
+strict = tm.Plan(tm.Map(lambda batch: {"x": 1 / 0}, on_error="stop"))
+"""
+
+
+def test_check_tries_every_function_on_a_recording(tidemill, examples, write, tmp_path) -> None:
+    """In a lane of its own, whole, in halves and one by one; rows after every stage; nothing is written."""
+    write("plant.py", PLANT)
+    write("neighbour.py", "def doubled(batch):\n    return {'doubled': batch['value'] * 2}\n")
+    files = set(tmp_path.iterdir())
+    recording = ("--input", examples / "data" / "plant.csv", "--time", "timestamp")
+    told = tidemill("check", "plant.py:fine", *recording)
+    assert (told.returncode, told.stderr) == (0, "")
+    for words in (
+        "the first 940 records, of 8 sensors, 2026-03-01T06:00:00Z to",
+        "stage 2   Map(row_wise): 940 rows of 940 records; the same for 940 records whole, in halves, and 940 one by one",
+        "their state takes 256 B",
+        "value_mean_3  root",
+    ):
+        assert words in told.stdout, words
+    told = tidemill("check", "plant.py:bad", *recording, "--records", 100)
+    assert (told.returncode, told.stderr) == (7, "")
+    for words in (
+        "Map(row_wise): 100 rows of 100 records; the same",
+        "Map(centred): 100 rows of 100 records; IT LOOKS AT ITS NEIGHBOURS IN THE BATCH",
+        "(sensor 'boiler-1'), in batches of 50 and 50: column 'centred' is ",
+        "It uses mean(): use tm.Rolling",
+    ):
+        assert words in told.stdout, words
+    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == files
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("deadly", "deadly ended the process it ran in"), ("strict", "division by zero")]
+)
+def test_a_function_that_ends_its_lane_is_named(tidemill, examples, write, name, words) -> None:
+    """A crash costs the check, and says whose it was; exit code 1."""
+    write("plant.py", PLANT)
+    write("neighbour.py", "doubled = len\n")
+    told = tidemill("check", f"plant.py:{name}", "--input", examples / "data" / "plant.csv", "--time", "timestamp")
+    assert told.returncode == 1
+    assert words in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
+def test_check_compares_with_a_notebook(tidemill, examples, write, tmp_path) -> None:
+    """The first differing row, column and both values; 7 when there is one."""
+    write("plant.py", "import tidemill as tm\nplan = tm.Plan(tm.Rolling('value', window=2, stats=['sum']))\n")
+    rows = [{"sensor": sensor, "time": n, "value": n * 1.5} for n in range(6) for sensor in "ab"]
+    write("plant.ndjson", "".join(f"{json.dumps(row)}\n" for row in rows))
+    sums = [{**row, "value_sum_2": 1.5 * (2 * row["time"] - 1) if row["time"] else 0.0} for row in rows]
+    write("notebook.ndjson", "".join(f"{json.dumps(row)}\n" for row in sorted(sums, key=lambda row: row["sensor"])))
+    told = tidemill("check", "plant.py", "--input", "plant.ndjson", "--expect", "notebook.ndjson")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "notebook.ndjson: the output is the same" in told.stdout
+    write("notebook.ndjson", "".join(f"{json.dumps(row | {'value_sum_2': 4.5})}\n" for row in sums))
+    told = tidemill(
+        "check", "plant.py", "--input", "plant.ndjson", "--expect", "notebook.ndjson", "--tolerance", "1e-6"
+    )
+    assert told.returncode == 7
+    assert "row 0 of the table (sensor 'a'): column 'value_sum_2' is 0.0 instead of 4.5" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--expect", "t.csv"], 3, "add --input PATH"),
+        (["--input", "-", "--expect", "t.csv"], 3, "standard input"),
+        (["--input", "plant.csv", "--records", "0"], 3, "--records 0"),
+        (["--input", "plant.csv", "--expect", "t.csv"], 4, "t.csv"),
+        (["--input", "plant.csv", "--tolerance", "-1", "--expect", "plant.csv"], 3, "--tolerance"),
+        (["--input", "empty.ndjson"], 4, "no records"),
+        (["--input", "plant.csv", "--key", "station"], 4, "station"),
+    ],
+)
+def test_questions_that_make_no_sense(tidemill, write, words, code, said) -> None:
+    """Are refused with one line before anything runs."""
+    write("plant.py", "import tidemill as tm\nplan = tm.Plan()\n")
+    write("plant.csv", "sensor,time,value\na,1,2.5\n")
+    write("empty.ndjson", "")
+    told = tidemill("check", "plant.py", *words)
+    assert told.returncode == code, told.stdout + told.stderr
+    assert said in told.stderr
+    assert told.stderr.count("\n") == 1

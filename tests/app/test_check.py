@@ -46,7 +46,7 @@ def test_edges_lanes_and_memory_are_named() -> None:
         "408 B",
     ):
         assert words in text
-    assert "lanes    2" in text
+    assert "lanes     2" in text
     assert "one process" in "\n".join(shown(lanes=0))
 
 

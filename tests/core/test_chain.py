@@ -12,10 +12,11 @@ from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Dead
-from tidemill.errors import StageError
+from tidemill.errors import EngineError, StageError
 from tidemill.letters import KILLED, RAISED, WRONG_LENGTH, WRONG_TYPE, Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
+from tidemill.stages.functions import FunctionStage
 from tidemill.stages.state import StateField, StateLayout, StateMemory
 
 
@@ -227,16 +228,17 @@ def test_isolation_marks_every_row():
     assert chain[1].cursor == (0, -1, -1, 0), "nowhere, once the chain is through"
 
 
-def test_only_deadlines_read_the_clock():
-    """A stage with a deadline arms it for each call; others never ask what time it is."""
-    armed = []
+def test_each_call_of_a_function_says_since_when_it_is_on():
+    """With a deadline or without: a call that hangs is told of, or stopped; and the time of each stage is measured."""
+    armed, ticks = [], iter(range(1, 100))
     chain = chain_of(
         tm.Map(lambda b: armed.append(chain[1].cursor[3]) or {}),
         tm.Map(lambda b: armed.append(chain[1].cursor[3]) or {}, deadline_s=1.0),
-        now=lambda: 77,
+        now=lambda: next(ticks),
     )
-    run(chain, batch_of([0]))
-    assert armed == [0, 77]
+    outcome = run(chain, batch_of([0]))
+    assert armed == [2, 4]
+    assert outcome.stage_ns == [2, 2]
 
 
 def kinds_by_batch(made, sizes):
@@ -438,3 +440,53 @@ def test_objects_that_fit_take_the_known_kind():
     outcome = run(chain, batch_of([0, 0]))
     assert outcome.batch.columns["x"].kind is Kind.BOOL
     assert outcome.batch.columns["x"].to_list() == [True, None]
+
+
+class Thinned(Stage):
+    """A stage of ours that lets every other record go on, and says what the others count as."""
+
+    def __init__(self, gone):
+        super().__init__()
+        self.gone = gone
+
+    def bind(self, schema: Schema) -> Schema:
+        return schema
+
+    def step(self, batch, state):
+        kept = np.arange(0, len(batch), 2)
+        return Step(batch.take(kept), kept, gone=self.gone)
+
+
+def test_what_does_not_go_on_is_counted_as_its_stages_say():
+    """The counts of several stages add up; what they leave unsaid is the caller's to count as filtered."""
+    chain = chain_of(Thinned({"late": 2, "absorbed": 1}), Thinned({"late": 1}), Thinned({}))
+    outcome = run(chain, batch_of([0] * 8))
+    assert survivors(outcome, batch_of([0] * 8)) == [0]
+    assert outcome.gone == {"late": 3, "absorbed": 1}
+
+
+@pytest.mark.parametrize("gone", [{"late": 5}, {"late": 3, "dropped": 2}, {"late": -1}, {"lost": 1}])
+def test_books_that_do_not_balance_are_the_stages_fault(gone):
+    """A stage that counts more records than did not go on, or under a name that nobody reads, is named."""
+    with pytest.raises(EngineError, match=r"Thinned counts .* of 4 records"):
+        run(chain_of(Thinned(gone)), batch_of([0] * 8))
+
+
+class ThinnedByCode(FunctionStage):
+    """A stage of user code that fails on bad records and counts what it does not let go on."""
+
+    def bind(self, schema: Schema) -> Schema:
+        return schema
+
+    def step(self, batch, state):
+        kept = np.flatnonzero(self._call(batch))
+        return Step(batch.take(kept), kept, gone={"absorbed": len(batch) - len(kept)})
+
+
+def test_the_pieces_of_a_failing_batch_count_together():
+    """Where a batch is narrowed down to its failing record, what the pieces let go adds up to the same."""
+    calls = Calls(make=lambda batch: batch["value"] % 2 == 0)
+    outcome = run(chain_of(ThinnedByCode(calls)), batch_of([0, 0, 0, 1, 0, 0]))
+    assert survivors(outcome, batch_of([0] * 6)) == [0, 2, 4]
+    assert [d.row for d in outcome.dead] == [3]
+    assert outcome.gone == {"absorbed": 2}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.engine.metrics import BatchSizes, Counts, Histogram, LagMonitor, Quantiles, Report
+from tidemill.stages.base import GONE
 from tidemill.testing import ManualClock
 
 durations = st.lists(st.integers(0, 2**40) | st.integers(0, 100), min_size=1, max_size=60)
@@ -69,6 +70,17 @@ def test_the_books_balance(fields):
     gone = ("rows_from_records", "filtered", "dead_letters", "late", "deduplicated", "dropped", "absorbed", "in_flight")
     assert counts.records_in == sum(getattr(counts, name) for name in gone)
     assert counts.rows_out == counts.rows_from_records + counts.emitted
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(GONE), st.integers(0, 50)), max_size=4), st.integers(0, 50))
+def test_what_no_stage_speaks_of_was_filtered(gone, others):
+    """Records that did not become rows are booked as their stages say, and the rest as filtered: none twice."""
+    counts = Counts()
+    said = sum(sum(shares.values()) for shares in gone)
+    counts.book(said + others, gone)
+    assert counts.filtered == others
+    for what in GONE:
+        assert getattr(counts, what) == sum(shares.get(what, 0) for shares in gone)
 
 
 def test_a_report_is_json():

@@ -17,11 +17,15 @@ pytestmark = pytest.mark.slow
         ),
         (tm.Plan(tm.Select("more", unit="sensor")), {"more": {"n": [1]}, "unit": "S0"}),
         (
+            tm.Plan(tm.Select("sensor", "time", "unit", "more", "value", place="sensor")),
+            {"sensor": "S0", "time": 0.0, "unit": "C", "more": {"n": [1]}, "value": 1, "place": "S0"},
+        ),
+        (
             tm.Plan(tm.Map(lambda batch: {"y": [1.0 // v for v in batch["value"].tolist()]}, columns=["value"])),
             {"sensor": "S0", "time": 0.0, "unit": "C", "more": {"n": [1]}, "value": 1, "y": 1.0},
         ),
     ],
-    ids=["Rolling", "Select", "Map"],
+    ids=["Rolling", "Select", "Select all and one twice", "Map"],
 )
 def test_what_nobody_reads_comes_out(plan, row, lanes, tmp_path):
     """Every column of the record is in the output, in its place, also beside records on which a function fails."""

@@ -136,3 +136,10 @@ def test_an_unknown_zone_is_refused() -> None:
     """The error names the zone and an example."""
     with pytest.raises(InputError, match=r"Mars/Base.*Europe/Berlin"):
         TimeReader("Mars/Base")
+
+
+def test_a_day_alone_is_its_midnight():
+    """In the reader's zone; what only looks like one is no time."""
+    assert TimeReader().one("2024-03-01") == 1_709_251_200 * 10**9
+    assert TimeReader("Europe/Berlin").one("2024-03-01") == (1_709_251_200 - 3_600) * 10**9
+    assert [TimeReader().one(text) for text in ("2024-13-01", "2024-3", "1-1", "9" * 25)] == [NAT] * 4

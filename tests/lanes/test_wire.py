@@ -55,7 +55,7 @@ TO_LANE = [
 FROM_LANE = [
     Ready(),
     Result(7, 1000, [Output("y", "slab"), Output("v", "carried", "value")], None, -1, 2, [(1, 0, "a", "b")], {}, None),
-    Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}),
+    Result(8, 1, [], PACKED, 0, 1, [], {"unknown_key": 3}, {0: {"x": "bool"}}, {"late": 2}),
     Committed(7),
     Failed("StageError", "no"),
     Written(3, 2, 10, 100, {"note": 3}),

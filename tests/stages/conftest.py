@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.schema import Kind
 from tidemill.stages.base import Step
 from tidemill.stages.state import StateLayout, StateMemory
+from tidemill.stages.statistics.wanted import Quantile
 
 
 class Driver:
@@ -56,3 +58,39 @@ def drive():
 def floats():
     """A batch of float columns."""
     return lambda **columns: Batch({n: Column(Kind.FLOAT, np.asarray(v, np.float64)) for n, v in columns.items()})
+
+
+def statistic_of(stat, values, times, own, *, ddof=1, min_periods=1):
+    """A window's statistic as NumPy and scipy have it; ``values`` from the oldest on, ``own`` is the record's."""
+    kept = ~np.isnan(values)
+    x, t = values[kept], times[kept]
+    if stat == "count":
+        return len(x) if len(values) >= min_periods else np.nan
+    if len(x) < min_periods or (not len(x) and stat != "sum"):
+        return np.nan
+    if stat == "zscore" and len(x) and x.min() == x.max():
+        return np.nan  # NumPy's spread of equal values need not be 0
+    if stat in ("var", "std", "zscore"):
+        spread = getattr(x, "std" if stat == "zscore" else stat)(ddof=ddof) if len(x) > ddof else np.nan
+        return spread if stat != "zscore" else (own - x.mean()) / spread if spread > 0 else np.nan
+    if stat == "rate":
+        return (x[-1] - x[0]) / ((t[-1] - t[0]) / 1e9) if t[-1] != t[0] else np.nan
+    if stat == "slope":
+        seconds = (t - t[0]) / 1e9
+        return scipy.stats.linregress(seconds, x).slope if len(set(t)) > 1 else np.nan
+    made = {
+        "median": np.median,
+        "range": np.ptp,
+        "rms": lambda x: np.sqrt(np.mean(x**2)),
+        "first": lambda x: x[0],
+        "last": lambda x: x[-1],
+        "delta": lambda x: x[-1] - x[0],
+    }
+    if isinstance(stat, Quantile):
+        return np.quantile(x, stat.q)
+    return made.get(stat, getattr(np, stat, None))(x)
+
+
+@pytest.fixture(scope="session")
+def expected():
+    return statistic_of

@@ -17,8 +17,14 @@ from tidemill.stages.lookup import Lookup
 TABLE = {"sensor": ["S1", "7"], "baseline": ["20", "1.5"], "scale": ["60", "-2"]}
 
 
-def loaded(table):
-    return lambda path: (f"/plant/{path}", table)
+class loaded:
+    """A disk with one table on it, under any name."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def table(self, path):
+        return f"/plant/{path}", self._table
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,81 +14,97 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.rolling import STATISTICS, Rolling
+from tidemill.stages.rolling import STATISTICS, Rolling, quantile
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
-ALL = list(STATISTICS)
+ALL = [*STATISTICS, quantile(0.05), quantile(0.9)]
+PANDAS = ["count", "sum", "mean", "std", "var", "min", "max", "median", quantile(0.05), quantile(0.9)]
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.sampled_from([0.0, -0.0, 1.0, 1e-300]))
 WILD = st.one_of(VALUES, st.floats())
 KEYS = st.sampled_from(["a", "b", "c", "late"])
 
 
+STEPS = st.sampled_from([0, 1, 7_000_000, 10**9, 3 * 10**9, -(10**9)])
+
+
 @st.composite
 def streams(draw, values=VALUES, most=120):
-    """Records of a few sensors in random order, and where the stream is cut into batches."""
-    rows = draw(st.lists(st.tuples(KEYS, values), min_size=1, max_size=most))
+    """Records of a few sensors in random order, some late, and where the stream is cut into batches."""
+    rows = draw(st.lists(st.tuples(KEYS, values, STEPS), min_size=1, max_size=most))
     cuts = sorted(draw(st.sets(st.integers(1, len(rows)), max_size=8)) - {len(rows)})
-    return [k for k, _ in rows], np.array([v for _, v in rows]), [0, *cuts, len(rows)]
+    times = 1_700_000_000 * 10**9 + np.cumsum([step for _, _, step in rows])
+    return [k for k, _, _ in rows], np.array([v for _, v, _ in rows]), times, [0, *cuts, len(rows)]
 
 
-def run(driver, keys, values, bounds, column="v"):
+def run(driver, keys, values, times, bounds, column="v"):
     parts = []
     for start, stop in pairwise(bounds):
-        batch = Batch({column: Column(Kind.FLOAT, values[start:stop])})
+        batch = Batch({column: Column(Kind.FLOAT, values[start:stop])}, time=times[start:stop])
         parts.append(driver.step(batch, keys[start:stop]).batch)
     return Batch.concat(parts)
 
 
-def oracle(keys, values, window, stat, *, ddof=1, min_periods=1):
+def pandas_says(keys, values, window, stat, *, ddof=1, min_periods=1):
     frame = pd.DataFrame({"k": keys, "v": values})
     rolled = frame.groupby("k")["v"].rolling(window, min_periods=min_periods)
-    made = getattr(rolled, stat)(**({"ddof": ddof} if stat in ("std", "var") else {}))
+    if isinstance(stat, str):
+        made = getattr(rolled, stat)(**({"ddof": ddof} if stat in ("std", "var") else {}))
+    else:
+        made = rolled.quantile(stat.q)
     return made.droplevel(0).sort_index().to_numpy()
+
+
+def name_of(stat, window):
+    return f"v_{stat if isinstance(stat, str) else stat.name}_{window}"
 
 
 @settings(max_examples=60, deadline=None)
 @given(streams(), st.sampled_from([1, 2, 7, 8, 9, 50]), st.sampled_from([0, 1, 2]), st.sampled_from([1, 2, 5]))
 def test_equals_pandas(drive, stream, window, ddof, min_periods):
     """Every statistic is what pandas computes, over any interleaving, with NaN, late keys and batches of every size."""
-    keys, values, bounds = stream
+    keys, values, times, bounds = stream
     min_periods = min(min_periods, window)
     stage = Rolling("v", window, ALL, ddof=ddof, min_periods=min_periods)
-    made = run(drive(stage), keys, values, bounds)
-    assert made.names == ("v", *(f"v_{stat}_{window}" for stat in ALL))
+    made = run(drive(stage), keys, values, times, bounds)
+    assert made.names == ("v", *(name_of(stat, window) for stat in ALL))
     scale = np.nanmax(np.abs(values), initial=0.0)
-    for stat in ALL:
-        expected = oracle(keys, values, window, stat, ddof=ddof, min_periods=min_periods)
+    for stat in PANDAS:
+        expected = pandas_says(keys, values, window, stat, ddof=ddof, min_periods=min_periods)
         if stat in ("std", "var"):  # pandas carries a running sum, whose error grows with what has been in the window
             tolerance = scale**2 * 1e-9 if stat == "var" else scale * 1e-4
         else:
             tolerance = scale * 1e-9
-        np.testing.assert_allclose(made[f"v_{stat}_{window}"], expected, rtol=1e-9, atol=tolerance, err_msg=stat)
+        np.testing.assert_allclose(made[name_of(stat, window)], expected, rtol=1e-9, atol=tolerance, err_msg=str(stat))
 
 
 @settings(max_examples=60, deadline=None)
-@given(streams(), st.sampled_from([1, 3, 8, 50]))
-def test_spread_equals_numpy_on_each_window(drive, stream, window):
-    """The spread has the accuracy of NumPy's on the window alone, whatever came before it."""
-    keys, values, bounds = stream
-    made = run(drive(Rolling("v", window, ["std", "mean"])), keys, values, bounds)
+@given(streams(), st.sampled_from([1, 3, 8, 50]), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 3]))
+def test_equals_numpy_on_each_window(drive, expected, stream, window, ddof, min_periods):
+    """Every statistic is NumPy's and scipy's of the window alone, whatever came before it."""
+    keys, values, times, bounds = stream
+    min_periods = min(min_periods, window)
+    made = run(drive(Rolling("v", window, ALL, ddof=ddof, min_periods=min_periods)), keys, values, times, bounds)
+    scale = np.nanmax(np.abs(values), initial=0.0)
     for row, key in enumerate(keys):
-        own = np.array([v for k, v in zip(keys[: row + 1], values[: row + 1], strict=True) if k == key][-window:])
-        own = own[~np.isnan(own)]
-        std = own.std(ddof=1) if len(own) > 1 else np.nan
-        mean = own.mean() if len(own) else np.nan
-        np.testing.assert_allclose(made[f"v_mean_{window}"][row], mean, rtol=1e-12, atol=1e-9)
-        np.testing.assert_allclose(made[f"v_std_{window}"][row], std, rtol=1e-9, atol=1e-9)
+        own = [i for i in range(row + 1) if keys[i] == key][-window:]
+        for stat in ALL:
+            right = expected(stat, values[own], times[own], values[row], ddof=ddof, min_periods=min_periods)
+            got = made[name_of(stat, window)][row]
+            # Spreads of nearly equal values are all rounding; the least time between two readings is 7 ms.
+            tolerance = {"zscore": 1e-6, "var": scale**2 * 1e-12, "slope": scale * 1e-9, "rate": scale * 1e-9}
+            atol = tolerance.get(stat, scale * 1e-12)
+            np.testing.assert_allclose(got, right, rtol=1e-9, atol=atol, err_msg=str(stat))
 
 
 @settings(max_examples=60, deadline=None)
 @given(streams(WILD), st.sampled_from([1, 3, 8, 17]))
 def test_batches_do_not_show(drive, stream, window):
     """However the stream is cut into batches, every bit of every value is the same."""
-    keys, values, bounds = stream
+    keys, values, times, bounds = stream
     stage = Rolling("v", window, ALL)
-    whole = run(drive(stage), keys, values, [0, len(keys)])
-    cut = run(drive(stage), keys, values, bounds)
-    single = run(drive(stage), keys, values, list(range(len(keys) + 1)))
+    whole = run(drive(stage), keys, values, times, [0, len(keys)])
+    cut = run(drive(stage), keys, values, times, bounds)
+    single = run(drive(stage), keys, values, times, list(range(len(keys) + 1)))
     for name in stage.adds:
         assert whole[name].tobytes() == cut[name].tobytes() == single[name].tobytes()
 
@@ -97,10 +113,10 @@ def test_batches_do_not_show(drive, stream, window):
 @given(streams(WILD), st.sampled_from([1, 3, 8, 17]), st.sampled_from([0, 1]))
 def test_compiled_equals_interpreted(drive, stream, window, min_periods):
     """Machine code and plain Python give the same bits, for every float there is."""
-    keys, values, bounds = stream
+    keys, values, times, bounds = stream
     stage = Rolling("v", window, ALL, min_periods=min_periods)
-    fast = run(drive(stage, kernels=load_kernels()), keys, values, bounds)
-    slow = run(drive(stage, kernels=interpreted_kernels()), keys, values, bounds)
+    fast = run(drive(stage, kernels=load_kernels()), keys, values, times, bounds)
+    slow = run(drive(stage, kernels=interpreted_kernels()), keys, values, times, bounds)
     for name in stage.adds:
         assert fast[name].tobytes() == slow[name].tobytes(), name
 
@@ -109,11 +125,11 @@ def test_compiled_equals_interpreted(drive, stream, window, min_periods):
 @given(streams(WILD), st.sampled_from([1, 3, 8]))
 def test_roll_back_restores_every_bit(drive, stream, window):
     """After any batch, rolled back, the state is what it was before it; done again, the values are the same."""
-    keys, values, bounds = stream
+    keys, values, times, bounds = stream
     driver = drive(Rolling(["v", "w"], window, ALL))
     for start, stop in pairwise(bounds):
         column = Column(Kind.FLOAT, values[start:stop])
-        batch = Batch({"v": column, "w": Column(Kind.FLOAT, -values[start:stop])})
+        batch = Batch({"v": column, "w": Column(Kind.FLOAT, -values[start:stop])}, time=times[start:stop])
         before = driver.snapshot()
         once = driver.step(batch, keys[start:stop], commit=False).batch
         assert driver.memory.roll_back()
@@ -130,9 +146,9 @@ def test_roll_back_restores_every_bit(drive, stream, window):
 @given(streams(WILD, most=40))
 def test_a_slab_in_several_steps_rolls_back_whole(drive, stream):
     """A slab worked on in several calls goes back to what stood before the first of them."""
-    keys, values, bounds = stream
+    keys, values, times, bounds = stream
     driver = drive(Rolling("v", 3, ["mean"]), max_records=4096)
-    run(driver, keys, values, [0, len(keys)])
+    run(driver, keys, values, times, [0, len(keys)])
     before = driver.snapshot()
     driver.begin(keys)
     slots = driver.state.slots
@@ -197,10 +213,14 @@ def test_own_names_and_schema():
     assert str(schema) == "v: float, unit: text, m: float, s: float"
 
 
-def test_state_is_small():
-    """State per sensor and column is at most 9 bytes a record of the window and 512 more."""
-    for window in (1, 50, 5000):
-        assert sum(f.bytes_per_key for f in Rolling("v", window, ALL).state_fields().values()) <= 9 * window + 512
+def test_memory_is_small():
+    """State and what a lane keeps of it are 9 bytes a record of the window and 512 more for each sensor and column; 20 where
+    values are kept in order, or event times."""
+    for window in (1, 17, 50, 65, 1000, 5000):
+        for stats, each in ((["mean", "std", "min", "max", "rms"], 9), (["median", quantile(0.9)], 20), (["rate"], 20)):
+            stage = Rolling("v", window, stats)
+            state = sum(field.bytes_per_key for field in stage.state_fields().values())
+            assert state + stage.kept_bytes_per_key <= each * window + 512, (window, stats)
 
 
 def test_an_empty_batch(drive, floats):
@@ -214,7 +234,15 @@ def test_an_empty_batch(drive, floats):
     ("arguments", "culprit"),
     [
         ({"columns": "v", "window": 0}, "window=0"),
-        ({"columns": "v", "window": "30s"}, "window='30s'"),
+        ({"columns": "v", "window": "30x"}, "window='30x' is not a duration"),
+        (
+            {"columns": "v", "window": 30.0},
+            "window=30.0 must be a number of records from 1 to 1,000,000, or a duration",
+        ),
+        ({"columns": "v", "window": "30s", "max_records": 0}, "max_records=0 must be a number of records"),
+        ({"columns": "v", "window": "30s", "max_records": 5, "min_periods": 6}, "from 0 to max_records, 5"),
+        ({"columns": "v", "max_records": 5}, "max_records bounds windows of time; this one is of 50 records"),
+        ({"columns": "v", "max_gap_s": -1}, "max_gap_s=-1 must be at least a nanosecond"),
         ({"columns": "v", "stats": ["mode"]}, "'mode' is not a statistic; there are count"),
         ({"columns": "v", "stats": []}, "at least one"),
         ({"columns": ["v", "v"]}, "column 'v' is named twice"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
+from tidemill.app.replace import NO_SINK, Edges, said_as_options
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import SINK_BYTES
 from tidemill.engine.slabs import SLAB_BYTES, SLAB_COUNT
+from tidemill.errors import OutputExists
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import ProcessSink
 from tidemill.sources.base import Source
 
-__all__ = ["checked", "described"]
+__all__ = ["aligned", "checked", "described", "state_of", "warn_of_outputs"]
 
+LABEL = 10  # characters of a label and the space behind it: "stage 99"
 KEYS_SHOWN = 1_000  # sensors that the memory is worked out for
 
 
@@ -37,8 +41,25 @@ def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None
         ("memory", _memory(pipeline, compiled)),
         ("", _shared(pipeline, lanes)),
     ]
-    width = max(len(label) for label, _ in rows) + 2
-    return "".join(f"{label:<{width}}{text}\n" for label, text in [("pipeline", pipeline.name), *rows])
+    return aligned([("pipeline", pipeline.name), *rows])
+
+
+def aligned(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels and texts in two columns, a line each."""
+    return "".join(f"{label:<{LABEL}}{text}".rstrip() + "\n" for label, text in rows)
+
+
+def warn_of_outputs(pipeline: Pipeline, edges: Edges) -> None:
+    """Look at the sinks' places. What is there already is said on stderr: it is in a run's way, not in a check's.
+
+    Raises `InputError` for a place that no run can write to.
+    """
+    for sink in pipeline.sinks:
+        try:
+            with said_as_options(edges):
+                sink.check()
+        except OutputExists as there:
+            sys.stderr.write(f"tidemill: a run would not begin: {there}\n")
 
 
 def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
@@ -75,7 +96,7 @@ def _change(before: Schema, after: Schema) -> str:
 
 def _sinks(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
     for sink in pipeline.sinks:
-        yield "sink", f"{sink.name}: {sink.delivery}"
+        yield "sink", "none; a run needs --output" if sink.name == NO_SINK else f"{sink.name}: {sink.delivery}"
     yield "", _columns(compiled.schemas[-1])
 
 
@@ -105,6 +126,12 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
         f"state {_bytes(each)} for each sensor ({_bytes(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
         f"at most {pipeline.max_keys:,} sensors"
     )
+
+
+def state_of(compiled: Checked, sensors: int) -> str:
+    """What the state of so many sensors takes."""
+    each = compiled.plan.layout(1, 1).bytes_per_key
+    return f"their state takes {_bytes(each * sensors)}" if each else "they have no state"
 
 
 def _shared(pipeline: Pipeline, lanes: int | None) -> str:

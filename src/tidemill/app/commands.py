@@ -108,18 +108,22 @@ def _check(
     key: str | None = None,
     time: str | None = None,
     tz: str | None = None,
+    records: int = 10_000,
+    expect: str | None = None,
+    tolerance: float = 1e-9,
     lanes: int | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
-    """Compile the pipeline in a Python file and print it, without running it.
+    """Compile the pipeline in a Python file and print it; with a recording, try every stage on it. Writes nothing.
 
     Parameters
     ----------
     file
         FILE.py, or FILE.py:NAME when it holds several pipelines.
     input
-        Check against this file, folder or pattern instead of the pipeline's own source.
+        A file, folder or pattern in place of the pipeline's own source. Its first records go through every stage, and
+        every function gets them whole, in halves and one by one, which shows whether it looks at its neighbours.
     output
         Check this instead of the pipeline's own sink.
     key
@@ -128,6 +132,12 @@ def _check(
         The field that holds the time, for --input.
     tz
         The zone of times without one, for --input.
+    records
+        So many records of --input go through the stages.
+    expect
+        A table (.csv, .ndjson, .parquet) that the plan should make of the whole recording; the first difference is named.
+    tolerance
+        How far numbers may be from those of --expect, relative, or absolute below 1.
     lanes
         Worker processes to plan for.
     if_exists
@@ -135,17 +145,21 @@ def _check(
     debug
         Show the traceback of an error.
     """
-    from tidemill.app.check import checked, described
+    from tidemill.app.check import checked, described, warn_of_outputs
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced, said_as_options
+    from tidemill.app.replace import Edges, replaced
+    from tidemill.app.verdict import Questions, answer
 
     edges = Edges(input, output, key, time, tz, if_exists)
-    pipeline = replaced(load(file), edges)
-    sys.stdout.write(described(pipeline, checked(pipeline), lanes=lanes))
-    with said_as_options(edges):
-        for sink in pipeline.sinks:  # last: what is in their way does not keep the plan from being read
-            sink.check()
-    return 0
+    questions = Questions(input, records, expect, tolerance, lanes)
+    questions.check()
+    pipeline = replaced(load(file), edges, sinkless=True)
+    compiled = checked(pipeline)
+    sys.stdout.write(described(pipeline, compiled, lanes=lanes))
+    sys.stdout.flush()
+    code = answer(questions, pipeline, compiled)
+    warn_of_outputs(pipeline, edges)  # last: what is in their way does not keep the plan from being read
+    return code
 
 
 def _demo(

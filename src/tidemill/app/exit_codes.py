@@ -44,6 +44,10 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 4, "a file, a table or a value named by the user is missing or cannot be used"
     OUTSIDE = 5, "the world outside refused: a port in use, a full disk, a database error"
     MISSING_EXTRA = 6, "an optional library is needed and not installed"
+    DIFFERS = (
+        7,
+        "a check found a function that looks at its neighbours in the batch, or rows that are not as in --expect",
+    )
     BUG = 70, "a promise of tidemill itself was broken; please report it"
     UNFINISHED = (
         75,

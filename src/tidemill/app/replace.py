@@ -15,9 +15,11 @@ from tidemill.errors import InputError, PlanError
 from tidemill.sinks.base import IfExists
 from tidemill.sources.base import Source
 
-__all__ = ["Edges", "replaced", "said_as_options"]
+__all__ = ["NO_SINK", "Edges", "replaced", "said_as_options"]
 
 STANDARD_STREAM = "-"
+NO_SINK = "none"
+"""The name of the sink of a plan that is only checked."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Edges:
     if_exists: IfExists = "fail"
 
 
-def replaced(found: Found, edges: Edges) -> Pipeline:
-    """The found pipeline with these edges.
+def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
+    """The found pipeline with these edges; ``sinkless`` for one of which no row is written, so that none need be given.
 
     A new source reads the sensor, the time and their zone from the fields that the file's own source names, unless
     the command line names others. Raises `PlanError` when an edge is missing or an option has nothing to act on.
@@ -42,15 +44,15 @@ def replaced(found: Found, edges: Edges) -> Pipeline:
     _refuse_idle_options(edges)
     if pipeline is None:
         assert isinstance(found.plan, Plan)
-        _require_both(found, edges)
-        return Pipeline(_source(edges, ()), found.plan, _sink(edges), name=found.path.stem)
+        sinkless = sinkless and edges.output is None
+        _require_ends(found, edges, sinkless=sinkless)
+        sink = sinks.Latest(name=NO_SINK) if sinkless else _sink(edges)
+        return Pipeline(_source(edges, ()), found.plan, sink, name=found.path.stem)
     if edges.input is None and edges.output is None:
         return pipeline
-    return Pipeline(
-        list(pipeline.sources) if edges.input is None else _source(edges, pipeline.sources),
-        pipeline.plan,
-        list(pipeline.sinks) if edges.output is None else _sink(edges),
-        name=pipeline.name,
+    return pipeline.between(
+        pipeline.sources if edges.input is None else _source(edges, pipeline.sources),
+        pipeline.sinks if edges.output is None else _sink(edges),
     )
 
 
@@ -63,7 +65,7 @@ def said_as_options(edges: Edges) -> Iterator[None]:
         if edges.output is None:
             raise
         said = re.sub(r'if_exists="(\w+)"', r"--if-exists \1", str(error)).replace("write --if", "add --if")
-        raise InputError(said) from error
+        raise type(error)(said) from error
 
 
 def _refuse_idle_options(edges: Edges) -> None:
@@ -80,8 +82,9 @@ def _refuse_idle_options(edges: Edges) -> None:
         )
 
 
-def _require_both(found: Found, edges: Edges) -> None:
-    missing = [option for option, given in (("--input", edges.input), ("--output", edges.output)) if given is None]
+def _require_ends(found: Found, edges: Edges, *, sinkless: bool) -> None:
+    ends = {"--input": edges.input, **({} if sinkless else {"--output": edges.output})}
+    missing = [option for option, given in ends.items() if given is None]
     if missing:
         raise PlanError(
             f"{found.path} holds a plan ({found.name}) and no pipeline, so its edges come from the command line: "

@@ -5,21 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill import interchange
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.chain import Chain, Outcome
-from tidemill.core.keys import KeyTable
-from tidemill.errors import InputError, StageError
-from tidemill.formats.edge import DEFAULT_TIME, Edge
+from tidemill.core.keys import UNKNOWN, KeyTable
+from tidemill.core.order import input_order
+from tidemill.core.placement import devices_of, lacking
+from tidemill.core.watermark import Watermark
+from tidemill.errors import InputError, PlanError, StageError
+from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
 from tidemill.orders import Part, joined, placed
+from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 
 if TYPE_CHECKING:
     from tidemill.core.plan import Plan
 
-__all__ = ["apply"]
+__all__ = ["apply", "with_roles"]
 
 _RECORDS_AT_ONCE: Final = 32_768
 """As many as a slab holds: it bounds the undo log, and functions see batches of the size they see live."""
@@ -28,22 +33,49 @@ _PROBES: Final = 1_000
 """Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
 
 
-def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str) -> Any:
+def apply(
+    prepared: Plan,
+    data: Any,
+    *,
+    key: str,
+    time: str | None,
+    tz: str,
+    lag_ns: int | None = None,
+    place_by: str | None = None,
+) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
-    batch = _with_roles(data, key, time, tz)
-    prepared.bind(batch.schema)
-    keys = KeyTable(lanes=1, max_keys=max(len(batch), 1))
-    slots = keys.slots(keys.encode(batch.key_column)) if batch.key_column is not None else np.empty(0, np.int32)
+    batch = with_roles(data, key, time, tz)
+    timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
+    if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
+        there = ", ".join(batch.columns)
+        raise PlanError(f'{timed} works in event time: name its column with time="..."; the columns are: {there}.')
+    schema = batch.schema
+    own = key if "{" not in key else None
+    schema.key = own or DEFAULT_KEY
+    prepared.bind(schema)
+    place_by = prepared.placed_by(schema, own, asked=place_by)
+    prepared = prepared.settled(schema)
+    watermark = _Marks(batch, lag_ns) if prepared.follows_watermark else None
+    keys = KeyTable(lanes=1, max_keys=max(2 * len(batch), 1))
+    slots, devices = _slots(batch, keys, place_by)
     layout = prepared.layout(max(len(keys), 1), _RECORDS_AT_ONCE)
     memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
     chain = Chain(prepared.stages, memory, lambda: 0)
     chain.admit(keys.untold(0)[1], 0)
+    batch.key_column = Column(Kind.TEXT, slots, texts=chain.key_texts)
     outcomes: list[tuple[int, Outcome]] = []
     start, learning = 0, prepared.learns
     while start < len(batch) or not outcomes:
         stop = start + (1 if learning else _RECORDS_AT_ONCE)
         memory.begin(len(outcomes) + 1)
-        outcome = chain.run(batch.slice(start, stop), slots[start:stop])
+        part = batch.slice(start, stop)
+        if watermark is None:
+            outcome = chain.run(part, slots[start:stop])
+        else:
+            places = np.arange(len(part), dtype=np.int32)
+            own_devices = None if devices is None else devices[start:stop]
+            marks = watermark.advance(part)
+            outcome = chain.run(part, slots[start:stop], places=places, marks=marks, devices=own_devices)
         memory.commit(len(outcomes) + 1)
         for dead in outcome.dead:
             name = prepared.stages[dead.stage].name
@@ -51,7 +83,61 @@ def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str) -> 
         outcomes.append((start, outcome))
         learning = learning and len(outcomes) < _PROBES and not _shows(outcome)
         start = stop
-    return interchange.like(data, _joined(batch, outcomes))
+    if watermark is None:
+        return interchange.like(data, _joined(batch, outcomes))
+    memory.begin(len(outcomes) + 1)
+    nowhere = np.empty(0, np.int32)
+    nobody = None if devices is None else nowhere
+    end = chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=watermark.end(), devices=nobody)
+    outcomes.append((start, end))
+    return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
+
+
+def _slots(batch: Batch, keys: KeyTable, place_by: str | None) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
+    """The key slots of the records' sensors and, where these are placed by them, of their devices."""
+    if batch.key_column is None:
+        return np.empty(0, np.int32), None
+    if place_by is None:
+        return keys.slots(keys.encode(batch.key_column)), None
+    codes, devices = keys.encode_placed(batch.key_column, devices_of(batch, place_by))
+    lost = np.flatnonzero(codes == UNKNOWN)
+    if len(lost):
+        raw = batch.slice(int(lost[0]), int(lost[0]) + 1).to_rows()[0]
+        raise InputError(f"{lacking(place_by)}, in the record {raw}; {len(lost)} such records in all.")
+    return keys.slots(codes), keys.slots(devices)
+
+
+class _Marks:
+    """The watermark over data that is all there: by default it lags as much as the data's order is off."""
+
+    def __init__(self, batch: Batch, lag_ns: int | None) -> None:
+        if lag_ns is None:
+            lag_ns = int((np.maximum.accumulate(batch.time) - batch.time).max()) if len(batch) else 0
+        self._watermark = Watermark(lag_ns=lag_ns)
+
+    def advance(self, part: Batch) -> NDArray[np.int64]:
+        if not len(part):
+            return np.array([self._watermark.mark] * 2)
+        return self._watermark.advance(part.time, wall_ns=None)
+
+    def end(self) -> NDArray[np.int64]:
+        before = self._watermark.mark
+        self._watermark.end()
+        return np.array([before, self._watermark.mark])
+
+
+def _in_order(outcomes: list[Outcome]) -> Batch:
+    """The rows of all chunks, those that stages made among the others."""
+    parts = []
+    for outcome in [outcome for outcome in outcomes if len(outcome.batch)] or outcomes[-1:]:
+        part = outcome.batch
+        if outcome.ends is not None:
+            assert outcome.places is not None
+            assert part.key_column is not None
+            order = input_order(outcome.places, outcome.ends, outcome.slots, part.keys)
+            part = part.take(order)
+        parts.append(part)
+    return Batch.concat(parts)
 
 
 def _shows(outcome: Outcome) -> bool:
@@ -61,7 +147,8 @@ def _shows(outcome: Outcome) -> bool:
     return bool(len(outcome.batch)) and not failed and not any(column.is_missing for column in made)
 
 
-def _with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
+def with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
+    """A table as a batch whose records have their sensor and time; raises `InputError` for a record without them."""
     table = interchange.from_table(data)
     if not table.columns:
         return table

@@ -1,16 +1,20 @@
 """The chain: a plan's stages, one after another, over one lane's share of a slab.
 
 The same code runs in a lane, inline (``lanes=0``) and under ``Plan.apply``. A record that fails at stage k has passed
-the stages before k and stays in their state, on every path: raised, killed, past its deadline, replayed.
+the stages before k and stays in their state, on every path: raised, killed, past its deadline, replayed. In the state of
+stage k itself it stays when its function raised, since it had entered (a reading is a part of its sensor's window even
+where nothing can be made of that window); a record that killed its lane or was past its deadline there is set aside
+before stage k, so that it cannot strike again from its neighbours' windows. The objects of `Keyed` alone are the user's,
+and are put back to what they were before a record that failed.
 """
 
 from __future__ import annotations
 
 import pickle
-import traceback
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +22,18 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
-from tidemill.errors import BadResult, EngineError, StageError, TidemillError
+from tidemill.core.watermark import BEGIN, held_back
+from tidemill.errors import BadResult, EngineError
 from tidemill.kinds import Kinds
-from tidemill.letters import RAISED, WRONG_TYPE, Reject
+from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind, Schema
-from tidemill.stages.base import Stage, Step
+from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
+from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import NOWHERE, StateMemory
 
 __all__ = ["Chain", "Dead", "Outcome"]
-
-_NARROWING_CALLS = 32
-"""Calls spent on halving a batch in which the user's function fails, before going row by row."""
-_LONGEST_REASON = 1_000  # characters
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,12 @@ class Dead:
     """A record that ended at a stage."""
 
     row: int
-    """Its position in the batch that entered the chain."""
+    """Its position in the batch that entered the chain; beyond its end for a row that a stage had made."""
     stage: int
     reason_code: str
     reason: str
+    made: dict[str, Any] | None = None
+    """The row itself, when a stage had made it."""
 
 
 @dataclass
@@ -50,32 +55,57 @@ class Outcome:
 
     batch: Batch
     rows: NDArray[np.intp] | None
-    """Positions, in the batch that entered, of the rows that came out; None for all of them."""
+    """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
+    positions beyond its end, in the order of their making."""
     carried: dict[str, str]
     """Columns that are still what entered, by their present name: the name they entered with."""
     orders: FieldOrders | None = None
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Piece:
-    """Consecutive records of a batch that a function was called with, and what came of it."""
-
-    start: int
-    entered: Batch
-    made: Step | Reject
+    stage_ns: list[int] = field(default_factory=list)
+    """Nanoseconds spent in each stage."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Key slot of each row."""
+    places: NDArray[np.int32] | None = None
+    """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
+    ends: NDArray[np.int64] | None = None
+    """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+    devices: NDArray[np.int32] | None = None
+    """Key slot of each row's device; None where every sensor is its own."""
 
     @property
-    def stop(self) -> int:
-        return self.start + len(self.entered)
+    def records(self) -> int:
+        """Rows that are a record's own."""
+        return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
+
+    def keep(self, kept: NDArray[np.intp]) -> None:
+        """Go on with these rows alone; the batch is the caller's to change."""
+        self.rows = kept if self.rows is None else self.rows[kept]
+        self.slots = self.slots[kept]
+        if self.places is not None:
+            self.places = self.places[kept]
+        if self.ends is not None:
+            self.ends = self.ends[kept]
+        if self.devices is not None:
+            self.devices = self.devices[kept]
+
+
+@dataclass(frozen=True)
+class _Worked:
+    """What a stage made of a part of the batch."""
+
+    before: Batch
+    """The records that are in ``step.batch``, as they were before."""
+    step: Step
 
 
 class Chain:
     """Opened stages over one state memory.
 
-    ``now`` reads the monotonic clock in nanoseconds; it is called only for stages with a deadline.
+    ``now`` reads the monotonic clock in nanoseconds.
     """
 
     def __init__(self, stages: Sequence[Stage], memory: StateMemory, now: Callable[[], int]) -> None:
@@ -87,72 +117,162 @@ class Chain:
         a stage that fixes the kinds of those that came to it too (`Stage.fixes_kinds`), theirs."""
         self._names: set[str] = set()  # of columns that functions added, found fit to be sent
         self._declared = [_declared(stage) for stage in self._stages]
+        self._keys: list[str] = []
+        self.key_texts: NDArray[np.object_] = np.empty(0, object)
+        """The sensors' names by key slot."""
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """Tell every stage of new sensors."""
-        for stage in self._stages:
+        self._keys[first_slot:] = keys
+        self.key_texts = object_array(self._keys)
+        for stage, state in zip(self._stages, self._memory.stages, strict=True):
+            state.keys = self.key_texts
             stage.admit(keys, first_slot)
 
-    def run(self, batch: Batch, slots: NDArray[np.int32], orders: Orders | None = None) -> Outcome:
-        """Work on a batch; ``slots`` are the key slots of its records."""
+    def change(self, index: int, stage: Stage) -> None:
+        """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
+        opened = stage.opened()
+        opened.admit(self._keys, 0)
+        self._stages[index] = opened
+
+    def changed_objects(self) -> dict[int, ObjectStates]:
+        """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""
+        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages)}
+        return {index: states for index, states in changed.items() if states is not None}
+
+    def hold_objects(self, index: int, states: ObjectStates) -> None:
+        """Objects of a stage, from a lane that died."""
+        self._stages[index].hold_objects(states)
+
+    def run(
+        self,
+        batch: Batch,
+        slots: NDArray[np.int32],
+        orders: Orders | None = None,
+        *,
+        places: NDArray[np.int32] | None = None,
+        marks: NDArray[np.int64] | None = None,
+        devices: NDArray[np.int32] | None = None,
+    ) -> Outcome:
+        """Work on a batch; ``slots`` are the key slots of its records.
+
+        ``places`` and ``marks`` are the records' places in their slab and the watermark there, as `StageState` has them,
+        where a stage follows it; ``devices`` the key slots of their devices, where sensors are placed by them.
+        """
         orders = orders or Orders()
-        outcome = Outcome(batch, None, {name: name for name in batch.columns})
+        carried = {name: name for name in batch.columns}
+        outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
+        entered, made = len(batch), 0
+        began = self._now()
         for index, stage in enumerate(self._stages):
-            slots = self._set_aside(index, outcome, slots, orders.quarantine.get(index))
-            if stage.runs_user_code and not len(outcome.batch):
+            self._set_aside(index, outcome, orders.quarantine.get(index), entered)
+            if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
+                outcome.stage_ns.append(0)
                 continue  # nobody's function is called with nothing
             state = self._memory.stages[index]
-            step, before = self._step(index, stage, outcome, slots, isolated=index in orders.isolate)
-            slots = self._keep(index, stage, outcome, step, slots)
+            if stage.follows_watermark:
+                assert outcome.places is not None, "the watermark is computed for such a stage"
+                assert marks is not None
+                state.places, state.marks = outcome.places, marks
+                state.devices = outcome.slots if outcome.devices is None else outcome.devices
+                first = entered + made
+                state.calling_row = partial(self._mark_made, index, stage, first)
+                away = orders.quarantine.get(index, {})
+                state.quarantined = {row - first: why for row, why in away.items() if row >= first}
+            step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
+            self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 _follow(outcome, before, step.batch)
-            for what, times in state.counts.items():
-                outcome.counts[what] = outcome.counts.get(what, 0) + times
+            if step.emitted is not None and len(step.emitted.batch):
+                self._mix_in(index, outcome, step.emitted, entered + made)
+                made += len(step.emitted.batch)
+            if marks is not None:
+                marks = held_back(marks, stage.delay_ns)
+            _add(outcome.counts, state.counts)
             state.counts = {}
+            ended = self._now()
+            outcome.stage_ns.append(ended - began)
+            began = ended
         self._memory.mark(NOWHERE)
         outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
 
     # -- one stage -------------------------------------------------------------------------------------
 
-    def _step(
-        self, index: int, stage: Stage, outcome: Outcome, slots: NDArray[np.int32], *, isolated: bool
-    ) -> tuple[Step, Batch]:
+    def _step(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> tuple[Step, Batch]:
         """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
-        batch, state = outcome.batch, self._memory.stages[index]
-        if not stage.runs_user_code:
+        batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
+        if not stage.runs_user_code or stage.follows_watermark:  # which finds itself what its functions fail on
             self._memory.mark(index)
             state.slots = slots
-            return _as_step(stage.step(batch, state)), batch
+            step = _as_step(stage.step(batch, state))
+            return step, batch if step.before is None else step.before
 
-        def attempt(start: int, stop: int) -> _Piece:
-            alone = start if outcome.rows is None else int(outcome.rows[start])
-            entered = batch.slice(start, stop)
+        rows = np.arange(len(batch)) if outcome.rows is None else outcome.rows
+
+        def attempt(entered: Entered, start: int, stop: int) -> _Worked | Reject:
+            part = batch.slice(start, stop)
+            self._mark(index, stage, int(rows[start]) if stop - start == 1 else NOWHERE)
+            return self._attempt(index, stage, part, lambda: entered.work(part, start))
+
+        pieces: list[Piece[_Worked]] = []
+        for entered in self._entered(index, stage, batch, slots, rows if isolated else None):
+            own = partial(attempt, entered)
+            if isolated:
+                pieces.extend(Piece(row, row + 1, own(row, row + 1)) for row in range(entered.start, entered.stop))
+            else:
+                pieces.extend(narrowed(entered.start, entered.stop, own))
+        if len(pieces) == 1 and isinstance(pieces[0].made, _Worked):
+            return pieces[0].made.step, pieces[0].made.before
+        return self._joined(index, stage, batch, pieces)
+
+    def _entered(
+        self, index: int, stage: Stage, batch: Batch, slots: NDArray[np.int32], isolated: NDArray[np.intp] | None
+    ) -> Iterator[Entered]:
+        """The records as they enter the stage, each once; ``isolated`` has the rows' names for the crash cursor."""
+        state = self._memory.stages[index]
+        state.slots = slots
+        if not stage.narrows_itself:
+            self._memory.mark(index)
+            yield from stage.enter(batch, state)
+            return
+        for start in (0,) if isolated is None else range(len(batch)):
+            stop = len(batch) if isolated is None else start + 1
+            row = NOWHERE if isolated is None else int(isolated[start])
             state.slots = slots[start:stop]
-            return _Piece(start, entered, self._attempt(index, stage, entered, alone if len(entered) == 1 else NOWHERE))
+            state.calling = partial(self._mark, index, stage, row)
+            state.calling()
+            self._tell_kinds(index, stage)
+            step = _as_step(stage.step(batch.slice(start, stop), state))
+            yield Entered(start, stop, partial(_part_of, step, start))
 
-        if isolated:
-            return self._joined(index, stage, batch, [attempt(row, row + 1) for row in range(len(batch))])
-        whole = attempt(0, len(batch))
-        if isinstance(whole.made, Step):
-            return whole.made, batch
-        return self._joined(index, stage, batch, _narrowed(whole, attempt))
+    def _mark_made(self, index: int, stage: Stage, first: int, row: int) -> None:
+        """The same for a row that a stage makes."""
+        self._mark(index, stage, first + row)
 
-    def _attempt(self, index: int, stage: Stage, batch: Batch, row: int) -> Step | Reject:
-        """One call of the user's function, with the cursor on it and its deadline armed."""
-        self._memory.mark(index, row, self._now() if stage.deadline_s is not None else 0)
+    def _mark(self, index: int, stage: Stage, row: int) -> None:
+        """Put the cursor on a call of the user's function, and say since when it is on."""
+        self._memory.mark(index, row, self._now())
+
+    def _tell_kinds(self, index: int, stage: Stage) -> None:
         stage.know({**self.kinds.get(index, {}), **self.kinds.get(~index, {})})
+
+    def _attempt(self, index: int, stage: Stage, part: Batch, work: Callable[[], Batch | Step]) -> _Worked | Reject:
+        """What the stage makes of a part of the batch, found fit to go on."""
+        self._tell_kinds(index, stage)
         try:
-            step = _as_step(stage.step(batch, self._memory.stages[index]))
+            step, before = _as_step(work()), part
             if stage.changes_columns:
-                self._check_sendable(stage, batch, step)
-                self._check_kinds(index, stage, batch, step)
-        except (Exception, SystemExit) as error:
-            if stage.on_error == "stop":
-                trace = _printable(traceback.format_exc())
-                raise StageError(f"{stage.name} failed: {_told(error)}\n{trace}") from error
-            return Reject(0, error.reason_code if isinstance(error, BadResult) else RAISED, _told(error))
-        return step
+                if step.kept is not None:
+                    before = part.take(step.kept)
+                    step.batch.columns.update(_unchanged(before, step.batch))
+                self._check_sendable(stage, before, step)
+                self._check_kinds(index, stage, before, step)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises costs its records
+            return rejected(stage, error)
+        if step.rejects and stage.narrows_itself and stage.on_error == "nan":
+            return self._with_missing(index, stage, part, _Worked(before, step))
+        return _Worked(before, step)
 
     def _check_sendable(self, stage: Stage, before: Batch, step: Step) -> None:
         """What a function makes must be able to leave the process; also where it need not, so that all runs agree."""
@@ -160,7 +280,7 @@ class Chain:
             if column is before.columns.get(name):
                 continue
             if name not in before.columns and name not in self._names:
-                if _printable(name) != name:
+                if printable(name) != name:
                     message = f"{stage.name} returned the field {name!r}, whose name has half of a surrogate pair"
                     raise BadResult(WRONG_TYPE, message)
                 self._names.add(name)
@@ -169,7 +289,7 @@ class Chain:
                     pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
                 except Exception as error:
                     message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
-                    raise BadResult(WRONG_TYPE, message + _printable(str(error))) from error
+                    raise BadResult(WRONG_TYPE, message + printable(str(error))) from error
 
     def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """A column that a function adds has one kind for the whole run: the first that it was seen with."""
@@ -200,101 +320,141 @@ class Chain:
 
     # -- what was made in pieces -------------------------------------------------------------------------
 
-    def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[_Piece]) -> tuple[Step, Batch]:
+    def _joined(self, index: int, stage: Stage, batch: Batch, pieces: Sequence[Piece[_Worked]]) -> tuple[Step, Batch]:
         rejects: list[Reject] = []
+        gone: dict[str, int] = {}
         kept: list[NDArray[np.intp]] = []
         parts: list[Batch] = []
         same = set(batch.columns)
         for piece in pieces:
-            step = piece.made if isinstance(piece.made, Step) else self._failed(index, stage, piece)
+            worked = self._failed(index, stage, batch, piece) if isinstance(piece.made, Reject) else piece.made
+            step = worked.step
             rejects.extend(Reject(r.row + piece.start, r.reason_code, r.reason) for r in step.rejects)
+            _add(gone, step.gone)
             kept.append(np.arange(piece.start, piece.stop) if step.kept is None else step.kept + piece.start)
             if len(step.batch):
                 parts.append(step.batch)
-                made, entered = step.batch.columns, piece.entered.columns
-                same = {name for name in same if made.get(name) is entered[name]}
+                made, before = step.batch.columns, worked.before.columns
+                same = {name for name in same if made.get(name) is before[name]}
         rows = np.concatenate(kept)
         base = batch if len(rows) == len(batch) else batch.take(rows)
         if not parts or not stage.changes_columns:
-            return Step(base, rows, rejects), base
+            return Step(base, rows, rejects, gone), base
         whole = Batch.concat(parts)
         whole.columns.update({name: base.columns[name] for name in same})
-        return Step(whole, rows, rejects), base
+        return Step(whole, rows, rejects, gone), base
 
-    def _failed(self, index: int, stage: Stage, piece: _Piece) -> Step:
+    def _failed(self, index: int, stage: Stage, batch: Batch, piece: Piece[_Worked]) -> _Worked:
         """A record that the function failed on: rejected, or kept with the stage's columns missing."""
-        if stage.on_error != "nan":
-            assert isinstance(piece.made, Reject)
-            nothing = np.empty(0, np.intp)
-            return Step(piece.entered.take(nothing), nothing, [piece.made])
-        self._memory.stages[index].count("failed_as_nan")
+        assert isinstance(piece.made, Reject)
+        part = batch.slice(piece.start, piece.stop)
+        nothing = np.empty(0, np.intp)
+        none = part.take(nothing)
+        worked = _Worked(none, Step(none, nothing, [piece.made]))
+        return self._with_missing(index, stage, part, worked) if stage.on_error == "nan" else worked
+
+    def _with_missing(self, index: int, stage: Stage, part: Batch, worked: _Worked) -> _Worked:
+        """The rejected records kept too, with the stage's columns missing for them."""
+        step = worked.step
+        self._memory.stages[index].count("failed_as_nan", len(step.rejects))
         added = {**self._declared[index], **self.kinds.get(index, {})}
         if stage.fixes_kinds:  # it is given whole records and may change any field: what they came with stays
-            own = {*piece.entered.columns, *self.kinds.get(~index, {})}
+            own = {*part.columns, *self.kinds.get(~index, {})}
             added = {name: kind for name, kind in added.items() if name not in own}
-        missing = {name: Column.missing(kind, 1, NULL_TAG) for name, kind in added.items()}
-        return Step(piece.entered.with_columns(missing))
+        failed = np.array([reject.row for reject in step.rejects], np.intp)
+        lost = part if len(failed) == len(part) else part.take(failed)
+        missing = lost.with_columns({name: Column.missing(kind, len(failed), NULL_TAG) for name, kind in added.items()})
+        if len(failed) == len(part):
+            return _Worked(part, Step(missing))
+        kept = np.setdiff1d(np.arange(len(part)), failed) if step.kept is None else step.kept
+        rows = np.concatenate([kept, failed])
+        order = np.argsort(rows)
+        before = part if len(rows) == len(part) else part.take(rows[order])
+        same = [name for name, column in worked.before.columns.items() if step.batch.columns.get(name) is column]
+        whole = Batch.concat([step.batch, missing]).take(order)
+        whole.columns.update({name: before.columns[name] for name in same})
+        return _Worked(before, Step(whole, None if before is part else rows[order]))
 
     # -- keeping the books ---------------------------------------------------------------------------------
 
     def _set_aside(
-        self,
-        index: int,
-        outcome: Outcome,
-        slots: NDArray[np.int32],
-        quarantined: Mapping[int, tuple[str, str]] | None,
-    ) -> NDArray[np.int32]:
+        self, index: int, outcome: Outcome, quarantined: Mapping[int, tuple[str, str]] | None, entered: int
+    ) -> None:
         """Take the quarantined rows out before the stage sees them."""
         if not quarantined:
-            return slots
+            return
         rows = np.arange(len(outcome.batch)) if outcome.rows is None else outcome.rows
         away = np.isin(rows, list(quarantined))
-        outcome.dead.extend(Dead(int(row), index, *quarantined[int(row)]) for row in rows[away])
+        for place in np.flatnonzero(away).tolist():
+            outcome.dead.append(_dead(outcome, place, index, *quarantined[int(rows[place])], entered))
         keep = np.flatnonzero(~away)
-        outcome.rows = rows[keep]
+        outcome.keep(keep)
         outcome.batch = outcome.batch.take(keep)
-        return slots[keep]
 
-    def _keep(
-        self, index: int, stage: Stage, outcome: Outcome, step: Step, slots: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
+    def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
-        entered = len(outcome.batch)
-        rows = outcome.rows
-        for r in step.rejects:
-            outcome.dead.append(Dead(r.row if rows is None else int(rows[r.row]), index, r.reason_code, r.reason))
-        if step.kept is not None and len(step.kept) < entered:
-            outcome.rows = step.kept if rows is None else rows[step.kept]
-            slots = slots[step.kept]
-            entered = len(step.kept)
-        if len(step.batch) != entered:
-            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {entered} without saying which")
+        records, left = outcome.records, len(outcome.batch)
+        rejects = [_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects]
+        outcome.dead.extend(rejects)
+        if step.kept is not None and len(step.kept) < len(outcome.batch):
+            outcome.keep(step.kept)
+        left -= len(outcome.slots)
+        if len(step.batch) != len(outcome.slots):
+            raise EngineError(f"{stage.name} made {len(step.batch)} rows of {len(outcome.slots)} without saying which")
+        if step.gone:
+            _check_gone(stage, step.gone, left - len(step.rejects))
+            records -= outcome.records + sum(dead.made is None for dead in rejects)
+            for what, times in step.gone.items():  # a row that a stage had made was no record
+                _add(outcome.gone, {what: min(times, records)})
+                records -= min(times, records)
         outcome.batch = step.batch
-        return slots
+
+    def _mix_in(self, index: int, outcome: Outcome, emitted: Emitted, first: int) -> None:
+        """Put the rows that a stage made among those of the records, each where it came out."""
+        count = len(outcome.batch)
+        made = emitted.batch.with_columns({})
+        made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
+        for reject in emitted.rejects:
+            row = made.slice(reject.row, reject.row + 1).to_rows()[0]
+            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row))
+        rows = np.arange(count) if outcome.rows is None else outcome.rows
+        ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
+        assert outcome.places is not None
+        places = np.concatenate([outcome.places, emitted.places])
+        ends = np.concatenate([ends, emitted.ends])
+        order = np.lexsort((ends, places))  # stable: one sensor's rows keep their order
+        if emitted.rejects:
+            order = order[~np.isin(order - count, [reject.row for reject in emitted.rejects])]
+        outcome.rows = np.concatenate([rows, first + np.arange(len(made))])[order]
+        if outcome.devices is not None:  # whoever makes rows in such a plan makes them of devices
+            outcome.devices = np.concatenate([outcome.devices, emitted.slots])[order]
+        outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
+        outcome.places, outcome.ends = places[order], ends[order]
+        outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)
+        outcome.carried = {}
 
 
-def _narrowed(whole: _Piece, attempt: Callable[[int, int], _Piece]) -> list[_Piece]:
-    """Halve until the failing records are alone, the largest pieces first, within a budget of calls; then row by row.
+def _dead(outcome: Outcome, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
+    """The dead letter of the row at this place of the outcome's batch."""
+    row = place if outcome.rows is None else int(outcome.rows[place])
+    made = outcome.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
+    return Dead(row, stage, reason_code, reason, made)
 
-    The pieces cover all records, in order; only pieces of one record are left failing.
-    """
-    calls = _NARROWING_CALLS
-    pieces: list[_Piece] = []
-    failing = deque([whole])
-    while failing:
-        piece = failing.popleft()
-        if piece.stop - piece.start == 1:
-            pieces.append(piece)
-            continue
-        if calls <= 0:
-            pieces.extend(attempt(row, row + 1) for row in range(piece.start, piece.stop))
-            continue
-        middle = (piece.start + piece.stop) // 2
-        for start, stop in ((piece.start, middle), (middle, piece.stop)):
-            calls -= 1
-            half = attempt(start, stop)
-            (pieces if isinstance(half.made, Step) else failing).append(half)
-    return sorted(pieces, key=lambda piece: piece.start)
+
+def _part_of(step: Step, start: int, part: Batch, at: int) -> Step:
+    """What a step made of records ``start`` and on made of this part of them."""
+    low, high = at - start, at - start + len(part)
+    rejects = [Reject(r.row - low, r.reason_code, r.reason) for r in step.rejects if low <= r.row < high]
+    if step.kept is None:
+        return Step(step.batch.slice(low, high), None, rejects)
+    first, last = np.searchsorted(step.kept, (low, high)).tolist()
+    return Step(step.batch.slice(first, last), step.kept[first:last] - low, rejects)
+
+
+def _unchanged(before: Batch, after: Batch) -> dict[str, Column]:
+    """The columns that hold what they held before, though they were copied with the records that go on."""
+    left = ((name, column, after.columns.get(name)) for name, column in before.columns.items())
+    return {name: column for name, column, other in left if other is not None and column.is_copy_of(other)}
 
 
 def _declared(stage: Stage) -> dict[str, Kind]:
@@ -302,6 +462,17 @@ def _declared(stage: Stage) -> dict[str, Kind]:
     if not stage.runs_user_code or not stage.changes_columns:
         return {}
     return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
+
+
+def _add(sums: dict[str, int], more: Mapping[str, int]) -> None:
+    for what, times in more.items():
+        sums[what] = sums.get(what, 0) + times
+
+
+def _check_gone(stage: Stage, gone: Mapping[str, int], most: int) -> None:
+    """Books that do not balance are found where they were made."""
+    if not gone.keys() <= set(GONE) or min(gone.values()) < 0 or sum(gone.values()) > most:
+        raise EngineError(f"{stage.name} counts {dict(gone)} of {most} records that did not go on")
 
 
 def _as_step(result: Batch | Step) -> Step:
@@ -325,9 +496,10 @@ def _as_objects(column: Column) -> Column:
 def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
     """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
     left = after.columns
-    if all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some
     identity = {id(column): name for name, column in before.columns.items()}
+    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+    if not again and all(left.get(name) is column for name, column in before.columns.items()):
+        return  # it only added some of its own
     carried = {}
     for name, column in after.columns.items():
         old = identity.get(id(column))
@@ -342,21 +514,3 @@ def _own_orders(entered: Batch, left: Batch) -> FieldOrders | None:
     if entered.orders is not None and left.orders[1] is entered.orders[1]:
         return None
     return left.orders
-
-
-def _told(error: BaseException) -> str:
-    """One line: what was raised, and where in the user's code."""
-    try:
-        text = _printable(str(error))
-    except Exception:  # noqa: BLE001 - the message is code of the user's too
-        text = "its message cannot be shown"
-    if isinstance(error, TidemillError):
-        return text[:_LONGEST_REASON]
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{place}"
-
-
-def _printable(text: str) -> str:
-    """Text as UTF-8 can hold it."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
+from tidemill.core.order import input_order
+from tidemill.core.watermark import BEGIN
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Output, Result, Slot
 from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
 
-__all__ = ["Share", "assemble"]
+__all__ = ["Share", "assemble", "assemble_made"]
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
 
@@ -30,6 +32,8 @@ class Share:
     """Its rows' positions in the slab."""
     result: Result
     payload: Payload
+    names: NDArray[np.object_] | None = None
+    """The lane's sensors by key slot, where there are rows that stages made."""
 
     @property
     def survivors(self) -> NDArray[np.int32]:
@@ -80,6 +84,46 @@ def _overlaid(batch: Batch, outputs: Sequence[Output], slots: Sequence[Slot], bu
 def _in_slab(slot: Slot, rows: int, buffer: Any) -> Column:
     kind = _KINDS[slot.kind]
     return Column(kind, np.frombuffer(buffer, DTYPES[kind], rows, slot.at))
+
+
+def assemble_made(
+    batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffer: Any, unpacker: Unpacker
+) -> tuple[Batch, int]:
+    """The same where some rows have no record of their own; and how many these are.
+
+    Every row comes out at its place, as `tidemill.core.order` has it.
+    """
+    parts, places, ends = [], [], []
+    for share in shares:
+        if not share.result.kept:
+            continue
+        places.append(share.survivors)
+        if share.result.made is None:
+            parts.append(assemble(batch, [share], slots, buffer, unpacker))
+            ends.append(np.full(len(parts[-1]), BEGIN))
+            continue
+        part, own = _made(share, unpacker)
+        parts.append(part)
+        ends.append(own)
+    if not parts:
+        return batch.take(np.empty(0, np.intp)), 0
+    all_ends = np.concatenate(ends)
+    whole = Batch.concat(parts)
+    order = input_order(np.concatenate(places), all_ends, whole.key, whole.keys)
+    return whole.take(order), int(np.count_nonzero(all_ends != BEGIN))
+
+
+def _made(share: Share, unpacker: Unpacker) -> tuple[Batch, NDArray[np.int64]]:
+    """One lane's rows where stages made some, with their sensors."""
+    made = share.result.made
+    assert made is not None
+    assert share.result.framed is not None
+    assert share.names is not None
+    part = unpacker.batch(share.result.framed, share.payload)
+    slots = np.frombuffer(share.payload, np.int32, share.result.kept, made.slots_at)
+    used, codes = np.unique(slots, return_inverse=True)
+    part.key_column = Column(Kind.TEXT, codes.astype(np.int32), texts=share.names[used])
+    return part, np.frombuffer(share.payload, np.int64, share.result.kept, made.ends_at)
 
 
 class _Maker:

@@ -22,6 +22,7 @@ __all__ = ["Filler", "Slab"]
 
 _IN_PLACE = {Kind.FLOAT, Kind.INT, Kind.BOOL, Kind.TIME}
 _INT32 = np.dtype(np.int32)
+_INT64 = np.dtype(np.int64)
 
 
 @dataclass
@@ -32,9 +33,12 @@ class Slab:
     taken: Taken
     packed: Packed
     slots_at: int
+    devices_at: int
     results: list[Slot]
     rows: dict[int, tuple[int, NDArray[np.int32]]]
     """Per lane, where its row list lies, and the list itself, in the slab."""
+    marks: tuple[int, NDArray[np.int64]] | None
+    """Where the watermark's steps lie, and room for them (see `Work.marks_at`)."""
     shares: dict[int, Share] = field(default_factory=dict)
 
     def work(self, number: int, lane: int, orders: Orders) -> Work:
@@ -55,6 +59,8 @@ class Slab:
             self.results,
             sorted(orders.isolate),
             quarantine,
+            -1 if self.marks is None else self.marks[0],
+            self.devices_at,
         )
 
 
@@ -65,7 +71,8 @@ class Filler:
         self._keys = keys
         self._lanes = lanes
         self._reads = plan.reads()
-        self._results = _declared(plan, schema)
+        self._timed = plan.follows_watermark
+        self._results = {} if plan.absorbs else _declared(plan, schema)
 
     def fill(self, taken: Taken, memory: int, packer: Packer) -> Slab:
         """Write the batch, the key slots and each lane's row list, and leave room for results; raises `Full`."""
@@ -73,6 +80,10 @@ class Filler:
         packed = packer.batch(taken.batch, reads=self._reads)
         slots_at, key_slots = packer.room(_INT32, count)
         self._keys.slots(taken.codes, key_slots)
+        devices_at = -1
+        if taken.devices is not None:
+            devices_at, device_slots = packer.room(_INT32, count)
+            self._keys.slots(taken.devices, device_slots)
         results = [
             Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize))
             for name, kind in self._results.items()
@@ -81,13 +92,16 @@ class Filler:
         for lane, positions in self._rows_by_lane(taken).items():
             rows[lane] = packer.room(_INT32, len(positions))
             rows[lane][1][:] = positions
-        return Slab(memory, taken, packed, slots_at, results, rows)
+        marks = packer.room(_INT64, max(count, 1) + 1) if self._timed else None
+        return Slab(memory, taken, packed, slots_at, devices_at, results, rows, marks)
 
     def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.intp]]:
         if self._lanes == 1:
             return {0: np.arange(len(taken.codes))}
         owners = self._keys.lanes(taken.codes)
         rows = {lane: np.flatnonzero(owners == lane) for lane in range(self._lanes)}
+        if self._timed:
+            return rows  # the watermark moves on for lanes without a record too
         return {lane: positions for lane, positions in rows.items() if len(positions)}
 
     def learn(self, slab: Slab, after: Batch) -> None:

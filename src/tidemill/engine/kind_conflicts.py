@@ -38,7 +38,7 @@ def settled(shares: Sequence[Share], fixed: dict[str, Kind], unpacker: Unpacker,
 
 def _odd_columns(share: Share, fixed: dict[str, Kind], unpacker: Unpacker) -> list[str]:
     framed = share.result.framed
-    if framed is None:
+    if framed is None or share.result.made is not None:
         return []
     odd = []
     for place in framed.columns:

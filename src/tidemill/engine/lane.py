@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidemill.core.blame import Blame, Cursor, Death
+from tidemill.engine.kept_objects import KeptObjects
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
@@ -48,6 +49,8 @@ class Lane:
         self.blame = Blame()
         self.results: dict[int, tuple[Result, Payload]] = {}
         """Results that came and are not committed."""
+        self.objects = KeptObjects()
+        """What its process holds that is not in the state memory, as of the last slab that was committed."""
         self.busy_ns = 0
         self.batches = 0
         self.restarts = 0

@@ -39,7 +39,7 @@ class Learned:
         if not any(share.result.kinds for share in shares):
             return False
         known = sum(map(len, self.kinds.values()))
-        for share in sorted(shares, key=lambda share: int(share.rows[0])):
+        for share in sorted((share for share in shares if len(share.rows)), key=lambda share: int(share.rows[0])):
             for stage, columns in (share.result.kinds or {}).items():
                 own = self.kinds.setdefault(stage, {})
                 for name, kind in columns.items():

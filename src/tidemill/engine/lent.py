@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 
-__all__ = ["lending"]
+__all__ = ["lending", "overwrite"]
 
 
 def lending(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +35,7 @@ def lending(fn: Callable[..., Any]) -> Callable[..., Any]:
                 return value
         finally:
             for array in lent:
-                _overwrite(array)
+                overwrite(array)
 
     return called
 
@@ -61,7 +61,8 @@ def _lent(value: Any, lent: list[NDArray[Any]]) -> Any:
     return value
 
 
-def _overwrite(array: NDArray[Any]) -> None:
+def overwrite(array: NDArray[Any]) -> None:
+    """Fill it with what nobody takes for a value: NaN, or an extreme."""
     array.flags.writeable = True
     match array.dtype.kind:
         case "f" | "c":

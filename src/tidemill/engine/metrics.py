@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,17 @@ import numpy as np
 
 from tidemill.clock import Clock
 
-__all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "LaneStatistics", "Quantiles", "Report", "Statistics"]
+__all__ = [
+    "Counts",
+    "Histogram",
+    "LagMonitor",
+    "LaneReport",
+    "LaneStatistics",
+    "Quantiles",
+    "Report",
+    "StageReport",
+    "Statistics",
+]
 
 _SUB = 5  # bits: 32 buckets an octave, so a quantile is at most 1/32 too low
 _LONGEST = 2**63 - 1  # nanoseconds; 292 years
@@ -104,6 +115,14 @@ class Counts:
     absorbed: int = 0
     emitted: int = 0
 
+    def book(self, records: int, gone: Iterable[Mapping[str, int]]) -> None:
+        """Count records that did not become rows, nor dead letters: as what their stages say, the rest as filtered."""
+        for shares in gone:
+            for what, times in shares.items():
+                setattr(self, what, getattr(self, what) + times)
+                records -= times
+        self.filtered += records
+
     @property
     def rows_out(self) -> int:
         return self.rows_from_records + self.emitted
@@ -122,6 +141,15 @@ class LaneReport:
     """Share of the run's time it worked, 0 to 1."""
     batches: int
     restarts: int
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage over the run."""
+
+    name: str
+    seconds: float
+    """That all lanes together spent in it."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +200,16 @@ class Report:
     visible: Quantiles = field(default_factory=Quantiles)
     """The same, to the flush that showed the row to readers."""
     lanes: tuple[LaneReport, ...] = ()
+    stages: tuple[StageReport, ...] = ()
+    """Where the lanes' time went."""
     inline: bool = False
     """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes: ``slabs`` and ``state`` taken from the machine, ``state_per_key``."""
+    """Bytes: ``slabs`` and ``state`` taken from the machine, ``state_per_key``, and ``objects``: what the objects of `Keyed` can be made
+    from again, as the parent keeps it."""
     dead_letters_by_reason: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     """What stages counted, such as ``unknown_key``."""

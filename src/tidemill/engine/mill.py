@@ -12,16 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import cloudpickle
+import msgspec
 import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
+from tidemill.core.controls import Control, Controls
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
-from tidemill.engine.assembly import Share, assemble
+from tidemill.core.watermark import Watermark
+from tidemill.engine.assembly import Share, assemble, assemble_made
 from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
@@ -29,6 +33,7 @@ from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
+from tidemill.engine.stage_times import StageTimes
 from tidemill.errors import EngineError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
@@ -42,16 +47,19 @@ from tidemill.lanes.wire import (
     LoadPlan,
     Ready,
     Result,
+    StageChanged,
     Stop,
 )
 from tidemill.letters import OVERSIZE, DeadLetter
-from tidemill.schema import Schema
+from tidemill.schema import Kind, Schema
 from tidemill.stages.state import NOWHERE
 
 __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
 _TURN_NS = 500_000
+_NOBODY = np.empty(0, np.int32)
+_NO_TEXTS = np.empty(0, object)
 _RAW_SHOWN = 10_000
 """Characters of a record that was too large which its dead letter shows."""
 
@@ -68,7 +76,8 @@ class Finished:
 class Mill:
     """Lanes, slabs and the books of one run.
 
-    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` dead letters.
+    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
+    records, ``reject_row`` those of rows that stages had made.
     ``ready`` is called when all lanes have loaded the plan.
     """
 
@@ -82,9 +91,11 @@ class Mill:
         batcher: Batcher,
         clock: Clock,
         max_keys: int,
+        watermark: Watermark,
         emit: Callable[[Finished], None],
         fail: Callable[[BaseException], None],
         reject: Callable[[DeadLetter], None],
+        reject_row: Callable[[DeadLetter], None],
         defer: Callable[[Callable[[], None]], object],
         ready: Callable[[], None],
     ) -> None:
@@ -93,6 +104,7 @@ class Mill:
         self._batcher = batcher
         self._clock = clock
         self._emit, self._fail, self._reject, self._defer = emit, fail, reject, defer
+        self._reject_row = reject_row
         self._ready_to_work = ready
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
@@ -101,8 +113,11 @@ class Mill:
         self.counts = Counts()
         self.counters: dict[str, int] = {}
         self.sizes = BatchSizes()
+        self.stage_times = StageTimes(plan)
         self.first_done_ns = 0
+        self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
+        self._controls = Controls()
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
@@ -164,15 +179,23 @@ class Mill:
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
+            "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
 
     @property
-    def has_deadlines(self) -> bool:
-        return any(self._deadlines)
+    def follows_watermark(self) -> bool:
+        return self._plan.follows_watermark
+
+    def read_counters(self) -> dict[str, int]:
+        """What stages counted, and what was counted of them; nothing that never happened."""
+        own = {"over_budget": self.stage_times.over_budget, "time_ahead": self._watermark.ahead}
+        return self.counters | {what: times for what, times in own.items() if times}
 
     def enforce_deadlines(self) -> None:
-        """Kill lanes whose function has run too long; called several times per deadline."""
+        """Tell of functions that run long, and kill lanes whose function has run too long; called several times per
+        deadline."""
         now = self._clock.monotonic_ns()
+        self.stage_times.watch(self.lanes, now)
         for lane in self.lanes:
             if lane.overdue(now, self._deadlines):
                 told = "lane %d: a function passed its deadline and is stopped"
@@ -232,12 +255,56 @@ class Mill:
                 packer.rewind()
         self._batcher.sent(len(taken.batch))
         self.sizes.add(len(taken.batch))
+        if slab.marks is not None:
+            now, wall = self._clock.monotonic_ns(), self._clock.wall_ns()
+            slab.marks[1][:] = self._watermark.advance(taken.batch.time, wall_ns=wall, now_ns=now)
+        self._hand_out(slab)
+        return taken.turns
+
+    def _hand_out(self, slab: Slab) -> None:
         number = self.ledger.open(slab.rows)
         self._open[number] = slab
         for lane in slab.rows:
             self._admit(self.lanes[lane])
             self._send(self.lanes[lane], number)
-        return taken.turns
+
+    # -- what was decided outside ------------------------------------------------------------------------------
+
+    def change(self, stage: int, pickled: bytes) -> int:
+        """From the next record on, another stage in the place of number ``stage``; that record's input index."""
+        opened = self.ledger.statistics().opened
+        self._controls.forget(min(self._open, default=opened + 1))
+        control = self._controls.add(opened, stage, pickled)
+        for lane in self.lanes:
+            lane.send(StageChanged(control.stage, control.pickled))
+        return self._taken()
+
+    # -- the watermark without records -----------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let the watermark go on with the clock, if no record has come for long."""
+        before = self._watermark.mark
+        if self.idle and self.slabs.free and self._watermark.tick(self._clock.monotonic_ns()):
+            self._open_empty(before)
+
+    def end_input(self) -> None:
+        """There are no more records: everything that waits for the watermark ends. The mill must be idle."""
+        if self._plan.follows_watermark:
+            before = self._watermark.mark
+            self._watermark.end()
+            self._open_empty(before)
+
+    def _open_empty(self, before: int) -> None:
+        """A slab without records, with which the watermark moves."""
+        nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
+        memory, packer = self.slabs.take()
+        slab = self._filler.fill(Taken(nothing, _NOBODY, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
+        assert slab.marks is not None
+        slab.marks[1][:] = before, self._watermark.mark
+        self._hand_out(slab)
+
+    def _taken(self) -> int:
+        return 0 if self._intake is None else self._intake.taken
 
     def _reject_oversize(self, taken: Taken, size: int) -> None:
         reason = f"the record does not fit in the {size >> 20} MB of a slab"
@@ -276,8 +343,12 @@ class Mill:
     def _committed(self, lane: Lane, number: int) -> None:
         result, payload = lane.results.pop(number)
         slab = self._open[number]
-        slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload)
-        self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
+        names = None if result.made is None else self._keys.names(lane.number)
+        slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload, names)
+        if len(slab.taken.batch):
+            self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
+        self.stage_times.add(result.stage_ns)
+        lane.objects.committed(result.objects)
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)
@@ -310,16 +381,31 @@ class Mill:
         if self._learned.kinds_from(shares):
             for lane in self.lanes:
                 lane.send(KindsFixed(self._learned.kinds))
-        batch = assemble(slab.taken.batch, shares, slab.results, self.slabs.buffer(slab.memory), self._unpacker)
+        batch, made = self._assembled(slab, shares)
         dead = self._bury(slab, shares)
-        self.counts.rows_from_records += len(batch)
-        self.counts.filtered += len(slab.taken.batch) - len(batch) - dead
+        records = len(batch) - made
+        self.counts.rows_from_records += records
+        self.counts.emitted += made
+        self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
 
+    def _assembled(self, slab: Slab, shares: list[Share]) -> tuple[Batch, int]:
+        """The slab's rows, and how many of them stages made without a record."""
+        batch, buffer = slab.taken.batch, self.slabs.buffer(slab.memory)
+        if all(share.result.made is None for share in shares):
+            return assemble(batch, shares, slab.results, buffer, self._unpacker), 0
+        return assemble_made(batch, shares, slab.results, buffer, self._unpacker)
+
     def _bury(self, slab: Slab, shares: list[Share]) -> int:
         """Dead letters of a slab, in input order; how many."""
+        for share in shares:
+            for place, code, reason, made in share.result.dead_rows:
+                self.counters["dead_rows"] = self.counters.get("dead_rows", 0) + 1
+                self._reject_row(
+                    DeadLetter(code, reason, msgspec.json.decode(made), stage=self._plan.stages[place].name)
+                )
         dead = sorted(entry for share in shares for entry in share.result.dead)
         if not dead:
             return 0
@@ -376,5 +462,10 @@ class Mill:
         self._keys.forget_telling(lane.number)
         self._start(lane)
         self._admit(lane)
-        for number in self.ledger.owed(lane.number):
-            self._send(lane, number)
+        for message in lane.objects.messages():
+            lane.send(message)
+        for step in self._controls.among(self.ledger.owed(lane.number)):
+            if isinstance(step, Control):
+                lane.send(StageChanged(step.stage, step.pickled))
+            else:
+                self._send(lane, step)

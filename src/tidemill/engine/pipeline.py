@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from tidemill.core import plan as core
-from tidemill.engine.plan import Plan, read_table
+from tidemill.core.watermark import Watermark
+from tidemill.durations import duration_ns
+from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import PlanError
+from tidemill.formats.edge import DEFAULT_KEY
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
@@ -23,9 +27,11 @@ class Checked:
     """A pipeline that may start."""
 
     plan: core.Plan
-    """With its tables loaded."""
+    """With its tables and models loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
+    place_by: str | None = None
+    """The column by whose device sensors are placed; None where each is placed by its own name."""
 
 
 class Pipeline:
@@ -33,6 +39,16 @@ class Pipeline:
 
     ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come; their
     columns are put together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
+
+    ``max_keys``    the most sensors of a run; records of further ones are dead letters. Where sensors are placed by their
+                    device, each device counts as one too
+    ``place_by``    the column that names the device of a sensor: all records of one device go to one lane, and a sensor
+                    is told by its device and its name. Taken from the plan where a stage groups by one (`Align`)
+    ``lag``         how much later than the newest event time a record may come without being late, for stages that
+                    work in event time: the watermark is the newest time less this
+    ``max_ahead``   a record whose time is further than this ahead, of its arrival or (in a recording) of all before it,
+                    does not move the watermark, and is counted; by default an hour and thirty days
+    ``idle_after``  without any record for so long, the watermark of a live run goes on with the clock
 
     >>> import tidemill as tm
     >>> tm.Pipeline(tm.sources.Records([]), tm.Plan(), tm.sinks.Latest())
@@ -47,17 +63,29 @@ class Pipeline:
         *,
         name: str | None = None,
         max_keys: int = 1_000_000,
+        place_by: str | None = None,
+        lag: str | float = "5s",
+        max_ahead: str | float | None = None,
+        idle_after: str | float = "10s",
     ) -> None:
-        self.sources: tuple[Source, ...] = _all_of(source, Source, "source", "tm.sources.Replay(...)")
-        self.sinks: tuple[Sink, ...] = _all_of(sink, Sink, "sink", "tm.sinks.SQLite(...)")
-        for word, edges in (("source", self.sources), ("sink", self.sinks)):
-            _name_apart(word, edges)
-        _require_places_apart(self.sinks)
+        self._put_between(source, sink)
         self.plan = plan if isinstance(plan, core.Plan) else Plan(plan)
         self.name = name or "pipeline"
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
         self.max_keys = max_keys
+        self.place_by = place_by
+        self.plan.placing(place_by)
+        self.lag_ns = duration_ns(lag, name="Pipeline: lag", zero=True)
+        self.max_ahead_ns = None if max_ahead is None else duration_ns(max_ahead, name="Pipeline: max_ahead")
+        self.idle_ns = duration_ns(idle_after, name="Pipeline: idle_after")
+
+    def _put_between(self, source: Source | Sequence[Source], sink: Sink | Sequence[Sink]) -> None:
+        self.sources: tuple[Source, ...] = _all_of(source, Source, "source", "tm.sources.Replay(...)")
+        self.sinks: tuple[Sink, ...] = _all_of(sink, Sink, "sink", "tm.sinks.SQLite(...)")
+        for word, edges in (("source", self.sources), ("sink", self.sinks)):
+            _name_apart(word, edges)
+        _require_places_apart(self.sinks)
 
     def __repr__(self) -> str:
         ways = [*(source.name for source in self.sources)], [*(sink.name for sink in self.sinks)]
@@ -69,6 +97,16 @@ class Pipeline:
         """It ends by itself: every source does."""
         return all(source.finite for source in self.sources)
 
+    def between(self, source: Source | Sequence[Source], sink: Sink | Sequence[Sink]) -> Pipeline:
+        """The same pipeline with other edges."""
+        made = copy.copy(self)
+        made._put_between(source, sink)
+        return made
+
+    def watermark(self) -> Watermark:
+        """A new run's."""
+        return Watermark(lag_ns=self.lag_ns, max_ahead_ns=self.max_ahead_ns, idle_ns=self.idle_ns)
+
     def check(self, *, edges: bool = True) -> Checked:
         """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
 
@@ -79,12 +117,15 @@ class Pipeline:
                 source.check()
             for sink in self.sinks:
                 sink.check()
-        plan = self.plan.prepared(read_table)
+        plan = self.plan.prepared(FROM_DISK)
         entering = _together([(source.name, source.peek()) for source in self.sources])
+        entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))
+        place_by = plan.placed_by(entering, _key_itself(self.sources), asked=self.place_by)
+        plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])
-        return Checked(plan, schemas)
+        return Checked(plan, schemas, place_by)
 
 
 def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
@@ -102,6 +143,18 @@ def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
                     f"in both, or run them as two pipelines."
                 )
     return Schema((field for _, field in fields.values()), open=any(schema.open for _, schema in sources))
+
+
+def _key_field(sources: Sequence[Source]) -> str:
+    """The column that names the sensor in rows that have no record of their own: the records' own, if all have it."""
+    return _key_itself(sources) or DEFAULT_KEY
+
+
+def _key_itself(sources: Sequence[Source]) -> str | None:
+    """The column that is the key as it stands, in all sources; None if there is none."""
+    names = {source.key or DEFAULT_KEY for source in sources}
+    name = names.pop()
+    return None if names or "{" in name else name
 
 
 def _name_apart(word: str, edges: Sequence[Source | Sink]) -> None:

@@ -22,6 +22,7 @@ from tidemill.core.batching import Batcher, Limits
 from tidemill.core.keys import KeyTable
 from tidemill.core.plan import Plan
 from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.file_watch import FileWatch
 from tidemill.engine.intake import Intake
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
@@ -42,6 +43,8 @@ __all__ = ["Run", "first_error"]
 
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
+_TICK_EVERY: Final = 10
+"""Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
 _log = logging.getLogger("tidemill")
 
 
@@ -128,12 +131,13 @@ class Run:
         self._outlets = [self._outlet(sink, server) for sink in self.pipeline.sinks]
         try:
             async with asyncio.TaskGroup() as group:
-                background = [group.create_task(work) for work in self._background(mill)]
+                background = [group.create_task(work) for work in self._background(mill, checked)]
                 sources = [group.create_task(self._read(source, intake)) for source in self.pipeline.sources]
                 await self._start(checked, server, mill, intake)
                 background += [group.create_task(outlet.run()) for outlet in self._outlets]
                 await self._sources_ended(sources)
                 await self._drained(mill)
+                await self._flushed(mill)
                 await self._finished()
                 mill.stop()
                 for task in background:
@@ -143,10 +147,12 @@ class Run:
                 await outlet.abandon()
             raise first_error(error) from None
 
-    def _background(self, mill: Mill) -> list[Coroutine[Any, Any, None]]:
+    def _background(self, mill: Mill, checked: Checked) -> list[Coroutine[Any, Any, None]]:
         """What goes on until all else has ended."""
         assert self._letters is not None
+        live = [] if self.pipeline.finite else [self._watch_files(mill, checked)]
         return [
+            *live,
             self._letters.write(),
             self._readings.loop_lag.watch(),
             self._watch(mill),
@@ -155,6 +161,7 @@ class Run:
         ]
 
     def _build(self, checked: Checked) -> tuple[Mill, Intake]:
+        assert self._letters is not None
         self._learning = checked.schemas[-1].open
         keys = KeyTable(max(self._lanes, 1), self.pipeline.max_keys)
         loop = asyncio.get_running_loop()
@@ -166,13 +173,15 @@ class Run:
             batcher=Batcher(self._limits),
             clock=self._clock,
             max_keys=self.pipeline.max_keys,
+            watermark=self.pipeline.watermark(),
             emit=self._emit,
             fail=self._fail,
             reject=self._reject_record,
+            reject_row=self._letters.add,
             defer=loop.call_soon,
             ready=self._lanes_ready.set,
         )
-        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump)
+        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump, place_by=checked.place_by)
         self._mill, self._intake = mill, intake
         return mill, intake
 
@@ -265,6 +274,12 @@ class Run:
                 extra={"in_flight": mill.counts.in_flight},
             )
 
+    async def _flushed(self, mill: Mill) -> None:
+        """The input has ended: so do open windows."""
+        if mill.idle:
+            mill.end_input()
+            await self._drained(mill)
+
     async def _nothing_in_flight(self, mill: Mill) -> None:
         while not mill.idle:
             self._idle.clear()
@@ -350,15 +365,23 @@ class Run:
     # -- watching --------------------------------------------------------------------------------------------
 
     async def _watch(self, mill: Mill) -> None:
-        """Deadlines, and the reader of live statistics."""
+        """Deadlines, the watermark of a live run, and the reader of live statistics."""
+        live = mill.follows_watermark and not self.pipeline.finite
         ticks = 0
         while True:
             await asyncio.sleep(0.02)
-            if mill.has_deadlines:
-                mill.enforce_deadlines()
+            mill.enforce_deadlines()
             ticks += 1
+            if live and ticks % _TICK_EVERY == 0 and self.started.is_set():
+                mill.tick()
             if self._on_statistics is not None and ticks % 12 == 0:
                 self._on_statistics(self.statistics())
+
+    async def _watch_files(self, mill: Mill, checked: Checked) -> None:
+        """Tables and models that are replaced while a live run goes on."""
+        watch = FileWatch(self.pipeline.plan, checked.schemas, self._clock, mill.change)
+        await self.started.wait()
+        await watch.run()
 
     async def _raise_failure(self) -> None:
         """What fails in a callback ends the run here."""

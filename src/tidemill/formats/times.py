@@ -160,9 +160,9 @@ class TimeReader:
 
     def _slow(self, text: str) -> int:
         text = text.strip()
-        if text.lstrip("+-")[:1].isdigit() and _is_number(text):
-            return _number(text)
-        try:
+        if text.lstrip("+-")[:1].isdigit() and _is_number(text) and (made := _number(text)) != NAT:
+            return made
+        try:  # a day alone, such as 2024-03-01, has the characters of a number, and is none
             return self._moment(dt.datetime.fromisoformat(text))
         except ValueError:
             return NAT

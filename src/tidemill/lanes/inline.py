@@ -24,7 +24,7 @@ class InlineLane:
         self._received = received
         self._waiting: deque[ToLane] = deque()
         self._scheduled = False
-        self._worker = Worker(state, slabs, self._reply)
+        self._worker = Worker(state, slabs, self._reply, replaceable=False)
         self.pid: int | None = None
 
     def send(self, message: ToLane) -> None:

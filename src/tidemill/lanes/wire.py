@@ -19,16 +19,20 @@ __all__ = [
     "Function",
     "KindsFixed",
     "LoadPlan",
+    "Made",
     "Message",
+    "Objects",
     "OpenSink",
     "Output",
     "Quarantined",
     "Ready",
+    "Restore",
     "Result",
     "Returned",
     "Revoke",
     "SinkClosed",
     "Slot",
+    "StageChanged",
     "Stop",
     "ToLane",
     "Work",
@@ -56,6 +60,30 @@ class Admit(Message, frozen=True):
 
     first_slot: int
     keys: list[str]
+
+
+class StageChanged(Message, frozen=True):
+    """From here on, this pickled stage in the place of number ``stage``: a new table, a new model."""
+
+    stage: int
+    pickled: bytes
+
+
+class Objects(msgspec.Struct, array_like=True, frozen=True):
+    """States of the objects that a stage holds, one behind the other."""
+
+    stage: int
+    slots: bytes
+    """Key slots, int32."""
+    sizes: bytes
+    """Bytes of each state, int32; -1 for an object that is no more."""
+    data: bytes
+
+
+class Restore(Message, frozen=True):
+    """Objects of the process before; later ones take the place of earlier ones."""
+
+    objects: Objects
 
 
 class KindsFixed(Message, frozen=True):
@@ -95,6 +123,11 @@ class Work(Message, frozen=True):
     results: list[Slot]
     isolate: list[int]
     quarantine: list[Quarantined]
+    marks_at: int = -1
+    """The watermark before the slab's first record and after each (after none, when there is none), int64; -1 when no
+    stage follows it."""
+    devices_at: int = -1
+    """Key slots, int32, of every row's device; -1 where sensors are not placed by it."""
 
 
 class Stop(Message, frozen=True):
@@ -116,6 +149,15 @@ class Output(msgspec.Struct, array_like=True, frozen=True):
     source: str = ""
 
 
+class Made(msgspec.Struct, array_like=True, frozen=True):
+    """Where, in the payload of a `Result`, two more things are said of each row."""
+
+    ends_at: int
+    """What orders rows of one place, int64; `BEGIN` for a record's own row."""
+    slots_at: int
+    """Its key slot, int32."""
+
+
 class Result(Message, frozen=True):
     """What a lane made of its rows of a slab; holds only once `Committed` has come too."""
 
@@ -132,6 +174,17 @@ class Result(Message, frozen=True):
     counts: dict[str, int]
     kinds: dict[int, dict[str, str]] | None
     """Kinds per stage, when the lane has learned some since its last result."""
+    gone: dict[str, int] = {}
+    """How many of the rows that neither survived nor are dead count as what; the rest was filtered."""
+    made: Made | None = None
+    """Set when there are rows without a record among them: the frame then holds every column, and `kept_at` the places
+    of the rows, which need not differ."""
+    dead_rows: list[tuple[int, str, str, bytes]] = []
+    """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    stage_ns: list[int] = []
+    """Nanoseconds spent in each stage."""
+    objects: list[Objects] = []
+    """The objects that the slab has changed."""
 
 
 class Committed(Message, frozen=True):
@@ -240,5 +293,19 @@ class Returned(Message, frozen=True):
     """The type of a result that no arena of this size has room for."""
 
 
-ToLane = LoadPlan | Admit | KindsFixed | Work | Stop | OpenSink | Write | Function | Forget | Call | Revoke
+ToLane = (
+    LoadPlan
+    | Admit
+    | KindsFixed
+    | Restore
+    | StageChanged
+    | Work
+    | Stop
+    | OpenSink
+    | Write
+    | Function
+    | Forget
+    | Call
+    | Revoke
+)
 FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import Column, object_array
+from tidemill.column import Column
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain, Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import (
     Admit,
     Committed,
     Failed,
     KindsFixed,
     LoadPlan,
+    Made,
     Message,
+    Objects,
     Output,
     Ready,
+    Restore,
     Result,
     Slot,
+    StageChanged,
     Stop,
     ToLane,
     Work,
@@ -37,8 +44,13 @@ from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
-__all__ = ["Worker", "pack_frame"]
+__all__ = ["Worker", "pack_frame", "pack_made"]
 
+_resource: Any = None
+with contextlib.suppress(ImportError):
+    import resource
+
+    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 _WORD: Final = 8  # bytes
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
@@ -47,17 +59,16 @@ class Worker:
     """One lane's stages over its state memory and the slabs.
 
     ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
-    returns when it is out of this process's hands.
+    returns when it is out of this process's hands. Only one that is ``replaceable`` says what another would go on with.
     """
 
-    def __init__(self, state: Any, slabs: list[Any], send: Send) -> None:
+    def __init__(self, state: Any, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
+        self._replaceable = replaceable
         self._state = state
         self._slabs = slabs
         self._send = send
         self._kernels: Kernels | None = None  # where they are loaded anyway, and compiled
         self._unpacker = Unpacker()
-        self._keys: list[str] = []
-        self._key_texts: NDArray[np.object_] = np.empty(0, object)
         self._kinds_told = 0
         self._memory: StateMemory | None = None
         self._chain: Chain | None = None
@@ -72,6 +83,10 @@ class Worker:
                     self._admit(message)
                 case KindsFixed():
                     self._fix(message.kinds)
+                case Restore():
+                    self._restore(message.objects)
+                case StageChanged():
+                    self._change(message)
                 case LoadPlan():
                     self._load(message)
                 case Stop():
@@ -108,9 +123,15 @@ class Worker:
 
     def _admit(self, message: Admit) -> None:
         assert self._chain is not None
-        self._keys[message.first_slot :] = message.keys
-        self._key_texts = object_array(self._keys)
         self._chain.admit(message.keys, message.first_slot)
+
+    def _restore(self, objects: Objects) -> None:
+        assert self._chain is not None
+        self._chain.hold_objects(objects.stage, received_states(objects))
+
+    def _change(self, message: StageChanged) -> None:
+        assert self._chain is not None
+        self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None
@@ -124,31 +145,43 @@ class Worker:
         """Run the stages over this lane's rows, hand over the result, then commit: in this order, see `Result`."""
         assert self._memory is not None
         assert self._chain is not None
-        start = time.perf_counter_ns()
+        start = _Stopwatch()
         buffer = self._slabs[work.memory]
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
         slots = np.frombuffer(buffer, np.int32, work.packed.rows, work.slots_at).take(rows, mode="wrap")
-        batch.key_column = Column(Kind.TEXT, slots, texts=self._key_texts)
+        batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._memory.begin(work.slab)
-        outcome = self._chain.run(batch, slots, _orders(work))
+        devices = None
+        if work.devices_at >= 0:
+            devices = np.frombuffer(buffer, np.int32, work.packed.rows, work.devices_at).take(rows, mode="wrap")
+        marks = _marks(work, buffer)
+        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=marks, devices=devices)
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)
         self._send(Committed(work.slab), b"")
 
     def _result(
-        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: int
+        self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: _Stopwatch
     ) -> tuple[Result, bytearray]:
-        survivors = rows if outcome.rows is None else rows[outcome.rows]
-        outputs, framed = self._place(outcome, survivors, work, buffer)
-        payload, packed, kept_at = pack_frame(
-            framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
-        )
-        dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead]
+        made: Made | None = None
+        packed: Packed | None
+        outputs: list[Output] = []
+        if outcome.ends is not None:
+            assert outcome.places is not None
+            survivors = outcome.places
+            payload, packed, kept_at, made = pack_made(outcome.batch, survivors, outcome.ends, outcome.slots)
+        else:
+            survivors = rows if outcome.rows is None else rows[outcome.rows]
+            outputs, framed = self._place(outcome, survivors, work, buffer)
+            payload, packed, kept_at = pack_frame(
+                framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
+            )
+        dead = [(int(rows[d.row]), d.stage, d.reason_code, d.reason) for d in outcome.dead if d.made is None]
         result = Result(
             work.slab,
-            time.perf_counter_ns() - start,
+            start.busy_ns(),
             outputs,
             packed,
             kept_at,
@@ -156,8 +189,19 @@ class Worker:
             dead,
             outcome.counts,
             self._learned(),
+            outcome.gone,
+            made,
+            [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
+            outcome.stage_ns,
+            self._changed_objects(),
         )
         return result, payload
+
+    def _changed_objects(self) -> list[Objects]:
+        assert self._chain is not None
+        if not self._replaceable:
+            return []
+        return [sent_states(stage, states) for stage, states in self._chain.changed_objects().items()]
 
     def _place(
         self, outcome: Outcome, survivors: NDArray[np.int32], work: Work, buffer: Any
@@ -190,6 +234,32 @@ class Worker:
         }
 
 
+class _Stopwatch:
+    """How long a lane works on something: by the clock, unless the kernel took the processor away from it meanwhile.
+
+    On a busy machine a batch of one record then seems to take milliseconds, and batches sized by that stay small.
+    """
+
+    def __init__(self) -> None:
+        self._taken_away, self._worked_s = _used()
+        self._start = time.perf_counter_ns()
+
+    def busy_ns(self) -> int:
+        passed = time.perf_counter_ns() - self._start
+        taken_away, worked_s = _used()
+        if taken_away == self._taken_away:
+            return passed
+        return min(passed, round((worked_s - self._worked_s) * 1e9))
+
+
+def _used() -> tuple[int, float]:
+    """How often the processor was taken from this thread, and the seconds it had; where the platform tells."""
+    if _resource is None:
+        return 0, 0.0
+    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
+    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
+
+
 def _orders(work: Work) -> Orders | None:
     if not work.isolate and not work.quarantine:
         return None
@@ -197,6 +267,17 @@ def _orders(work: Work) -> Orders | None:
     for row in work.quarantine:
         orders.quarantine.setdefault(row.stage, {})[row.row] = (row.reason_code, row.reason)
     return orders
+
+
+def _marks(work: Work, buffer: Any) -> NDArray[np.int64] | None:
+    if work.marks_at < 0:
+        return None
+    return np.frombuffer(buffer, np.int64, max(work.packed.rows, 1) + 1, work.marks_at)
+
+
+def _json(row: dict[str, Any]) -> bytes:
+    """A row for the dead letters, with what JSON has no word for as text."""
+    return msgspec.json.encode(row, enc_hook=str)
 
 
 class _Writer:
@@ -243,3 +324,19 @@ def pack_frame(
     del packer  # the view must go before the bytes can be cut
     del payload[used:]
     return payload, packed, kept_at
+
+
+def pack_made(
+    batch: Batch, places: NDArray[np.int32], ends: NDArray[np.int64], slots: NDArray[np.int32]
+) -> tuple[bytearray, Packed, int, Made]:
+    """The payload of a `Result` with rows that stages made: the whole batch, and what orders its rows."""
+    room = places.nbytes + 2 * (ends.nbytes + slots.nbytes)  # times are as large as ends, field orders as slots
+    payload = bytearray(packed_bytes(batch.columns) + room + 512)
+    packer = Packer(payload)
+    made = Made(packer.array(ends), packer.array(slots))
+    kept_at = packer.array(places)
+    packed = packer.batch(batch)
+    used = packer.used
+    del packer
+    del payload[used:]
+    return payload, packed, kept_at, made

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
-from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.errors import InputError, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.output import Output, first_line, require_whole_gzip
@@ -91,7 +91,7 @@ class Lines(ProcessSink):
         if not self.path.parent.is_dir():
             raise InputError(f"The folder {self.path.parent} for {self.path.name} does not exist; create it.")
         if self.if_exists == "fail" and self.path.exists() and not _is_device(self.path):
-            raise InputError(
+            raise OutputExists(
                 f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
                 f"write over it."
             )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
-from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
+from tidemill.errors import InputError, MissingExtra, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.parquet_file import ParquetFile
@@ -115,9 +115,9 @@ class Parquet(ProcessSink):
             raise InputError(f"{place} is a file; Parquet needs a folder, or a name that ends with .parquet.")
         if self.if_exists == "fail":
             if self.single and place.exists():
-                raise InputError(f'{place} already exists; write if_exists="replace" to write over it.')
+                raise OutputExists(f'{place} already exists; write if_exists="replace" to write over it.')
             if not self.single and any(self._parts()):
-                raise InputError(
+                raise OutputExists(
                     f"The folder {place} already has Parquet files of an earlier run; write "
                     f'if_exists="append" to add to them, or if_exists="replace" to delete them first.'
                 )

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
+from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, folded, quoted
@@ -170,7 +170,7 @@ class SQLite(ProcessSink):
         if found[0] != "table":
             raise InputError(f"{self.table!r} in {self.path} is a view; choose another table=.")
         if self.if_exists == "fail":
-            raise InputError(
+            raise OutputExists(
                 f"{self.path} already has a table {self.table!r}; write "
                 f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
             )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,53 @@ from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
+from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["LoadTable", "OnError", "Stage", "Step", "Table"]
+__all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
 
 OnError = Literal["dead_letter", "nan", "stop"]
+
+GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
+"""What a record that does not go on may be counted as, if not as filtered."""
 
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
 
-LoadTable = Callable[[str], tuple[str, Table]]
-"""Reads a table by path, and says which absolute path it tried; given to stages by the floor that may touch the disk."""
+
+class Load(Protocol):
+    """Reads for stages what they were given by path, and says which absolute path it tried.
+
+    It comes from the floor that may touch the disk. Raises `InputError` for what is not there or cannot be read.
+    """
+
+    def table(self, path: str) -> tuple[str, Table]:
+        """A CSV table."""
+        ...
+
+    def file(self, path: str) -> tuple[str, bytes]:
+        """A file as it is, such as a model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Rows without a record of their own: a window that ended, a sensor that fell silent.
+
+    Each comes out where the watermark crossed what it waited for; those of one place in the order of ``ends``, then of
+    their sensors' names as bytes. One sensor's rows are in that order already.
+    """
+
+    batch: Batch
+    """The rows, with their event times."""
+    slots: NDArray[np.int32]
+    """Key slot of each row."""
+    places: NDArray[np.int32]
+    """Place in the slab of the record with which the watermark crossed; 0 in a slab without records."""
+    ends: NDArray[np.int64]
+    """What orders the rows of one place, in nanoseconds: a window's end."""
+    rejects: Sequence[Reject] = ()
+    """Positions among these rows of those that are dead letters instead."""
 
 
 @dataclass
@@ -37,8 +73,26 @@ class Step:
     kept: NDArray[np.intp] | None = None
     """Positions in the stage's input of the records that go on, ascending; None when all do."""
     rejects: list[Reject] = field(default_factory=list)
-    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``; the rest of what
-    is not kept was filtered."""
+    """Positions in the stage's input that go to the dead letters. They must not be in ``kept``."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that are neither kept nor rejected count as what, by names of `GONE`; the rest of them
+    was filtered."""
+    before: Batch | None = None
+    """The records that go on as they came, where some do not and columns are added to the others: a column of ``batch``
+    that is this one's was left alone, and needs no way back from the lane."""
+    emitted: Emitted | None = None
+    """Rows beside those of the records that go on."""
+
+
+@dataclass(frozen=True)
+class Entered:
+    """Consecutive records of a batch that are in a stage's state, and what works on any part of them."""
+
+    start: int
+    stop: int
+    work: Callable[[Batch, int], Batch | Step]
+    """``work(part, at)`` of ``batch.slice(at, at + len(part))``, somewhere in ``start`` to ``stop``: what the stage makes
+    of it. It may be called again, on other parts, until the next records enter."""
 
 
 class Stage(abc.ABC):
@@ -57,14 +111,42 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    drops: ClassVar[bool] = False
+    """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
     runs_user_code: ClassVar[bool] = False
     """Whether `step` calls functions of the user's, which may raise, hang, or kill the process."""
 
+    follows_watermark: ClassVar[bool] = False
+    """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
+
+    groups_by: str | None = None
+    """The column that names what several sensors share, their device, where the stage works on that: all records of a
+    device then go to one lane, and `StageState.devices` has its key slot. Such a stage follows the watermark."""
+
+    delay_ns: int = 0
+    """How much later than the watermark the rows that it makes may come out: for the stages behind it, the watermark is
+    held back so far, and they are not late."""
+
+    absorbs: ClassVar[bool] = False
+    """Whether no record goes on: only rows that it makes (`Emitted`)."""
+
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
+
+    narrows_itself: ClassVar[bool] = False
+    """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
+    has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
+    alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
+
+    budget_s = 10.0
+    """Seconds one call of the user's function may take before the run tells of it; see `within`."""
+
+    path: str | None = None
+    """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
 
     def __init__(
         self, *, name: str | None = None, on_error: OnError = "dead_letter", deadline_s: float | None = None
@@ -81,6 +163,18 @@ class Stage(abc.ABC):
     def name(self) -> str:
         return self._name or self.describe()
 
+    def within(self, budget_s: float) -> Self:
+        """This stage with another time budget: a call that takes longer is told of, while it goes on, and counted as
+        ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
+
+        Raises `PlanError` unless it is more than 0 seconds.
+        """
+        if not budget_s > 0:
+            raise PlanError(f"{self.name}: within({budget_s!r}) must be more than 0 seconds.")
+        made = copy.copy(self)
+        made.budget_s = budget_s
+        return made
+
     def describe(self) -> str:
         """The stage as a user would write it, short: ``Rolling('normalized', 50)``."""
         return type(self).__name__
@@ -88,15 +182,24 @@ class Stage(abc.ABC):
     def __repr__(self) -> str:
         return self.name
 
+    @property
+    def needs_times(self) -> bool:
+        """Whether it works with the records' own times, which `Plan.apply` must then be told where to find."""
+        return self.follows_watermark
+
     # -- in the parent, before anything runs -------------------------------------------------------------
 
-    def prepared(self, load: LoadTable) -> Stage:
-        """This stage with its tables loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
+    def prepared(self, load: Load) -> Stage:
+        """This stage with its tables and models loaded by ``load``; raises `InputError` or `PlanError` when they cannot serve."""
         return self
 
     @abc.abstractmethod
     def bind(self, schema: Schema) -> Schema:
         """The schema after this stage; raises `PlanError` naming the stage, the column, and what there is."""
+
+    def settled(self, schema: Schema) -> Stage:
+        """This stage, knowing what enters it; what it needs of that it must not look for in its first batch."""
+        return self
 
     def reads(self) -> frozenset[str] | None:
         """The columns it needs to see; None for all (a user's function may look at any)."""
@@ -119,6 +222,17 @@ class Stage(abc.ABC):
         """New sensors: ``keys[i]`` has slot ``first_slot + i``. Called before their first record, and again, from
         slot 0 on, in a lane that replaces a dead one."""
 
+    def changed_objects(self) -> ObjectStates | None:
+        """What is kept in state that is no array: the objects that changed since this was last asked, as bytes.
+
+        What is given here with a slab that is committed is held again, by `hold_objects`, in a lane that replaces a dead
+        one.
+        """
+        return None
+
+    def hold_objects(self, states: ObjectStates) -> None:
+        """Go on with these objects; later states take the place of earlier ones."""
+
     @abc.abstractmethod
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         """Work on a batch; a plain `Batch` means one row per record, in order.
@@ -126,3 +240,18 @@ class Stage(abc.ABC):
         A value may depend on the record, its key's earlier records in order, and nothing else: not on where one
         batch ends and the next begins. Before state is overwritten it is saved and sealed (see `StageState`).
         """
+
+    def enter(self, batch: Batch, state: StageState) -> Iterator[Entered]:
+        """`step` in two halves, for a stage with both a state and a function of the user's.
+
+        The first half takes records into the state, each once, whatever their function makes of them; the second,
+        `Entered.work`, only reads it. So a call that fails is repeated on fewer records without any of them entering
+        twice. By default there is nothing to enter, and the work is `step`.
+        """
+        slots = state.slots
+
+        def work(part: Batch, at: int) -> Batch | Step:
+            state.slots = slots[at : at + len(part)]
+            return self.step(part, state)
+
+        yield Entered(0, len(batch), work)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.errors import InputError, PlanError
+from tidemill.errors import PlanError
+from tidemill.formats.times import TimeReader
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, OnError, Stage, Step
-from tidemill.stages.lookup import SlotValues, default_row, numbered, with_unknown
+from tidemill.stages.base import Load, OnError, Stage, Step, Table
+from tidemill.stages.calibrations import HEADERS, Calibrations, Form, read_calibrations
+from tidemill.stages.lookup import SlotValues, with_unknown
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState
-from tidemill.stages.tables import ANY_SENSOR, as_columns, keyed_rows, number, path_of
+from tidemill.stages.tables import ANY_SENSOR, as_columns, path_of
 
 __all__ = ["Calibrate"]
 
-_Form = Literal["scale", "range", "two_point"]
-_HEADERS: Final[Mapping[_Form, tuple[str, ...]]] = {
-    "scale": ("baseline", "scale"),
-    "range": ("low", "high"),
-    "two_point": ("measured_low", "true_low", "measured_high", "true_high"),
-}
-_COLUMN: Final = "column"
 _PIECE: Final = 8192
 """Records worked on at once, so that what lies between the steps of the formula stays in the cache."""
 
@@ -34,26 +30,42 @@ _PIECE: Final = 8192
 class Calibrate(Stage):
     """``into = (column - baseline) / scale``, with the baseline and scale of each record's own sensor.
 
-    ``table``       path of a CSV file with the header ``sensor,baseline,scale``, a dict (``{"S1": (20.0, 60.0)}``), a
-                    list of dicts, or a DataFrame. With a further column ``column`` (header
-                    ``sensor,column,baseline,scale``) only the rows for this stage's column count, so that one file
-                    can serve several. The sensor ``*`` stands for every sensor without a row
-    ``column``      the readings, in any unit: float, int or bool
-    ``into``        the new column, float; may be ``column`` itself
-    ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
-    ``default``     ``(baseline, scale)`` or a dict for sensors that the table does not have; like a ``*`` row
-    ``on_error``    what happens to a record whose sensor has no row: ``"nan"`` (default: it goes on with NaN),
-                    ``"dead_letter"`` or ``"stop"``; in any case it is counted as ``unknown_key``
+    ``table``         path of a CSV file with the header ``sensor,baseline,scale``, a dict (``{"S1": (20.0, 60.0)}``),
+                      a list of dicts, or a DataFrame. With a further column ``column`` (header
+                      ``sensor,column,baseline,scale``) only the rows for this stage's column count, so that one file
+                      can serve several. The sensor ``*`` stands for every sensor without a row
+    ``column``        the readings, in any unit: float, int or bool
+    ``into``          the new column, float; may be ``column`` itself
+    ``key_column``    the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
+    ``default``       ``(baseline, scale)`` or a dict for sensors that the table does not have; like a ``*`` row
+    ``version_into``  a new text column that names the calibration each record got; none by default
+    ``tz``            the zone of times in the table that name none
+    ``on_error``      what happens to a record that has no row: ``"nan"`` (default: it goes on with NaN),
+                      ``"dead_letter"`` or ``"stop"``; in any case it is counted as ``unknown_key``
+
+    With a further column ``valid_from`` (ISO 8601 or epochs, as records' times are read) a sensor may have several rows,
+    and a record gets the last that is valid at its own event time, ``valid_from <= time``, whenever it arrives. Before
+    its first row a sensor is unknown, also where there is a row ``*``; a row whose ``valid_from`` is empty is valid from
+    always. The order of the rows in the table does not matter.
+
+    The version is what stands in the table's column ``version``; where it has none, the first 8 hex digits of the
+    SHA-256 of the stage's rows, and ``@`` with the row's ``valid_from`` in UTC: ``3f2a9c1b@2024-03-01T00:00:00Z``. It is
+    null for a record without a row.
 
     A missing reading gives NaN. Raises `InputError` when the table lacks a column (the expected header is in the
-    message), or a row is not a number, repeats a sensor, or would divide by zero: the message names the row.
+    message), or a row is not a number, repeats a sensor and its time, or would divide by zero: the message names the
+    row. Cost per record about 4 ns; with ``valid_from`` 7, and 110 to 250 in a batch in which some row begins.
 
     See `Calibrate.range` and `Calibrate.two_point` for the other two ways to say it.
 
-    >>> from tidemill.schema import Schema, Field, Kind
-    >>> stage = Calibrate({"S1": (20.0, 60.0), "*": (0.0, 1.0)})
-    >>> print(stage.bind(Schema([Field("value", Kind.FLOAT)])))
-    value: float, normalized: float
+    >>> import tidemill as tm
+    >>> stage = tm.Calibrate([
+    ...     {"sensor": "S1", "baseline": 20.0, "scale": 60.0},
+    ...     {"sensor": "S1", "baseline": 21.5, "scale": 60.0, "valid_from": "2024-03-01"},
+    ... ])
+    >>> rows = [{"sensor": "S1", "time": day, "value": 51.5} for day in ("2024-02-29", "2024-03-01")]
+    >>> [row["normalized"] for row in tm.Plan(stage).apply(rows)]
+    [0.525, 0.5]
     """
 
     def __init__(
@@ -64,6 +76,8 @@ class Calibrate(Stage):
         *,
         key_column: str = "sensor",
         default: Mapping[str, Any] | Sequence[Any] | None = None,
+        version_into: str | None = None,
+        tz: str = "UTC",
         on_error: OnError = "nan",
         name: str | None = None,
     ) -> None:
@@ -72,12 +86,14 @@ class Calibrate(Stage):
         self.into = into
         self.key_column = key_column
         self.default = default
-        self._form: _Form = "scale"
-        self._rows: dict[str, int] | None = None
-        self._constants: list[tuple[float, float, float]] = []
-        self._offset = self._factor = self._base = np.empty(0)
+        self.version_into = version_into
+        self.tz = tz
+        if version_into == into:
+            raise PlanError(f"{self.name}: into and version_into are both {into!r}; they are two columns.")
+        self._times = TimeReader(tz)
+        self._form: Form = "scale"
+        self._table: Calibrations | None = None
         self._slots = SlotValues({})
-        self.path: str | None = None
         self._given(table)
 
     @classmethod
@@ -125,7 +141,7 @@ class Calibrate(Stage):
         return cls._of_form("two_point", table, options)
 
     @classmethod
-    def _of_form(cls, form: _Form, table: Any, options: Mapping[str, Any]) -> Calibrate:
+    def _of_form(cls, form: Form, table: Any, options: Mapping[str, Any]) -> Calibrate:
         made = cls({ANY_SENSOR: (0.0, 1.0)}, **{**options, "default": None})
         made._form = form
         made.default = options.get("default")
@@ -140,90 +156,93 @@ class Calibrate(Stage):
 
     def _given(self, table: Any) -> None:
         self.path = path_of(table)
-        self._rows = None
+        self._table = None
         if self.path is None:
-            columns = _HEADERS[self._form]
+            columns = HEADERS[self._form]
             self._read(as_columns(table, stage=self.name, key_column=self.key_column, columns=columns), "the table")
 
-    def prepared(self, load: LoadTable) -> Self:
+    def prepared(self, load: Load) -> Self:
         if self.path is None:
             return self
-        loaded = super().opened()
-        source, table = load(self.path)
-        loaded._read(table, source)
-        return loaded
+        source, table = load.table(self.path)
+        return self.with_table(table, source)
 
-    def _read(self, table: Mapping[str, Sequence[Any]], source: str) -> None:
-        header = _HEADERS[self._form]
-        columns = (_COLUMN, *header) if _COLUMN in table else header
-        rows = keyed_rows(table, stage=self.name, source=source, key_column=self.key_column, columns=columns)
-        if _COLUMN in table:
-            rows = [row for row in rows if str(row.cells[_COLUMN]).strip() == self.column]
-            if not rows:
-                raise InputError(f"{self.name}: {source} has no row for the column {self.column!r}.")
-        if self.default is not None:
-            rows.append(default_row(self.default, header, self.name))
-        self._rows = numbered(rows, self.name)
-        numbers = [
-            [number(row.cells[name], stage=self.name, place=row.place, column=name) for name in header] for row in rows
-        ]
-        self._constants = [
-            _constants(self._form, cells, self.name, row.place) for cells, row in zip(numbers, rows, strict=True)
-        ]
+    def with_table(self, table: Table, source: str) -> Self:
+        """This stage with another table, read and checked whole; raises `InputError`, and this one stays as it is.
+
+        ``source`` says in messages where the table came from.
+        """
+        made = copy.copy(self)
+        made._read(table, source)
+        return made
+
+    def _read(self, table: Table, source: str) -> None:
+        self._table = read_calibrations(
+            table,
+            source,
+            form=self._form,
+            column=self.column,
+            key_column=self.key_column,
+            default=self.default,
+            times=self._times,
+            stage=self.name,
+        )
 
     # -- in the chain ------------------------------------------------------------------------------------
 
     def bind(self, schema: Schema) -> Schema:
         schema.require(self.column, stage=self.name, kinds=NUMERIC)
-        return schema.adding([Field(self.into, Kind.FLOAT)])
+        added = [Field(self.into, Kind.FLOAT)]
+        if self.version_into is not None:
+            added.append(Field(self.version_into, Kind.TEXT))
+        return schema.adding(added)
 
     def reads(self) -> frozenset[str]:
         return frozenset({self.column})
 
     def opened(self) -> Self:
-        if self._rows is None:
-            raise PlanError(f"{self.name}: its table has not been loaded; prepare the plan first.")
         lane = super().opened()
-        lane._slots = SlotValues(self._rows)
-        # The last place, position -1, is for unknown sensors.
-        lane._offset, lane._factor, lane._base = np.array([*self._constants, (np.nan,) * 3], np.float64).T.copy()
+        lane._slots = SlotValues(self._loaded.sensors)
         return lane
+
+    @property
+    def _loaded(self) -> Calibrations:
+        if self._table is None:
+            raise PlanError(f"{self.name}: its table has not been loaded; prepare the plan first.")
+        return self._table
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         self._slots.admit(keys, first_slot)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
+        table = self._loaded
         values = numbers_of(batch, self.column, self.name)
-        made = np.empty(len(batch))
+        values_made = np.empty(len(batch))
+        whole = np.empty(len(batch), np.intp) if table.dated or self.version_into is not None else None
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(batch), _PIECE):
                 piece = slice(start, start + _PIECE)
-                self._apply(self._slots.rows(state.slots[piece]), values[piece], made[piece])
+                rows = self._slots.rows(state.slots[piece])
+                if table.dated:
+                    rows = table.rows(rows, batch.time[piece])
+                if whole is not None:
+                    whole[piece] = rows
+                self._apply(table, rows, values[piece], values_made[piece])
+        made = {self.into: Column(Kind.FLOAT, values_made)}
+        if self.version_into is not None and whole is not None:
+            made[self.version_into] = table.versions(whole)
         known = self._slots.known(state.slots)
-        return with_unknown(batch, {self.into: Column(Kind.FLOAT, made)}, known, self.on_error, state, self.name)
+        when = ""
+        if table.dated and whole is not None:
+            known, when = whole >= 0, " that is valid at its time"
+        return with_unknown(batch, made, known, self.on_error, state, self.name, when)
 
-    def _apply(self, rows: NDArray[np.intp], values: NDArray[np.float64], made: NDArray[np.float64]) -> None:
-        np.subtract(values, self._offset.take(rows, mode="wrap"), out=made)
+    def _apply(
+        self, table: Calibrations, rows: NDArray[np.intp], values: NDArray[np.float64], made: NDArray[np.float64]
+    ) -> None:
+        np.subtract(values, table.offset.take(rows, mode="wrap"), out=made)
         if self._form == "two_point":
-            made *= self._factor.take(rows, mode="wrap")
-            made += self._base.take(rows, mode="wrap")
+            made *= table.factor.take(rows, mode="wrap")
+            made += table.base.take(rows, mode="wrap")
         else:
-            made /= self._factor.take(rows, mode="wrap")
-
-
-def _constants(form: _Form, cells: Sequence[float], stage: str, place: str) -> tuple[float, float, float]:
-    """(offset, factor, base) of the form's formula; raises `InputError` where it would divide by zero."""
-    if form == "scale":
-        baseline, scale = cells
-        if scale == 0:
-            raise InputError(f"{stage}: {place}: scale is 0; a reading cannot be divided by it.")
-        return baseline, scale, 0.0
-    if form == "range":
-        low, high = cells
-        if low == high:
-            raise InputError(f"{stage}: {place}: low and high are both {low:g}; they must differ.")
-        return low, high - low, 0.0
-    measured_low, true_low, measured_high, true_high = cells
-    if measured_low == measured_high:
-        raise InputError(f"{stage}: {place}: both points were measured as {measured_low:g}; they must differ.")
-    return measured_low, (true_high - true_low) / (measured_high - measured_low), true_low
+            made /= table.factor.take(rows, mode="wrap")

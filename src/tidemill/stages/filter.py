@@ -38,6 +38,7 @@ class Filter(FunctionStage):
     """
 
     changes_columns: ClassVar[bool] = False
+    drops: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Select(Stage):
         for column in self.columns.values():
             schema.require(column, stage=self.name)
         kinds = {field.name: field.kind for field in schema}
-        return Schema(Field(new, kinds.get(old)) for new, old in self.columns.items())
+        return Schema((Field(new, kinds.get(old)) for new, old in self.columns.items()), key=schema.key)
 
     def reads(self) -> frozenset[str]:
         return frozenset()  # it moves columns without looking into them

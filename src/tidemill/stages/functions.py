@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Self
@@ -17,7 +18,7 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 
-__all__ = ["FunctionStage", "made_column", "padded", "shown_type"]
+__all__ = ["FunctionStage", "called", "check_function", "made_column", "own_items", "own_name", "padded", "shown_type"]
 
 
 class FunctionStage(Stage):
@@ -37,15 +38,12 @@ class FunctionStage(Stage):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(name=name, on_error=on_error, deadline_s=deadline_s)
-        if not callable(fn):
-            raise PlanError(f"{type(self).__name__} needs a function; it was given {shown_type(fn)}.")
-        if inspect.iscoroutinefunction(fn):
-            raise PlanError(f"{type(self).__name__} needs a plain function; {_own_name(fn)} is async.")
+        check_function(fn, type(self).__name__)
         self.fn = fn
         self._call: Callable[..., Any] = fn
 
     def describe(self) -> str:
-        return f"{type(self).__name__}({_own_name(self.fn)})"
+        return f"{type(self).__name__}({own_name(self.fn)})"
 
     def bind(self, schema: Schema) -> Schema:
         """What an undeclared function adds is learned from its first batch."""
@@ -53,14 +51,30 @@ class FunctionStage(Stage):
 
     def opened(self) -> Self:
         lane = super().opened()
-        if isinstance(self.fn, type):
-            lane._call = self.fn()
-            if not callable(lane._call):
-                raise PlanError(f"{self.name}: objects of the class {_own_name(self.fn)} cannot be called.")
+        lane._call = called(self.fn, self.name)
         return lane
 
 
-def _own_name(fn: object) -> str:
+def check_function(fn: object, stage: str) -> None:
+    """Raises `PlanError` for what is no function that can be called here."""
+    if not callable(fn):
+        raise PlanError(f"{stage} needs a function; it was given {shown_type(fn)}.")
+    if inspect.iscoroutinefunction(fn):
+        raise PlanError(f"{stage} needs a plain function; {own_name(fn)} is async.")
+
+
+def called(fn: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    """The function, or an object of the class."""
+    if not isinstance(fn, type):
+        return fn
+    made: Any = fn()
+    if not callable(made):
+        raise PlanError(f"{stage}: objects of the class {own_name(fn)} cannot be called.")
+    return made  # type: ignore[no-any-return]
+
+
+def own_name(fn: object) -> str:
+    """What a function, a partial of one, or an object that can be called, is named."""
     return str(
         getattr(fn, "__name__", None) or getattr(getattr(fn, "func", None), "__name__", None) or type(fn).__name__
     )
@@ -72,6 +86,24 @@ def shown_type(value: object) -> str:
         return "None"
     module = type(value).__module__.split(".")[0]
     return type(value).__name__ if module in ("builtins", "__main__") else f"{module}.{type(value).__name__}"
+
+
+# -- what records hold -------------------------------------------------------------------------------------
+
+
+def own_items(column: Column) -> list[Any]:
+    """The column's values; nested ones are copied, since a function may change them and be called again."""
+    items = column.to_list()
+    if column.kind is Kind.OBJECT:
+        return [item if item is None or isinstance(item, str | int | float) else _copied(item) for item in items]
+    return items
+
+
+def _copied(item: Any) -> Any:
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
+        return item
 
 
 # -- one returned column -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
 from tidemill.schema import Field, Kind, Schema
-from tidemill.stages.base import LoadTable, OnError, Stage, Step
+from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
@@ -60,8 +60,12 @@ def with_unknown(
     on_error: OnError,
     state: StageState,
     stage: str,
+    when: str = "",
 ) -> Batch | Step:
-    """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked."""
+    """The batch with its new columns; records of unknown sensors are counted, and rejected if so asked.
+
+    ``when`` ends the sentence that the table has no row for a sensor.
+    """
     whole = batch.with_columns(made)
     if known is None:
         return whole
@@ -71,8 +75,8 @@ def with_unknown(
         return whole
     if on_error == "stop":
         row = int(np.flatnonzero(~known)[0])
-        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}.")
-    reason = f"{stage}: the table has no row for this sensor"
+        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}{when}.")
+    reason = f"{stage}: the table has no row for this sensor{when}"
     rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
     kept = np.flatnonzero(known)
     return Step(whole.take(kept), kept, rejects)
@@ -125,11 +129,11 @@ class Lookup(Stage):
         shown = getattr(self, "path", None)
         return f"Lookup({shown!r})" if shown else "Lookup"
 
-    def prepared(self, load: LoadTable) -> Self:
+    def prepared(self, load: Load) -> Self:
         if self.path is None:
             return self
         loaded = super().opened()
-        source, table = load(self.path)
+        source, table = load.table(self.path)
         loaded._read(table, source)
         return loaded
 

@@ -16,84 +16,36 @@ from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.state import StageState
 
-__all__ = ["Map", "MapFrame"]
+__all__ = ["ColumnsFunction", "Map", "MapFrame"]
 
 
-class Map(FunctionStage):
-    """A function from a batch to new columns; one row out per record in.
+class ColumnsFunction(FunctionStage):
+    """A stage around a function that returns columns for the records it was shown.
 
-    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``) and returns a dict of arrays, lists,
-                 Series or single values (one value for all records), a DataFrame, a `Batch`, or, with ``into``, one
-                 array. Or a class: it is called once per lane without arguments, and its object is the function
-    ``columns``  the columns it sees; all by default
-    ``adds``     the columns it adds and their kinds, such as ``{"feature": float}``; learned from its first batch
-                 when not given
-    ``into``     name of the column, for a function that returns one array
-    ``tile``     call it with exactly this many records each time (the last ones padded: numbers by zeros), so that
-                 a matrix product gives a record the same bits whatever batch it came in
-
-    Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
-    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed.
-
-    A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
-    function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.
-
-    >>> import numpy as np
-    >>> from tidemill.batch import Batch
-    >>> def feature(batch):
-    ...     return {"root": np.sqrt(batch["value"]), "lane": "A"}
-    >>> batch = Batch.from_rows([{"value": 4.0}, {"value": 9.0}])
-    >>> Map(feature).opened().step(batch, None).to_rows()
-    [{'value': 4.0, 'root': 2.0, 'lane': 'A'}, {'value': 9.0, 'root': 3.0, 'lane': 'A'}]
+    ``adds``  the columns it adds and their kinds; learned from its first batch when not given
+    ``into``  name of the column, for a function that returns one array
     """
 
     def __init__(
         self,
         fn: Callable[..., Any],
         *,
-        columns: Sequence[str] | None = None,
-        adds: Mapping[str, object] | None = None,
-        into: str | None = None,
-        tile: int | None = None,
-        name: str | None = None,
-        on_error: OnError = "dead_letter",
-        deadline_s: float | None = None,
+        adds: Mapping[str, object] | None,
+        into: str | None,
+        name: str | None,
+        on_error: OnError,
+        deadline_s: float | None,
     ) -> None:
         super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
-        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
         self.adds = None if adds is None else {column: Kind.of(kind) for column, kind in adds.items()}
         self.into = into
-        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-            raise PlanError(f"{self.name}: tile={tile!r} must be a number of records, 1 or more.")
         if into is not None and self.adds is not None and list(self.adds) != [into]:
             raise PlanError(f"{self.name}: adds={list(self.adds)} and into={into!r} name different columns.")
-        self.tile = tile
 
     def bind(self, schema: Schema) -> Schema:
-        for column in self.columns or ():
-            schema.require(column, stage=self.name)
         if self.adds is None:
             return super().bind(schema)
         return schema.adding(Field(column, kind) for column, kind in self.adds.items())
-
-    def reads(self) -> frozenset[str] | None:
-        return None if self.columns is None else frozenset(self.columns)
-
-    def step(self, batch: Batch, state: StageState) -> Batch:
-        seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
-        parts = [self._made(self._call(tile), tile) for tile in self._tiles(seen)]
-        made = parts[0]
-        if self.tile is not None:
-            made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
-        return batch.with_columns(made)
-
-    def _tiles(self, batch: Batch) -> Iterator[Batch]:
-        if self.tile is None:
-            yield batch
-            return
-        for start in range(0, max(len(batch), 1), self.tile):
-            piece = batch.slice(start, start + self.tile)
-            yield piece if len(piece) == self.tile else padded(piece, self.tile)
 
     def _made(self, result: Any, batch: Batch) -> dict[str, Column]:
         """The returned columns, checked."""
@@ -136,6 +88,77 @@ class Map(FunctionStage):
             if made[column] is not batch.columns.get(column):
                 raise BadResult(WRONG_TYPE, f"{self.name} returned {column!r}, which it does not declare in adds")
             del made[column]  # one it was given and passed through
+
+
+class Map(ColumnsFunction):
+    """A function from a batch to new columns; one row out per record in.
+
+    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``) and returns a dict of arrays, lists,
+                 Series or single values (one value for all records), a DataFrame, a `Batch`, or, with ``into``, one
+                 array. Or a class: it is called once per lane without arguments, and its object is the function
+    ``columns``  the columns it sees; all by default
+    ``adds``     the columns it adds and their kinds, such as ``{"feature": float}``; learned from its first batch
+                 when not given
+    ``into``     name of the column, for a function that returns one array
+    ``tile``     call it with exactly this many records each time (the last ones padded: numbers by zeros), so that
+                 a matrix product gives a record the same bits whatever batch it came in
+
+    Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
+    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed.
+
+    A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
+    function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.
+
+    >>> import numpy as np
+    >>> from tidemill.batch import Batch
+    >>> def feature(batch):
+    ...     return {"root": np.sqrt(batch["value"]), "lane": "A"}
+    >>> batch = Batch.from_rows([{"value": 4.0}, {"value": 9.0}])
+    >>> Map(feature).opened().step(batch, None).to_rows()
+    [{'value': 4.0, 'root': 2.0, 'lane': 'A'}, {'value': 9.0, 'root': 3.0, 'lane': 'A'}]
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        columns: Sequence[str] | None = None,
+        adds: Mapping[str, object] | None = None,
+        into: str | None = None,
+        tile: int | None = None,
+        name: str | None = None,
+        on_error: OnError = "dead_letter",
+        deadline_s: float | None = None,
+    ) -> None:
+        super().__init__(fn, adds=adds, into=into, name=name, on_error=on_error, deadline_s=deadline_s)
+        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise PlanError(f"{self.name}: tile={tile!r} must be a number of records, 1 or more.")
+        self.tile = tile
+
+    def bind(self, schema: Schema) -> Schema:
+        for column in self.columns or ():
+            schema.require(column, stage=self.name)
+        return super().bind(schema)
+
+    def reads(self) -> frozenset[str] | None:
+        return None if self.columns is None else frozenset(self.columns)
+
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
+        parts = [self._made(self._call(tile), tile) for tile in self._tiles(seen)]
+        made = parts[0]
+        if self.tile is not None:
+            made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
+        return batch.with_columns(made)
+
+    def _tiles(self, batch: Batch) -> Iterator[Batch]:
+        if self.tile is None:
+            yield batch
+            return
+        for start in range(0, max(len(batch), 1), self.tile):
+            piece = batch.slice(start, start + self.tile)
+            yield piece if len(piece) == self.tile else padded(piece, self.tile)
 
 
 def _columns_of_batch(stage: str, result: Batch, batch: Batch) -> dict[str, Column]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, ClassVar, Self
@@ -18,7 +17,7 @@ from tidemill.orders import Orders, follows
 from tidemill.rows import fields_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
-from tidemill.stages.functions import FunctionStage, shown_type
+from tidemill.stages.functions import FunctionStage, own_items, shown_type
 from tidemill.stages.state import StageState
 
 __all__ = ["MapRows"]
@@ -70,7 +69,7 @@ class MapRows(FunctionStage):
         self._kinds = Kinds({**self.adds, **kinds})
 
     def step(self, batch: Batch, state: StageState) -> Step:
-        lists = {name: _own_items(column) for name, column in batch.columns.items()}
+        lists = {name: own_items(column) for name, column in batch.columns.items()}
         rows, rejects = self._checked(self._call(rows_of_lists(batch, lists)), len(batch))
         names, fields, orders = fields_of_rows(rows)
         made = Batch({}, rows=len(batch), key=batch.key_column, time=batch.time_ns, arrived_ns=batch.arrived_ns)
@@ -156,18 +155,3 @@ def _same_floats(own: Column, column: Column) -> bool:
     if column.kind is not Kind.FLOAT or column.tags is not None:
         return False
     return bool((own.values.view(np.int64) == column.values.view(np.int64)).all())
-
-
-def _own_items(column: Column) -> list[Any]:
-    """The column's values; nested ones are copied, since the function may change them and be called again."""
-    items = column.to_list()
-    if column.kind is Kind.OBJECT:
-        return [item if item is None or isinstance(item, str | int | float) else _copied(item) for item in items]
-    return items
-
-
-def _copied(item: Any) -> Any:
-    try:
-        return copy.deepcopy(item)
-    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
-        return item

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,23 +41,36 @@ NOWHERE: Final = -1
 
 @dataclass(frozen=True)
 class StateField:
-    """One array of a stage's state: ``shape`` and ``dtype`` per key."""
+    """One array of a stage's state: ``shape`` and ``dtype`` per key, or for a whole lane."""
 
     dtype: str
     """NumPy's name, such as ``"float64"``."""
     shape: tuple[int, ...] = ()
     cellwise: bool = False
     """Saved cell by cell (a ring buffer), not a key's whole row at once."""
+    per_lane: bool = False
+    """One array for the whole lane: ``shape`` is all there is of it, and what `StageState.save` takes are places in
+    its first dimension, no key slots."""
 
     @property
     def bytes_per_key(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+        return 0 if self.per_lane else self._row_bytes * math.prod(self.shape)
+
+    @property
+    def _row_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    def array_shape(self, max_keys: int) -> tuple[int, ...]:
+        return self.shape if self.per_lane else (max_keys, *self.shape)
+
+    def total_bytes(self, max_keys: int) -> int:
+        return self._row_bytes * math.prod(self.array_shape(max_keys))
 
     @property
     def undo_bytes(self) -> int:
         """The most that saving it once can take in the log, per record."""
-        size = np.dtype(self.dtype).itemsize if self.cellwise else self.bytes_per_key
-        return int(size) + 8
+        row = math.prod(self.shape[1:] if self.per_lane else self.shape)
+        return self._row_bytes * (1 if self.cellwise else row) + 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class StateLayout:
             own = {}
             for name, field in stage.items():
                 own[name] = at
-                at += _page(self.max_keys * field.bytes_per_key)
+                at += _page(field.total_bytes(self.max_keys))
             offsets.append(own)
         return offsets, at
 
@@ -106,6 +119,14 @@ def _words(size: int) -> int:
     return -(-size // 8) * 8
 
 
+def _nothing() -> None:
+    """Where there is no deadline."""
+
+
+def _nothing_of(row: int) -> None:
+    pass
+
+
 class StageState:
     """What one stage sees of the state memory while it works on one batch."""
 
@@ -115,11 +136,30 @@ class StageState:
         self._fields = fields
         self.slots: NDArray[np.int32] = np.empty(0, np.int32)
         """Key slot of each record of the batch, shape ``(len(batch),)``: the first index into every array."""
+        self.keys: NDArray[np.object_] = np.empty(0, object)
+        """The sensors' names by key slot."""
+        self.places: NDArray[np.int32] = np.empty(0, np.int32)
+        """For a stage that follows the watermark: place in its slab of each record of the batch. A row that a stage
+        before made without a record has the place at which it was made."""
+        self.marks: NDArray[np.int64] = np.empty(0, np.int64)
+        """For such a stage: the watermark before the slab's first record and after each, so that ``marks[places]`` is
+        what a record is late against, and ``marks[-1]`` how far it has come. Never falls."""
+        self.devices: NDArray[np.int32] = np.empty(0, np.int32)
+        """For such a stage: key slot of each record's device (`Stage.groups_by`), its own where it is its own device."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
+        self.calling_row: Callable[[int], None] = _nothing_of
+        """The same for a stage that makes rows: to be called with the place, among those that it makes, of the row whose
+        function is called next. One that has killed its lane is in ``quarantined``, and is not called again."""
+        self.quarantined: Mapping[int, tuple[str, str]] = {}
+        """Reason code and reason of rows that it must not work on."""
+        self.calling: Callable[[], None] = _nothing
+        """To be called before each call of the user's function but the first of a step: the stage's deadline is one
+        call's, and counts from here."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The field as an array of shape ``(max_keys, *field.shape)``; zero where never written."""
+        """The field as an array of shape ``(max_keys, *field.shape)``, or ``field.shape`` when it is one for the whole
+        lane; zero where never written."""
         return self._arrays[name]
 
     def save(self, name: str, slots: NDArray[Any], cells: NDArray[Any] | None = None) -> None:
@@ -139,6 +179,11 @@ class StageState:
     def seal(self) -> None:
         """Everything saved so far counts; only now may it be overwritten."""
         self._memory.seal()
+
+    @property
+    def rewritten(self) -> int:
+        """Grows when the arrays change otherwise than by the stage's steps: what it derived from them is void."""
+        return self._memory.rewritten
 
     def count(self, what: str, times: int = 1) -> None:
         """Add to the counters of the report."""
@@ -162,14 +207,16 @@ class StateMemory:
         for fields, places in zip(layout.stages, offsets, strict=True):
             arrays, numbers = {}, {}
             for name, field in fields.items():
-                count = layout.max_keys * math.prod(field.shape)
-                flat = np.frombuffer(buffer, field.dtype, count, places[name])
+                shape = field.array_shape(layout.max_keys)
+                flat = np.frombuffer(buffer, field.dtype, math.prod(shape), places[name])
                 numbers[name] = len(self._arrays)
-                arrays[name] = flat.reshape(layout.max_keys, *field.shape)
+                arrays[name] = flat.reshape(shape)
                 self._arrays.append(arrays[name])
                 self._cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
         self._pending = 0  # log bytes written, not yet sealed
+        self.rewritten = 0
+        """Grows when the arrays change otherwise than by steps of the stages; who changes them so must see to it."""
 
     # -- one slab --------------------------------------------------------------------------------------
 
@@ -228,6 +275,7 @@ class StateMemory:
         """Undo the open slab if it was not committed; True if there was one. Idempotent."""
         if self._header[_OPEN] <= self._header[_COMMITTED]:
             return False
+        self.rewritten += 1
         at, tail = 0, int(self._header[_UNDO_TAIL])
         entries = []
         while at < tail:

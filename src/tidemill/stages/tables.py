@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from tidemill.errors import InputError
 from tidemill.stages.base import Table
 
@@ -35,8 +37,8 @@ def path_of(table: object) -> str | None:
 def as_columns(table: Any, *, stage: str, key_column: str, columns: Sequence[str]) -> Table:
     """A table as loaded values by column.
 
-    Takes columns (``{"sensor": [...], "scale": [...]}``), rows by key (``{"S1": {"scale": 2.0}}``, or tuples or single
-    values in the order of ``columns``), a list of rows, and pandas, polars and Arrow tables.
+    Takes columns (``{"sensor": [...], "scale": [...]}``), rows by key (``{"S1": {"scale": 2.0}}``, lists of such, or
+    tuples or single values in the order of ``columns``), a list of rows, and pandas, polars and Arrow tables.
     """
     module = type(table).__module__.split(".")[0]
     if module == "pandas":
@@ -50,7 +52,9 @@ def as_columns(table: Any, *, stage: str, key_column: str, columns: Sequence[str
         if by_column:
             return {str(name): list(cells) for name, cells in table.items()}
         return _columns_of_rows(
-            {key_column: key, **_named(row, columns, f"{stage}: the row of {key!r}")} for key, row in table.items()
+            {key_column: key, **_named(row, columns, f"{stage}: the row of {key!r}")}
+            for key, given in table.items()
+            for row in _rows_of(given)
         )
     if isinstance(table, Sequence) and all(isinstance(row, Mapping) for row in table):
         return _columns_of_rows(table)
@@ -58,6 +62,12 @@ def as_columns(table: Any, *, stage: str, key_column: str, columns: Sequence[str
         f"{stage} needs a table: the path of a CSV file, a dict, a list of dicts or a DataFrame; "
         f"it was given {type(table).__name__}."
     )
+
+
+def _rows_of(given: Any) -> Sequence[Any]:
+    """The rows of one key: several only as a list of dicts."""
+    several = isinstance(given, list) and given and all(isinstance(row, Mapping) for row in given)
+    return given if several else [given]
 
 
 def _named(row: Any, columns: Sequence[str], place: str) -> Mapping[str, Any]:
@@ -105,9 +115,11 @@ def keyed_rows(table: Table, *, stage: str, source: str, key_column: str, column
 
 
 def missing(cell: Any) -> bool:
-    """An empty cell of CSV, None, NaN, or pandas' NA."""
+    """An empty cell of CSV, None, NaN, NaT, or pandas' NA."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return True
+    if isinstance(cell, np.datetime64):
+        return bool(np.isnat(cell))
     return type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and math.isnan(cell))
 
 

@@ -1,30 +1,96 @@
-"""What `Rolling` knows of the blocks of its rings while a batch goes through (decision 14)."""
+"""What a lane keeps of rings in memory of its own, so as not to go through them again (decisions 14 and 24).
+
+Nothing here is state: all of it follows from the rings and is made anew where it is not known, so nothing of it is
+undone, saved or restored.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "Sorted"]
+
+_NEAR: Final = 1 << 20
+"""Bytes of rings and blocks that a processor has at hand; beyond, kernels ask for memory ahead of its use."""
+
+_LINE: Final = 8
+"""Numbers in a line of the processor's cache."""
 
 
-class Blocks:
-    """What is known of the blocks of rings with ``window`` cells while a batch goes through; nothing of it is state.
+class _Known:
+    """Memory for ``numbers`` float64 of each key, and for which keys it is good."""
+
+    def __init__(self, numbers: int) -> None:
+        self._numbers = numbers
+        self._held = np.empty(0)
+        self._stamps = np.empty(0, np.int64)
+        self._stamp = 1
+
+    @property
+    def bytes_per_key(self) -> int:
+        return 8 * (self._numbers + 1)
+
+    def forget(self) -> None:
+        """What is held of any key is void: its ring may have changed behind the kernels' back."""
+        self._stamp += 1
+
+    def stamped(self, keys: int) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+        """Memory for so many keys, of which only what is used is taken from the machine; what is held of a key is good
+        while its stamp is the last number, which kernels see to."""
+        if len(self._stamps) < keys:
+            self._held, self._stamps = _in_lines(keys * self._numbers), np.zeros(keys, np.int64)
+        return self._held, self._stamps, self._stamp
+
+
+class Blocks(_Known):
+    """What is known of the blocks of rings with ``window`` cells: ``numbers`` of each block.
 
     A block has 16 cells, or some more than there are blocks.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, numbers: int = 4) -> None:
         self.shift = max(4, ((window - 1).bit_length() + 2) // 2)
-        self.scratch = np.empty(window)
-        self._each = 4 * -(-window // (1 << self.shift))
-        self._held = np.empty((0, self._each))
-        self._stamps = np.empty(0, np.int64)
-        self._stamp = 0
+        super().__init__(_whole_lines(numbers * -(-window // (1 << self.shift))))
+        self._near = _NEAR // (8 * (window + self._numbers))
 
-    def stamped(self, keys: int) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """Memory for so many keys, of which only what is used is taken from the machine; nothing in it is good yet."""
-        if len(self._stamps) < keys:
-            self._held, self._stamps = np.zeros((keys, self._each)), np.zeros(keys, np.int64)
-        self._stamp += 1
-        return self._held, self._stamps, self._stamp
+    def are_far(self, keys: int) -> bool:
+        """Whether the rings and blocks of so many keys are more than the processor has at hand."""
+        return keys > self._near
+
+
+class Sorted(_Known):
+    """The values of rings with ``window`` cells in order, NaN left out, in chunks that are rings themselves.
+
+    A value that leaves and one that enters move the values between them in their own two chunks, and one value of each
+    chunk in between: so a chunk has about as many values as there are chunks, and at least 64 or all.
+    """
+
+    def __init__(self, window: int) -> None:
+        bits = (window - 1).bit_length()
+        self.shift = min(bits, max(6, (bits + 1) // 2))
+        self.chunks = -(-window // (1 << self.shift))
+        super().__init__(self.chunks << self.shift)
+        self._own = np.empty((0, self.chunks + 2), np.int64)
+
+    @property
+    def bytes_per_key(self) -> int:
+        return super().bytes_per_key + 8 * (self.chunks + 2)
+
+    def owned(self, keys: int) -> NDArray[np.int64]:
+        """For each key: how many values are held, of how many cells, and where each chunk begins."""
+        if len(self._own) < keys:
+            self._own = np.zeros((keys, self.chunks + 2), np.int64)
+        return self._own
+
+
+def _whole_lines(numbers: int) -> int:
+    return -(-numbers // _LINE) * _LINE
+
+
+def _in_lines(numbers: int) -> NDArray[np.float64]:
+    """Zeros that begin where a line of the processor's cache does."""
+    memory = np.zeros(numbers + _LINE)
+    return memory[-(memory.ctypes.data // memory.itemsize) % _LINE :][:numbers]

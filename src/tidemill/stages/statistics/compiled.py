@@ -24,20 +24,21 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill import files
-from tidemill.errors import EngineError, MissingExtra, OutsideError
-from tidemill.stages.statistics import kernels
+from tidemill.errors import EngineError, OutsideError
+from tidemill.stages.statistics import compiling, folds, kernels, ranks, recurrences, rolling, spans, trends, windows
 from tidemill.stages.statistics.blocks import Blocks
+from tidemill.stages.statistics.compiling import Packed
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (kernels,)
+_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences, windows)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
@@ -92,6 +93,7 @@ class Kernels:
         self._advance = calls["advance"]
         self._gather = calls["gather"]
         self._roll = calls["roll"]
+        self._unroll = calls["unroll"]
         self._pick, self._put = calls["pick"], calls["put"]
 
     def __repr__(self) -> str:
@@ -113,13 +115,15 @@ class Kernels:
         heads: NDArray[np.int64],
         ring: NDArray[np.float64],
         log: tuple[NDArray[np.int32], Any, NDArray[Any]],
+        *,
+        far: bool = False,
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Move the heads on; per record its cell and its window's rows, int32 of shape ``(n,)``.
 
         The cells of ``ring`` (keys x window) are put into an undo log reservation; those returned lie in it.
         """
         filled = np.empty(len(slots), np.int32)
-        self._advance(len(slots), slots, heads, ring, ring.shape[1], filled, log[0], log[1], log[2])
+        self._advance(len(slots), slots, heads, ring, ring.shape[1], int(far), filled, log[0], log[1], log[2])
         return log[1], filled
 
     def gather(
@@ -131,6 +135,18 @@ class Kernels:
     ) -> None:
         """Put these cells of a further ``ring`` into an undo log reservation."""
         self._gather(len(slots), slots, cells, ring, ring.shape[1], log[0], log[1], log[2])
+
+    def unroll(
+        self,
+        slots: NDArray[np.int32],
+        cells: NDArray[np.int32],
+        filled: NDArray[np.int32],
+        values: NDArray[np.float64],
+        ring: NDArray[np.float64],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Write ``values`` into ``ring`` and copy each record's window to ``out``, of shape ``(n, window)``."""
+        self._unroll(len(slots), slots, cells, filled, values, ring, ring.shape[1], out)
 
     def pick(self, column: NDArray[Any], rows: NDArray[np.int32]) -> NDArray[Any]:
         """``column[rows]``, copied; the rows are not checked."""
@@ -157,8 +173,12 @@ class Kernels:
         *,
         ddof: int,
         min_periods: int,
+        keys: int = 0,
     ) -> NDArray[np.float64]:
-        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``."""
+        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``.
+
+        ``keys`` says how many keys are in use, as far as known: it is for the speed alone.
+        """
         rows, window = len(slots), ring.shape[1]
         out = np.empty((int(places.max()) + 1, rows))
         held, stamps, stamp = blocks.stamped(len(ring))
@@ -177,7 +197,7 @@ class Kernels:
             held,
             stamps,
             stamp,
-            blocks.scratch,
+            keys,
             out,
         )
         return out
@@ -258,7 +278,7 @@ def cache_key() -> str:
     features = llvm.get_host_cpu_features()
     parts = [
         str(_FORMAT),
-        *map(inspect.getsource, _SOURCES),
+        *map(inspect.getsource, (*_SOURCES, compiling)),
         metadata.version("numba"),
         metadata.version("llvmlite"),
         llvm.get_host_cpu_name(),
@@ -270,47 +290,10 @@ def cache_key() -> str:
 
 # -- compiling ------------------------------------------------------------------------------------------
 
-Packed = list[dict[str, Any]]
-"""Per kernel: ``name``, ``symbol`` in the object code, ``code``."""
-
 
 def compile_kernels() -> Packed:
     """Compile every kernel with Numba; raises `MissingExtra` without it."""
-    try:
-        numba: Any = importlib.import_module("numba")
-    except ImportError:
-        raise MissingExtra("numba", "fast", "Compiled kernels") from None
-    types = numba.types
-    kinds = {
-        "n": types.int64,
-        "i": types.CPointer(types.int32),
-        "q": types.CPointer(types.int64),
-        "d": types.CPointer(types.float64),
-        "w": types.CPointer(types.int64),
-    }
-    # Eight equal operations side by side become vector instructions; their order, and so each bit, stays.
-    before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
-    packed = []
-    try:
-        helpers: dict[str, Any] = {}
-        for module in _SOURCES:
-            scope = {**vars(module), **helpers}
-            for fn in module.HELPERS:
-                made = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
-                scope[fn.__name__] = helpers[fn.__name__] = made
-            for name, (fn, arguments) in module.KERNELS.items():
-                signature = types.void(*(kinds[letter] for letter in arguments))
-                made = numba.cfunc(signature, error_model="numpy")(_in_scope(fn, scope))
-                code = bytes(made._library._get_compiled_object())
-                packed.append({"name": name, "symbol": made._wrapper_name, "code": code})
-    finally:
-        numba.config.SLP_VECTORIZE = before
-    return packed
-
-
-def _in_scope(fn: Call, scope: dict[str, Any]) -> Call:
-    """The function, calling compiled helpers where the source calls plain ones."""
-    return FunctionType(fn.__code__, scope, fn.__name__)
+    return compiling.machine_code(_SOURCES)
 
 
 def _store(path: Path, packed: Packed) -> None:

@@ -1,0 +1,204 @@
+"""``tidemill check --input``: the stages tried on the first records of a recording, each in a lane.
+
+    records ──▶ lane: stage 1 ──▶ rows ──▶ lane: stage 2 ──▶ rows ...
+                  five rows, rejects, and of a function: does it look at its neighbours?
+
+User code runs in the lane alone, so that a crash or a hang is a sentence here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import cloudpickle
+
+from tidemill.app.hints import hint_for, stages_named
+from tidemill.batch import Batch
+from tidemill.column import ABSENT, Column
+from tidemill.core.neighbours import Habit, habit_of, whole_of
+from tidemill.core.trial import MADE, Made
+from tidemill.engine.lanes import Lanes
+from tidemill.errors import LaneDied, StageError
+from tidemill.formats.json_lines import time_texts
+from tidemill.letters import WRONG_LENGTH
+from tidemill.schema import Kind
+from tidemill.stages.base import Stage
+
+__all__ = ["Tried", "table_of", "told", "try_stages"]
+
+SINGLES: Final = 1_000
+"""Records that a function is given one by one, at most .."""
+SINGLES_S: Final = 10.0
+""".. and for this long."""
+PATIENCE_S: Final = 120.0
+"""A stage that is not through with the records by then has hung."""
+ROWS_SHOWN: Final = 5
+_CELL: Final = 28  # characters: a time to the microsecond fits
+_LINE: Final = 130  # characters of a table
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of the records in one stage; all text, since values of a user's classes stay in the lane."""
+
+    name: str
+    entered: int
+    left: int
+    rejected: tuple[str, ...]
+    """One sentence for each reason."""
+    table: tuple[str, ...]
+    """The first rows."""
+    habit: Habit | None = None
+    """None of a stage that runs no user code."""
+    tried: str = ""
+    """In which batches the function was tried."""
+    change: str = ""
+    """The first record that came out otherwise, if one did."""
+    hint: str = ""
+
+    @property
+    def hopeless(self) -> bool:
+        """Every record was rejected."""
+        return bool(self.rejected) and not self.left
+
+    @property
+    def passed(self) -> bool:
+        """Nothing speaks against it."""
+        return self.habit in (None, Habit.ROW_WISE) and not self.hopeless
+
+
+def try_stages(stages: Sequence[Stage], batch: Batch, *, lanes: int | None) -> list[Tried]:
+    """Each stage on what those before it left; inline with ``lanes=0``, else in one lane.
+
+    Raises `StageError` naming the stage when it ends its process, does not end, or stops the run as it was told to.
+    """
+    return asyncio.run(_try_stages(stages, batch, 0 if lanes == 0 else 1))
+
+
+async def _try_stages(stages: Sequence[Stage], batch: Batch, lanes: int) -> list[Tried]:
+    tried = []
+    async with Lanes(lanes) as crew:
+        for stage in stages:
+            try:
+                one, batch = await crew.run(_try_stage, cloudpickle.dumps(stage), batch, timeout=PATIENCE_S)
+            except LaneDied as died:
+                raise StageError(f"{stage.name} ended the process it ran in: {died}") from died
+            except TimeoutError:
+                records = f"{len(batch):,} records in {PATIENCE_S:.0f} s"
+                raise StageError(f"{stage.name} was not through with {records}; try fewer with --records.") from None
+            tried.append(one)
+    return tried
+
+
+def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
+    """Runs in a lane."""
+    stage: Stage = pickle.loads(sent)  # noqa: S301 - our own parent's bytes
+    made = whole_of(stage, batch)
+    reasons = Counter((letter.reason_code, letter.reason) for letter in made.dead)
+    rejected = tuple(f"{count:,} rejected as {code}: {reason}" for (code, reason), count in reasons.most_common(3))
+    tried = Tried(stage.name, len(batch), len(made.batch), rejected, tuple(table_of(made.batch)))
+    if len(made.dead) == len(batch) > 0:
+        lengths = all(letter.reason_code == WRONG_LENGTH for letter in made.dead)
+        tried = replace(tried, hint=hint_for(getattr(stage, "fn", None)) if lengths else "")
+    elif stage.runs_user_code and len(batch):
+        tried = _with_habit(tried, stage, batch, made)
+    return tried, made.batch
+
+
+def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
+    until = time.perf_counter() + SINGLES_S
+    found = habit_of(stage, batch, made, singles=SINGLES, more=lambda: time.perf_counter() < until)
+    how = f"{found.records:,} records whole, in halves, and {found.singles:,} one by one"
+    change = ""
+    if found.change is not None:
+        record = found.change.record
+        sensor = "" if record == MADE else f" (sensor {batch.keys[batch.key[record]]!r})"
+        change = f"{found.change.subject}{sensor}, {found.how}: {found.change.what}"
+    hint = _hint(found.habit, stage)
+    return replace(tried, habit=found.habit, tried=how, change=change, hint=hint)
+
+
+def _hint(habit: Habit, stage: Stage) -> str:
+    fn: Any = getattr(stage, "fn", None)
+    match habit:
+        case Habit.NEIGHBOURS:
+            return hint_for(fn)
+        case Habit.MEMORY:
+            instead = (
+                f": use {known}, which is kept for each sensor" if (known := stages_named("Keyed", "scan")) else ""
+            )
+            return f"Its object remembers, and a lane that is replaced forgets{instead}."
+        case Habit.DIGITS:
+            return "Its last digits depend on the size of the batch: tm.Map(function, tile=256) fixes the size."
+        case Habit.CHANCE:
+            return "Let what it computes depend on the record alone: a fixed seed, the record's own time."
+        case Habit.ROW_WISE:
+            return ""
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+
+def told(tried: Sequence[Tried]) -> Iterator[tuple[str, str]]:
+    """Label and text of each line: rows, rejects, the verdict, five rows."""
+    for number, one in enumerate(tried, 1):
+        yield f"stage {number}", f"{one.name}: {one.left:,} rows of {one.entered:,} records{_verdict(one)}"
+        for sentence in (one.change, *one.rejected, one.hint):
+            if sentence:
+                yield "", sentence
+        for line in one.table:
+            yield "", f"  {line}"
+
+
+def _verdict(one: Tried) -> str:
+    match one.habit:
+        case None:
+            return "; IT REJECTED THEM ALL" if one.hopeless else ""
+        case Habit.ROW_WISE:
+            return f"; the same for {one.tried}"
+        case Habit.NEIGHBOURS:
+            return "; IT LOOKS AT ITS NEIGHBOURS IN THE BATCH"
+        case Habit.MEMORY:
+            return "; IT REMEMBERS EARLIER BATCHES"
+        case Habit.DIGITS:
+            return "; ITS LAST DIGITS DEPEND ON THE BATCH"
+        case Habit.CHANCE:
+            return "; IT GIVES OTHER VALUES EACH TIME"
+
+
+def table_of(batch: Batch) -> list[str]:
+    """The first rows as aligned text: as many columns as fit, the last ones first, for these are the stages' own."""
+    head = batch.slice(0, ROWS_SHOWN)
+    columns = {name: [_cut(name), *map(_cut, _cells(column))] for name, column in head.columns.items()}
+    widths = {name: max(map(len, cells)) for name, cells in columns.items()}
+    room = _LINE
+    names: list[str] = []
+    for name in reversed(columns):
+        room -= widths[name] + 2
+        if room < 0:
+            break
+        names.insert(0, name)
+    left_out = len(columns) - len(names)
+    more = [f"(and {left_out} columns before these)"] if left_out else []
+    rows = zip(*([cell.ljust(widths[name]) for cell in columns[name]] for name in names), strict=True)
+    return ["  ".join(row).rstrip() for row in rows] + more
+
+
+def _cells(column: Column) -> Iterator[str]:
+    items = column.to_list() if column.kind is not Kind.TIME else time_texts(column)
+    for item in items:
+        if item is None or item is ABSENT:
+            yield "null" if item is None else "-"
+        else:
+            yield f"{item:.10g}" if isinstance(item, float) else str(item)
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."

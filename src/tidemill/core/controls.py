@@ -1,0 +1,70 @@
+"""Control records: what was decided outside, such as a new table, and its place in input order.
+
+A control takes effect behind a slab: every lane works on the slabs up to it with the old, on those behind it with the
+new. Lanes are told in that order, and a lane that replaces a dead one is told again what the dead one had been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tidemill.errors import EngineError
+
+__all__ = ["Control", "Controls"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """From behind slab ``after`` on, another stage in the place of number ``stage``."""
+
+    after: int
+    stage: int
+    pickled: bytes
+
+
+class Controls:
+    """The controls of a run that a lane may still have to be told.
+
+    >>> controls = Controls()
+    >>> _ = controls.add(3, 0, b"new table")
+    >>> [step if isinstance(step, int) else step.pickled for step in controls.among([2, 3, 4])]
+    [2, 3, b'new table', 4]
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Control] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, after: int, stage: int, pickled: bytes) -> Control:
+        """A control that takes effect behind slab ``after``, the last that was handed out."""
+        if self._held and self._held[-1].after > after:
+            raise EngineError(f"a control behind slab {after} came after one behind slab {self._held[-1].after}")
+        control = Control(after, stage, pickled)
+        self._held.append(control)
+        return control
+
+    def among(self, slabs: Sequence[int]) -> Iterator[Control | int]:
+        """What a new process is told: these slabs, in order, with each control where it takes effect.
+
+        Before the first slab come the controls that were in effect then, and behind the last all that are left.
+        """
+        rest = iter(self._held)
+        control = next(rest, None)
+        for slab in slabs:
+            while control is not None and control.after < slab:
+                yield control
+                control = next(rest, None)
+            yield slab
+        while control is not None:
+            yield control
+            control = next(rest, None)
+
+    def forget(self, open_from: int) -> None:
+        """All slabs before ``open_from`` are done: of what took effect before it, only the last of each stage counts."""
+        settled = [control for control in self._held if control.after < open_from]
+        last = {control.stage: control for control in settled}
+        kept = [control for control in settled if last[control.stage] is control]
+        self._held = kept + self._held[len(settled) :]

@@ -1,0 +1,105 @@
+"""Whether a user's function looks at its neighbours in the batch: the same records in other batches say it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tidemill.batch import Batch
+from tidemill.core.differences import Difference
+from tidemill.core.trial import Change, Made, Trial, change, cut_at, keys_of, marks_of
+from tidemill.stages.base import Stage
+from tidemill.stages.functions import FunctionStage
+
+__all__ = ["Finding", "Habit", "habit_of", "whole_of"]
+
+_LAST_DIGITS = 1e-9
+"""Relative, or absolute below 1: what rounding in another order can do, and hardly anything else."""
+
+
+class Habit(enum.Enum):
+    """What makes a function give a record other values."""
+
+    ROW_WISE = "row-wise"
+    """Nothing: each record has its values whatever batch it comes in."""
+    CHANCE = "chance"
+    """The very same batch gave others: random numbers, a clock, or something outside."""
+    NEIGHBOURS = "neighbours"
+    """The records that came with it in the batch."""
+    MEMORY = "memory"
+    """The batches that came before, kept in the function's own object."""
+    DIGITS = "digits"
+    """The size of the batch, in the last digits only: a matrix product, or a sum in another order."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a function behaved."""
+
+    habit: Habit
+    records: int
+    """In the batch that was tried whole, and in halves."""
+    singles: int
+    """So many of them, the first, were tried one by one as well."""
+    how: str = ""
+    """In which batches the record ``change`` came out otherwise."""
+    change: Change | None = None
+
+
+def whole_of(stage: Stage, batch: Batch) -> Made:
+    """What the stage makes of the whole batch."""
+    return _trial(stage, batch).feed_all([batch])
+
+
+def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Callable[[], bool]) -> Finding:
+    """Give the stage the batch again, in halves, and its first ``singles`` records one by one; compare to the last bit.
+
+    ``more`` is asked before each single record: once it says no (the time is up), those so far are enough. Costs three
+    calls of the function, and one for each single record.
+    """
+    rows = len(batch)
+    found = change(whole_of(stage, batch), whole)
+    if found is not None:
+        return Finding(Habit.CHANCE, rows, 0, "the second time", found)
+    halves = cut_at(batch, [rows // 2])
+    how = f"in batches of {len(halves[0]):,} and {len(halves[1]):,}"
+    found = change(_trial(stage, batch).feed_all(halves), whole)
+    if found is not None:
+        return Finding(_of_cuts(found), rows, 0, how, found)
+    if isinstance(stage, FunctionStage) and not stage.state_fields():
+        found = change(_by_new_objects(stage, batch), whole)
+        if found is not None:
+            return Finding(Habit.MEMORY, rows, 0, f"{how}, the second by a new object", found)
+    lane = _trial(stage, batch)
+    made: list[Made] = []
+    for piece in cut_at(batch.slice(0, singles), range(1, min(singles, rows))):
+        if made and not more():
+            break
+        made.append(lane.feed(piece))
+    tried = len(made)
+    if stage.follows_watermark:
+        made.append(lane.finish())
+    found = change(Made.joined(made), _trial(stage, batch).feed_all([batch.slice(0, tried)]))
+    if found is not None:
+        return Finding(_of_cuts(found), rows, tried, "alone", found)
+    return Finding(Habit.ROW_WISE, rows, tried)
+
+
+def _trial(stage: Stage, batch: Batch, **options: Any) -> Trial:
+    return Trial(stage, keys_of(batch), records=len(batch), marks=marks_of(batch), **options)
+
+
+def _by_new_objects(stage: Stage, batch: Batch) -> Made:
+    """In halves, each by an object of its own, which knows what the other has learned of kinds."""
+    first, second = cut_at(batch, [len(batch) // 2])
+    lane = _trial(stage, batch)
+    made = lane.feed(first)
+    other = _trial(stage, batch, kinds=lane.learned, fed=len(first))
+    return Made.joined([made, other.feed(second)])
+
+
+def _of_cuts(found: Change) -> Habit:
+    near = isinstance(found.what, Difference) and found.what.gap <= _LAST_DIGITS
+    return Habit.DIGITS if near else Habit.NEIGHBOURS

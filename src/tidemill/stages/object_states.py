@@ -1,0 +1,201 @@
+"""Objects of the user's as bytes, and back: by their own ``snapshot`` and ``restore``, or pickled.
+
+Only what a lane of ours made is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.errors import StageError
+
+__all__ = ["ObjectStates", "States"]
+
+_PROTOCOL: Final = 5
+_GONE: Final = -1  # the size of a state that is no more
+_SNAPSHOT, _PLAIN, _WHOLE = b"S", b"P", b"W"
+"""How a state was made: by the object's own method; of its attributes alone; of the whole object."""
+_NAME: Final = slice(1, 5)  # of a plain state: the checksum of its class's name
+
+
+@dataclass(frozen=True)
+class ObjectStates:
+    """States of objects by key slot, one behind the other.
+
+    >>> states = ObjectStates.of([(3, b"abc"), (7, None), (9, b"d")])
+    >>> list(states)
+    [(3, b'abc'), (7, None), (9, b'd')]
+    """
+
+    slots: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    """Bytes of each; -1 for an object that is no more."""
+    data: bytes
+
+    @classmethod
+    def of(cls, states: Iterable[tuple[int, bytes | None]]) -> ObjectStates:
+        slots, parts = zip(*states, strict=True)
+        sizes = [_GONE if part is None else len(part) for part in parts]
+        return cls(
+            np.array(slots, np.int32), np.array(sizes, np.int32), b"".join(part for part in parts if part is not None)
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
+        at = 0
+        for slot, size in zip(self.slots.tolist(), self.sizes.tolist(), strict=True):
+            yield slot, None if size < 0 else self.data[at : at + size]
+            at += max(size, 0)
+
+
+class States:
+    """Turns the objects that ``make()`` makes into bytes, and back.
+
+    An object with ``snapshot()`` says itself what must be kept, and ``restore(snapshot)`` puts it into a new one. Of any
+    other, the attributes are pickled alone where that is enough (the object and its class are three quarters of what
+    the pickle of a small one takes), else the whole.
+
+    >>> class Count:
+    ...     n = 0
+    >>> states, count = States("Keyed(Count)", Count), Count()
+    >>> count.n = 5
+    >>> states.load(states.dump(count)).n
+    5
+    """
+
+    def __init__(self, name: str, make: Callable[[], Any]) -> None:
+        self._name = name
+        self._make = make
+        self._ways: dict[type, tuple[bytes, bytes]] = {}  # per class: how, and what may not occur in a plain state
+        self._class: type | None = None
+
+    def dump(self, value: Any) -> bytes:
+        """Raises `StageError` for what cannot be kept."""
+        kind = type(value)
+        try:
+            way, named = self._ways.get(kind) or self._way(value)
+            if way is _SNAPSHOT:
+                return _SNAPSHOT + _pickled(value.snapshot())
+            if way is not _WHOLE:
+                state = _attributes(value)
+                if state and named not in state:  # they do not lead back to an object of this class
+                    return way + state
+            return _WHOLE + _pickled(value)
+        except StageError:
+            raise
+        except Exception as error:
+            raise StageError(
+                f"{self._name}: the object of a sensor, a {kind.__qualname__}, cannot be kept for the case that its lane "
+                f"dies ({type(error).__name__}: {error}). Give its class snapshot() and restore(snapshot), or make it of "
+                "values that can be pickled."
+            ) from error
+
+    def _way(self, value: Any) -> tuple[bytes, bytes]:
+        kind = type(value)
+        named = _text(kind.__qualname__)
+        if hasattr(value, "snapshot") or hasattr(value, "restore"):
+            if not (hasattr(value, "snapshot") and hasattr(value, "restore")):
+                raise StageError(
+                    f"{self._name}: a {kind.__qualname__} has only one of snapshot() and restore(snapshot); it needs both."
+                )
+            way = _SNAPSHOT
+        else:
+            way = _PLAIN + _checksum(kind) if _is_plain(value) else _WHOLE
+        self._ways[kind] = way, named
+        return way, named
+
+    def load(self, state: bytes) -> Any:
+        """An object as it was when `dump` made these bytes; raises `StageError` when its own methods raise."""
+        try:
+            return self._loaded(state)
+        except StageError:
+            raise
+        except Exception as error:
+            raise StageError(
+                f"{self._name}: the object of a sensor cannot be made again from what was kept of it "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+    def _loaded(self, state: bytes) -> Any:
+        how = state[:1]
+        if how == _WHOLE:
+            return pickle.loads(memoryview(state)[1:])  # noqa: S301 - our own lane's bytes
+        if how == _SNAPSHOT:
+            value = self._make()
+            value.restore(pickle.loads(memoryview(state)[1:]))  # noqa: S301 - see above
+            return value
+        return self._of_attributes(state)
+
+    def _of_attributes(self, state: bytes) -> Any:
+        if self._class is None:
+            self._class = type(self._make())
+        if _checksum(self._class) != state[_NAME]:
+            raise StageError(
+                f"{self._name}: its factory makes objects of several classes; give them snapshot() and restore(snapshot)."
+            )
+        value = copyreg.__newobj__(self._class)  # type: ignore[attr-defined]
+        attributes = pickle.loads(memoryview(state)[_NAME.stop :])  # noqa: S301 - see above
+        if attributes is not None:
+            _set_state(value, attributes)
+        return value
+
+
+def _pickled(value: Any) -> bytes:
+    """By plain pickle where it can; what is of ``__main__``, a notebook or a closure goes by value."""
+    try:
+        return pickle.dumps(value, _PROTOCOL)
+    except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
+        import cloudpickle
+
+        return bytes(cloudpickle.dumps(value, _PROTOCOL))
+
+
+def _attributes(value: Any) -> bytes:
+    """Empty where plain pickle cannot do it."""
+    try:
+        return pickle.dumps(value.__getstate__(), _PROTOCOL)
+    except Exception:  # noqa: BLE001 - see above
+        return b""
+
+
+def _text(text: str) -> bytes:
+    """As it stands in a pickle of this protocol."""
+    data = text.encode()
+    return b"\x8c" + bytes([len(data)]) + data if len(data) < 256 else data
+
+
+def _checksum(kind: type) -> bytes:
+    return zlib.crc32(f"{kind.__module__}.{kind.__qualname__}".encode()).to_bytes(4, "little")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether pickle would keep of it what `object.__getstate__` gives, and nothing else."""
+    kind: Any = type(value)
+    if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        return False
+    if kind in copyreg.dispatch_table:
+        return False
+    made = value.__reduce_ex__(_PROTOCOL)
+    return made[0] is copyreg.__newobj__ and made[1] == (kind,) and not any(made[3:])  # type: ignore[attr-defined]
+
+
+def _set_state(value: Any, state: Any) -> None:
+    """As pickle does it."""
+    own = getattr(value, "__setstate__", None)
+    if own is not None:
+        own(state)
+        return
+    slots = None
+    if isinstance(state, tuple) and len(state) == 2:
+        state, slots = state
+    if state:
+        value.__dict__.update(state)
+    for name, item in (slots or {}).items():
+        setattr(value, name, item)

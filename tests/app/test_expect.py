@@ -1,0 +1,156 @@
+"""The output of a plan against a notebook's table: by sensor, in every format, and the first difference by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import tidemill as tm
+from tidemill.app.expect import Compared, compare
+from tidemill.errors import InputError, PlanError
+
+ROWS = [
+    {
+        "sensor": f"S{n * 5 % 3}",
+        "time": f"2026-03-01 06:{n:02}:00",
+        "value": n * 1.25 if n % 7 else None,
+        "unit": "C" if n % 4 else None,
+        "n": n,
+    }
+    for n in range(30)
+]
+
+
+def halved(batch: tm.Batch) -> dict[str, Any]:
+    return {"half": batch["value"] / 2, "high": batch["value"] > 10, "on": batch.time.view("datetime64[ns]")}
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> tm.Pipeline:
+    """A recording in CSV, rolling and a function."""
+    pd.DataFrame(ROWS).to_csv(tmp_path / "plant.csv", index=False)
+    plan = tm.Plan(tm.Rolling("value", window=3, stats=["mean"]), tm.Map(halved))
+    return tm.Pipeline(tm.sources.Replay(tmp_path / "plant.csv"), plan, tm.sinks.Latest())
+
+
+@pytest.fixture
+def notebook() -> pd.DataFrame:
+    """The same, as a notebook does it."""
+    frame = pd.DataFrame(ROWS)
+    means = frame.groupby("sensor")["value"].rolling(3, min_periods=1).mean()
+    frame["value_mean_3"] = means.reset_index(level=0, drop=True)
+    return frame.assign(half=frame["value"] / 2, high=frame["value"] > 10, on=pd.to_datetime(frame["time"]))
+
+
+def written(frame: pd.DataFrame, folder: Path, suffix: str) -> str:
+    path = folder / f"expected{suffix}"
+    if ".parquet" in suffix:
+        frame.to_parquet(path)
+    elif ".csv" in suffix:
+        frame.to_csv(path, index="index" in suffix)
+    else:
+        frame.to_json(path, orient="records", lines=True, double_precision=15, date_format="iso")
+    return str(path)
+
+
+def compared(pipeline: tm.Pipeline, table: str, *, tolerance: float = 1e-9, lanes: int = 0) -> Compared:
+    return compare(pipeline, table, lanes=lanes, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz", ".index.csv", ".ndjson", ".jsonl.gz"])
+@pytest.mark.parametrize("order", ["recorded", "sensor"])
+def test_every_format_and_the_order_of_a_notebook(pipeline, notebook, tmp_path, suffix, order) -> None:
+    """Numbers, text, truths, times and nulls; sorted by sensor as `groupby` leaves it; pandas' own index aside."""
+    if order == "sensor":
+        notebook = notebook.sort_values("sensor", kind="stable")
+    found = compared(pipeline, written(notebook, tmp_path, suffix))
+    assert found.difference == ""
+    assert (found.rows, found.columns, found.left) == (30, tuple(notebook.columns), ())
+
+
+def test_with_processes_too(pipeline, notebook, tmp_path, lanes) -> None:
+    """As the run would be; nothing is left behind, not even dead letters."""
+    before = set(tmp_path.iterdir()) | {tmp_path / "expected.csv"}
+    assert compared(pipeline, written(notebook, tmp_path, ".csv"), lanes=lanes).difference == ""
+    assert set(tmp_path.iterdir()) == before
+    assert not Path("dead_letters.ndjson").exists()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".ndjson"])
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("half", 7.5, "column 'half' is 8.125 instead of 7.5"),
+        ("unit", "F", "column 'unit' is 'C' instead of 'F'"),
+        ("high", False, "column 'high' is True instead of False"),
+        ("value_mean_3", None, "column 'value_mean_3' is 14.375 instead of null"),
+        ("on", pd.Timestamp("2026-03-01 06:13:00.5"), "column 'on' is 177234"),
+    ],
+)
+def test_the_first_difference_is_named(pipeline, notebook, tmp_path, suffix, column, value, words) -> None:
+    """The row of the table, its sensor, the column, both values."""
+    notebook.loc[13, column] = value
+    notebook.loc[16, "half"] = -1
+    found = compared(pipeline, written(notebook.sort_values("sensor", kind="stable"), tmp_path, suffix))
+    row = notebook.sort_values("sensor", kind="stable").index.get_loc(13)
+    first = f"row {row} of the table (sensor 'S2'): {words}"
+    assert first in found.difference
+
+
+def test_how_far_numbers_may_be_apart(pipeline, notebook, tmp_path) -> None:
+    """As far as the tolerance says."""
+    notebook["half"] += 1e-6
+    table = written(notebook, tmp_path, ".parquet")
+    assert compared(pipeline, table, tolerance=1e-5).difference == ""
+    assert "column 'half'" in compared(pipeline, table).difference
+    with pytest.raises(PlanError, match="tolerance"):
+        compared(pipeline, table, tolerance=float("nan"))
+
+
+def test_only_the_tables_columns_count(pipeline, notebook, tmp_path) -> None:
+    """The others are named as not compared; one that the output lacks is a difference."""
+    found = compared(pipeline, written(notebook[["sensor", "half"]], tmp_path, ".csv"))
+    assert (found.difference, found.left) == ("", ("time", "value", "unit", "n", "value_mean_3", "high", "on"))
+    found = compared(pipeline, written(notebook.rename(columns={"half": "halves"}), tmp_path, ".csv"))
+    assert "no column 'halves'" in found.difference
+
+
+def test_another_number_of_rows(pipeline, notebook, tmp_path) -> None:
+    """By sensor where there are sensors, else in all, with what became of the others."""
+    found = compared(pipeline, written(notebook.drop(index=13), tmp_path, ".csv"))
+    assert found.difference == "sensor 'S2' has 10 rows in the output and 9 in the table"
+    found = compared(pipeline, written(notebook[["half"]].iloc[1:], tmp_path, ".csv"))
+    assert found.difference == "the output has 30 rows and the table 29"
+    fewer = tm.Pipeline(list(pipeline.sources), [*pipeline.plan.stages, tm.Filter("value > 20")], tm.sinks.Latest())
+    assert compared(fewer, written(notebook[["half"]], tmp_path, ".csv")).difference.endswith("(19 filtered)")
+
+
+def test_without_sensors_rows_are_compared_as_they_come(pipeline, notebook, tmp_path) -> None:
+    """The table must have the recording's order then."""
+    assert compared(pipeline, written(notebook[["half"]], tmp_path, ".parquet")).difference == ""
+    turned = notebook[["half"]].iloc[::-1]
+    assert compared(pipeline, written(turned, tmp_path, ".csv")).difference.startswith("row 0 of the table: column")
+
+
+def test_times_without_a_zone_are_the_recordings(notebook, tmp_path) -> None:
+    """Read in the source's zone on both sides."""
+    pd.DataFrame(ROWS).to_csv(tmp_path / "plant.csv", index=False)
+    source = tm.sources.Replay(tmp_path / "plant.csv", tz="Europe/Berlin")
+    pipeline = tm.Pipeline(source, tm.Plan(), tm.sinks.Latest())
+    frame = notebook[["sensor", "time"]].assign(time=pd.to_datetime(notebook["time"]))
+    assert compared(pipeline, written(frame, tmp_path, ".parquet")).difference == ""
+    wrong = frame.assign(time=frame["time"].dt.tz_localize("UTC"))
+    assert "column 'time'" in compared(pipeline, written(wrong, tmp_path, ".parquet")).difference
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("t.ndjson", b"{no\n"), ("t.parquet", b"PAR1"), ("t.csv", b""), ("t.txt", b"x")]
+)
+def test_a_table_that_is_none(pipeline, tmp_path, name, data) -> None:
+    """Is refused with its path."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=name):
+        compared(pipeline, str(tmp_path / name))

@@ -1,0 +1,114 @@
+"""The stages tried on a recording: what is said of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tidemill as tm
+from tidemill.app.recording import read_first
+from tidemill.app.trying import table_of, told, try_stages
+from tidemill.batch import Batch
+from tidemill.core.apply import with_roles
+from tidemill.errors import InputError, StageError
+
+ROWS = [{"sensor": f"S{n % 3}", "time": n, "value": float(n * 7 % 11)} for n in range(50)]
+BATCH = with_roles(ROWS, "sensor", None, "UTC")
+NUMBERS = np.random.default_rng(3)
+
+
+class Adding:
+    def __init__(self) -> None:
+        self.sum = 0.0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        made = []
+        for row in rows:
+            self.sum += row["value"]
+            made.append({**row, "sum": self.sum})
+        return made
+
+
+def failing(batch: Batch) -> dict[str, Any]:
+    if (batch["value"] == 3).any():
+        raise ValueError("three")
+    return {"half": batch["value"] / 2}
+
+
+def said(*stages: Any, lanes: int | None = 0) -> tuple[str, bool]:
+    tried = try_stages(tm.Plan(*stages).stages, BATCH, lanes=lanes)
+    return "\n".join(f"{label:<10}{text}" for label, text in told(tried)), all(one.passed for one in tried)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (tm.Map(lambda batch: {"y": batch["value"] - batch["value"].mean()}), ["IT LOOKS AT ITS NEIGHBOURS", "tm.Rolling"]),
+        (tm.Map(lambda batch: {"y": NUMBERS.normal(size=len(batch))}), ["IT GIVES OTHER VALUES EACH TIME", "a fixed seed"]),
+        (tm.MapRows(Adding), ["IT REMEMBERS EARLIER BATCHES", "a lane that is replaced forgets"]),
+        (tm.Map(lambda batch: {"y": batch["value"] * (1 + len(batch) * 2.0**-52)}), ["ITS LAST DIGITS", "tile=256"]),
+        (tm.Map(lambda batch: {"y": np.diff(batch["value"])}), ["IT REJECTED THEM ALL", "50 rejected as wrong_length", "tm."]),
+    ],
+    ids=["neighbours", "chance", "memory", "digits", "rejects"],
+)  # fmt: skip
+def test_what_speaks_against_a_function(stage: Any, words: list[str]) -> None:
+    """In capitals beside its name, with the record that shows it and what to do."""
+    text, passed = said(tm.Select("sensor", "value"), stage)
+    assert not passed
+    assert all(word in text for word in words), text
+    assert "stage 1   Select('sensor', 'value'): 50 rows of 50 records\n" in text
+
+
+def test_stages_see_what_those_before_them_left(lanes: int) -> None:
+    """Inline, and in a process; a record that one rejects is not in the next, and costs nobody the check."""
+    text, passed = said(
+        tm.Map(failing), tm.Filter("half > 2"), tm.Rolling("half", window=2, stats=["max"]), lanes=lanes
+    )
+    assert passed, text
+    assert (
+        "stage 1   Map(failing): 45 rows of 50 records; the same for 50 records whole, in halves, and 50 one by one"
+        in text
+    )
+    assert "5 rejected as raised: ValueError: three (failing, line " in text
+    assert "stage 3   Rolling('half', 2): 27 rows of 27 records" in text
+    assert "half_max_2" in text
+
+
+def test_a_stage_that_is_to_stop_the_run_stops_the_check() -> None:
+    """With its own error, as in a run."""
+    with pytest.raises(StageError, match=r"Map\(failing\) failed: ValueError: three"):
+        said(tm.Map(failing, on_error="stop"))
+
+
+def test_the_first_rows_as_a_table() -> None:
+    """Five rows, values short, what is missing told apart, and of many columns the last."""
+    rows = [{"a": 1 / 3, "b": "x" * 40, "c": None, "d": [1, 2], "e": True}, {"a": 5, "c": 2.5}]
+    table = table_of(Batch.from_rows(rows * 4))
+    assert table[0].split() == ["a", "b", "c", "d", "e"]
+    assert table[1].split() == ["0.3333333333", "x" * 25 + "...", "null", "[1,", "2]", "True"]
+    assert table[2].split() == ["5", "-", "2.5", "-", "-"]
+    assert len(table) == 6
+    wide = table_of(Batch.from_rows([{f"column_{n}": float(n) for n in range(30)}]))
+    assert wide[0].endswith("column_29")
+    assert wide[-1] == f"(and {30 - len(wide[0].split())} columns before these)"
+    assert table_of(Batch({}, rows=3)) == []
+
+
+def test_the_first_records_of_a_recording(tmp_path: Path) -> None:
+    """So many of them, over several blocks, with the rejects before; none at all is an error that says why."""
+    path = tmp_path / "plant.csv"
+    lines = [f"S{n % 3},{n},{n}.5\n" for n in range(30_000)]
+    lines[5] = "S1,soon,2\n"
+    path.write_text("sensor,time,value\n" + "".join(lines))
+    recording = read_first(tm.sources.Replay(path), 20_000)
+    assert len(recording.batch) == 20_000
+    assert recording.rejected == 1
+    assert "'soon'" in str(recording)
+    assert str(recording).startswith("the first 20,000 records, of 3 sensors, 1970-01-01T00:00:00Z to ")
+    assert len(read_first(tm.sources.Replay(path), 50_000).batch) == 29_999
+    path.write_text("sensor,time,value\nS1,soon,2\n")
+    with pytest.raises(InputError, match="soon"):
+        read_first(tm.sources.Replay(path), 10)

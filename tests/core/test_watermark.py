@@ -1,0 +1,118 @@
+"""The watermark against its rules told record by record, and what wrong clocks cannot do to it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.core.watermark import BEGIN, END, Watermark
+
+S = 1_000_000_000
+HOUR = 3_600 * S
+
+
+class Told:
+    """The rules, in the most simple-minded way."""
+
+    def __init__(self, lag, ahead):
+        self.lag, self.ahead_ns = lag, ahead
+        self.newest, self.mark, self.ahead, self.leaping = None, BEGIN, 0, []
+
+    def record(self, time, wall):
+        future = wall is not None and time > wall + self.ahead_ns
+        leaps = self.newest is not None and time > self.newest + self.ahead_ns
+        here = wall is not None and time >= wall - self.ahead_ns
+        if not future and not (leaps and not here):
+            self.leaping = []
+            self.newest = time if self.newest is None else max(self.newest, time)
+            self.mark = max(self.mark, self.newest - self.lag)
+            return
+        self.ahead += 1
+        if not future:
+            self.leaping.append(time)
+            if len(self.leaping) == 8:
+                self.ahead -= 8
+                self.newest = min(self.leaping)
+                self.mark = max(self.mark, self.newest - self.lag)
+                self.leaping = []
+
+
+@given(
+    times=st.lists(st.integers(0, 300), max_size=60),
+    lag=st.integers(0, 20),
+    ahead=st.integers(1, 60),
+    wall=st.none() | st.integers(0, 300),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+)
+def test_it_follows_its_rules_wherever_batches_end(times, lag, ahead, wall, cuts):
+    told, mark = Told(lag, ahead), Watermark(lag_ns=lag, max_ahead_ns=ahead)
+    expected = [told.mark]
+    for time in times:
+        told.record(time, wall)
+        expected.append(told.mark)
+    made = [BEGIN]
+    for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
+        marks = mark.advance(np.array(times[start:stop], np.int64), wall_ns=wall)
+        assert marks[0] == made[-1]
+        made += marks[1:].tolist()
+    assert made == expected
+    assert mark.ahead == told.ahead
+
+
+def test_one_clock_that_is_936_days_ahead_makes_nobody_late():
+    mark = Watermark(lag_ns=0)
+    good = np.arange(100) * S
+    wrong = np.insert(good, 50, 936 * 24 * HOUR)
+    marks = mark.advance(wrong, wall_ns=5_000 * 24 * HOUR)
+    assert marks[51] == marks[50] == 49 * S
+    assert mark.mark == 99 * S
+    assert mark.ahead == 1
+
+
+def test_a_recording_with_a_hole_of_86_days_goes_on_behind_it():
+    mark = Watermark(lag_ns=0)
+    times = np.concatenate([np.arange(20), 86 * 86_400 + np.arange(20)]) * S
+    mark.advance(times, wall_ns=10_000 * 24 * HOUR)
+    assert mark.mark == times[-1]
+    assert mark.ahead == 0
+
+
+def test_a_live_source_goes_on_at_once_after_a_long_silence():
+    mark = Watermark(lag_ns=0)
+    mark.advance(np.array([0]), wall_ns=0)
+    mark.advance(np.array([90 * 24 * HOUR]), wall_ns=90 * 24 * HOUR)
+    assert mark.mark == 90 * 24 * HOUR
+
+
+def test_a_time_beyond_an_hour_after_its_arrival_never_moves_it():
+    mark = Watermark(lag_ns=0)
+    mark.advance(np.array([5, *[2 * HOUR] * 20]), wall_ns=10)
+    assert mark.mark == 5
+    assert mark.ahead == 20
+
+
+def test_it_goes_on_with_the_clock_only_after_a_long_time_without_records():
+    mark = Watermark(lag_ns=1 * S, idle_ns=10 * S)
+    assert not mark.tick(100 * S)
+    mark.advance(np.array([1_000 * S]), wall_ns=None, now_ns=100 * S)
+    assert not mark.tick(109 * S)
+    assert mark.tick(110 * S)
+    assert mark.mark == 1_009 * S
+    mark.advance(np.array([1_002 * S]), wall_ns=None, now_ns=111 * S)
+    assert mark.mark == 1_009 * S  # it never goes back
+
+
+@pytest.mark.parametrize("before", [[], [5]])
+def test_at_the_end_everything_ends(before):
+    mark = Watermark(lag_ns=10)
+    mark.advance(np.array(before, np.int64), wall_ns=None)
+    mark.end()
+    assert mark.statistics().mark_ns == END
+
+
+def test_times_at_the_ends_of_int64_do_no_harm():
+    mark = Watermark(lag_ns=5 * S)
+    ends = np.array([-(1 << 63), (1 << 63) - 1, 3 * S], np.int64)
+    marks = mark.advance(ends, wall_ns=None)
+    assert (np.diff(marks) >= 0).all()
+    assert mark.mark < 0

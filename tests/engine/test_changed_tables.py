@@ -1,0 +1,161 @@
+"""A calibration that is replaced while a live run goes on: at one place in input order, whole or not at all."""
+
+import asyncio
+import os
+
+import numpy as np
+import pytest
+
+import tidemill as tm
+from tidemill.sources.base import Source
+from tidemill.testing import ListSink, ManualClock
+
+
+class Fed(tm.sources.Records):
+    """A live source that the test feeds."""
+
+    finite = False
+
+    def __init__(self):
+        self.feed = asyncio.Queue()
+        super().__init__(self.records())
+
+    async def records(self):
+        while (record := await self.feed.get()) is not None:
+            yield record
+
+
+def table(path, baseline, *, scale=1):
+    """As a careful writer does it: beside, then in place."""
+    beside = path.with_suffix(".new")
+    beside.write_text(f"sensor,baseline,scale\n*,{baseline},{scale}\n")
+    beside.replace(path)
+
+
+class Watched(ListSink):
+    """A sink that can be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self._written = asyncio.Event()
+
+    async def write(self, batch):
+        await super().write(batch)
+        self._written.set()
+
+    async def at_least(self, rows):
+        while len(self.rows) < rows:
+            self._written.clear()
+            await self._written.wait()
+        return self.rows
+
+
+class Plant:
+    """A live run over one calibration file, by a clock that the test moves."""
+
+    def __init__(self, path, lanes, plan=None):
+        self.clock, self.source, self.sink = ManualClock(), Fed(), Watched()
+        plan = plan or tm.Plan(tm.Calibrate(str(path), version_into="version"))
+        self.pipeline = tm.Pipeline(self.source, plan, self.sink)
+        self.lanes = lanes
+
+    def serve(self):
+        return tm.serve(self.pipeline, lanes=self.lanes, clock=self.clock)
+
+    async def record(self, **fields):
+        """Send one, and wait for its row."""
+        count = len(self.sink.rows)
+        self.source.feed.put_nowait({"sensor": "S1", "time": 0, "value": 10.0, **fields})
+        return (await self.sink.at_least(count + 1))[-1]
+
+    async def looks(self, times=3):
+        for _ in range(times):
+            self.clock.advance(1.0)
+            for _ in range(50):  # its looks are threads'
+                await asyncio.to_thread(int)
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_a_new_table_counts_from_one_record_on(tmp_path, lanes, caplog):
+    caplog.set_level("INFO", "tidemill")
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    plant = Plant(path, lanes)
+    async with plant.serve():
+        first = await plant.record()
+        table(path, 4)
+        await plant.looks()
+        second = await plant.record()
+        plant.source.feed.put_nowait(None)
+    assert (first["normalized"], second["normalized"]) == (9, 6)
+    assert first["version"] != second["version"]
+    assert f"the new {path} counts from record 1 on" in caplog.text
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_a_table_that_cannot_serve_is_told_of_and_the_old_one_stays(tmp_path, lanes, caplog):
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    plant = Plant(path, lanes)
+    async with plant.serve():
+        table(path, 2, scale=0)
+        await plant.looks()
+        second = await plant.record()
+        table(path, 3)
+        await plant.looks()
+        third = await plant.record()
+        path.unlink()
+        await plant.looks()
+        fourth = await plant.record()
+        plant.source.feed.put_nowait(None)
+    assert [row["normalized"] for row in (second, third, fourth)] == [9, 7, 7]
+    assert "scale is 0" in caplog.text
+    assert "the old one stays in use" in caplog.text
+
+
+async def test_a_lane_that_dies_behind_the_change_works_on_with_the_new_table(tmp_path):
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    plant = Plant(path, 2)
+    async with plant.serve() as run:
+        await plant.record()
+        table(path, 4)
+        await plant.looks()
+        await plant.record()
+        pids = [lane.pid for lane in run.statistics().lanes]
+        for pid in pids:
+            os.kill(pid, 9)
+        third = await plant.record()
+        plant.source.feed.put_nowait(None)
+    assert third["normalized"] == 6
+    assert sum(lane.restarts for lane in run.report.lanes) >= 1  # that of S1
+
+
+async def test_a_table_whose_columns_would_be_others_is_refused(tmp_path, caplog):
+    path = tmp_path / "sites.csv"
+    path.write_text("sensor,site\n*,north\n")
+    plant = Plant(path, 0, tm.Plan(tm.Lookup(str(path))))
+    async with plant.serve():
+        first = await plant.record()
+        path.write_text("sensor,site,floor\n*,north,3\n")
+        await plant.looks()
+        second = await plant.record()
+        plant.source.feed.put_nowait(None)
+    assert "floor" not in second
+    assert first.keys() == second.keys()
+    assert "its columns would be" in caplog.text
+
+
+def test_a_recording_is_worked_with_one_table(tmp_path):
+    """A finite run does not look: the same input gives the same output."""
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    sink = ListSink()
+    tm.run(
+        tm.Pipeline(
+            tm.sources.Records([{"sensor": "a", "time": 0, "value": 3}]), tm.Plan(tm.Calibrate(str(path))), sink
+        ),
+        lanes=0,
+    )
+    assert np.isclose(sink.rows[0]["normalized"], 2)
+    assert Source.finite
