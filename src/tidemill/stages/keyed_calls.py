@@ -357,9 +357,14 @@ class BatchCalls(Calls):
         """Whether each column is of one kind in all pieces, the one it has in this run."""
         for piece in pieces:
             for name, column in piece.columns.items():
-                if column.has_values and self._kinds.learn(name, column.kind) is not column.kind:
+                known = self._kinds.get(name)
+                if known is Kind.OBJECT and column.kind is not known:
+                    piece.columns[name] = conform(name, column, self._kinds)[0]
+                elif column.has_values and self._kinds.learn(name, column.kind) is not column.kind:
                     return False
-                if column.kind is Kind.OBJECT and not self._checking:
+                elif column.kind is Kind.OBJECT and not self._checking:
+                    if known is None and len(column) > 1 and column.has_values:
+                        return False  # what each record alone would have made it is not known
                     try:
                         self._check_sendable(name, column.values.tolist())
                     except BadResult:
@@ -383,4 +388,5 @@ def _with_orders(before: Batch, made: Batch, returned: Orders | None) -> Batch:
         orders.append(order)
     if not kept:
         made.orders = places.astype(np.int32), tuple(orders)
+        made.origin, made.origin_names = None, frozenset()  # dicts of the user's have an order of their own
     return made
