@@ -51,8 +51,8 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     executed("\n".join(python_of(ROOT / "docs" / "tutorial.md")), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["laws", "parity"])
-def test_the_pages_about_proofs_run_from_top_to_bottom(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["laws", "parity", "time-windows"])
+def test_these_pages_run_from_top_to_bottom(tmp_path: Path, name: str) -> None:
     """Their blocks, joined; their own assertions hold."""
     executed("\n".join(python_of(ROOT / "docs" / "howto" / f"{name}.md")), tmp_path)
 
@@ -75,6 +75,14 @@ def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined, find the reading that stands out, and print that the rest holds."""
     told = executed("\n".join(python_of(ROOT / "docs" / "howto" / "models.md")), tmp_path)
     assert told.splitlines() == ["[200]", "True", "True", "True"]
+
+
+def test_the_page_about_devices_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Its blocks, joined, print what it shows, and that wide records and lanes give the same."""
+    page = ROOT / "docs" / "howto" / "devices.md"
+    told = executed("\n".join(python_of(page)), tmp_path)
+    shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    assert told.splitlines() == [*shown, "True", "True 24 20"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -14,6 +14,7 @@ import tidemill
 
 PUBLIC = [
     "Aggregate",
+    "Align",
     "BadResult",
     "Batch",
     "Calibrate",

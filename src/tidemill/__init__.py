@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
     from tidemill.stages.aggregate import Aggregate
+    from tidemill.stages.align import Align
     from tidemill.stages.calibrate import Calibrate
     from tidemill.stages.dedup import Dedup
     from tidemill.stages.ewm import Ewm
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregate",
+    "Align",
     "BadResult",
     "Batch",
     "Calibrate",
@@ -132,6 +134,7 @@ __all__ = [
 # Where each name lives. It says the same as the imports above, which type checkers read; a test compares the two.
 _HOMES: Final = {
     "Aggregate": "stages.aggregate",
+    "Align": "stages.align",
     "BadResult": "errors",
     "Batch": "batch",
     "Calibrate": "stages.calibrate",

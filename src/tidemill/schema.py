@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from tidemill.errors import PlanError
 
-__all__ = ["Field", "Kind", "Schema"]
+__all__ = ["NAMING", "Field", "Kind", "Schema"]
 
 
 class Kind(enum.Enum):
@@ -45,6 +46,10 @@ class Kind(enum.Enum):
             f"{declared!r} is not a kind of column; write float, int, bool, str, object, "
             f"or one of {', '.join(repr(kind.value) for kind in cls)}."
         )
+
+
+NAMING: Final = (Kind.TEXT, Kind.FLOAT, Kind.INT, Kind.BOOL)
+"""The kinds of columns that can name a sensor or a device."""
 
 
 @dataclass(frozen=True)

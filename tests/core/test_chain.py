@@ -11,7 +11,8 @@ import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column
 from tidemill.core.blame import Orders
-from tidemill.core.chain import Chain, Dead
+from tidemill.core.chain import Chain
+from tidemill.core.outcome import Dead
 from tidemill.errors import EngineError, StageError
 from tidemill.letters import KILLED, RAISED, WRONG_LENGTH, WRONG_TYPE, Reject
 from tidemill.schema import Kind, Schema
@@ -228,16 +229,17 @@ def test_isolation_marks_every_row():
     assert chain[1].cursor == (0, -1, -1, 0), "nowhere, once the chain is through"
 
 
-def test_only_deadlines_read_the_clock():
-    """A stage with a deadline arms it for each call; others never ask what time it is."""
-    armed = []
+def test_each_call_of_a_function_says_since_when_it_is_on():
+    """With a deadline or without: a call that hangs is told of, or stopped; and the time of each stage is measured."""
+    armed, ticks = [], iter(range(1, 100))
     chain = chain_of(
         tm.Map(lambda b: armed.append(chain[1].cursor[3]) or {}),
         tm.Map(lambda b: armed.append(chain[1].cursor[3]) or {}, deadline_s=1.0),
-        now=lambda: 77,
+        now=lambda: next(ticks),
     )
-    run(chain, batch_of([0]))
-    assert armed == [0, 77]
+    outcome = run(chain, batch_of([0]))
+    assert armed == [2, 4]
+    assert outcome.stage_ns == [2, 2]
 
 
 def kinds_by_batch(made, sizes):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.column import Column
+from tidemill.column import Column, object_array
 from tidemill.core.keys import UNKNOWN, KeyTable, lane_of
+from tidemill.schema import Kind
 
 
 def keyed(*names):
@@ -116,3 +117,64 @@ def test_statistics_say_how_many_there_are():
     statistics = table.statistics()
     assert (statistics.keys, statistics.max_keys, sum(statistics.by_lane)) == (3, 3, 3)
     assert statistics.by_lane == tuple(sum(lane_of(key, 2) == lane for key in "abc") for lane in (0, 1))
+
+
+placed = st.lists(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "A", None]), st.sampled_from(["A", "B", "C", "", None])), max_size=20
+    ),
+    max_size=6,
+)
+
+
+@given(batches=placed, lanes=st.integers(1, 4), max_keys=st.integers(1, 12), shared=st.booleans())
+def test_sensors_of_devices_follow_the_rows(batches, lanes, max_keys, shared):
+    """Whatever the batches and their tables of texts: a device before its sensors, in its lane, told by both names."""
+    table = KeyTable(lanes, max_keys)
+    expected = {}
+    names = np.array(["b", "A", "a", "unused"], object), np.array(["", "C", "B", "A"], object)
+
+    def enter(name):
+        if name not in expected and len(expected) < max_keys:
+            expected[name] = len(expected)
+        return expected.get(name, UNKNOWN)
+
+    def column(texts, own):
+        known = own.tolist() if shared else list(dict.fromkeys(text for text in texts if text is not None))
+        codes = [known.index(text) if text is not None else -1 for text in texts]
+        return Column(Kind.TEXT, np.array(codes, np.int32), texts=own if shared else object_array(known))
+
+    for rows in batches:
+        told = []
+        for sensor, device in rows:
+            own = enter((device, device)) if sensor is not None and device else UNKNOWN
+            code = enter((device, sensor)) if own != UNKNOWN else UNKNOWN
+            told.append((code, own if code != UNKNOWN else UNKNOWN))
+        sensors, devices = (column([row[place] for row in rows], names[place]) for place in (0, 1))
+        codes, owners = table.encode_placed(sensors, devices)
+        assert codes.dtype == owners.dtype == np.int32
+        assert list(zip(codes.tolist(), owners.tolist(), strict=True)) == told
+    every = np.arange(len(expected), dtype=np.int32)
+    assert table.lanes(every).tolist() == [lane_of(device, lanes) for device, _ in expected]
+    for (_, sensor), lane, slot in zip(expected, table.lanes(every), table.slots(every), strict=True):
+        assert table.names(int(lane))[slot] == sensor
+
+
+def test_broken_text_names_no_device():
+    """Nor a sensor of one; the other name is not spoilt by it."""
+    table = KeyTable(2, 10)
+    codes, devices = table.encode_placed(keyed("a", "\ud800", "a"), keyed("\ud800", "A", "A"))
+    assert codes.tolist() == [-1, -1, 1]
+    assert devices.tolist() == [-1, -1, 0]
+
+
+def test_the_table_grows_with_devices():
+    """Beyond its first size, with each sensor's device."""
+    table = KeyTable(3, 10_000)
+    devices = [f"D{n % 1000}" for n in range(3000)]
+    codes, owners = table.encode_placed(keyed(*[f"S{n % 3}" for n in range(3000)]), keyed(*devices))
+    again = table.encode_placed(keyed(*[f"S{n % 3}" for n in range(3000)]), keyed(*devices))
+    assert len(table) == 4000
+    assert codes.tolist() == again[0].tolist()
+    assert owners.tolist() == again[1].tolist()
+    assert table.lanes(codes).tolist() == table.lanes(owners).tolist()

@@ -17,7 +17,7 @@ class Driver:
 
     def __init__(self, stage, *, max_keys=64, max_records=4096, kernels=None):
         layout = StateLayout((stage.state_fields(),), max_keys, max_records)
-        self.memory = StateMemory(layout, bytearray(layout.total_bytes))
+        self.memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
         self.stage = stage.opened()
         if kernels is not None:
             self.stage._kernels = kernels
@@ -68,6 +68,8 @@ def statistic_of(stat, values, times, own, *, ddof=1, min_periods=1):
         return len(x) if len(values) >= min_periods else np.nan
     if len(x) < min_periods or (not len(x) and stat != "sum"):
         return np.nan
+    if stat == "zscore" and len(x) and x.min() == x.max():
+        return np.nan  # NumPy's spread of equal values need not be 0
     if stat in ("var", "std", "zscore"):
         spread = getattr(x, "std" if stat == "zscore" else stat)(ddof=ddof) if len(x) > ddof else np.nan
         return spread if stat != "zscore" else (own - x.mean()) / spread if spread > 0 else np.nan

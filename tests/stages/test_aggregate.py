@@ -308,3 +308,12 @@ def test_every_pair_of_windows_has_its_own_name():
     names = [repr(window) for window in (tm.tumbling("10s"), tm.sliding("1min", "10s"), tm.session("5min"))]
     assert names == ["tumbling('10s')", "sliding('1min', '10s')", "session('5min')"]
     assert all(a != b for a, b in itertools.combinations(names, 2))
+
+
+@pytest.mark.parametrize("late", ["drop", "update"])
+def test_windows_of_windows_lose_nothing_to_the_allowed_lateness(late):
+    """The watermark is held back for the stages behind one whose rows come out later than it."""
+    rows = rows_by_second(range(0, 300, 5))
+    first = tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}, allowed_lateness="2min", late=late)
+    made, _ = run(tm.Plan(first, tm.Aggregate(tm.tumbling("60s"), {"value_sum": "count"})), rows, lag=0)
+    assert [row["value_sum_count"] for row in made] == [6.0] * 5

@@ -25,6 +25,11 @@ TABLE = {"S1": (20.0, 60.0), "S2": (10.0, 5.0), "S9": (0.0, 1.0)}  # S3 and S4 a
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 PLACES = {"S1": {"line": "A", "limit": 80.0}, "S2": {"line": "B", "limit": 75.0}}
 
+WIDE = [
+    {"sensor": f"S{n % 3}", "time": n // 2, "flow" if n % 5 == 0 else "temp": float(n * 7 % 11)}
+    for n in np.random.default_rng(3).permutation(300).tolist()
+]
+
 
 def halved(batch: tm.Batch) -> dict[str, Any]:
     return {"half": batch["value"] / 2, "above": batch["value"] > 50}
@@ -158,6 +163,9 @@ SAMPLES = [
     Sample(tm.Aggregate(tm.tumbling("10s"), {"value": ["max", "count"]}), oracle=tallied),
     Sample(tm.Aggregate(tm.sliding("60s", "20s"), {"value": ["mean", "std"]})),
     Sample(tm.Aggregate(tm.session("30s"), {"value": ["median", spread]})),
+    Sample(tm.Align(["value"], by=None, channel=None, tolerance="20s")),
+    Sample(tm.Align(["temp", "flow"], by="sensor", channel=None, method="linear", tolerance="5s"), batch=WIDE),
+    Sample(tm.Align(["temp", "flow"], by="sensor", channel=None, on="flow", allowed_lateness="1s"), batch=WIDE),
     Sample(tm.Calibrate(TABLE), oracle=calibrated),
     Sample(tm.Calibrate(TABLE, into="value", on_error="dead_letter")),
     Sample(tm.Dedup()),
@@ -185,6 +193,7 @@ SAMPLES = [
     Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
     Sample(tm.Rolling("value", window=20, stats=[tm.quantile(0.9), "median", "zscore", peak_to_peak])),
     Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
+    Sample(tm.Rolling("value", window="10s", stats=[peak_to_peak, "mean"], max_records=16)),
     Sample(tm.scan(rising, columns=["value"])),
     Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),

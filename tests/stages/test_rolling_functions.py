@@ -17,6 +17,7 @@ from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages import windows as machinery
 from tidemill.stages.rolling import STATISTICS, Rolling
+from tidemill.stages.statistics.compiled import interpreted_kernels
 
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.sampled_from([0.0, 1.0]))
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # windows of nothing but NaN
@@ -130,6 +131,72 @@ def test_a_silence_empties_the_window_for_functions_too(drive):
     np.testing.assert_equal(np.concatenate(seen), [[nan, nan, 0], [nan, 0, 1], [0, 1, 2], [nan, nan, 3]])
 
 
+SECOND = 10**9
+STEPS = st.sampled_from([0, 1, SECOND, 4 * SECOND, 11 * SECOND, -1, -SECOND, -7 * SECOND, -30 * SECOND])
+
+
+def in_time(draw_steps):
+    """Event times that go on by a step, or are one that is late."""
+    times, now = [], 0
+    for step in draw_steps:
+        now = max(now, now + step)
+        times.append(min(now, now + step))
+    return np.array(times, np.int64)
+
+
+def time_windows(keys, values, times, span, room):
+    """The windows of time themselves, the slow way: of the last ``room`` of each sensor, those in time, in its order."""
+    made = np.full((len(values), room), np.nan)
+    for row, key in enumerate(keys):
+        held = [i for i in range(row + 1) if keys[i] == key][-room:]
+        held = sorted((i for i in held if times[row] - span < times[i] <= times[row]), key=lambda i: (times[i], i))
+        made[row, room - len(held) :] = values[held]
+    return made
+
+
+@settings(max_examples=60)
+@given(streams(), st.lists(STEPS, min_size=80, max_size=80), st.sampled_from([1, 3, 20]), st.booleans())
+def test_functions_see_windows_of_time(drive, stream, steps, room, slow):
+    """In order of event time, equal times by arrival, the window's own record at the right; late records in their places."""
+    keys, values, bounds = stream
+    times = in_time(steps)
+    seen, other = [], []
+    fns = [lambda w: seen.append(w.copy()) or w[:, -1], lambda w: other.append(w.copy()) or w[:, -1]]
+    names = [f"{column}{n}" for column in "vu" for n in range(3)]
+    stage = Rolling(["v", "u"], "10s", [fns[0], "count", fns[1]], max_records=room, names=names)
+    driver = drive(stage, kernels=interpreted_kernels() if slow else None)
+    for start, stop in pairwise(bounds):
+        own = Column(Kind.FLOAT, values[start:stop])
+        batch = Batch({"v": own, "u": Column(Kind.FLOAT, -values[start:stop])}, time=times[start:stop])
+        driver.step(batch, keys[start:stop])
+    right = time_windows(keys, values, times, 10 * SECOND, room)
+    for made, sign in ((seen[0::2], 1), (seen[1::2], -1), (other[0::2], 1), (other[1::2], -1)):
+        np.testing.assert_array_equal(np.concatenate(made), sign * right)
+
+
+@settings(max_examples=40)
+@given(streams(), st.lists(STEPS, min_size=80, max_size=80), st.sampled_from([1, 3, 20]))
+def test_windows_of_time_leave_everything_as_it_is_without_functions(drive, stream, steps, room):
+    """The statistics by name, the state, and both in other batches: to the bit."""
+    keys, values, bounds = stream
+    times = in_time(steps)
+    mixed = Rolling(["v", "u"], "10s", [total, *BUILT_IN], max_records=room)
+    plain = Rolling(["v", "u"], "10s", BUILT_IN, max_records=room)
+    drivers, made = [drive(mixed), drive(mixed), drive(plain)], []
+    for driver, cuts in zip(drivers, (bounds, list(range(len(keys) + 1)), bounds), strict=True):
+        parts = []
+        for start, stop in pairwise(cuts):
+            own = Column(Kind.FLOAT, values[start:stop])
+            batch = Batch({"v": own, "u": Column(Kind.FLOAT, -values[start:stop])}, time=times[start:stop])
+            parts.append(driver.step(batch, keys[start:stop]).batch)
+        made.append(Batch.concat(parts))
+    cut, single, alone = made
+    assert drivers[0].snapshot() == drivers[1].snapshot() == drivers[2].snapshot()
+    assert all(cut[name].tobytes() == single[name].tobytes() for name in mixed.adds)
+    assert all(cut[name].tobytes() == alone[name].tobytes() for name in plain.adds)
+    np.testing.assert_allclose(cut["v_total_10s"], cut["v_sum_10s"], rtol=1e-9, atol=1e-3)
+
+
 ROWS = [{"sensor": f"S{n % 3}", "time": float(n), "v": float(n)} for n in range(60)]
 
 
@@ -212,7 +279,6 @@ async def later(windows):
         ({"stats": [total, total]}, "is named twice"),
         ({"stats": [later]}, "later is async"),
         ({"stats": ["mean", 5]}, "5 is not a statistic"),
-        ({"stats": [total], "window": "30s"}, "functions of your own see windows of a number of records"),
         ({"on_error": "stop"}, "on_error and deadline_s are for functions of your own"),
         ({"deadline_s": 1.0}, "on_error and deadline_s are for functions of your own"),
     ],

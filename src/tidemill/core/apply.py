@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from tidemill import interchange
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.core.chain import Chain, Outcome
-from tidemill.core.keys import KeyTable
+from tidemill.core.chain import Chain
+from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.core.order import input_order
+from tidemill.core.outcome import Outcome
+from tidemill.core.placement import devices_of, lacking
 from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
@@ -32,7 +34,16 @@ _PROBES: Final = 1_000
 """Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
 
 
-def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag_ns: int | None = None) -> Any:
+def apply(
+    prepared: Plan,
+    data: Any,
+    *,
+    key: str,
+    time: str | None,
+    tz: str,
+    lag_ns: int | None = None,
+    place_by: str | None = None,
+) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = with_roles(data, key, time, tz)
     timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
@@ -40,12 +51,14 @@ def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag
         there = ", ".join(batch.columns)
         raise PlanError(f'{timed} works in event time: name its column with time="..."; the columns are: {there}.')
     schema = batch.schema
-    schema.key = key if "{" not in key else DEFAULT_KEY
+    own = key if "{" not in key else None
+    schema.key = own or DEFAULT_KEY
     prepared.bind(schema)
+    place_by = prepared.placed_by(schema, own, asked=place_by)
     prepared = prepared.settled(schema)
     watermark = _Marks(batch, lag_ns) if prepared.follows_watermark else None
-    keys = KeyTable(lanes=1, max_keys=max(len(batch), 1))
-    slots = keys.slots(keys.encode(batch.key_column)) if batch.key_column is not None else np.empty(0, np.int32)
+    keys = KeyTable(lanes=1, max_keys=max(2 * len(batch), 1))
+    slots, devices = _slots(batch, keys, place_by)
     layout = prepared.layout(max(len(keys), 1), _RECORDS_AT_ONCE)
     memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
     chain = Chain(prepared.stages, memory, lambda: 0)
@@ -61,7 +74,9 @@ def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag
             outcome = chain.run(part, slots[start:stop])
         else:
             places = np.arange(len(part), dtype=np.int32)
-            outcome = chain.run(part, slots[start:stop], places=places, marks=watermark.advance(part))
+            own_devices = None if devices is None else devices[start:stop]
+            marks = watermark.advance(part)
+            outcome = chain.run(part, slots[start:stop], places=places, marks=marks, devices=own_devices)
         memory.commit(len(outcomes) + 1)
         for dead in outcome.dead:
             name = prepared.stages[dead.stage].name
@@ -73,8 +88,24 @@ def apply(prepared: Plan, data: Any, *, key: str, time: str | None, tz: str, lag
         return interchange.like(data, _joined(batch, outcomes))
     memory.begin(len(outcomes) + 1)
     nowhere = np.empty(0, np.int32)
-    outcomes.append((start, chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=watermark.end())))
+    nobody = None if devices is None else nowhere
+    end = chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=watermark.end(), devices=nobody)
+    outcomes.append((start, end))
     return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
+
+
+def _slots(batch: Batch, keys: KeyTable, place_by: str | None) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
+    """The key slots of the records' sensors and, where these are placed by them, of their devices."""
+    if batch.key_column is None:
+        return np.empty(0, np.int32), None
+    if place_by is None:
+        return keys.slots(keys.encode(batch.key_column)), None
+    codes, devices = keys.encode_placed(batch.key_column, devices_of(batch, place_by))
+    lost = np.flatnonzero(codes == UNKNOWN)
+    if len(lost):
+        raw = batch.slice(int(lost[0]), int(lost[0]) + 1).to_rows()[0]
+        raise InputError(f"{lacking(place_by)}, in the record {raw}; {len(lost)} such records in all.")
+    return keys.slots(codes), keys.slots(devices)
 
 
 class _Marks:

@@ -1,12 +1,16 @@
 """The key table: every sensor of the run, its lane, and its slot in that lane's state memory.
 
 The only table that is run-wide. Append-only and bounded; a key's lane follows from its bytes alone.
+
+Where sensors are placed by their device, the lane follows from the device's bytes. A sensor is then told by its device and
+its name: names need not differ between devices, and one that has moved begins anew, since what its lane knew of it may be
+out of reach. A device has a slot of its own, as the sensor of its own name, for what its sensors share.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import Column, object_array
+from tidemill.core.pairs import MISSING, PairCodes
 
 __all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
 _UNSEEN: Final = -2  # in a recoding: no row had this text yet
+_NEW_AT_ONCE: Final = 1_024  # rows of new sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
+
+Recodings = dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]]
 
 
 def lane_of(key: str, lanes: int) -> int:
@@ -59,13 +67,18 @@ class KeyTable:
     def __init__(self, lanes: int, max_keys: int) -> None:
         self._lanes = lanes
         self._max_keys = max_keys
-        self._codes: dict[str, int] = {}
+        self._codes: dict[str | tuple[str, str], int] = {}
+        """By name, or by device and name."""
         self._lane = np.zeros(1024, np.int16)
         self._slot = np.zeros(1024, np.int32)
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
-        self._known: dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]] = {}
+        self._known: Recodings = {}
+        self._known_devices: Recodings = {}
+        # Where sensors have devices: numbers of their names, and codes by (number, code of the device).
+        self._numbers: dict[str, int] = {}
+        self._pairs = PairCodes()
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -76,41 +89,79 @@ class KeyTable:
 
     def encode(self, column: Column) -> NDArray[np.int32]:
         """The run-wide code of each row's key; `UNKNOWN` where the table did not take it, or the row has no key."""
-        texts = column.texts
-        assert texts is not None
-        recoding = self._recoding(texts)
-        codes = recoding.take(column.values, mode="wrap")  # -1 reads the last entry, UNKNOWN
-        if len(codes) and np.minimum.reduce(codes) == _UNSEEN:
-            for text in dict.fromkeys(column.values[codes == _UNSEEN].tolist()):
-                recoding[text] = self.code(texts[text])
-            codes = recoding.take(column.values, mode="wrap")
-        return codes
+        assert column.texts is not None
+        return _look_up(_recoding(column.texts, self._known), column, self.code)  # -1 reads the last entry, UNKNOWN
 
-    def _recoding(self, texts: NDArray[np.object_]) -> NDArray[np.int32]:
-        """From codes into ``texts``, which sources use for many batches, to codes of the run."""
-        known = self._known.get(id(texts))
-        if known is not None and known[0] is texts:
-            return known[1]
-        recoding = np.full(len(texts) + 1, _UNSEEN, np.int32)
-        recoding[-1] = UNKNOWN
-        if len(self._known) >= _MOST_RECODINGS:
-            self._known.clear()
-        self._known[id(texts)] = (texts, recoding)
-        return recoding
+    def encode_placed(self, keys: Column, devices: Column) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The code of each row's sensor and that of its device, by which it is placed; both `UNKNOWN` where the table did
+        not take one of them, or the row lacks one.
 
-    def code(self, key: str) -> int:
-        """The key's code, a new one if it is new; `UNKNOWN` when the table cannot take it."""
-        code = self._codes.get(key)
+        Codes are given row by row, that of a new device before that of its sensor.
+
+        >>> table = KeyTable(lanes=2, max_keys=10)
+        >>> codes, devices = table.encode_placed(Column.of_texts(["temp", "flow", "temp"]), Column.of_texts(["A", "A", "B"]))
+        >>> codes.tolist(), devices.tolist()
+        ([1, 2, 4], [0, 0, 3])
+        """
+        assert keys.texts is not None
+        assert devices.texts is not None
+        numbers, owners = _recoding(keys.texts, self._known), _recoding(devices.texts, self._known_devices)
+        names = _look_up(numbers, keys, lambda name: self._numbers.get(name, _UNSEEN))
+        own = _look_up(owners, devices, lambda device: self._codes.get((device, device), _UNSEEN))
+        codes = self._pairs.find(names, own)
+        if len(codes) and np.minimum.reduce(codes) == MISSING:
+            codes[(names == UNKNOWN) | (own == UNKNOWN)] = UNKNOWN
+            new = np.flatnonzero(codes == MISSING)
+            while len(new):
+                some, new = new[:_NEW_AT_ONCE], new[_NEW_AT_ONCE:]  # those behind may be the same ones
+                codes[some], own[some] = self._enter(keys.take(some), devices.take(some), numbers, owners)
+                own[new] = owners.take(devices.values[new])
+                codes[new] = self._pairs.find(numbers.take(keys.values[new]), own[new])
+                new = new[codes[new] == MISSING]
+            own[codes == UNKNOWN] = UNKNOWN
+        return codes, own
+
+    def _enter(
+        self, keys: Column, devices: Column, numbers: NDArray[np.int32], owners: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Codes of sensors that are new, and of their devices; notes in the recodings what the run knows of both."""
+        assert keys.texts is not None
+        assert devices.texts is not None
+        pairs = list(zip(keys.values.tolist(), devices.values.tolist(), strict=True))
+        made: dict[tuple[int, int], tuple[int, int]] = {}
+        fresh: dict[tuple[int, int], int] = {}
+        for key, device in dict.fromkeys(pairs):
+            name, owner = keys.texts[key], devices.texts[device]
+            own = owners[device] = self.code(owner, owner)
+            code = self.code(name, owner) if own != UNKNOWN else UNKNOWN
+            made[key, device] = code, own
+            if code != UNKNOWN:
+                numbers[key] = number = self._numbers.setdefault(name, len(self._numbers))
+                fresh[number, own] = code
+        if fresh:
+            known = np.array([(*pair, code) for pair, code in fresh.items()], np.int32)
+            self._pairs.add(known[:, 0], known[:, 1], known[:, 2])
+        both = np.array([made[pair] for pair in pairs], np.int32)
+        return both[:, 0], both[:, 1]
+
+    def code(self, key: str, device: str | None = None) -> int:
+        """The key's code, a new one if it is new; `UNKNOWN` when the table cannot take it.
+
+        With a ``device``, that of its sensor of this name; the device itself is ``code(device, device)``, and comes first.
+        """
+        name = key if device is None else (device, key)
+        code = self._codes.get(name)
         if code is not None:
             return code
         code = len(self._codes)
-        if code >= self._max_keys:
+        if code >= self._max_keys or device == "":
             return UNKNOWN
         try:
-            lane = lane_of(key, self._lanes)
+            lane = lane_of(key if device is None else device, self._lanes)
+            key.encode()
         except UnicodeEncodeError:
             return UNKNOWN
-        self._codes[key] = code
+        self._codes[name] = code
         if code == len(self._lane):
             self._lane = np.append(self._lane, np.zeros_like(self._lane))
             self._slot = np.append(self._slot, np.zeros_like(self._slot))
@@ -145,3 +196,27 @@ class KeyTable:
     def forget_telling(self, lane: int) -> None:
         """The lane was replaced: it knows no keys."""
         self._told[lane] = 0
+
+
+def _recoding(texts: NDArray[np.object_], known: Recodings) -> NDArray[np.int32]:
+    """From codes into ``texts``, which sources use for many batches, to codes of the run."""
+    found = known.get(id(texts))
+    if found is not None and found[0] is texts:
+        return found[1]
+    recoding = np.full(len(texts) + 1, _UNSEEN, np.int32)
+    recoding[-1] = UNKNOWN
+    if len(known) >= _MOST_RECODINGS:
+        known.clear()
+    known[id(texts)] = (texts, recoding)
+    return recoding
+
+
+def _look_up(recoding: NDArray[np.int32], column: Column, known: Callable[[str], int]) -> NDArray[np.int32]:
+    """The recoded values, after a look at what the run knows of the texts that no row had yet."""
+    codes = recoding.take(column.values, mode="wrap")
+    if len(codes) and np.minimum.reduce(codes) == _UNSEEN:
+        assert column.texts is not None
+        for text in dict.fromkeys(column.values[codes == _UNSEEN].tolist()):
+            recoding[text] = known(column.texts[text])
+        codes = recoding.take(column.values, mode="wrap")
+    return codes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tidemill.errors import PlanError
-from tidemill.schema import Schema
+from tidemill.schema import NAMING, Schema
 from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
@@ -21,6 +21,13 @@ class Plan:
 
     def __init__(self, *stages: Stage | Plan | Iterable[Stage]) -> None:
         self.stages: tuple[Stage, ...] = tuple(_flattened(stages))
+        grouping = {stage.groups_by: stage.name for stage in self.stages if stage.groups_by is not None}
+        if len(grouping) > 1:
+            (one, first), (other, second) = list(grouping.items())[:2]
+            raise PlanError(
+                f"{first} groups sensors by {one!r} and {second} by {other!r}; all stages of a plan group by one column, "
+                "since its records are in the lane of its device. Run them as two pipelines."
+            )
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(map(repr, self.stages))})"
@@ -69,6 +76,41 @@ class Plan:
     def follows_watermark(self) -> bool:
         """Whether a stage needs event times and the watermark."""
         return any(stage.follows_watermark for stage in self.stages)
+
+    @property
+    def groups_by(self) -> str | None:
+        """The column that names what several sensors share, where a stage works on that."""
+        return next((stage.groups_by for stage in self.stages if stage.groups_by is not None), None)
+
+    def placing(self, asked: str | None) -> str | None:
+        """The same, or what the user ``asked`` for; raises `PlanError` when the two differ."""
+        own = self.groups_by
+        if asked is not None and (not isinstance(asked, str) or not asked):
+            raise PlanError(f"place_by={asked!r} must be the name of a column.")
+        if asked is not None and own is not None and asked != own:
+            raise PlanError(f"place_by={asked!r}, and the plan groups sensors by {own!r}; leave place_by= out.")
+        return asked or own
+
+    def placed_by(self, entering: Schema, key: str | None, *, asked: str | None = None) -> str | None:
+        """The column by whose device each sensor must be placed; None where each can be placed by its own name.
+
+        ``key`` is the column that is the key as it stands, if one is; ``asked`` what the user said. Raises `PlanError` for
+        a column that is not there, or cannot name a device, and for a stage whose rows would not say their device.
+        """
+        by = self.placing(asked)
+        if by is None or by == key:
+            return None
+        who = "place_by" if asked else next(stage.name for stage in self.stages if stage.groups_by)
+        entering.require(by, stage=who, kinds=NAMING)
+        for stage in self.stages:
+            if stage.groups_by is not None:
+                break  # what comes out of it are rows of devices
+            if stage.follows_watermark:
+                raise PlanError(
+                    f"{who}: sensors are grouped by {by!r}, and the rows of {stage.name} do not say their {by!r}; put it "
+                    f'behind the stage that groups, or let {by!r} be the key itself: key="{by}".'
+                )
+        return by
 
     @property
     def absorbs(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BEGIN", "END", "Watermark", "WatermarkStatistics"]
+__all__ = ["BEGIN", "END", "Watermark", "WatermarkStatistics", "held_back"]
 
 BEGIN: Final = -(1 << 63)
 """Before the first record: nothing is late, nothing ends."""
@@ -45,6 +45,17 @@ class WatermarkStatistics:
     """The watermark, nanoseconds since 1970-01-01 UTC; `BEGIN` before the first record."""
     ahead: int
     """Records whose time was too far ahead to move it."""
+
+
+def held_back(marks: NDArray[np.int64], delay_ns: int) -> NDArray[np.int64]:
+    """The watermark as it is behind a stage whose rows come out this much later than it: to others they are not late.
+
+    >>> held_back(np.array([BEGIN, 100, END]), 30).tolist() == [BEGIN, 70, END]
+    True
+    """
+    if not delay_ns:
+        return marks
+    return np.where(marks == END, END, np.maximum(marks, BEGIN + delay_ns) - delay_ns)
 
 
 class Watermark:

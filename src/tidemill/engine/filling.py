@@ -33,6 +33,7 @@ class Slab:
     taken: Taken
     packed: Packed
     slots_at: int
+    devices_at: int
     results: list[Slot]
     rows: dict[int, tuple[int, NDArray[np.int32]]]
     """Per lane, where its row list lies, and the list itself, in the slab."""
@@ -59,6 +60,7 @@ class Slab:
             sorted(orders.isolate),
             quarantine,
             -1 if self.marks is None else self.marks[0],
+            self.devices_at,
         )
 
 
@@ -78,6 +80,10 @@ class Filler:
         packed = packer.batch(taken.batch, reads=self._reads)
         slots_at, key_slots = packer.room(_INT32, count)
         self._keys.slots(taken.codes, key_slots)
+        devices_at = -1
+        if taken.devices is not None:
+            devices_at, device_slots = packer.room(_INT32, count)
+            self._keys.slots(taken.devices, device_slots)
         results = [
             Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize))
             for name, kind in self._results.items()
@@ -87,7 +93,7 @@ class Filler:
             rows[lane] = packer.room(_INT32, len(positions))
             rows[lane][1][:] = positions
         marks = packer.room(_INT64, max(count, 1) + 1) if self._timed else None
-        return Slab(memory, taken, packed, slots_at, results, rows, marks)
+        return Slab(memory, taken, packed, slots_at, devices_at, results, rows, marks)
 
     def _rows_by_lane(self, taken: Taken) -> dict[int, NDArray[np.intp]]:
         if self._lanes == 1:

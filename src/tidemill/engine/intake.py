@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import UNKNOWN, KeyTable
+from tidemill.core.placement import devices_of, lacking
 from tidemill.errors import EngineError
 from tidemill.formats.packed import compact_texts
 from tidemill.formats.unfit import is_unicode
-from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
+from tidemill.letters import MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
 __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Intake", "IntakeStatistics", "Taken"]
@@ -40,6 +41,8 @@ class Taken:
     batch: Batch
     codes: NDArray[np.int32]
     """Run-wide key code of each record."""
+    devices: NDArray[np.int32] | None
+    """That of its device, where the plan places sensors by it."""
     first: int
     """Input index of the first."""
     arrivals: list[tuple[int, int]]
@@ -61,6 +64,7 @@ class _Piece:
 
     batch: Batch
     codes: NDArray[np.int32]
+    devices: NDArray[np.int32] | None
     record_bytes: float
     record_text_bytes: float
 
@@ -69,7 +73,9 @@ class _Piece:
         return self.record_bytes * len(self.batch)
 
     def part(self, start: int, stop: int) -> _Piece:
-        return _Piece(self.batch.slice(start, stop), self.codes[start:stop], self.record_bytes, self.record_text_bytes)
+        devices = None if self.devices is None else self.devices[start:stop]
+        codes = self.codes[start:stop]
+        return _Piece(self.batch.slice(start, stop), codes, devices, self.record_bytes, self.record_text_bytes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,10 @@ class IntakeStatistics:
 
 
 class Intake:
-    """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop."""
+    """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop.
+
+    ``place_by`` is the column that names the device, where sensors are placed by it.
+    """
 
     def __init__(
         self,
@@ -97,12 +106,14 @@ class Intake:
         *,
         reject: Callable[[DeadLetter], None],
         arrived: Callable[[], None],
+        place_by: str | None = None,
         high_records: int = 4 * SLICE_RECORDS,
         high_bytes: int = 64 << 20,
     ) -> None:
         self._keys = keys
         self._reject = reject
         self._arrived = arrived
+        self._place_by = place_by
         self.high_records = high_records
         self._high_bytes = high_bytes
         self._pieces: deque[_Piece] = deque()
@@ -134,12 +145,17 @@ class Intake:
             raise EngineError(f"source {source} made a batch without keys")
         batch = self._of_one_kind(batch, source)
         assert batch.key_column is not None
-        codes = self._keys.encode(batch.key_column)
+        devices = None
+        if self._place_by is None:
+            codes = self._keys.encode(batch.key_column)
+        else:
+            codes, devices = self._keys.encode_placed(batch.key_column, devices_of(batch, self._place_by))
         if len(codes) and np.minimum.reduce(codes) == UNKNOWN:
-            batch, codes = self._without_unknown(batch, codes, source)
+            batch, keep = self._without_unknown(batch, codes, source)
+            codes, devices = codes[keep], None if devices is None else devices[keep]
         if not len(batch):
             return 0
-        piece = _Piece(batch, codes, *_record_bytes(batch))
+        piece = _Piece(batch, codes, devices, *_record_bytes(batch))
         self._pieces.append(piece)
         self.waiting += len(batch)
         self._bytes += piece.bytes
@@ -148,20 +164,28 @@ class Intake:
         self._arrived()
         return len(batch)
 
-    def _without_unknown(self, batch: Batch, codes: NDArray[np.int32], source: str) -> tuple[Batch, NDArray[np.int32]]:
+    def _without_unknown(self, batch: Batch, codes: NDArray[np.int32], source: str) -> tuple[Batch, NDArray[np.intp]]:
         away = batch.take(np.flatnonzero(codes == UNKNOWN))
         assert away.key_column is not None
-        for row, key, ns in zip(away.to_rows(), away.key_column.to_list(), away.time.tolist(), strict=True):
-            self._reject(DeadLetter(*self._why_unknown(key), row, source, key=key, time_ns=ns))
+        keys = away.key_column.to_list()
+        devices = keys if self._place_by is None else devices_of(away, self._place_by).to_list()
+        for row, key, device, ns in zip(away.to_rows(), keys, devices, away.time.tolist(), strict=True):
+            self._reject(DeadLetter(*self._why_unknown(key, device), row, source, key=key, time_ns=ns))
         keep = np.flatnonzero(codes != UNKNOWN)
-        return batch.take(keep), codes[keep]
+        return batch.take(keep), keep
 
-    def _why_unknown(self, key: str | None) -> tuple[str, str]:
+    def _why_unknown(self, key: str | None, device: str | None) -> tuple[str, str]:
         if key is None:
             return NO_KEY, "the record does not say which sensor it is from"
         if not is_unicode(key):
             return MALFORMED, "the sensor's name is no valid Unicode text"
-        return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors, its max_keys"
+        if self._place_by is None:
+            return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors, its max_keys"
+        if not isinstance(device, str) or not device:
+            return MISSING_FIELD, lacking(self._place_by)
+        if not is_unicode(device):
+            return MALFORMED, f"the device's name, in field {self._place_by!r}, is no valid Unicode text"
+        return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors and devices, its max_keys"
 
     def _of_one_kind(self, batch: Batch, source: str) -> Batch:
         """A column has one kind for the whole run, whichever source it came from; what does not fit is rejected."""
@@ -231,10 +255,13 @@ class Intake:
         self._bytes = self._bytes - size if self._pieces else 0.0
         if not self._room.is_set() and 2 * self.waiting < self.high_records and 2 * self._bytes < self._high_bytes:
             self._room.set()
-        codes = pieces[0].codes if len(pieces) == 1 else np.concatenate([piece.codes for piece in pieces])
+        codes = _joined([piece.codes for piece in pieces])
+        devices = None
+        if self._place_by is not None:
+            devices = _joined([piece.devices for piece in pieces if piece.devices is not None])
         arrivals = [(len(piece.batch), piece.batch.arrived_ns) for piece in pieces]
         batch = Batch.concat(_compact([piece.batch for piece in pieces]))
-        return Taken(batch, codes, first, arrivals, size, most_bytes - left_bytes)
+        return Taken(batch, codes, devices, first, arrivals, size, most_bytes - left_bytes)
 
     def _slabs_follow(self, records: int) -> bool:
         """Whether the next two of the sources' batches fill a slab each."""
@@ -253,7 +280,8 @@ class Intake:
             if start < end:
                 batch = taken.batch.slice(start, end).with_columns({})
                 batch.arrived_ns = arrived_ns
-                rest.append(_Piece(batch, taken.codes[start:end], record_bytes, text_bytes))
+                devices = None if taken.devices is None else taken.devices[start:end]
+                rest.append(_Piece(batch, taken.codes[start:end], devices, record_bytes, text_bytes))
         self._pieces.extendleft(reversed(rest))
         returned = len(taken.batch) - records
         self.waiting += returned
@@ -262,11 +290,16 @@ class Intake:
         return Taken(
             taken.batch.slice(0, records),
             taken.codes[:records],
+            None if taken.devices is None else taken.devices[:records],
             taken.first,
             kept,
             taken.bytes - record_bytes * returned,
             taken.text_bytes - text_bytes * returned,
         )
+
+
+def _joined(codes: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return codes[0] if len(codes) == 1 else np.concatenate(codes)
 
 
 def _missing_like(column: Column, kind: Kind) -> Column:

@@ -13,7 +13,17 @@ import numpy as np
 
 from tidemill.clock import Clock
 
-__all__ = ["Counts", "Histogram", "LagMonitor", "LaneReport", "LaneStatistics", "Quantiles", "Report", "Statistics"]
+__all__ = [
+    "Counts",
+    "Histogram",
+    "LagMonitor",
+    "LaneReport",
+    "LaneStatistics",
+    "Quantiles",
+    "Report",
+    "StageReport",
+    "Statistics",
+]
 
 _SUB = 5  # bits: 32 buckets an octave, so a quantile is at most 1/32 too low
 _LONGEST = 2**63 - 1  # nanoseconds; 292 years
@@ -134,6 +144,15 @@ class LaneReport:
 
 
 @dataclass(frozen=True)
+class StageReport:
+    """One stage over the run."""
+
+    name: str
+    seconds: float
+    """That all lanes together spent in it."""
+
+
+@dataclass(frozen=True)
 class LaneStatistics:
     """One lane, now."""
 
@@ -181,6 +200,8 @@ class Report:
     visible: Quantiles = field(default_factory=Quantiles)
     """The same, to the flush that showed the row to readers."""
     lanes: tuple[LaneReport, ...] = ()
+    stages: tuple[StageReport, ...] = ()
+    """Where the lanes' time went."""
     inline: bool = False
     """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)

@@ -30,6 +30,8 @@ class Checked:
     """With its tables and models loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
+    place_by: str | None = None
+    """The column by whose device sensors are placed; None where each is placed by its own name."""
 
 
 class Pipeline:
@@ -38,7 +40,10 @@ class Pipeline:
     ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come; their
     columns are put together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
 
-    ``max_keys``    the most sensors of a run; records of further ones are dead letters
+    ``max_keys``    the most sensors of a run; records of further ones are dead letters. Where sensors are placed by their
+                    device, each device counts as one too
+    ``place_by``    the column that names the device of a sensor: all records of one device go to one lane, and a sensor
+                    is told by its device and its name. Taken from the plan where a stage groups by one (`Align`)
     ``lag``         how much later than the newest event time a record may come without being late, for stages that
                     work in event time: the watermark is the newest time less this
     ``max_ahead``   a record whose time is further than this ahead, of its arrival or (in a recording) of all before it,
@@ -58,6 +63,7 @@ class Pipeline:
         *,
         name: str | None = None,
         max_keys: int = 1_000_000,
+        place_by: str | None = None,
         lag: str | float = "5s",
         max_ahead: str | float | None = None,
         idle_after: str | float = "10s",
@@ -68,6 +74,8 @@ class Pipeline:
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
         self.max_keys = max_keys
+        self.place_by = place_by
+        self.plan.placing(place_by)
         self.lag_ns = duration_ns(lag, name="Pipeline: lag", zero=True)
         self.max_ahead_ns = None if max_ahead is None else duration_ns(max_ahead, name="Pipeline: max_ahead")
         self.idle_ns = duration_ns(idle_after, name="Pipeline: idle_after")
@@ -113,10 +121,11 @@ class Pipeline:
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))
+        place_by = plan.placed_by(entering, _key_itself(self.sources), asked=self.place_by)
         plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])
-        return Checked(plan, schemas)
+        return Checked(plan, schemas, place_by)
 
 
 def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
@@ -138,8 +147,14 @@ def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
 
 def _key_field(sources: Sequence[Source]) -> str:
     """The column that names the sensor in rows that have no record of their own: the records' own, if all have it."""
-    names = {source.key if source.key and "{" not in source.key else DEFAULT_KEY for source in sources}
-    return names.pop() if len(names) == 1 else DEFAULT_KEY
+    return _key_itself(sources) or DEFAULT_KEY
+
+
+def _key_itself(sources: Sequence[Source]) -> str | None:
+    """The column that is the key as it stands, in all sources; None if there is none."""
+    names = {source.key or DEFAULT_KEY for source in sources}
+    name = names.pop()
+    return None if names or "{" in name else name
 
 
 def _name_apart(word: str, edges: Sequence[Source | Sink]) -> None:

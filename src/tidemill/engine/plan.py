@@ -40,16 +40,18 @@ class Plan(core.Plan):
         time: str | None = None,
         tz: str = "UTC",
         lag: str | float | None = None,
+        place_by: str | None = None,
     ) -> Any:
         """The plan over data in memory, inline, without processes: the same numbers as live.
 
         ``data`` is a pandas or polars DataFrame, a pyarrow Table, a list of dicts or a `Batch`; the same kind comes
         back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it. ``lag`` is that of
         `Pipeline`, for stages that work in event time: by default as much as the rows' order is off, so that none is late.
+        ``place_by`` is that of `Pipeline` too.
 
         A record that a user's function fails on raises `StageError`: a notebook wants to know.
         """
         from tidemill.core.apply import apply
 
         lag_ns = None if lag is None else duration_ns(lag, name="apply: lag", zero=True)
-        return apply(self.prepared(FROM_DISK), data, key=key, time=time, tz=tz, lag_ns=lag_ns)
+        return apply(self.prepared(FROM_DISK), data, key=key, time=time, tz=tz, lag_ns=lag_ns, place_by=place_by)

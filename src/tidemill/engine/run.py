@@ -181,7 +181,7 @@ class Run:
             defer=loop.call_soon,
             ready=self._lanes_ready.set,
         )
-        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump)
+        intake = Intake(keys, reject=self._reject_record, arrived=mill.pump, place_by=checked.place_by)
         self._mill, self._intake = mill, intake
         return mill, intake
 
@@ -370,8 +370,7 @@ class Run:
         ticks = 0
         while True:
             await asyncio.sleep(0.02)
-            if mill.has_deadlines:
-                mill.enforce_deadlines()
+            mill.enforce_deadlines()
             ticks += 1
             if live and ticks % _TICK_EVERY == 0 and self.started.is_set():
                 mill.tick()

@@ -126,6 +126,8 @@ class Work(Message, frozen=True):
     marks_at: int = -1
     """The watermark before the slab's first record and after each (after none, when there is none), int64; -1 when no
     stage follows it."""
+    devices_at: int = -1
+    """Key slots, int32, of every row's device; -1 where sensors are not placed by it."""
 
 
 class Stop(Message, frozen=True):
@@ -179,6 +181,8 @@ class Result(Message, frozen=True):
     of the rows, which need not differ."""
     dead_rows: list[tuple[int, str, str, bytes]] = []
     """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    stage_ns: list[int] = []
+    """Nanoseconds spent in each stage."""
     objects: list[Objects] = []
     """The objects that the slab has changed."""
 

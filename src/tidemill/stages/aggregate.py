@@ -104,6 +104,7 @@ class Aggregate(Stage):
         self.late: Late = late
         self.ddof = ddof
         self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
+        self.delay_ns = self.lateness_ns
         if late == "update" and not self.lateness_ns:
             raise PlanError(f'{self.name}: late="update" needs allowed_lateness=, which says for how long.')
         if late == "update" and not isinstance(window, Sliding):

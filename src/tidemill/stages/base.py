@@ -123,6 +123,14 @@ class Stage(abc.ABC):
     follows_watermark: ClassVar[bool] = False
     """Whether it needs event times and the watermark (`StageState.marks`), and may make rows without a record."""
 
+    groups_by: str | None = None
+    """The column that names what several sensors share, their device, where the stage works on that: all records of a
+    device then go to one lane, and `StageState.devices` has its key slot. Such a stage follows the watermark."""
+
+    delay_ns: int = 0
+    """How much later than the watermark the rows that it makes may come out: for the stages behind it, the watermark is
+    held back so far, and they are not late."""
+
     absorbs: ClassVar[bool] = False
     """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
@@ -133,6 +141,9 @@ class Stage(abc.ABC):
     """Whether `step` finds itself on which records the user's function fails, because it cannot be repeated (the function
     has a state of its own). It is then called once for each record, with a batch or, after a crash, with each record
     alone, and returns a `Step` whose ``rejects`` are the records that failed; see `tidemill.stages.narrowing`."""
+
+    budget_s = 10.0
+    """Seconds one call of the user's function may take before the run tells of it; see `within`."""
 
     path: str | None = None
     """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
@@ -151,6 +162,18 @@ class Stage(abc.ABC):
     @property
     def name(self) -> str:
         return self._name or self.describe()
+
+    def within(self, budget_s: float) -> Self:
+        """This stage with another time budget: a call that takes longer is told of, while it goes on, and counted as
+        ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
+
+        Raises `PlanError` unless it is more than 0 seconds.
+        """
+        if not budget_s > 0:
+            raise PlanError(f"{self.name}: within({budget_s!r}) must be more than 0 seconds.")
+        made = copy.copy(self)
+        made.budget_s = budget_s
+        return made
 
     def describe(self) -> str:
         """The stage as a user would write it, short: ``Rolling('normalized', 50)``."""

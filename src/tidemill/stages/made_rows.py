@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import INTEGER_TAG, Column
-from tidemill.schema import Kind, Schema
+from tidemill.schema import NAMING, Kind, Schema
 from tidemill.stages.state import StageState
 
 __all__ = ["KeyField", "crossings", "late"]
@@ -23,7 +23,7 @@ class KeyField:
     def __init__(self, schema: Schema) -> None:
         self.name = schema.key
         kind = schema[self.name].kind if self.name in schema else None
-        self.kind = kind if kind in (Kind.TEXT, Kind.FLOAT, Kind.INT, Kind.BOOL) else Kind.TEXT
+        self.kind = kind if kind in NAMING else Kind.TEXT
 
     def column(self, slots: NDArray[np.int32], keys: NDArray[np.object_]) -> Column:
         """The names of these key slots."""

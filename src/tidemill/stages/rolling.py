@@ -40,11 +40,11 @@ class Rolling(Stage):
     ``window``       a number of records, counted per sensor in order of arrival; or a duration (``"30s"``, ``"500ms"``,
                      ``"5min"``, a timedelta): the sensor's records with an event time in ``(t - window, t]`` among those
                      that have arrived, where t is the record's own
-    ``stats``        names of the table below, `quantile`, and functions of your own (windows of records only): each gets
-                     the windows of a column, a read-only float64 array of shape ``(rows, window)``, the oldest reading
-                     left, the record itself rightmost, NaN before the sensor's first reading and where a value is
-                     missing, and returns ``(rows,)`` numbers, each of its own row alone; see `MapWindows`, also for what
-                     a failure costs. Its column has the function's name: ``normalized_peak_to_peak_50``
+    ``stats``        names of the table below, `quantile`, and functions of your own: each gets the windows of a column, a
+                     read-only float64 array of shape ``(rows, window)``, or ``(rows, max_records)`` of a window of time:
+                     the oldest reading left, the record itself rightmost, NaN before the window's first and where a value
+                     is missing. It returns ``(rows,)`` numbers, each of its own row alone; see `MapWindows`, also for
+                     what a failure costs. Its column has the function's name: ``normalized_peak_to_peak_50``
     ``ddof``         ``std``, ``var`` and ``zscore`` divide by ``n - ddof``; 1 as in pandas and SQL
     ``min_periods``  values a window must hold to have a result; NaN before
     ``max_records``  most records of a sensor that a window of time is taken from: its newest by arrival. A window that may
@@ -89,9 +89,8 @@ class Rolling(Stage):
     that comes late has the window that ends at its own time; the windows of those before it are not made again.
 
     State for each sensor: 8 bytes per column and record of the window, and 8 more per record where event times are needed
-    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and as much
-    again for quantiles. Time per record: the root of the window, where values are missing and in windows of time the
-    window (see docs/statistics.md).
+    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and for
+    quantiles as much again. Time per record: the root of the window; in windows of time the window (see docs/statistics.md).
 
     Raises `PlanError` for an unknown statistic, a window that is neither a number of records nor a duration, or a column
     that is not there.
@@ -188,11 +187,6 @@ class Rolling(Stage):
         columns, ddof, min_periods = len(self.columns), self.ddof, self.min_periods
         if isinstance(self.window, int):
             return CountWindows(columns, self.window, wanted, ddof=ddof, min_periods=min_periods, gap_ns=gap_ns)
-        if self._functions:
-            raise PlanError(
-                f"{self.name}: functions of your own see windows of a number of records; over a duration there are "
-                f"{', '.join(STATISTICS)} and quantile(q)."
-            )
         span_ns = duration_ns(self.window, name=f"{self.name}: window")
         room = self.max_records
         return TimeWindows(columns, span_ns, room, wanted, ddof=ddof, min_periods=min_periods, gap_ns=gap_ns)
@@ -238,7 +232,6 @@ class Rolling(Stage):
         })  # fmt: skip
 
     def enter(self, batch: Batch, state: StageState) -> Iterator[Entered]:
-        assert isinstance(self._windows, CountWindows), "others have no functions"
         assert self._kernels is not None, "a stage is opened before it steps"
         columns = self._columns(batch)
         made = self._rolled(batch, state, columns)

@@ -144,6 +144,8 @@ class StageState:
         self.marks: NDArray[np.int64] = np.empty(0, np.int64)
         """For such a stage: the watermark before the slab's first record and after each, so that ``marks[places]`` is
         what a record is late against, and ``marks[-1]`` how far it has come. Never falls."""
+        self.devices: NDArray[np.int32] = np.empty(0, np.int32)
+        """For such a stage: key slot of each record's device (`Stage.groups_by`), its own where it is its own device."""
         self.counts: dict[str, int] = {}
         """What the stage wants counted in the report, such as ``{"unknown_key": 3}``."""
         self.calling_row: Callable[[int], None] = _nothing_of

@@ -207,7 +207,7 @@ def sliding(size: Duration, every: Duration, *, offset: Duration = 0) -> Sliding
     ``size`` must be a multiple of ``every``; else, or for what is no duration, raises `PlanError`.
 
     >>> sliding("60s", "10s")
-    sliding('60s', '10s')
+    sliding('1min', '10s')
     """
     size_ns = duration_ns(size, name="sliding: size")
     every_ns = duration_ns(every, name="sliding: every")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,7 +75,12 @@ class Windows:
             kernels.gather(slots, cells, state[ring], state.reserve(ring, len(slots)))
         state.seal()
         places = Places(slots, cells, filled)
-        yield from spans(kernels, places, values, [state[ring] for ring in self._rings], self._room)
+        rings = [state[ring] for ring in self._rings]
+
+        def fill(own: slice, arrays: Sequence[NDArray[np.float64]]) -> None:
+            places.unroll(kernels, own, values, rings, arrays)
+
+        yield from spans(len(slots), self._room, fill)
 
 
 @dataclass(frozen=True)
@@ -86,25 +91,29 @@ class Places:
     cells: NDArray[np.int32]
     filled: NDArray[np.int32]
 
+    def unroll(
+        self,
+        kernels: Kernels,
+        own: slice,
+        values: Sequence[NDArray[np.float64]],
+        rings: Sequence[NDArray[np.float64]],
+        arrays: Sequence[NDArray[np.float64]],
+    ) -> None:
+        """Write some records' values into the rings, and their windows into the arrays, one of each a column."""
+        for column, ring, out in zip(values, rings, arrays, strict=True):
+            kernels.unroll(self.slots[own], self.cells[own], self.filled[own], column[own], ring, out)
 
-def spans(
-    kernels: Kernels,
-    places: Places,
-    values: Sequence[NDArray[np.float64]],
-    rings: Sequence[NDArray[np.float64]],
-    room: Room,
-) -> Iterator[Span]:
-    """Write the values into the rings, one ring a column, and give the windows that end with them, span by span.
+
+def spans(records: int, room: Room, fill: Callable[[slice, Sequence[NDArray[np.float64]]], None]) -> Iterator[Span]:
+    """The windows of so many records, span by span; ``fill(own, arrays)`` puts those of some of them into the arrays.
 
     A span's arrays stay as they are for as long as anything refers to them: what a function returns may be a view of them.
     """
-    records = len(places.slots)
     rows = -(-records // -(-records // room.rows_at_once)) if records else 1  # all spans of about one length
     for start in range(0, records, rows):
         own = slice(start, min(start + rows, records))
         arrays = room.taken(own.stop - own.start)
-        for column, ring, out in zip(values, rings, arrays, strict=True):
-            kernels.unroll(places.slots[own], places.cells[own], places.filled[own], column[own], ring, out)
+        fill(own, arrays)
         yield Span(own.start, own.stop, arrays)
         del arrays
 

@@ -59,7 +59,7 @@ class CountWindows:
         lane = copy.copy(self)
         lane._room = Room(len(self._rings), self._window)
         lane._blocks = [Blocks(self._window) for _ in self._rings]
-        lane._trends = [Blocks(self._window) for _ in self._rings]
+        lane._trends = [Blocks(self._window, 5) for _ in self._rings]
         lane._sorted = [Sorted(self._window) for _ in self._rings]
         return lane
 
@@ -119,7 +119,11 @@ class CountWindows:
         rings = [state[ring] for ring in self._rings]
         for ring, old in zip(rings, olds, strict=True):
             kernels["write"](len(old), places.slots, places.cells, old, ring, self._window)
-        yield from spans(kernels, places, columns, rings, self._room)
+
+        def fill(own: slice, arrays: Sequence[NDArray[np.float64]]) -> None:
+            places.unroll(kernels, own, columns, rings, arrays)
+
+        yield from spans(len(places.slots), self._room, fill)
 
     def _enter(
         self, kernels: Kernels, slots: NDArray[np.int32], state: StageState, moments: NDArray[np.int64] | None

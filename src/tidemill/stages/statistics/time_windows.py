@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics import kernels as places
 from tidemill.stages.statistics.compiled import Kernels
 from tidemill.stages.statistics.wanted import Statistic, Wanted
+from tidemill.stages.windows import Places, Room, Span, spans
 
 __all__ = ["TimeWindows"]
 
@@ -53,9 +55,13 @@ class TimeWindows:
     def opened(self) -> Self:
         """The copy that runs in one lane."""
         lane = copy.copy(self)
+        lane._room_for_windows = Room(len(self._rings), self._room)
         lane._found, lane._found_times = np.empty(self._room), np.empty(self._room)
         return lane
 
+    _room_for_windows: Room
+    _entered: _Entered | None = None
+    """The records of the last step, where its windows are wanted too."""
     _found: NDArray[np.float64]
     _found_times: NDArray[np.float64]
 
@@ -75,7 +81,9 @@ class TimeWindows:
     ) -> list[list[NDArray[np.float64]]]:
         """Per column its statistics, in their order; ``moments`` are the event times."""
         assert moments is not None
-        cells, filled, in_order = self._enter(kernels, slots, state, moments)
+        cells, filled, in_order, olds = self._enter(kernels, slots, state, moments)
+        if self._wanted.windows:
+            self._entered = _Entered(Places(slots, cells, filled), in_order, moments, olds)
         made = []
         for ring, values in zip(self._rings, columns, strict=True):
             made.append(
@@ -87,11 +95,51 @@ class TimeWindows:
         kernels["write"](len(slots), slots, cells, moments, state["times"], self._room)
         return made
 
+    def spans(self, kernels: Kernels, state: StageState, columns: Sequence[NDArray[np.float64]]) -> Iterator[Span]:
+        """The windows themselves of the step just made, ``max_records`` wide; to be gone through to the end before the next
+        step."""
+        entered, self._entered = self._entered, None
+        assert entered is not None
+        places, moments = entered.places, entered.moments
+        rings, times = [state[ring] for ring in self._rings], state["times"]
+        found_times = np.empty(self._room, np.int64)
+
+        def write(own: slice, values: NDArray[Any], ring: NDArray[Any]) -> None:
+            slots, cells = places.slots[own], places.cells[own]
+            kernels["write"](len(slots), slots, cells, values[own], ring, self._room)
+
+        def fill(own: slice, arrays: Sequence[NDArray[np.float64]]) -> None:
+            records = own.stop - own.start
+            left, left_times = np.empty(records), np.empty(records, np.int64)
+            window = (places.slots[own], places.cells[own], places.filled[own], entered.in_order[own])
+            for values, ring, out in zip(columns, rings, arrays, strict=True):
+                kernels["unroll_span"](
+                    records,
+                    *window,
+                    values[own],
+                    moments[own],
+                    ring,
+                    times,
+                    self._room,
+                    self._span_ns,
+                    found_times,
+                    left,
+                    left_times,
+                    out,
+                )
+            for column, ring in zip(columns, rings, strict=True):
+                write(own, column, ring)
+            write(own, moments, times)
+
+        for old, kept in zip(entered.olds, [*rings, times], strict=True):
+            write(slice(0, len(old)), old, kept)
+        yield from spans(len(moments), self._room_for_windows, fill)
+
     def _enter(
         self, kernels: Kernels, slots: NDArray[np.int32], state: StageState, moments: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        """Each record's cell, the filled ones, and its place in the run of records that came in order; everything that
-        will be overwritten is in the undo log then."""
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], list[NDArray[Any]]]:
+        """Each record's cell, the filled ones, its place in the run of records that came in order, and what stood in the
+        cells of each ring and of ``times``; everything that will be overwritten is in the undo log then."""
         records = len(slots)
         for name in _OF_KEYS:
             kernels.keep(slots, state[name], state.reserve(name, records))
@@ -114,12 +162,14 @@ class TimeWindows:
             over,
             *log,
         )
+        logs = [log]
         for ring in [*further, "times"]:
-            kernels.gather(slots, cells, state[ring], state.reserve(ring, records))
+            logs.append(state.reserve(ring, records))
+            kernels.gather(slots, cells, state[ring], logs[-1])
         state.seal()
         if over.any():
             self._count_lacking(kernels, slots, cells, over, moments, state)
-        return cells, filled, in_order
+        return cells, filled, in_order, [old for _, _, old in logs]
 
     def _count_lacking(
         self,
@@ -159,6 +209,8 @@ class TimeWindows:
         ring: str,
     ) -> dict[Statistic, NDArray[np.float64]]:
         names, rows = self._by_name
+        if not names and not self._wanted.quantiles:
+            return {}
         out = np.empty((len(names) + len(self._wanted.quantiles), len(values)))
         kernels["roll_span"](
             len(slots),
@@ -185,3 +237,14 @@ class TimeWindows:
             out,
         )
         return dict(zip((*names, *self._wanted.quantiles), out, strict=True))
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """Records of one step, by which their windows are found again."""
+
+    places: Places
+    in_order: NDArray[np.int32]
+    moments: NDArray[np.int64]
+    olds: list[NDArray[Any]]
+    """What stood in their places of each ring and of ``times``; it is the undo log that holds it."""

@@ -1,0 +1,60 @@
+"""Where a run says its time went, and which function it says is slow."""
+
+import threading
+
+import pytest
+
+import tidemill as tm
+from tidemill.core.plan import Plan
+from tidemill.engine.lane import Lane
+from tidemill.engine.stage_times import StageTimes
+from tidemill.testing import ListSink
+
+ROWS = [{"sensor": f"S{i % 7}", "time": i, "value": float(i)} for i in range(2_000)]
+
+
+def busy(batch):
+    total = sum(i * i for i in range(20_000))
+    return {"total": float(total)}
+
+
+def wait(batch):
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_the_report_has_the_seconds_of_every_stage(lanes):
+    plan = tm.Plan(tm.Rolling("value", window=5), tm.Map(busy))
+    report = tm.run(tm.Pipeline(tm.sources.Records(ROWS), plan, ListSink()), lanes=lanes)
+    assert [stage.name for stage in report.stages] == ["Rolling('value', 5)", "Map(busy)"]
+    assert 0 < report.stages[0].seconds < report.stages[1].seconds
+    assert sum(stage.seconds for stage in report.stages) <= max(lanes, 1) * report.seconds
+
+
+def test_a_call_that_passes_its_budget_is_told_of_once_and_goes_on(caplog):
+    plan = Plan(tm.Filter("value > 1"), tm.Map(busy).within(0.5))
+    lane, times = Lane(0, plan.layout(4, 4)), StageTimes(plan)
+    lane.memory.begin(1)
+    lane.memory.mark(1, 3, since_ns=1_000)
+    for now_ns in (400_000_000, 600_000_000, 900_000_000):
+        times.watch([lane], now_ns)
+    assert times.over_budget == 1
+    told = "lane 0: one call of Map(busy), for row 3 of its batch, has taken more than 0.5 s and goes on; "
+    assert caplog.messages == [told + "deadline_s= would stop it there"]
+    lane.memory.mark(1, 4, since_ns=1_000_000_000)
+    times.watch([lane], 2_000_000_000)
+    assert times.over_budget == 2
+    lane.state.close()
+
+
+def test_a_function_that_hangs_is_told_of_and_with_a_deadline_costs_its_records_alone(caplog):
+    plan = tm.Plan(tm.Map(wait, deadline_s=0.2).within(0.05))
+    report = tm.run(tm.Pipeline(tm.sources.Records(ROWS[:1]), plan, ListSink()), lanes=1)
+    assert report.dead_letters_by_reason == {"deadline": 1}
+    assert report.counters["over_budget"] >= 1
+    assert "one call of Map(wait)" in caplog.text
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(tm.PlanError, match=r"Map\(busy\): within\(0\) must be more than 0 seconds"):
+        tm.Map(busy).within(0)
