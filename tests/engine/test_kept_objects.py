@@ -38,7 +38,7 @@ def test_a_replacement_has_the_newest_state_of_every_object(slabs, always) -> No
     kept_objects._ALWAYS_HELD = always
     try:
         for stage, states in slabs:
-            kept.committed([sent_states(stage, ObjectStates.of(sorted(states.items())))])
+            kept.committed([sent_states(stage, ObjectStates.of(states))])
             for slot, state in states.items():
                 expected[stage, slot] = state
             expected = {place: state for place, state in expected.items() if state is not None}
@@ -54,10 +54,10 @@ def test_a_replacement_has_the_newest_state_of_every_object(slabs, always) -> No
 def test_what_is_out_of_date_is_let_go() -> None:
     """A million slabs' worth of states of one object, beside a thousand that never change, stay a few of them."""
     kept = KeptObjects()
-    kept.committed([sent_states(0, ObjectStates.of((slot, bytes(1_000)) for slot in range(1_000)))])
+    kept.committed([sent_states(0, ObjectStates.of({slot: bytes(1_000) for slot in range(1_000)}))])
     most = 0
     for number in range(20_000):
-        kept.committed([sent_states(0, ObjectStates.of([(number % 10, bytes(1_000))]))])
+        kept.committed([sent_states(0, ObjectStates.of({number % 10: bytes(1_000)}))])
         most = max(most, kept.statistics().held_bytes)
     assert most < 3.1 * kept.statistics().live_bytes
     assert kept.statistics().objects == 1_000
