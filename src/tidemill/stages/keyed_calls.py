@@ -64,6 +64,7 @@ class Calls(abc.ABC):
         self._timed = timed
         self._calling = calling
         self._checking = False
+        self._names: set[str] = set()
         self.rejects: dict[int, Reject] = {}
         """Records that failed, by their place in the batch."""
 
@@ -109,10 +110,13 @@ class Calls(abc.ABC):
         return BadResult(WRONG_TYPE, f"{self._stage.name}: {what}")
 
     def _check_name(self, name: Any) -> None:
+        if name in self._names:
+            return
         if type(name) is not str:
             raise self._unfit(f"the field {name!r} was returned; names must be text")
         if printable(name) != name:
             raise self._unfit(f"the field {name!r} was returned, whose name has half of a surrogate pair")
+        self._names.add(name)
 
     def _check_sendable(self, name: str, items: Any) -> None:
         try:

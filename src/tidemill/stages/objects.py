@@ -75,7 +75,7 @@ class Objects:
         """``update`` or ``update_many``, which of the two the objects have; empty until one was looked at."""
         self._bases: dict[int, _Base] = {}
         self._released: dict[int, Held] = {}
-        self._changed: set[int] = set()
+        self._changed: dict[int, bytes | None] = {}
         self._oldest = NEVER  # no object has been silent since before this time
         self.held: dict[int, Held] = {}
 
@@ -180,15 +180,15 @@ class Objects:
 
     def keep(self, slots: Iterable[int]) -> None:
         """All is well with the step: the objects of these sensors are kept as they are now."""
+        changed, get, dump, timed = self._changed, self.held.get, self._states.dump, self.ttl_ns is not None
+        changed.update(dict.fromkeys(self._released))
         for slot in slots:
-            held = self.held.get(slot)
+            held = get(slot)
             if held is not None and held.call is not None:
-                state = self._states.dump(held.value)
-                held.saved = (
-                    state if self.ttl_ns is None else held.newest.to_bytes(_TIME, "little", signed=True) + state
-                )
-                self._changed.add(slot)
-        self._changed.update(self._released)
+                state = dump(held.value)
+                if timed:
+                    state = held.newest.to_bytes(_TIME, "little", signed=True) + state
+                held.saved = changed[slot] = state
         self._bases.clear()
         self._released.clear()
 
@@ -217,9 +217,8 @@ class Objects:
         """The states of the objects that changed since this was last asked; None when none has."""
         if not self._changed:
             return None
-        slots = sorted(self._changed)
-        self._changed.clear()
-        return ObjectStates.of((slot, held.saved if (held := self.held.get(slot)) else None) for slot in slots)
+        changed, self._changed = self._changed, {}
+        return ObjectStates.of(changed)
 
     def hold(self, states: ObjectStates) -> None:
         """Objects of a lane that died; each is made again when its sensor speaks."""
