@@ -66,8 +66,10 @@ if TYPE_CHECKING:
     from tidemill.stages.map_windows import MapWindows
     from tidemill.stages.model import Model
     from tidemill.stages.rate import Rate
+    from tidemill.stages.resample import Resample
     from tidemill.stages.rolling import Rolling
     from tidemill.stages.scan import scan
+    from tidemill.stages.silence import Silence
     from tidemill.stages.statistics.wanted import quantile
     from tidemill.stages.stuck import Stuck
     from tidemill.stages.time_windows import session, sliding, tumbling
@@ -109,9 +111,11 @@ __all__ = [
     "Rate",
     "RemoteError",
     "Report",
+    "Resample",
     "Rolling",
     "Schema",
     "Select",
+    "Silence",
     "StageError",
     "Statistics",
     "Stuck",
@@ -167,9 +171,11 @@ _HOMES: Final = {
     "Rate": "stages.rate",
     "RemoteError": "errors",
     "Report": "engine.metrics",
+    "Resample": "stages.resample",
     "Rolling": "stages.rolling",
     "Schema": "schema",
     "Select": "stages.filter",
+    "Silence": "stages.silence",
     "StageError": "errors",
     "Statistics": "engine.metrics",
     "Stuck": "stages.stuck",

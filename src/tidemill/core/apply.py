@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -86,11 +87,13 @@ def apply(
         start = stop
     if watermark is None:
         return interchange.like(data, _joined(batch, outcomes))
-    memory.begin(len(outcomes) + 1)
     nowhere = np.empty(0, np.int32)
     nobody = None if devices is None else nowhere
-    end = chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=watermark.end(), devices=nobody)
-    outcomes.append((start, end))
+    for marks in watermark.end():
+        memory.begin(len(outcomes) + 1)
+        end = chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=marks, devices=nobody)
+        memory.commit(len(outcomes) + 1)
+        outcomes.append((start, end))
     return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
 
 
@@ -121,10 +124,13 @@ class _Marks:
             return np.array([self._watermark.mark] * 2)
         return self._watermark.advance(part.time, wall_ns=None)
 
-    def end(self) -> NDArray[np.int64]:
-        before = self._watermark.mark
+    def end(self) -> list[NDArray[np.int64]]:
+        """The last steps: to the newest time, and beyond all times."""
+        marks = [self._watermark.mark]
+        if self._watermark.catch_up():
+            marks.append(self._watermark.mark)
         self._watermark.end()
-        return np.array([before, self._watermark.mark])
+        return [np.array(step) for step in pairwise([*marks, self._watermark.mark])]
 
 
 def _in_order(outcomes: list[Outcome]) -> Batch:

@@ -114,6 +114,12 @@ class Watermark:
         self.mark = max(before, self._newest + idle - self._lag)
         return self.mark > before
 
+    def catch_up(self) -> bool:
+        """The input has ended, so nothing can be late any more: go on to the newest time. Whether that moved it."""
+        before = self.mark
+        self.mark = max(before, self._newest)
+        return self.mark > before
+
     def end(self) -> None:
         """The input has ended: so does everything."""
         self.mark = END

@@ -289,6 +289,9 @@ class Mill:
         """There are no more records: everything that waits for the watermark ends. The mill must be idle."""
         if self._plan.follows_watermark:
             before = self._watermark.mark
+            if self._watermark.catch_up():
+                self._open_empty(before)
+            before = self._watermark.mark
             self._watermark.end()
             self._open_empty(before)
 
