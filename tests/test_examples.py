@@ -44,6 +44,38 @@ def test_in_app_serves_and_stops(tmp_path: Path) -> None:
     ]
 
 
+def test_anomaly_tells_when_the_pump_lost_pressure(tmp_path: Path) -> None:
+    """Five readings stand out, all of them in that half minute."""
+    rows = [line.split() for line in start("anomaly.py", tmp_path).splitlines()]
+    assert len(rows) == 5
+    assert {sensor for _, sensor, _, _ in rows} == {"pump-2"}
+    assert all("06:05:00" <= timestamp[11:19] < "06:05:30" for timestamp, _, _, _ in rows)
+
+
+def test_ecg_counts_the_beats_of_two_patients(tmp_path: Path) -> None:
+    """Sixty and ninety a minute: every one is found but the last, which ends with the recording."""
+    rows = [json.loads(line) for line in start("ecg.py", tmp_path).splitlines()]
+    for bed, bpm in (("bed-1", 60), ("bed-2", 90)):
+        beats = [row for row in rows if row["sensor"] == bed]
+        places = [row["time"] - row["ago_s"] for row in beats]
+        assert places == pytest.approx(
+            [(0.5 + number) * 60 / bpm for number in range(20 * bpm // 60)][: len(beats)], abs=0.01
+        )
+        assert len(beats) >= 20 * bpm // 60 - 1
+        assert [row["bpm"] for row in beats[1:]] == pytest.approx([bpm] * (len(beats) - 1), abs=3)
+
+
+def test_water_level_prints_what_is_not_good(tmp_path: Path) -> None:
+    """A wave: too fast both ways, out of range, a spike, with which the next row comes out. Then the frozen gauge."""
+    rows = [json.loads(line) for line in start("water_level.py", tmp_path).splitlines()]
+    waves = [row for row in rows if row["flat_line_test"] == 1]
+    assert [row["time"] // 3_600 for row in waves] == [100, 101, 102, 300, 301, 302]
+    assert [row["spike_test_before"] for row in waves] == [3, 4, 3] * 2
+    stuck = [row for row in rows if row["flat_line_test"] > 1]
+    assert [row["time"] // 3_600 for row in stuck] == list(range(203, 220))
+    assert [row["flat_line_test"] for row in stuck] == [3] * 3 + [4] * 14
+
+
 def test_model_finds_the_strange_readings(tmp_path: Path) -> None:
     """Rolling features through an ONNX model, and what it scores high into a database."""
     told = start("model.py", tmp_path)
@@ -59,7 +91,8 @@ def test_model_finds_the_strange_readings(tmp_path: Path) -> None:
 
 def test_every_example_is_tested() -> None:
     """A new example needs a test here."""
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"replay.py", "classic.py", "in_app.py", "model.py"}
+    tested = {"anomaly.py", "classic.py", "ecg.py", "in_app.py", "model.py", "replay.py", "water_level.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 @pytest.mark.parametrize("name", ["plant.csv", "calibration.csv"])

@@ -45,9 +45,16 @@ class Pace:
 
 def told(late_s: np.ndarray, lag_ms: list[float] | None = None) -> dict[str, Any]:
     """Latencies, and how late a timer of 1 ms ran beside them; both in ms."""
-    p50, p99, p999 = np.percentile(late_s * 1e3, [50, 99, 99.9])
+    p50, p99, p999 = np.percentile(late_s * 1e3, [50, 99, 99.9]).tolist()
     lag_p99 = float(np.percentile(lag_ms, 99)) if lag_ms else None
-    return {"records": len(late_s), "p50": p50, "p99": p99, "p999": p999, "max": late_s.max() * 1e3, "lag_p99": lag_p99}
+    return {
+        "records": len(late_s),
+        "p50": p50,
+        "p99": p99,
+        "p999": p999,
+        "max": float(late_s.max()) * 1e3,
+        "lag_p99": lag_p99,
+    }
 
 
 async def timer(lags_ms: list[float]) -> None:

@@ -11,7 +11,8 @@ import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column
 from tidemill.core.blame import Orders
-from tidemill.core.chain import Chain, Dead
+from tidemill.core.chain import Chain
+from tidemill.core.outcome import Dead
 from tidemill.errors import EngineError, StageError
 from tidemill.letters import KILLED, RAISED, WRONG_LENGTH, WRONG_TYPE, Reject
 from tidemill.schema import Kind, Schema

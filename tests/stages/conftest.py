@@ -17,7 +17,7 @@ class Driver:
 
     def __init__(self, stage, *, max_keys=64, max_records=4096, kernels=None):
         layout = StateLayout((stage.state_fields(),), max_keys, max_records)
-        self.memory = StateMemory(layout, bytearray(layout.total_bytes))
+        self.memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
         self.stage = stage.opened()
         if kernels is not None:
             self.stage._kernels = kernels

@@ -89,7 +89,7 @@ class Welford:
 
     def update(self, record: dict[str, Any]) -> dict[str, Any]:
         value = record.get("value")
-        if value is not None and value == value:  # noqa: PLR0124 - NaN
+        if value is not None and not np.isnan(value):
             self.count += 1
             step = value - self.mean
             self.mean += step / self.count

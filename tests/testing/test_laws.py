@@ -302,6 +302,9 @@ def test_one_record_is_enough_and_none_is_not() -> None:
     """Of one record most laws say little, and none of them stumbles."""
     row = {"sensor": "S1", "time": 1, "value": 2.0}
     check_stage(tm.Rolling("value", window=4), batch=[row], lanes=0)
+    grouping = tm.Align(["value"], by="device", channel=None)
+    with pytest.raises(PlanError, match="give records whose key that is, with key='device'"):
+        check_stage(grouping, batch=[{"sensor": "a", "device": "A", "time": 1, "value": 1.0}], lanes=0)
     with pytest.raises(PlanError, match="no records"):
         check_stage(tm.Rolling("value", window=4), batch=Batch.from_rows([row]).slice(0, 0), lanes=0)
 

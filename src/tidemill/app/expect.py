@@ -63,7 +63,7 @@ def _output(pipeline: Pipeline, lanes: int | None) -> tuple[Batch, Report]:
     sink = ListSink()
     with tempfile.TemporaryDirectory() as folder:  # a check leaves nothing behind
         report = run(
-            Pipeline(list(pipeline.sources), pipeline.plan, sink, max_keys=pipeline.max_keys),
+            pipeline.between(pipeline.sources, sink),
             lanes=lanes,
             dead_letters=Path(folder) / "dead_letters.ndjson",
         )

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from tidemill import interchange
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.core.chain import Chain, Outcome
+from tidemill.core.chain import Chain
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.core.order import input_order
+from tidemill.core.outcome import Outcome
 from tidemill.core.placement import devices_of, lacking
 from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError

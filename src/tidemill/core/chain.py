@@ -10,87 +10,29 @@ and are put back to what they were before a record that failed.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.core.blame import Orders
+from tidemill.core.made_columns import MadeColumns
+from tidemill.core.outcome import Dead, Outcome
 from tidemill.core.watermark import BEGIN, held_back
-from tidemill.errors import BadResult, EngineError
-from tidemill.kinds import Kinds
-from tidemill.letters import WRONG_TYPE, Reject
+from tidemill.errors import EngineError
+from tidemill.letters import Reject
 from tidemill.orders import Orders as FieldOrders
-from tidemill.schema import Kind, Schema
+from tidemill.schema import Kind
 from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
-from tidemill.stages.narrowing import Piece, narrowed, printable, rejected
+from tidemill.stages.narrowing import Piece, narrowed, rejected
 from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import NOWHERE, StateMemory
 
-__all__ = ["Chain", "Dead", "Outcome"]
-
-
-@dataclass(frozen=True)
-class Dead:
-    """A record that ended at a stage."""
-
-    row: int
-    """Its position in the batch that entered the chain; beyond its end for a row that a stage had made."""
-    stage: int
-    reason_code: str
-    reason: str
-    made: dict[str, Any] | None = None
-    """The row itself, when a stage had made it."""
-
-
-@dataclass
-class Outcome:
-    """What came out of the chain."""
-
-    batch: Batch
-    rows: NDArray[np.intp] | None
-    """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
-    positions beyond its end, in the order of their making."""
-    carried: dict[str, str]
-    """Columns that are still what entered, by their present name: the name they entered with."""
-    orders: FieldOrders | None = None
-    """The orders of the records' fields, where they are not what entered with what was added behind it."""
-    dead: list[Dead] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    stage_ns: list[int] = field(default_factory=list)
-    """Nanoseconds spent in each stage."""
-    gone: dict[str, int] = field(default_factory=dict)
-    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
-    slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Key slot of each row."""
-    places: NDArray[np.int32] | None = None
-    """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
-    ends: NDArray[np.int64] | None = None
-    """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
-    devices: NDArray[np.int32] | None = None
-    """Key slot of each row's device; None where every sensor is its own."""
-
-    @property
-    def records(self) -> int:
-        """Rows that are a record's own."""
-        return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
-
-    def keep(self, kept: NDArray[np.intp]) -> None:
-        """Go on with these rows alone; the batch is the caller's to change."""
-        self.rows = kept if self.rows is None else self.rows[kept]
-        self.slots = self.slots[kept]
-        if self.places is not None:
-            self.places = self.places[kept]
-        if self.ends is not None:
-            self.ends = self.ends[kept]
-        if self.devices is not None:
-            self.devices = self.devices[kept]
+__all__ = ["Chain"]
 
 
 @dataclass(frozen=True)
@@ -112,14 +54,19 @@ class Chain:
         self._stages = [stage.opened() for stage in stages]
         self._memory = memory
         self._now = now
-        self.kinds: dict[int, dict[str, Kind]] = {}
-        """Per stage of user code, the kinds of the columns it adds, once known; fixed for the run. Under ``~stage``, for
-        a stage that fixes the kinds of those that came to it too (`Stage.fixes_kinds`), theirs."""
-        self._names: set[str] = set()  # of columns that functions added, found fit to be sent
-        self._declared = [_declared(stage) for stage in self._stages]
+        self._columns = MadeColumns(self._stages)
         self._keys: list[str] = []
         self.key_texts: NDArray[np.object_] = np.empty(0, object)
         """The sensors' names by key slot."""
+
+    @property
+    def kinds(self) -> dict[int, dict[str, Kind]]:
+        """See `MadeColumns.kinds`; what a run knows from elsewhere is added here."""
+        return self._columns.kinds
+
+    @kinds.setter
+    def kinds(self, kinds: dict[int, dict[str, Kind]]) -> None:
+        self._columns.kinds = kinds
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         """Tell every stage of new sensors."""
@@ -182,7 +129,7 @@ class Chain:
             step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
             self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
-                _follow(outcome, before, step.batch)
+                outcome.follow(before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
@@ -255,7 +202,7 @@ class Chain:
         self._memory.mark(index, row, self._now())
 
     def _tell_kinds(self, index: int, stage: Stage) -> None:
-        stage.know({**self.kinds.get(index, {}), **self.kinds.get(~index, {})})
+        stage.know(self._columns.known(index))
 
     def _attempt(self, index: int, stage: Stage, part: Batch, work: Callable[[], Batch | Step]) -> _Worked | Reject:
         """What the stage makes of a part of the batch, found fit to go on."""
@@ -266,57 +213,12 @@ class Chain:
                 if step.kept is not None:
                     before = part.take(step.kept)
                     step.batch.columns.update(_unchanged(before, step.batch))
-                self._check_sendable(stage, before, step)
-                self._check_kinds(index, stage, before, step)
+                self._columns.check(index, stage, before, step)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises costs its records
             return rejected(stage, error)
         if step.rejects and stage.narrows_itself and stage.on_error == "nan":
             return self._with_missing(index, stage, part, _Worked(before, step))
         return _Worked(before, step)
-
-    def _check_sendable(self, stage: Stage, before: Batch, step: Step) -> None:
-        """What a function makes must be able to leave the process; also where it need not, so that all runs agree."""
-        for name, column in step.batch.columns.items():
-            if column is before.columns.get(name):
-                continue
-            if name not in before.columns and name not in self._names:
-                if printable(name) != name:
-                    message = f"{stage.name} returned the field {name!r}, whose name has half of a surrogate pair"
-                    raise BadResult(WRONG_TYPE, message)
-                self._names.add(name)
-            if column.kind is Kind.OBJECT:
-                try:
-                    pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
-                except Exception as error:
-                    message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
-                    raise BadResult(WRONG_TYPE, message + printable(str(error))) from error
-
-    def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
-        """A column that a function adds has one kind for the whole run: the first that it was seen with."""
-        added = self.kinds.setdefault(index, {})
-        own = self.kinds.setdefault(~index, {}) if stage.fixes_kinds else added
-        recast = {}
-        for name, column in step.batch.columns.items():
-            if column is before.columns.get(name):
-                if stage.fixes_kinds and name not in own and column.has_values:
-                    own[name] = column.kind
-                continue
-            kind = own.get(name) or added.get(name)
-            if kind is None:
-                if not column.is_missing:
-                    (own if name in before.columns else added)[name] = column.kind
-            elif kind is Kind.OBJECT and column.kind is not kind:
-                recast[name] = _as_objects(column)
-            elif column.is_missing and column.kind is not kind:
-                recast[name] = Column.missing(kind, len(column))
-                recast[name].tags = column.tags
-            elif column.kind is Kind.OBJECT and (fitting := _as_kind(name, column, kind)) is not None:
-                recast[name] = fitting
-            elif column.kind is not kind:
-                message = f"{stage.name} returned {name!r} as {column.kind.value}; it has been {kind.value} so far"
-                raise BadResult(WRONG_TYPE, message)
-        if recast:
-            step.batch = step.batch.with_columns(recast)
 
     # -- what was made in pieces -------------------------------------------------------------------------
 
@@ -357,10 +259,7 @@ class Chain:
         """The rejected records kept too, with the stage's columns missing for them."""
         step = worked.step
         self._memory.stages[index].count("failed_as_nan", len(step.rejects))
-        added = {**self._declared[index], **self.kinds.get(index, {})}
-        if stage.fixes_kinds:  # it is given whole records and may change any field: what they came with stays
-            own = {*part.columns, *self.kinds.get(~index, {})}
-            added = {name: kind for name, kind in added.items() if name not in own}
+        added = self._columns.added(index, stage, part)
         failed = np.array([reject.row for reject in step.rejects], np.intp)
         lost = part if len(failed) == len(part) else part.take(failed)
         missing = lost.with_columns({name: Column.missing(kind, len(failed), NULL_TAG) for name, kind in added.items()})
@@ -386,7 +285,7 @@ class Chain:
         rows = np.arange(len(outcome.batch)) if outcome.rows is None else outcome.rows
         away = np.isin(rows, list(quarantined))
         for place in np.flatnonzero(away).tolist():
-            outcome.dead.append(_dead(outcome, place, index, *quarantined[int(rows[place])], entered))
+            outcome.dead.append(outcome.died(place, index, *quarantined[int(rows[place])], entered))
         keep = np.flatnonzero(~away)
         outcome.keep(keep)
         outcome.batch = outcome.batch.take(keep)
@@ -394,7 +293,7 @@ class Chain:
     def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
         records, left = outcome.records, len(outcome.batch)
-        rejects = [_dead(outcome, r.row, index, r.reason_code, r.reason, entered) for r in step.rejects]
+        rejects = [outcome.died(r.row, index, r.reason_code, r.reason, entered) for r in step.rejects]
         outcome.dead.extend(rejects)
         if step.kept is not None and len(step.kept) < len(outcome.batch):
             outcome.keep(step.kept)
@@ -434,13 +333,6 @@ class Chain:
         outcome.carried = {}
 
 
-def _dead(outcome: Outcome, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
-    """The dead letter of the row at this place of the outcome's batch."""
-    row = place if outcome.rows is None else int(outcome.rows[place])
-    made = outcome.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
-    return Dead(row, stage, reason_code, reason, made)
-
-
 def _part_of(step: Step, start: int, part: Batch, at: int) -> Step:
     """What a step made of records ``start`` and on made of this part of them."""
     low, high = at - start, at - start + len(part)
@@ -457,13 +349,6 @@ def _unchanged(before: Batch, after: Batch) -> dict[str, Column]:
     return {name: column for name, column, other in left if other is not None and column.is_copy_of(other)}
 
 
-def _declared(stage: Stage) -> dict[str, Kind]:
-    """The kinds of the columns that a stage of user code says it adds."""
-    if not stage.runs_user_code or not stage.changes_columns:
-        return {}
-    return {field.name: field.kind for field in stage.bind(Schema(open=True)) if field.kind is not None}
-
-
 def _add(sums: dict[str, int], more: Mapping[str, int]) -> None:
     for what, times in more.items():
         sums[what] = sums.get(what, 0) + times
@@ -477,35 +362,6 @@ def _check_gone(stage: Stage, gone: Mapping[str, int], most: int) -> None:
 
 def _as_step(result: Batch | Step) -> Step:
     return result if isinstance(result, Step) else Step(result)
-
-
-def _as_kind(name: str, column: Column, kind: Kind) -> Column | None:
-    """A column of objects as one of this kind, if all its values are."""
-    made, rejects = Kinds({name: kind}).column(name, column.to_list())
-    return None if rejects else made
-
-
-def _as_objects(column: Column) -> Column:
-    tags = column.tags
-    if tags is not None:
-        tags = np.where(tags == INTEGER_TAG, 0, tags).astype(np.uint8)
-    items = [None if item is ABSENT else item for item in column.to_list()]
-    return Column(Kind.OBJECT, object_array(items), tags=tags)
-
-
-def _follow(outcome: Outcome, before: Batch, after: Batch) -> None:
-    """Keep ``outcome.carried`` true: which columns are still what entered the chain, under which name."""
-    left = after.columns
-    identity = {id(column): name for name, column in before.columns.items()}
-    again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
-    if not again and all(left.get(name) is column for name, column in before.columns.items()):
-        return  # it only added some of its own
-    carried = {}
-    for name, column in after.columns.items():
-        old = identity.get(id(column))
-        if old is not None and old in outcome.carried:
-            carried[name] = outcome.carried[old]
-    outcome.carried = carried
 
 
 def _own_orders(entered: Batch, left: Batch) -> FieldOrders | None:

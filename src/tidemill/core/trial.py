@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.core.chain import Chain, Dead, Outcome
+from tidemill.core.chain import Chain
 from tidemill.core.differences import Difference, first_difference
 from tidemill.core.keys import KeyTable
 from tidemill.core.order import input_order
+from tidemill.core.outcome import Dead, Outcome
 from tidemill.core.watermark import BEGIN, END, Watermark
 from tidemill.errors import PlanError
 from tidemill.schema import Kind

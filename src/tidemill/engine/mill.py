@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import cloudpickle
-import msgspec
 import numpy as np
 
 from tidemill.batch import Batch
@@ -26,6 +25,7 @@ from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.core.watermark import Watermark
 from tidemill.engine.assembly import Share, assemble, assemble_made
+from tidemill.engine.burials import Burials
 from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
@@ -50,7 +50,7 @@ from tidemill.lanes.wire import (
     StageChanged,
     Stop,
 )
-from tidemill.letters import OVERSIZE, DeadLetter
+from tidemill.letters import DeadLetter
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import NOWHERE
 
@@ -60,8 +60,6 @@ _log = logging.getLogger("tidemill")
 _TURN_NS = 500_000
 _NOBODY = np.empty(0, np.int32)
 _NO_TEXTS = np.empty(0, object)
-_RAW_SHOWN = 10_000
-"""Characters of a record that was too large which its dead letter shows."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,7 @@ class Mill:
         self._keys = keys
         self._batcher = batcher
         self._clock = clock
-        self._emit, self._fail, self._reject, self._defer = emit, fail, reject, defer
-        self._reject_row = reject_row
+        self._emit, self._fail, self._defer = emit, fail, defer
         self._ready_to_work = ready
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
@@ -112,6 +109,7 @@ class Mill:
         self.slabs = Slabs()
         self.counts = Counts()
         self.counters: dict[str, int] = {}
+        self._burials = Burials(plan, self.counters, reject, reject_row)
         self.sizes = BatchSizes()
         self.stage_times = StageTimes(plan)
         self.first_done_ns = 0
@@ -249,7 +247,7 @@ class Mill:
             except Full:
                 if len(taken.batch) == 1:
                     self.slabs.give_back(memory)
-                    self._reject_oversize(taken, self.slabs.shared[memory].size)
+                    self._burials.oversize(taken, self.slabs.shared[memory].size)
                     return 1.0
                 taken = intake.put_back(taken, len(taken.batch) // 2)
                 packer.rewind()
@@ -308,11 +306,6 @@ class Mill:
 
     def _taken(self) -> int:
         return 0 if self._intake is None else self._intake.taken
-
-    def _reject_oversize(self, taken: Taken, size: int) -> None:
-        reason = f"the record does not fit in the {size >> 20} MB of a slab"
-        raw = str(taken.batch.to_rows()[0])[:_RAW_SHOWN]
-        self._reject(DeadLetter(OVERSIZE, reason, raw, position=taken.first))
 
     def _admit(self, lane: Lane) -> None:
         first, keys = self._keys.untold(lane.number)
@@ -385,7 +378,7 @@ class Mill:
             for lane in self.lanes:
                 lane.send(KindsFixed(self._learned.kinds))
         batch, made = self._assembled(slab, shares)
-        dead = self._bury(slab, shares)
+        dead = self._burials.of(slab, shares)
         records = len(batch) - made
         self.counts.rows_from_records += records
         self.counts.emitted += made
@@ -400,28 +393,6 @@ class Mill:
         if all(share.result.made is None for share in shares):
             return assemble(batch, shares, slab.results, buffer, self._unpacker), 0
         return assemble_made(batch, shares, slab.results, buffer, self._unpacker)
-
-    def _bury(self, slab: Slab, shares: list[Share]) -> int:
-        """Dead letters of a slab, in input order; how many."""
-        for share in shares:
-            for place, code, reason, made in share.result.dead_rows:
-                self.counters["dead_rows"] = self.counters.get("dead_rows", 0) + 1
-                self._reject_row(
-                    DeadLetter(code, reason, msgspec.json.decode(made), stage=self._plan.stages[place].name)
-                )
-        dead = sorted(entry for share in shares for entry in share.result.dead)
-        if not dead:
-            return 0
-        taken = slab.taken
-        rows = np.array([row for row, *_ in dead])
-        lost = taken.batch.take(rows)
-        keys = [str(lost.keys[code]) for code in lost.key]
-        for (row, stage, code, reason), raw, key, ns in zip(
-            dead, lost.to_rows(), keys, lost.time.tolist(), strict=True
-        ):
-            name = self._plan.stages[stage].name
-            self._reject(DeadLetter(code, reason, raw, stage=name, key=key, time_ns=ns, position=taken.first + row))
-        return len(dead)
 
     def _freed(self, number: int, memory: int) -> None:
         self.ledger.freed(number)

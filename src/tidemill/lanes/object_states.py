@@ -18,7 +18,7 @@ def sent_states(stage: int, states: ObjectStates) -> Objects:
 def received_states(objects: Objects) -> ObjectStates:
     """From a message.
 
-    >>> list(received_states(sent_states(0, ObjectStates.of([(3, b"abc"), (7, None)]))))
+    >>> list(received_states(sent_states(0, ObjectStates.of({3: b"abc", 7: None}))))
     [(3, b'abc'), (7, None)]
     """
     return ObjectStates(np.frombuffer(objects.slots, np.int32), np.frombuffer(objects.sizes, np.int32), objects.data)

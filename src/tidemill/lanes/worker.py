@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.blame import Orders
-from tidemill.core.chain import Chain, Outcome
+from tidemill.core.chain import Chain
+from tidemill.core.outcome import Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
 from tidemill.lanes.object_states import received_states, sent_states

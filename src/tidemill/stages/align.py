@@ -186,19 +186,29 @@ class Align(Stage):
             self._buffer.add(state, fresh, due)
             return Step(self._none(), _NONE, rejects, gone)
         waiting = held.and_then(fresh)
-        passed = self._end_of_wait(waiting.times) <= mark
-        table = Table(waiting.take(passed), len(self.channels))
-        emitted, left = self._emitted(table, state)
-        due = mark + 1 if len(left) else NEVER  # the next reading that is passed may be what they wait for
-        ahead = waiting.take(~passed)
-        if len(ahead):
-            due = min(due, int(self._end_of_wait(ahead.times).min()))
-        self._buffer.replace(state, left.and_then(ahead), due)
+        moved = self._moved(waiting, state)
+        emitted, left = self._emitted(Table(waiting.take(moved), len(self.channels)), state)
+        left = left.and_then(waiting.take(~moved))
+        # Of those that the watermark has passed, any that it passes next may be what they wait for.
+        due = max(mark + 1, int(self._end_of_wait(left.times).min())) if len(left) else NEVER
+        self._buffer.replace(state, left, due)
         return Step(self._none(), _NONE, rejects, gone, emitted=emitted)
 
     def _end_of_wait(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The watermark from which on no reading of these times, or before, is taken any more."""
         return times + (self.lateness_ns + 1)
+
+    def _moved(self, waiting: Waiting, state: StageState) -> NDArray[np.bool_]:
+        """The readings that the watermark has passed, of devices for which something has changed with this slab: it has
+        passed one of their readings, or the tolerance behind one."""
+        ends = self._end_of_wait(waiting.times)
+        before, after = int(state.marks[0]), int(state.marks[-1])
+        passed = ends <= after
+        if self.method == "last":
+            return passed
+        changed = np.zeros(len(state.keys), np.bool_)
+        changed[waiting.slots[passed & ((ends > before) | (ends + self.tolerance_ns <= after))]] = True
+        return passed & changed[waiting.slots]
 
     # -- readings ----------------------------------------------------------------------------------------
 

@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tidemill.batch import Batch
 from tidemill.durations import duration_ns
-from tidemill.errors import PlanError
+from tidemill.errors import PlanError, StageError
+from tidemill.letters import Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Stage, Step
 from tidemill.stages.functions import own_name, shown_type
 from tidemill.stages.keyed_calls import BatchCalls, Calls, RecordCalls
+from tidemill.stages.narrowing import rejected
 from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.objects import Objects
 from tidemill.stages.state import StageState
@@ -141,12 +146,26 @@ class Keyed(Stage):
         self._objects.hold(states)
 
     def step(self, batch: Batch, state: StageState) -> Step:
-        assert self._objects is not None
-        calls = self._calls(self._objects, batch, state)
+        objects = self._objects
+        assert objects is not None
+        refused: list[Reject] = []
+        while not objects.method and len(refused) < len(batch):
+            try:
+                objects.look()
+            except StageError:
+                raise
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the factory raises costs this record
+                refused.append(rejected(self, error, len(refused)))
+        first = len(refused)
+        calls = self._calls(objects, batch.slice(first, len(batch)), state.slots[first:], state)
         made, kept = calls.made()
-        return Step(made, kept, [reject for _, reject in sorted(calls.rejects.items())])
+        rejects = [Reject(first + row, r.reason_code, r.reason) for row, r in sorted(calls.rejects.items())]
+        if not first:
+            return Step(made, kept, rejects)
+        kept = np.arange(len(made)) if kept is None else kept
+        return Step(made, first + kept, [*refused, *rejects])
 
-    def _calls(self, objects: Objects, batch: Batch, state: StageState) -> Calls:
+    def _calls(self, objects: Objects, batch: Batch, slots: NDArray[np.int32], state: StageState) -> Calls:
         seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
         way = BatchCalls if objects.method == "update_many" else RecordCalls
         return way(
@@ -154,7 +173,7 @@ class Keyed(Stage):
             objects,
             batch,
             seen,
-            state.slots,
+            slots,
             kinds=self._known,
             adds=self.adds,
             timed=self.ttl_ns is not None,

@@ -64,6 +64,7 @@ class Calls(abc.ABC):
         self._timed = timed
         self._calling = calling
         self._checking = False
+        self._names: set[str] = set()
         self.rejects: dict[int, Reject] = {}
         """Records that failed, by their place in the batch."""
 
@@ -109,10 +110,13 @@ class Calls(abc.ABC):
         return BadResult(WRONG_TYPE, f"{self._stage.name}: {what}")
 
     def _check_name(self, name: Any) -> None:
+        if name in self._names:
+            return
         if type(name) is not str:
             raise self._unfit(f"the field {name!r} was returned; names must be text")
         if printable(name) != name:
             raise self._unfit(f"the field {name!r} was returned, whose name has half of a surrogate pair")
+        self._names.add(name)
 
     def _check_sendable(self, name: str, items: Any) -> None:
         try:
@@ -357,9 +361,14 @@ class BatchCalls(Calls):
         """Whether each column is of one kind in all pieces, the one it has in this run."""
         for piece in pieces:
             for name, column in piece.columns.items():
-                if column.has_values and self._kinds.learn(name, column.kind) is not column.kind:
+                known = self._kinds.get(name)
+                if known is Kind.OBJECT and column.kind is not known:
+                    piece.columns[name] = conform(name, column, self._kinds)[0]
+                elif column.has_values and self._kinds.learn(name, column.kind) is not column.kind:
                     return False
-                if column.kind is Kind.OBJECT and not self._checking:
+                elif column.kind is Kind.OBJECT and not self._checking:
+                    if known is None and len(column) > 1 and column.has_values:
+                        return False  # what each record alone would have made it is not known
                     try:
                         self._check_sendable(name, column.values.tolist())
                     except BadResult:
@@ -383,4 +392,5 @@ def _with_orders(before: Batch, made: Batch, returned: Orders | None) -> Batch:
         orders.append(order)
     if not kept:
         made.orders = places.astype(np.int32), tuple(orders)
+        made.origin, made.origin_names = None, frozenset()  # dicts of the user's have an order of their own
     return made

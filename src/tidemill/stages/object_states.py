@@ -8,7 +8,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,8 +30,7 @@ _NAME: Final = slice(1, 5)  # of a plain state: the checksum of its class's name
 class ObjectStates:
     """States of objects by key slot, one behind the other.
 
-    >>> states = ObjectStates.of([(3, b"abc"), (7, None), (9, b"d")])
-    >>> list(states)
+    >>> list(ObjectStates.of({3: b"abc", 7: None, 9: b"d"}))
     [(3, b'abc'), (7, None), (9, b'd')]
     """
 
@@ -41,12 +40,15 @@ class ObjectStates:
     data: bytes
 
     @classmethod
-    def of(cls, states: Iterable[tuple[int, bytes | None]]) -> ObjectStates:
-        slots, parts = zip(*states, strict=True)
-        sizes = [_GONE if part is None else len(part) for part in parts]
-        return cls(
-            np.array(slots, np.int32), np.array(sizes, np.int32), b"".join(part for part in parts if part is not None)
-        )
+    def of(cls, states: Mapping[int, bytes | None]) -> ObjectStates:
+        """From states by slot; None for an object that is no more."""
+        slots, parts = np.fromiter(states, np.int32, len(states)), list(states.values())
+        there = [part for part in parts if part is not None]
+        if len(there) == len(parts):
+            sizes = np.fromiter(map(len, there), np.int32, len(parts))
+        else:
+            sizes = np.array([_GONE if part is None else len(part) for part in parts], np.int32)
+        return cls(slots, sizes, b"".join(there))
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
         at = 0
@@ -83,10 +85,9 @@ class States:
             way, named = self._ways.get(kind) or self._way(value)
             if way is _SNAPSHOT:
                 return _SNAPSHOT + _pickled(value.snapshot())
-            if way is not _WHOLE:
-                state = _attributes(value)
-                if state and named not in state:  # they do not lead back to an object of this class
-                    return way + state
+            state = _attributes(value) if way is not _WHOLE else b""
+            if state and named not in state:  # they do not lead back to an object of this class
+                return way + state
             return _WHOLE + _pickled(value)
         except StageError:
             raise

@@ -46,7 +46,7 @@ class _Base:
     """None for a new object."""
     at: int
     """What it took of the step's records before this one is in the state."""
-    instead_of: Held | None = None
+    instead_of: tuple[Held | None, _Base | None] = (None, None)
     """What was there before, where a new object began with the record ``at``."""
 
 
@@ -71,36 +71,32 @@ class Objects:
         self.ttl_ns = ttl_ns
         self._states = States(name, self._made)
         self._spare: Any = None
-        self._method = ""
+        self.method = ""
+        """``update`` or ``update_many``, which of the two the objects have; empty until one was looked at."""
         self._bases: dict[int, _Base] = {}
         self._released: dict[int, Held] = {}
-        self._changed: set[int] = set()
+        self._changed: dict[int, bytes | None] = {}
         self._oldest = NEVER  # no object has been silent since before this time
         self.held: dict[int, Held] = {}
 
     def __len__(self) -> int:
         return len(self.held)
 
-    @property
-    def method(self) -> str:
-        """``update`` or ``update_many``: which of the two the objects have. The factory is asked for one to look at."""
-        if not self._method:
-            self._spare = self._made()
-        return self._method
+    def look(self) -> None:
+        """Learn ``method`` from the first object; raises what the factory raises."""
+        self._spare = self._made()
 
     def _made(self) -> Any:
         if self._spare is not None:
             value, self._spare = self._spare, None
             return value
         value = self._factory()
-        if not self._method:
-            self._method = next(
-                (name for name in ("update_many", "update") if callable(getattr(value, name, None))), ""
-            )
-        if not callable(getattr(value, self._method or "update", None)):
+        if not self.method:
+            self.method = next((name for name in ("update_many", "update") if callable(getattr(value, name, None))), "")
+        if not callable(getattr(value, self.method or "update", None)):
             raise StageError(
                 f"{self._name}: an object of its factory, a {type(value).__qualname__}, has no method "
-                f"{self._method or 'update'}; it needs update(record) or update_many(batch), which returns a dict."
+                f"{self.method or 'update'}; it needs update(record) or update_many(batch), which returns a dict."
             )
         return value
 
@@ -115,9 +111,10 @@ class Objects:
             if held.call is None:
                 self._fill(held, self._states.load(self._state_of(held)))
             return held
-        fresh = Held(None if held is None else held.saved)
+        before = held or self._released.get(slot)
+        fresh = Held(None if before is None else before.saved)
         self._fill(fresh, self._made())
-        self._bases[slot] = _Base(None, at, held)
+        self._bases[slot] = _Base(None, at, (held, self._bases.get(slot)))
         self.held[slot] = fresh
         self._oldest = NEVER
         return fresh
@@ -127,7 +124,7 @@ class Objects:
 
     def _fill(self, held: Held, value: Any) -> None:
         held.value = value
-        held.call = getattr(value, self._method)
+        held.call = getattr(value, self.method)
 
     def put_back(self, slot: int, at: int, again: Callable[[int], Iterable[Any]]) -> None:
         """Record ``at`` failed: the sensor's object is what it would be without it.
@@ -139,11 +136,12 @@ class Objects:
             return
         base = self._bases.get(slot) or _Base(self._state_of(held), 0)
         if base.state is None and base.at == at:  # it began with this record
-            del self._bases[slot]
-            if base.instead_of is None:
-                del self.held[slot]
-            else:
-                self.held[slot] = base.instead_of
+            del self._bases[slot], self.held[slot]
+            before, its_base = base.instead_of
+            if before is not None:
+                self.held[slot] = before
+            if its_base is not None:
+                self._bases[slot] = its_base
             return
         self._fill(held, self._made() if base.state is None else self._states.load(base.state))
         assert held.call is not None
@@ -153,7 +151,7 @@ class Objects:
         except Exception as error:
             raise StageError(
                 f"{self._name}: a record that it took was refused when it was given to a copy of the same object "
-                f"({type(error).__name__}: {error}); what its {self._method} does must depend on the object and the "
+                f"({type(error).__name__}: {error}); what its {self.method} does must depend on the object and the "
                 "record alone."
             ) from error
         self._bases[slot] = _Base(self._states.dump(held.value), at)
@@ -182,15 +180,15 @@ class Objects:
 
     def keep(self, slots: Iterable[int]) -> None:
         """All is well with the step: the objects of these sensors are kept as they are now."""
+        changed, get, dump, timed = self._changed, self.held.get, self._states.dump, self.ttl_ns is not None
+        changed.update(dict.fromkeys(self._released))
         for slot in slots:
-            held = self.held.get(slot)
+            held = get(slot)
             if held is not None and held.call is not None:
-                state = self._states.dump(held.value)
-                held.saved = (
-                    state if self.ttl_ns is None else held.newest.to_bytes(_TIME, "little", signed=True) + state
-                )
-                self._changed.add(slot)
-        self._changed.update(self._released)
+                state = dump(held.value)
+                if timed:
+                    state = held.newest.to_bytes(_TIME, "little", signed=True) + state
+                held.saved = changed[slot] = state
         self._bases.clear()
         self._released.clear()
 
@@ -219,9 +217,8 @@ class Objects:
         """The states of the objects that changed since this was last asked; None when none has."""
         if not self._changed:
             return None
-        slots = sorted(self._changed)
-        self._changed.clear()
-        return ObjectStates.of((slot, held.saved if (held := self.held.get(slot)) else None) for slot in slots)
+        changed, self._changed = self._changed, {}
+        return ObjectStates.of(changed)
 
     def hold(self, states: ObjectStates) -> None:
         """Objects of a lane that died; each is made again when its sensor speaks."""

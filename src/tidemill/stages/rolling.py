@@ -89,9 +89,8 @@ class Rolling(Stage):
     that comes late has the window that ends at its own time; the windows of those before it are not made again.
 
     State for each sensor: 8 bytes per column and record of the window, and 8 more per record where event times are needed
-    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and as much
-    again for quantiles. Time per record: the root of the window, where values are missing and in windows of time the
-    window (see docs/statistics.md).
+    (a window of time, ``rate``, ``slope``). A lane also keeps what it knows of them: a tenth of that or 128 bytes, and for
+    quantiles as much again. Time per record: the root of the window; in windows of time the window (see docs/statistics.md).
 
     Raises `PlanError` for an unknown statistic, a window that is neither a number of records nor a duration, or a column
     that is not there.

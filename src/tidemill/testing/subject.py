@@ -14,6 +14,7 @@ from tidemill.core.apply import with_roles
 from tidemill.core.plan import Plan
 from tidemill.core.trial import MADE, Change, Made, Trial, change, keys_of, marks_of
 from tidemill.engine.plan import FROM_DISK
+from tidemill.errors import PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage
 
@@ -51,6 +52,11 @@ class Subject:
         batch = with_roles(sample(plan.stages[0]) if data is None else data, key, time, tz)
         schema = Schema(batch.schema, key=key)
         plan.bind(schema)
+        if plan.placed_by(schema, key) is not None:
+            raise PlanError(
+                f"{stage.name} groups sensors by {stage.groups_by!r}, and is tried here on sensors of which each is its own: "
+                f"give records whose key that is, with key={stage.groups_by!r}."
+            )
         return cls(plan.settled(schema).stages[0], batch, schema)
 
     def on(self, batch: Batch) -> Subject:

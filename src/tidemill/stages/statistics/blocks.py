@@ -16,6 +16,8 @@ __all__ = ["Blocks", "Sorted"]
 _NEAR: Final = 1 << 20
 """Bytes of rings and blocks that a processor has at hand; beyond, kernels ask for memory ahead of its use."""
 
+_SMALL: Final = 5
+"""Bits of the size of a block of which a few lines hold everything."""
 _LINE: Final = 8
 """Numbers in a line of the processor's cache."""
 
@@ -53,12 +55,26 @@ class Blocks(_Known):
 
     def __init__(self, window: int, numbers: int = 4) -> None:
         self.shift = max(4, ((window - 1).bit_length() + 2) // 2)
-        super().__init__(_whole_lines(numbers * -(-window // (1 << self.shift))))
+        self._blocks = -(-window // (1 << self.shift))
+        super().__init__(_whole_lines(numbers * self._blocks))
+        self._gapped = np.empty(0)
         self._near = _NEAR // (8 * (window + self._numbers))
 
+    @property
+    def bytes_per_key(self) -> int:
+        return super().bytes_per_key + 16 * self._blocks
+
+    def gapped(self, keys: int) -> NDArray[np.float64]:
+        """Two numbers more of each block, for those in which values are missing: no memory is taken for others."""
+        size = 2 * keys * self._blocks
+        if len(self._gapped) < size:
+            self._gapped = np.zeros(size)
+        return self._gapped
+
     def are_far(self, keys: int) -> bool:
-        """Whether the rings and blocks of so many keys are more than the processor has at hand."""
-        return keys > self._near
+        """Whether the rings and blocks of so many keys are more than the processor has at hand, and small each: what
+        lies side by side in long ones it fetches ahead by itself."""
+        return keys > self._near and self.shift <= _SMALL
 
 
 class Sorted(_Known):

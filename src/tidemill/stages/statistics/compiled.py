@@ -197,7 +197,8 @@ class Kernels:
             held,
             stamps,
             stamp,
-            keys,
+            int(blocks.are_far(keys)),
+            blocks.gapped(len(ring)),
             out,
         )
         return out

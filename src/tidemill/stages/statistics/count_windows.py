@@ -59,7 +59,7 @@ class CountWindows:
         lane = copy.copy(self)
         lane._room = Room(len(self._rings), self._window)
         lane._blocks = [Blocks(self._window) for _ in self._rings]
-        lane._trends = [Blocks(self._window) for _ in self._rings]
+        lane._trends = [Blocks(self._window, 5) for _ in self._rings]
         lane._sorted = [Sorted(self._window) for _ in self._rings]
         return lane
 

@@ -7,8 +7,8 @@ function of its window alone:
 - strict IEEE arithmetic in a fixed order: eight accumulators, joined as a tree (`folds`). No fastmath, no fused
   multiply-add, no sum carried on by adding and subtracting, which would drift: what is kept of a block of cells follows
   from the cells in it.
-- a window whose sum is finite holds neither NaN nor infinity, and takes the fast path; any other is gone through once
-  more, NaN left out. Which path a window takes follows from the window.
+- a window whose sum is finite holds neither NaN nor infinity, and takes the fast path; in any other, NaN is left out
+  block by block. Which path a window takes follows from the window.
 - a result that is not a number is the one constant NaN.
 
     folds        what is made of cells side by side: sums, squares, least and greatest

@@ -26,6 +26,27 @@ def fetch(s: int, cell: int, ring: Any, window: int, shift: int, blocks: Any, ea
     prefetch(stamps, s)
 
 
+def without_missing(ring: Any, start: int, stop: int, gapped: Any, at: int) -> float:
+    """Put the sum and the number of the values that are there into ``gapped``; their squared distances from their mean."""
+    held = 0
+    part = 0.0
+    for j in range(start, stop):
+        x = ring[j]
+        if x == x:
+            held += 1
+            part += x
+    gapped[at] = part
+    gapped[at + 1] = held
+    around = 0.0
+    if held > 0:
+        mean = part / held
+        for j in range(start, stop):
+            x = ring[j]
+            if x == x:
+                around += (x - mean) * (x - mean)
+    return around
+
+
 def roll(
     n: int,
     slots: Any,
@@ -42,6 +63,7 @@ def roll(
     stamps: Any,
     stamp: int,
     far: int,
+    gapped: Any,
     out: Any,
 ) -> None:
     """Put each value into its ring and take the statistics of the window that ends with it.
@@ -49,7 +71,8 @@ def roll(
     ``places[STAT]`` is the row of ``out`` (rows of ``n``) for that statistic, -1 where it is not wanted. ``blocks`` holds
     of each block of ``2**shift`` cells of a ring its sum, its squared distances from its mean, its least and its
     greatest value; a record changes one block, and the others are not looked into again. What ``blocks`` holds of a key
-    is good while ``stamps`` has ``stamp`` for it. ``far`` says that all of it does not fit in the processor's caches.
+    is good while ``stamps`` has ``stamp`` for it. Of a block in which values are missing ``gapped`` has the sum and the number
+    of the others, and its squared distances are theirs. ``far`` says that all of it does not fit in the processor's caches.
     """
     p_count = places[0]
     p_sum = places[1]
@@ -101,6 +124,8 @@ def roll(
                 blocks[highs + b] = highest_of(ring, start, stop)
             if spread:
                 blocks[squares + b] = squares_of(ring, start, stop, part / (stop - start))
+            if not -INF < part < INF:
+                blocks[squares + b] = without_missing(ring, start, stop, gapped, 2 * (s * most + b))
         total = total_of(blocks, sums, sums + used)
         low = lowest_of(blocks, lows, lows + used) if extremes else INF
         high = highest_of(blocks, highs, highs + used) if extremes else -INF
@@ -109,11 +134,14 @@ def roll(
         if not clean:
             k = 0
             total = 0.0
-            for j in range(base, base + rows):
-                x = ring[j]
-                if x == x:
-                    k += 1
-                    total += x
+            for b in range(used):
+                part = blocks[sums + b]
+                if -INF < part < INF:
+                    k += min(size, rows - (b << shift))
+                    total += part
+                else:
+                    k += int(gapped[2 * (s * most + b) + 1])
+                    total += gapped[2 * (s * most + b)]
         enough = k >= min_periods
         # A sensor that stands still has exactly its own value as mean and exactly 0 as spread.
         mean = NAN
@@ -134,7 +162,7 @@ def roll(
             power = NAN
             if enough and k > 0:
                 around = 0.0
-                if clean and low == high:
+                if low == high and -INF < total < INF:
                     around = 0.0
                 elif clean:
                     b = used - 1
@@ -149,15 +177,20 @@ def roll(
                     d = blocks[sums + b] / rest - mean
                     around += blocks[squares + b] + rest * (d * d)
                 else:
-                    power = 0.0
-                    for j in range(base, base + rows):
-                        x = ring[j]
-                        if x == x:
-                            around += (x - mean) * (x - mean)
-                            power += x * x
+                    for b in range(used):
+                        part = blocks[sums + b]
+                        held = min(size, rows - (b << shift))
+                        if not -INF < part < INF:
+                            part = gapped[2 * (s * most + b)]
+                            held = int(gapped[2 * (s * most + b) + 1])
+                        if held > 0:
+                            d = part / held - mean
+                            around += blocks[squares + b] + held * (d * d)
                 if k > ddof:
                     variance = around / (k - ddof)
-                power = mean * mean + around / k if clean else power / k
+                power = mean * mean + around / k
+                if not -INF < total < INF:
+                    power = INF  # as the square of an infinity is
             if p_var >= 0:
                 out[p_var * n + i] = variance if variance == variance else NAN
             if p_std >= 0:
@@ -166,9 +199,9 @@ def roll(
                 out[p_rms * n + i] = sqrt(power) if power >= 0.0 else NAN
 
 
-HELPERS: Final[tuple[Callable[..., Any], ...]] = (fetch,)
+HELPERS: Final[tuple[Callable[..., Any], ...]] = (fetch, without_missing)
 """What the kernels call, each after those that it calls itself."""
 
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
-    "roll": (roll, "niiiddnnnnqdqnnd"),
+    "roll": (roll, "niiiddnnnnqdqnndd"),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from tidemill.stages.statistics.folds import INF, NAN
+from tidemill.stages.statistics.folds import NAN
 
 __all__ = ["HELPERS", "KERNELS"]
 
@@ -155,13 +155,14 @@ def slope(
 ) -> None:
     """Least-squares slope of each record's window, value per second of event time, by blocks.
 
-    ``blocks`` holds of each block of ``2**shift`` cells how far its mean value and its mean time are from those of its
-    first cell, its squared distances in time from that mean, and its products of distances in time and value. They are
-    joined without subtracting sums (Chan, Golub and LeVeque 1979; Pebay 2008). ``ring`` and ``times`` end as they began.
+    ``blocks`` holds of each block of ``2**shift`` cells how many values there are, their mean, how far their mean time is
+    from the time of its first cell, their squared distances in time from that, and their products of distances in time and
+    value. They are joined without subtracting sums (Chan, Golub and LeVeque 1979; Pebay 2008). ``ring`` and ``times`` end
+    as they began.
     """
     size = 1 << shift
     most = (window + size - 1) >> shift
-    each = (4 * most + 7) >> 3 << 3
+    each = (5 * most + 7) >> 3 << 3
     for i in range(n):
         s = slots[i]
         base = s * window
@@ -172,8 +173,9 @@ def slope(
         times[cell] = moments[i]
         rows = filled[i]
         used = (rows + size - 1) >> shift
-        aboves = s * each
-        aheads = aboves + most
+        counts = s * each
+        levels = counts + most
+        aheads = levels + most
         spreads = aheads + most
         commons = spreads + most
         start = cells[i] >> shift
@@ -185,56 +187,63 @@ def slope(
         for b in range(start, stop):
             one = base + (b << shift)
             end = min(one + size, base + rows)
-            x0 = ring[one]
             t0 = times[one]
+            x0 = 0.0
+            held = 0
             above = 0.0
             ahead = 0.0
             for j in range(one, end):
-                above += ring[j] - x0
-                ahead += times[j] - t0
-            above /= end - one
-            ahead /= end - one
+                x = ring[j]
+                if x == x:
+                    if held == 0:
+                        x0 = x
+                    held += 1
+                    above += x - x0
+                    ahead += times[j] - t0
             spread = 0.0
             common = 0.0
-            for j in range(one, end):
-                d = (times[j] - t0) - ahead
-                spread += d * d
-                common += d * ((ring[j] - x0) - above)
-            blocks[aboves + b] = above
+            if held > 0:
+                above /= held
+                ahead /= held
+                for j in range(one, end):
+                    x = ring[j]
+                    if x == x:
+                        d = (times[j] - t0) - ahead
+                        spread += d * d
+                        common += d * ((x - x0) - above)
+            blocks[counts + b] = held
+            blocks[levels + b] = x0 + above
             blocks[aheads + b] = ahead
             blocks[spreads + b] = spread
             blocks[commons + b] = common
-        x0 = values[i]
+        # Distances from a level that is the window's own, so that a still sensor's are all 0.
+        x0 = 0.0
         t0 = moments[i]
+        k = 0.0
         above = 0.0
         ahead = 0.0
         for b in range(used):
-            one = base + (b << shift)
-            here = min(size, rows - (b << shift))
-            above += here * ((ring[one] - x0) + blocks[aboves + b])
-            ahead += here * ((times[one] - t0) + blocks[aheads + b])
+            held_here = blocks[counts + b]
+            if held_here > 0.0:
+                if k == 0.0:
+                    x0 = blocks[levels + b]
+                k += held_here
+                above += held_here * (blocks[levels + b] - x0)
+                ahead += held_here * ((times[base + (b << shift)] - t0) + blocks[aheads + b])
         result = NAN
-        if -INF < above < INF:
-            above /= rows
-            ahead /= rows
+        if k > 0.0 and k >= min_periods:
+            above /= k
+            ahead /= k
             spread = 0.0
             common = 0.0
             for b in range(used):
-                one = base + (b << shift)
-                here = min(size, rows - (b << shift))
-                d = ((times[one] - t0) + blocks[aheads + b]) - ahead
-                spread += blocks[spreads + b] + here * (d * d)
-                common += blocks[commons + b] + here * (d * (((ring[one] - x0) + blocks[aboves + b]) - above))
-            if rows >= min_periods and spread > 0.0:
+                held_here = blocks[counts + b]
+                if held_here > 0.0:
+                    d = ((times[base + (b << shift)] - t0) + blocks[aheads + b]) - ahead
+                    spread += blocks[spreads + b] + held_here * (d * d)
+                    common += blocks[commons + b] + held_here * (d * ((blocks[levels + b] - x0) - above))
+            if spread > 0.0:
                 result = common / spread * 1e9
-        else:
-            k = 0
-            for j in range(base, base + rows):
-                x = ring[j]
-                if x == x:
-                    k += 1
-            if k >= min_periods:
-                result = slope_of(ring, times, base, base + rows) * 1e9
         out[i] = result if result == result else NAN
     for i in range(n - 1, -1, -1):
         cell = slots[i] * window + cells[i]

@@ -1,0 +1,92 @@
+"""What comes out of the chain, as it is while stages work on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.core.watermark import BEGIN
+from tidemill.orders import Orders as FieldOrders
+
+__all__ = ["Dead", "Outcome"]
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A record that ended at a stage."""
+
+    row: int
+    """Its position in the batch that entered the chain; beyond its end for a row that a stage had made."""
+    stage: int
+    reason_code: str
+    reason: str
+    made: dict[str, Any] | None = None
+    """The row itself, when a stage had made it."""
+
+
+@dataclass
+class Outcome:
+    """What came out of the chain."""
+
+    batch: Batch
+    rows: NDArray[np.intp] | None
+    """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
+    positions beyond its end, in the order of their making."""
+    carried: dict[str, str]
+    """Columns that are still what entered, by their present name: the name they entered with."""
+    orders: FieldOrders | None = None
+    """The orders of the records' fields, where they are not what entered with what was added behind it."""
+    dead: list[Dead] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    stage_ns: list[int] = field(default_factory=list)
+    """Nanoseconds spent in each stage."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Key slot of each row."""
+    places: NDArray[np.int32] | None = None
+    """Of each row its place in the slab, which a row that a stage made shares with a record; None when nobody asks."""
+    ends: NDArray[np.int64] | None = None
+    """What orders rows of one place (`Emitted.ends`), `BEGIN` for a record's own; None when no stage made any."""
+    devices: NDArray[np.int32] | None = None
+    """Key slot of each row's device; None where every sensor is its own."""
+
+    @property
+    def records(self) -> int:
+        """Rows that are a record's own."""
+        return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
+
+    def keep(self, kept: NDArray[np.intp]) -> None:
+        """Go on with these rows alone; the batch is the caller's to change."""
+        self.rows = kept if self.rows is None else self.rows[kept]
+        self.slots = self.slots[kept]
+        if self.places is not None:
+            self.places = self.places[kept]
+        if self.ends is not None:
+            self.ends = self.ends[kept]
+        if self.devices is not None:
+            self.devices = self.devices[kept]
+
+    def died(self, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
+        """The dead letter of the row at this place of the batch; ``entered`` records had entered the chain."""
+        row = place if self.rows is None else int(self.rows[place])
+        made = self.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
+        return Dead(row, stage, reason_code, reason, made)
+
+    def follow(self, before: Batch, after: Batch) -> None:
+        """Keep ``carried`` true: which columns are still what entered the chain, under which name."""
+        left = after.columns
+        identity = {id(column): name for name, column in before.columns.items()}
+        again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
+        if not again and all(left.get(name) is column for name, column in before.columns.items()):
+            return  # it only added some of its own
+        carried = {}
+        for name, column in after.columns.items():
+            old = identity.get(id(column))
+            if old is not None and old in self.carried:
+                carried[name] = self.carried[old]
+        self.carried = carried
