@@ -311,6 +311,15 @@ def test_more_readings_than_may_wait_are_dead_letters(tmp_path, monkeypatch):
     assert report.dead_letters_by_reason == {"too_many_open": 2}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_has_been_used_takes_no_room_from_what_waits(method):
+    """A thousand readings come and go where seventy may wait, in slabs of twenty."""
+    rows = [(f"S{t % 3}", t, float(t), -float(t)) for t in range(1_000)]
+    made, report = run(resample(method, 40, max_waiting=70), rows, max_records=20, lag=5)
+    assert report.dead_letters == 0
+    assert made == resample(method, 40).apply(dicts(rows), lag=5)
+
+
 def test_records_without_a_value_are_no_readings():
     nan = float("nan")
     made, report = run(resample("last", 1000), [*one((0, nan), (10, 1.0), (40, nan))], lag=0)

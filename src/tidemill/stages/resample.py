@@ -65,7 +65,8 @@ class Resample(Stage):
 
     State: 24 bytes for each waiting reading and 16 for each column; 48 for each sensor and 32 for each column. Time: some
     0.5 us a record: a sort of the readings that the watermark passes, and a few passes over them and over the rows for each
-    column. The values are those of ``reindex(method="ffill")``, ``interpolate("time")`` and ``resample().mean()`` of pandas for each sensor.
+    column. The values are those of ``reindex(method="ffill")``, ``interpolate("time")`` and ``resample().mean()`` of pandas
+    for each sensor.
 
     Raises `PlanError` for a column that is not there or is not a number, and for senseless options.
 
