@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.column import ABSENT, ABSENT_TAG, DTYPES, INTEGER_TAG, NULL_TAG, Column
+from tidemill.column import ABSENT, ABSENT_TAG, DTYPES, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.errors import EngineError
 from tidemill.kinds import Kinds
 from tidemill.schema import Kind
@@ -151,3 +151,12 @@ def test_a_copy_is_known_from_what_only_looks_alike(column, other):
     assert column.is_copy_of(column.take(np.arange(len(column))))
     assert not column.is_copy_of(other)
     assert not column.is_copy_of(column.slice(0, len(column) - 1))
+
+
+def test_of_a_large_table_only_the_texts_in_use_are_joined():
+    """A batch of a few records has codes into the texts of a whole run."""
+    table = object_array([f"S{n}" for n in range(1_000)])
+    few = Column(Kind.TEXT, np.array([7, -1, 900, 7], np.int32), texts=table)
+    joined = Column.concat([few, Column.of_texts(["new", "S7"])])
+    assert joined.array.tolist() == ["S7", None, "S900", "S7", "new", "S7"]
+    assert joined.texts.tolist() == ["S7", "S900", "new"]

@@ -281,7 +281,17 @@ def _concat_texts(parts: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[n
     table: dict[str, int] = {}
     recoded = []
     for part in parts:
-        assert part.texts is not None
-        codes = np.fromiter((table.setdefault(text, len(table)) for text in part.texts), np.int32, len(part.texts))
-        recoded.append(np.append(codes, np.int32(-1))[part.values])
+        values, texts = _in_use(part)
+        codes = np.fromiter((table.setdefault(text, len(table)) for text in texts), np.int32, len(texts))
+        recoded.append(np.append(codes, np.int32(-1))[values])
     return np.concatenate(recoded), object_array(list(table))
+
+
+def _in_use(part: Column) -> tuple[NDArray[Any], NDArray[np.object_]]:
+    """A column's codes and texts; of a table that is larger than the column, only what it uses."""
+    assert part.texts is not None
+    if len(part.texts) <= len(part):
+        return part.values, part.texts
+    used, codes = np.unique(part.values, return_inverse=True)
+    missing = int(np.count_nonzero(used < 0))
+    return codes - missing, part.texts[used[missing:]]

@@ -188,6 +188,9 @@ SAMPLES = [
     Sample(tm.MapWindows(peak_to_peak, columns="value", window=7, into="peak")),
     Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], {"label": ["label"]})),
     Sample(tm.Rate("value", per="1min")),
+    Sample(tm.Resample("value", "10s", max_gap="40s")),
+    Sample(tm.Resample("value", "10s", "mean")),
+    Sample(tm.Resample(["temp", "flow"], "1s", "linear", max_gap="5s"), batch=WIDE),
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),
     Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
@@ -195,6 +198,7 @@ SAMPLES = [
     Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
     Sample(tm.Rolling("value", window="10s", stats=[peak_to_peak, "mean"], max_records=16)),
     Sample(tm.scan(rising, columns=["value"])),
+    Sample(tm.Silence("20s")),
     Sample(tm.Stuck("value", 2)),
     Sample(tm.Select("value", where="sensor", sensor="sensor", time="time")),
 ]  # fmt: skip

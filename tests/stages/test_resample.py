@@ -95,8 +95,9 @@ def told_of_one(own, method, gap):
     if method == "mean":
         bins = sorted({t // EVERY for t in times})
         for place, b in enumerate(bins):
-            for empty in range(bins[place - 1] + 1, b) if place and (b - bins[place - 1]) * EVERY <= gap else ():
-                made.append((empty * EVERY, np.nan, np.nan, (b + 1) * EVERY - 1 / S))
+            pause = place and (b - bins[place - 1]) * EVERY <= gap
+            empty = range(bins[place - 1] + 1, b) if pause else ()
+            made.extend((e * EVERY, np.nan, np.nan, (b + 1) * EVERY - 1 / S) for e in empty)
             held = [[row[1 + c] for row in sorted(own) if row[0] // EVERY == b] for c in range(2)]
             means = [np.mean([x for x in h if not np.isnan(x)] or [np.nan]) for h in held]
             made.append((b * EVERY, *means, (b + 1) * EVERY - 1 / S))

@@ -93,7 +93,8 @@ class Readings:
         marked = np.zeros(len(self), np.intp)
         marked[pending] = 1
         count = np.cumsum(marked)
-        return count == (count - marked)[self.first][self.sensor]
+        before: NDArray[np.bool_] = count == (count - marked)[self.first][self.sensor]
+        return before
 
     def newest(self, done: NDArray[np.bool_]) -> tuple[Places, Ints, Floats]:
         """Which sensors have readings that are done, the first of each; and what is ``earlier`` of them then."""

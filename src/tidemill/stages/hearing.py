@@ -65,7 +65,9 @@ class Heard:
         times = np.clip(times, -FARTHEST, FARTHEST)
         behind = marks[1:][places]
         telling = np.flatnonzero(times <= np.maximum(behind, NEVER) + _AHEAD_NS)
-        rows = telling[np.argsort(slots[telling], kind="stable")]
+        # Sorted by sensor, and by place among equals: one sort of plain numbers, for which NumPy has vector code.
+        bits = len(slots).bit_length()
+        rows = np.sort((slots[telling].astype(np.int64) << bits) | telling) & ((1 << bits) - 1)
         own = slots[rows]
         border = np.ones(len(own) + 1, np.bool_)
         border[1:-1] = own[1:] != own[:-1]
@@ -84,7 +86,8 @@ class Heard:
         ranks[order] = np.arange(len(times))
         sensors = np.cumsum(self.first) - 1
         running = np.maximum.accumulate(sensors * len(times) + ranks) - sensors * len(times)
-        return times[order[running]]
+        newest: NDArray[np.int64] = times[order[running]]
+        return newest
 
     def silences(self, newest: NDArray[np.int64], before: NDArray[np.int64], after_ns: int, until: int) -> Silences:
         """Those that begin with one of these records; ``until`` is where the watermark is behind the slab."""

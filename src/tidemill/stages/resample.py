@@ -30,6 +30,8 @@ _FARTHEST: Final = (1 << 62) - 1
 _MOST_POINTS: Final = 1_000_000
 """Between two readings."""
 _USUAL_POINTS: Final = 100
+_LEFT_LYING: Final = 4_096
+"""Readings of no more use, beside as many as those that wait."""
 _NONE: Final = np.empty(0, np.intp)
 
 
@@ -164,20 +166,41 @@ class Resample(Stage):
             self._newest.forget(state, int(state.marks[0]))
             self._rewritten = state.rewritten
         held, due = self._buffer.held(state)
+        crowded = self._drops_known and len(held) + len(batch) > self._buffer.most
+        if crowded:
+            held = held.take(self._end_of_wait(self._known_by(held.times)) > state.marks[0])
+            self._buffer.replace(state, held, due)
         fresh, rejects, gone = self._taken(batch, state, self._buffer.most - len(held))
         if len(fresh):
             due = min(due, int(self._end_of_wait(self._known_by(fresh.times)).min()))
-        mark = int(state.marks[-1])
-        if due > mark:
-            self._buffer.add(state, fresh, due)
-            return Step(self._none(), _NONE, rejects, gone)
-        waiting = held.and_then(fresh)
-        known = self._end_of_wait(self._known_by(waiting.times))
-        emitted, left = self._emitted(waiting.take(known <= mark), state)
-        ahead = known > mark
-        due = mark + 1 if len(left) else NEVER  # the next reading may be what they wait for
-        self._buffer.replace(state, left.and_then(waiting.take(ahead)), min(due, int(known[ahead].min(initial=NEVER))))
+        self._buffer.add(state, fresh, due)
+        emitted = self._passed(state, may_copy=not crowded) if due <= int(state.marks[-1]) else None
         return Step(self._none(), _NONE, rejects, gone, emitted=emitted)
+
+    def _passed(self, state: StageState, *, may_copy: bool) -> Emitted | None:
+        """The rows that wait for nothing more, of readings that the watermark has passed with this slab."""
+        waiting, _ = self._buffer.held(state)
+        mark = int(state.marks[-1])
+        known = self._end_of_wait(self._known_by(waiting.times))
+        ahead = known > mark
+        due = int(known[ahead].min(initial=NEVER))
+        if not self._drops_known:
+            emitted, left = self._emitted(waiting.take(~ahead), state)
+            due = min(due, mark + 1) if len(left) else due  # the next reading may be what they wait for
+            self._buffer.replace(state, left.and_then(waiting.take(ahead)), due)
+            return emitted
+        emitted, _ = self._emitted(waiting.take(~ahead & (known > state.marks[0])), state)
+        if may_copy and len(waiting) > 2 * int(np.count_nonzero(ahead)) + _LEFT_LYING:
+            self._buffer.replace(state, waiting.take(ahead), due)
+        else:
+            self._buffer.add(state, waiting.take(slice(0)), due)
+        return emitted
+
+    @property
+    def _drops_known(self) -> bool:
+        """Whether a reading is of no more use once the watermark has passed it, so that it may be left lying until it is
+        worth it to copy the others: else it waits for the next one of another column."""
+        return self.method != "linear" or len(self.columns) == 1
 
     def _known_by(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The time up to which all must have come for readings of these times to be used."""
@@ -191,12 +214,14 @@ class Resample(Stage):
         """The readings that wait from now on; the other records are late, too many, or hold no reading."""
         times = np.clip(batch.time, -_FARTHEST, _FARTHEST)
         too_late = late(state, self._end_of_wait(self._known_by(times)))
-        gone, rejects = {"late": int(np.count_nonzero(too_late))}, []
+        gone = {"late": int(np.count_nonzero(too_late))}
+        rejects: list[Reject] = []
         if self.late == "dead_letter":
             gone = {}
             behind = state.marks[state.places] - batch.time
-            for row in np.flatnonzero(too_late).tolist():
-                rejects.append(Reject(row, LATE, f"it came {shown(int(behind[row]))} behind the watermark"))
+            told = "it came {} behind the watermark"
+            rows = np.flatnonzero(too_late).tolist()
+            rejects = [Reject(row, LATE, told.format(shown(int(behind[row])))) for row in rows]
         values = [numbers_of(batch, column, self.name) + 0.0 for column in self.columns]  # there is one zero: +0.0
         empty = np.logical_and.reduce([np.isnan(column) for column in values])
         rows = np.flatnonzero(~too_late & ~empty)

@@ -129,19 +129,27 @@ class Silence(Stage):
         state.save("due", _DUE)
         state.seal()
         state["last"][own] = newest[heard.last] - NEVER
-        deadlines = state["last"][slice(len(state.keys)) if look else own] + (NEVER + self._after)
-        # A sensor never heard has a deadline too; at worst one look too many comes of it.
-        state["due"][0] = 1, min(_END if look else due, int(deadlines[deadlines >= until].min(initial=_END)))
+        ahead = self._next(state["last"][slice(len(state.keys)) if look else own], until)
+        state["due"][0] = 1, ahead if look else min(due, ahead)
         return found
 
     def _begun(self, heard: Heard, marks: NDArray[np.int64], state: StageState) -> Silences:
         """Silences that begin before the slab, of all sensors of the lane."""
-        last = state["last"][: len(state.keys)] + NEVER
-        reached = np.full(len(last), marks[-1])
+        until = int(marks[-1])
+        slots = np.flatnonzero(state["last"][: len(state.keys)] < until - self._after - NEVER)
+        last = state["last"][slots] + NEVER
+        reached = np.full(len(state.keys), until)
         reached[heard.slots[heard.first]] = heard.marks[heard.first]
         deadlines = last + self._after
-        slots = np.flatnonzero((last > NEVER) & (deadlines >= marks[0]) & (deadlines < reached))
-        return Silences(slots.astype(np.int32), last[slots], np.zeros(len(slots), np.int32))
+        found = (last > NEVER) & (deadlines >= marks[0]) & (deadlines < reached[slots])
+        return Silences(slots[found].astype(np.int32), last[found], np.zeros(np.count_nonzero(found), np.int32))
+
+    def _next(self, kept: NDArray[np.int64], until: int) -> int:
+        """The least deadline, of times as they are kept, that is not behind the watermark."""
+        least = until - self._after - NEVER
+        none = np.iinfo(np.int64).max
+        kept_next = int(np.where(kept >= max(least, 1), kept, none).min(initial=none))
+        return _END if kept_next == none else kept_next + NEVER + self._after
 
     def _emitted(self, silences: Silences, state: StageState) -> Emitted | None:
         rows = len(silences.slots)
