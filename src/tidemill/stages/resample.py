@@ -220,8 +220,9 @@ class Resample(Stage):
             gone = {}
             behind = state.marks[state.places] - batch.time
             told = "it came {} behind the watermark"
-            rows = np.flatnonzero(too_late).tolist()
-            rejects = [Reject(row, LATE, told.format(shown(int(behind[row])))) for row in rows]
+            rejects = [
+                Reject(row, LATE, told.format(shown(int(behind[row])))) for row in np.flatnonzero(too_late).tolist()
+            ]
         values = [numbers_of(batch, column, self.name) + 0.0 for column in self.columns]  # there is one zero: +0.0
         empty = np.logical_and.reduce([np.isnan(column) for column in values])
         rows = np.flatnonzero(~too_late & ~empty)
