@@ -102,6 +102,15 @@ def test_it_goes_on_with_the_clock_only_after_a_long_time_without_records():
     assert mark.mark == 1_009 * S  # it never goes back
 
 
+def test_when_nothing_more_can_be_late_it_catches_up_with_the_newest_time():
+    mark = Watermark(lag_ns=10)
+    assert not mark.catch_up()
+    mark.advance(np.array([100, 95]), wall_ns=None)
+    assert mark.catch_up()
+    assert mark.mark == 100
+    assert not mark.catch_up()
+
+
 @pytest.mark.parametrize("before", [[], [5]])
 def test_at_the_end_everything_ends(before):
     mark = Watermark(lag_ns=10)

@@ -49,8 +49,8 @@ class Silence(Stage):
     Where rows come out depends on the order in which records arrive, not on batches, lanes or restarts. Put it last, or
     behind what counts readings: to a stage behind it the event is a record of the sensor.
 
-    State: 8 bytes per sensor. Time: 0.1 us a record; and 3 ns for each sensor of the lane when an event may be due, at most
-    once in a batch.
+    State: 8 bytes per sensor. Time: 0.14 us a record, and as much again in a batch that looks through 8,000 sensors; all of
+    the lane are looked through when an event may be due, at most once in a batch.
 
     Raises `PlanError` for an ``after`` that is no duration, or when there is a column ``silent`` or ``last_seen`` already.
 
