@@ -14,7 +14,18 @@ from pathlib import Path
 
 from bench._common import Row, table_text
 
-_ALL = ("start", "throughput", "classic_bridge", "load", "recovery", "loop_lag", "onnx", "bridge", "window_functions")
+_ALL = (
+    "start",
+    "throughput",
+    "classic_bridge",
+    "load",
+    "recovery",
+    "loop_lag",
+    "onnx",
+    "bridge",
+    "window_functions",
+    "keyed",
+)
 _ASKED = ("streams", "stages")
 """Only when named: half an hour each; `streams` wants what `make bench-peers` makes."""
 

@@ -51,7 +51,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     executed("\n".join(python_of(ROOT / "docs" / "tutorial.md")), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["laws", "parity", "silence", "time-windows"])
+@pytest.mark.parametrize("name", ["laws", "parity", "silence", "state-of-your-own", "time-windows"])
 def test_these_pages_run_from_top_to_bottom(tmp_path: Path, name: str) -> None:
     """Their blocks, joined; their own assertions hold."""
     executed("\n".join(python_of(ROOT / "docs" / "howto" / f"{name}.md")), tmp_path)

@@ -317,3 +317,13 @@ def test_windows_of_windows_lose_nothing_to_the_allowed_lateness(late):
     first = tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}, allowed_lateness="2min", late=late)
     made, _ = run(tm.Plan(first, tm.Aggregate(tm.tumbling("60s"), {"value_sum": "count"})), rows, lag=0)
     assert [row["value_sum_count"] for row in made] == [6.0] * 5
+
+
+@pytest.mark.parametrize("lanes", [None, 0])
+def test_many_more_rows_than_records_of_a_slab_pass_the_stages_behind(lanes):
+    """All sensors' windows end with one slab; each row is saved in the undo log of the stage behind."""
+    rows = [(f"S{i}", 1, float(i)) for i in range(3_000)]
+    plan = tm.Plan(tm.Aggregate(tm.sliding("40s", "10s"), {"value": "mean"}), tm.Rolling("value_mean", 3, ["count"]))
+    made = applied(plan, rows) if lanes is None else pd.DataFrame(run(plan, rows, lanes=lanes, max_records=64)[0])
+    assert len(made) == 12_000
+    assert made["value_mean_count_3"].value_counts().to_dict() == {3.0: 6_000, 1.0: 3_000, 2.0: 3_000}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tidemill.errors import PlanError
 from tidemill.schema import NAMING, Schema
@@ -11,6 +11,9 @@ from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
 __all__ = ["Plan"]
+
+_ENDING_AT_ONCE: Final = 8
+"""Rows that stages may make of each sensor with one slab: room in the undo logs of those behind, taken only when used."""
 
 
 class Plan:
@@ -125,6 +128,8 @@ class Plan:
     def layout(self, max_keys: int, max_records: int) -> StateLayout:
         """The layout of the state memory of one lane."""
         fields: tuple[Mapping[str, StateField], ...] = tuple(dict(stage.state_fields()) for stage in self.stages)
+        if self.follows_watermark:  # a slab with which many windows end has more rows than it has records
+            max_records += _ENDING_AT_ONCE * max_keys
         return StateLayout(fields, max_keys, max_records)
 
 

@@ -50,11 +50,11 @@ class Keyed(Stage):
 
     **What survives.** When a lane dies, its objects are made again as they were. For that, what an object is made of is
     kept after each batch that it has seen: its attributes, pickled, or what ``snapshot()`` returns, which ``restore(...)``
-    then puts into a new object. That is its cost beside the call itself: about 1 us for each object and batch, plus what
-    its size takes. An object that cannot be pickled and has no ``snapshot`` raises `StageError` at its first batch.
+    then puts into a new object. That costs 2 to 4 us for each object and batch, plus what its
+    size takes. An object that cannot be pickled and has no ``snapshot`` raises `StageError` at its first batch.
 
-    Cost: about 1 us a record beside ``update`` itself (to make the dict of four fields, and columns of what is returned);
-    ``update_many`` about 30 us a sensor and batch, and nothing for a record.
+    Cost, beside that: 1.4 us a record and ``update`` itself (to make a dict of four fields, and columns of what is
+    returned); ``update_many`` 45 us a sensor and batch, and next to nothing for a record.
 
     >>> class Baseline:
     ...     count, mean = 0, 0.0
