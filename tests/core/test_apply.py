@@ -58,3 +58,11 @@ def test_nan_is_as_in_a_run(failing, told):
 
     plan = tm.Plan(tm.Map(fn, on_error="nan"))
     assert told(plan.apply(ROWS)) == told(ran(plan))
+
+
+def test_of_no_records_nothing_is_made():
+    """An empty list says nothing of columns, so none can be missing."""
+    plan = tm.Plan(
+        tm.Calibrate({"S1": (0, 1)}), tm.Rolling("normalized", 5), tm.Aggregate(tm.tumbling("1s"), {"v": "sum"})
+    )
+    assert plan.apply([]) == []

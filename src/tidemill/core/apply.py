@@ -50,6 +50,8 @@ def apply(
 ) -> Any:
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = with_roles(data, key, time, tz)
+    if not batch.columns and not len(batch):
+        return interchange.like(data, batch)  # no record has said what there is
     timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
     if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
         there = ", ".join(batch.columns)
