@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
@@ -43,9 +43,12 @@ __all__ = ["Run", "first_error"]
 
 ALL_REJECTED: Final = 100
 """Records rejected before the first good one, at which the run says what it saw and what to type."""
+_PRELOAD_S: Final = 2.0
+"""Seconds after which a run says why it has not begun."""
 _TICK_EVERY: Final = 10
 """Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
 _log = logging.getLogger("tidemill")
+T = TypeVar("T")
 
 
 class Run:
@@ -188,7 +191,7 @@ class Run:
     async def _start(self, checked: Checked, server: ForkServer | None, mill: Mill, intake: Intake) -> None:
         if server is not None:
             await server.wait_ready()
-            preloaded = await server.preload(mill.pickled, kernels=checked.plan.uses_kernels)
+            preloaded = await _told_when_long(server.preload(mill.pickled, kernels=checked.plan.uses_kernels))
             self._readings.kernels, self._readings.cold_s = preloaded.kernels, preloaded.cold_s
             if preloaded.reason:
                 _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
@@ -431,6 +434,18 @@ def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
             first.reason,
             extra={"dead_letters": letters.count},
         )
+
+
+async def _told_when_long(preloading: Coroutine[Any, Any, T]) -> T:
+    """Kernels are compiled once for a user and a version, and that takes a while: nobody should wonder."""
+    task = asyncio.ensure_future(preloading)
+    try:
+        done, _ = await asyncio.wait([task], timeout=_PRELOAD_S)
+        if not done:
+            _log.info("getting ready; the first run of all compiles the kernels, which takes some ten seconds, once")
+        return await task
+    finally:
+        task.cancel()
 
 
 def _warn_of_deadlines(plan: Plan) -> None:
