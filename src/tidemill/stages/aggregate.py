@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import INTEGER_TAG, Column
-from tidemill.durations import duration_ns, shown
+from tidemill.durations import duration_ns
 from tidemill.errors import BadResult, PlanError
-from tidemill.letters import LATE, TOO_MANY_OPEN, WRONG_TYPE, Reject
+from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, OnError, Stage, Step
 from tidemill.stages.event_buffer import EventBuffer, Waiting
-from tidemill.stages.made_rows import KeyField, crossings, late
+from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_away
+from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.narrowing import rejected
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
@@ -95,12 +96,9 @@ class Aggregate(Stage):
                 f'Aggregate: {window!r} is no window in time; write tumbling("10s"), sliding("60s", "10s") or '
                 'session("5min"); for the last n records of each sensor there is Rolling.'
             )
-        if late not in ("drop", "dead_letter", "update"):
-            raise PlanError(f'{self.name}: late={late!r} is not one of "drop", "dead_letter", "update".')
+        check_waiting(late, ("drop", "dead_letter", "update"), max_waiting, stage=self.name, what="records")
         if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
             raise PlanError(f"{self.name}: ddof={ddof!r} must be 0, 1 or more.")
-        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
-            raise PlanError(f"{self.name}: max_waiting={max_waiting!r} must be a number of records, 1 or more.")
         self.late: Late = late
         self.ddof = ddof
         self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
@@ -178,16 +176,9 @@ class Aggregate(Stage):
     ) -> tuple[NDArray[np.intp], list[Reject], dict[str, int]]:
         """Which records wait from now on; the others are late, or too many."""
         too_late = late(state, self.window.late_after(batch.time) + self.lateness_ns)
+        rejects, gone = turned_away(batch, state, too_late, self.late, why="its window had ended: ")
         rows = np.flatnonzero(~too_late)
-        gone, rejects = {"late": len(batch) - len(rows)}, []
-        if self.late == "dead_letter":
-            gone = {}
-            behind = state.marks[state.places] - batch.time
-            for row in np.flatnonzero(too_late).tolist():
-                told = f"its window had ended: it came {shown(int(behind[row]))} behind the watermark"
-                rejects.append(Reject(row, LATE, told))
-        told = f"{self._buffer.most:,} records, its max_waiting, wait in the lane already"
-        rejects.extend(Reject(row, TOO_MANY_OPEN, told) for row in rows[room:].tolist())
+        rejects += out_of_room(rows[room:], self._buffer.most, "records")
         rows = rows[:room]
         return rows, sorted(rejects, key=lambda reject: reject.row), {**gone, "absorbed": len(rows)}
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.durations import duration_ns, shown
+from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
-from tidemill.letters import LATE, MISSING_FIELD, TOO_MANY_OPEN, Reject
+from tidemill.letters import MISSING_FIELD, Reject
 from tidemill.schema import NAMING, Field, Kind, Schema
 from tidemill.stages.alignment import NO_LIMIT, Table
 from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.event_buffer import NEVER, EventBuffer, Waiting
-from tidemill.stages.made_rows import KeyField, crossings, late
+from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_away
+from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.newest import Newest
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
@@ -105,15 +106,12 @@ class Align(Stage):
         self._check_names()
         if method not in ("last", "linear"):
             raise PlanError(f'{self.name}: method={method!r} is not one of "last", "linear".')
-        if late not in ("drop", "dead_letter"):
-            raise PlanError(f'{self.name}: late={late!r} is not one of "drop", "dead_letter".')
+        check_waiting(late, ("drop", "dead_letter"), max_waiting, stage=self.name, what="readings")
         if tolerance is None and method == "linear":
             raise PlanError(
                 f'{self.name}: method="linear" needs tolerance=, such as "5s": for so long a row waits for the next '
                 "reading of a channel that says nothing."
             )
-        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
-            raise PlanError(f"{self.name}: max_waiting={max_waiting!r} must be a number of readings, 1 or more.")
         limit = NO_LIMIT if tolerance is None else duration_ns(tolerance, name=f"{self.name}: tolerance")
         self.tolerance_ns = min(limit, NO_LIMIT)
         self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
@@ -218,18 +216,13 @@ class Align(Stage):
         wanted = np.ones(len(batch), np.bool_) if channels is None else channels >= 0
         rejects = [] if channels is None else self._nameless(np.flatnonzero(channels == _NAMELESS))
         too_late = wanted & late(state, self._end_of_wait(batch.time))
-        gone = {"late": int(np.count_nonzero(too_late))}
-        if self.late == "dead_letter":
-            gone = {}
-            behind = state.marks[state.places] - batch.time
-            for row in np.flatnonzero(too_late).tolist():
-                rejects.append(Reject(row, LATE, f"it came {shown(int(behind[row]))} behind the watermark"))
+        away, gone = turned_away(batch, state, too_late, self.late)
+        rejects += away
         rows = np.flatnonzero(wanted & ~too_late)
         places, columns, values = self._long(batch, rows, channels) if channels is not None else self._wide(batch, rows)
         if len(places) > room:
             first = places[room]  # the first record with a reading too many
-            told = f"{self._buffer.most:,} readings, its max_waiting, wait in the lane already"
-            rejects.extend(Reject(row, TOO_MANY_OPEN, told) for row in rows[rows >= first].tolist())
+            rejects += out_of_room(rows[rows >= first], self._buffer.most, "readings")
             rows, kept = rows[rows < first], places < first
             places, columns, values = places[kept], columns[kept], values[kept]
         fresh = Waiting(state.devices[places], batch.time[places], (columns, values))

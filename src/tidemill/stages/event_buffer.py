@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from tidemill.stages.state import StageState, StateField
 
-__all__ = ["EventBuffer", "Waiting"]
+__all__ = ["NEVER", "EventBuffer", "Waiting"]
 
 _REGION, _COUNT, _DUE = range(3)
 _HEAD: Final = np.zeros(1, np.int32)
 NEVER: Final = 1 << 62
+"""A watermark that is not reached before the end of the input."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tidemill.column import INTEGER_TAG, Column
 from tidemill.schema import NAMING, Kind, Schema
 from tidemill.stages.state import StageState
 
-__all__ = ["KeyField", "crossings", "late"]
+__all__ = ["KeyField", "crossings"]
 
 
 class KeyField:
@@ -45,9 +45,3 @@ def crossings(state: StageState, thresholds: NDArray[np.int64]) -> NDArray[np.in
     """Place in the slab of the record with which the watermark reached each threshold."""
     places = np.searchsorted(state.marks[1:], thresholds)
     return np.minimum(places, max(len(state.marks) - 2, 0)).astype(np.int32)
-
-
-def late(state: StageState, thresholds: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Of each record of the batch, whether the watermark just before it had reached its threshold."""
-    too_late: NDArray[np.bool_] = state.marks[state.places] >= thresholds
-    return too_late

@@ -13,12 +13,13 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.durations import duration_ns, shown
 from tidemill.errors import PlanError
-from tidemill.letters import LATE, TOO_MANY_OPEN, Reject
+from tidemill.letters import Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.event_buffer import NEVER, EventBuffer, Waiting
 from tidemill.stages.grid import METHODS, NO_LIMIT, Grid, Points, Readings, merged
-from tidemill.stages.made_rows import KeyField, crossings, late
+from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_away
+from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.newest import Newest
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState, StateField
@@ -125,10 +126,7 @@ class Resample(Stage):
             raise PlanError(f"Resample: columns={list(self.columns)!r} must be names of columns, one at least.")
         if self.method not in METHODS:
             raise PlanError(f'{self.name}: method={self.method!r} is not one of "last", "linear", "mean".')
-        if self.late not in ("drop", "dead_letter"):
-            raise PlanError(f'{self.name}: late={self.late!r} is not one of "drop", "dead_letter".')
-        if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
-            raise PlanError(f"{self.name}: max_waiting={max_waiting!r} must be a number of readings, 1 or more.")
+        check_waiting(self.late, ("drop", "dead_letter"), max_waiting, stage=self.name, what="readings")
         if not isinstance(self.time, str) or not self.time:
             raise PlanError(f"{self.name}: time={self.time!r} must be the name of a column.")
         names = (*self.columns, self.time)
@@ -215,19 +213,11 @@ class Resample(Stage):
         """The readings that wait from now on; the other records are late, too many, or hold no reading."""
         times = np.clip(batch.time, -_FARTHEST, _FARTHEST)
         too_late = late(state, self._end_of_wait(self._known_by(times)))
-        gone = {"late": int(np.count_nonzero(too_late))}
-        rejects: list[Reject] = []
-        if self.late == "dead_letter":
-            gone = {}
-            behind = state.marks[state.places] - batch.time
-            told = "it came {} behind the watermark"
-            late_ones = np.flatnonzero(too_late).tolist()
-            rejects = [Reject(row, LATE, told.format(shown(int(behind[row])))) for row in late_ones]
+        rejects, gone = turned_away(batch, state, too_late, self.late)
         values = [numbers_of(batch, column, self.name) + 0.0 for column in self.columns]  # there is one zero: +0.0
         empty = np.logical_and.reduce([np.isnan(column) for column in values])
         rows = np.flatnonzero(~too_late & ~empty)
-        told = f"{self._buffer.most:,} readings, its max_waiting, wait in the lane already"
-        rejects.extend(Reject(row, TOO_MANY_OPEN, told) for row in rows[room:].tolist())
+        rejects += out_of_room(rows[room:], self._buffer.most, "readings")
         rows = rows[:room]
         absorbed = len(rows) + int(np.count_nonzero(empty & ~too_late))
         fresh = Waiting(state.slots[rows], times[rows], tuple(column[rows] for column in values))

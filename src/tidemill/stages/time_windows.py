@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from tidemill.durations import duration_ns, shown
 from tidemill.errors import PlanError
+from tidemill.stages.event_buffer import NEVER
 
 __all__ = ["Cut", "Session", "Sliding", "TimeWindow", "session", "sliding", "tumbling"]
 
 Duration = str | float | timedelta
 _MOST_WINDOWS: Final = 10_000
 """That a record may be in."""
-_NEVER: Final = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Sliding(TimeWindow):
 
     def next_end(self, slots: NDArray[np.int32], times: NDArray[np.int64], mark: int) -> int:
         if not len(times):
-            return _NEVER
+            return NEVER
         begins = (mark - self.size_ns - self.offset_ns) // self.every_ns + 1
         return max(int(self.first_end(times).min()), begins * self.every_ns + self.offset_ns + self.size_ns)
 
@@ -141,7 +141,7 @@ class Session(TimeWindow):
         return times + self.gap_ns
 
     def next_end(self, slots: NDArray[np.int32], times: NDArray[np.int64], mark: int) -> int:
-        return min(self._sessions(slots, times).ends.tolist(), default=_NEVER)
+        return min(self._sessions(slots, times).ends.tolist(), default=NEVER)
 
     def cut(self, slots: NDArray[np.int32], times: NDArray[np.int64], after: int, until: int) -> Cut:
         whole = self._sessions(slots, times)
