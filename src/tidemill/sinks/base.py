@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from tidemill.named import Named
 from tidemill.schema import Kind, Schema
 from tidemill.stages.expressions import Expression
 
-__all__ = ["IfExists", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
+__all__ = ["IfExists", "Keeping", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
 
 IfExists = Literal["fail", "append", "replace"]
 Where = Callable[[Batch], NDArray[np.bool_]]
@@ -34,6 +35,18 @@ class SinkStatistics:
     """Bytes written so far, where the sink knows."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Values that the sink has no place for, by their field: a CSV file's header is written once."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a sink is told by a run that keeps state."""
+
+    folder: Path
+    """This sink's own folder inside the state folder: it is there, and private."""
+    pipeline: str
+    """Names the pipeline's state, and no other's, where the sink notes its position outside of ``folder``."""
+    epoch: int
+    """The number of this start; greater than that of every start before."""
 
 
 class Sink(Named, abc.ABC):
@@ -106,9 +119,30 @@ class ProcessSink(Sink):
     """A sink of blocking calls. It runs in a process of its own, so that neither its waits nor the GIL it holds can
     touch the event loop; with ``lanes=0`` it runs in a thread."""
 
+    keeps_position: ClassVar[bool] = False
+    """Whether it commits rows and their position together (`resume`, `commit`): then each row is there exactly once."""
+
     @abc.abstractmethod
     def open(self, schema: Schema) -> None:
         """Called once, in the sink's process, before the first `write`."""
+
+    def resume(self, schema: Schema, keeping: Keeping) -> int:
+        """The same for a run that keeps state: continue this pipeline's own output, and return the position up to which
+        it is committed (0 when there is none); what was written beyond is taken back. With no position known, what
+        exists is treated as ``if_exists`` says. Rows of earlier starts that come late, of a process that was stopped and
+        wakes up, must change nothing from here on (``keeping.epoch``).
+
+        This default is for sinks that only know at least once: nothing is known to be committed but by the checkpoint.
+        """
+        self.open(schema)
+        return 0
+
+    def commit(self, position: int) -> None:
+        """Make everything written so far durable, and with it that it reaches up to ``position``: both or neither.
+
+        Positions grow. Called instead of `flush` in a run that keeps state, also when no row was written since the last.
+        """
+        self.flush()
 
     @abc.abstractmethod
     def write(self, batch: Batch) -> None:
