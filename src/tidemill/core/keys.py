@@ -178,6 +178,10 @@ class KeyTable:
         """The slot of each code in its lane's state memory."""
         return self._slot.take(codes, out=out, mode="wrap")
 
+    def count(self, lane: int) -> int:
+        """How many keys the lane has."""
+        return len(self._by_lane[lane])
+
     def names(self, lane: int) -> NDArray[np.object_]:
         """The lane's keys by slot."""
         keys = self._by_lane[lane]

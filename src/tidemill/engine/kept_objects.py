@@ -20,7 +20,7 @@ from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import Objects, Restore
 from tidemill.stages.object_states import ObjectStates
 
-__all__ = ["KeptObjects", "KeptObjectsStatistics"]
+__all__ = ["KeptObjects", "KeptObjectsStatistics", "ObjectsCopy"]
 
 _ALWAYS_HELD: Final = 1 << 16
 """Bytes below which nothing is moved."""
@@ -42,6 +42,10 @@ class KeptObjectsStatistics:
     """Bytes of the log, what is out of date in it included."""
 
 
+ObjectsCopy = dict[int, list[ObjectStates]]
+"""By stage, states from the oldest to the newest: of an object that is in several, the last one holds."""
+
+
 class KeptObjects:
     """The objects of one lane, by stage and key slot."""
 
@@ -58,6 +62,17 @@ class KeptObjects:
         for stage, log in self._logs.items():
             for _, states in log.parts:
                 yield Restore(sent_states(stage, states))
+
+    def copy(self) -> ObjectsCopy:
+        """What there is now; what is committed later does not change it."""
+        return {stage: [states for _, states in log.parts] for stage, log in self._logs.items()}
+
+    def hold(self, states: ObjectsCopy) -> None:
+        """Begin with these."""
+        for stage, parts in states.items():
+            log = self._logs.setdefault(stage, _Log())
+            for part in parts:
+                log.add(part)
 
     def statistics(self) -> KeptObjectsStatistics:
         """How they are, now."""

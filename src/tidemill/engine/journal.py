@@ -1,0 +1,225 @@
+"""The journal: the way from sources that cannot seek to the intake, through the ingest log.
+
+    sources ──put──▶ log (memory) ──sync──▶ disk ──▶ acknowledged ──feed──▶ intake
+                                                          └ from memory while the intake keeps up, else read back: the spool
+
+What enters the intake is on the disk: nothing behind it, in a sink or a checkpoint, can know of an input that a power cut
+takes away. The log's order is the input order, and whatever replays it gets the very same inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry
+from tidemill.letters import DeadLetter
+
+__all__ = ["Journal", "JournalStatistics"]
+
+Entry = RecordsEntry | ControlEntry
+
+_GROUP_S: Final = 0.002
+"""How long an entry waits at most for others to be synced together with it."""
+_UNSYNCED: Final = 16 << 20
+"""Bytes that may wait to be synced before sources wait too."""
+_REMEMBERED: Final = 32 << 20
+"""Bytes of entries that are kept for the intake; what does not fit is read back from the disk."""
+_READ_BYTES: Final = 4 << 20
+_READ_ENTRIES: Final = 256
+_LOOK_S: Final = 0.1
+"""How often a full log is looked at again."""
+_log = logging.getLogger("tidemill")
+
+
+@dataclass(frozen=True)
+class JournalStatistics:
+    """How a journal is."""
+
+    unsynced: int
+    """Entries that are not on the disk yet."""
+    waiting: int
+    """Entries on the disk that the intake has not been given."""
+    remembered_bytes: int
+    """Of these, the bytes that need not be read back."""
+    room_bytes: int
+    """What the log may still take."""
+    full: bool
+    """Whether sources wait for that."""
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    number: int
+    size: int
+    entry: Entry
+
+
+class Journal:
+    """One run's way through its log. ``acknowledge`` is called with a source's name and how many of its entries are safe."""
+
+    def __init__(self, log: IngestLog, clock: Clock, acknowledge: Callable[[str, int], None]) -> None:
+        self.log = log
+        self._clock = clock
+        self._acknowledge = acknowledge
+        self._remembered: deque[_Remembered] = deque()
+        self._bytes = 0
+        self._given: dict[str, int] = {}
+        self._unacknowledged: deque[tuple[int, str, int]] = deque()  # (entry, source, its entries up to that one)
+        self._appended = asyncio.Event()
+        self._synced = asyncio.Condition()
+        self._letters: dict[str, list[DeadLetter]] = {}
+        self._closed = False
+        self._full = False
+        self._fed = 0
+
+    def statistics(self) -> JournalStatistics:
+        """How it is, now."""
+        log = self.log
+        return JournalStatistics(
+            log.end - log.durable, max(log.durable - self._fed, 0), self._bytes, log.room(), self._full
+        )
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def refuse(self, letter: DeadLetter, source: str) -> None:
+        """A source could not make a record of something; it comes before the source's next batch."""
+        letters = self._letters.setdefault(source, [])
+        letters.append(letter)
+        if len(letters) == 1:
+            asyncio.get_running_loop().call_soon(self._append_letters, source)
+
+    def _append_letters(self, source: str) -> None:
+        if letters := self._letters.pop(source, []):
+            self._append(RecordsEntry(source, Batch({}, rows=0), tuple(letters), self._clock.wall_ns()))
+
+    async def put(self, batch: Batch, source: str) -> None:
+        """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
+        letters = tuple(self._letters.pop(source, ()))
+        number = self._append(RecordsEntry(source, batch, letters, self._clock.wall_ns()))
+        self._given[source] = self._given.get(source, 0) + 1
+        self._unacknowledged.append((number, source, self._given[source]))
+        await self._wait_for_room()
+
+    async def decide(self, entry: ControlEntry) -> None:
+        """Add a control record; returns once it is on the disk."""
+        number = self._append(entry)
+        async with self._synced:
+            await self._synced.wait_for(lambda: self.log.durable > number)
+
+    def close(self) -> None:
+        """Nothing more will come: `feed` returns when it has given all."""
+        for source in list(self._letters):
+            self._append_letters(source)
+        self._closed = True
+        self._appended.set()
+
+    def _append(self, entry: Entry) -> int:
+        parts = encode_entry(entry)
+        size = sum(map(len, parts))
+        number = self.log.append(parts)
+        self._remembered.append(_Remembered(number, size, entry))
+        self._bytes += size
+        while self._bytes > _REMEMBERED and len(self._remembered) > 1:
+            self._bytes -= self._remembered.popleft().size
+        self._appended.set()
+        return number
+
+    async def _wait_for_room(self) -> None:
+        log = self.log
+        if log.statistics().buffered_bytes > _UNSYNCED:
+            async with self._synced:
+                await self._synced.wait_for(lambda: log.statistics().buffered_bytes <= _UNSYNCED)
+        while log.room() <= 0:
+            if not self._full:
+                self._full = True
+                told = "the ingest log is full, so sources wait: %d bytes are in it, and the sinks are behind"
+                _log.warning(told, log.statistics().bytes)
+            await self._clock.sleep(_LOOK_S)
+        if self._full:
+            self._full = False
+            _log.info("the ingest log has room again")
+
+    # -- to the disk ---------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Bring entries to the disk, group by group, until the journal is closed and all are there."""
+        while not (self._closed and self.log.durable == self.log.end):
+            await self._appended.wait()
+            self._appended.clear()
+            while self.log.durable < self.log.end:
+                await asyncio.to_thread(self.log.sync)
+                self._tell()
+                async with self._synced:
+                    self._synced.notify_all()
+                await asyncio.sleep(_GROUP_S)
+        async with self._synced:
+            self._synced.notify_all()
+
+    def _tell(self) -> None:
+        told: dict[str, int] = {}
+        while self._unacknowledged and self._unacknowledged[0][0] < self.log.durable:
+            _, source, entries = self._unacknowledged.popleft()
+            told[source] = entries
+        for source, entries in told.items():
+            self._acknowledge(source, entries)
+
+    # -- to the intake -------------------------------------------------------------------------------------
+
+    async def feed(self, start: int, give: Callable[[int, Entry], Awaitable[None]]) -> None:
+        """Give entries in order, from number ``start`` on, once they are on the disk; until the end of a closed journal."""
+        number = start
+        reading: Iterator[tuple[int, bytes]] | None = None
+        while await self._there(number):
+            if self._remembered and self._remembered[0].number <= number:
+                reading = None
+                entry = self._recalled(number)
+                await give(number, entry)
+                number += 1
+                self._fed = number
+                continue
+            if reading is None:
+                reading = self.log.read(number)
+            some = await asyncio.to_thread(_some, reading)
+            if not some:
+                reading = None
+            for at, entry in some:
+                await give(at, entry)
+                number = at + 1
+                self._fed = number
+
+    async def _there(self, number: int) -> bool:
+        if number >= self.log.durable:
+            async with self._synced:
+                await self._synced.wait_for(lambda: number < self.log.durable or self._ended)
+        return number < self.log.durable
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed and self.log.durable == self.log.end
+
+    def _recalled(self, number: int) -> Entry:
+        while self._remembered[0].number < number:
+            self._bytes -= self._remembered.popleft().size
+        first = self._remembered.popleft()
+        self._bytes -= first.size
+        return first.entry
+
+
+def _some(entries: Iterator[tuple[int, bytes]]) -> list[tuple[int, Any]]:
+    """The next entries, decoded: what takes a few milliseconds of a thread."""
+    read: list[tuple[int, Any]] = []
+    size = 0
+    for number, data in entries:
+        read.append((number, decode_entry(data)))
+        size += len(data)
+        if size >= _READ_BYTES or len(read) >= _READ_ENTRIES:
+            break
+    return read
