@@ -12,13 +12,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import Column, object_array
 from tidemill.core.pairs import MISSING, PairCodes
+from tidemill.errors import InputError, PlanError
 
 __all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
 
@@ -169,6 +170,32 @@ class KeyTable:
         self._slot[code] = len(self._by_lane[lane])
         self._by_lane[lane].append(key)
         return code
+
+    def entries(self) -> list[str] | list[tuple[str, str]]:
+        """Every key in the order of codes: names, or pairs of device and name where sensors are placed by their device.
+
+        >>> table = KeyTable(lanes=2, max_keys=10)
+        >>> table.enter([("A", "A"), ("A", "temp")])
+        >>> table.entries(), table.code("temp", "A")
+        ([('A', 'A'), ('A', 'temp')], 1)
+        """
+        return cast("list[str] | list[tuple[str, str]]", list(self._codes))
+
+    def enter(self, entries: Sequence[str] | Sequence[tuple[str, str]]) -> None:
+        """Take the keys of another table, in the order of its codes; to be called before any other.
+
+        They have the same codes then and, among as many lanes, the same lanes and slots. No lane counts as told of them.
+        Raises `PlanError` when there are more than ``max_keys``, and `InputError` for keys that are no table's.
+        """
+        if len(entries) > self._max_keys:
+            raise PlanError(
+                f"the state that this run goes on with has {len(entries):,} sensors, and max_keys={self._max_keys:,}; let "
+                "max_keys be as large as it was."
+            )
+        for code, entry in enumerate(entries):
+            given = self.code(entry) if isinstance(entry, str) else self.code(entry[1], entry[0])
+            if given != code:
+                raise InputError(f"key number {code} of the saved key table, {entry!r}, is there twice, or is no name.")
 
     def lanes(self, codes: NDArray[np.int32]) -> NDArray[np.int16]:
         """The lane of each code."""

@@ -128,7 +128,7 @@ class _Log:
             return _PLACE
         self._size_of[states.slots[live]] = -1
         self.live -= _live_bytes(states.sizes[live])
-        moved = _taken(states, live)
+        moved = states.take(live)
         self._append(moved)
         return _bytes(moved)
 
@@ -141,10 +141,3 @@ def _live_bytes(sizes: NDArray[np.int32]) -> int:
     """Of those that are no more, there are none."""
     there = sizes[sizes >= 0]
     return int(there.sum(dtype=np.int64)) + _PLACE * len(there)
-
-
-def _taken(states: ObjectStates, live: NDArray[np.bool_]) -> ObjectStates:
-    ends = np.cumsum(np.maximum(states.sizes, 0), dtype=np.int64)
-    spans = zip((ends - states.sizes)[live].tolist(), ends[live].tolist(), strict=True)
-    data = b"".join(states.data[start:end] for start, end in spans)
-    return ObjectStates(states.slots[live], states.sizes[live], data)

@@ -16,6 +16,7 @@ from tidemill.errors import PlanError
 from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.object_states import ObjectStates
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
@@ -208,6 +209,15 @@ class Stage(abc.ABC):
     def state_fields(self) -> Mapping[str, StateField]:
         """Its arrays in state memory; none by default."""
         return {}
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> Sequence[Mapping[str, NDArray[Any]]]:
+        """What it keeps for whole lanes, for another number of them: needed where a field is ``per_lane``.
+
+        ``old[lane]`` has those fields as they were in that lane, the used part alone where they have a ``region``, and
+        ``places`` says where sensors' slots have gone. Returns the same for each new lane; what is left out stays zero.
+        The stage is not opened. What is kept of each sensor is moved without it.
+        """
+        raise PlanError(f"{self.name} does not say what becomes of its state with another number of lanes.")
 
     # -- in a lane -------------------------------------------------------------------------------------
 

@@ -51,6 +51,9 @@ class StateField:
     per_lane: bool = False
     """One array for the whole lane: ``shape`` is all there is of it, and what `StageState.save` takes are places in
     its first dimension, no key slots."""
+    region: tuple[str, int] | None = None
+    """Of two such arrays one is in use, this one by this number: another field, named here, begins with the number of the
+    one that is, and how much of it. None where all of the array counts."""
 
     @property
     def bytes_per_key(self) -> int:
