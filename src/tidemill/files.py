@@ -44,6 +44,7 @@ __all__ = [
     "suffix",
     "sync",
     "sync_folder",
+    "truncate",
     "write_atomic",
 ]
 
@@ -385,11 +386,33 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def append(path: str | os.PathLike[str], data: bytes) -> None:
-    """Add ``data`` at the end of a file, which is made if need be. Raises `OutsideError` with the path tried."""
+def append(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
+    """Add ``data`` at the end of a file, which is made if need be; with ``sync`` it is on the disk, and all before it.
+
+    Raises `OutsideError` with the path tried.
+    """
     tried = absolute(path)
     try:
         with open(tried, "ab") as handle:  # noqa: PTH123 - one door, one way
             handle.write(data)
+            if sync:
+                handle.flush()
+                os.fsync(handle.fileno())
+        if sync:
+            sync_folder(tried.parent)
     except OSError as error:
         raise OutsideError(f"{tried} cannot be written: {error.strerror or error}.") from error
+
+
+def truncate(path: str | os.PathLike[str], size: int) -> None:
+    """Cut a file off behind ``size`` bytes, for good. Raises `OutsideError` with the path tried."""
+    tried = absolute(path)
+    try:
+        handle = PlacedFile(tried, "update")
+        try:
+            handle.truncate(size)
+            handle.sync()
+        finally:
+            handle.close()
+    except OSError as error:
+        raise OutsideError(f"{tried} cannot be cut: {error.strerror or error}.") from error

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
+from tidemill.batch import Batch
 from tidemill.core.batching import Batcher, Limits
 from tidemill.core.controls import CatchUp, End, NewStage, Tick
 from tidemill.core.keys import KeyTable
@@ -81,13 +82,13 @@ class Attempt:
         letters: DeadLetterFile,
         keeper: Keeper | None,
         watch: Callable[[], None],
-        started: Callable[[], None],
+        started: asyncio.Event,
     ) -> None:
         self.pipeline, self.checked, self._inflow = pipeline, checked, inflow
         self._lanes, self._server = lanes, server
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
-        self._watched, self._started = watch, started
+        self._watched, self.started = watch, started
         self.letters = letters
         self._letter_order = LetterOrder(letters.add)
         self._learning = checked.schemas[-1].open
@@ -97,6 +98,8 @@ class Attempt:
         self._saving: Saving | None = None
         self.running = False
         """Whether lanes and sinks are ready."""
+        self.has_ended = False
+        """Whether the input has come to its end, and nothing will ever follow."""
         self.keys = KeyTable(max(lanes, 1), pipeline.max_keys)
         self.watermark = pipeline.watermark()
         self.mill = Mill(
@@ -174,7 +177,7 @@ class Attempt:
             await self._open_outlets()
         await self._lanes_ready.wait()
         self.running = True
-        self._started()
+        self.started.set()
 
     async def _open_outlets(self) -> None:
         for outlet in self.outlets:
@@ -238,6 +241,7 @@ class Attempt:
 
     def end_input(self) -> None:
         """There are no more records."""
+        self.has_ended = True
         self.intake.decide(CatchUp())
         self.intake.decide(End())
 
@@ -256,6 +260,12 @@ class Attempt:
             raise OutsideError(f"a sink did not finish within the grace of {self.stopping.grace:g} s after the stop.")
 
     # -- in --------------------------------------------------------------------------------------------------
+
+    async def enter(self, batch: Batch, source: str, wall_ns: int) -> None:
+        """A batch as it comes again in every attempt: what was done before does not count as having come in."""
+        before = self.intake.entered
+        self.mill.counts.records_in += len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
+        await self.intake.put(batch, source, wall_ns)
 
     def refuse(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tidemill.clock import Clock
 from tidemill.core.epochs import Epochs
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
+from tidemill.engine.journal import Journal
+from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state_folder import StateFolder
+from tidemill.engine.state_options import StateOptions
 from tidemill.sinks.base import Keeping
-from tidemill.stages.object_states import ObjectStates
-from tidemill.stages.state import StateMemory
+from tidemill.stages.base import Stage
+from tidemill.stages.state import StateField
 
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
 __all__ = ["Keeper", "Places", "Saving"]
 
+KEPT: Final = 3
+"""Checkpoints that are kept."""
 _log = logging.getLogger("tidemill")
 Place = dict[str, Any]
 """Where an inflow can begin again: JSON-like, and the inflow's own."""
@@ -59,17 +62,17 @@ class Places:
 class Keeper:
     """One run's state on disk; each of its attempts has a `Saving`."""
 
-    def __init__(self, folder: StateFolder, clock: Clock, *, interval_s: float, records: int | None = None) -> None:
+    def __init__(self, folder: StateFolder, clock: Clock, options: StateOptions) -> None:
         self.folder = folder
-        self.store = CheckpointStore(folder.checkpoints)
+        self.store = CheckpointStore(folder.checkpoints, keep=KEPT)
         self._clock = clock
-        self._interval_ns = round(interval_s * 1e9)
-        self._records = records
+        self._options = options
+        self.journal: Journal | None = None
+        """The way through the ingest log, where there is one."""
         self.found: Checkpoint | None = self.store.newest()
         """The newest checkpoint that is whole."""
         self.places = Places(0, {})
-        self.oldest: deque[Place] = deque(maxlen=3)
-        """The places of the checkpoints that are kept, from the oldest."""
+        self._kept_places: deque[Place] = deque(maxlen=KEPT)
 
     @property
     def place(self) -> Place | None:
@@ -77,9 +80,9 @@ class Keeper:
         return None if self.found is None else self.found.facts["place"]
 
     @property
-    def letters_bytes(self) -> int:
-        """How many bytes of the dead letters are those of the checkpoint."""
-        return 0 if self.found is None else self.found.facts["letters_bytes"]
+    def letters_bytes(self) -> int | None:
+        """How many bytes of the dead letters are those of the checkpoint; None when there is none."""
+        return None if self.found is None else self.found.facts["letters_bytes"]
 
     @property
     def ended(self) -> bool:
@@ -98,14 +101,20 @@ class Keeper:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
         facts = self.found.facts
-        await asyncio.to_thread(_restore_lanes, self.found, attempt)
+        stages = attempt.checked.plan.stages
+        fields, sources = self._matched(facts["stages"], stages)
+        await asyncio.to_thread(fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, sources)
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
-        attempt.mill.learned_before(
-            {int(stage): kinds for stage, kinds in facts["learned"].items()}, facts["results"], probing=facts["probing"]
-        )
+        attempt.mill.learned_before(facts["learned"], facts["results"], probing=facts["probing"])
         self.places = Places(facts["place_position"], facts["place"])
         _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
         return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)
+
+    def _matched(
+        self, old: list[Any], stages: Sequence[Stage]
+    ) -> tuple[list[Mapping[str, StateField]], list[int | None]]:
+        fields = [{name: StateField(**field) for name, field in one.items()} for one in old]
+        return fields, list(range(len(stages)))
 
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
@@ -114,17 +123,19 @@ class Keeper:
         epochs = Epochs(
             lanes=len(attempt.mill.lanes),
             sinks=len(attempt.outlets),
-            interval_ns=self._interval_ns,
+            interval_ns=round(self._options.checkpoint_s * 1e9),
             number=number,
             position=position,
             now_ns=self._clock.monotonic_ns(),
-            records=self._records,
+            records=self._options.checkpoint_records,
         )
         return Saving(self, attempt, epochs, self._clock)
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        self.folder.close()
+    def published(self, place: Place) -> None:
+        """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
+        self._kept_places.append(place)
+        if self.journal is not None and len(self._kept_places) == KEPT:
+            self.journal.log.forget(self._kept_places[0].get("entry", 0))
 
 
 @dataclass
@@ -148,7 +159,7 @@ class Saving:
             outlet.kept = self._kept_by(number)
             epochs.committed(number, outlet.resumed_at)
 
-    def _kept_by(self, sink: int) -> Any:
+    def _kept_by(self, sink: int) -> Callable[[int], None]:
         return lambda position: self.epochs.committed(sink, position)
 
     def turn(self) -> None:
@@ -208,6 +219,10 @@ class Saving:
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": attempt.intake.kinds,
                 "ended": attempt.has_ended,
+                "stages": [
+                    {name: dataclasses.asdict(field) for name, field in one.items()}
+                    for one in mill.lanes[0].memory.layout.stages
+                ],
             },
             attempt.keys.entries(),
             [attempt.keys.count(lane.number) for lane in mill.lanes],
@@ -229,61 +244,7 @@ class Saving:
             "letters_bytes": await at_barrier.letters,
             "written_ns": self._clock.wall_ns(),
         }
-        arrays = _arrays(self._attempt, at_barrier.keys, at_barrier.slots, dict(mill.objects))
+        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.objects))
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
-        self._keeper.oldest.append(facts["place"])
+        await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())
-
-
-def _arrays(
-    attempt: Attempt, keys: list[Any], slots: list[int], objects: Mapping[int, Mapping[int, list[ObjectStates]]]
-) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
-    """Everything large; made in the thread that writes it."""
-    yield from _key_arrays(keys)
-    for lane, count in zip(attempt.mill.lanes, slots, strict=True):
-        copy = StateMemory(lane.memory.layout, lane.copy.buffer)
-        for number, (fields, state) in enumerate(zip(copy.layout.stages, copy.stages, strict=True)):
-            for name, field in fields.items():
-                yield f"lane/{lane.number}/stage/{number}/{name}", state[name][: None if field.per_lane else count]
-        for stage, states in objects.get(lane.number, {}).items():
-            newest = ObjectStates.joined(states).newest()
-            at = f"lane/{lane.number}/objects/{stage}"
-            yield f"{at}/slots", newest.slots
-            yield f"{at}/sizes", newest.sizes
-            yield f"{at}/data", newest.data
-
-
-def _key_arrays(keys: list[Any]) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
-    pairs = bool(keys) and isinstance(keys[0], tuple)
-    columns = list(zip(*keys, strict=True)) if pairs else [keys]
-    for name, texts in zip(("devices", "keys") if pairs else ("keys",), columns, strict=True):
-        data = [text.encode() for text in texts]
-        yield f"{name}/bytes", b"".join(data)
-        yield f"{name}/sizes", np.fromiter(map(len, data), np.int32, len(data))
-
-
-def _keys_of(found: Checkpoint) -> list[Any]:
-    columns = [_texts(found, name) for name in ("devices", "keys") if f"{name}/sizes" in found.names]
-    return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
-
-
-def _texts(found: Checkpoint, name: str) -> list[str]:
-    data, ends = found.blob(f"{name}/bytes"), np.cumsum(found.array(f"{name}/sizes"), dtype=np.int64).tolist()
-    return [data[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _restore_lanes(found: Checkpoint, attempt: Attempt) -> None:
-    """Before the lanes have begun."""
-    attempt.keys.enter(_keys_of(found))
-    for lane in attempt.mill.lanes:
-        for number, (fields, state) in enumerate(zip(lane.memory.layout.stages, lane.memory.stages, strict=True)):
-            for name in fields:
-                saved = found.array(f"lane/{lane.number}/stage/{number}/{name}")
-                state[name][: len(saved)] = saved
-        for name in found.names:
-            if name.startswith(f"lane/{lane.number}/objects/") and name.endswith("/slots"):
-                at = name.removesuffix("/slots")
-                states = ObjectStates(
-                    found.array(f"{at}/slots"), found.array(f"{at}/sizes"), found.blob(f"{at}/data")
-                )
-                lane.objects.hold({int(at.rsplit("/", 1)[1]): [states]})

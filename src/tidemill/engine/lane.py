@@ -114,18 +114,18 @@ class Lane:
 
 
 class LaneFactory:
-    """Gives lanes their processes: forked ones, or inline twins."""
+    """Gives lanes their processes: forked ones, or inline twins. With ``keeps``, also these tell what objects they hold."""
 
-    def __init__(self, server: ForkServer | None, slabs: list[Shared]) -> None:
+    def __init__(self, server: ForkServer | None, slabs: list[Shared], *, keeps: bool = False) -> None:
         self._server = server
         self._slabs = slabs
+        self._keeps = keeps
 
     def start(self, lane: Lane, received: Callable[[FromLane, Payload], None], died: Callable[[Exit], None]) -> None:
         """A new process for the lane, which continues from its state memory."""
         if self._server is None:
-            lane.attach(
-                InlineLane(lane.state.buffer, lane.copy.buffer, [slab.buffer for slab in self._slabs], received)
-            )
+            slabs = [slab.buffer for slab in self._slabs]
+            lane.attach(InlineLane(lane.state.buffer, lane.copy.buffer, slabs, received, tells_objects=self._keeps))
             return
         memories = [lane.state.fd, lane.copy.fd, *(slab.fd for slab in self._slabs)]
         lane.attach(self._server.spawn("lane", memories, received, died, nice=NICE))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -192,6 +193,32 @@ class Mill:
     def keys_seen(self) -> int:
         """Sensors so far."""
         return len(self._keys)
+
+    @property
+    def reached(self) -> int:
+        """Up to where in the input all has left the lanes, and is with the sinks."""
+        return self._intake.entered if self._intake is not None and self.idle else self.done
+
+    @property
+    def handed_up_to(self) -> int:
+        """Up to where in the input everything was handed out to the lanes."""
+        return self._intake.entered if self._intake is not None and self._intake.empty else self.handed_out
+
+    def learned(self) -> dict[str, Any]:
+        """What slabs have taught of the columns that functions make, as `learned_before` takes it."""
+        return {
+            "learned": {str(stage): kinds for stage, kinds in self._learned.kinds.items()},
+            "results": self._filler.results,
+            "probing": self._learned.probing,
+        }
+
+    def learned_before(
+        self, learned: Mapping[str, Mapping[str, str]], results: Mapping[str, str], *, probing: bool
+    ) -> None:
+        """Before it starts: what another had learned."""
+        self._learned.kinds.update({int(stage): dict(kinds) for stage, kinds in learned.items()})
+        self._learned.probing = self._learned.probing and probing
+        self._filler.results = results
 
     def memory(self) -> dict[str, int]:
         """Bytes taken from the machine."""

@@ -107,16 +107,18 @@ class Pipeline:
         """A new run's."""
         return Watermark(lag_ns=self.lag_ns, max_ahead_ns=self.max_ahead_ns, idle_ns=self.idle_ns)
 
-    def check(self, *, edges: bool = True) -> Checked:
+    def check(self, *, edges: bool = True, resumes: bool = False) -> Checked:
         """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
 
-        ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet.
+        ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet. One that ``resumes``
+        leaves that to those sinks that know their own output.
         """
         if edges:
             for source in self.sources:
                 source.check()
             for sink in self.sinks:
-                sink.check()
+                if not (resumes and sink.keeps_position):
+                    sink.check()
         plan = self.plan.prepared(FROM_DISK)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)

@@ -95,7 +95,15 @@ class Readings:
             inline=self._inline,
         )
 
-    def report(self, mill: Mill, sinks: Sequence[Sink], outlets: Sequence[Outlet], letters: DeadLetterFile) -> Report:
+    def report(
+        self,
+        mill: Mill,
+        sinks: Sequence[Sink],
+        outlets: Sequence[Outlet],
+        letters: DeadLetterFile,
+        *,
+        keeper: Keeper | None = None,
+    ) -> Report:
         """How the run was."""
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
         counts = mill.counts

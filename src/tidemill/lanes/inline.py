@@ -20,11 +20,19 @@ __all__ = ["InlineLane"]
 class InlineLane:
     """A lane in this process; see `tidemill.lanes.channel.ProcessChannel` for the interface."""
 
-    def __init__(self, state: Any, copy: Any, slabs: list[Any], received: Callable[[FromLane, Payload], None]) -> None:
+    def __init__(
+        self,
+        state: Any,
+        copy: Any,
+        slabs: list[Any],
+        received: Callable[[FromLane, Payload], None],
+        *,
+        tells_objects: bool = False,
+    ) -> None:
         self._received = received
         self._waiting: deque[ToLane] = deque()
         self._scheduled = False
-        self._worker = Worker(state, copy, slabs, self._reply, replaceable=False)
+        self._worker = Worker(state, copy, slabs, self._reply, replaceable=tells_objects)
         self.pid: int | None = None
 
     def send(self, message: ToLane) -> None:

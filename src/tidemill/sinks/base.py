@@ -75,6 +75,9 @@ class Sink(Named, abc.ABC):
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
 
+    keeps_position: ClassVar[bool] = False
+    """Whether it commits rows and their position together (`ProcessSink.resume`, `commit`): then each row is there
+    exactly once."""
     delivery: ClassVar[str] = "at-least-once"
     """The guarantee without state on disk, for the report."""
 
@@ -118,9 +121,6 @@ class Sink(Named, abc.ABC):
 class ProcessSink(Sink):
     """A sink of blocking calls. It runs in a process of its own, so that neither its waits nor the GIL it holds can
     touch the event loop; with ``lanes=0`` it runs in a thread."""
-
-    keeps_position: ClassVar[bool] = False
-    """Whether it commits rows and their position together (`resume`, `commit`): then each row is there exactly once."""
 
     @abc.abstractmethod
     def open(self, schema: Schema) -> None:

@@ -6,7 +6,7 @@ import abc
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
@@ -95,6 +95,25 @@ class Source(Named, abc.ABC):
     def explain(self) -> str:
         """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
         return ""
+
+    @property
+    def seekable(self) -> bool:
+        """Whether `seek` can make it continue anywhere: it gives the same records and rejects in the same order each
+        time."""
+        return False
+
+    def offset(self) -> Any:
+        """Where `stream` stands, JSON-like: behind the batch yielded last and the rejects handed over so far."""
+        return None
+
+    def seek(self, offset: Any) -> None:
+        """Before `stream`: go on there; None is the beginning."""
+
+    acknowledges: bool = False
+    """Whether it wants to be told what is safe."""
+
+    def kept(self, batches: int) -> None:
+        """The first ``batches`` batches yielded by `stream`, and the rejects handed over before each, are safe."""
 
     @abc.abstractmethod
     def stream(self, context: SourceContext) -> AsyncIterator[Batch]:

@@ -1,0 +1,131 @@
+"""Where an attempt's input comes from: sources as they give it, one source that seeks, or the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.engine.journal import Journal
+from tidemill.engine.keeper import Keeper
+from tidemill.engine.reading import read
+from tidemill.engine.readings import Readings
+from tidemill.engine.stopping import Stopping
+from tidemill.errors import EngineError
+from tidemill.formats.entries import ControlEntry, RecordsEntry
+from tidemill.sources.base import Source
+
+if TYPE_CHECKING:
+    from tidemill.engine.attempt import Attempt
+
+__all__ = ["Direct", "Logged", "Seeking"]
+
+
+class Direct:
+    """Without state: the sources, each in a task of its own."""
+
+    waits = False
+
+    def __init__(self, sources: Sequence[Source], clock: Clock, readings: Readings, stopping: Stopping) -> None:
+        self._sources = sources
+        self._clock, self._readings, self._stopping = clock, readings, stopping
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt, source) for source in self._sources]
+
+    async def _read(self, attempt: Attempt, source: Source) -> None:
+        if source.makes:
+            await attempt.started.wait()
+
+        async def give(batch: Batch) -> None:
+            attempt.mill.counts.records_in += len(batch)
+            await attempt.intake.put(batch, source.name)
+
+        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+        return attempt.intake.decide(control)
+
+
+class Seeking:
+    """With state, and one source that gives the same again from wherever it is told to: no log is needed."""
+
+    waits = True
+
+    def __init__(
+        self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper, wall_ns: int
+    ) -> None:
+        self._source = source
+        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+        self._wall_ns = wall_ns
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt)]
+
+    async def _read(self, attempt: Attempt) -> None:
+        source, keeper = self._source, self._keeper
+        source.seek(keeper.place["offset"] if keeper.place else None)
+
+        async def give(batch: Batch) -> None:
+            await attempt.enter(batch, source.name, self._wall_ns)
+            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
+
+        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
+        if not self._stopping.asked.is_set():
+            attempt.end_input()
+
+    def place(self, offset: Any) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"offset": offset, "wall_ns": self._wall_ns}
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+        raise EngineError(f"{control} was decided for a source whose input is all there is")
+
+
+class Logged:
+    """With state: what the journal has on the disk, from the checkpoint's entry on."""
+
+    waits = True
+
+    def __init__(self, journal: Journal, keeper: Keeper) -> None:
+        self._journal, self._keeper = journal, keeper
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._feed(attempt)]
+
+    async def _feed(self, attempt: Attempt) -> None:
+        keeper = self._keeper
+
+        async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
+            if isinstance(entry, RecordsEntry):
+                for letter in entry.letters:
+                    attempt.refuse(letter)
+                await attempt.enter(entry.batch, entry.source, entry.wall_ns)
+            else:
+                self._perform(attempt, entry)
+            keeper.places.add(attempt.intake.entered, {"entry": number + 1})
+
+        await self._journal.feed(keeper.place["entry"] if keeper.place else 0, give)
+
+    def _perform(self, attempt: Attempt, entry: ControlEntry) -> None:
+        match entry.what:
+            case "tick":
+                attempt.intake.decide(Tick(entry.value["mark"]))
+            case "stage":
+                attempt.intake.decide(NewStage(entry.value["stage"], entry.value["pickled"]))
+            case "catch_up":
+                attempt.intake.decide(CatchUp())
+            case "end":
+                attempt.has_ended = True
+                attempt.intake.decide(End())
+            case _:
+                raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+        if isinstance(control, Tick):
+            await self._journal.decide(ControlEntry("tick", {"mark": control.mark_ns}))
+        else:
+            await self._journal.decide(ControlEntry("stage", {"stage": control.stage, "pickled": control.pickled}))
+        return None
