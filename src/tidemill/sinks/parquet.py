@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from tidemill import files
 from tidemill.batch import Batch
@@ -58,7 +58,7 @@ class Parquet(ProcessSink):
     [{'sensor': 'S1', 'value': 20.5}, {'sensor': 'S2', 'value': None}]
     """
 
-    delivery: ClassVar[str] = "at-least-once; a file appears whole or not at all"
+    delivery = "at-least-once; a file appears whole or not at all"
 
     def __init__(
         self,
