@@ -72,6 +72,11 @@ class Fence:
         fence = cls._held[place] = cls(place, let_go, handle)
         return fence
 
+    @property
+    def shut(self) -> bool:
+        """Whether another has taken over, or this one was released."""
+        return self._shut
+
     @contextlib.contextmanager
     def passed(self) -> Iterator[None]:
         """Nobody takes over in here. Raises `OutsideError` when somebody has."""

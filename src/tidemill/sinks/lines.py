@@ -197,8 +197,9 @@ class Lines(ProcessSink):
         if isinstance(output, KeptOutput):
             assert self._fence is not None
             try:
-                with contextlib.suppress(OutsideError), self._fence.passed():  # of another start: let go by itself
-                    output.leave(header)
+                if not self._fence.shut:
+                    with self._fence.passed():
+                        output.leave(header)
             finally:
                 self._fence.release()
                 self._fence = self._committed = None

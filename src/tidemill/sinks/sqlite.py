@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +18,9 @@ from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.sqlite_insert import Insert
 from tidemill.sinks.sqlite_positions import TABLE, KeptPosition
-from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, folded, quoted
+from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted
 
 __all__ = ["SQLite"]
 
@@ -29,10 +29,6 @@ BUSY_TIMEOUT: Final = 10.0
 CHECKPOINT_PAGES: Final = 8000
 """Pages of WAL before SQLite copies them into the main file: 32 MB. Each copy rewrites pages that are still filling,
 so the default of 4 MB costs a fifth of the rate."""
-STATEMENT_ROWS: Final = 32
-"""Rows that one INSERT takes, where there are as many: 1.4 times the rate of one row at a time."""
-STATEMENT_VALUES: Final = 900
-"""Values that one INSERT takes at most, unless a single row has more: within the limit of every SQLite in use."""
 MOST_COLUMNS: Final = 2000
 """SQLite's own limit."""
 
@@ -109,7 +105,7 @@ class SQLite(ProcessSink):
         self._schema = Schema(open=True)
         self._declared: dict[str, str] | None = None
         self._names = ColumnNames()
-        self._inserts: dict[tuple[tuple[str, Kind], ...], _Insert] = {}
+        self._inserts: dict[tuple[tuple[str, Kind], ...], Insert] = {}
         self._failed = False
         self._fence: Fence | None = None
         self._kept: KeptPosition | None = None
@@ -289,8 +285,8 @@ class SQLite(ProcessSink):
         assert self._fence is not None
         fence = self._fence
         try:
-            with contextlib.suppress(OutsideError), fence.passed():
-                if self._connection is not None:
+            if self._connection is not None and not fence.shut:
+                with fence.passed():
                     waiting = self._connection.in_transaction
                     self._connection.rollback()
                     if not waiting and self._declared is None and len(self._schema):
@@ -367,7 +363,7 @@ class SQLite(ProcessSink):
                     f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[folded(name)]}, and "
                     f'the rows have {column.kind.value} there; choose another table=, or if_exists="replace".'
                 )
-        self._inserts[key] = _Insert(table, [quoted(name) for name in added])
+        self._inserts[key] = Insert(table, [quoted(name) for name in added])
         if self._kept is not None:
             self._note_names()
 
@@ -419,30 +415,6 @@ class SQLite(ProcessSink):
 
 def _shape(columns: dict[str, Column]) -> tuple[tuple[str, Kind], ...]:
     return tuple((name, column.kind) for name, column in columns.items())
-
-
-class _Insert:
-    """The statements that add rows of one shape."""
-
-    def __init__(self, table: str, names: list[str]) -> None:
-        self._width = len(names)
-        self._at_once = max(1, min(STATEMENT_ROWS, STATEMENT_VALUES // max(1, self._width)))
-        row = f"({', '.join('?' * self._width)})"
-        # Names cannot be bound; `quoted` made them identifiers whatever they hold.
-        head = f"INSERT INTO {table} " + (f"({', '.join(names)}) VALUES " if names else "DEFAULT VALUES")  # noqa: S608
-        self._one = head + row if names else head
-        self._many = head + ", ".join([row] * self._at_once) if names else head
-
-    def run(self, connection: sqlite3.Connection, batch: Batch, *, clean: bool) -> None:
-        if not self._width:
-            connection.executemany(self._one, [()] * len(batch))
-            return
-        rows = zip(*(bindable(column, clean=clean) for column in batch.columns.values()), strict=True)
-        if self._at_once > 1 and len(batch) >= self._at_once:
-            values, size = chain.from_iterable(rows), self._at_once * self._width
-            whole = (tuple(islice(values, size)) for _ in range(len(batch) // self._at_once))
-            connection.executemany(self._many, whole)
-        connection.executemany(self._one, rows)  # what is left
 
 
 def _named(error: sqlite3.Error, place: Path, table: str) -> TidemillError:
