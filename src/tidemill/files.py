@@ -25,21 +25,16 @@ __all__ = [
     "cache_folder",
     "expand",
     "is_private",
-    "lock",
     "open_read",
     "open_write",
     "publish",
     "read_blocks",
     "read_bytes",
     "read_table",
-    "remove",
     "stamp",
     "stem",
     "suffix",
     "sync",
-    "sync_folder",
-    "truncate",
-    "write_all",
     "write_atomic",
 ]
 
@@ -201,59 +196,14 @@ def sync(handle: BinaryIO | io.FileIO) -> None:
     os.fsync(handle.fileno())
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Return when the names in the folder have reached the disk: a new file's too. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def truncate(handle: io.FileIO, size: int) -> None:
-    """Cut the file to ``size`` bytes; what is written next comes after them. Raises OSError."""
-    handle.truncate(size)
-    handle.seek(size)
-
-
-def write_all(handle: io.FileIO, data: bytes | memoryview) -> None:
-    """Write all of it, however many calls that takes. Raises OSError."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[handle.write(rest) :]
-
-
-def remove(path: str | os.PathLike[str]) -> None:
-    """Delete a file that may not be there. Raises OSError."""
-    absolute(path).unlink(missing_ok=True)
-
-
-def lock(path: str | os.PathLike[str]) -> io.FileIO | None:
-    """Hold the file, which is made if need be, for the one who opened it here; None while another does.
-
-    The lock ends when the handle is closed or its process ends, however it ends. Where the system has no such locks
-    (Windows), anyone may hold it. Raises OSError.
-    """
-    handle = io.FileIO(absolute(path), "a+")
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except BlockingIOError:
-        handle.close()
-        return None
-    except BaseException:
-        handle.close()
-        raise
-    return handle
-
-
 def publish(hidden: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
     """Give a file that is complete its name, at once and for good: also the folder has reached the disk. Raises OSError."""
     os.replace(hidden, place)  # noqa: PTH105
-    sync_folder(absolute(place).parent)
+    folder = os.open(absolute(place).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def cache_folder() -> Path | None:
