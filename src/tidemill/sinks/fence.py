@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import threading
@@ -42,10 +41,10 @@ class Fence:
 
     _held: ClassVar[WeakValueDictionary[Path, Fence]] = WeakValueDictionary()
 
-    def __init__(self, place: Path, let_go: Callable[[], None], handle: io.FileIO) -> None:
+    def __init__(self, place: Path, let_go: Callable[[], None], lock: files.Lock) -> None:
         self._place = place
         self._let_go = let_go
-        self._handle = handle
+        self._lock = lock
         self._gate = threading.Lock()
         self._shut = False
 
@@ -58,7 +57,7 @@ class Fence:
         if before is not None:
             before._shut_out()
         deadline = time.monotonic() + WAIT_S
-        while (handle := _locked(place)) is None:
+        while (lock := _locked(place)) is None:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise OutsideError(
@@ -68,8 +67,8 @@ class Fence:
             if left < WAIT_S - PATIENCE_S:
                 _kill(place)
             time.sleep(POLL_S)
-        _note_holder(place, handle)
-        fence = cls._held[place] = cls(place, let_go, handle)
+        _note_holder(place, lock)
+        fence = cls._held[place] = cls(place, let_go, lock)
         return fence
 
     @property
@@ -89,7 +88,7 @@ class Fence:
         """Let others write; once more changes nothing."""
         with self._gate:
             self._shut = True
-            self._handle.close()
+            self._lock.release()
             if self._held.get(self._place) is self:
                 del self._held[self._place]
 
@@ -102,7 +101,7 @@ class Fence:
         try:
             self._shut = True
             self._let_go()
-            self._handle.close()
+            self._lock.release()
         finally:
             self._gate.release()
 
@@ -114,19 +113,19 @@ def another_start() -> OutsideError:
     )
 
 
-def _locked(place: Path) -> io.FileIO | None:
+def _locked(place: Path) -> files.Lock | None:
     try:
         return files.lock(place)
     except OSError as error:
         raise OutsideError(f"{place} cannot be locked: {error.strerror or error}.") from error
 
 
-def _note_holder(place: Path, handle: io.FileIO) -> None:
+def _note_holder(place: Path, lock: files.Lock) -> None:
     try:
-        files.truncate(handle, 0)
-        files.write_all(handle, f"{os.getpid()} {_started(os.getpid())}\n".encode())
+        with files.open_write(place) as handle:
+            handle.write(f"{os.getpid()} {_started(os.getpid())}\n".encode())
     except OSError as error:
-        handle.close()
+        lock.release()
         raise OutsideError(f"{place} cannot be written: {error.strerror or error}.") from error
 
 

@@ -107,18 +107,10 @@ class KeptOutput(Output):
     def __init__(self, path: Path, *, gz: bool, length: int) -> None:
         self.length = length
         """Bytes that are committed."""
-        self._cut(files.open_write(path, append=True), length).close()
-        super().__init__(path, gz=gz, append=True)
-
-    @staticmethod
-    def _cut(file: io.FileIO, length: int) -> io.FileIO:
-        try:
-            files.truncate(file, length)
+        with files.open_write(path, append=True) as file:
+            file.truncate(length)
             files.sync(file)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        super().__init__(path, gz=gz, append=True)
 
     @property
     def changed(self) -> bool:
@@ -164,9 +156,9 @@ class KeptOutput(Output):
             if self._broken:
                 return
             if changed:
-                files.truncate(self._file, self.length)
+                self._file.truncate(self.length)
             elif not self.length:
-                files.write_all(self._file, self._gz.compress(end) + self._gz.flush() if self._gz is not None else end)
+                self._send_all(self._gz.compress(end) + self._gz.flush() if self._gz is not None else end)
             files.sync(self._file)
         except OSError as error:
             raise self._named(error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -69,7 +68,7 @@ class Stage:
         self.path = folder / f"stage-{number:08d}.arrow"
         self._length = 0
         self._synced = -1
-        self._handle: io.FileIO | None = None
+        self._file: files.PlacedFile | None = None
 
     @classmethod
     def committed(cls, folder: Path, staged: Staged) -> Stage:
@@ -97,9 +96,9 @@ class Stage:
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         data = memoryview(sink.getvalue())
-        handle = self._opened()
-        files.write_all(handle, _FRAME.pack(len(data), zlib.crc32(data)))
-        files.write_all(handle, data)
+        file = self._opened()
+        file.write(self._length, _FRAME.pack(len(data), zlib.crc32(data)))
+        file.write(self._length + _FRAME.size, data)
         self._length += _FRAME.size + len(data)
         self.rows += group.rows
 
@@ -110,8 +109,8 @@ class Stage:
     def sync(self) -> Staged:
         """Return when every row has reached the disk. Raises OSError."""
         if self._length != self._synced:
-            if self._handle is not None:
-                files.sync(self._handle)
+            if self._file is not None:
+                self._file.sync()
             self._synced = self._length
         return Staged(self.number, self._length, self.rows, _named(self.kinds))
 
@@ -127,16 +126,18 @@ class Stage:
             raise
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _opened(self) -> io.FileIO:
+    def _opened(self) -> files.PlacedFile:
         """Cut to what is committed, on the first write."""
-        if self._handle is None:
-            self._handle = files.open_write(self.path, append=True)
-            files.truncate(self._handle, self._length)
+        if self._file is None and self._length:
+            self._file = files.PlacedFile(self.path, "update")
+            self._file.truncate(self._length)
+        elif self._file is None:
+            self._file = files.PlacedFile(self.path, "create")
             files.sync_folder(self.path.parent)
-        return self._handle
+        return self._file
 
     def _row_groups(self, capacity: int) -> Iterator[Any]:
         """Tables of ``capacity`` rows, the last of what is left; with columns and types of the whole file."""
@@ -214,9 +215,9 @@ class Stages:
         self.full = [Stage.committed(self.folder, staged) for staged in manifest.full]
         growing = Stage.committed(self.folder, manifest.growing) if manifest.growing else None
         named = {stage.path for stage in (*self.full, growing) if stage is not None}
-        for path in self.folder.glob("stage-*.arrow"):
-            if path not in named:
-                files.remove(path)
+        for name in files.names_in(self.folder):
+            if name.startswith("stage-") and self.folder / name not in named:
+                files.remove(self.folder / name)
         self._note(msgspec.structs.replace(manifest, epoch=self._keeping.epoch))
         return growing
 
