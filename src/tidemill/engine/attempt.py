@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 from tidemill.batch import Batch
+from tidemill.clock import Clock
 from tidemill.core.batching import Batcher, Limits
 from tidemill.core.controls import CatchUp, End, NewStage, Tick
 from tidemill.core.keys import KeyTable
@@ -34,7 +35,6 @@ from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import OutsideError, PlanError
-from tidemill.clock import Clock
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.sinks.base import LoopSink, ProcessSink
@@ -96,8 +96,7 @@ class Attempt:
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving: Saving | None = None
-        self.running = False
-        """Whether lanes and sinks are ready."""
+        self._ready = asyncio.Event()
         self.has_ended = False
         """Whether the input has come to its end, and nothing will ever follow."""
         self.keys = KeyTable(max(lanes, 1), pipeline.max_keys)
@@ -122,6 +121,16 @@ class Attempt:
         )
         self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
         self.intake = self._made_intake(Beginning())
+
+    @property
+    def running(self) -> bool:
+        """Whether lanes and sinks are ready."""
+        return self._ready.is_set()
+
+    @property
+    def saved_up_to(self) -> int:
+        """With state: up to where in the input the newest checkpoint reaches."""
+        return 0 if self._saving is None else self._saving.epochs.statistics().position
 
     # -- the way through -------------------------------------------------------------------------------------
 
@@ -176,7 +185,7 @@ class Attempt:
         if self._keeper is None:
             await self._open_outlets()
         await self._lanes_ready.wait()
-        self.running = True
+        self._ready.set()
         self.started.set()
 
     async def _open_outlets(self) -> None:
@@ -369,8 +378,7 @@ class Attempt:
             return await self._inflow.decide(self, NewStage(stage, pickled))
 
         watch = FileWatch(self.pipeline.plan, self.checked.schemas, self._clock, change)
-        while not self.running:
-            await asyncio.sleep(0.02)
+        await self._ready.wait()
         await watch.run()
 
     async def _raise_failure(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import cloudpickle
@@ -33,11 +33,12 @@ class FileWatch:
     """Watches the files of a plan's stages.
 
     ``plan`` is the plan before its tables were loaded, ``schemas`` what enters each stage and leaves the last.
-    ``change`` is given a stage's number and the new stage, pickled, and returns the input index from which it counts.
+    ``change`` is given a stage's number and the new stage, pickled, and returns the input index from which it counts, where
+    that is known at once.
     """
 
     def __init__(
-        self, plan: Plan, schemas: Sequence[Schema], clock: Clock, change: Callable[[int, bytes], int]
+        self, plan: Plan, schemas: Sequence[Schema], clock: Clock, change: Callable[[int, bytes], Awaitable[int | None]]
     ) -> None:
         self._schemas = schemas
         self._clock = clock
@@ -71,10 +72,11 @@ class FileWatch:
         if await asyncio.to_thread(_stamp, stage) != now:
             self._known[number] = None  # written to while it was read: once more
             return
-        first = self._change(number, pickled)
+        first = await self._change(number, pickled)
         self.changes += 1
         fields = {"stage": stage.name, "record": first}
-        _log.info("%s: the new %s counts from record %d on", stage.name, stage.path, first, extra=fields)
+        where = "what comes now" if first is None else f"record {first}"
+        _log.info("%s: the new %s counts from %s on", stage.name, stage.path, where, extra=fields)
 
     def _made(self, number: int) -> bytes:
         """The stage made of the file as it is now, pickled; raises what cannot serve."""

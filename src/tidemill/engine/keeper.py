@@ -80,6 +80,11 @@ class Keeper:
         return None if self.found is None else self.found.facts["place"]
 
     @property
+    def position(self) -> int:
+        """Up to where in the input all is done."""
+        return 0 if self.found is None else self.found.facts["position"]
+
+    @property
     def letters_bytes(self) -> int | None:
         """How many bytes of the dead letters are those of the checkpoint; None when there is none."""
         return None if self.found is None else self.found.facts["letters_bytes"]
@@ -113,7 +118,7 @@ class Keeper:
     def _matched(
         self, old: list[Any], stages: Sequence[Stage]
     ) -> tuple[list[Mapping[str, StateField]], list[int | None]]:
-        fields = [{name: StateField(**field) for name, field in one.items()} for one in old]
+        fields: list[Mapping[str, StateField]] = [{name: _field(field) for name, field in one.items()} for one in old]
         return fields, list(range(len(stages)))
 
     def saving(self, attempt: Attempt) -> Saving:
@@ -136,6 +141,11 @@ class Keeper:
         self._kept_places.append(place)
         if self.journal is not None and len(self._kept_places) == KEPT:
             self.journal.log.forget(self._kept_places[0].get("entry", 0))
+
+
+def _field(facts: Mapping[str, Any]) -> StateField:
+    shape, region = tuple(facts["shape"]), facts.get("region")
+    return StateField(**{**facts, "shape": shape, "region": None if region is None else tuple(region)})
 
 
 @dataclass

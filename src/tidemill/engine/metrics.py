@@ -205,6 +205,10 @@ class Report:
     inline: bool = False
     """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)
+    resumed_at: int | None = None
+    """With state: up to where in the input all had been done when the run began, 0 at the first start."""
+    position: int | None = None
+    """With state: up to where all is done now, and the next run goes on."""
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
     memory: dict[str, int] = field(default_factory=dict)

@@ -102,7 +102,8 @@ class Readings:
         outlets: Sequence[Outlet],
         letters: DeadLetterFile,
         *,
-        keeper: Keeper | None = None,
+        resumed_at: int | None = None,
+        position: int | None = None,
     ) -> Report:
         """How the run was."""
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
@@ -121,7 +122,9 @@ class Readings:
             stages=mill.stage_times.report(),
             inline=self._inline,
             batch_records=mill.sizes.read(),
-            delivery={sink.name: sink.delivery for sink in sinks},
+            resumed_at=resumed_at,
+            position=position,
+            delivery={sink.name: sink.delivery if position is None else sink.delivery_with_state for sink in sinks},
             memory=self.memory,
             dead_letters_by_reason=dict(letters.reasons),
             counters=mill.read_counters(),

@@ -96,7 +96,8 @@ class Run:
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
         with self._kept() as keeper:
-            resumes = keeper is not None and keeper.found is not None
+            resumed_at = None if keeper is None else keeper.position
+            resumes = bool(keeper and keeper.found)
             checked = self.pipeline.check(resumes=resumes)
             letters = self._letters(keeper)
             letters.check()
@@ -112,7 +113,12 @@ class Run:
                 if server is not None:
                     await server.aclose()
         self.report = self._readings.report(
-            attempt.mill, self.pipeline.sinks, attempt.outlets, attempt.letters, keeper=keeper
+            attempt.mill,
+            self.pipeline.sinks,
+            attempt.outlets,
+            attempt.letters,
+            resumed_at=resumed_at,
+            position=None if keeper is None else attempt.saved_up_to,
         )
         _tell_of_letters(attempt.letters, self.report.records_in)
         return self.report
@@ -171,7 +177,6 @@ class Run:
             )
             try:
                 await attempt.run()
-                return attempt
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
                 if keeper is None or not self._passes(first):
@@ -180,6 +185,8 @@ class Run:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
                 letters = self._letters(keeper)
+            else:
+                return attempt
 
     def _passes(self, error: BaseException) -> bool:
         """Whether waiting may help: the outside of a live run, whose input goes on meanwhile."""

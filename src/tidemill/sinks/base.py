@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,11 +75,13 @@ class Sink(Named, abc.ABC):
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
 
-    keeps_position: ClassVar[bool] = False
+    keeps_position: bool = False
     """Whether it commits rows and their position together (`ProcessSink.resume`, `commit`): then each row is there
-    exactly once."""
-    delivery: ClassVar[str] = "at-least-once"
+    exactly once. One sink of a class may not, when what it writes to cannot be taken back: standard output."""
+    delivery: str = "at-least-once"
     """The guarantee without state on disk, for the report."""
+    delivery_with_state: str = "at-least-once"
+    """The guarantee of a run that keeps state."""
 
     @property
     def place(self) -> str | None:

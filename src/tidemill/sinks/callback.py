@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError, StageError, TidemillError
@@ -33,7 +33,7 @@ class Callback(LoopSink):
     [{'sensor': 'S1', 'value': 20}]
     """
 
-    delivery: ClassVar[str] = "at-least-once; in order, awaited"
+    delivery = "at-least-once; in order, awaited"
 
     def __init__(
         self,

@@ -51,6 +51,16 @@ class ParquetFile:
         self._writer.write_table(table, row_group_size=max(1, group.rows))
         self.rows += group.rows
 
+    def take(self, table: Any) -> None:
+        """A row group whose columns have the order and the types of the file's."""
+        import pyarrow as pa
+
+        whole = table.unify_dictionaries().combine_chunks()
+        self._writer.write_table(
+            pa.Table.from_arrays(whole.columns, schema=self._schema), row_group_size=max(1, len(table))
+        )
+        self.rows += len(table)
+
     def widen(self, kinds: dict[str, Kind | None]) -> None:
         """Write the file anew with more columns, null in the rows there are."""
         import pyarrow as pa
