@@ -35,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(autouse=True)
+def state_of_live_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live runs keep state in the current folder, which is the checkout here: give each test a folder of its own."""
+    monkeypatch.setattr("tidemill.engine.state.default_place", lambda name: tmp_path / ".tidemill" / name)
+
+
 @pytest.fixture(params=[pytest.param(0, id="inline"), pytest.param(2, id="processes", marks=pytest.mark.slow)])
 def lanes(request: pytest.FixtureRequest) -> int:
     """The same test inline and with real processes."""

@@ -48,6 +48,11 @@ def _run(
     report: Path | None = None,
     dead_letters: Path | None = None,
     grace: float = 10.0,
+    state: Path | None = None,
+    no_state: bool = False,
+    fresh: bool = False,
+    checkpoint_s: float = 1.0,
+    drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
@@ -77,17 +82,30 @@ def _run(
         Write rejected records here, with their reasons.
     grace
         Seconds to finish what is in flight once asked to stop.
+    state
+        Keep state in this folder, and go on where the run before it was stopped. A live pipeline does so anyway, in
+        .tidemill/ and the file's name.
+    no_state
+        Keep none.
+    fresh
+        Start over; the state so far is moved aside.
+    checkpoint_s
+        Seconds between checkpoints: how long rows wait to be seen in a sink that commits them.
+    drop_state
+        A stage that is not in the plan any more, and whose state may go.
     if_exists
         What to do when the output of --output is there already.
     debug
         Show the traceback of an error.
     """
+    from tidemill.app.keeping import state_asked_for
     from tidemill.app.load import load
     from tidemill.app.replace import Edges, replaced, said_as_options
     from tidemill.app.running import perform
 
     edges = Edges(input, output, key, time, tz, if_exists)
     pipeline = replaced(load(file), edges)
+    kept = state_asked_for(pipeline, state, no_state, fresh, checkpoint_s, tuple(drop_state or ()))
     with said_as_options(edges):
         return perform(
             pipeline,
@@ -96,6 +114,7 @@ def _run(
             report=report,
             dead_letters=dead_letters,
             grace=grace,
+            state=kept,
         )
 
 

@@ -48,6 +48,7 @@ def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
         _require_ends(found, edges, sinkless=sinkless)
         sink = sinks.Latest(name=NO_SINK) if sinkless else _sink(edges)
         return Pipeline(_source(edges, ()), found.plan, sink, name=found.path.stem)
+    pipeline = pipeline.called(found.path.stem)
     if edges.input is None and edges.output is None:
         return pipeline
     return pipeline.between(

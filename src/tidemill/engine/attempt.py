@@ -59,8 +59,8 @@ class Inflow(Protocol):
         """What brings the input to the attempt's intake, from its beginning on; they end with the input."""
         ...
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
-        """Give a control record its place behind what came so far; its input position where that is known at once."""
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        """Give a control record its place behind what came so far; its position, once it has it."""
         ...
 
 
@@ -374,7 +374,7 @@ class Attempt:
     async def _watch_files(self) -> None:
         """Tables and models that are replaced while a live run goes on."""
 
-        async def change(stage: int, pickled: bytes) -> int | None:
+        async def change(stage: int, pickled: bytes) -> int:
             return await self._inflow.decide(self, NewStage(stage, pickled))
 
         watch = FileWatch(self.pipeline.plan, self.checked.schemas, self._clock, change)

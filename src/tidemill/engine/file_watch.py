@@ -33,12 +33,11 @@ class FileWatch:
     """Watches the files of a plan's stages.
 
     ``plan`` is the plan before its tables were loaded, ``schemas`` what enters each stage and leaves the last.
-    ``change`` is given a stage's number and the new stage, pickled, and returns the input index from which it counts, where
-    that is known at once.
+    ``change`` is given a stage's number and the new stage, pickled, and returns how many inputs it comes behind.
     """
 
     def __init__(
-        self, plan: Plan, schemas: Sequence[Schema], clock: Clock, change: Callable[[int, bytes], Awaitable[int | None]]
+        self, plan: Plan, schemas: Sequence[Schema], clock: Clock, change: Callable[[int, bytes], Awaitable[int]]
     ) -> None:
         self._schemas = schemas
         self._clock = clock
@@ -75,8 +74,7 @@ class FileWatch:
         first = await self._change(number, pickled)
         self.changes += 1
         fields = {"stage": stage.name, "record": first}
-        where = "what comes now" if first is None else f"record {first}"
-        _log.info("%s: the new %s counts from %s on", stage.name, stage.path, where, extra=fields)
+        _log.info("%s: the new %s counts from record %d on", stage.name, stage.path, first, extra=fields)
 
     def _made(self, number: int) -> bytes:
         """The stage made of the file as it is now, pickled; raises what cannot serve."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from tidemill.sources.base import Source
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
-__all__ = ["Direct", "Logged", "Seeking"]
+__all__ = ["Direct", "Logged", "Nothing", "Seeking"]
 
 
 class Direct:
@@ -45,8 +46,21 @@ class Direct:
 
         await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
         return attempt.intake.decide(control)
+
+
+class Nothing:
+    """With state, of an input that has come to its end before."""
+
+    waits = True
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        attempt.has_ended = True
+        return []
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        raise EngineError(f"{control} was decided behind the end of the input")
 
 
 class Seeking:
@@ -80,7 +94,7 @@ class Seeking:
         """For a checkpoint."""
         return {"offset": offset, "wall_ns": self._wall_ns}
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
         raise EngineError(f"{control} was decided for a source whose input is all there is")
 
 
@@ -91,6 +105,7 @@ class Logged:
 
     def __init__(self, journal: Journal, keeper: Keeper) -> None:
         self._journal, self._keeper = journal, keeper
+        self._decided: dict[int, asyncio.Future[int]] = {}
 
     def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
         return [self._feed(attempt)]
@@ -104,28 +119,32 @@ class Logged:
                     attempt.refuse(letter)
                 await attempt.enter(entry.batch, entry.source, entry.wall_ns)
             else:
-                self._perform(attempt, entry)
+                position = self._perform(attempt, entry)
+                if (decided := self._decided.pop(number, None)) is not None and not decided.done():
+                    decided.set_result(position)
             keeper.places.add(attempt.intake.entered, {"entry": number + 1})
 
         await self._journal.feed(keeper.place["entry"] if keeper.place else 0, give)
 
-    def _perform(self, attempt: Attempt, entry: ControlEntry) -> None:
+    def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:
             case "tick":
-                attempt.intake.decide(Tick(entry.value["mark"]))
+                return attempt.intake.decide(Tick(entry.value["mark"]))
             case "stage":
-                attempt.intake.decide(NewStage(entry.value["stage"], entry.value["pickled"]))
+                return attempt.intake.decide(NewStage(entry.value["stage"], entry.value["pickled"]))
             case "catch_up":
-                attempt.intake.decide(CatchUp())
+                return attempt.intake.decide(CatchUp())
             case "end":
                 attempt.has_ended = True
-                attempt.intake.decide(End())
+                return attempt.intake.decide(End())
             case _:
                 raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int | None:
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
         if isinstance(control, Tick):
-            await self._journal.decide(ControlEntry("tick", {"mark": control.mark_ns}))
+            entry = ControlEntry("tick", {"mark": control.mark_ns})
         else:
-            await self._journal.decide(ControlEntry("stage", {"stage": control.stage, "pickled": control.pickled}))
-        return None
+            entry = ControlEntry("stage", {"stage": control.stage, "pickled": control.pickled})
+        decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._decided[self._journal.decide(entry)] = decided
+        return await decided

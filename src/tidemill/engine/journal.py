@@ -108,11 +108,11 @@ class Journal:
         self._unacknowledged.append((number, source, self._given[source]))
         await self._wait_for_room()
 
-    async def decide(self, entry: ControlEntry) -> None:
-        """Add a control record; returns once it is on the disk."""
-        number = self._append(entry)
-        async with self._synced:
-            await self._synced.wait_for(lambda: self.log.durable > number)
+    def decide(self, entry: ControlEntry) -> int:
+        """Add a control record, behind the letters that came before; its number."""
+        for source in list(self._letters):
+            self._append_letters(source)
+        return self._append(entry)
 
     def close(self) -> None:
         """Nothing more will come: `feed` returns when it has given all."""

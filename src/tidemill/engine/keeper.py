@@ -17,8 +17,8 @@ from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
 from tidemill.engine.saved_state import arrays_of, fill
+from tidemill.engine.state import State
 from tidemill.engine.state_folder import StateFolder
-from tidemill.engine.state_options import StateOptions
 from tidemill.sinks.base import Keeping
 from tidemill.stages.base import Stage
 from tidemill.stages.state import StateField
@@ -62,11 +62,11 @@ class Places:
 class Keeper:
     """One run's state on disk; each of its attempts has a `Saving`."""
 
-    def __init__(self, folder: StateFolder, clock: Clock, options: StateOptions) -> None:
+    def __init__(self, folder: StateFolder, clock: Clock, state: State) -> None:
         self.folder = folder
         self.store = CheckpointStore(folder.checkpoints, keep=KEPT)
         self._clock = clock
-        self._options = options
+        self.state = state
         self.journal: Journal | None = None
         """The way through the ingest log, where there is one."""
         self.found: Checkpoint | None = self.store.newest()
@@ -128,11 +128,11 @@ class Keeper:
         epochs = Epochs(
             lanes=len(attempt.mill.lanes),
             sinks=len(attempt.outlets),
-            interval_ns=round(self._options.checkpoint_s * 1e9),
+            interval_ns=round(self.state.checkpoint_s * 1e9),
             number=number,
             position=position,
             now_ns=self._clock.monotonic_ns(),
-            records=self._options.checkpoint_records,
+            records=self.state.checkpoint_records,
         )
         return Saving(self, attempt, epochs, self._clock)
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from tidemill.core import plan as core
 from tidemill.core.watermark import Watermark
@@ -20,6 +20,9 @@ from tidemill.sources.base import Source
 from tidemill.stages.base import Stage
 
 __all__ = ["Checked", "Pipeline"]
+
+
+UNNAMED: Final = "pipeline"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Pipeline:
     ) -> None:
         self._put_between(source, sink)
         self.plan = plan if isinstance(plan, core.Plan) else Plan(plan)
-        self.name = name or "pipeline"
+        self.name = name or UNNAMED
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
         self.max_keys = max_keys
@@ -96,6 +99,14 @@ class Pipeline:
     def finite(self) -> bool:
         """It ends by itself: every source does."""
         return all(source.finite for source in self.sources)
+
+    def called(self, name: str) -> Pipeline:
+        """The same pipeline by this name, if it was not given one of its own."""
+        if self.name != UNNAMED:
+            return self
+        made = copy.copy(self)
+        made.name = name
+        return made
 
     def between(self, source: Source | Sequence[Source], sink: Sink | Sequence[Sink]) -> Pipeline:
         """The same pipeline with other edges."""

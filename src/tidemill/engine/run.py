@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from tidemill.core.batching import Limits
 from tidemill.core.plan import Plan
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
-from tidemill.engine.inflow import Direct, Logged, Seeking
+from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
@@ -35,8 +36,8 @@ from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.reading import read
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
-from tidemill.engine.state_folder import StateFolder, default_place
-from tidemill.engine.state_options import StateOptions
+from tidemill.engine.state import State, state_of
+from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.formats.entries import ControlEntry
@@ -64,14 +65,13 @@ class Run:
         clock: Clock | None = None,
         limits: Limits | None = None,
         on_statistics: Callable[[Statistics], None] | None = None,
-        state: bool | str | Path | None = None,
-        state_options: StateOptions | None = None,
+        state: bool | str | Path | State | None = None,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
         if not grace >= 0:
             raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
-        self.pipeline = pipeline
+        self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
         """Set when the run has ended."""
         self._lanes = resolved_lanes(lanes)
@@ -82,8 +82,7 @@ class Run:
         self._on_statistics = on_statistics
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
-        self._place = _place_of(pipeline, state)
-        self._options = state_options or StateOptions()
+        self._state = state_of(pipeline, state)
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
         self._attempt: Attempt | None = None
@@ -97,7 +96,7 @@ class Run:
         """Run to the end; raises the first error, after everything has been let go."""
         with self._kept() as keeper:
             resumed_at = None if keeper is None else keeper.position
-            resumes = bool(keeper and keeper.found)
+            resumes = keeper is not None and keeper.folder.epoch > 1
             checked = self.pipeline.check(resumes=resumes)
             letters = self._letters(keeper)
             letters.check()
@@ -126,12 +125,13 @@ class Run:
     @contextlib.contextmanager
     def _kept(self) -> Any:
         """The state on disk, if this run keeps it."""
-        if self._place is None:
+        state = self._state
+        if state is None:
             yield None
             return
-        folder = StateFolder(self._place, self.pipeline.name, fresh=self._options.fresh)
+        folder = StateFolder(state.place_of(self.pipeline.name), self.pipeline.name, fresh=state.fresh)
         try:
-            yield Keeper(folder, self._clock, self._options)
+            yield Keeper(folder, self._clock, state)
         finally:
             folder.close()
 
@@ -211,12 +211,16 @@ class Run:
         sources, readings, stopping = self.pipeline.sources, self._readings, self._stopping
         if keeper is None:
             yield Direct(sources, self._clock, readings, stopping)
+        elif keeper.ended:
+            told = "the input was worked on to its end before: there is nothing left to do. Start over with fresh=True (--fresh)"
+            _log.warning(told)
+            yield Nothing()
         elif len(sources) == 1 and sources[0].seekable:
             wall_ns = keeper.place["wall_ns"] if keeper.place else self._clock.wall_ns()
             yield Seeking(sources[0], self._clock, readings, stopping, keeper, wall_ns)
         else:
-            options = self._options
-            log = IngestLog(keeper.folder.log, max_bytes=options.log_max_bytes, min_free=options.log_min_free)
+            state = keeper.state
+            log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
             try:
                 journal = keeper.journal = Journal(log, self._clock, self._acknowledge)
                 tasks = [group.create_task(journal.sync()), group.create_task(self._log_all(journal, keeper))]
@@ -238,8 +242,8 @@ class Run:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if not self._stopping.asked.is_set():
-            await journal.decide(ControlEntry("catch_up", None))
-            await journal.decide(ControlEntry("end", None))
+            journal.decide(ControlEntry("catch_up", None))
+            journal.decide(ControlEntry("end", None))
         journal.close()
 
     async def _log_source(self, source: Source, journal: Journal) -> None:
@@ -308,19 +312,11 @@ class Run:
             self._on_statistics(self.statistics())
 
 
-def _place_of(pipeline: Pipeline, state: bool | str | Path | None) -> Path | None:
-    """Where this run keeps state; None where it keeps none. A live pipeline does unless told otherwise."""
-    if state is None:
-        state = not pipeline.finite
-    if state is False:
-        for source in pipeline.sources:
-            if source.acknowledges:
-                raise PlanError(
-                    f"the source {source.name} acknowledges what is safe on the disk, and this run keeps no state; leave "
-                    "out ack=True, or the state in."
-                )
-        return None
-    return default_place(pipeline.name) if state is True else Path(state)
+def _script() -> str:
+    """The name of the script that is being run, which names its only pipeline; empty where there is none."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    stem = Path(file).stem if file else ""
+    return "" if stem.startswith("__") else stem
 
 
 def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
