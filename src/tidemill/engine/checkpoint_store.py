@@ -200,22 +200,19 @@ class CheckpointStore:
         return listed(self.folder, verify=True)
 
     def prune(self, keep: int) -> list[Path]:
-        """Remove all but the last ``keep``; returns what was removed. Raises `OutsideError`."""
-        try:
-            return prune(self.folder, keep)
-        except OSError as error:
-            raise OutsideError(f"{self.folder} cannot be pruned: {_told(error)}.") from error
+        """Remove all but the last ``keep``; see `prune`."""
+        return prune(self.folder, keep)
 
 
 def listed(folder: Path, *, verify: bool = False) -> list[Listed]:
     """The checkpoints in a folder, oldest first; changes nothing there. Raises `OutsideError` when it cannot be read."""
     try:
-        return [_listed(path, verify) for path in _paths(folder)]
+        return [_listed(path, verify=verify) for path in _paths(folder)]
     except OSError as error:
         raise OutsideError(f"{folder} cannot be read: {_told(error)}.") from error
 
 
-def _listed(path: Path, verify: bool) -> Listed:
+def _listed(path: Path, *, verify: bool) -> Listed:
     number, size = _number(path), 0
     position = written_ns = None
     why = ""
@@ -232,21 +229,24 @@ def _listed(path: Path, verify: bool) -> Listed:
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the last ``keep`` (1 at least) that are whole by their starts and ends, and those between them.
+    """Remove what is older than the last ``keep`` (1 at least); returns what was removed.
 
-    What is damaged does not count as kept. Raises OSError.
+    A damaged one does not count, as far as its start and end show it. Raises `OutsideError` when the disk refuses.
     """
     if keep < 1:
         raise EngineError(f"keep={keep}: one checkpoint at least must be kept")
     removed: list[Path] = []
     kept = 0
-    for one in reversed([_listed(path, False) for path in _paths(folder)]):
-        if kept < keep:
-            kept += one.whole
-            continue
-        with contextlib.suppress(FileNotFoundError):  # the run that writes here was quicker
-            files.remove(one.path)
-            removed.append(one.path)
+    try:
+        for path in reversed(_paths(folder)):
+            if kept < keep:
+                kept += _listed(path, verify=False).whole
+                continue
+            with contextlib.suppress(FileNotFoundError):  # the run that writes here was quicker
+                files.remove(path)
+                removed.append(path)
+    except OSError as error:
+        raise OutsideError(f"{folder} cannot be pruned: {_told(error)}.") from error
     return removed
 
 
