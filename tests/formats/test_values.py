@@ -2,6 +2,7 @@
 
 import datetime as dt
 import enum
+import tracemalloc
 from decimal import Decimal
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -184,3 +185,44 @@ def test_reading_takes_no_more_memory_than_is_there():
     for shape in (b"\x91\x7f", b"\x91\x00", b"\x91\xff"):
         with pytest.raises(InputError, match="damaged"):
             decode_value(good.replace(b"\x91\x04", shape))
+    tracemalloc.start()
+    try:
+        for promise in (
+            b"\xdd\x00\xff\xff\xff",
+            b"\xdf\x00\xff\xff\xff",
+            b"\xc6\x00\xff\xff\xff",
+            b"\xc9\x00\xff\xff\xff\x04",
+        ):
+            for data in (promise, promise + bytes(10), b"\x91" * 50 + promise, b"\xc7\x06\x04" + promise):
+                with pytest.raises(InputError, match="damaged"):
+                    decode_value(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "there", "instead"),
+    [
+        (np.array([True]), b"\xc4\x01\x01", b"\xc4\x01\x02"),
+        (np.bool_(True), b"\xc4\x01\x01", b"\xc4\x01\x02"),
+        (np.array(["a"]), b"a\0\0\0", b"a\0\0\1"),
+        (np.array(["a"]), b"<U1", b">U1"),
+        (np.array([1]), b"<i8", b"|O8"),
+        (np.array([1]), b"<i8", b"|V8"),
+        (dt.date(2024, 1, 1), b"2024", b"2\xff24"),
+        (dt.datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")), b"Europe/Berlin", b"../../etc/hos"),
+        (dt.datetime(2024, 1, 1, tzinfo=ZoneInfo("Europe/Berlin")), b"Europe/Berlin", b"Europe/Merlin"),
+        (Decimal("1.5"), b"1.5", b"1.x"),
+        ({1: 2}, b"\x92\x01\x02", b"\x92\x90\x02"),
+        ({(1,)}, b"\x91\x01", b"\x91\x80"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_such_value_is_refused(value, there, instead):
+    """Also where the lengths are right."""
+    good = encode_value(value)
+    assert good.count(there) == 1
+    with pytest.raises(InputError, match="damaged"):
+        decode_value(good.replace(there, instead))

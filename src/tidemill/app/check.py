@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from tidemill.app.replace import NO_SINK, Edges, said_as_options
+from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import SINK_BYTES
@@ -123,7 +124,7 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
     if not each:
         return "no state of sensors"
     return (
-        f"state {_bytes(each)} for each sensor ({_bytes(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
+        f"state {in_units(each)} for each sensor ({in_units(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
         f"at most {pipeline.max_keys:,} sensors"
     )
 
@@ -131,26 +132,13 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
 def state_of(compiled: Checked, sensors: int) -> str:
     """What the state of so many sensors takes."""
     each = compiled.plan.layout(1, 1).bytes_per_key
-    return f"their state takes {_bytes(each * sensors)}" if each else "they have no state"
+    return f"their state takes {in_units(each * sensors)}" if each else "they have no state"
 
 
 def _shared(pipeline: Pipeline, lanes: int | None) -> str:
     """What batches travel in; both are taken from the machine only as far as they are filled."""
-    told = f"slabs at most {_bytes(SLAB_COUNT * SLAB_BYTES)}"
+    told = f"slabs at most {in_units(SLAB_COUNT * SLAB_BYTES)}"
     processes = sum(isinstance(sink, ProcessSink) for sink in pipeline.sinks) if resolved_lanes(lanes) else 0
     if processes:
-        told += f", to sinks at most {_bytes(processes * SINK_BYTES)}"
+        told += f", to sinks at most {in_units(processes * SINK_BYTES)}"
     return f"{told}, as far as they are filled"
-
-
-def _bytes(count: float) -> str:
-    """A size for a person.
-
-    >>> _bytes(512), _bytes(2_048), _bytes(3_500_000)
-    ('512 B', '2.0 kB', '3.5 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -25,6 +25,7 @@ def application() -> cyclopts.App:
     app.command(_run, name="run")
     app.command(_check, name="check")
     app.command(_demo, name="demo")
+    app.command(_checkpoint, name="checkpoint")
     return app
 
 
@@ -207,3 +208,29 @@ def _demo(
     from tidemill.app.demo import demo
 
     return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)
+
+
+def _checkpoint(
+    folder: Path,
+    /,
+    *,
+    verify: bool = False,
+    prune: int | None = None,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """List the checkpoints of a state folder. Ends with 4 when one of them cannot be used.
+
+    Parameters
+    ----------
+    folder
+        A state folder, such as .tidemill/NAME, or the folder checkpoints in it. A run may be writing there.
+    verify
+        Read every byte of every checkpoint, not just starts and ends.
+    prune
+        Before that, remove all but the last so many.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.checkpoint_command import checkpoint
+
+    return checkpoint(folder, verify=verify, prune=prune)

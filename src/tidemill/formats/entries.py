@@ -114,7 +114,7 @@ def encode_entry(entry: RecordsEntry | ControlEntry) -> list[bytes]:
             data = encode_value([entry.what, entry.value])
         except Unkept as error:
             raise InputError(f"the control record {entry.what!r} cannot be written to the log: {error}") from None
-        return [_START.pack(_CONTROL, _VERSION, len(data)) + data]
+        return [_START.pack(_CONTROL, _VERSION, len(data)), data]
     return _Writer(entry).parts
 
 
@@ -139,7 +139,7 @@ class _Writer:
         head = _encode_head(
             _RecordsHead(_bytes_of(entry.source), entry.wall_ns, len(batch), columns, key, time, orders, len(letters))
         )
-        self.parts = [_START.pack(_RECORDS, _VERSION, len(head)) + head, *self._padded(_START.size + len(head))]
+        self.parts = [_START.pack(_RECORDS, _VERSION, len(head)), head, *self._padded(_START.size + len(head))]
 
     def _padded(self, at: int) -> list[bytes]:
         parts = []

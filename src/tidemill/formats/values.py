@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.errors import InputError
 
@@ -40,6 +41,8 @@ _DTYPE: Final = re.compile(
     r"[<>|](?:b1|[iu][1248]|f(?:2|4|8)|c(?:8|16)|[US][1-9]\d{0,6}|[mM]8(?:\[\d{0,6}[a-zA-Z]{1,2}\])?)"
 )
 """The NumPy types that are nothing but their bytes, whatever the machine."""
+
+_LAST_CHARACTER: Final = 0x10FFFF
 
 
 class Unkept(InputError):
@@ -235,17 +238,27 @@ def _time(data: bytes) -> time:
 
 def _scalar(data: bytes) -> Any:
     name, content = _list_of(data)
-    return np.frombuffer(content, _dtype(name), 1)[0]
+    return _items(name, content)[:1][0]
 
 
 def _array(data: bytes) -> Any:
     name, shape, content = _list_of(data)
-    dtype = _dtype(name)
     if len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("an array's shape is damaged")
-    if 0 in shape and not content:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(content, dtype).reshape(shape).copy()
+    return _items(name, content).reshape(shape).copy()
+
+
+def _items(name: Any, content: bytes) -> NDArray[Any]:
+    """What an array holds, if its bytes can be that."""
+    dtype = _dtype(name)
+    if not content:
+        return np.empty(0, dtype)
+    items = np.frombuffer(content, dtype)
+    if dtype.kind == "b" and items.view(np.uint8).max() > 1:
+        raise ValueError("an array of truth values holds something else")
+    if dtype.kind == "U" and items.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)).max() > _LAST_CHARACTER:
+        raise ValueError("an array of texts holds something else")
+    return items
 
 
 def _dtype(name: Any) -> np.dtype[Any]:
