@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +27,10 @@ from tidemill.core.moving import Saved, moved_objects, placed, restore, saved_ar
 from tidemill.core.order import input_order
 from tidemill.core.placement import devices_of
 from tidemill.core.plan import Plan
+from tidemill.core.resume import check_resume, identify, matched
 from tidemill.core.watermark import BEGIN, END, Watermark
 from tidemill.engine.plan import FROM_DISK
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage
 from tidemill.stages.object_states import ObjectStates
@@ -298,3 +300,153 @@ def test_devices_move_with_all_their_sensors(plan: Plan, data: st.DataObject) ->
     lag_ns = data.draw(st.sampled_from([0, 3_000_000_000]))
     expected = worked(ready, batch, [], [1], lag_ns=lag_ns, by=by, kinds={})
     require_same(worked(ready, batch, cuts, lanes, lag_ns=lag_ns, by=by, kinds={}), expected)
+
+
+def doubled(batch: Batch) -> dict[str, Any]:
+    return {"twice": batch["value"] * 2}
+
+
+def test_a_lane_knows_the_columns_that_others_have_seen() -> None:
+    """A sensor is told silent in a lane of which no record has come yet, and a function behind looks at the record's field."""
+    plan = Plan(tm.Silence("20s"), tm.Map(doubled, adds={"twice": float}))
+    rows = [{"sensor": sensor, "time": time, "value": 1.0} for time, sensor in enumerate(SENSORS)]
+    rows += [{"sensor": "S1", "time": time, "value": 2.0} for time in range(40, 80)]
+    batch = with_roles(rows, "sensor", None, "UTC")
+    ready, by = prepared(plan, batch, "sensor")
+    expected = worked(ready, batch, [], [1], kinds={})
+    assert expected["silent"].sum() == len(SENSORS)
+    for before, now in itertools.product((1, 2, 3, 5), repeat=2):
+        require_same(worked(ready, batch, [len(SENSORS)], [before, now], by=by, kinds={}), expected)
+
+
+# -- a changed plan ------------------------------------------------------------------------------------------------
+
+
+def column(batch: Batch, name: str) -> Batch:
+    return batch.select({name: name})
+
+
+@settings(max_examples=30)
+@given(rows=streams(["value"]), data=st.data())
+def test_a_changed_plan_goes_on_where_it_is_the_same(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    """What a kept stage adds is what it adds without a stop; what is new adds what it adds to the records after the change."""
+    batch = with_roles(rows, "sensor", None, "UTC")
+    cut = data.draw(st.integers(0, len(rows)))
+    before, now = data.draw(st.tuples(*[st.sampled_from([1, 2, 3])] * 2))
+    kept = [tm.Rolling("value", 4, stats=["mean", "max"]), tm.Lag("value", 2), tm.Keyed(Seen)]
+    gone = [tm.Ewm("value", span=3), tm.Rolling("value", 9)]
+    fresh = [tm.Diff("value"), tm.Rolling("value", 5, stats=["sum"]), tm.scan(rising)]
+    old, _ = prepared(Plan(_mixed(data, kept, gone)), batch, "sensor")
+    new, _ = prepared(Plan(_mixed(data, kept, fresh)), batch, "sensor")
+    matching = matched(identify(old), identify(new))
+    check_resume(matching, {stage.name for stage in gone})
+    with pytest.raises(PlanError, match="--drop-state"):
+        check_resume(matching)
+
+    fleet = Fleet(old, before, Watermark(lag_ns=0))
+    fleet.feed(batch.slice(0, cut))
+    after = Fleet(new, now, Watermark(lag_ns=0))
+    after.go_on(fleet.snapshot(), matching.sources)
+    after.feed(batch.slice(cut, len(batch)))
+    if cut == len(batch):
+        return
+    (got,) = after.rows
+    for stage in kept:
+        alone = worked(prepared(Plan(stage), batch, "sensor")[0], batch, [], [1], kinds={})
+        for name in set(alone.names) - set(batch.names):
+            assert first_difference(column(got, name), column(alone.slice(cut, len(batch)), name)) is None
+    for stage in fresh:
+        part = batch.slice(cut, len(batch))
+        alone = worked(prepared(Plan(stage), part, "sensor")[0], part, [], [1], kinds={})
+        for name in set(alone.names) - set(batch.names):
+            assert first_difference(column(got, name), column(alone, name)) is None
+
+
+class Seen:
+    """How many records there have been."""
+
+    n = 0
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        self.n += 1
+        return {"seen": self.n}
+
+
+def rising(state: float | None, record: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return record["value"], {"rise": float("nan") if state is None else record["value"] - state}
+
+
+def _mixed(data: st.DataObject, kept: list[Any], others: list[Any]) -> list[Stage]:
+    """The kept stages in their order, the others among them anywhere."""
+    places = data.draw(st.permutations([True] * len(kept) + [False] * len(others)))
+    ours, theirs = iter(kept), iter(others)
+    return [next(ours) if own else next(theirs) for own in places]
+
+
+# -- what does not fit ---------------------------------------------------------------------------------------------
+
+
+def waiting(lanes: int, *, most: int = 100) -> Fleet:
+    rows = [{"sensor": sensor, "time": time, "value": 1.0} for time, sensor in enumerate(SENSORS)]
+    batch = with_roles(rows, "sensor", None, "UTC")
+    stage = tm.Aggregate(tm.tumbling("1h"), {"value": "max"}, max_waiting=most)
+    fleet = Fleet(prepared(Plan(stage), batch, "sensor")[0], lanes, Watermark(lag_ns=0))
+    fleet.feed(batch)
+    return fleet
+
+
+def test_records_that_wait_must_find_room() -> None:
+    """Refused before anything runs; room is no part of what a stage is known by, so that it can be made."""
+    snapshot = waiting(5).snapshot()
+    small = Fleet(waiting(1, most=8).plan, 1, Watermark(lag_ns=0))
+    with pytest.raises(
+        PlanError, match=r"Aggregate\(tumbling\('1h'\)\) has 9 entries .* room for 8: give it a larger max_waiting"
+    ):
+        small.go_on(snapshot, [0])
+    large = Fleet(waiting(1, most=9).plan, 1, Watermark(lag_ns=0))
+    large.go_on(snapshot, [0])
+    assert large.memories[0].stages[0]["head"][0, 1] == 9
+
+
+def test_a_stage_that_cannot_move_says_so() -> None:
+    """One of the user's that keeps something for a whole lane: the same number of lanes is no matter."""
+
+    class Whole(tm.Silence):
+        moved = Stage.moved
+
+    batch = with_roles([{"sensor": "S1", "time": 1.0, "value": 1.0}], "sensor", None, "UTC")
+    plan, _ = prepared(Plan(Whole("20s")), batch, "sensor")
+    fleet = Fleet(plan, 2, Watermark(lag_ns=0))
+    fleet.feed(batch)
+    Fleet(plan, 2, Watermark(lag_ns=0)).go_on(fleet.snapshot(), [0])
+    with pytest.raises(PlanError, match="does not say what becomes of its state with another number of lanes"):
+        Fleet(plan, 3, Watermark(lag_ns=0)).go_on(fleet.snapshot(), [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("lane/0/stage/0/times0", lambda array: array[:-1]),
+        ("lane/0/stage/0/times0", lambda array: array.astype(np.int32)),
+        ("lane/0/stage/0/times0", lambda array: array.reshape(-1, 1)),
+        ("lane/0/stage/0/slots0", lambda array: array + 1),
+        ("lane/0/stage/0/slots0", lambda array: array - 1),
+        ("lane/0/stage/0/head", lambda array: array * 0 + 2),
+        ("lane/0/stage/0/head", lambda array: array * 0 - 1),
+        ("lane/0/stage/0/head", lambda array: array + 1000),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(name: str, harm: Callable[[Any], Any]) -> None:
+    """Whatever is in them: by a sentence, not by a crash, and not in silence."""
+    fleet = waiting(1)
+    snapshot = fleet.snapshot()
+    arrays = dict(snapshot.saved.arrays)
+    arrays[name] = harm(arrays[name])
+    harmed = replace(snapshot, saved=replace(snapshot.saved, arrays=arrays))
+    with pytest.raises(InputError, match="saved"):
+        Fleet(fleet.plan, 2, Watermark(lag_ns=0)).go_on(harmed, [0])
+    del arrays[name]
+    with pytest.raises(InputError, match=f"has no array {name}"):
+        Fleet(fleet.plan, 2, Watermark(lag_ns=0)).go_on(
+            replace(snapshot, saved=replace(snapshot.saved, arrays=arrays)), [0]
+        )

@@ -147,6 +147,10 @@ class Aggregate(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         return self._buffer.fields()
 
+    def known_by(self) -> Mapping[str, object]:
+        """The records that wait for its windows' ends; which statistics are taken of them is another matter."""
+        return {"window": self.window, "columns": self.columns, "late": self.late, "lateness_ns": self.lateness_ns}
+
     def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
         return self._buffer.moved(old, places)
 

@@ -170,6 +170,17 @@ class Align(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         return {**self._buffer.fields(), **self._newest.fields()}
 
+    def known_by(self) -> Mapping[str, object]:
+        return {
+            "channels": self.channels,
+            "by": self.groups_by,
+            "channel": self.channel,
+            "value": self.value,
+            "method": self.method,
+            "tolerance_ns": self.tolerance_ns,
+            "lateness_ns": self.lateness_ns,
+        }
+
     def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
         return self._buffer.moved(old, places)
 

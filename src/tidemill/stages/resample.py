@@ -159,6 +159,15 @@ class Resample(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         return {**self._buffer.fields(), **self._newest.fields()}
 
+    def known_by(self) -> Mapping[str, object]:
+        return {
+            "columns": self.columns,
+            "grid": self._grid,
+            "method": self.method,
+            "max_gap_ns": self.max_gap_ns,
+            "lateness_ns": self.lateness_ns,
+        }
+
     def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
         return self._buffer.moved(old, places)
 
