@@ -11,8 +11,9 @@ from tidemill.errors import OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.postgres_connection import connected, named, require_library, shown
+from tidemill.sinks.postgres_copy import OpenCopy
 from tidemill.sinks.postgres_position import POSITIONS, Position
-from tidemill.sinks.postgres_rows import HEADER, TRAILER, copied
+from tidemill.sinks.postgres_rows import copied
 from tidemill.sinks.postgres_table import Table, found_table
 from tidemill.sinks.postgres_values import MOST_BYTES
 from tidemill.sinks.row_group import kind_of
@@ -93,6 +94,7 @@ class PostgreSQL(ProcessSink):
         self._table: Table | None = None
         self._position: Position | None = None
         self._began = False
+        self._copying: OpenCopy | None = None
         self._rows = 0
         self._bytes = 0
         self._left_out: dict[str, int] = {}
@@ -141,6 +143,7 @@ class PostgreSQL(ProcessSink):
             connection, _ = self._opened()
             if self._position is not None:
                 self._begin(connection)
+                self._end_copy()
                 self._position.move(connection, position)
             if self._began:
                 self._commit(connection)
@@ -152,6 +155,7 @@ class PostgreSQL(ProcessSink):
         with self._refusals(), contextlib.closing(self._connection) as connection:
             _, table = self._opened()
             if self._position is not None and self._began:
+                self._end_copy()
                 connection.execute("ROLLBACK")
                 table.rolled_back()
                 self._began = False
@@ -201,6 +205,7 @@ class PostgreSQL(ProcessSink):
     def _commit(self, connection: Connection) -> None:
         import psycopg
 
+        self._end_copy()
         try:
             done = connection.execute("COMMIT").statusmessage
         except psycopg.Error as error:
@@ -217,19 +222,25 @@ class PostgreSQL(ProcessSink):
             self._table.committed()
 
     def _copy(self, connection: Connection, table: Table, batch: Batch, kinds: Mapping[str, Kind]) -> None:
-        target = table.make_room(connection, kinds)
+        target = table.known_target(kinds)
+        if self._copying is not None and self._copying.target is not target:
+            self._end_copy()
+        target = target or table.make_room(connection, kinds)
         if not kinds:  # rows without a value
             connection.execute(target.nothing.encode(), (len(batch),))
             return
+        self._copying = self._copying or OpenCopy(connection, target)
         data, changed = copied([batch.columns[name] for name in kinds], target.types, len(batch))
-        with connection.cursor() as cursor, cursor.copy(target.copy.encode()) as copy:
-            copy.write(HEADER)
-            copy.write(data)
-            copy.write(TRAILER)
+        self._copying.write(data)
         self._bytes += len(data)
         for name, count in zip(kinds, changed, strict=True):
             if count:
                 self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + count}
+
+    def _end_copy(self) -> None:
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            copying.end()
 
     def _declared(self, name: str) -> Kind | None:
         return self._schema[name].kind if name in self._schema else None
@@ -257,8 +268,11 @@ class PostgreSQL(ProcessSink):
             yield
         except BaseException as error:
             connection, self._connection = self._connection, None
+            copying, self._copying = self._copying, None
             if connection is not None:
                 connection.close()
+            if copying is not None:
+                copying.abandon()
             if isinstance(error, psycopg.Error):
                 raise named(error, self._place, f"refused rows for table {self._qualified!r}") from error
             raise

@@ -14,7 +14,7 @@ from tidemill.sinks.postgres_values import DECLARED, STORED, ColumnNames, note_o
 if TYPE_CHECKING:
     from tidemill.sinks.postgres_connection import Connection
 
-__all__ = ["FoundTable", "Table", "found_table"]
+__all__ = ["FoundTable", "Table", "Target", "found_table"]
 
 _SCHEMA: Final = """SELECT n.nspname, has_schema_privilege(n.oid, 'USAGE'), has_schema_privilege(n.oid, 'CREATE')
     FROM pg_namespace n WHERE n.nspname = coalesce(%s, current_schema())"""
@@ -110,6 +110,10 @@ class Table:
     def rolled_back(self) -> None:
         self._types, self._replace = self._committed
         self._targets.clear()
+
+    def known_target(self, kinds: Mapping[str, Kind]) -> Target | None:
+        """How rows of these columns are added; None when `make_room` has not been asked for them yet."""
+        return self._targets.get(tuple(kinds.items()))
 
     def make_room(self, connection: Connection, kinds: Mapping[str, Kind]) -> Target:
         """Create the table, or the columns of it that are new; refuse those there of types that do not fit."""
