@@ -129,6 +129,7 @@ def _fixed(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_] | None, int]
     match column.kind:
         case Kind.FLOAT:
             missing |= np.isnan(values)
+            changed = sum(bool(missing[row]) for row in column.exact or ())  # ints that no float can stand for
         case Kind.TIME:
             missing |= values == NAT
             values = values // 1000 - _EPOCH_US
