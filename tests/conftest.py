@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -53,6 +55,21 @@ def recordings() -> Path:
     folder = Path(__file__).parents[2] / "shared" / "data"
     assert folder.is_dir(), f"the recorded data are not at {folder}; this test needs them and does not skip"
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server of these tests alone; its class is in the file beside this one."""
+    beside = Path(__file__).with_name("postgres_server.py")
+    spec = importlib.util.spec_from_file_location(beside.stem, beside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.PostgresServer()
+    server.start()
+    yield server
+    server.remove()
 
 
 # -- records of every shape that must come back as they came, for property tests ------------------------------
