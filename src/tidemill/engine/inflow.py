@@ -84,7 +84,8 @@ class Seeking:
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, source.name, self._wall_ns)
-            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
+            if (offset := source.offset()) is not None:
+                keeper.places.add(attempt.intake.entered, self.place(offset))
 
         await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
         if not self._stopping.asked.is_set():

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from tidemill.clock import Clock
 from tidemill.core.epochs import Epochs
+from tidemill.core.resume import Matching, check_resume, identify, matched, read_identities
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
+from tidemill.engine.pipeline import Checked
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import StateFolder
 from tidemill.sinks.base import Keeping
-from tidemill.stages.base import Stage
-from tidemill.stages.state import StateField
 
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
@@ -106,20 +107,22 @@ class Keeper:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
         facts = self.found.facts
+        matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
-        fields, sources = self._matched(facts["stages"], stages)
-        await asyncio.to_thread(fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, sources)
+        fields = [one.fields for one in matching.old]
+        await asyncio.to_thread(fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources)
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
         attempt.mill.learned_before(facts["learned"], facts["results"], probing=facts["probing"])
         self.places = Places(facts["place_position"], facts["place"])
         _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
         return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)
 
-    def _matched(
-        self, old: list[Any], stages: Sequence[Stage]
-    ) -> tuple[list[Mapping[str, StateField]], list[int | None]]:
-        fields: list[Mapping[str, StateField]] = [{name: _field(field) for name, field in one.items()} for one in old]
-        return fields, list(range(len(stages)))
+    def matching(self, checked: Checked) -> Matching:
+        """Which stage goes on with which state. Raises `PlanError` where some would be lost that may not."""
+        old = [] if self.found is None else read_identities(self.found.facts["stages"])
+        matching = matched(old, identify(checked.plan, checked.place_by))
+        check_resume(matching, self.state.drop_state)
+        return matching
 
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
@@ -141,11 +144,6 @@ class Keeper:
         self._kept_places.append(place)
         if self.journal is not None and len(self._kept_places) == KEPT:
             self.journal.log.forget(self._kept_places[0].get("entry", 0))
-
-
-def _field(facts: Mapping[str, Any]) -> StateField:
-    shape, region = tuple(facts["shape"]), facts.get("region")
-    return StateField(**{**facts, "shape": shape, "region": None if region is None else tuple(region)})
 
 
 @dataclass
@@ -229,10 +227,7 @@ class Saving:
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": attempt.intake.kinds,
                 "ended": attempt.has_ended,
-                "stages": [
-                    {name: dataclasses.asdict(field) for name, field in one.items()}
-                    for one in mill.lanes[0].memory.layout.stages
-                ],
+                "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },
             attempt.keys.entries(),
             [attempt.keys.count(lane.number) for lane in mill.lanes],

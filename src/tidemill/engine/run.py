@@ -24,6 +24,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
 from tidemill.core.plan import Plan
+from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking
@@ -98,6 +99,8 @@ class Run:
             resumed_at = None if keeper is None else keeper.position
             resumes = keeper is not None and keeper.folder.epoch > 1
             checked = self.pipeline.check(resumes=resumes)
+            if keeper is not None and keeper.found is not None:
+                _log.info("%s", described(keeper.matching(checked)))
             letters = self._letters(keeper)
             letters.check()
             if not self._lanes:

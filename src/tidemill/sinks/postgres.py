@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, PlanError
@@ -60,8 +60,9 @@ class PostgreSQL(ProcessSink):
     postgresql://db.plant/history, table 'features'
     """
 
-    delivery: ClassVar[str] = "at-least-once; rows are committed in order, all rows of a flush or none"
-    keeps_position: ClassVar[bool] = True
+    keeps_position = True
+    delivery = "at-least-once; rows are committed in order, all rows of a flush or none"
+    delivery_with_state = "exactly-once; rows and position in one transaction, on disk and visible at each commit"
 
     def __init__(
         self,
