@@ -102,11 +102,14 @@ def expand(path: str | os.PathLike[str]) -> list[Path]:
     raise InputError(f"there is no file {tried}; check the name, or the folder that the run was started in.")
 
 
-def open_read(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, unpacked when it ends in ``.gz``. Raises `InputError` with the path tried."""
+def open_read(path: str | os.PathLike[str], *, packed: bool = False) -> BinaryIO:
+    """The file opened for reading bytes, unpacked when it ends in ``.gz`` unless it is wanted ``packed``.
+
+    Raises `InputError` with the path tried.
+    """
     tried = absolute(path)
     try:
-        if tried.name.lower().endswith(_COMPRESSED):
+        if not packed and tried.name.lower().endswith(_COMPRESSED):
             return cast(BinaryIO, gzip.open(tried, "rb"))
         return open(tried, "rb")  # noqa: PTH123 - the caller closes it
     except FileNotFoundError:

@@ -24,10 +24,11 @@ class Tick:
 
 @dataclass(frozen=True)
 class NewStage:
-    """Another stage, pickled, takes the place of number ``stage``."""
+    """Another stage, pickled, takes the place of number ``stage``; it was made of the file that is kept as ``file``."""
 
     stage: int
     pickled: bytes
+    file: str = ""
 
 
 @dataclass(frozen=True)

@@ -374,10 +374,15 @@ class Attempt:
     async def _watch_files(self) -> None:
         """Tables and models that are replaced while a live run goes on."""
 
-        async def change(stage: int, pickled: bytes) -> int:
-            return await self._inflow.decide(self, NewStage(stage, pickled))
+        async def change(made: NewStage) -> int:
+            return await self._inflow.decide(self, made)
 
-        watch = FileWatch(self.pipeline.plan, self.checked.schemas, self._clock, change)
+        plan, schemas, keeper = self.pipeline.plan, self.checked.schemas, self._keeper
+        if keeper is None:
+            watch = FileWatch(plan, schemas, self._clock, change)
+        else:
+            stale = await asyncio.to_thread(keeper.stale, plan.stages)
+            watch = FileWatch(plan, schemas, self._clock, change, load=lambda: keeper.files.loader({}), stale=stale)
         await self._ready.wait()
         await watch.run()
 

@@ -132,7 +132,10 @@ class Logged:
             case "tick":
                 return attempt.intake.decide(Tick(entry.value["mark"]))
             case "stage":
-                return attempt.intake.decide(NewStage(entry.value["stage"], entry.value["pickled"]))
+                made = self._keeper.stage_of(
+                    attempt.checked, attempt.pipeline.plan, entry.value["stage"], entry.value["file"]
+                )
+                return attempt.intake.decide(made)
             case "catch_up":
                 return attempt.intake.decide(CatchUp())
             case "end":
@@ -145,7 +148,7 @@ class Logged:
         if isinstance(control, Tick):
             entry = ControlEntry("tick", {"mark": control.mark_ns})
         else:
-            entry = ControlEntry("stage", {"stage": control.stage, "pickled": control.pickled})
+            entry = ControlEntry("stage", {"stage": control.stage, "file": control.file})
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._decided[self._journal.decide(entry)] = decided
         return await decided

@@ -6,23 +6,29 @@ import asyncio
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import cloudpickle
 import msgspec
 
 from tidemill.clock import Clock
+from tidemill.core.controls import NewStage
 from tidemill.core.epochs import Epochs
+from tidemill.core.plan import Plan
 from tidemill.core.resume import Matching, check_resume, identify, matched, read_identities
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
-from tidemill.engine.pipeline import Checked
+from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
+from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import StateFolder
+from tidemill.errors import InputError
 from tidemill.sinks.base import Keeping
+from tidemill.stages.base import Stage
 
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
@@ -68,6 +74,9 @@ class Keeper:
         self.store = CheckpointStore(folder.checkpoints, keep=KEPT)
         self._clock = clock
         self.state = state
+        self.files = KeptFiles(folder.files)
+        self.in_effect: InEffect = {}
+        """The files that the stages are made of, as they are when the attempt begins."""
         self.journal: Journal | None = None
         """The way through the ingest log, where there is one."""
         self.found: Checkpoint | None = self.store.newest()
@@ -116,6 +125,42 @@ class Keeper:
         self.places = Places(facts["place_position"], facts["place"])
         _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
         return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)
+
+    def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
+        """The pipeline with its tables and models as they were at the checkpoint."""
+        known = {} if self.found is None else self.found.facts["files"]
+        load = self.files.loader(known)
+        checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, load=load)
+        self.in_effect = load.in_effect
+        return checked
+
+    def stale(self, stages: Sequence[Stage]) -> set[int]:
+        """The stages whose files have changed since they were made. Blocks."""
+        return {
+            number
+            for number, stage in enumerate(stages)
+            if stage.path is not None and self._is_stale(stage.path, occurrence(stages, number))
+        }
+
+    def _is_stale(self, path: str, which: int) -> bool:
+        try:
+            return self.files.keep(path) != self.in_effect[path][which]
+        except InputError:
+            return False  # there is nothing new that could serve
+
+    def stage_of(self, checked: Checked, plan: Plan, number: int, name: str) -> NewStage:
+        """The stage made of a kept file, as another start decided. Blocks."""
+        stage = plan.stages[number]
+        assert stage.path is not None
+        made = stage.prepared(self.files.loader({stage.path: [name]})).settled(checked.schemas[number])
+        return NewStage(number, bytes(cloudpickle.dumps(made)), name)
+
+    def effective(self, stages: Sequence[Stage], changed: Mapping[int, str]) -> InEffect:
+        """The files in effect when some stages were made anew since the attempt began."""
+        names = {path: list(kept) for path, kept in self.in_effect.items()}
+        for number, name in changed.items():
+            names[str(stages[number].path)][occurrence(stages, number)] = name
+        return names
 
     def matching(self, checked: Checked) -> Matching:
         """Which stage goes on with which state. Raises `PlanError` where some would be lost that may not."""
@@ -227,6 +272,7 @@ class Saving:
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": attempt.intake.kinds,
                 "ended": attempt.has_ended,
+                "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },
             attempt.keys.entries(),

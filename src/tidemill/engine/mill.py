@@ -130,6 +130,8 @@ class Mill:
         self._copied: set[int] = set()
         self.objects: dict[int, ObjectsCopy] = {}
         """Per lane, what its process held in objects at the last barrier."""
+        self.files: dict[int, str] = {}
+        """Of each stage that was made anew, the name under which its file is kept."""
         self.handed_out = 0
         """Up to where in the input everything was handed out to the lanes."""
         self.done = 0
@@ -364,6 +366,8 @@ class Mill:
         opened = self.ledger.statistics().opened
         self._controls.forget(min(self._open, default=opened + 1))
         self._controls.add(opened, control.stage, control.pickled)
+        if control.file:
+            self.files[control.stage] = control.file
         for lane in self.lanes:
             lane.send(StageChanged(control.stage, control.pickled))
         self._moved()

@@ -17,7 +17,7 @@ from tidemill.formats.edge import DEFAULT_KEY
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
-from tidemill.stages.base import Stage
+from tidemill.stages.base import Load, Stage
 
 __all__ = ["Checked", "Pipeline"]
 
@@ -118,11 +118,11 @@ class Pipeline:
         """A new run's."""
         return Watermark(lag_ns=self.lag_ns, max_ahead_ns=self.max_ahead_ns, idle_ns=self.idle_ns)
 
-    def check(self, *, edges: bool = True, resumes: bool = False) -> Checked:
+    def check(self, *, edges: bool = True, resumes: bool = False, load: Load = FROM_DISK) -> Checked:
         """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
 
         ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet. One that ``resumes``
-        leaves that to those sinks that know their own output.
+        leaves that to those sinks that know their own output. Tables and models come from ``load``.
         """
         if edges:
             for source in self.sources:
@@ -130,7 +130,7 @@ class Pipeline:
             for sink in self.sinks:
                 if not (resumes and sink.keeps_position):
                     sink.check()
-        plan = self.plan.prepared(FROM_DISK)
+        plan = self.plan.prepared(load)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))

@@ -97,8 +97,7 @@ class Run:
         """Run to the end; raises the first error, after everything has been let go."""
         with self._kept() as keeper:
             resumed_at = None if keeper is None else keeper.position
-            resumes = keeper is not None and keeper.folder.epoch > 1
-            checked = self.pipeline.check(resumes=resumes)
+            checked = self.pipeline.check() if keeper is None else keeper.check(self.pipeline)
             if keeper is not None and keeper.found is not None:
                 _log.info("%s", described(keeper.matching(checked)))
             letters = self._letters(keeper)
@@ -188,6 +187,7 @@ class Run:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
                 letters = self._letters(keeper)
+                checked = keeper.check(self.pipeline, edges=False)
             else:
                 return attempt
 

@@ -1,9 +1,9 @@
 """The state folder: where a pipeline's state is, and that nobody else is in it.
 
-lock            held by the engine that runs
-epoch           the number of its start, greater with each
-pipeline.json   whose state it is
-checkpoints/    log/    sinks/NAME/    dead_letters.ndjson
+- ``lock``: held by the engine that runs
+- ``epoch``: the number of its start, greater with each
+- ``pipeline.json``: whose state it is
+- ``checkpoints/``, ``log/``, ``files/``, ``sinks/NAME/``, ``dead_letters.ndjson``
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class StateFolder:
                 self.epoch = self._begin_epoch()
                 self.checkpoints = self._within("checkpoints")
                 self.log = self._within("log")
+                self.files = self._within("files")
             except BaseException:
                 self._lock.release()
                 raise
