@@ -25,6 +25,7 @@ def application() -> cyclopts.App:
     app.command(_run, name="run")
     app.command(_check, name="check")
     app.command(_demo, name="demo")
+    app.command(_log, name="log")
     return app
 
 
@@ -188,3 +189,26 @@ def _demo(
     from tidemill.app.demo import demo
 
     return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)
+
+
+def _log(
+    folder: Path,
+    /,
+    *,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Say what an ingest log holds, and whether it is whole. Changes nothing; ends with 4 when it is damaged.
+
+    Parameters
+    ----------
+    folder
+        The state folder of a pipeline, or the folder of its log.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.exit_codes import ExitCode
+    from tidemill.app.log_command import survey, told
+
+    found = survey(folder)
+    sys.stdout.write(told(found))
+    return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT
