@@ -89,7 +89,7 @@ async def test_a_new_table_counts_from_one_record_on(tmp_path, lanes, caplog):
         plant.source.feed.put_nowait(None)
     assert (first["normalized"], second["normalized"]) == (9, 6)
     assert first["version"] != second["version"]
-    assert f"the new {path} counts from record 1 on" in caplog.text
+    assert f"the new {path} counts from record 2 on" in caplog.text
 
 
 @pytest.mark.parametrize("lanes", [0, 2])

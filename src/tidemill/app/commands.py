@@ -26,6 +26,7 @@ def application() -> cyclopts.App:
     app.command(_check, name="check")
     app.command(_demo, name="demo")
     app.command(_checkpoint, name="checkpoint")
+    app.command(_log, name="log")
     return app
 
 
@@ -234,3 +235,26 @@ def _checkpoint(
     from tidemill.app.checkpoint_command import checkpoint
 
     return checkpoint(folder, verify=verify, prune=prune)
+
+
+def _log(
+    folder: Path,
+    /,
+    *,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Say what an ingest log holds, and whether it is whole. Changes nothing; ends with 4 when it is damaged.
+
+    Parameters
+    ----------
+    folder
+        The state folder of a pipeline, or the folder of its log.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.exit_codes import ExitCode
+    from tidemill.app.log_command import survey, told
+
+    found = survey(folder)
+    sys.stdout.write(told(found))
+    return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT

@@ -38,7 +38,7 @@ from tidemill.formats.log_frames import (
     read_mark,
 )
 
-__all__ = ["Last", "Rest", "Segment", "damage", "find_segments", "frames", "rest_of"]
+__all__ = ["Last", "Segment", "damage", "find_segments", "frames", "is_blank", "scattered"]
 
 READ_BYTES: Final = 1 << 20
 PLACES_EVERY: Final = 256 << 10
@@ -120,7 +120,7 @@ def _is_half_made(path: Path) -> bool:
     """Whether it is empty, or reads as zeros where the head and all else should be: entries come after a head on disk."""
     file = PlacedFile(path, "read")
     try:
-        return file.size() == 0 or (file.size() >= FRAMES_AT and rest_of(file, 0, 0).is_blank)
+        return file.size() == 0 or (file.size() >= FRAMES_AT and is_blank(file, 0))
     finally:
         file.close()
 
@@ -174,30 +174,27 @@ def frames(file: PlacedFile, place: int, number: int, seed: int, stop: int) -> I
         number += 1
 
 
-@dataclass(frozen=True)
-class Rest:
-    """What lies behind the last whole entry of a segment."""
-
-    is_blank: bool
-    """Nothing but zeros: room that was only reserved."""
-    on_disk: int
-    """Entries below this number were on disk, say whole frames that lie there; 0 when there are none."""
-
-
-def rest_of(file: PlacedFile, place: int, seed: int) -> Rest:
-    """What a segment holds from ``place`` to its end."""
-    is_blank, on_disk = True, 0
+def is_blank(file: PlacedFile, place: int) -> bool:
+    """Whether nothing but zeros lies from ``place`` on: room that was only reserved."""
     while data := file.read(place, READ_BYTES):
-        is_blank = is_blank and not data.strip(b"\0")
+        if data.strip(b"\0"):
+            return False
+        place += len(data)
+    return True
+
+
+def scattered(file: PlacedFile, place: int, seed: int) -> Iterator[Frame]:
+    """The whole frames that lie anywhere from ``place`` on, whatever lies between them."""
+    while data := file.read(place, READ_BYTES):
         at = find_frame(data, 0)
         while at >= 0:
             frame = _frame_at(file, place, data, at, seed)
-            on_disk = max(on_disk, frame.on_disk) if frame else on_disk
+            if frame is not None:
+                yield frame
             at = find_frame(data, at + 1)
         if len(data) < READ_BYTES:
-            break
-        place += READ_BYTES - FRAME_BYTES  # a header may lie across
-    return Rest(is_blank, on_disk)
+            return
+        place += READ_BYTES - FRAME_BYTES + 1  # a header may lie across, and is not found twice
 
 
 def _frame_at(file: PlacedFile, place: int, data: bytes, at: int, seed: int) -> Frame | None:
@@ -261,12 +258,12 @@ class Last:
                 sure = frame.place
             segment.note(number, place)
             number, place = number + 1, frame.end
-        rest = rest_of(file, place, seed)
-        on_disk = max(rest.on_disk, mark.end if mark else 0)
+        on_disk = max((frame.on_disk for frame in scattered(file, place, seed)), default=0)
+        on_disk = max(on_disk, mark.end if mark else 0)
         if on_disk > number:
             why = f"entry {number} is not whole, though all below {on_disk} were on disk"
             raise damage(segment.path, place, why)
-        if not rest.is_blank:
+        if not is_blank(file, place):
             file.truncate(place)
         # After a failed sync the cache of the operating system may show what the disk never got, and a sync of it would
         # succeed. So what no later entry confirms is written again.
