@@ -129,6 +129,24 @@ def test_only_whole_segments_that_are_on_disk_are_forgotten(opened: Opened) -> N
     assert again.append(b"x") == 10
 
 
+def test_reading_begins_near_the_entry_that_is_asked_for(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a segment that is being written, and in one that was read once since the log was opened."""
+    log = opened(segment_bytes=8 << 20)
+    for number in range(120):
+        log.append(number.to_bytes(2, "big") * 50_000)
+        log.sync()
+    abandon(log)
+    log = opened(segment_bytes=8 << 20)
+    assert len(entries(log)) == 120
+    read = []
+    real = os.pread
+    monkeypatch.setattr(files.os, "pread", lambda *rest: (read.append(rest[1]), real(*rest))[1])
+    for start in (70, 119):
+        read.clear()
+        assert next(log.read(start)) == (start, start.to_bytes(2, "big") * 50_000)
+        assert sum(read) < 3 << 20
+
+
 def test_a_segment_that_is_forgotten_while_it_is_read_is_read_to_its_end(opened: Opened) -> None:
     """And the next one, which is forgotten too, is said to be gone."""
     log = opened(segment_bytes=1_000)
@@ -427,6 +445,7 @@ def test_every_length_that_a_crash_may_leave_of_the_last_file(tmp_path: Path) ->
 FLIPS = int(os.environ.get("TIDEMILL_FLIPS", "1000"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [True, False])
 def test_one_flipped_bit_is_found_or_means_nothing(tmp_path: Path, closed: bool) -> None:
     """Whatever file and bit; after a crash alone the last group, and no other, may be taken for one that was torn."""

@@ -56,19 +56,20 @@ class IngestLog:
     for good: nothing of that group counts, each later `append` and `sync` raises the same, and nothing is tried again, since a
     second sync would report success for data that is lost. A new `IngestLog` on the folder goes on from what is there.
 
-    **Threads.** `append`, `room` and `statistics` never wait for the disk. `sync` is called by one thread at a time, and so is
-    `forget`; `read` by any number of others. The folder must belong to one process alone (`tidemill.files.lock`).
+    **Threads.** `append`, `room` and `statistics` never wait for the disk. `sync`, `forget` and reading are each done by one
+    thread at a time, which may be three. The folder must belong to one process alone (`tidemill.files.lock`).
 
     >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> log = IngestLog(folder / "log")
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> log = IngestLog(Path(folder.name) / "log")
     >>> log.append(b"51.3"), log.append(b"51.4"), log.durable
     (0, 1, 0)
     >>> log.sync(), list(log.read(1))
     (2, [(1, b'51.4')])
     >>> log.close()
-    >>> IngestLog(folder / "log").end
-    2
+    >>> again = IngestLog(Path(folder.name) / "log")
+    >>> again.end, again.close(), folder.cleanup()
+    (2, None, None)
     """
 
     def __init__(
@@ -221,7 +222,8 @@ class IngestLog:
         while at < (stop := self._stop(segment)):
             # Each round reads anew: what it had read before of a place that was not on disk then may be old.
             for frame in frames(file, place, at, segment.head.seed, stop):
-                segment.note(at, place)
+                if segment.end is not None:  # else `sync` notes places there, in its thread
+                    segment.note(at, place)
                 at, place = at + 1, frame.end
                 if frame.number >= number:
                     yield frame.number, frame.entry
