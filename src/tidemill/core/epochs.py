@@ -89,8 +89,10 @@ class Epochs:
     # -- sinks -------------------------------------------------------------------------------------------
 
     def commit_due(self, now_ns: int, position: int) -> bool:
-        """Whether the sinks should commit, having been given all up to ``position``; it counts as told."""
-        if position <= self._told or now_ns - self._commits_ns < self._interval:
+        """Whether the sinks should commit, having been given all up to ``position``; it counts as told. Not while slabs
+        have still to pass a barrier: there they will commit anyway.
+        """
+        if position <= self._told or now_ns - self._commits_ns < self._interval or self.waits_at is not None:
             return False
         self.told(now_ns, position)
         return True

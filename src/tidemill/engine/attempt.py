@@ -246,7 +246,13 @@ class Attempt:
             self.end_input()
             await self._drained()
         if self._saving is not None:
-            await self._saving.last()
+            last = asyncio.ensure_future(self._saving.last())
+            if not await self.stopping.until({last}):
+                last.result()
+            else:
+                last.cancel()
+                told = "the grace of %g s is over before the last checkpoint: the next start works again on what came since"
+                _log.warning(told, self.stopping.grace)
 
     def end_input(self) -> None:
         """There are no more records."""

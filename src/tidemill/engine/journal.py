@@ -16,10 +16,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.core.rate import Rate
 from tidemill.engine.ingest_log import IngestLog
-from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry
+from tidemill.errors import InputError
+from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
 from tidemill.letters import DeadLetter
 
 __all__ = ["Journal", "JournalStatistics"]
@@ -53,6 +57,8 @@ class JournalStatistics:
     """What the log may still take."""
     full: bool
     """Whether sources wait for that."""
+    seconds_left: float
+    """How long that lasts at the rate of the last seconds, while nothing is taken out; infinite while nothing comes."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,21 @@ class Journal:
         self._synced = asyncio.Condition()
         self._letters: dict[str, list[DeadLetter]] = {}
         self._closed = False
+        self._rate = Rate(clock.monotonic_ns())
         self._full = False
         self._fed = 0
 
     def statistics(self) -> JournalStatistics:
         """How it is, now."""
         log = self.log
+        room = log.room()
         return JournalStatistics(
-            log.end - log.durable, max(log.durable - self._fed, 0), self._bytes, log.room(), self._full
+            log.end - log.durable,
+            max(log.durable - self._fed, 0),
+            self._bytes,
+            room,
+            self._full,
+            self._rate.seconds_for(room, self._clock.monotonic_ns()),
         )
 
     # -- in ------------------------------------------------------------------------------------------------
@@ -103,10 +116,28 @@ class Journal:
     async def put(self, batch: Batch, source: str) -> None:
         """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
         letters = tuple(self._letters.pop(source, ()))
-        number = self._append(RecordsEntry(source, batch, letters, self._clock.wall_ns()))
+        number = self._append_records(source, batch, letters) if len(batch) or letters else self.log.end - 1
         self._given[source] = self._given.get(source, 0) + 1
         self._unacknowledged.append((number, source, self._given[source]))
         await self._wait_for_room()
+
+    def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
+        wall_ns = self._clock.wall_ns()
+        try:
+            return self._append(RecordsEntry(source, batch, letters, wall_ns))
+        except InputError:
+            unkept = find_unkept(batch)
+            if not unkept:
+                raise
+        lost = np.array([reject.row for reject in unkept])
+        away = batch.take(lost)
+        rows = zip(unkept, away.to_rows(), away.key.tolist(), away.time.tolist(), strict=True)
+        more = [
+            DeadLetter(reject.reason_code, reject.reason, row, source, key=str(away.keys[code]), time_ns=ns)
+            for reject, row, code, ns in rows
+        ]
+        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
+        return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns))
 
     def decide(self, entry: ControlEntry) -> int:
         """Add a control record, behind the letters that came before; its number."""
@@ -127,6 +158,7 @@ class Journal:
         number = self.log.append(parts)
         self._remembered.append(_Remembered(number, size, entry))
         self._bytes += size
+        self._rate.add(size, self._clock.monotonic_ns())
         while self._bytes > _REMEMBERED and len(self._remembered) > 1:
             self._bytes -= self._remembered.popleft().size
         self._appended.set()

@@ -221,10 +221,10 @@ class Saving:
             writing, self._writing = self._writing, None
             writing.result()
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
-        if self.epochs.commit_due(now, mill.reached):
-            self._commit(mill.reached)
         if self.epochs.due(now, mill.handed_up_to):
             self._raise_barrier(now)
+        elif self.epochs.commit_due(now, mill.reached):
+            self._commit(mill.reached)
         if self.epochs.writable and self._at_barrier is not None:
             self._write()
 
