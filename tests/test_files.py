@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 from pathlib import Path
@@ -86,3 +87,69 @@ def test_what_is_no_file_cannot_be_read(tmp_path: Path) -> None:
     """A folder given as a file is refused by name."""
     with pytest.raises(InputError, match=str(tmp_path)):
         files.open_read(tmp_path)
+
+
+def test_a_placed_file_is_written_where_it_is_told(tmp_path: Path) -> None:
+    """Room that was only allocated reads as zeros; a read beyond the end is short; closing again is nothing."""
+    file = files.PlacedFile(tmp_path / "a", "create")
+    file.allocate(0, 100)
+    file.write(10, b"hello")
+    file.allocate(0, 50)
+    file.sync()
+    assert (file.size(), file.read(8, 9)) == (100, b"\0\0hello\0\0")
+    assert file.read(98, 10) == b"\0\0"
+    file.truncate(12)
+    assert file.read(0, 100) == bytes(10) + b"he"
+    file.close()
+    file.close()
+    with pytest.raises(OSError, match="was closed"):
+        file.read(0, 1)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        files.PlacedFile(tmp_path / "a", "create")
+
+
+def test_room_is_only_grown_where_it_cannot_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A platform without posix_fallocate, and a file system that refuses it; another error is told."""
+    file = files.PlacedFile(tmp_path / "a", "create")
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    file.allocate(0, 10)
+    assert file.size() == 10
+
+    def refuses(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuses, raising=False)
+    number = errno.EOPNOTSUPP
+    file.allocate(0, 20)
+    assert file.size() == 20
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        file.allocate(0, 30)
+    file.close()
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    """Until it is released, which may be done twice; the file stays."""
+    held = files.lock(tmp_path / "lock")
+    assert held is not None
+    assert files.lock(tmp_path / "lock") is None
+    held.release()
+    held.release()
+    again = files.lock(tmp_path / "lock")
+    assert again is not None
+    again.release()
+    assert files.names_in(tmp_path) == ["lock"]
+
+
+def test_a_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    """With those above it; one that is there is left as it is, a file in its place is an error."""
+    files.make_folder(tmp_path / "a" / "b")
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b")} == {0o700}
+    files.make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        files.make_folder(tmp_path / "file")
+    files.remove(tmp_path / "file")
+    assert files.names_in(tmp_path) == ["a"]
+    assert files.free_space(tmp_path) > 0

@@ -1,4 +1,4 @@
-"""The only door to disk: opening, listing, and writing whole files at once.
+"""The only door to disk: opening, listing, writing whole files at once, and files that are synced by hand.
 
 Every error names the absolute path that was tried, so that a run started in the wrong folder says so.
 """
@@ -6,6 +6,7 @@ Every error names the absolute path that was tried, so that a run started in the
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import gzip
 import io
@@ -15,26 +16,34 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Literal, cast
 
 from tidemill.errors import InputError, OutsideError
 
 __all__ = [
+    "Lock",
+    "PlacedFile",
     "absolute",
     "append",
     "cache_folder",
     "expand",
+    "free_space",
     "is_private",
+    "lock",
+    "make_folder",
+    "names_in",
     "open_read",
     "open_write",
     "publish",
     "read_blocks",
     "read_bytes",
     "read_table",
+    "remove",
     "stamp",
     "stem",
     "suffix",
     "sync",
+    "sync_folder",
     "write_atomic",
 ]
 
@@ -199,11 +208,149 @@ def sync(handle: BinaryIO | io.FileIO) -> None:
 def publish(hidden: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:
     """Give a file that is complete its name, at once and for good: also the folder has reached the disk. Raises OSError."""
     os.replace(hidden, place)  # noqa: PTH105
-    folder = os.open(absolute(place).parent, os.O_RDONLY)
+    sync_folder(absolute(place).parent)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Return when the names in ``folder`` are on disk: files made, renamed and removed there. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """A folder for this user alone (mode 0700), with those above it; there for good when this returns. Raises OSError."""
+    made = absolute(folder)
+    if made.is_dir():
+        return
+    if not made.parent.is_dir():
+        make_folder(made.parent)
+    try:
+        os.mkdir(made, 0o700)  # noqa: PTH102 - as the other doors here
+    except FileExistsError:
+        if not made.is_dir():
+            raise
+    sync_folder(made.parent)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Delete a file for good: also its folder has reached the disk. Raises OSError."""
+    os.unlink(path)  # noqa: PTH108
+    sync_folder(absolute(path).parent)
+
+
+def names_in(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of what is directly in ``folder``, sorted. Raises OSError."""
+    return sorted(os.listdir(folder))  # noqa: PTH208
+
+
+def free_space(folder: str | os.PathLike[str]) -> int:
+    """Bytes that this user may still write to the disk of ``folder``. Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+class PlacedFile:
+    """A file that is read and written at given places, and synced by hand: what logs and stores are made of.
+
+    ``"create"`` makes a new file with mode 0600, ``"update"`` opens one for both, ``"read"`` for reading alone. Nothing is
+    buffered here. Every method raises OSError; after an error of `sync` nobody knows what is on disk, and a second call
+    would report success, so that the file must be opened anew and looked through.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: Literal["create", "update", "read"]) -> None:
+        flags = {"create": os.O_RDWR | os.O_CREAT | os.O_EXCL, "update": os.O_RDWR, "read": os.O_RDONLY}[mode]
+        self.path = absolute(path)
+        self._handle: int | None = os.open(self.path, flags, 0o600)
+
+    @property
+    def _open(self) -> int:
+        if self._handle is None:
+            raise OSError(errno.EBADF, "the file was closed", str(self.path))
+        return self._handle
+
+    def size(self) -> int:
+        """Bytes from its beginning to its end, those that were only allocated included."""
+        return os.fstat(self._open).st_size
+
+    def read(self, place: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``place`` on; fewer only at the end of the file."""
+        data = os.pread(self._open, length, place)
+        while data and len(data) < length:
+            more = os.pread(self._open, length - len(data), place + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def write(self, place: int, data: bytes | memoryview) -> None:
+        """Put all of ``data`` at ``place``."""
+        done = os.pwrite(self._open, data, place)
+        while done < len(data):
+            done += os.pwrite(self._open, memoryview(data)[done:], place + done)
+
+    def allocate(self, place: int, length: int) -> None:
+        """Reserve the room from ``place`` on, so that writing there does not find the disk full; it reads as zeros.
+
+        Where the platform cannot reserve, the file only grows.
+        """
+        try:
+            os.posix_fallocate(self._open, place, length)
+        except AttributeError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        if self.size() < place + length:
+            self.truncate(place + length)
+
+    def truncate(self, size: int) -> None:
+        """Make it ``size`` bytes long."""
+        os.ftruncate(self._open, size)
+
+    def sync(self) -> None:
+        """Return when what was written is on disk, and its length; its name may not be, see `sync_folder`."""
+        getattr(os, "fdatasync", os.fsync)(self._open)
+
+    def close(self) -> None:
+        """Close it, synced or not; again is nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
+class Lock:
+    """A lock file that this process holds; see `lock`."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle: int | None = handle
+
+    def release(self) -> None:
+        """Let others have it; the file stays. Again is nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
+def lock(path: str | os.PathLike[str]) -> Lock | None:
+    """Hold the lock file ``path``, which is made if need be; None when another process holds it. Raises OSError.
+
+    The kernel lets go of it when the process ends, however it ends. A child forked without exec holds it too.
+    """
+    import fcntl  # not on Windows, where this module is imported all the same
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return Lock(handle)
 
 
 def cache_folder() -> Path | None:
