@@ -306,9 +306,14 @@ def doubled(batch: Batch) -> dict[str, Any]:
     return {"twice": batch["value"] * 2}
 
 
+def again(batch: Batch) -> dict[str, Any]:
+    return {"four": batch["twice"] * 2}
+
+
 def test_a_lane_knows_the_columns_that_others_have_seen() -> None:
-    """A sensor is told silent in a lane of which no record has come yet, and a function behind looks at the record's field."""
-    plan = Plan(tm.Silence("20s"), tm.Map(doubled, adds={"twice": float}))
+    """A sensor is told silent in a lane to which no record has come yet, and a function behind looks at a column that the
+    plan does not declare."""
+    plan = Plan(tm.Map(doubled), tm.Silence("20s"), tm.Map(again, adds={"four": float}))
     rows = [{"sensor": sensor, "time": time, "value": 1.0} for time, sensor in enumerate(SENSORS)]
     rows += [{"sensor": "S1", "time": time, "value": 2.0} for time in range(40, 80)]
     batch = with_roles(rows, "sensor", None, "UTC")

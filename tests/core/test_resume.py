@@ -159,6 +159,19 @@ def test_sensors_that_are_placed_by_another_column_are_others() -> None:
     assert [one.shown for one in matching.lost] == ["Rolling('value', 5)"]
 
 
+def test_a_watermark_that_would_fall_back_makes_another_stage() -> None:
+    """Windows that have ended would end again; a stage that does not follow it does not mind."""
+    before, now = (
+        Plan(
+            tm.Aggregate(tm.tumbling("10s"), {"value": "max"}, allowed_lateness=lateness),
+            tm.Rolling("value_max", 3),
+            tm.Silence("1h"),
+        )
+        for lateness in (1, 2)
+    )
+    assert matched(identify(before), identify(now)).sources == (None, 1, None)
+
+
 @pytest.mark.parametrize("facts", [None, [1], [{"kind": "Rolling"}], {"kind": 5}])
 def test_facts_that_are_none_are_refused(facts: Any) -> None:
     """In one sentence, as what is in a file may be anything."""
@@ -172,7 +185,7 @@ def test_facts_that_are_none_are_refused(facts: Any) -> None:
 def one(kind: str, name: str | None) -> StageIdentity:
     """Upper-case kinds have state."""
     fields = {"count": StateField("int64")} if kind.isupper() else {}
-    return StageIdentity(kind, name or kind, name, {}, fields, objects=False, placed_by=None)
+    return StageIdentity(kind, name or kind, name, {}, fields, objects=False, placed_by=None, behind_ns=0)
 
 
 PLANS = st.lists(st.builds(one, st.sampled_from("aABC"), st.none() | st.none() | st.sampled_from("xy")), max_size=5)

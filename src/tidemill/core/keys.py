@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, cast
 
 import numpy as np
@@ -21,11 +22,12 @@ from tidemill.column import Column, object_array
 from tidemill.core.pairs import MISSING, PairCodes
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
+__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "lanes_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
 _UNSEEN: Final = -2  # in a recoding: no row had this text yet
+_ROOM: Final = 1_024  # keys, to begin with
 _NEW_AT_ONCE: Final = 1_024  # rows of new sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
 
@@ -43,6 +45,20 @@ def lane_of(key: str, lanes: int) -> int:
 def place(key: bytes, lanes: int) -> int:
     """The same for a key's bytes."""
     return zlib.crc32(key) % lanes
+
+
+def lanes_of(entries: Sequence[str] | Sequence[tuple[str, str]], lanes: int) -> NDArray[np.int16]:
+    """The lane of each key of a table, as `KeyTable.entries` gives them; raises `InputError` for what is none."""
+    try:
+        if entries and not isinstance(entries[0], str):
+            for device, name in cast("Sequence[tuple[str, str]]", entries):
+                name.encode()
+                if not device:
+                    raise InputError("the saved key table has a device without a name.")
+        owners = (entry if isinstance(entry, str) else entry[0] for entry in entries)
+        return np.fromiter((lane_of(owner, lanes) for owner in owners), np.int16, len(entries))
+    except UnicodeEncodeError as error:
+        raise InputError(f"the saved key table has a key that is no text: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -70,8 +86,8 @@ class KeyTable:
         self._max_keys = max_keys
         self._codes: dict[str | tuple[str, str], int] = {}
         """By name, or by device and name."""
-        self._lane = np.zeros(1024, np.int16)
-        self._slot = np.zeros(1024, np.int32)
+        self._lane = np.zeros(_ROOM, np.int16)
+        self._slot = np.zeros(_ROOM, np.int32)
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
@@ -192,10 +208,19 @@ class KeyTable:
                 f"the state that this run goes on with has {len(entries):,} sensors, and max_keys={self._max_keys:,}; let "
                 "max_keys be as large as it was."
             )
-        for code, entry in enumerate(entries):
-            given = self.code(entry) if isinstance(entry, str) else self.code(entry[1], entry[0])
-            if given != code:
-                raise InputError(f"key number {code} of the saved key table, {entry!r}, is there twice, or is no name.")
+        lanes = lanes_of(entries, self._lanes)
+        self._codes = dict(zip(entries, range(len(entries)), strict=True))
+        names = [entry if isinstance(entry, str) else entry[1] for entry in entries]
+        if len(self._codes) < len(names):
+            raise InputError("a key is in the saved key table twice.")
+        order = np.argsort(lanes, kind="stable")
+        firsts = np.searchsorted(lanes[order], np.arange(self._lanes + 1))
+        room = max(len(names), _ROOM)
+        self._lane, self._slot = np.zeros(room, np.int16), np.zeros(room, np.int32)
+        self._lane[: len(names)] = lanes
+        self._slot[order] = np.arange(len(names)) - firsts[lanes[order]]
+        for lane, (first, stop) in enumerate(pairwise(firsts.tolist())):
+            self._by_lane[lane] = [names[code] for code in order[first:stop].tolist()]
 
     def lanes(self, codes: NDArray[np.int32]) -> NDArray[np.int16]:
         """The lane of each code."""

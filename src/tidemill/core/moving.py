@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.core.keys import KeyTable
+from tidemill.core.keys import KeyTable, lanes_of
 from tidemill.errors import InputError, PlanError
 from tidemill.stages.base import Stage
 from tidemill.stages.object_states import ObjectStates
@@ -60,10 +60,11 @@ def placed(lanes: int, entries: Keys, table: KeyTable, now: int) -> Places:
     Raises what `KeyTable.enter` raises.
     """
     table.enter(entries)
-    before = KeyTable(lanes, max(len(entries), 1))
-    before.enter(entries)
     codes = np.arange(len(entries), dtype=np.int32)
-    was, new_lane, new_slot = before.lanes(codes), table.lanes(codes), table.slots(codes)
+    was = new_lane = table.lanes(codes)
+    if lanes != now:
+        was = lanes_of(entries, lanes)
+    new_slot = table.slots(codes)
     own = [was == lane for lane in range(lanes)]  # codes of one lane ascend with its slots
     return Places(now, [new_lane[mine] for mine in own], [new_slot[mine] for mine in own], same=lanes == now)
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +46,9 @@ class StageIdentity:
     """Whether it keeps objects of the user's."""
     placed_by: str | None
     """The column by whose device sensors are placed, and told apart; of no matter to a stage without state."""
+    behind_ns: int
+    """Of a stage that follows the watermark, how far that is held back by the stages before it. It must not fall under
+    state: a window would end twice."""
 
     @property
     def has_state(self) -> bool:
@@ -56,7 +60,7 @@ class StageIdentity:
             return False
         if None not in (self.name, other.name) and self.name != other.name:
             return False
-        if self.has_state and self.placed_by != other.placed_by:
+        if self.has_state and (self.placed_by, self.behind_ns) != (other.placed_by, other.behind_ns):
             return False
         return _arrays(self.fields) == _arrays(other.fields)
 
@@ -68,7 +72,8 @@ def identify(plan: Plan, placed_by: str | None = None) -> list[StageIdentity]:
     >>> identify(Plan(Rolling("value", 50)))[0].known_by
     {'columns': ['value'], 'window': 50, 'max_gap_s': None}
     """
-    return [_identity(stage, placed_by) for stage in plan.stages]
+    before = accumulate((stage.delay_ns for stage in plan.stages), initial=0)
+    return [_identity(stage, placed_by, behind_ns) for stage, behind_ns in zip(plan.stages, before, strict=False)]
 
 
 def read_identities(facts: Any) -> list[StageIdentity]:
@@ -161,7 +166,7 @@ def described(matching: Matching) -> str:
 # -- what a stage is known by ----------------------------------------------------------------------------------
 
 
-def _identity(stage: Stage, placed_by: str | None) -> StageIdentity:
+def _identity(stage: Stage, placed_by: str | None, behind_ns: int) -> StageIdentity:
     return StageIdentity(
         kind=type(stage).__qualname__,
         shown=stage.name,
@@ -170,6 +175,7 @@ def _identity(stage: Stage, placed_by: str | None) -> StageIdentity:
         fields=dict(stage.state_fields()),
         objects=stage.keeps_objects,
         placed_by=placed_by,
+        behind_ns=behind_ns if stage.follows_watermark else 0,
     )
 
 
