@@ -176,7 +176,7 @@ def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file by ``data`` at once: a reader sees the old content or the new, never a part of it.
 
-    The data has reached the disk when this returns. Raises `OutsideError` with the absolute path.
+    The data and the name have reached the disk when this returns. Raises `OutsideError` with the absolute path.
     """
     target = absolute(path)
     try:
@@ -190,6 +190,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         except BaseException:
             os.unlink(temporary)  # noqa: PTH108
             raise
+        sync_folder(target.parent)
     except OSError as error:
         raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
 
