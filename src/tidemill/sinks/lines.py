@@ -223,14 +223,16 @@ class Lines(ProcessSink):
         if known is None:
             self.check()
             found = path.stat().st_size if self.if_exists == "append" and path.exists() else 0
-            known = _Committed(str(path), keeping.epoch, 0, found, found)
+            self._begin_lines(append=found > 0, fitting=True)
+            committed = _Committed(str(path), keeping.epoch, 0, found, found)
         else:
             self._require_same(path, known, keeping)
-        committed = msgspec.structs.replace(known, epoch=keeping.epoch)
+            committed = msgspec.structs.replace(known, epoch=keeping.epoch)
+        write_note(self._noted_in, committed)  # before the file is made: else the next start might not know it as ours
         output = self._output = KeptOutput(path, gz=self.gz, length=committed.length)
         files.sync_folder(path.parent)
-        self._begin_lines(append=committed.length > 0, fitting=committed.length == committed.found)
-        write_note(self._noted_in, committed)
+        if known is not None:
+            self._begin_lines(append=known.length > 0, fitting=known.length == known.found)
         self._committed = committed
         self._bytes = output.size
         return committed.position

@@ -250,6 +250,9 @@ class Parquet(ProcessSink):
         if known is None:
             self.check()
             self._make_folder()
+            if not self.single:  # what was deleted stays so, also through a power cut
+                files.sync_folder(self.path)
+                files.sync_folder(self.path.parent)
             stages.begin(self._number)
             return 0
         if not self.single:
@@ -259,6 +262,8 @@ class Parquet(ProcessSink):
         self._kinds = known.all_kinds()
         self._began_ns = self._clock.monotonic_ns()
         self._roll(stages)
+        if not self.single and self._file_rows() >= self.max_rows:  # which may be less than it was
+            self._finish_file()
         return known.position
 
     def _commit(self, stages: Stages, position: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from tidemill.sinks.text import clean_text
 __all__ = ["ParquetFile"]
 
 COMPRESSION_LEVEL: Final = 1
+BUFFER_BYTES: Final = 1 << 20
 
 
 class ParquetFile:
@@ -29,7 +31,7 @@ class ParquetFile:
         from pyarrow import parquet
 
         self._schema = _arrow_schema(kinds)
-        self._handle = self._hidden.open("wb")
+        self._handle = io.BufferedWriter(files.open_write(self._hidden), BUFFER_BYTES)
         self._writer = parquet.ParquetWriter(
             self._handle,
             self._schema,
