@@ -23,6 +23,7 @@ from tidemill.column import Column
 from tidemill.errors import InputError, MissingExtra, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sinks import postgres as module
+from tidemill.sinks import postgres_rows
 from tidemill.sinks.postgres_values import ColumnNames
 
 OPEN = Schema(open=True)
@@ -165,6 +166,16 @@ def test_long_texts_among_short_ones(place: Any) -> None:
     texts = ["x" * 2**20, "", "y"]
     written(place.sink(), Batch({"note": Column.of_texts(texts)}))
     assert [row["note"] for row in place.rows()] == texts
+
+
+def test_more_distinct_texts_than_are_kept(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of them is bounded; rows and counts do not show it."""
+    monkeypatch.setattr(postgres_rows, "MOST_TEXTS", 3)
+    texts = [f"{'long ' * 60 if number % 3 else ''}{number % 7}{chr(number % 2)}" for number in range(50)]
+    whole = Batch({"note": Column.of_texts(texts)})
+    sink = written(place.sink(), whole.slice(0, 20), whole.slice(20, 50))
+    assert [row["note"] for row in place.rows()] == [text.replace("\0", "\u2400") for text in texts]
+    assert sink.statistics().left_out == {"note": 25}
 
 
 def test_a_field_of_nothing_but_null_has_no_column_until_it_has_a_value(place: Any) -> None:

@@ -189,6 +189,28 @@ def test_only_a_later_start_takes_over(place: Any, epoch: int) -> None:
     assert place.rows() == expected(LENGTH)
 
 
+def test_of_two_starts_at_once_the_later_one_has_it(place: Any) -> None:
+    """The earlier one has looked, and found nobody later, just before the later one took the row."""
+    resumed(place, 1)[0].close()
+    refusals: list[OutsideError] = []
+
+    def start() -> None:
+        with pytest.raises(OutsideError, match="Another start") as caught:
+            resumed(place, 2)
+        refusals.append(caught.value)
+
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO%'"
+    thread = threading.Thread(target=start)
+    with place.server.connect() as later, later.transaction():
+        later.execute(f"UPDATE {place.schema}.tidemill_positions SET epoch = 3".encode())
+        thread.start()
+        while place.query(waits) == [(0,)]:
+            assert thread.is_alive()
+    thread.join()
+    assert refusals
+    assert positions(place) == [(3, None)]
+
+
 # -- what dies, and when -----------------------------------------------------------------------------------
 
 WINDOWS = pytest.mark.parametrize("at", [1, LENGTH // 2 - 1, LENGTH - 1])

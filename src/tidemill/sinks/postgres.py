@@ -13,7 +13,7 @@ from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, 
 from tidemill.sinks.postgres_connection import connected, named, require_library, shown
 from tidemill.sinks.postgres_copy import OpenCopy
 from tidemill.sinks.postgres_position import POSITIONS, Position
-from tidemill.sinks.postgres_rows import copied
+from tidemill.sinks.postgres_rows import TextPieces, copied
 from tidemill.sinks.postgres_table import Table, found_table
 from tidemill.sinks.postgres_values import MOST_BYTES
 from tidemill.sinks.row_group import kind_of
@@ -96,6 +96,7 @@ class PostgreSQL(ProcessSink):
         self._position: Position | None = None
         self._began = False
         self._copying: OpenCopy | None = None
+        self._texts = TextPieces()
         self._rows = 0
         self._bytes = 0
         self._left_out: dict[str, int] = {}
@@ -180,16 +181,23 @@ class PostgreSQL(ProcessSink):
         self.close()
         self._schema = schema
         self._began = False
-        application = Position.application(self.schema, keeping.pipeline, self.name) if keeping else "tidemill"
+        application = Position.application(self.schema, keeping.pipeline, self.name) if keeping else None
         self._connection = connected(self._dsn, application)
         position = None
         with self._refusals():
             found = found_table(self._connection, self._place, self.schema, self.table)
             self._position = None
-            if keeping is not None:
-                self._position = Position(found.schema, keeping.pipeline, self.name, keeping.epoch, found.place)
+            if keeping is not None and application is not None:
+                self._position = Position(
+                    found.schema,
+                    keeping.pipeline,
+                    self.name,
+                    keeping.epoch,
+                    place=found.place,
+                    application=application,
+                )
                 self._connection.execute(BEGIN_KEPT)
-                position = self._position.take(self._connection, application)
+                position = self._position.take(self._connection)
                 self._commit(self._connection)
                 # what the sessions that were just ended had done is seen only now
                 found = found_table(self._connection, self._place, self.schema, self.table)
@@ -231,7 +239,7 @@ class PostgreSQL(ProcessSink):
             connection.execute(target.nothing.encode(), (len(batch),))
             return
         self._copying = self._copying or OpenCopy(connection, target)
-        data, changed = copied([batch.columns[name] for name in kinds], target.types, len(batch))
+        data, changed = copied([batch.columns[name] for name in kinds], target.types, len(batch), self._texts)
         self._copying.write(data)
         self._bytes += len(data)
         for name, count in zip(kinds, changed, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -58,8 +59,9 @@ def shown(dsn: str) -> str:
     return f"postgresql://{server}/{database}"
 
 
-def connected(dsn: str, application: str = "tidemill") -> Connection:
-    """A connection without an open transaction. What the user's string says comes before what is ours.
+def connected(dsn: str, application: str | None = None) -> Connection:
+    """A connection without an open transaction, under the name ``application`` if it is to be found again by that.
+    What else the user's string says, or the environment, comes before what is ours.
 
     Raises `MissingExtra`, `PlanError` for a string that libpq cannot read, and what `named` makes of a refusal.
     """
@@ -76,20 +78,22 @@ def connected(dsn: str, application: str = "tidemill") -> Connection:
             '"host=... dbname=... user=...".'
         ) from None
     ours = {
-        "connect_timeout": CONNECT_S,
+        "connect_timeout": os.environ.get("PGCONNECT_TIMEOUT", CONNECT_S),
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 4,
         "tcp_user_timeout": LOST_MS,
     }
     options: dict[str, Any] = {name: value for name, value in ours.items() if name not in given}
+    if application is not None:
+        options["application_name"] = application
     try:
         return psycopg.connect(
             dsn,
             autocommit=True,  # transactions are begun and ended in so many words
             prepare_threshold=None,  # a pooler in between may give each transaction another server process
             client_encoding="utf8",
-            application_name=application,
+            fallback_application_name="tidemill",
             **options,
         )
     except psycopg.Error as error:

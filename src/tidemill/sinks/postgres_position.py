@@ -26,25 +26,28 @@ _MOVE: Final = "UPDATE {table} SET position = %s WHERE pipeline = %s AND sink = 
 _BEGUN: Final = """UPDATE {table} SET position = coalesce(position, 0)
     WHERE pipeline = %s AND sink = %s AND epoch = %s"""
 _END_OTHERS: Final = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE application_name = %s AND usename = current_user AND datname = current_database() AND pid <> %s"""
+    WHERE application_name = %s AND usename = current_user AND datname = current_database()
+    AND pid <> pg_backend_pid()"""
 
 
 class Position:
     """One sink's row of `POSITIONS`, held by one start of its pipeline (the epoch)."""
 
-    def __init__(self, schema: str, pipeline: str, sink: str, epoch: int, place: str) -> None:
+    def __init__(self, schema: str, pipeline: str, sink: str, epoch: int, *, place: str, application: str) -> None:
         self._table = f"{quoted(schema)}.{quoted(POSITIONS)}"
         self._row = (pipeline, sink)
         self._epoch = epoch
         self._place = place
+        self._application = application
 
     @staticmethod
     def application(schema: str | None, pipeline: str, sink: str) -> str:
         """What the server calls the sessions of this sink, and of no other."""
         digest = hashlib.blake2b(repr((schema, pipeline, sink)).encode(), digest_size=8).hexdigest()
-        return f"tidemill {digest} {sink}".encode("ascii", "replace")[:MOST_BYTES].decode()
+        shown = "".join(letter for letter in sink if letter.isascii() and letter.isprintable())
+        return f"tidemill {digest} {shown}"[:MOST_BYTES].rstrip()
 
-    def take(self, connection: Connection, application: str) -> int | None:
+    def take(self, connection: Connection) -> int | None:
         """Make the row this start's, and return the position in it: None when nothing was committed yet.
 
         Sessions of earlier starts are ended: one on a machine that is gone, or of a process that is stopped, may hold
@@ -58,7 +61,7 @@ class Position:
         found = connection.execute(query.encode(), self._row).fetchone()
         if found is not None and found[0] >= self._epoch:
             raise self._taken_over()
-        connection.execute(_END_OTHERS, (application, connection.info.backend_pid))
+        connection.execute(_END_OTHERS, (self._application,))
         taken = connection.execute(_TAKE.format(table=self._table).encode(), (*self._row, self._epoch)).fetchone()
         if taken is None:
             raise self._taken_over()

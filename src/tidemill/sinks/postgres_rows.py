@@ -2,8 +2,8 @@
 
 A row is an int16 with the number of fields, and for each field an int32 with its length (-1 for NULL) and its bytes, all
 big-endian. Neighbouring columns of fixed width are one packed NumPy array, whose bytes are the rows' as they stand; where
-some are NULL, their bytes are taken out of it by one mask. Text comes in as codes into a table of distinct texts, so each
-of these is encoded once. What is between columns of text is cut into one piece for each row, and all pieces are joined.
+some are NULL, their bytes are taken out of it by one mask. What is between columns of text is cut into one piece for each
+row, and all pieces are joined.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain, groupby
 from typing import Any, Final
 
@@ -22,12 +23,15 @@ from tidemill.schema import Kind
 from tidemill.sinks.postgres_values import NUL_SHOWN
 from tidemill.sinks.text import clean_text, json_text
 
-__all__ = ["HEADER", "TRAILER", "copied"]
+__all__ = ["HEADER", "TRAILER", "TextPieces", "copied"]
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 """Begins the data of a COPY."""
 TRAILER: Final = b"\xff\xff"
 """Ends it."""
+
+LONG: Final = 256
+MOST_TEXTS: Final = 65_536
 
 _NULL: Final = b"\xff\xff\xff\xff"
 _EPOCH_US: Final = 946_684_800_000_000
@@ -37,10 +41,10 @@ _INT64: Final = range(-(2**63), 2**63)
 _ESCAPED_NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-def copied(columns: Sequence[Column], types: Sequence[str], rows: int) -> tuple[bytes, list[int]]:
+def copied(columns: Sequence[Column], types: Sequence[str], rows: int, texts: TextPieces) -> tuple[bytes, list[int]]:
     """The rows of these columns, and for each column how many of its values PostgreSQL cannot hold as they are.
 
-    ``types`` are PostgreSQL's short names of the table's types.
+    ``types`` are PostgreSQL's short names of the table's types; ``texts`` is kept from batch to batch.
     """
     changed = [0] * len(columns)
     pieces: list[Iterable[bytes]] = []
@@ -59,7 +63,9 @@ def copied(columns: Sequence[Column], types: Sequence[str], rows: int) -> tuple[
             if head:
                 pieces.append([head.to_bytes(2, "big")] * rows)
             for place in group:
-                made, changed[place] = _variable(columns[place], types[place])
+                column = columns[place]
+                text = column.kind is Kind.TEXT
+                made, changed[place] = texts.of(column) if text else _objects(column, types[place])
                 pieces.append(made)
         head = 0
     return b"".join(chain.from_iterable(zip(*pieces, strict=True))), changed
@@ -87,19 +93,16 @@ class _Segment:
     def by_row(self) -> list[bytes]:
         """Each row's part."""
         packed, kept, ends = self._packed()
-        if kept is None:
+        if kept is None or ends is None:
             parts: list[bytes] = packed.view(f"V{packed.dtype.itemsize}").tolist()
             return parts
         whole = packed.view(np.uint8).reshape(kept.shape)[kept].tobytes()
         stops = ends.tolist()
         return [whole[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
-    def _packed(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[np.int64]]:
-        """The rows as if no field was NULL, which of their bytes to keep (None: all), and where each row ends."""
-        layout = [("head", ">i2")] if self._head else []
-        for place, (dtype, _, _) in enumerate(self._fields):
-            layout += [(f"length{place}", ">i4"), (f"value{place}", dtype)]
-        packed = np.empty(self._rows, np.dtype(layout))
+    def _packed(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[np.int64] | None]:
+        """The rows as if no field was NULL; where one is, which of their bytes to keep, and where each row then ends."""
+        packed = np.empty(self._rows, _layout(tuple(dtype for dtype, _, _ in self._fields), head=self._head > 0))
         if self._head:
             packed["head"] = self._head
         holed: list[tuple[int, int, NDArray[np.bool_]]] = []
@@ -110,13 +113,22 @@ class _Segment:
             if missing is not None:
                 assert packed.dtype.fields is not None
                 holed.append((packed.dtype.fields[f"value{place}"][1], size, missing))
-        kept, widths = None, np.full(self._rows, packed.dtype.itemsize)
-        if holed:
-            kept = np.ones((self._rows, packed.dtype.itemsize), np.bool_)
-            for offset, size, missing in holed:
-                kept[:, offset : offset + size] = ~missing[:, None]
-                widths -= size * missing
+        if not holed:
+            return packed, None, None
+        kept = np.ones((self._rows, packed.dtype.itemsize), np.bool_)
+        widths = np.full(self._rows, packed.dtype.itemsize)
+        for offset, size, missing in holed:
+            kept[:, offset : offset + size] = ~missing[:, None]
+            widths -= size * missing
         return packed, kept, widths.cumsum()
+
+
+@lru_cache(256)
+def _layout(dtypes: tuple[str, ...], *, head: bool) -> np.dtype[Any]:
+    layout = [("head", ">i2")] if head else []
+    for place, dtype in enumerate(dtypes):
+        layout += [(f"length{place}", ">i4"), (f"value{place}", dtype)]
+    return np.dtype(layout)
 
 
 def _fixed(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_] | None, int]:
@@ -151,27 +163,45 @@ def _missing(column: Column) -> NDArray[np.bool_]:
     return missing
 
 
-def _variable(column: Column, stored: str) -> tuple[list[bytes], int]:
-    return _texts(column) if column.kind is Kind.TEXT else _objects(column, stored)
+class TextPieces(dict[str | None, bytes]):
+    """Texts → their fields, ready to be sent: most of what a stream says it has said before.
 
+    Holds up to 65,536 texts of up to 256 characters and then begins anew.
+    """
 
-def _texts(column: Column) -> tuple[list[bytes], int]:
-    assert column.texts is not None
-    codes, texts = column.values, column.texts
-    if column.tags is not None:
-        codes = np.where(_missing(column), -1, codes)
-    if len(texts) > len(column):  # a table for all batches: encode what this one uses
-        used, codes = np.unique(codes, return_inverse=True)
-        some = int(np.count_nonzero(used < 0))
-        codes, texts = codes - some, texts[used[some:]]
-    changed, table = [], []
-    for text in texts.tolist():
-        data, other = _utf8(text)
-        changed.append(other)
-        table.append(len(data).to_bytes(4, "big") + data)
-    table.append(_NULL)  # code -1 reads the last entry
-    count = int(np.array([*changed, False])[codes].sum()) if any(changed) else 0
-    return list(map(table.__getitem__, codes.tolist())), count
+    def __init__(self) -> None:
+        super().__init__({None: _NULL})
+        self._changed: set[str] = set()
+        self._changed_long = 0
+
+    def __missing__(self, text: str) -> bytes:
+        data, changed = _utf8(text)
+        piece = len(data).to_bytes(4, "big") + data
+        if len(text) > LONG:
+            self._changed_long += changed
+            return piece
+        if len(self) > MOST_TEXTS:
+            self.clear()
+            self[None] = _NULL
+        if changed:
+            self._changed.add(text)
+        self[text] = piece
+        return piece
+
+    def of(self, column: Column) -> tuple[list[bytes], int]:
+        """The field of each row, and how many of the texts could not be sent as they are."""
+        assert column.texts is not None
+        codes = column.values
+        missing = (codes < 0) | _missing(column)
+        if missing.all():
+            return [_NULL] * len(codes), 0
+        texts = column.texts[codes]
+        texts[missing] = None
+        items = texts.tolist()
+        self._changed_long = 0
+        pieces = list(map(self.__getitem__, items))
+        changed = sum(map(self._changed.__contains__, items)) if self._changed else 0
+        return pieces, changed + self._changed_long
 
 
 def _utf8(text: str) -> tuple[bytes, bool]:
