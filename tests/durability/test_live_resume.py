@@ -47,7 +47,9 @@ class Plant:
         self.sender = socket.create_connection(("127.0.0.1", int((folder / "port").read_text())))
 
     def send(self, start: int, count: int) -> None:
-        lines = [json.dumps({"sensor": f"S{n * n % 7}", "time": n, "value": n % 13}) for n in range(start, start + count)]
+        lines = [
+            json.dumps({"sensor": f"S{n * n % 7}", "time": n, "value": n % 13}) for n in range(start, start + count)
+        ]
         self.sender.sendall(b"".join(line.encode() + b"\n" for line in lines))
 
     def rows(self) -> list[tuple[object, ...]]:
@@ -73,7 +75,7 @@ class Plant:
 def wanted(count: int) -> list[tuple[object, ...]]:
     rows = [{"sensor": f"S{n * n % 7}", "time": n, "value": n % 13} for n in range(count)]
     plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
-    return [tuple(None if value != value else value for value in row.values()) for row in plan.apply(rows)]  # noqa: PLR0124 - NaN
+    return [tuple(None if value != value else value for value in row.values()) for row in plan.apply(rows)]
 
 
 def test_what_a_live_run_has_shown_comes_once_through_kills(tmp_path, lanes):

@@ -60,7 +60,7 @@ class Plant:
         self.lanes = lanes
 
     def serve(self):
-        return tm.serve(self.pipeline, lanes=self.lanes, clock=self.clock)
+        return tm.serve(self.pipeline, lanes=self.lanes, clock=self.clock, state=False)
 
     async def record(self, **fields):
         """Send one, and wait for its row."""

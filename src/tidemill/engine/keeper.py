@@ -119,9 +119,18 @@ class Keeper:
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
-        await asyncio.to_thread(fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources)
+        if matching.keeps:  # else sensors begin anew too: they may be told apart otherwise
+            await asyncio.to_thread(
+                fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
+            )
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
-        attempt.mill.learned_before(facts["learned"], facts["results"], probing=facts["probing"])
+        same = matching.sources == tuple(range(len(matching.old)))
+        learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
+        attempt.mill.learned_before(
+            {stage: kinds for stage, kinds in learned.items() if kinds is not None},
+            facts["results"] if same else {},
+            probing=facts["probing"] or not same,
+        )
         self.places = Places(facts["place_position"], facts["place"])
         _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
         return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)

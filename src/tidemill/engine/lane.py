@@ -125,7 +125,9 @@ class LaneFactory:
         """A new process for the lane, which continues from its state memory."""
         if self._server is None:
             slabs = [slab.buffer for slab in self._slabs]
-            lane.attach(InlineLane(lane.state.buffer, lane.copy.buffer, slabs, received, tells_objects=self._keeps))
+            lane.attach(
+                InlineLane(lane.state.buffer, memoryview(lane.copy.buffer), slabs, received, tells_objects=self._keeps)
+            )
             return
         memories = [lane.state.fd, lane.copy.fd, *(slab.fd for slab in self._slabs)]
         lane.attach(self._server.spawn("lane", memories, received, died, nice=NICE))
