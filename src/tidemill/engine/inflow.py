@@ -21,7 +21,7 @@ from tidemill.sources.base import Source
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
-__all__ = ["Direct", "Logged", "Nothing", "Seeking"]
+__all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
 
 
 class Direct:
@@ -80,7 +80,7 @@ class Seeking:
 
     async def _read(self, attempt: Attempt) -> None:
         source, keeper = self._source, self._keeper
-        source.seek(keeper.place["offset"] if keeper.place else None)
+        source.seek((keeper.place or {}).get("offset"))
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, source.name, self._wall_ns)
@@ -97,6 +97,33 @@ class Seeking:
 
     async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
         raise EngineError(f"{control} was decided for a source whose input is all there is")
+
+
+class Warming:
+    """Before the first input of a run that keeps state: a history, whose rows no sink gets."""
+
+    waits = True
+
+    def __init__(self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper) -> None:
+        self._source = source
+        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt)]
+
+    async def _read(self, attempt: Attempt) -> None:
+        wall_ns = self._clock.wall_ns()
+
+        async def give(batch: Batch) -> None:
+            await attempt.enter(batch, self._source.name, wall_ns)
+
+        await read(
+            self._source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse
+        )
+        self._keeper.places.add(attempt.intake.entered, {})  # the run's own input begins behind it
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        return attempt.intake.decide(control)
 
 
 class Logged:
@@ -125,7 +152,7 @@ class Logged:
                     decided.set_result(position)
             keeper.places.add(attempt.intake.entered, {"entry": number + 1})
 
-        await self._journal.feed(keeper.place["entry"] if keeper.place else 0, give)
+        await self._journal.feed((keeper.place or {}).get("entry", 0), give)
 
     def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:

@@ -82,6 +82,8 @@ class Keeper:
         self.found: Checkpoint | None = self.store.newest()
         """The newest checkpoint that is whole."""
         self.places = Places(0, {})
+        self.warming = False
+        """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
 
     @property
@@ -230,7 +232,9 @@ class Saving:
             writing, self._writing = self._writing, None
             writing.result()
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
-        if self.epochs.due(now, mill.handed_up_to):
+        if self._keeper.warming:
+            pass
+        elif self.epochs.due(now, mill.handed_up_to):
             self._raise_barrier(now)
         elif self.epochs.commit_due(now, mill.reached):
             self._commit(mill.reached)
@@ -279,7 +283,7 @@ class Saving:
                 "epoch": self._keeper.folder.epoch,
                 "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
-                "kinds": attempt.intake.kinds,
+                "kinds": {} if self._keeper.warming else attempt.intake.kinds,
                 "ended": attempt.has_ended,
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
