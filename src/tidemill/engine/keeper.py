@@ -118,6 +118,7 @@ class Keeper:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
         facts = self.found.facts
+        self._refuse_older_outputs(attempt, facts)
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
@@ -179,6 +180,16 @@ class Keeper:
         matching = matched(old, identify(checked.plan, checked.place_by))
         check_resume(matching, self.state.drop_state)
         return matching
+
+    def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
+        """A sink had committed all up to the checkpoint, or there would be none."""
+        for outlet in attempt.outlets:
+            if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
+                raise InputError(
+                    f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
+                    f"{self.folder.place} goes on behind {facts['position']:,}: was it put back from an older copy, or "
+                    "removed? Restore it, or start over with --fresh and another output."
+                )
 
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
@@ -285,6 +296,7 @@ class Saving:
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": {} if self._keeper.warming else attempt.intake.kinds,
                 "ended": attempt.has_ended,
+                "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },
