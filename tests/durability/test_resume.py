@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -152,5 +153,37 @@ def test_a_stage_that_is_added_starts_empty_and_the_others_go_on(tmp_path, lanes
         contextlib.closing(sqlite3.connect(tmp_path / "whole.db")) as whole,
     ):
         assert own.execute(query).fetchall() == whole.execute(query).fetchall()
-        (first,) = own.execute("SELECT value_diff FROM features WHERE rowid = ?", (before + 1,)).fetchone()
+        (first,) = own.execute("SELECT value_diff_1 FROM features WHERE rowid = ?", (before + 1,)).fetchone()
     assert first is None
+
+
+TWO = """
+plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value"))
+sources = [tm.sources.Replay(name, pace=300.0) for name in ("in.ndjson", "other.ndjson")]
+pipeline = tm.Pipeline(sources, plan, tm.sinks.Lines("out.ndjson"), name="plant")
+"""
+
+
+def test_two_recordings_go_through_the_log_and_each_goes_on_where_it_was(tmp_path, lanes):
+    """How they were merged is in the log; of each, every record is there once, in its order."""
+    recording(tmp_path / "in.ndjson", 3_000)
+    recording(tmp_path / "other.ndjson", 3_000, sensors=5)
+    out = tmp_path / "out.ndjson"
+    seen = 0
+    for _ in range(4):
+        running = child(tmp_path, TWO, lanes)
+        while running.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= seen):
+            pass
+        assert running.poll() is None, "it ended before it was killed"
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        seen = out.read_bytes().count(b"\n")
+    running = child(tmp_path, TWO.replace(", pace=300.0", ""), lanes)
+    assert running.wait() == 0
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    merged = [{name: row[name] for name in ("sensor", "time", "value")} for row in made]
+    plain = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value")).apply(merged)
+    assert [{k: None if v != v else v for k, v in row.items()} for row in plain] == made  # noqa: PLR0124 - NaN
+    assert len(made) == 6_000
+    letters = (tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()
+    assert len(letters) == 62

@@ -259,7 +259,9 @@ class Run:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
             try:
-                journal = keeper.journal = Journal(log, self._clock, self._acknowledge)
+                journal = keeper.journal = Journal(log, self._clock, sources)
+                place = keeper.place or {}
+                await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
                 tasks = [group.create_task(journal.sync()), group.create_task(self._log_all(journal, keeper))]
                 yield Logged(journal, keeper)
                 for task in tasks:
@@ -298,11 +300,6 @@ class Run:
             give=give,
             refuse=lambda letter: journal.refuse(letter, source.name),
         )
-
-    def _acknowledge(self, source: str, batches: int) -> None:
-        for one in self.pipeline.sources:
-            if one.name == source and one.acknowledges:
-                one.kept(batches)
 
     def _letters(self, keeper: Keeper | None) -> DeadLetterFile:
         path = self._dead_letters_path

@@ -123,25 +123,6 @@ class Source(Named, abc.ABC):
         """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
         return ""
 
-    @property
-    def seekable(self) -> bool:
-        """Whether `seek` can make it continue anywhere: it gives the same records and rejects in the same order each
-        time."""
-        return False
-
-    def offset(self) -> Any:
-        """Where `stream` stands, JSON-like: behind the batch yielded last and the rejects handed over so far."""
-        return None
-
-    def seek(self, offset: Any) -> None:
-        """Before `stream`: go on there; None is the beginning."""
-
-    acknowledges: bool = False
-    """Whether it wants to be told what is safe."""
-
-    def kept(self, batches: int) -> None:
-        """The first ``batches`` batches yielded by `stream`, and the rejects handed over before each, are safe."""
-
     @abc.abstractmethod
     def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         """Yield batches, each with its key, time and ``arrived_ns``, never holding the loop for more than about a

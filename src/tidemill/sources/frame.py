@@ -64,10 +64,6 @@ class Frame(EdgedSource):
         )
         return schema.adding(Field(name, kind) for name, kind in self.columns.items())
 
-    @property
-    def seekable(self) -> bool:
-        return True
-
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
         try:

@@ -95,10 +95,6 @@ class Records(EdgedSource):
         fields = dict.fromkeys((*batch.names, *self.columns))
         return Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
 
-    @property
-    def seekable(self) -> bool:
-        return isinstance(self.records, (list, tuple))
-
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
         items = self._pulled if isinstance(self.records, Iterable) else self._pumped

@@ -95,10 +95,6 @@ class Replay(RecordedSource):
 
     # -- the run -----------------------------------------------------------------------------------
 
-    @property
-    def seekable(self) -> bool:
-        return True
-
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         await asyncio.to_thread(self.peek)
         self._connected = True
