@@ -28,6 +28,7 @@ from tidemill.engine.intake import Beginning, Intake
 from tidemill.engine.keeper import Keeper, Saving
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.letter_order import LetterOrder
+from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -131,6 +132,10 @@ class Attempt:
     def saved_up_to(self) -> int:
         """With state: up to where in the input the newest checkpoint reaches."""
         return 0 if self._saving is None else self._saving.epochs.statistics().position
+
+    def state_statistics(self) -> StateStatistics | None:
+        """How the state on disk is; None without."""
+        return None if self._saving is None else self._saving.statistics()
 
     # -- the way through -------------------------------------------------------------------------------------
 

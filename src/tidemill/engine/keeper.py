@@ -7,7 +7,7 @@ import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import cloudpickle
@@ -22,6 +22,7 @@ from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
 from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
+from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
@@ -236,6 +237,22 @@ class Saving:
 
     def _kept_by(self, sink: int) -> Callable[[int], None]:
         return lambda position: self.epochs.committed(sink, position)
+
+    def statistics(self) -> StateStatistics:
+        """How it is, now."""
+        epochs, journal = self.epochs.statistics(), self._keeper.journal
+        kept = StateStatistics(
+            epochs.published, epochs.position, max(self._attempt.mill.reached - epochs.position, 0), epochs.seconds
+        )
+        if journal is None:
+            return kept
+        log = journal.statistics()
+        return replace(
+            kept,
+            log_bytes=journal.log.statistics().bytes,
+            log_waiting=log.waiting,
+            log_seconds_left=log.seconds_left,
+        )
 
     def turn(self) -> None:
         """Do what is due; raises what went wrong with the checkpoint that was being written."""
