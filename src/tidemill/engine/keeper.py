@@ -127,6 +127,7 @@ class Keeper:
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
+        attempt.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
         same = matching.sources == tuple(range(len(matching.old)))
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
@@ -284,12 +285,13 @@ class Saving:
         """A lane has copied its state at the barrier."""
         self.epochs.copied(lane)
 
-    def passed(self, position: int) -> None:
-        """All up to there has left the lanes, its rows and its letters are with the sinks."""
+    def passed(self) -> None:
+        """All up to the barrier has left the lanes, and nothing behind it: rows and letters are with the sinks."""
         waits_at = self.epochs.waits_at
-        if waits_at is None or position < waits_at or self._at_barrier is None:
+        if waits_at is None or self._at_barrier is None:
             return
         self._at_barrier.letters = self._attempt.letters.bookmark()
+        self._at_barrier.facts["rows"] = self._attempt.rows
         self.epochs.pass_barrier()
         self._commit(waits_at)
         self.epochs.told(self._clock.monotonic_ns(), waits_at)
@@ -321,7 +323,6 @@ class Saving:
             [attempt.keys.count(lane.number) for lane in mill.lanes],
         )
         mill.raise_barrier(self.epochs.begin(position, now))
-        self.passed(mill.reached)
 
     def _write(self) -> None:
         at_barrier, self._at_barrier = self._at_barrier, None
