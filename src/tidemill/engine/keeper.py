@@ -338,7 +338,7 @@ class Saving:
             "letters_bytes": await at_barrier.letters,
             "written_ns": self._clock.wall_ns(),
         }
-        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.objects))
+        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
         await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())
