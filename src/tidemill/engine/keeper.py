@@ -280,7 +280,7 @@ class Saving:
                 "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": attempt.intake.kinds,
-                "ended": attempt.has_ended,
+                "ended": attempt.has_ended and position >= attempt.intake.entered,
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },
