@@ -18,7 +18,7 @@ from tidemill.batch import Batch
 from tidemill.schema import Schema
 from tidemill.sinks.base import Keeping
 
-__all__ = ["KEPT", "OPEN", "Start", "in_child", "let_go", "same", "visible"]
+__all__ = ["KEPT", "OPEN", "Start", "fork", "in_child", "let_go", "same", "visible"]
 
 KEPT = [kit for kit in KITS if kit.cls.keeps_position]
 OPEN = Schema(open=True)
@@ -132,6 +132,13 @@ def same(got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
     return bare(got) == bare(expected)
 
 
+def fork() -> int:
+    """`os.fork`, in a process with threads of libraries, which the child does not use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_child(
     work: Callable[[Callable[[Any], None]], None], heard: Callable[[str], bool] | None = None
 ) -> tuple[int, list[str]]:
@@ -140,9 +147,7 @@ def in_child(
     ``heard`` returns True when the child is to be killed, at once.
     """
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads of libraries, which the child does not use
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 1
         try:

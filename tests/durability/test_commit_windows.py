@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from tests.durability.kept_sinks import KEPT, OPEN, Start, in_child, let_go, same, visible
+from tests.durability.kept_sinks import KEPT, OPEN, Start, fork, in_child, let_go, same, visible
 from tests.sinks.test_laws import Kit
 
 from tidemill import files, sinks
@@ -317,7 +317,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(kit:
 def stopped(kit: Kit, folder: Path, name: str = "") -> int:
     """A process that has written and not committed, and was stopped: its number."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             if name:

@@ -115,6 +115,8 @@ def as_stored(value: Any) -> Any:
             return value.encode("utf-8", "replace").decode().replace("\0", "\u2400")
         case float() if not math.isfinite(value):
             return None
+        case int() if not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            return float(value)  # jsonb keeps decimal digits: 2.251799759896167e+16 comes back as an int, one of many
         case list():
             return [as_stored(item) for item in value]
         case dict():
@@ -146,7 +148,7 @@ def test_records_of_every_shape_come_back(new_place: Any, records: Any, data: st
         assert stored.get("number") == as_float(row.get("number"))
         assert stored.get("flag") == row.get("flag")
         for name in ("text", "nested"):
-            assert stored.get(name) == as_stored(row.get(name)), name
+            assert as_stored(stored.get(name)) == as_stored(row.get(name)), name
 
 
 def test_what_cannot_be_stored_as_it_is_is_counted(place: Any) -> None:

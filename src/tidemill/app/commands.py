@@ -54,6 +54,7 @@ def _run(
     no_state: bool = False,
     fresh: bool = False,
     checkpoint_s: float = 1.0,
+    warm: str | None = None,
     drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
@@ -93,6 +94,9 @@ def _run(
         Start over; the state so far is moved aside.
     checkpoint_s
         Seconds between checkpoints: how long rows wait to be seen in a sink that commits them.
+    warm
+        A recording to work on first, if there is no checkpoint yet: no sink gets its rows, and windows are full when the
+        run's own input begins.
     drop_state
         A stage that is not in the plan any more, and whose state may go.
     if_exists
@@ -102,12 +106,13 @@ def _run(
     """
     from tidemill.app.keeping import state_asked_for
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced, said_as_options
+    from tidemill.app.replace import Edges, replaced, said_as_options, source_of
     from tidemill.app.running import perform
 
     edges = Edges(input, output, key, time, tz, if_exists)
     pipeline = replaced(load(file), edges)
-    kept = state_asked_for(pipeline, state, no_state, fresh, checkpoint_s, tuple(drop_state or ()))
+    history = None if warm is None else source_of(warm, pipeline)
+    kept = state_asked_for(pipeline, state, no_state, fresh, checkpoint_s, history, tuple(drop_state or ()))
     with said_as_options(edges):
         return perform(
             pipeline,
@@ -132,6 +137,8 @@ def _check(
     records: int = 10_000,
     expect: str | None = None,
     tolerance: float = 1e-9,
+    state: Path | None = None,
+    drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     lanes: int | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
@@ -159,6 +166,10 @@ def _check(
         A table (.csv, .ndjson, .parquet) that the plan should make of the whole recording; the first difference is named.
     tolerance
         How far numbers may be from those of --expect, relative, or absolute below 1.
+    state
+        A state folder: say which stages would go on with it. Ends with 3 when a run would refuse it. Changes nothing.
+    drop_state
+        A stage that is not in the plan any more, and whose state may go.
     lanes
         Worker processes to plan for.
     if_exists
@@ -167,6 +178,7 @@ def _check(
         Show the traceback of an error.
     """
     from tidemill.app.check import checked, described, warn_of_outputs
+    from tidemill.app.keeping import resumption
     from tidemill.app.load import load
     from tidemill.app.replace import Edges, replaced
     from tidemill.app.verdict import Questions, answer
@@ -178,6 +190,8 @@ def _check(
     compiled = checked(pipeline)
     sys.stdout.write(described(pipeline, compiled, lanes=lanes))
     sys.stdout.flush()
+    if state is not None:
+        resumption(state, pipeline, compiled, tuple(drop_state or ()))
     code = answer(questions, pipeline, compiled)
     warn_of_outputs(pipeline, edges)  # last: what is in their way does not keep the plan from being read
     return code

@@ -93,6 +93,11 @@ def _require_ends(found: Found, edges: Edges, *, sinkless: bool) -> None:
         )
 
 
+def source_of(recording: str, pipeline: Pipeline) -> Source:
+    """A recording, read as the pipeline's own sources are: of the same sensor, time and zone."""
+    return _source(Edges(recording, None, None, None, None, "fail"), pipeline.sources)
+
+
 def _source(edges: Edges, own: Iterable[Source]) -> Source:
     assert edges.input is not None
     given = {"key": edges.key, "time": edges.time, "tz": edges.tz}

@@ -37,7 +37,7 @@ from tidemill.formats.checkpoint import (
     value_of,
 )
 
-__all__ = ["Checkpoint", "CheckpointStore", "Listed", "listed", "prune"]
+__all__ = ["Checkpoint", "CheckpointStore", "Listed", "listed", "newest", "prune"]
 
 _NAME: Final = re.compile(r"(\d{20})\.checkpoint")
 _HIDDEN: Final = re.compile(r"\.\d{20}\.checkpoint")
@@ -163,33 +163,8 @@ class CheckpointStore:
         return size
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is whole, every byte of it read; None when there is none at all.
-
-        Of each newer one that is damaged a warning tells why. Raises `OutsideError` when none is whole, and when one is met
-        that a newer tidemill wrote: what it knows must not be forgotten without a word.
-        """
-        damaged = []
-        for path in reversed(_paths(self.folder)):
-            try:
-                with _opened(path) as file:
-                    number, _, facts, sections = _read(file, path)
-                    _check(file, sections)
-            except Newer as error:
-                raise OutsideError(
-                    f"the checkpoint {path} cannot be used: {error}. Use the tidemill that wrote it, or a newer one; or move "
-                    f"the file away to go on from an older checkpoint."
-                ) from error
-            except (OSError, Damaged) as error:
-                damaged.append(f"{path.name}: {_told(error)}")
-                _log.warning("the checkpoint %s cannot be used, going back to the one before: %s", path, _told(error))
-                continue
-            return Checkpoint(number, facts, sections, path)
-        if damaged:
-            raise OutsideError(
-                f"no checkpoint in {self.folder} is whole ({'; '.join(damaged)}). Restore the folder, or start over with "
-                f"--fresh."
-            )
-        return None
+        """The newest that is whole; see `newest`."""
+        return newest(self.folder)
 
     def listed(self) -> list[Listed]:
         """The checkpoints there are, oldest first, by what stands at their starts and ends."""
@@ -202,6 +177,36 @@ class CheckpointStore:
     def prune(self, keep: int) -> list[Path]:
         """Remove all but the last ``keep``; see `prune`."""
         return prune(self.folder, keep)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in a folder that is whole, every byte of it read; None when there is none at all.
+
+    Of each newer one that is damaged a warning tells why. Raises `OutsideError` when none is whole, and when one is met
+    that a newer tidemill wrote: what it knows must not be forgotten without a word.
+    """
+    damaged = []
+    for path in reversed(_paths(folder)):
+        try:
+            with _opened(path) as file:
+                number, _, facts, sections = _read(file, path)
+                _check(file, sections)
+        except Newer as error:
+            raise OutsideError(
+                f"the checkpoint {path} cannot be used: {error}. Use the tidemill that wrote it, or a newer one; or move "
+                f"the file away to go on from an older checkpoint."
+            ) from error
+        except (OSError, Damaged) as error:
+            damaged.append(f"{path.name}: {_told(error)}")
+            _log.warning("the checkpoint %s cannot be used, going back to the one before: %s", path, _told(error))
+            continue
+        return Checkpoint(number, facts, sections, path)
+    if damaged:
+        raise OutsideError(
+            f"no checkpoint in {folder} is whole ({'; '.join(damaged)}). Restore the folder, or start over with "
+            f"--fresh."
+        )
+    return None
 
 
 def listed(folder: Path, *, verify: bool = False) -> list[Listed]:

@@ -21,7 +21,7 @@ from tidemill.sources.base import Source
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
-__all__ = ["Direct", "Logged", "Nothing", "Seeking"]
+__all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
 
 
 class Direct:
@@ -80,12 +80,12 @@ class Seeking:
 
     async def _read(self, attempt: Attempt) -> None:
         source, keeper = self._source, self._keeper
-        source.seek(keeper.place["offset"] if keeper.place else None)
+        if keeper.place and (offset := keeper.place.get("offset")) is not None:
+            source.seek(offset)
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, source.name, self._wall_ns)
-            if (offset := source.offset()) is not None:
-                keeper.places.add(attempt.intake.entered, self.place(offset))
+            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
 
         await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
         if not self._stopping.asked.is_set():
@@ -97,6 +97,33 @@ class Seeking:
 
     async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
         raise EngineError(f"{control} was decided for a source whose input is all there is")
+
+
+class Warming:
+    """Before the first input of a run that keeps state: a history, whose rows no sink gets."""
+
+    waits = True
+
+    def __init__(self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper) -> None:
+        self._source = source
+        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt)]
+
+    async def _read(self, attempt: Attempt) -> None:
+        wall_ns = self._clock.wall_ns()
+
+        async def give(batch: Batch) -> None:
+            await attempt.enter(batch, self._source.name, wall_ns)
+
+        await read(
+            self._source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse
+        )
+        self._keeper.places.add(attempt.intake.entered, {})  # the run's own input begins behind it
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        return attempt.intake.decide(control)
 
 
 class Logged:
@@ -113,19 +140,23 @@ class Logged:
 
     async def _feed(self, attempt: Attempt) -> None:
         keeper = self._keeper
+        place = keeper.place or {}
+        offsets = dict(place.get("offsets", {}))
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
             if isinstance(entry, RecordsEntry):
                 for letter in entry.letters:
                     attempt.refuse(letter)
                 await attempt.enter(entry.batch, entry.source, entry.wall_ns)
+                if entry.offset is not None:
+                    offsets[entry.source] = entry.offset
             else:
                 position = self._perform(attempt, entry)
                 if (decided := self._decided.pop(number, None)) is not None and not decided.done():
                     decided.set_result(position)
-            keeper.places.add(attempt.intake.entered, {"entry": number + 1})
+            keeper.places.add(attempt.intake.entered, {"entry": number + 1, "offsets": dict(offsets)})
 
-        await self._journal.feed(keeper.place["entry"] if keeper.place else 0, give)
+        await self._journal.feed(place.get("entry", 0), give)
 
     def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:

@@ -82,6 +82,8 @@ class Keeper:
         self.found: Checkpoint | None = self.store.newest()
         """The newest checkpoint that is whole."""
         self.places = Places(0, {})
+        self.warming = False
+        """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
 
     @property
@@ -116,6 +118,7 @@ class Keeper:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
         facts = self.found.facts
+        self._refuse_older_outputs(attempt, facts)
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
@@ -178,6 +181,16 @@ class Keeper:
         check_resume(matching, self.state.drop_state)
         return matching
 
+    def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
+        """A sink had committed all up to the checkpoint, or there would be none."""
+        for outlet in attempt.outlets:
+            if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
+                raise InputError(
+                    f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
+                    f"{self.folder.place} goes on behind {facts['position']:,}: was it put back from an older copy, or "
+                    "removed? Restore it, or start over with --fresh and another output."
+                )
+
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
         number = 0 if self.found is None else self.found.number
@@ -230,7 +243,9 @@ class Saving:
             writing, self._writing = self._writing, None
             writing.result()
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
-        if self.epochs.due(now, mill.handed_up_to):
+        if self._keeper.warming:
+            pass
+        elif self.epochs.due(now, mill.handed_up_to):
             self._raise_barrier(now)
         elif self.epochs.commit_due(now, mill.reached):
             self._commit(mill.reached)
@@ -279,8 +294,9 @@ class Saving:
                 "epoch": self._keeper.folder.epoch,
                 "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
-                "kinds": attempt.intake.kinds,
+                "kinds": {} if self._keeper.warming else attempt.intake.kinds,
                 "ended": attempt.has_ended and position >= attempt.intake.entered,
+                "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },

@@ -27,7 +27,7 @@ from tidemill.core.plan import Plan
 from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
-from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking
+from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
@@ -43,6 +43,7 @@ from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, OutsideError, PlanError
 from tidemill.formats.entries import ControlEntry
 from tidemill.lanes.fork_client import ForkServer
+from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
 
 __all__ = ["Run", "first_error"]
@@ -146,11 +147,30 @@ class Run:
                 group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
             ]
+            if keeper is not None and keeper.found is None and keeper.state.warm is not None:
+                await self._warm(keeper.state.warm, server, keeper)
             async with self._inflow(keeper, group) as inflow:
                 attempt = await self._attempts(checked, server, keeper, letters, inflow)
             for task in background:
                 task.cancel()
         return attempt
+
+    async def _warm(self, history: Source, server: ForkServer | None, keeper: Keeper) -> None:
+        """Work on a history, for the state it leaves."""
+        pipeline = self.pipeline.between(history, Latest(name="nowhere"))
+        keeper.warming = True
+        attempt = self._made_attempt(
+            pipeline,
+            keeper.check(pipeline),
+            Warming(history, self._clock, self._readings, self._stopping, keeper),
+            server,
+            keeper,
+            DeadLetterFile(keeper.folder.place / "dead_letters.warm.ndjson"),
+            asyncio.Event(),
+        )
+        await attempt.run()
+        keeper.warming = False
+        _log.info("warmed by %d records of %s", attempt.mill.counts.records_in, history.name)
 
     async def _attempts(
         self,
@@ -162,21 +182,7 @@ class Run:
     ) -> Attempt:
         wait_s = _BACK_OFF_S[0]
         while True:
-            self._attempt = attempt = Attempt(
-                self.pipeline,
-                checked,
-                inflow,
-                lanes=self._lanes,
-                server=server,
-                clock=self._clock,
-                limits=self._limits,
-                readings=self._readings,
-                stopping=self._stopping,
-                letters=letters,
-                keeper=keeper,
-                watch=self._watched,
-                started=self.started,
-            )
+            attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
             try:
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
@@ -186,10 +192,38 @@ class Run:
                 if attempt.running:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
+                keeper.folder.begin_epoch()
                 letters = self._letters(keeper)
                 checked = keeper.check(self.pipeline, edges=False)
             else:
                 return attempt
+
+    def _made_attempt(
+        self,
+        pipeline: Pipeline,
+        checked: Checked,
+        inflow: Inflow,
+        server: ForkServer | None,
+        keeper: Keeper | None,
+        letters: DeadLetterFile,
+        started: asyncio.Event,
+    ) -> Attempt:
+        self._attempt = Attempt(
+            pipeline,
+            checked,
+            inflow,
+            lanes=self._lanes,
+            server=server,
+            clock=self._clock,
+            limits=self._limits,
+            readings=self._readings,
+            stopping=self._stopping,
+            letters=letters,
+            keeper=keeper,
+            watch=self._watched,
+            started=started,
+        )
+        return self._attempt
 
     def _passes(self, error: BaseException) -> bool:
         """Whether waiting may help: the outside of a live run, whose input goes on meanwhile."""
@@ -219,13 +253,15 @@ class Run:
             _log.warning(told)
             yield Nothing()
         elif len(sources) == 1 and sources[0].seekable:
-            wall_ns = keeper.place["wall_ns"] if keeper.place else self._clock.wall_ns()
+            wall_ns = (keeper.place or {}).get("wall_ns", self._clock.wall_ns())
             yield Seeking(sources[0], self._clock, readings, stopping, keeper, wall_ns)
         else:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
             try:
-                journal = keeper.journal = Journal(log, self._clock, self._acknowledge)
+                journal = keeper.journal = Journal(log, self._clock, sources)
+                place = keeper.place or {}
+                await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
                 tasks = [group.create_task(journal.sync()), group.create_task(self._log_all(journal, keeper))]
                 yield Logged(journal, keeper)
                 for task in tasks:
@@ -264,11 +300,6 @@ class Run:
             give=give,
             refuse=lambda letter: journal.refuse(letter, source.name),
         )
-
-    def _acknowledge(self, source: str, batches: int) -> None:
-        for one in self.pipeline.sources:
-            if one.name == source and one.acknowledges:
-                one.kept(batches)
 
     def _letters(self, keeper: Keeper | None) -> DeadLetterFile:
         path = self._dead_letters_path

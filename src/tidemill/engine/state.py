@@ -11,6 +11,7 @@ from tidemill.errors import PlanError
 
 if TYPE_CHECKING:
     from tidemill.engine.pipeline import Pipeline
+    from tidemill.sources.base import Source
 
 __all__ = ["State", "state_of"]
 
@@ -26,6 +27,8 @@ class State:
     ``checkpoint_records``  a checkpoint also after so many inputs
     ``log_max_bytes``       what the ingest log may take: how much a source may give while a sink is away, before it waits
     ``log_min_free``        bytes that the log leaves free on the disk
+    ``warm``                a source with a history, such as ``Replay("march.parquet")``: it is worked on first, its rows go
+                            nowhere, and windows are full when the run's own input begins. Only without a checkpoint yet
     ``drop_state``          stages that are not in the plan any more, by name, whose state may go
 
     >>> State("state", checkpoint_s=0.5).checkpoint_s
@@ -38,6 +41,7 @@ class State:
     checkpoint_records: int | None = None
     log_max_bytes: int = 10 << 30
     log_min_free: int = 1 << 30
+    warm: Source | None = None
     drop_state: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -78,7 +78,8 @@ class StateFolder:
                 )
             try:
                 self._whose = self._owned(pipeline)
-                self.epoch = self._begin_epoch()
+                self.epoch = 0
+                self.begin_epoch()
                 self.checkpoints = self._within("checkpoints")
                 self.log = self._within("log")
                 self.files = self._within("files")
@@ -155,7 +156,8 @@ class StateFolder:
             )
         return whose
 
-    def _begin_epoch(self) -> int:
+    def begin_epoch(self) -> None:
+        """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""
         place = self.place / "epoch"
         data = files.read_bytes(place)
         try:
@@ -163,7 +165,7 @@ class StateFolder:
         except ValueError:
             raise InputError(f"{place} is not readable; restore it, or start over with --fresh.") from None
         files.write_atomic(place, b"%d\n" % epoch)
-        return epoch
+        self.epoch = epoch
 
     def _within(self, *names: str) -> Path:
         folder = self.place.joinpath(*names)
