@@ -84,7 +84,8 @@ class Mill:
     ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
     records, ``reject_row`` those of rows that stages had made.
     ``ready`` is called when all lanes have loaded the plan, ``copied`` when a lane has copied its state at a barrier, and
-    ``moved`` when a control record has taken effect, or a slab has left the lanes without a row.
+    ``passed`` when all before the barrier has been emitted, and nothing behind it; ``moved`` when a control record has
+    taken effect.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Mill:
         defer: Callable[[Callable[[], None]], object],
         ready: Callable[[], None],
         copied: Callable[[int], None] = lambda _: None,
+        passed: Callable[[], None] = lambda: None,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
@@ -113,6 +115,7 @@ class Mill:
         self._clock = clock
         self._emit, self._fail, self._defer = emit, fail, defer
         self._ready_to_work, self._lane_copied, self._moved = ready, copied, moved
+        self._passed = passed
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
         self.ledger = Ledger(len(self.lanes))
@@ -128,6 +131,10 @@ class Mill:
         self._controls = Controls()
         self._barrier: Barrier | None = None
         self._copied: set[int] = set()
+        self._passes_with = 0
+        """The slab with which all before the barrier has been emitted; 0 when it has, or there is none."""
+        self._finished = 0
+        """The last slab that was emitted."""
         self.objects: dict[int, ObjectsCopy] = {}
         """Per lane, what its process held in objects at the last barrier."""
         self.files: dict[int, str] = {}
@@ -203,8 +210,8 @@ class Mill:
 
     @property
     def handed_up_to(self) -> int:
-        """Up to where in the input everything was handed out to the lanes."""
-        return self._intake.entered if self._intake is not None and self._intake.empty else self.handed_out
+        """Up to where in the input everything was handed out to the lanes: where a barrier stands that is raised now."""
+        return self._intake.entered if self._intake is not None and self.idle else self.handed_out
 
     def learned(self) -> dict[str, Any]:
         """What slabs have taught of the columns that functions make, as `learned_before` takes it."""
@@ -391,11 +398,15 @@ class Mill:
 
     def raise_barrier(self, number: int) -> None:
         """Behind the last slab handed out, each lane copies its state, for checkpoint ``number``; one at a time."""
-        self._barrier = Barrier(self.ledger.statistics().opened, number)
+        opened = self.ledger.statistics().opened
+        self._barrier = Barrier(opened, number)
+        self._passes_with = opened if opened > self._finished else 0
         self._copied.clear()
         self._controls.add_barrier(self._barrier.after, number)
         for lane in self.lanes:
             self._send_barrier(lane, number)
+        if not self._passes_with:
+            self._passed()
 
     def _send_barrier(self, lane: Lane, number: int) -> None:
         lane.send(CopyState(number, self._keys.count(lane.number)))
@@ -492,7 +503,11 @@ class Mill:
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self.done = slab.taken.end
+        self._finished = number
         self._emit(Finished(batch, slab.taken.arrivals, self.done, lambda: self._freed(number, slab.memory)))
+        if number == self._passes_with:
+            self._passes_with = 0
+            self._passed()
 
     def _assembled(self, slab: Slab, shares: list[Share]) -> tuple[Batch, int]:
         """The slab's rows, and how many of them stages made without a record."""
