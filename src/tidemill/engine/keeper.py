@@ -314,7 +314,7 @@ class Saving:
                 "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": {} if self._keeper.warming else attempt.intake.kinds,
-                "ended": attempt.has_ended,
+                "ended": attempt.has_ended and position >= attempt.intake.entered,
                 "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
