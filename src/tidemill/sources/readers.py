@@ -222,7 +222,7 @@ class Reader:
 
     def _parquet(self, handle: BinaryIO) -> Iterator[Delivery]:
         group, skipped = self._from.at if self._from is not None else (0, 0)
-        for group, number, table in _parquet_tables(self.path, handle, group, skipped):  # noqa: B020, PLR1704
+        for group, number, table in _parquet_tables(self.path, handle, group, skipped):  # noqa: B020
             self._placed(group, number)
             yield self.edge.columns(
                 columns_of_arrow(table),
