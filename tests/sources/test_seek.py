@@ -67,29 +67,34 @@ def rows(draw: Any, records: Any, max_size: int = 12) -> list[dict[str, Any]]:
 
 
 @st.composite
+def clock(draw: Any, most: int) -> list[Any]:
+    """Times of up to so many records in a row: mostly forwards, so that files that are merged lie within each other."""
+    steps = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, -4]), min_size=most // 4, max_size=most))
+    return list(itertools.accumulate(steps))
+
+
+@st.composite
 def json_file(draw: Any, records: Any) -> bytes:
-    good = [json.dumps(row).encode() for row in draw(rows(records))]
-    short = st.builds(
-        lambda sensor, time, value: json.dumps({"sensor": sensor, "time": time, "value": value}).encode(),
-        st.sampled_from(["S1", "S2"]),
-        times(),
-        st.integers(0, 9) | st.sampled_from(["odd", None, True]),
-    )
-    lines = draw(st.lists(st.one_of(st.sampled_from(good or [b""]), st.sampled_from(BAD_LINES), short), max_size=30))
+    odd = [json.dumps(row).encode() for row in draw(rows(records, max_size=4))]
+    lines = []
+    for time in draw(clock(24)):
+        row = {"sensor": draw(st.sampled_from(["S1", "S2"])), "time": time, "value": draw(st.integers(0, 9))}
+        row |= draw(st.sampled_from([{}, {}, {}, {"other": None}, {"other": None}, {"other": 7}, {"other": "x"}]))
+        lines.append(json.dumps(row).encode())
+        if draw(st.integers(0, 5)) == 5:
+            lines.append(draw(st.sampled_from([*BAD_LINES, *odd])))
     return framed(draw, lines)
 
 
 @st.composite
 def csv_file(draw: Any) -> bytes:
-    cells = st.builds(
-        lambda *parts: ",".join(map(str, parts)).encode(),
-        st.sampled_from(["S1", "S2"]),
-        st.integers(0, 40) | st.just("soon"),
-        st.sampled_from(["1", "2.5", "", "odd", '"3"']),
-        st.sampled_from(["", "7", "x"]),
-    )
-    lines = draw(st.lists(cells | cells | st.sampled_from(BAD_CSV), max_size=40))
-    return framed(draw, [*draw(st.lists(st.just(b""), max_size=2)), b"sensor,time,value,other", *lines])
+    lines = []
+    for time in draw(clock(24)):
+        cells = draw(st.sampled_from(["1,", "2.5,", ",", "odd,", '"3",', "4,", "5,7", "5,x"]))
+        lines.append(f"{draw(st.sampled_from(['S1', 'S2']))},{time},{cells}".encode())
+        if draw(st.integers(0, 5)) == 5:
+            lines.append(draw(st.sampled_from(BAD_CSV)))
+    return framed(draw, [*draw(st.sampled_from([[], [], [b"", b""]])), b"sensor,time,value,other", *lines])
 
 
 def framed(draw: Any, lines: list[bytes]) -> bytes:
@@ -121,9 +126,8 @@ def replay(draw: Any, records: Any, folder: Path) -> Make:
                 }
             )
             count = table.num_rows
-            table = table.append_column(
-                "time", pa.array(draw(st.lists(st.integers(0, 40), min_size=count, max_size=count)))
-            )
+            ticks = [*draw(clock(30)), *range(30)][:count]
+            table = table.append_column("time", pa.array(ticks))
             table = table.append_column("value", pa.array([float(n) for n in range(count)]))
             pq.write_table(table, folder / f"{number}.parquet", row_group_size=draw(st.integers(1, 9)))
         else:
