@@ -277,6 +277,13 @@ class IngestLog:
             kept = sum(segment.size for segment in self._segments[:-1]) + self._last.place
             return max(min(self._max_bytes - kept, self._free) - self._buffered, 0)
 
+    def why_full(self) -> str:
+        """Which limit leaves no `room`, and what would make some."""
+        with self._lock:
+            if self._free - self._buffered <= 0:
+                return f"the disk has {self._min_free} bytes left (log_min_free) or fewer; make room there"
+            return f"{self._max_bytes} bytes are in it (log_max_bytes), and the sinks are behind"
+
     def statistics(self) -> IngestLogStatistics:
         """How the log is now."""
         with self._lock:

@@ -172,8 +172,7 @@ class Journal:
         while log.room() <= 0:
             if not self._full:
                 self._full = True
-                told = "the ingest log is full, so sources wait: %d bytes are in it, and the sinks are behind"
-                _log.warning(told, log.statistics().bytes)
+                _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
         if self._full:
             self._full = False
