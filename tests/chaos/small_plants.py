@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -163,7 +163,7 @@ class Plant:
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
-    def __enter__(self) -> Plant:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
