@@ -174,6 +174,7 @@ class Journal:
                 self._full = True
                 _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
+            await asyncio.to_thread(log.look)  # with nothing to sync, nobody else would see that there is room again
         if self._full:
             self._full = False
             _log.info("the ingest log has room again")
