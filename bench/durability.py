@@ -1,4 +1,11 @@
-"""What it costs that nothing is lost. ``--only log``: the ingest log against a bare write and sync of the same groups."""
+"""What it costs that nothing is lost.
+
+``log``           the ingest log against a bare write and sync of the same groups
+``exactly-once``  W1 into SQLite and Parquet with a checkpoint a second, against the same run without state
+``checkpoints``   how long one takes, and how soon the next start is ready, by the number of sensors
+``killed``        kill -9 of a run, until the next start has committed new rows
+``postgres``      rows with their position against a bare binary COPY
+"""
 
 from __future__ import annotations
 
@@ -10,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import _common
+from bench import _common, _durability_runs
 from bench._common import Table, median, spread, timed
 from tidemill.engine.ingest_log import IngestLog
 
@@ -118,7 +125,19 @@ def _acknowledged(folder: Path, rate: float) -> list[float]:
     return waits
 
 
-CASES: dict[str, Callable[[argparse.Namespace, Table], None]] = {"log": _log}
+def _postgres(options: argparse.Namespace, table: Table) -> None:
+    from bench import _durability_postgres  # needs psycopg and a server
+
+    _durability_postgres.measure(options, table)
+
+
+CASES: dict[str, Callable[[argparse.Namespace, Table], None]] = {
+    "log": _log,
+    "exactly-once": _durability_runs.exactly_once,
+    "checkpoints": _durability_runs.checkpoints,
+    "killed": _durability_runs.killed,
+    "postgres": _postgres,
+}
 
 
 if __name__ == "__main__":
@@ -126,4 +145,5 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), help="these cases (default: all)")
     parser.add_argument("--groups", type=int, default=100, help="groups of each size in a run (default 100)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: where temporary files go)")
+    parser.add_argument("--all-sizes", action="store_true", help="checkpoints of a million sensors too")
     _common.main(measure, parser, runs=5)

@@ -28,6 +28,7 @@ __all__ = [
     "cache_folder",
     "expand",
     "free_space",
+    "head",
     "is_private",
     "lock",
     "make_folder",
@@ -39,6 +40,7 @@ __all__ = [
     "read_bytes",
     "read_table",
     "remove",
+    "skip",
     "stamp",
     "stem",
     "suffix",
@@ -136,6 +138,26 @@ def read_blocks(path: str | os.PathLike[str], handle: BinaryIO, size: int) -> It
         if not block:
             return
         yield block
+
+
+def skip(path: str | os.PathLike[str], handle: BinaryIO, count: int) -> None:
+    """Go on ``count`` bytes behind the start of ``handle``, which nothing has been read from: by unpacking them when
+    the file is packed, else at once. Raises what `read_blocks` raises."""
+    if absolute(path).name.lower().endswith(_COMPRESSED):
+        while count and (block := next(read_blocks(path, handle, min(count, 1 << 20)), b"")):
+            count -= len(block)
+    else:
+        handle.seek(count)
+
+
+def head(path: str | os.PathLike[str], count: int) -> bytes:
+    """The first ``count`` bytes of a file as it lies on the disk, or as many as there are. Raises `InputError`."""
+    tried = absolute(path)
+    try:
+        with open(tried, "rb") as handle:  # noqa: PTH123 - as the other doors here
+            return handle.read(count)
+    except OSError as error:
+        raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from error
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, list[str]]:

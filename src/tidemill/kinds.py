@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from tidemill.column import (
 from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.schema import Kind
 
-__all__ = ["Kinds", "conform"]
+__all__ = ["Kinds", "Learned", "conform"]
 
 _KIND_OF_TYPE: dict[type, Kind] = {
     float: Kind.FLOAT,
@@ -35,6 +36,10 @@ _NONE = type(None)
 _ABSENT_TYPE = type(ABSENT)
 
 
+Learned = list[list[str]]
+"""Pairs of a field and its kind."""
+
+
 class Kinds:
     """The kind of each field, declared or learned from its first value, and then fixed for the run.
 
@@ -43,7 +48,9 @@ class Kinds:
 
     def __init__(self, declared: Mapping[str, Kind] | None = None) -> None:
         self._kinds = dict(declared or {})
+        self._declared = len(self._kinds)
         self._texts: dict[str, _Texts] = {}
+        self._learned: Learned = []
 
     def get(self, name: str) -> Kind | None:
         return self._kinds.get(name)
@@ -51,6 +58,25 @@ class Kinds:
     def learn(self, name: str, kind: Kind) -> Kind:
         """The field's kind; ``kind`` if it had none yet."""
         return self._kinds.setdefault(name, kind)
+
+    @property
+    def learned(self) -> Learned:
+        """The fields that were not declared and their kinds, in the order in which they were learned: JSON-like.
+
+        Fields are only ever added, so that the first n say what was known at any time before. Not to be written to.
+        """
+        count = len(self._kinds) - self._declared
+        if count != len(self._learned):
+            pairs = islice(self._kinds.items(), self._declared, None)
+            self._learned = [[name, kind.value] for name, kind in pairs]
+        return self._learned
+
+    def relearn(self, learned: Sequence[Sequence[str]]) -> None:
+        """Know of the fields that were not declared these, and no others."""
+        self._kinds = dict(islice(self._kinds.items(), self._declared))
+        for name, kind in learned:
+            self._kinds.setdefault(name, Kind(kind))
+        self._learned = []
 
     def column(self, name: str, items: Sequence[Any]) -> tuple[Column, list[Reject]]:
         """``items`` (Python values, None, `ABSENT`) as a column; rows that do not fit are rejected and read as null."""

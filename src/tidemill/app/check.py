@@ -32,12 +32,12 @@ def checked(pipeline: Pipeline) -> Checked:
     return pipeline.check(edges=False)
 
 
-def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None) -> str:
-    """Sources, stages with what each adds, sinks, lanes and memory, as text."""
+def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None, keeps: bool = False) -> str:
+    """Sources, stages with what each adds, sinks, lanes and memory, as text; ``keeps`` for a run that keeps state."""
     rows = [
         *_sources(pipeline, compiled),
         *_stages(compiled),
-        *_sinks(pipeline, compiled),
+        *_sinks(pipeline, compiled, keeps=keeps),
         ("lanes", _lanes(lanes)),
         ("memory", _memory(pipeline, compiled)),
         ("", _shared(pipeline, lanes)),
@@ -50,12 +50,15 @@ def aligned(rows: Iterable[tuple[str, str]]) -> str:
     return "".join(f"{label:<{LABEL}}{text}".rstrip() + "\n" for label, text in rows)
 
 
-def warn_of_outputs(pipeline: Pipeline, edges: Edges) -> None:
-    """Look at the sinks' places. What is there already is said on stderr: it is in a run's way, not in a check's.
+def warn_of_outputs(pipeline: Pipeline, edges: Edges, *, resumes: bool = False) -> None:
+    """Look at the sinks' places. What is there already is said on stderr: it is in a run's way, not in a check's. One that
+    ``resumes`` goes on with what it made itself.
 
     Raises `InputError` for a place that no run can write to.
     """
     for sink in pipeline.sinks:
+        if resumes and sink.keeps_position:
+            continue
         try:
             with said_as_options(edges):
                 sink.check()
@@ -95,9 +98,10 @@ def _change(before: Schema, after: Schema) -> str:
     return "; ".join(parts) or "the same columns"
 
 
-def _sinks(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
+def _sinks(pipeline: Pipeline, compiled: Checked, *, keeps: bool) -> Iterator[tuple[str, str]]:
     for sink in pipeline.sinks:
-        yield "sink", "none; a run needs --output" if sink.name == NO_SINK else f"{sink.name}: {sink.delivery}"
+        delivery = sink.delivery_with_state if keeps else sink.delivery
+        yield "sink", "none; a run needs --output" if sink.name == NO_SINK else f"{sink.name}: {delivery}"
     yield "", _columns(compiled.schemas[-1])
 
 

@@ -188,12 +188,14 @@ def _check(
     questions.check()
     pipeline = replaced(load(file), edges, sinkless=True)
     compiled = checked(pipeline)
-    sys.stdout.write(described(pipeline, compiled, lanes=lanes))
+    sys.stdout.write(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     sys.stdout.flush()
     if state is not None:
         resumption(state, pipeline, compiled, tuple(drop_state or ()))
     code = answer(questions, pipeline, compiled)
-    warn_of_outputs(pipeline, edges)  # last: what is in their way does not keep the plan from being read
+    warn_of_outputs(
+        pipeline, edges, resumes=state is not None
+    )  # last: what is in their way does not keep the plan from being read
     return code
 
 

@@ -17,6 +17,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
+import numpy as np
+
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.batching import Batcher, Limits
@@ -28,6 +30,7 @@ from tidemill.engine.intake import Beginning, Intake
 from tidemill.engine.keeper import Keeper, Saving
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.letter_order import LetterOrder
+from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -96,6 +99,9 @@ class Attempt:
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving: Saving | None = None
+        self._numbers_rows = any(isinstance(sink, LoopSink) for sink in pipeline.sinks)
+        self.rows = 0
+        """Rows that have left the lanes, with state since the pipeline's first start."""
         self._ready = asyncio.Event()
         self.has_ended = False
         """Whether the input has come to its end, and nothing will ever follow."""
@@ -117,6 +123,7 @@ class Attempt:
             defer=asyncio.get_running_loop().call_soon,
             ready=self._lanes_ready.set,
             copied=self._lane_copied,
+            passed=self._barrier_passed,
             moved=self._moved,
         )
         self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
@@ -131,6 +138,10 @@ class Attempt:
     def saved_up_to(self) -> int:
         """With state: up to where in the input the newest checkpoint reaches."""
         return 0 if self._saving is None else self._saving.epochs.statistics().position
+
+    def state_statistics(self) -> StateStatistics | None:
+        """How the state on disk is; None without."""
+        return None if self._saving is None else self._saving.statistics()
 
     # -- the way through -------------------------------------------------------------------------------------
 
@@ -306,10 +317,12 @@ class Attempt:
         """A slab's rows, to every sink that has not committed them; its memory is free when the last has taken them."""
         self._letter_order.release(finished.position)
         self._deliver(finished)
-        if self._saving is not None:
-            self._saving.passed(finished.position)
 
     def _deliver(self, finished: Finished) -> None:
+        if self._keeper is not None and self._numbers_rows:
+            finished.batch.sequence = np.arange(self.rows, self.rows + len(finished.batch))
+            finished.batch.epoch = self._keeper.folder.epoch
+        self.rows += len(finished.batch)
         outlets = [outlet for outlet in self.outlets if outlet.resumed_at < finished.position]
         left = len(outlets)
 
@@ -349,6 +362,11 @@ class Attempt:
         if self._saving is not None:
             self._saving.copied(lane)
 
+    def _barrier_passed(self) -> None:
+        if self._saving is not None and (position := self._saving.epochs.waits_at) is not None:
+            self._letter_order.release(position)
+            self._saving.passed()
+
     def _moved(self) -> None:
         if self.mill.idle:
             self._check_idle()
@@ -356,8 +374,6 @@ class Attempt:
     def _check_idle(self) -> None:
         if self.mill.idle:
             self._letter_order.release(self.intake.entered)
-            if self._saving is not None:
-                self._saving.passed(self.intake.entered)
             self._idle.set()
 
     # -- watching --------------------------------------------------------------------------------------------

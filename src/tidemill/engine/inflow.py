@@ -80,12 +80,12 @@ class Seeking:
 
     async def _read(self, attempt: Attempt) -> None:
         source, keeper = self._source, self._keeper
-        source.seek((keeper.place or {}).get("offset"))
+        if keeper.place and (offset := keeper.place.get("offset")) is not None:
+            source.seek(offset)
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, source.name, self._wall_ns)
-            if (offset := source.offset()) is not None:
-                keeper.places.add(attempt.intake.entered, self.place(offset))
+            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
 
         await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
         if not self._stopping.asked.is_set():
@@ -140,19 +140,23 @@ class Logged:
 
     async def _feed(self, attempt: Attempt) -> None:
         keeper = self._keeper
+        place = keeper.place or {}
+        offsets = dict(place.get("offsets", {}))
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
             if isinstance(entry, RecordsEntry):
                 for letter in entry.letters:
                     attempt.refuse(letter)
                 await attempt.enter(entry.batch, entry.source, entry.wall_ns)
+                if entry.offset is not None:
+                    offsets[entry.source] = entry.offset
             else:
                 position = self._perform(attempt, entry)
                 if (decided := self._decided.pop(number, None)) is not None and not decided.done():
                     decided.set_result(position)
-            keeper.places.add(attempt.intake.entered, {"entry": number + 1})
+            keeper.places.add(attempt.intake.entered, {"entry": number + 1, "offsets": dict(offsets)})
 
-        await self._journal.feed((keeper.place or {}).get("entry", 0), give)
+        await self._journal.feed(place.get("entry", 0), give)
 
     def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:

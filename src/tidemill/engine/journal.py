@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from tidemill.engine.ingest_log import IngestLog
 from tidemill.errors import InputError
 from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
 from tidemill.letters import DeadLetter
+from tidemill.sources.base import Source
 
 __all__ = ["Journal", "JournalStatistics"]
 
@@ -69,12 +70,12 @@ class _Remembered:
 
 
 class Journal:
-    """One run's way through its log. ``acknowledge`` is called with a source's name and how many of its entries are safe."""
+    """One run's way through its log; sources that can seek are told where they stand behind what is in it."""
 
-    def __init__(self, log: IngestLog, clock: Clock, acknowledge: Callable[[str, int], None]) -> None:
+    def __init__(self, log: IngestLog, clock: Clock, sources: Sequence[Source]) -> None:
         self.log = log
+        self._sources = {source.name: source for source in sources}
         self._clock = clock
-        self._acknowledge = acknowledge
         self._remembered: deque[_Remembered] = deque()
         self._bytes = 0
         self._given: dict[str, int] = {}
@@ -100,6 +101,20 @@ class Journal:
             self._rate.seconds_for(room, self._clock.monotonic_ns()),
         )
 
+    def seek(self, start: int, offsets: Mapping[str, Any]) -> None:
+        """Let sources that can seek go on behind what is in the log: ``offsets`` as of entry ``start``, and what is behind
+        it. Blocks.
+        """
+        found = dict(offsets)
+        if any(source.seekable for source in self._sources.values()):
+            for _, data in self.log.read(start):
+                entry = decode_entry(data)
+                if isinstance(entry, RecordsEntry) and entry.offset is not None:
+                    found[entry.source] = entry.offset
+        for name, offset in found.items():
+            if name in self._sources and self._sources[name].seekable:
+                self._sources[name].seek(offset)
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def refuse(self, letter: DeadLetter, source: str) -> None:
@@ -111,7 +126,7 @@ class Journal:
 
     def _append_letters(self, source: str) -> None:
         if letters := self._letters.pop(source, []):
-            self._append(RecordsEntry(source, Batch({}, rows=0), tuple(letters), self._clock.wall_ns()))
+            self._append_records(source, Batch({}, rows=0), tuple(letters))
 
     async def put(self, batch: Batch, source: str) -> None:
         """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
@@ -122,9 +137,10 @@ class Journal:
         await self._wait_for_room()
 
     def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
-        wall_ns = self._clock.wall_ns()
+        wall_ns, stands = self._clock.wall_ns(), self._sources[source]
+        offset = stands.offset() if stands.seekable else None
         try:
-            return self._append(RecordsEntry(source, batch, letters, wall_ns))
+            return self._append(RecordsEntry(source, batch, letters, wall_ns, offset))
         except InputError:
             unkept = find_unkept(batch)
             if not unkept:
@@ -137,7 +153,7 @@ class Journal:
             for reject, row, code, ns in rows
         ]
         kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
-        return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns))
+        return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns, offset))
 
     def decide(self, entry: ControlEntry) -> int:
         """Add a control record, behind the letters that came before; its number."""
@@ -201,7 +217,8 @@ class Journal:
             _, source, entries = self._unacknowledged.popleft()
             told[source] = entries
         for source, entries in told.items():
-            self._acknowledge(source, entries)
+            if self._sources[source].acknowledges:
+                self._sources[source].kept(entries)
 
     # -- to the intake -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import logging
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import cloudpickle
@@ -22,6 +22,7 @@ from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
 from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
+from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
@@ -126,6 +127,7 @@ class Keeper:
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
+        attempt.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
         same = matching.sources == tuple(range(len(matching.old)))
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
@@ -237,6 +239,22 @@ class Saving:
     def _kept_by(self, sink: int) -> Callable[[int], None]:
         return lambda position: self.epochs.committed(sink, position)
 
+    def statistics(self) -> StateStatistics:
+        """How it is, now."""
+        epochs, journal = self.epochs.statistics(), self._keeper.journal
+        kept = StateStatistics(
+            epochs.published, epochs.position, max(self._attempt.mill.reached - epochs.position, 0), epochs.seconds
+        )
+        if journal is None:
+            return kept
+        log = journal.statistics()
+        return replace(
+            kept,
+            log_bytes=journal.log.statistics().bytes,
+            log_waiting=log.waiting,
+            log_seconds_left=log.seconds_left,
+        )
+
     def turn(self) -> None:
         """Do what is due; raises what went wrong with the checkpoint that was being written."""
         if self._writing is not None and self._writing.done():
@@ -267,12 +285,13 @@ class Saving:
         """A lane has copied its state at the barrier."""
         self.epochs.copied(lane)
 
-    def passed(self, position: int) -> None:
-        """All up to there has left the lanes, its rows and its letters are with the sinks."""
+    def passed(self) -> None:
+        """All up to the barrier has left the lanes, and nothing behind it: rows and letters are with the sinks."""
         waits_at = self.epochs.waits_at
-        if waits_at is None or position < waits_at or self._at_barrier is None:
+        if waits_at is None or self._at_barrier is None:
             return
         self._at_barrier.letters = self._attempt.letters.bookmark()
+        self._at_barrier.facts["rows"] = self._attempt.rows
         self.epochs.pass_barrier()
         self._commit(waits_at)
         self.epochs.told(self._clock.monotonic_ns(), waits_at)
@@ -295,7 +314,7 @@ class Saving:
                 "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": {} if self._keeper.warming else attempt.intake.kinds,
-                "ended": attempt.has_ended,
+                "ended": attempt.has_ended and position >= attempt.intake.entered,
                 "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
                 "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
@@ -304,7 +323,6 @@ class Saving:
             [attempt.keys.count(lane.number) for lane in mill.lanes],
         )
         mill.raise_barrier(self.epochs.begin(position, now))
-        self.passed(mill.reached)
 
     def _write(self) -> None:
         at_barrier, self._at_barrier = self._at_barrier, None
@@ -320,7 +338,7 @@ class Saving:
             "letters_bytes": await at_barrier.letters,
             "written_ns": self._clock.wall_ns(),
         }
-        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.objects))
+        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
         await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())

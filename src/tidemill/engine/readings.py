@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Sequence
 from tidemill.clock import Clock
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
-from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
+from tidemill.engine.metrics import (
+    Histogram,
+    LagMonitor,
+    LaneReport,
+    LaneStatistics,
+    Report,
+    StateStatistics,
+    Statistics,
+)
 from tidemill.engine.mill import Mill
 from tidemill.engine.outlets import Outlet
 from tidemill.held import Held
@@ -63,7 +71,12 @@ class Readings:
                 histogram.add(now - arrived_ns, records)
 
     def statistics(
-        self, mill: Mill, intake: Intake, sources: Sequence[Source], outlets: Sequence[Outlet]
+        self,
+        mill: Mill,
+        intake: Intake,
+        sources: Sequence[Source],
+        outlets: Sequence[Outlet],
+        state: StateStatistics | None = None,
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading."""
         now = self._clock.monotonic_ns()
@@ -93,6 +106,7 @@ class Readings:
             sources=tuple(source.statistics() for source in sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
             inline=self._inline,
+            state=state,
         )
 
     def report(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -50,6 +51,8 @@ __all__ = ["Run", "first_error"]
 
 _BACK_OFF_S: Final = (0.2, 30.0)
 """Seconds before the next attempt: at first, and at most; doubled each time, and spread by chance."""
+_LOOKED_AT_S: Final = 10.0
+"""Seconds of input after which a run says for how long its log has room."""
 _log = logging.getLogger("tidemill")
 
 
@@ -259,8 +262,13 @@ class Run:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
             try:
-                journal = keeper.journal = Journal(log, self._clock, self._acknowledge)
-                tasks = [group.create_task(journal.sync()), group.create_task(self._log_all(journal, keeper))]
+                journal = keeper.journal = Journal(log, self._clock, sources)
+                place = keeper.place or {}
+                await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
+                tasks = [
+                    group.create_task(work)
+                    for work in (journal.sync(), self._log_all(journal, keeper), self._tell_of_room(journal))
+                ]
                 yield Logged(journal, keeper)
                 for task in tasks:
                     task.cancel()
@@ -283,6 +291,17 @@ class Run:
             journal.decide(ControlEntry("end", None))
         journal.close()
 
+    async def _tell_of_room(self, journal: Journal) -> None:
+        """How long the sinks may be away."""
+        await self._clock.sleep(_LOOKED_AT_S)
+        statistics = journal.statistics()
+        if statistics.seconds_left < math.inf:
+            _log.info(
+                "with all sinks away, the ingest log would take what comes for %.1f hours at the present rate",
+                statistics.seconds_left / 3600,
+                extra={"log_seconds_left": statistics.seconds_left},
+            )
+
     async def _log_source(self, source: Source, journal: Journal) -> None:
         if source.makes:
             await self.started.wait()
@@ -298,11 +317,6 @@ class Run:
             give=give,
             refuse=lambda letter: journal.refuse(letter, source.name),
         )
-
-    def _acknowledge(self, source: str, batches: int) -> None:
-        for one in self.pipeline.sources:
-            if one.name == source and one.acknowledges:
-                one.kept(batches)
 
     def _letters(self, keeper: Keeper | None) -> DeadLetterFile:
         path = self._dead_letters_path
@@ -342,7 +356,9 @@ class Run:
         attempt = self._attempt
         if attempt is None:
             raise EngineError("the run has not started")
-        return self._readings.statistics(attempt.mill, attempt.intake, self.pipeline.sources, attempt.outlets)
+        return self._readings.statistics(
+            attempt.mill, attempt.intake, self.pipeline.sources, attempt.outlets, attempt.state_statistics()
+        )
 
     def _watched(self) -> None:
         if self._on_statistics is not None:

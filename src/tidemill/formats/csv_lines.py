@@ -85,10 +85,15 @@ class CsvDecoder:
         self.header = list(header) if header is not None else None
         self._named = named
         self._known = known or {}
-        self._splitter = LineSplitter(limit)
+        self._splitter = LineSplitter(limit, begun=header is not None)
         self._open: list[bytes] = []  # lines of a record whose quotes have not closed yet
         self._open_bytes = 0
         self._limit = limit
+
+    @property
+    def between(self) -> bool:
+        """Whether no record of several lines has begun: one that starts at the last line's end goes on as this does."""
+        return self.header is not None and not self._open
 
     def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> tuple[Batch, list[DeadLetter]]:
         """The records that ``data`` completes, and what was rejected."""

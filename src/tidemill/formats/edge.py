@@ -124,8 +124,10 @@ class Edge:
         ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
         """
         plain = set(map(type, rows)) <= {dict}
+        learned = self.kinds.learned
         made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws, parsed)
         if made is None:
+            self.kinds.relearn(learned)  # what a record teaches must not depend on those that come along with it
             made = self._rows(rows, False, arrived_ns, wall_ns, known, raws, parsed)
             assert made is not None
         return made

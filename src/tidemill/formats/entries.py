@@ -56,6 +56,8 @@ class RecordsEntry:
     """What it rejected; in input order they come before the batch's records."""
     wall_ns: int
     """When it came, by the wall clock."""
+    offset: Any = None
+    """Where the source stood behind it, JSON-like; None of one that cannot seek."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _RecordsHead(msgspec.Struct, array_like=True, frozen=True):
     """Whether the times are there, or the name of the column that holds the same."""
     orders: list[list[bytes]] | None
     letters_bytes: int
+    offset: bytes = b""
 
 
 _encode_head: Final = msgspec.msgpack.Encoder().encode
@@ -137,7 +140,17 @@ class _Writer:
         letters = encoded_letters(entry.letters)
         self._buffers.append(letters)
         head = _encode_head(
-            _RecordsHead(_bytes_of(entry.source), entry.wall_ns, len(batch), columns, key, time, orders, len(letters))
+            _RecordsHead(
+                _bytes_of(entry.source),
+                entry.wall_ns,
+                len(batch),
+                columns,
+                key,
+                time,
+                orders,
+                len(letters),
+                _offset_of(entry),
+            )
         )
         self.parts = [_START.pack(_RECORDS, _VERSION, len(head)), head, *self._padded(_START.size + len(head))]
 
@@ -200,6 +213,10 @@ class _Writer:
                 return _bytes_of(name)
         self._array(batch.time_ns, _INT64)
         return True
+
+
+def _offset_of(entry: RecordsEntry) -> bytes:
+    return b"" if entry.offset is None else msgspec.json.encode(entry.offset)
 
 
 def _size(data: bytes | None) -> int:
@@ -306,7 +323,8 @@ class _Reader:
         letters = self._letters()
         if self._at != len(self._memory):
             raise ValueError("it goes on behind its end")
-        return RecordsEntry(_text(head.source), batch, letters, head.wall_ns)
+        offset = msgspec.json.decode(head.offset) if head.offset else None
+        return RecordsEntry(_text(head.source), batch, letters, head.wall_ns, offset)
 
     def _take(self, size: int) -> NDArray[np.uint8]:
         at = -(-self._at // _ALIGN) * _ALIGN

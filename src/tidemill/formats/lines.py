@@ -43,7 +43,7 @@ class LineSplitter:
     """Incremental lines: feed bytes, take blocks that end where a line ends.
 
     Never holds more than ``limit`` bytes of an unfinished line. A byte order mark at the very start is dropped.
-    However the bytes are cut, the same lines come out.
+    However the bytes are cut, the same lines come out. ``begun`` says that what comes is not the input's start.
 
     >>> splitter = LineSplitter()
     >>> splitter.feed(b'{"a": 1}\\n{"a"'), splitter.feed(b': 2}'), splitter.finish()
@@ -52,14 +52,14 @@ class LineSplitter:
 
     __slots__ = ("_held", "_parts", "_skipping", "_start", "limit", "oversize")
 
-    def __init__(self, limit: int = LINE_LIMIT) -> None:
+    def __init__(self, limit: int = LINE_LIMIT, *, begun: bool = False) -> None:
         self.limit = limit
         self.oversize: list[Oversize] = []
         """Lines set aside since the caller last emptied this list."""
         self._parts: list[bytes] = []
         self._held = 0
         self._skipping = False
-        self._start: bytes | None = b""
+        self._start: bytes | None = None if begun else b""
 
     @property
     def held(self) -> int:

@@ -22,8 +22,10 @@ class Callback(LoopSink):
 
     ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
 
-    Delivery: each row once in a run, in input order; a run that starts again gives them again. An exception in ``fn``
-    stops the run with a `StageError` that names the sink.
+    Delivery: each row once in a run, in input order; a run that starts again gives them again, with state those since the
+    last checkpoint. Then ``batch.sequence`` numbers the rows since the pipeline's first start, and ``batch.epoch`` the starts:
+    one that keeps the last number it has worked on leaves out rows up to it, and has each once. An exception in ``fn`` stops
+    the run with a `StageError` that names the sink.
 
     >>> import asyncio
     >>> seen = []

@@ -88,6 +88,33 @@ class Source(Named, abc.ABC):
         return Schema(open=True)
 
     @property
+    def seekable(self) -> bool:
+        """Whether `seek` can make it continue anywhere: it gives the same records and rejects in the same order each
+        time, however they are cut into batches."""
+        return False
+
+    def offset(self) -> Any:
+        """Where `stream` stands: behind the batch yielded last and the rejects handed over so far. Made of dicts, lists,
+        texts and ints; what was returned is not changed later."""
+        raise PlanError(f"source {self.name} cannot say where it stands, since it cannot go back there.")
+
+    def seek(self, offset: Any) -> None:
+        """Before `stream`: let it go on at ``offset``, which a source of the same options gave.
+
+        Raises `InputError` when what lies there is not what it was, saying what is different and what to do.
+        """
+        raise PlanError(f"source {self.name} cannot go on where another one stood.")
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether it wants to be told what is `kept`. It yields empty batches too then, after rejects alone."""
+        return False
+
+    def kept(self, batches: int) -> None:
+        """The first ``batches`` batches yielded by `stream` (counted since its start, empty ones too), and the rejects
+        handed over before each of them, are safe. Called on the event loop."""
+
+    @property
     def accepted(self) -> int:
         """Records that it has made so far, those of a block too whose rejects are handed over first."""
         return 0
@@ -95,25 +122,6 @@ class Source(Named, abc.ABC):
     def explain(self) -> str:
         """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
         return ""
-
-    @property
-    def seekable(self) -> bool:
-        """Whether `seek` can make it continue anywhere: it gives the same records and rejects in the same order each
-        time."""
-        return False
-
-    def offset(self) -> Any:
-        """Where `stream` stands, JSON-like: behind the batch yielded last and the rejects handed over so far."""
-        return None
-
-    def seek(self, offset: Any) -> None:
-        """Before `stream`: go on there; None is the beginning."""
-
-    acknowledges: bool = False
-    """Whether it wants to be told what is safe."""
-
-    def kept(self, batches: int) -> None:
-        """The first ``batches`` batches yielded by `stream`, and the rejects handed over before each, are safe."""
 
     @abc.abstractmethod
     def stream(self, context: SourceContext) -> AsyncIterator[Batch]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,14 +18,15 @@ from tidemill.column import NAT
 from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LineSplitter
+from tidemill.formats.lines import LineSplitter, shown
 from tidemill.formats.times import TimeReader
-from tidemill.letters import MALFORMED, DeadLetter
+from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, checked_limit, pieces
+from tidemill.sources.edged import checked_limit, pieces
 from tidemill.sources.heads import learn_kinds
-from tidemill.sources.readers import BLOCK, Delivery
+from tidemill.sources.readers import Delivery, Reader
+from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["DeadLetters"]
 
@@ -49,16 +51,16 @@ class _Told:
         return self.key is not None, self.time_ns is not None, self.arrival
 
 
-class DeadLetters(EdgedSource):
+class DeadLetters(RecordedSource):
     """The records of a dead-letters file (NDJSON), replayed after a fix, whatever source they came from.
 
     Each line of the file is one letter. Its ``raw`` is the record, or the text of a line that was none: repair it there.
     Its ``key`` and ``time`` are what the record had in the run that rejected it, and it has them again, wherever they
     were read from; correct them in the letter, or name the fields to read instead with ``key=`` and ``time=``. A letter
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
-    time gets that of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
+    time gets that of the beginning of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
 
-    Delivery: every letter once, in the file's order. Raises `InputError` with the absolute path tried.
+    Delivery: every letter once, in the file's order; letters that come meanwhile are for the next replay. Raises `InputError` with the absolute path tried.
     """
 
     arrival = True
@@ -86,7 +88,7 @@ class DeadLetters(EdgedSource):
 
     @property
     def accepted(self) -> int:
-        return sum(edge.accepted for edge in self._edges.values())
+        return self._accepted_before + sum(edge.accepted for edge in self._edges.values())
 
     def check(self) -> None:
         files.open_read(self.path).close()
@@ -96,26 +98,29 @@ class DeadLetters(EdgedSource):
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
-        deliveries = self._deliveries(context)
         try:
-            while (delivery := await asyncio.to_thread(next, deliveries, None)) is not None:
-                for piece in pieces(self.accept(context, *delivery)):
-                    yield piece
-                if context.stopping.is_set():
-                    return
+            async for batch, _, _ in self.flow(context):
+                for piece in pieces(batch):
+                    if context.stopping.is_set():
+                        return
+                    yield self.given(piece)
+                await asyncio.sleep(0)
         finally:
             self._connected = False
+            self.close()
+
+    def _recordings(self) -> list[tuple[Path, str]]:
+        return [(path, "letters") for path in files.expand(self.path)]
+
+    def _reader(self, path: Path, kind: str, size: int | None) -> Reader:
+        def make(begun: bool) -> _Letters:
+            return _Letters(self, begun)
+
+        return Reader(path, kind, self.edge, known={}, size=size, wall_ns=self._wall_ns, make=make)
 
     # -- letters, in a thread ------------------------------------------------------------------------
 
-    def _deliveries(self, context: SourceContext) -> Iterator[Delivery]:
-        with files.open_read(self.path) as handle:
-            splitter = LineSplitter(self.limit)
-            for data in files.read_blocks(self.path, handle, BLOCK):
-                yield from self._decoded(splitter.feed(data), context)
-            yield from self._decoded(splitter.finish(), context)
-
-    def _decoded(self, block: bytes, context: SourceContext) -> Iterator[Delivery]:
+    def _decoded(self, block: bytes, arrived_ns: int, wall_ns: int) -> Iterator[Delivery]:
         lines, bad = decode_json_lines(block) if block else ([], [])
         refused = [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
         told = []
@@ -132,9 +137,9 @@ class DeadLetters(EdgedSource):
         for (header, roles), run in groupby(told, key=lambda letter: (letter.header, letter.roles)):
             if header:
                 for letter in run:
-                    yield self._line(letter, context)
+                    yield self._line(letter, arrived_ns, wall_ns)
             else:
-                yield self._rows(list(run), self._edge(roles), context)
+                yield self._rows(list(run), self._edge(roles), arrived_ns, wall_ns)
 
     def _told(self, line: Mapping[str, Any]) -> _Told | DeadLetter | None:
         """What a line says; the letter it becomes again when its text is still no record; None when it is no letter."""
@@ -163,25 +168,50 @@ class DeadLetters(EdgedSource):
             self._edges[roles] = self.edge.reading(key, time, arrival=arrival)
         return self._edges[roles]
 
-    def _rows(self, letters: list[_Told], edge: Edge, context: SourceContext) -> Delivery:
-        now_ns = context.clock.wall_ns()
+    def _rows(self, letters: list[_Told], edge: Edge, arrived_ns: int, wall_ns: int) -> Delivery:
         return edge.rows(
             [letter.raw for letter in letters],
-            arrived_ns=context.clock.monotonic_ns(),
-            wall_ns=np.array([now_ns if letter.time_ns is None else letter.time_ns for letter in letters], np.int64),
+            arrived_ns=arrived_ns,
+            wall_ns=np.array([wall_ns if letter.time_ns is None else letter.time_ns for letter in letters], np.int64),
             known=[_known(letter) for letter in letters],
             parsed=True,
         )
 
-    def _line(self, letter: _Told, context: SourceContext) -> Delivery:
+    def _line(self, letter: _Told, arrived_ns: int, wall_ns: int) -> Delivery:
         """A line of CSV that could not be split."""
         decoder = CsvDecoder(
             self._edge(letter.roles), named=str(self.path), known=_known(letter), header=letter.header, limit=self.limit
         )
-        arrived_ns = context.clock.monotonic_ns()
-        wall_ns = context.clock.wall_ns() if letter.time_ns is None else letter.time_ns
+        wall_ns = wall_ns if letter.time_ns is None else letter.time_ns
         batch, refused = decoder.feed(f"{letter.raw}\n".encode(), arrived_ns=arrived_ns, wall_ns=wall_ns)
         return (batch, refused) if len(batch) or refused else decoder.finish(arrived_ns=arrived_ns, wall_ns=wall_ns)
+
+
+class _Letters:
+    """Bytes of a file of letters in, their records out: the rejects of each block, and then its records."""
+
+    between = True
+
+    def __init__(self, source: DeadLetters, begun: bool) -> None:
+        self._source = source
+        self._splitter = LineSplitter(source.limit, begun=begun)
+
+    def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery:
+        return self._joined(self._splitter.feed(data), arrived_ns, wall_ns)
+
+    def finish(self, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery:
+        return self._joined(self._splitter.finish(), arrived_ns, wall_ns)
+
+    def _joined(self, block: bytes, arrived_ns: int, wall_ns: int) -> Delivery:
+        deliveries = list(self._source._decoded(block, arrived_ns, wall_ns))
+        reason = f"the letter is longer than {self._splitter.limit} bytes"
+        letters = [self._source.edge.refuse(OVERSIZE, reason, shown(line.head)) for line in self._splitter.oversize]
+        self._splitter.oversize.clear()
+        letters += [letter for _, refused in deliveries for letter in refused]
+        batches = [batch for batch, _ in deliveries if len(batch)]
+        made = Batch.concat(batches) if batches else Batch({}, rows=0)
+        made.arrived_ns = arrived_ns
+        return made, letters
 
 
 def _known(letter: _Told) -> dict[str, str]:

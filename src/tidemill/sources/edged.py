@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.formats.edge import Edge
 from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
@@ -54,6 +54,7 @@ class EdgedSource(Source):
         self._records = 0
         self._rejected = 0
         self._connected = False
+        self._accepted_before = 0
 
     def number(self, number: int) -> None:
         super().number(number)
@@ -73,7 +74,20 @@ class EdgedSource(Source):
 
     @property
     def accepted(self) -> int:
-        return self.edge.accepted
+        return self._accepted_before + self.edge.accepted
+
+    def _go_on_counting(self, accepted: int) -> None:
+        """So many records have been made by now, whoever made them."""
+        self._accepted_before += accepted - self.accepted
+
+    def check_offset(self, offset: Any) -> None:
+        """Refuse an offset that another kind of source gave."""
+        of = offset.get("of") if isinstance(offset, dict) else None
+        if of != self.kind:
+            raise InputError(
+                f"the state was made by the source {of or 'of another version'}, and this is {self.kind}; "
+                f"give the source that it was, or start over with --fresh."
+            )
 
     def explain(self) -> str:
         return self.edge.explain()

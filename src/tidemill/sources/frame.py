@@ -12,6 +12,7 @@ from tidemill.interchange import from_table, kind_of_table, naive_times
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.standing import OR_FRESH
 
 __all__ = ["Frame"]
 
@@ -20,7 +21,8 @@ class Frame(EdgedSource):
     """A pandas or polars DataFrame, or an Arrow table, in the order of its rows.
 
     Raises `PlanError` for anything else, `InputError` when the key or time column is not there, naming those that are.
-    Delivery: every row once, in order.
+    Rows that are rejected come before those that are not. Delivery: every row once, in order, and with state from
+    where the run stood.
     """
 
     def __init__(
@@ -41,6 +43,9 @@ class Frame(EdgedSource):
                 f"for dicts or batches write sources.Records(rows)."
             )
         self.table = table
+        self._sought: tuple[int, int] = (0, 0)
+        self._stands = (0, 0)
+        """Rows that are rejected, and of the others those given."""
 
     def check(self) -> None:
         self.peek()
@@ -59,26 +64,44 @@ class Frame(EdgedSource):
         )
         return schema.adding(Field(name, kind) for name, kind in self.columns.items())
 
-    @property
-    def seekable(self) -> bool:
-        return True
-
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         self._connected = True
         try:
             batch, letters = await asyncio.to_thread(self._decode)
-            batch.arrived_ns = context.clock.monotonic_ns()
-            for letter in letters:
+            rejected, given = self._stands = self._sought
+            self._sought = (0, 0)
+            for letter in letters[rejected:]:
+                self._stands = (self._stands[0] + 1, given)
+                self._rejected += 1
                 context.reject(letter)
-            self._rejected += len(letters)
+            batch = batch.slice(given, len(batch))
+            batch.arrived_ns = context.clock.monotonic_ns()
             for piece in pieces(batch):
                 if context.stopping.is_set():
                     return
                 self._records += len(piece)
+                self._stands = (self._stands[0], self._stands[1] + len(piece))
                 yield piece
                 await asyncio.sleep(0)
         finally:
             self._connected = False
+
+    @property
+    def seekable(self) -> bool:
+        return True
+
+    def offset(self) -> Any:
+        rejected, given = self._stands
+        return {"of": self.kind, "rows": len(self.table), "rejects": rejected, "records": given}
+
+    def seek(self, offset: Any) -> None:
+        self.check_offset(offset)
+        if offset["rows"] != len(self.table):
+            raise InputError(
+                f"the table has {len(self.table):,} rows, and had {offset['rows']:,} when the state was made; "
+                f"{OR_FRESH}."
+            )
+        self._sought = self._stands = (offset["rejects"], offset["records"])
 
     def _decode(self) -> Any:
         batch = from_table(self.table)

@@ -6,7 +6,8 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from tidemill import files
@@ -15,10 +16,11 @@ from tidemill.errors import InputError, PlanError
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, checked_limit, pieces
+from tidemill.sources.edged import checked_limit, pieces
 from tidemill.sources.heads import fields_at_head
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.readers import Decoder, decoder_for, format_of
+from tidemill.sources.readers import Decoder, Reader, decoder_for, format_of
+from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["Lines"]
 
@@ -26,14 +28,16 @@ _READ: Final = 1 << 15
 _BUFFER: Final = 1 << 20
 
 
-class Lines(EdgedSource):
+class Lines(RecordedSource):
     """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file (also ``.gz``) or named pipe.
 
     ``format``  ``"ndjson"`` (default) or ``"csv"``, whose first line names the columns
     ``limit``   bytes of one line; a longer one is rejected and read over
 
-    A record without the default time field gets the time of its arrival. Reads no more than 1 MiB ahead, so that the
-    writer of a pipe waits. Ends with its input. Of a file, the head is read before the run. Delivery: every line once, in order; a pipe cannot be read again.
+    A record without the default time field gets the time of its arrival; of a file, that is when its reading began.
+    Reads no more than 1 MiB ahead, so that the writer of a pipe waits. Ends with its input; a file ends where it did when
+    its reading began. Of a file, the head is read before the run. Delivery: every line once, in order; a pipe cannot be
+    read again, and with state what it brought is in the ingest log.
     """
 
     push = True
@@ -80,6 +84,34 @@ class Lines(EdgedSource):
         return self._schema
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        if self.seekable:
+            self._connected = True
+            try:
+                async for batch, _, _ in self.flow(context):
+                    for piece in pieces(batch):
+                        if context.stopping.is_set():
+                            return
+                        yield self.given(piece)
+                    await asyncio.sleep(0)
+            finally:
+                self._connected = False
+                self.close()
+            return
+        async for batch in self._piped(context):
+            yield batch
+
+    @property
+    def seekable(self) -> bool:
+        return self.path != "-" and files.absolute(self.path).is_file()
+
+    def _recordings(self) -> list[tuple[Path, str]]:
+        return [(path, self.format) for path in files.expand(self.path)]
+
+    def _reader(self, path: Path, kind: str, size: int | None) -> Reader:
+        return Reader(path, kind, self.edge, limit=self.limit, known={}, size=size, wall_ns=self._wall_ns)
+
+    async def _piped(self, context: SourceContext) -> AsyncIterator[Batch]:
+        """What comes from a pipe, or from standard input whatever that is."""
         own = self.path != "-"
         descriptor = self._opened() if own else sys.stdin.fileno()
         named = str(self.path) if own else "standard input"
@@ -87,7 +119,7 @@ class Lines(EdgedSource):
         self._connected = True
         try:
             waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-            blocks = _as_they_come(descriptor, context) if waits else _of_file(self._read(descriptor), context)
+            blocks = _as_they_come(descriptor, context) if waits else _of_file(descriptor, context)
             async for block, arrived_ns, wall_ns in blocks:
                 for piece in self._decoded(context, decoder, block, arrived_ns, wall_ns):
                     yield piece
@@ -106,14 +138,6 @@ class Lines(EdgedSource):
         except OSError as error:
             raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
 
-    def _read(self, descriptor: int) -> Iterator[bytes]:
-        """The blocks of a regular file, unpacked where its name says that it is packed."""
-        if self.path == "-":
-            yield from iter(lambda: os.read(descriptor, _READ), b"")
-            return
-        with files.open_read(self.path) as handle:
-            yield from files.read_blocks(self.path, handle, _READ)
-
     def _decoded(
         self, context: SourceContext, decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int
     ) -> list[Batch]:
@@ -124,8 +148,8 @@ class Lines(EdgedSource):
         return list(pieces(self.accept(context, batch, letters)))
 
 
-async def _of_file(blocks: Iterator[bytes], context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
-    while not context.stopping.is_set() and (block := await asyncio.to_thread(next, blocks, b"")):
+async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+    while not context.stopping.is_set() and (block := await asyncio.to_thread(os.read, descriptor, _READ)):
         yield block, context.clock.monotonic_ns(), context.clock.wall_ns()
 
 

@@ -22,19 +22,38 @@ class Merge:
         self._times: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * inputs
         self._last = [np.iinfo(np.int64).min] * inputs
         self._open = [True] * inputs
+        self._gone = [0] * inputs
 
     def wanting(self) -> list[int]:
         """The inputs to read next: without them no record can go."""
         return [place for place, block in enumerate(self._blocks) if block is None and self._open[place]]
 
-    def add(self, place: int, block: Batch) -> None:
-        """The next records of an input."""
+    def last(self, place: int) -> int:
+        """The running maximum of an input's times so far."""
+        return self._last[place]
+
+    def gone(self, place: int) -> int:
+        """Records of the block added last that have gone."""
+        return self._gone[place]
+
+    def wants(self, place: int) -> bool:
+        """Whether no record can go without the next ones of this input."""
+        return self._blocks[place] is None and self._open[place]
+
+    def add(self, place: int, block: Batch, *, gone: int = 0) -> None:
+        """The next records of an input, the first ``gone`` of which have gone before."""
+        self._gone[place] = gone
         if not len(block):
             return
         times = np.maximum.accumulate(block.time)
         times = np.maximum(times, self._last[place])
-        self._blocks[place], self._times[place] = block, times
         self._last[place] = int(times[-1])
+        if gone < len(block):
+            self._blocks[place], self._times[place] = block.slice(gone, len(block)), times[gone:]
+
+    def begin(self, place: int, last: int) -> None:
+        """Before the first `add` of an input that goes on: the running maximum of its times up to there."""
+        self._last[place] = last
 
     def finish(self, place: int) -> None:
         """An input has ended."""
@@ -67,6 +86,7 @@ class Merge:
             if end:
                 parts.append(block.slice(0, end))
                 times.append(self._times[place][:end])
+                self._gone[place] += end
             if end == len(block):
                 self._blocks[place], self._times[place] = None, np.empty(0, np.int64)
             elif end:

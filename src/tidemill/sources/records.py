@@ -7,14 +7,16 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from typing import Any, Final
 
 from tidemill.batch import Batch
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.held import Held
 from tidemill.interchange import kind_of_table
+from tidemill.kinds import Learned
 from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import MOST_RECORDS, EdgedSource, pieces
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.standing import OR_FRESH
 
 __all__ = ["Records"]
 
@@ -26,6 +28,8 @@ _TURN_NS: Final = 1_000_000
 """.. take this time, by what those before took: records of four fields are many, of a hundred few."""
 _SLICE_NS: Final = 500_000
 """Time spent pulling from the user's iterator in one turn of the loop."""
+_BLOCK: Final = 4_000
+"""Dicts of a list of which those rejected are handed over before the others are yielded: what their order follows from."""
 _AHEAD: Final = 4 * MOST_RECORDS
 """Records taken from an asynchronous iterable ahead of the pipeline."""
 
@@ -36,7 +40,9 @@ class Records(EdgedSource):
     A record without the default time field gets the time of its arrival. The user's iterator runs on the event loop,
     in slices of at most 1,000 records or half a millisecond; one that waits must be asynchronous. The report shows apart, as
     ``user_code``, how long it held the loop. Batches pass
-    unsplit up to 32,768 records. Delivery: every item once, in the iterable's order.
+    unsplit up to 32,768 records. Delivery: every item once, in the iterable's order. A list or tuple goes on with state
+    where the run stood, and its records' arrival is when the reading of it began; of 4,000 dicts in it, those rejected
+    come before the others. What came from another iterable is in the ingest log.
 
     >>> Records([{"sensor": "S1", "time": 0, "value": 20}]).peek()
     Schema(sensor: text, time: float, value: float)
@@ -68,6 +74,11 @@ class Records(EdgedSource):
             )
         self.records = records
         self._slice = _SLICE
+        self._sought: dict[str, Any] | None = None
+        self._block: dict[str, Any] | None = None
+        """Of a list: where the block begins whose records are on their way, and what was known there."""
+        self._given = (0, 0)
+        """Rejects and records of this block that are given."""
 
     def peek(self) -> Schema:
         """The first records' columns when they are in a list; else only what is declared."""
@@ -84,32 +95,111 @@ class Records(EdgedSource):
         fields = dict.fromkeys((*batch.names, *self.columns))
         return Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
 
+    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        self._connected = True
+        items = self._pulled if isinstance(self.records, Iterable) else self._pumped
+        if isinstance(self.records, (list, tuple)):
+            items = self._listed
+        try:
+            async for batch in items(context):
+                yield batch
+        finally:
+            self._connected = False
+
+    # -- a list ------------------------------------------------------------------------------------
+
     @property
     def seekable(self) -> bool:
         return isinstance(self.records, (list, tuple))
 
-    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
-        self._connected = True
-        try:
-            items = self._pumped(context) if isinstance(self.records, AsyncIterable) else self._pulled(context)
-            async for batch in items:
+    def offset(self) -> Any:
+        if not self.seekable:
+            return super().offset()
+        if self._sought is not None or self._block is None:
+            return self._sought or {"of": self.kind, "items": None}
+        rejects, records = self._given
+        return {**self._block, "learned": self.edge.kinds.learned, "rejects": rejects, "records": records}
+
+    def seek(self, offset: Any) -> None:
+        if not isinstance(self.records, (list, tuple)):
+            super().seek(offset)
+            return
+        self.check_offset(offset)
+        items, now = offset["items"], len(self.records)
+        if items is not None and (now < items or (now > items and offset["start"] < items)):
+            raise InputError(f"the list has {now:,} items, and had {items:,} when the state was made; {OR_FRESH}.")
+        self._sought = None if items is None else offset
+
+    async def _listed(self, context: SourceContext) -> AsyncIterator[Batch]:
+        assert isinstance(self.records, (list, tuple))
+        sought, self._sought = self._sought, None
+        start, rejects, records, wall_ns = 0, 0, 0, context.clock.wall_ns()
+        learned: Learned = []
+        if sought is not None:
+            start, rejects, records, wall_ns = (sought[name] for name in ("start", "rejects", "records", "wall_ns"))
+            learned = sought["learned"]
+            self.edge.kinds.relearn(learned[: sought["known"]])
+            self._go_on_counting(sought["accepted"])
+        items = len(self.records)
+        while start <= items and not context.stopping.is_set():
+            self._given = rejects, records
+            self._block = {
+                "of": self.kind,
+                "items": items,
+                "start": start,
+                "known": len(self.edge.kinds.learned),
+                "accepted": self.accepted,
+                "wall_ns": wall_ns,
+            }
+            if start == items:
+                return
+            block = _block_of(self.records, start, items)
+            if not block:  # somebody has shortened the list meanwhile
+                return
+            start += len(block)
+            batches: list[Batch] = []
+            letters: list[DeadLetter] = []
+            place = 0
+            while place < len(block):
+                end = place + self._slice
+                arrived_ns = context.clock.monotonic_ns()
+                for batch, refused in self._decoded(context, block[place:end], arrived_ns, wall_ns):
+                    batches.append(batch)
+                    letters += refused
+                place = end
+                await asyncio.sleep(0)
+            async for batch in self._handed_over(context, batches, letters, rejects, records):
                 yield batch
-        finally:
-            self._connected = False
+            rejects = records = 0
+
+    async def _handed_over(
+        self, context: SourceContext, batches: list[Batch], letters: list[DeadLetter], rejects: int, records: int
+    ) -> AsyncIterator[Batch]:
+        """The rejects of a block and then its records, but for those that were given before."""
+        for number in range(rejects, len(letters)):
+            self._given = number + 1, records
+            self.accept(context, Batch({}, rows=0), [letters[number]])
+        skipped = records
+        for batch in batches:
+            arrived_ns = batch.arrived_ns
+            rest = batch.slice(skipped, len(batch))
+            skipped -= len(batch) - len(rest)
+            for piece in pieces(rest, _AHEAD):
+                if context.stopping.is_set():
+                    return
+                if piece is not batch:
+                    piece.arrived_ns = arrived_ns
+                self._given = self._given[0], self._given[1] + len(piece)
+                yield self.accept(context, piece, [])
+                await asyncio.sleep(0)
 
     # -- synchronous -------------------------------------------------------------------------------
 
     async def _pulled(self, context: SourceContext) -> AsyncIterator[Batch]:
         assert not isinstance(self.records, AsyncIterable)
-        slices = (
-            self._slices_of_list(self.records)
-            if isinstance(self.records, (list, tuple))
-            else _slices(iter(self.records), context)
-        )
         began_ns = context.clock.monotonic_ns()
-        for rows in slices:
-            if not isinstance(self.records, (list, tuple)):
-                context.held(context.clock.monotonic_ns() - began_ns)
+        for rows in _slices(iter(self.records), context):
+            context.held(context.clock.monotonic_ns() - began_ns)
             arrived_ns = context.clock.monotonic_ns()
             for batch in self._batches(context, rows, arrived_ns):
                 yield batch
@@ -117,13 +207,6 @@ class Records(EdgedSource):
             if context.stopping.is_set():
                 return
             began_ns = context.clock.monotonic_ns()
-
-    def _slices_of_list(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        start = 0
-        while start < len(items):
-            end = start + (1 if isinstance(items[start], Batch) else self._slice)
-            yield items[start:end]
-            start = end
 
     # -- asynchronous ------------------------------------------------------------------------------
 
@@ -150,43 +233,54 @@ class Records(EdgedSource):
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
 
-    # -- both --------------------------------------------------------------------------------------
+    # -- all ---------------------------------------------------------------------------------------
 
     def _batches(self, context: SourceContext, items: Sequence[Any], arrived_ns: int) -> Iterator[Batch]:
+        for batch, letters in self._decoded(context, items, arrived_ns, context.clock.wall_ns()):
+            yield from pieces(self.accept(context, batch, letters), _AHEAD)
+
+    def _decoded(
+        self, context: SourceContext, items: Sequence[Any], arrived_ns: int, wall_ns: int
+    ) -> Iterator[tuple[Batch, list[DeadLetter]]]:
         start = 0
         if any(issubclass(kind, Batch) for kind in set(map(type, items))):
             for place, item in enumerate(items):
                 if isinstance(item, Batch):
-                    yield from self._rows(context, items[start:place], arrived_ns)
-                    yield from self._whole(context, item, arrived_ns)
+                    yield from self._rows(context, items[start:place], arrived_ns, wall_ns)
+                    yield self._whole(item, arrived_ns, wall_ns)
                     start = place + 1
-        yield from self._rows(context, items[start:], arrived_ns)
+        yield from self._rows(context, items[start:], arrived_ns, wall_ns)
 
-    def _rows(self, context: SourceContext, rows: Sequence[Any], arrived_ns: int) -> Iterator[Batch]:
+    def _rows(
+        self, context: SourceContext, rows: Sequence[Any], arrived_ns: int, wall_ns: int
+    ) -> Iterator[tuple[Batch, list[DeadLetter]]]:
         if rows:
             began_ns = context.clock.monotonic_ns()
-            batch, letters = self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns())
+            yield self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns)
             if len(rows) >= _SLICES[0]:
                 spent_ns = max(context.clock.monotonic_ns() - began_ns, 1)
                 self._slice = min(max(len(rows) * _TURN_NS // spent_ns, _SLICES[0]), _SLICES[1])
-            yield from self._given(context, batch, letters)
 
-    def _whole(self, context: SourceContext, batch: Batch, arrived_ns: int) -> Iterator[Batch]:
+    def _whole(self, batch: Batch, arrived_ns: int, wall_ns: int) -> tuple[Batch, list[DeadLetter]]:
         if batch.key_column is None or batch.time_ns is None or self.key is not None or self.time is not None:
-            made, letters = self.edge.columns(
-                batch.columns, rows=len(batch), arrived_ns=arrived_ns, wall_ns=context.clock.wall_ns()
-            )
+            made, letters = self.edge.columns(batch.columns, rows=len(batch), arrived_ns=arrived_ns, wall_ns=wall_ns)
             if not letters:
                 made.origin, made.origin_names, made.orders = batch.origin, batch.origin_names, batch.orders
-        else:
-            made, letters = batch.slice(0, len(batch)), []
-            if not batch.arrived_ns:
-                made = batch.with_columns({})
-                made.arrived_ns = arrived_ns
-        yield from self._given(context, made, letters)
+            return made, letters
+        made = batch.slice(0, len(batch))
+        if not batch.arrived_ns:
+            made = batch.with_columns({})
+            made.arrived_ns = arrived_ns
+        return made, []
 
-    def _given(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Iterator[Batch]:
-        yield from pieces(self.accept(context, batch, letters), _AHEAD)
+
+def _block_of(items: Sequence[Any], start: int, end: int) -> Sequence[Any]:
+    """The items from ``start`` on that go together: a batch, or dicts up to the next batch."""
+    block = items[start : min(start + _BLOCK, end)]
+    if any(issubclass(kind, Batch) for kind in set(map(type, block))):
+        first = next(place for place, item in enumerate(block) if isinstance(item, Batch))
+        return block[: max(first, 1)]
+    return block
 
 
 def _slices(items: Iterator[Any], context: SourceContext) -> Iterator[list[Any]]:

@@ -17,10 +17,10 @@ from tidemill.errors import PlanError
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, checked_limit, pause, pieces
+from tidemill.sources.edged import checked_limit, pause, pieces
 from tidemill.sources.heads import fields_at_head
-from tidemill.sources.merge import Merge
 from tidemill.sources.readers import FORMATS, Reader, format_of
+from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["Replay"]
 
@@ -28,7 +28,7 @@ _LOOKED_AT: Final = 64
 """Files whose heads are read before the run; columns that only later files have are learned where they first come."""
 
 
-class Replay(EdgedSource):
+class Replay(RecordedSource):
     """Recordings: CSV, NDJSON (``.ndjson``, ``.jsonl``) and Parquet files, each also with ``.gz``.
 
     ``path``         a file, a glob pattern, or a folder of recordings
@@ -73,7 +73,7 @@ class Replay(EdgedSource):
         self.order = order
         self.format = format
         self.limit = checked_limit(limit, "Replay")
-        self._files: list[tuple[Path, str]] | None = None
+        self._files: list[tuple[Path, str]] = []
         self._schema: Schema | None = None
 
     # -- before the run ----------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Replay(EdgedSource):
 
     def peek(self) -> Schema:
         if self._schema is None:
-            self._files = [(path, format_of(path, self.format)) for path in files.expand(self.path)]
+            self._files = self._recordings()
             fields: dict[str, None] = {}
             for path, kind in self._files[:_LOOKED_AT]:
                 fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge, limit=self.limit)))
@@ -95,86 +95,28 @@ class Replay(EdgedSource):
 
     # -- the run -----------------------------------------------------------------------------------
 
-    @property
-    def seekable(self) -> bool:
-        return True
-
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         await asyncio.to_thread(self.peek)
         self._connected = True
-        readers = [Reader(path, kind, self.edge, limit=self.limit) for path, kind in self._files or ()]
-        blocks = self._merged(context, readers) if self.order == "merge" else self._in_sequence(context, readers)
         try:
-            async for batch, times, restart in blocks:
+            async for batch, times, restart in self.flow(context, sequence=self.order == "sequence"):
                 if self.pace == "max":
                     for piece in pieces(batch):
                         if context.stopping.is_set():
                             return
-                        yield self._counted(piece)
+                        yield self.given(piece)
                 else:
                     async for piece in self._paced(context, batch, times, restart):
-                        yield self._counted(piece)
-                if context.stopping.is_set():
-                    return
+                        yield self.given(piece)
         finally:
             self._connected = False
-            for reader in readers:
-                reader.close()
+            self.close()
 
-    def _counted(self, batch: Batch) -> Batch:
-        self._records += len(batch)
-        return batch
+    def _recordings(self) -> list[tuple[Path, str]]:
+        return [(path, format_of(path, self.format)) for path in files.expand(self.path)]
 
-    async def _read(self, context: SourceContext, reader: Reader) -> Batch | None:
-        delivery = await asyncio.to_thread(reader.read, context.clock)
-        if delivery is None:
-            reader.close()
-            return None
-        batch, letters = delivery
-        for letter in letters:
-            context.reject(letter)
-        self._rejected += len(letters)
-        return batch
-
-    async def _merged(
-        self, context: SourceContext, readers: list[Reader]
-    ) -> AsyncIterator[tuple[Batch, NDArray[np.int64], bool]]:
-        merge = Merge(len(readers))
-        first = True
-        arrived_ns = 0
-        while True:
-            for place in merge.wanting():
-                batch = await self._read(context, readers[place])
-                if context.stopping.is_set():
-                    return
-                if batch is None:
-                    merge.finish(place)
-                else:
-                    merge.add(place, batch)
-                    arrived_ns = max(arrived_ns, batch.arrived_ns)
-            if merge.wanting():
-                continue
-            taken = merge.take()
-            if taken is None:
-                return
-            taken[0].arrived_ns = arrived_ns  # a record goes when the read that releases it returns
-            yield *taken, first
-            first = False
-
-    async def _in_sequence(
-        self, context: SourceContext, readers: list[Reader]
-    ) -> AsyncIterator[tuple[Batch, NDArray[np.int64], bool]]:
-        for reader in readers:
-            first = True
-            last = np.iinfo(np.int64).min
-            while (batch := await self._read(context, reader)) is not None:
-                if context.stopping.is_set():
-                    return
-                if len(batch):
-                    times = np.maximum(np.maximum.accumulate(batch.time), last)
-                    last = int(times[-1])
-                    yield batch, times, first
-                    first = False
+    def _reader(self, path: Path, kind: str, size: int | None) -> Reader:
+        return Reader(path, kind, self.edge, limit=self.limit, size=size)
 
     async def _paced(
         self, context: SourceContext, batch: Batch, times: NDArray[np.int64], restart: bool
