@@ -188,9 +188,9 @@ class Journal:
         while log.room() <= 0:
             if not self._full:
                 self._full = True
-                told = "the ingest log is full, so sources wait: %d bytes are in it, and the sinks are behind"
-                _log.warning(told, log.statistics().bytes)
+                _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
+            await asyncio.to_thread(log.look)  # with nothing to sync, nobody else would see that there is room again
         if self._full:
             self._full = False
             _log.info("the ingest log has room again")
