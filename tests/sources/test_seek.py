@@ -353,3 +353,142 @@ def test_a_stream_in_legs_is_the_stream(kind: type[Source], records: Any) -> Non
             asyncio.run(whole_and_in_legs(make, stops, looks))
 
     law()
+
+
+# -- what the law would seldom meet ----------------------------------------------------------------------------
+
+
+async def legs(make: Make) -> list[list[Any]]:
+    """The stream, stopped after each of its steps in turn and gone on with from there: all these streams."""
+    whole = await leg(make(), LegClock(0, step=0), None)
+    made = [whole.events]
+    for stop in itertools.count(1):
+        first = await leg(make(), LegClock(0, step=0), stop)
+        if first.ended:
+            return made
+        source = make()
+        source.seek(json.loads(first.offset))
+        made.append(first.events + (await leg(source, LegClock(5, step=0), None)).events)
+    raise AssertionError
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 40 bytes, batches of one record."""
+    monkeypatch.setattr("tidemill.sources.readers.BLOCK", 40)
+    for module in ("lines", "records", "replay"):
+        monkeypatch.setattr(f"tidemill.sources.{module}.pieces", lambda batch, _=0: pieces(batch, 1))
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_clock_that_steps_back_where_a_block_begins(tmp_path: Path) -> None:
+    """What has been the newest time in earlier blocks decides the merge in later ones."""
+    for name, ticks in (("a", [1, 50, 3, 4, 5, 6, 60]), ("b", [2, 10, 20, 30, 40, 49, 55])):
+        text = "".join(f"{name}{number},{tick:02},1\n" for number, tick in enumerate(ticks))
+        (tmp_path / f"{name}.csv").write_text("sensor,time,value\n" + text)
+    made = await legs(lambda: Replay(tmp_path))
+    assert len(made) > 10
+    assert all(events == made[0] for events in made)
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_mark_of_byte_order_within_a_file_is_not_one(tmp_path: Path) -> None:
+    """Only the first bytes of a file can be one; two files put together have one in the middle."""
+    one = b"\xef\xbb\xbf" + b"".join(b'{"sensor":"a","time":%d,"v":"xxxx"}\n' % n for n in range(1, 5))
+    (tmp_path / "a.ndjson").write_bytes(one * 3)
+    made = await legs(lambda: Lines(tmp_path / "a.ndjson"))
+    assert sum(event[0] == "letter" for event in made[0]) == 2
+    assert all(events == made[0] for events in made)
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_long_line_over_many_blocks(tmp_path: Path) -> None:
+    """It is read over again from its start, and rejected once."""
+    good = b'{"sensor":"a","time":1}\n'
+    (tmp_path / "a.ndjson").write_bytes(good + b"x" * 500 + b"\n" + good * 3)
+    made = await legs(lambda: Lines(tmp_path / "a.ndjson", limit=100))
+    assert [event[0] for event in made[0]].count("letter") == 1
+    assert all(events == made[0] for events in made)
+
+
+async def test_what_a_bad_record_teaches_does_not_depend_on_its_neighbours() -> None:
+    """A record that is refused for a field's name teaches no kind, whoever comes along with it."""
+    bad = {"sensor": "a", "time": 0, "\ud800": 1, "late": "text"}
+    good = {"sensor": "a", "time": 1, "late": 2.5}
+    for items in ([bad, good], [7, bad, good]):
+        source = Records(items)
+        assert [e[0] for e in (await leg(source, LegClock(0), None)).events][-1] == "record"
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def csv_of(rows: int) -> str:
+    return "sensor,time,value\n" + "".join(f"a,{n},{n}\n" for n in range(rows))
+
+
+async def stood(source: Source, stop: int | None) -> Any:
+    return json.loads((await leg(source, LegClock(0), stop)).offset)
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_is_not_what_it_was_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """A file that is gone, shorter, another one or begins differently, by name and with the way out."""
+    path = tmp_path / "a.csv"
+    path.write_text(csv_of(50))
+    offset = await stood(Replay(path), 5)
+    for change, told in (
+        (lambda: path.write_text(csv_of(10)), "shorter than it was"),
+        (lambda: path.write_text(csv_of(50).replace("a,0", "b,0")), "begins differently"),
+        (
+            lambda: ((tmp_path / "b").write_text(csv_of(90)), (tmp_path / "b").rename(path)),
+            "another file",
+        ),
+    ):
+        change()
+        with pytest.raises(InputError, match=f"a.csv .*{told}.*--fresh"):
+            Replay(path).seek(offset)
+        path.write_text(csv_of(50))
+    path.unlink()
+    with pytest.raises(InputError, match=r"no file .*a\.csv.*--fresh"):
+        Replay(path).seek(offset)
+    (tmp_path / "b.csv").write_text(csv_of(50))
+    path.write_text(csv_of(50))
+    with pytest.raises(InputError, match=r"a\.csv, which source replay does not read"):
+        Replay(tmp_path / "b.csv").seek(offset)
+    with pytest.raises(InputError, match="made by the source replay, and this is lines"):
+        Lines(path).seek(offset)
+
+
+async def test_lists_and_tables_of_another_length_are_refused() -> None:
+    """They cannot be what they were."""
+    rows = [{"sensor": "a", "time": n} for n in range(5)]
+    offset = await stood(Records(rows), 1)
+    with pytest.raises(InputError, match="the list has 4 items, and had 5"):
+        Records(rows[:4]).seek(offset)
+    offset = await stood(Frame(pd.DataFrame(rows)), 1)
+    with pytest.raises(InputError, match="the table has 4 rows, and had 5"):
+        Frame(pd.DataFrame(rows[:4])).seek(offset)
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_is_added_is_read_from_the_end_on(tmp_path: Path) -> None:
+    """In the middle of the files nothing changes; from their end, what was added and new files are read."""
+    path = tmp_path / "a.csv"
+    path.write_text(csv_of(20))
+    middle, end = await stood(Replay(tmp_path), 5), await stood(Replay(tmp_path), None)
+    whole = (await leg(Replay(tmp_path), LegClock(0), None)).events
+    with path.open("a") as file:
+        file.write("a,100,1\na,101,\n")
+    (tmp_path / "b.csv").write_text("sensor,time,value,other\nb,7,1,2\n")
+    for offset, expected in ((middle, whole[-15:]), (end, None)):
+        source = Replay(tmp_path)
+        source.seek(offset)
+        events = (await leg(source, LegClock(0), None)).events
+        if expected is not None:
+            assert events == expected
+        else:
+            assert [event[2] for event in events] == ["b", "a", "a"]
+            again = Replay(tmp_path)
+            again.seek(json.loads(json.dumps(source.offset())))
+            assert (await leg(again, LegClock(0), None)).events == []
