@@ -125,6 +125,7 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         (tmp_path / "away").touch()
         for start in range(500, 2_000, 500):
             plant.send(start, 500)
+            plant.sender.sendall(b"no json\n")
         while "Once more from the last checkpoint" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         while source.statistics().records < 2_000:  # noqa: ASYNC110
@@ -137,6 +138,7 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         plant.sender.close()
     assert plant.rows() == wanted(2_000)
     assert run.report.in_flight == 0
+    assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
 
 
 async def test_what_is_acknowledged_is_in_the_log_and_dead_letters_are_acknowledged_too(tmp_path, lanes):

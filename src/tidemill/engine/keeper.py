@@ -111,9 +111,13 @@ class Keeper:
         """What a sink is told."""
         return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
 
+    async def begin_again(self) -> None:
+        """The attempt before has failed: another goes on from the newest checkpoint, with a number of its own."""
+        self.found = await asyncio.to_thread(self.store.newest)
+        self.folder.begin_epoch()
+
     async def restore(self, attempt: Attempt) -> Beginning:
         """Give the attempt the state of the newest checkpoint; where its input begins."""
-        self.found = await asyncio.to_thread(self.store.newest)
         cuts = sorted({outlet.resumed_at for outlet in attempt.outlets if outlet.resumed_at})
         if self.found is None:
             self.places = Places(0, {})
@@ -280,6 +284,11 @@ class Saving:
             while self.epochs.statistics().under_way:
                 self.turn()
                 await asyncio.sleep(0.001)
+
+    async def aclose(self) -> None:
+        """Return when no thread writes any more; raises nothing."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
 
     def copied(self, lane: int) -> None:
         """A lane has copied its state at the barrier."""

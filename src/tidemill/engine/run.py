@@ -195,7 +195,7 @@ class Run:
                 if attempt.running:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
-                keeper.folder.begin_epoch()
+                await keeper.begin_again()
                 letters = self._letters(keeper)
                 checked = keeper.check(self.pipeline, edges=False)
             else:
