@@ -25,6 +25,7 @@ _ALL = (
     "bridge",
     "window_functions",
     "keyed",
+    "durability",
 )
 _ASKED = ("streams", "stages")
 """Only when named: half an hour each; `streams` wants what `make bench-peers` makes."""

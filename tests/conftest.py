@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -21,7 +23,7 @@ settings.register_profile("fast", deadline=None, max_examples=20)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-_SLOW = ("acceptance", "bridge")
+_SLOW = ("acceptance", "bridge", "chaos", "durability")
 """Folders of tests that start processes by the hundred; `make test-fast` leaves them out."""
 
 
@@ -33,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def state_of_live_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live runs keep state in the current folder, which is the checkout here: give each test a folder of its own."""
+    monkeypatch.setattr("tidemill.engine.state.default_place", lambda name: tmp_path / ".tidemill" / name)
 
 
 @pytest.fixture(params=[pytest.param(0, id="inline"), pytest.param(2, id="processes", marks=pytest.mark.slow)])
@@ -47,6 +55,21 @@ def recordings() -> Path:
     folder = Path(__file__).parents[2] / "shared" / "data"
     assert folder.is_dir(), f"the recorded data are not at {folder}; this test needs them and does not skip"
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server of these tests alone; its class is in the file beside this one."""
+    beside = Path(__file__).with_name("postgres_server.py")
+    spec = importlib.util.spec_from_file_location(beside.stem, beside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.PostgresServer()
+    server.start()
+    yield server
+    server.remove()
 
 
 # -- records of every shape that must come back as they came, for property tests ------------------------------

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -83,6 +85,21 @@ def test_the_page_about_devices_runs_from_top_to_bottom(tmp_path: Path) -> None:
     told = executed("\n".join(python_of(page)), tmp_path)
     shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
     assert told.splitlines() == [*shown, "True", "True 24 20"]
+
+
+def test_the_page_about_postgresql_runs_from_top_to_bottom(
+    tmp_path: Path, postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks, joined, print what it shows, on a server that the environment names."""
+    postgres.query("CREATE DATABASE plant")
+    url = urlsplit(postgres.url())
+    where = {"PGHOST": url.hostname, "PGPORT": url.port, "PGUSER": url.username, "PGPASSWORD": url.password}
+    for name, value in where.items():
+        monkeypatch.setenv(name, str(value))
+    page = ROOT / "docs" / "howto" / "postgresql.md"
+    told = executed("\n".join(python_of(page)), tmp_path)
+    shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    assert told.splitlines() == "\n".join(shown[1:3]).splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

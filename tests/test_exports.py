@@ -53,6 +53,7 @@ PUBLIC = [
     "Select",
     "Silence",
     "StageError",
+    "State",
     "Statistics",
     "Stuck",
     "TidemillError",

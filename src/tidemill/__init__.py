@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tidemill.engine.metrics import Report, Statistics
     from tidemill.engine.pipeline import Pipeline
     from tidemill.engine.plan import Plan
+    from tidemill.engine.state import State
     from tidemill.errors import (
         BadResult,
         CallError,
@@ -117,6 +118,7 @@ __all__ = [
     "Select",
     "Silence",
     "StageError",
+    "State",
     "Statistics",
     "Stuck",
     "TidemillError",
@@ -178,6 +180,7 @@ _HOMES: Final = {
     "Silence": "stages.silence",
     "StageError": "errors",
     "Statistics": "engine.metrics",
+    "State": "engine.state",
     "Stuck": "stages.stuck",
     "TidemillError": "errors",
     "cancelled": "lanes.cursor",

@@ -40,7 +40,18 @@ class Batch:
     [{'sensor': 'S1', 'value': 20}, {'sensor': 'S2', 'value': 21.5}]
     """
 
-    __slots__ = ("_rows", "arrived_ns", "columns", "key_column", "orders", "origin", "origin_names", "time_ns")
+    __slots__ = (
+        "_rows",
+        "arrived_ns",
+        "columns",
+        "epoch",
+        "key_column",
+        "orders",
+        "origin",
+        "origin_names",
+        "sequence",
+        "time_ns",
+    )
 
     def __init__(
         self,
@@ -61,6 +72,11 @@ class Batch:
         """The user's own dicts, when the records came as dicts: what `to_rows` gives back unchanged."""
         self.origin_names: frozenset[str] = frozenset()
         """The columns that still hold what ``origin`` holds."""
+        self.sequence: NDArray[np.int64] | None = None
+        """In a sink of a run that keeps state: the number of each row among all that the pipeline has made since its first
+        start, int64 of shape ``(len(batch),)``. A row that comes again, after a start, has the number that it had."""
+        self.epoch = 0
+        """There, the number of the start that made these rows."""
         self.orders: Orders | None = None
         """Per record, which of several field orders it had; None when all had the columns' order."""
 
@@ -166,6 +182,8 @@ class Batch:
             key=None if self.key_column is None else self.key_column.take(rows),
             time=None if self.time_ns is None else self.time_ns.take(rows),
         )
+        if self.sequence is not None:
+            made.sequence = self.sequence.take(rows)
         if self.origin is not None:
             made.origin = [self.origin[row] for row in rows.tolist()]
         if self.orders is not None:
@@ -184,6 +202,8 @@ class Batch:
             key=None if self.key_column is None else self.key_column.slice(start, stop),
             time=None if self.time_ns is None else self.time_ns[start:stop],
         )
+        if self.sequence is not None:
+            made.sequence = self.sequence[start:stop]
         if self.origin is not None:
             made.origin = self.origin[start:stop]
         if self.orders is not None:
@@ -207,7 +227,9 @@ class Batch:
             arrived_ns=self.arrived_ns,
         )
         made.origin_names = self.origin_names
+        made.epoch = self.epoch
         if same_rows:
+            made.sequence = self.sequence
             made.origin = self.origin
             made.orders = self.orders
         return made

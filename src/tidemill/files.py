@@ -46,6 +46,7 @@ __all__ = [
     "suffix",
     "sync",
     "sync_folder",
+    "truncate",
     "write_atomic",
 ]
 
@@ -103,11 +104,14 @@ def expand(path: str | os.PathLike[str]) -> list[Path]:
     raise InputError(f"there is no file {tried}; check the name, or the folder that the run was started in.")
 
 
-def open_read(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file opened for reading bytes, unpacked when it ends in ``.gz``. Raises `InputError` with the path tried."""
+def open_read(path: str | os.PathLike[str], *, packed: bool = False) -> BinaryIO:
+    """The file opened for reading bytes, unpacked when it ends in ``.gz`` unless it is wanted ``packed``.
+
+    Raises `InputError` with the path tried.
+    """
     tried = absolute(path)
     try:
-        if tried.name.lower().endswith(_COMPRESSED):
+        if not packed and tried.name.lower().endswith(_COMPRESSED):
             return cast(BinaryIO, gzip.open(tried, "rb"))
         return open(tried, "rb")  # noqa: PTH123 - the caller closes it
     except FileNotFoundError:
@@ -198,7 +202,7 @@ def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace the file by ``data`` at once: a reader sees the old content or the new, never a part of it.
 
-    The data has reached the disk when this returns. Raises `OutsideError` with the absolute path.
+    The data and the name have reached the disk when this returns. Raises `OutsideError` with the absolute path.
     """
     target = absolute(path)
     try:
@@ -212,6 +216,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         except BaseException:
             os.unlink(temporary)  # noqa: PTH108
             raise
+        sync_folder(target.parent)
     except OSError as error:
         raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
 
@@ -407,11 +412,33 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
-def append(path: str | os.PathLike[str], data: bytes) -> None:
-    """Add ``data`` at the end of a file, which is made if need be. Raises `OutsideError` with the path tried."""
+def append(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
+    """Add ``data`` at the end of a file, which is made if need be; with ``sync`` it is on the disk, and all before it.
+
+    Raises `OutsideError` with the path tried.
+    """
     tried = absolute(path)
     try:
         with open(tried, "ab") as handle:  # noqa: PTH123 - one door, one way
             handle.write(data)
+            if sync:
+                handle.flush()
+                os.fsync(handle.fileno())
+        if sync:
+            sync_folder(tried.parent)
     except OSError as error:
         raise OutsideError(f"{tried} cannot be written: {error.strerror or error}.") from error
+
+
+def truncate(path: str | os.PathLike[str], size: int) -> None:
+    """Cut a file off behind ``size`` bytes, for good. Raises `OutsideError` with the path tried."""
+    tried = absolute(path)
+    try:
+        handle = PlacedFile(tried, "update")
+        try:
+            handle.truncate(size)
+            handle.sync()
+        finally:
+            handle.close()
+    except OSError as error:
+        raise OutsideError(f"{tried} cannot be cut: {error.strerror or error}.") from error

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tidemill.column import Column, object_array
 from tidemill.core.keys import UNKNOWN, KeyTable, lane_of
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 
 
@@ -178,3 +179,42 @@ def test_the_table_grows_with_devices():
     assert codes.tolist() == again[0].tolist()
     assert owners.tolist() == again[1].tolist()
     assert table.lanes(codes).tolist() == table.lanes(owners).tolist()
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "c", "d", "ü"]), max_size=12)
+
+
+@given(names=NAMES, devices=st.lists(st.sampled_from(["a", "x", "y"]), min_size=12, max_size=12), lanes=st.integers(1, 4),
+       more=NAMES, placed=st.booleans())  # fmt: skip
+def test_a_table_that_took_the_keys_of_another_is_as_that_one(names, devices, lanes, more, placed):
+    """The same codes, lanes and slots; it goes on alike; and every lane is told of its keys from slot 0 on."""
+
+    def encoded(table, keys):
+        own = keyed(*keys)
+        return (
+            [part.tolist() for part in table.encode_placed(own, keyed(*devices[: len(keys)]))]
+            if placed
+            else table.encode(own).tolist()
+        )
+
+    table, other = KeyTable(lanes, 40), KeyTable(lanes, 40)
+    encoded(table, names)
+    for lane in range(lanes):
+        table.untold(lane)
+    other.enter(table.entries())
+    assert other.entries() == table.entries()
+    codes = np.arange(len(table), dtype=np.int32)
+    assert other.lanes(codes).tolist() == table.lanes(codes).tolist()
+    assert other.slots(codes).tolist() == table.slots(codes).tolist()
+    assert [other.untold(lane) for lane in range(lanes)] == [(0, table.names(lane).tolist()) for lane in range(lanes)]
+    assert encoded(other, more) == encoded(table, more)
+    assert other.entries() == table.entries()
+
+
+def test_keys_that_cannot_be_taken_are_refused():
+    """More than there is room for, and what no table can have given."""
+    with pytest.raises(PlanError, match=r"has 3 sensors, and max_keys=2"):
+        KeyTable(2, 2).enter(["a", "b", "c"])
+    for wrong in (["a", "a"], [("", "x")], ["a", "\ud800"], [("a", "a"), ("a", "\ud800")], [("\ud800", "a")]):
+        with pytest.raises(InputError, match="the saved key table"):
+            KeyTable(2, 9).enter(wrong)

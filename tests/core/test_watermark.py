@@ -96,7 +96,9 @@ def test_it_goes_on_with_the_clock_only_after_a_long_time_without_records():
     assert not mark.tick(100 * S)
     mark.advance(np.array([1_000 * S]), wall_ns=None, now_ns=100 * S)
     assert not mark.tick(109 * S)
-    assert mark.tick(110 * S)
+    assert (further := mark.tick(110 * S)) == 1_009 * S
+    assert mark.go_on(further)
+    assert not mark.go_on(further), "it is there already"
     assert mark.mark == 1_009 * S
     mark.advance(np.array([1_002 * S]), wall_ns=None, now_ns=111 * S)
     assert mark.mark == 1_009 * S  # it never goes back

@@ -16,7 +16,7 @@ what was never written, and a rename is never half done.
 Not recorded: what libraries write by their own hands (sqlite3, pyarrow given a path).
 """
 
-# ruff: noqa: PTH - the doors themselves
+# ruff: noqa: PTH100, PTH102, PTH105, PTH108, PTH116, PTH123
 
 from __future__ import annotations
 

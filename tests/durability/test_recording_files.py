@@ -121,14 +121,16 @@ def test_a_shortened_file_may_be_long_again_until_it_is_synced(states) -> None:
 
 
 def test_a_replaced_file_is_the_old_or_the_new(states) -> None:
-    """`files.write_atomic`, as often as one likes."""
+    """`files.write_atomic`, as often as one likes; once it has returned, the new one."""
 
     def work(folder: Path, recording: Recording) -> None:
         for number in range(3):
             files.write_atomic(folder / "a", b"%d" % number * 2 * BLOCK)
+            recording.note(number)
 
-    contents = {content["a"] for content, _ in states(work) if "a" in content}
-    assert contents == {b"%d" % number * 2 * BLOCK for number in range(3)}
+    found = [(content.get("a"), notes) for content, notes in states(work)]
+    assert {content for content, _ in found} == {None, *(b"%d" % number * 2 * BLOCK for number in range(3))}
+    assert all(content is not None and content[:1] >= b"%d" % notes[-1] for content, notes in found if notes)
 
 
 def test_folders_are_made_for_good(states) -> None:

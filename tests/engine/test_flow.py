@@ -121,10 +121,10 @@ class Alone(tm.sources.Source):
 
 
 async def test_a_lone_record_is_dispatched_in_the_turn_it_came():
-    """No lingering: when the source goes on, in the same turn of the loop, a lane has the record."""
+    """No lingering without state: when the source goes on, in the same turn of the loop, a lane has the record."""
     source, came = Alone(), asyncio.Event()
     sink = tm.sinks.Callback(lambda _: came.set())
-    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=2) as source.run:
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=2, state=False) as source.run:
         source.begin.set()
         await came.wait()
         source.run.stop_soon()

@@ -66,7 +66,7 @@ async def test_idle_lanes_may_be_killed_any_number_of_times():
         await first.wait()
         killed: set[int] = set()
         while len(killed) < 7:
-            lane = run._mill.lanes[0]
+            lane = run._attempt.mill.lanes[0]
             if lane.ready and lane.pid is not None and lane.pid not in killed:
                 killed.add(lane.pid)
                 os.kill(lane.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_killed_fork_server_ends_the_run_with_a_sentence():
 
     async def scenario():
         async with tm.serve(tm.Pipeline(tm.sources.Records(records()), tm.Plan(), ListSink()), lanes=2) as run:
-            while (pid := run._mill.lanes[0].pid) is None:  # noqa: ASYNC110 - nothing tells
+            while (pid := run._attempt.mill.lanes[0].pid) is None:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0)
             server = psutil.Process(pid).parent()
             assert server.ppid() == os.getpid()

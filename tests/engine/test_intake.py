@@ -66,7 +66,7 @@ def test_records_leave_in_input_order(steps):
 
         def check(piece):
             count = len(piece.batch)
-            assert piece.first == taken
+            assert piece.index(0) == taken
             assert piece.batch["n"].tolist() == list(map(float, range(taken, taken + count)))
             assert piece.codes.tolist() == [n % 3 for n in range(taken, taken + count)]
             assert [ns for records, ns in piece.arrivals for _ in range(records)] == arrived[taken : taken + count]

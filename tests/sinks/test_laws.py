@@ -15,12 +15,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import numpy as np
+import psycopg.rows
 import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,6 +52,8 @@ class Kit:
     appends: bool = True
     grows: bool = True
     """A column that comes later is taken."""
+    unnamed: str = ""
+    """What a column without a name is called."""
 
     def make(self, folder: Path, **options: Any) -> sinks.ProcessSink:
         return self.cls(folder / self.file, **options)
@@ -117,6 +120,32 @@ def shown_by_csv(value: Any) -> Any:
     return json.dumps(value, separators=(",", ":")) if isinstance(value, list | dict) else str(value)
 
 
+@dataclass(frozen=True)
+class ServerKit(Kit):
+    """A table of a server: each folder of a test stands for a schema of its own."""
+
+    server: Any = None
+
+    def make(self, folder: Path, **options: Any) -> sinks.ProcessSink:
+        self.server.query(f'CREATE SCHEMA IF NOT EXISTS "{folder.name[-63:]}"')
+        return self.cls(self.server.url(), schema=folder.name[-63:], **options)
+
+    def rows(self, folder: Path) -> list[dict[str, Any]]:
+        with self.server.connect(row_factory=psycopg.rows.dict_row) as connection:
+            rows = connection.execute(f'SELECT * FROM "{folder.name[-63:]}".features ORDER BY ctid').fetchall()
+            return [{name: json_of(value) for name, value in row.items()} for row in rows]
+
+
+def json_of(value: Any) -> Any:
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, list | dict) else value
+
+
+def shown_by_postgres(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value.replace("\0", "\u2400") if isinstance(value, str) else shown_by_sqlite(value)
+
+
 KITS = [
     Kit("sqlite", sinks.SQLite, "features.db", read_sqlite, shown_by_sqlite),
     Kit("parquet-folder", sinks.Parquet, "features", read_parquet, shown_by_parquet),
@@ -126,11 +155,17 @@ KITS = [
     Kit("csv", sinks.Lines, "features.csv", read_csv, shown_by_csv, grows=False),
     Kit("csv-gz", sinks.Lines, "features.csv.gz", read_csv, shown_by_csv, grows=False),
 ]
+POSTGRES = ServerKit("postgres", sinks.PostgreSQL, "", read_sqlite, shown_by_postgres, unnamed="_")
 
 
-@pytest.fixture(params=KITS, ids=lambda kit: kit.name)
+@pytest.fixture(params=[*KITS, POSTGRES], ids=lambda kit: kit.name)
 def kit(request: pytest.FixtureRequest) -> Kit:
+    if request.param is POSTGRES:
+        return replace(POSTGRES, server=request.getfixturevalue("postgres"))
     return request.param
+
+
+of_files = pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
 
 
 def written(kit: Kit, folder: Path, *batches: Batch, schema: Schema = OPEN, **options: Any) -> sinks.ProcessSink:
@@ -156,7 +191,7 @@ def sinks_in_the_package() -> Iterator[type[sinks.ProcessSink]]:
 
 def test_every_sink_of_the_package_is_under_the_laws() -> None:
     """A new sink has a kit here from the day it is written."""
-    assert set(sinks_in_the_package()) == {kit.cls for kit in KITS}
+    assert set(sinks_in_the_package()) == {kit.cls for kit in [*KITS, POSTGRES]}
 
 
 def test_records_come_back_in_order_with_their_values(kit: Kit, tmp_path: Path) -> None:
@@ -222,8 +257,8 @@ def test_hostile_names_and_texts_are_only_data(kit: Kit, tmp_path: Path) -> None
     got = kit.rows(tmp_path)
     assert [row[HOSTILE] for row in got] == [kit.shows(1.5)] * 3
     assert [row["näme\n,"] for row in got] == ['a,"b"\r\n\'c'] * 3
-    assert [row["🌊"] for row in got] == ["\0x"] * 3
-    assert [row[""] for row in got] == ["empty"] * 3
+    assert [row["🌊"] for row in got] == [kit.shows("\0x")] * 3
+    assert [row[kit.unnamed] for row in got] == ["empty"] * 3
     assert [row["half"][:3] for row in got] == ["S0-", "S1-", "S2-"]
 
 
@@ -307,6 +342,7 @@ def test_close_twice_and_without_open(kit: Kit, tmp_path: Path) -> None:
         sink.write(Batch.from_rows([{"a": 1.5}]))
 
 
+@of_files
 def test_a_missing_folder_is_refused_with_the_path_tried(kit: Kit, tmp_path: Path) -> None:
     """At start; opening fails too, and closing after that is quiet."""
     sink = kit.cls(tmp_path / "nowhere" / kit.file)
@@ -317,6 +353,7 @@ def test_a_missing_folder_is_refused_with_the_path_tried(kit: Kit, tmp_path: Pat
     sink.close()
 
 
+@of_files
 def test_the_wrong_kind_of_place_is_refused(kit: Kit, tmp_path: Path) -> None:
     """A folder where a file is meant, a file where a folder is."""
     place = tmp_path / kit.file
@@ -370,6 +407,7 @@ def comparable(value: Any) -> Any:
     return "nan" if is_nan(value) else value
 
 
+@of_files
 def test_a_full_disk_is_one_sentence(kit: Kit, tmp_path: Path) -> None:
     """The write that fails says which file; closing afterwards is quiet; whole rows remain or none."""
     script = f"""

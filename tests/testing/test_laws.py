@@ -16,6 +16,7 @@ from tidemill.column import Column
 from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, Stage, Step
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 from tidemill.testing import LawBroken, check_map, check_stage
 from tidemill.testing.laws import LAWS, applies_as_it_runs, hold
@@ -126,6 +127,21 @@ class Unsaved(Plain):
         return self.made(batch, made)
 
 
+class Forgetful(Plain):
+    """The same, in one array for the whole lane, which it leaves behind when it moves."""
+
+    def state_fields(self) -> dict[str, StateField]:
+        return {"count": StateField("int64", (99,), per_lane=True)}
+
+    def moved(self, old: Any, places: Places) -> list[dict[str, Any]]:
+        return [{} for _ in range(places.lanes)]
+
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        state.save("count", state.slots)
+        state.seal()
+        return Unsaved.step(self, batch, state)
+
+
 class Keeping(Plain):
     """Gives the first value that it ever saw, out of an array that was lent to it."""
 
@@ -229,6 +245,7 @@ BREAKERS = [
     ("interleaving", Running(), r"without other sensors, record \d+ .*column 'more' is 0.0 instead of 1.0"),
     ("restoring", Remembering(), r"restored before record 30, record 30.*column 'more' is 1.0 instead of 9.0"),
     ("restoring", Unsaved(), r"rolled back to record 1, record 1 .*column 'more' is 14.0 instead of 1.0"),
+    ("moving", Forgetful(), r"moved from 3 lanes into 2 before record 30, record 32 .*'more' is 1.0 instead of 6.0"),
     ("lent arrays", Keeping(), r"overwritten behind it.*is nan instead of 52.0"),
     ("empty batches", Proud(), "AssertionError"),
     ("missing values", Strict(), "with NaN in value: no values"),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from tidemill.app.replace import NO_SINK, Edges, said_as_options
+from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import SINK_BYTES
@@ -31,12 +32,12 @@ def checked(pipeline: Pipeline) -> Checked:
     return pipeline.check(edges=False)
 
 
-def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None) -> str:
-    """Sources, stages with what each adds, sinks, lanes and memory, as text."""
+def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None, keeps: bool = False) -> str:
+    """Sources, stages with what each adds, sinks, lanes and memory, as text; ``keeps`` for a run that keeps state."""
     rows = [
         *_sources(pipeline, compiled),
         *_stages(compiled),
-        *_sinks(pipeline, compiled),
+        *_sinks(pipeline, compiled, keeps=keeps),
         ("lanes", _lanes(lanes)),
         ("memory", _memory(pipeline, compiled)),
         ("", _shared(pipeline, lanes)),
@@ -49,12 +50,15 @@ def aligned(rows: Iterable[tuple[str, str]]) -> str:
     return "".join(f"{label:<{LABEL}}{text}".rstrip() + "\n" for label, text in rows)
 
 
-def warn_of_outputs(pipeline: Pipeline, edges: Edges) -> None:
-    """Look at the sinks' places. What is there already is said on stderr: it is in a run's way, not in a check's.
+def warn_of_outputs(pipeline: Pipeline, edges: Edges, *, resumes: bool = False) -> None:
+    """Look at the sinks' places. What is there already is said on stderr: it is in a run's way, not in a check's. One that
+    ``resumes`` goes on with what it made itself.
 
     Raises `InputError` for a place that no run can write to.
     """
     for sink in pipeline.sinks:
+        if resumes and sink.keeps_position:
+            continue
         try:
             with said_as_options(edges):
                 sink.check()
@@ -94,9 +98,10 @@ def _change(before: Schema, after: Schema) -> str:
     return "; ".join(parts) or "the same columns"
 
 
-def _sinks(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:
+def _sinks(pipeline: Pipeline, compiled: Checked, *, keeps: bool) -> Iterator[tuple[str, str]]:
     for sink in pipeline.sinks:
-        yield "sink", "none; a run needs --output" if sink.name == NO_SINK else f"{sink.name}: {sink.delivery}"
+        delivery = sink.delivery_with_state if keeps else sink.delivery
+        yield "sink", "none; a run needs --output" if sink.name == NO_SINK else f"{sink.name}: {delivery}"
     yield "", _columns(compiled.schemas[-1])
 
 
@@ -123,7 +128,7 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
     if not each:
         return "no state of sensors"
     return (
-        f"state {_bytes(each)} for each sensor ({_bytes(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
+        f"state {in_units(each)} for each sensor ({in_units(each * KEYS_SHOWN)} for {KEYS_SHOWN:,}), "
         f"at most {pipeline.max_keys:,} sensors"
     )
 
@@ -131,26 +136,13 @@ def _memory(pipeline: Pipeline, compiled: Checked) -> str:
 def state_of(compiled: Checked, sensors: int) -> str:
     """What the state of so many sensors takes."""
     each = compiled.plan.layout(1, 1).bytes_per_key
-    return f"their state takes {_bytes(each * sensors)}" if each else "they have no state"
+    return f"their state takes {in_units(each * sensors)}" if each else "they have no state"
 
 
 def _shared(pipeline: Pipeline, lanes: int | None) -> str:
     """What batches travel in; both are taken from the machine only as far as they are filled."""
-    told = f"slabs at most {_bytes(SLAB_COUNT * SLAB_BYTES)}"
+    told = f"slabs at most {in_units(SLAB_COUNT * SLAB_BYTES)}"
     processes = sum(isinstance(sink, ProcessSink) for sink in pipeline.sinks) if resolved_lanes(lanes) else 0
     if processes:
-        told += f", to sinks at most {_bytes(processes * SINK_BYTES)}"
+        told += f", to sinks at most {in_units(processes * SINK_BYTES)}"
     return f"{told}, as far as they are filled"
-
-
-def _bytes(count: float) -> str:
-    """A size for a person.
-
-    >>> _bytes(512), _bytes(2_048), _bytes(3_500_000)
-    ('512 B', '2.0 kB', '3.5 MB')
-    """
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

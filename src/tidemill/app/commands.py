@@ -25,6 +25,8 @@ def application() -> cyclopts.App:
     app.command(_run, name="run")
     app.command(_check, name="check")
     app.command(_demo, name="demo")
+    app.command(_checkpoint, name="checkpoint")
+    app.command(_log, name="log")
     return app
 
 
@@ -48,6 +50,12 @@ def _run(
     report: Path | None = None,
     dead_letters: Path | None = None,
     grace: float = 10.0,
+    state: Path | None = None,
+    no_state: bool = False,
+    fresh: bool = False,
+    checkpoint_s: float = 1.0,
+    warm: str | None = None,
+    drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
@@ -77,17 +85,34 @@ def _run(
         Write rejected records here, with their reasons.
     grace
         Seconds to finish what is in flight once asked to stop.
+    state
+        Keep state in this folder, and go on where the run before it was stopped. A live pipeline does so anyway, in
+        .tidemill/ and the file's name.
+    no_state
+        Keep none.
+    fresh
+        Start over; the state so far is moved aside.
+    checkpoint_s
+        Seconds between checkpoints: how long rows wait to be seen in a sink that commits them.
+    warm
+        A recording to work on first, if there is no checkpoint yet: no sink gets its rows, and windows are full when the
+        run's own input begins.
+    drop_state
+        A stage that is not in the plan any more, and whose state may go.
     if_exists
         What to do when the output of --output is there already.
     debug
         Show the traceback of an error.
     """
+    from tidemill.app.keeping import state_asked_for
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced, said_as_options
+    from tidemill.app.replace import Edges, replaced, said_as_options, source_of
     from tidemill.app.running import perform
 
     edges = Edges(input, output, key, time, tz, if_exists)
     pipeline = replaced(load(file), edges)
+    history = None if warm is None else source_of(warm, pipeline)
+    kept = state_asked_for(pipeline, state, no_state, fresh, checkpoint_s, history, tuple(drop_state or ()))
     with said_as_options(edges):
         return perform(
             pipeline,
@@ -96,6 +121,7 @@ def _run(
             report=report,
             dead_letters=dead_letters,
             grace=grace,
+            state=kept,
         )
 
 
@@ -111,6 +137,8 @@ def _check(
     records: int = 10_000,
     expect: str | None = None,
     tolerance: float = 1e-9,
+    state: Path | None = None,
+    drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     lanes: int | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
@@ -138,6 +166,10 @@ def _check(
         A table (.csv, .ndjson, .parquet) that the plan should make of the whole recording; the first difference is named.
     tolerance
         How far numbers may be from those of --expect, relative, or absolute below 1.
+    state
+        A state folder: say which stages would go on with it. Ends with 3 when a run would refuse it. Changes nothing.
+    drop_state
+        A stage that is not in the plan any more, and whose state may go.
     lanes
         Worker processes to plan for.
     if_exists
@@ -146,6 +178,7 @@ def _check(
         Show the traceback of an error.
     """
     from tidemill.app.check import checked, described, warn_of_outputs
+    from tidemill.app.keeping import resumption
     from tidemill.app.load import load
     from tidemill.app.replace import Edges, replaced
     from tidemill.app.verdict import Questions, answer
@@ -155,10 +188,14 @@ def _check(
     questions.check()
     pipeline = replaced(load(file), edges, sinkless=True)
     compiled = checked(pipeline)
-    sys.stdout.write(described(pipeline, compiled, lanes=lanes))
+    sys.stdout.write(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     sys.stdout.flush()
+    if state is not None:
+        resumption(state, pipeline, compiled, tuple(drop_state or ()))
     code = answer(questions, pipeline, compiled)
-    warn_of_outputs(pipeline, edges)  # last: what is in their way does not keep the plan from being read
+    warn_of_outputs(
+        pipeline, edges, resumes=state is not None
+    )  # last: what is in their way does not keep the plan from being read
     return code
 
 
@@ -188,3 +225,52 @@ def _demo(
     from tidemill.app.demo import demo
 
     return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)
+
+
+def _checkpoint(
+    folder: Path,
+    /,
+    *,
+    verify: bool = False,
+    prune: int | None = None,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """List the checkpoints of a state folder. Ends with 4 when one of them cannot be used.
+
+    Parameters
+    ----------
+    folder
+        A state folder, such as .tidemill/NAME, or the folder checkpoints in it. A run may be writing there.
+    verify
+        Read every byte of every checkpoint, not just starts and ends.
+    prune
+        Before that, remove all but the last so many.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.checkpoint_command import checkpoint
+
+    return checkpoint(folder, verify=verify, prune=prune)
+
+
+def _log(
+    folder: Path,
+    /,
+    *,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Say what an ingest log holds, and whether it is whole. Changes nothing; ends with 4 when it is damaged.
+
+    Parameters
+    ----------
+    folder
+        The state folder of a pipeline, or the folder of its log.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.exit_codes import ExitCode
+    from tidemill.app.log_command import survey, told
+
+    found = survey(folder)
+    sys.stdout.write(told(found))
+    return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT

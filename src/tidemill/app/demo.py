@@ -85,7 +85,7 @@ def demo(*, seconds: float | None, rate: float, lanes: int | None, output: Path)
         watching(sys.stdout, title="tidemill demo", line_every_s=LINE_EVERY_S, note=note) as watch,
         logging_to_stderr(),
     ):
-        report = run(pipeline, lanes=lanes, seconds=seconds, on_statistics=_until_full(output, watch))
+        report = run(pipeline, lanes=lanes, seconds=seconds, on_statistics=_until_full(output, watch), state=False)
     sys.stdout.write(f"\n{summary(report)}\nYour features, by sensor:\n\n  {paste(output)}\n")
     return ended(report)
 

@@ -48,6 +48,7 @@ def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
         _require_ends(found, edges, sinkless=sinkless)
         sink = sinks.Latest(name=NO_SINK) if sinkless else _sink(edges)
         return Pipeline(_source(edges, ()), found.plan, sink, name=found.path.stem)
+    pipeline = pipeline.called(found.path.stem)
     if edges.input is None and edges.output is None:
         return pipeline
     return pipeline.between(
@@ -90,6 +91,11 @@ def _require_ends(found: Found, edges: Edges, *, sinkless: bool) -> None:
             f"{found.path} holds a plan ({found.name}) and no pipeline, so its edges come from the command line: "
             f"add {' and '.join(f'{option} PATH' for option in missing)}."
         )
+
+
+def source_of(recording: str, pipeline: Pipeline) -> Source:
+    """A recording, read as the pipeline's own sources are: of the same sensor, time and zone."""
+    return _source(Edges(recording, None, None, None, None, "fail"), pipeline.sources)
 
 
 def _source(edges: Edges, own: Iterable[Source]) -> Source:

@@ -13,6 +13,7 @@ from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.state import State, state_of
 from tidemill.errors import InputError
 
 __all__ = ["ended", "perform"]
@@ -26,6 +27,7 @@ def perform(
     report: Path | None = None,
     dead_letters: Path | None = None,
     grace: float = 10.0,
+    state: State | bool | None = None,
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
@@ -44,11 +46,14 @@ def perform(
             dead_letters=dead_letters,
             grace=grace,
             on_statistics=watch,
+            state=state,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:
+        kept = state_of(pipeline, state)
+        default = DEFAULT_PATH if kept is None else kept.place_of(pipeline.name) / DEFAULT_PATH
         sys.stderr.write(
-            f"The dead letters are in {dead_letters or DEFAULT_PATH}; tm.sources.DeadLetters reads them after a fix.\n"
+            f"The dead letters are in {dead_letters or default}; tm.sources.DeadLetters reads them after a fix.\n"
         )
     return ended(made)
 

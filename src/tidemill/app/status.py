@@ -84,6 +84,8 @@ def line(statistics: Statistics) -> str:
         f"latency p50 {_ms(statistics.latency.p50_ms)} p99 {_ms(statistics.latency.p99_ms)}",
         f"loop lag {_spread(statistics.loop_lag, ' ')}",
     ]
+    if statistics.state is not None:
+        parts.append(f"checkpoint {statistics.state.checkpoint:,} at {statistics.state.position:,}")
     if statistics.dead_letters:
         parts.append(f"dead letters {statistics.dead_letters:,}")
     return " | ".join(parts)
@@ -155,6 +157,8 @@ def _numbers(statistics: Statistics) -> list[tuple[str, str]]:
         ("latency", f"p50 {_ms(statistics.latency.p50_ms)}   p99 {_ms(statistics.latency.p99_ms)}"),
         ("loop lag", _spread(statistics.loop_lag)),
     ]
+    if (state := statistics.state) is not None:
+        rows.append(("checkpoint", f"{state.checkpoint:,} at input {state.position:,}, {state.behind:,} since"))
     if statistics.dead_letters:
         rows.append(("dead letters", f"{statistics.dead_letters:,}"))
     return rows

@@ -12,19 +12,22 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import Column, object_array
 from tidemill.core.pairs import MISSING, PairCodes
+from tidemill.errors import InputError, PlanError
 
-__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "place"]
+__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "lanes_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
 _UNSEEN: Final = -2  # in a recoding: no row had this text yet
+_ROOM: Final = 1_024  # keys, to begin with
 _NEW_AT_ONCE: Final = 1_024  # rows of new sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
 
@@ -42,6 +45,20 @@ def lane_of(key: str, lanes: int) -> int:
 def place(key: bytes, lanes: int) -> int:
     """The same for a key's bytes."""
     return zlib.crc32(key) % lanes
+
+
+def lanes_of(entries: Sequence[str] | Sequence[tuple[str, str]], lanes: int) -> NDArray[np.int16]:
+    """The lane of each key of a table, as `KeyTable.entries` gives them; raises `InputError` for what is none."""
+    try:
+        if entries and not isinstance(entries[0], str):
+            for device, name in cast("Sequence[tuple[str, str]]", entries):
+                name.encode()
+                if not device:
+                    raise InputError("the saved key table has a device without a name.")
+        owners = (entry if isinstance(entry, str) else entry[0] for entry in entries)
+        return np.fromiter((lane_of(owner, lanes) for owner in owners), np.int16, len(entries))
+    except UnicodeEncodeError as error:
+        raise InputError(f"the saved key table has a key that is no text: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -69,8 +86,8 @@ class KeyTable:
         self._max_keys = max_keys
         self._codes: dict[str | tuple[str, str], int] = {}
         """By name, or by device and name."""
-        self._lane = np.zeros(1024, np.int16)
-        self._slot = np.zeros(1024, np.int32)
+        self._lane = np.zeros(_ROOM, np.int16)
+        self._slot = np.zeros(_ROOM, np.int32)
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
@@ -170,6 +187,41 @@ class KeyTable:
         self._by_lane[lane].append(key)
         return code
 
+    def entries(self) -> list[str] | list[tuple[str, str]]:
+        """Every key in the order of codes: names, or pairs of device and name where sensors are placed by their device.
+
+        >>> table = KeyTable(lanes=2, max_keys=10)
+        >>> table.enter([("A", "A"), ("A", "temp")])
+        >>> table.entries(), table.code("temp", "A")
+        ([('A', 'A'), ('A', 'temp')], 1)
+        """
+        return cast("list[str] | list[tuple[str, str]]", list(self._codes))
+
+    def enter(self, entries: Sequence[str] | Sequence[tuple[str, str]]) -> None:
+        """Take the keys of another table, in the order of its codes; to be called before any other.
+
+        They have the same codes then and, among as many lanes, the same lanes and slots. No lane counts as told of them.
+        Raises `PlanError` when there are more than ``max_keys``, and `InputError` for keys that are no table's.
+        """
+        if len(entries) > self._max_keys:
+            raise PlanError(
+                f"the state that this run goes on with has {len(entries):,} sensors, and max_keys={self._max_keys:,}; let "
+                "max_keys be as large as it was."
+            )
+        lanes = lanes_of(entries, self._lanes)
+        self._codes = dict(zip(entries, range(len(entries)), strict=True))
+        names = [entry if isinstance(entry, str) else entry[1] for entry in entries]
+        if len(self._codes) < len(names):
+            raise InputError("a key is in the saved key table twice.")
+        order = np.argsort(lanes, kind="stable")
+        firsts = np.searchsorted(lanes[order], np.arange(self._lanes + 1))
+        room = max(len(names), _ROOM)
+        self._lane, self._slot = np.zeros(room, np.int16), np.zeros(room, np.int32)
+        self._lane[: len(names)] = lanes
+        self._slot[order] = np.arange(len(names)) - firsts[lanes[order]]
+        for lane, (first, stop) in enumerate(pairwise(firsts.tolist())):
+            self._by_lane[lane] = [names[code] for code in order[first:stop].tolist()]
+
     def lanes(self, codes: NDArray[np.int32]) -> NDArray[np.int16]:
         """The lane of each code."""
         return self._lane.take(codes, mode="wrap")  # no code is outside, and "raise" takes twice as long to say so
@@ -177,6 +229,10 @@ class KeyTable:
     def slots(self, codes: NDArray[np.int32], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """The slot of each code in its lane's state memory."""
         return self._slot.take(codes, out=out, mode="wrap")
+
+    def count(self, lane: int) -> int:
+        """How many keys the lane has."""
+        return len(self._by_lane[lane])
 
     def names(self, lane: int) -> NDArray[np.object_]:
         """The lane's keys by slot."""

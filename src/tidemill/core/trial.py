@@ -137,12 +137,13 @@ class Trial:
         fed: int = 0,
     ) -> None:
         self._stage = stage
+        self.keys = list(keys)
         self._slot_of = dict(zip(keys, range(len(keys)) if slots is None else slots, strict=True))
         self._layout = layout(stage, max(self._slot_of.values(), default=0) + 1, records)
         self.buffer = np.zeros(self._layout.total_bytes, np.uint8) if buffer is None else buffer
-        self._memory = StateMemory(self._layout, self.buffer)
-        self._memory.roll_back()
-        self._chain = Chain([stage], self._memory, lambda: 0)
+        self.memory = StateMemory(self._layout, self.buffer)
+        self.memory.roll_back()
+        self._chain = Chain([stage], self.memory, lambda: 0)
         self._chain.kinds = copy.deepcopy(kinds) if kinds is not None else {}
         for key, slot in self._slot_of.items():
             self._chain._keys.extend([""] * (slot - len(self._chain._keys)))  # nobody is there
@@ -153,11 +154,19 @@ class Trial:
             self._chain.hold_objects(0, states)
         self._marks = marks
         self._empty = Batch({})
-        self._slab = self._memory.committed
+        self._slab = self.memory.committed
         self._fed = fed
 
-    def feed(self, batch: Batch, *, records: NDArray[Any] | None = None, commit: bool = True) -> Made:
-        """One slab, of the records after the last ones; or, of all, those with the numbers ``records``, as in a lane.
+    def feed(
+        self,
+        batch: Batch,
+        *,
+        records: NDArray[Any] | None = None,
+        slab: tuple[int, int] | None = None,
+        commit: bool = True,
+    ) -> Made:
+        """One slab, of the records after the last ones; or, as in a lane, of all those from ``slab[0]`` to ``slab[1]`` (by
+        default of the whole input) the ones with the numbers ``records``.
 
         Without ``commit`` the slab is left half done, as by a lane that was killed before its end.
         """
@@ -165,7 +174,7 @@ class Trial:
         if records is None:
             records = np.arange(first, stop)
         else:
-            first, stop = 0, len(self._marks) - 1
+            first, stop = slab or (0, len(self._marks) - 1)
         made = self._run(batch, records, first, self._marks[first : stop + 1], commit=commit)
         if commit:
             self._fed = stop
@@ -194,7 +203,7 @@ class Trial:
         batch.key_column = Column(Kind.TEXT, slots, texts=self._chain.key_texts)
         self._empty = batch.slice(0, 0)
         self._slab += 1
-        self._memory.begin(self._slab)
+        self.memory.begin(self._slab)
         if self._stage.follows_watermark:
             marks = marks if len(marks) > 1 else np.repeat(marks, 2)
             outcome = self._chain.run(batch, slots, places=(records - first).astype(np.int32), marks=marks)
@@ -202,7 +211,7 @@ class Trial:
             outcome = self._chain.run(batch, slots)
         if commit:
             self.objects.extend(self._chain.changed_objects().values())
-            self._memory.commit(self._slab)
+            self.memory.commit(self._slab)
         return _numbered(outcome, records)
 
     def _slots_of(self, batch: Batch) -> NDArray[np.int32]:

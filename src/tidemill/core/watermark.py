@@ -15,8 +15,9 @@ Both are counted. Rules of this file: times come in with the records, ``now`` is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,13 +106,18 @@ class Watermark:
                 marks[at] = self.mark
         return marks
 
-    def tick(self, now_ns: int) -> bool:
-        """No record has come for long: go on with the clock. Whether that moved it."""
+    def tick(self, now_ns: int) -> int | None:
+        """No record has come for long: how far it should go on with the clock (`go_on`); None when it should not."""
         idle = now_ns - self._moved_at
         if self._newest == BEGIN or idle < self._idle:
-            return False
+            return None
+        mark = self._newest + idle - self._lag
+        return mark if mark > self.mark else None
+
+    def go_on(self, mark_ns: int) -> bool:
+        """Go on to there, as was decided. Whether that moved it."""
         before = self.mark
-        self.mark = max(before, self._newest + idle - self._lag)
+        self.mark = max(before, mark_ns)
         return self.mark > before
 
     def catch_up(self) -> bool:
@@ -123,6 +129,16 @@ class Watermark:
     def end(self) -> None:
         """The input has ended: so does everything."""
         self.mark = END
+
+    def snapshot(self) -> dict[str, Any]:
+        """All there is to know of it, for `restore`."""
+        return {"newest": self._newest, "leaping": list(self._leaping), "mark": self.mark, "ahead": self.ahead}
+
+    def restore(self, snapshot: Mapping[str, Any], now_ns: int) -> None:
+        """Go on where another stood."""
+        self._newest, self.mark, self.ahead = snapshot["newest"], snapshot["mark"], snapshot["ahead"]
+        self._leaping = list(snapshot["leaping"])
+        self._moved_at = now_ns
 
     def _believe(self, times: NDArray[np.int64], start: int, marks: NDArray[np.int64], wall_ns: int | None) -> int:
         """Go through the records up to the next whose time is doubtful; its place."""

@@ -52,7 +52,7 @@ class Burials:
         for (row, stage, code, reason), raw, key, ns in zip(
             dead, lost.to_rows(), keys, lost.time.tolist(), strict=True
         ):
-            where = {"stage": self._names[stage], "key": key, "time_ns": ns, "position": taken.first + row}
+            where = {"stage": self._names[stage], "key": key, "time_ns": ns, "position": taken.index(row)}
             self._reject(DeadLetter(code, reason, raw, **where))
         return len(dead)
 
@@ -60,4 +60,4 @@ class Burials:
         """That of a single record that does not fit in a slab of ``size`` bytes."""
         reason = f"the record does not fit in the {size >> 20} MB of a slab"
         raw = str(taken.batch.to_rows()[0])[:_RAW_SHOWN]
-        self._reject(DeadLetter(OVERSIZE, reason, raw, position=taken.first))
+        self._reject(DeadLetter(OVERSIZE, reason, raw, position=taken.index(0)))

@@ -47,24 +47,41 @@ class DeadLettersStatistics:
     """Whether letters are only counted and sampled from now on."""
 
 
+@dataclass(frozen=True)
+class _Bookmark:
+    """Stands among the letters, and learns how long the file is there."""
+
+    length: asyncio.Future[int]
+
+    def settle(self, length: int) -> None:
+        if not self.length.done():
+            self.length.set_result(length)
+
+
 class DeadLetterFile:
     """Counts letters at once and writes them, off the loop, a few times a second. The file is made by the first.
 
     Once the file is full, the newest letters are kept in memory and replace the file `newest_path` at the end.
+
+    ``keep_bytes`` is how long the file was at the checkpoint that the run goes on from: letters behind it come again.
     """
 
-    def __init__(self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, path: str | Path | None = None, *, max_bytes: int = MAX_BYTES, keep_bytes: int | None = None
+    ) -> None:
         self._given = path is not None and path != ""
         self.path = Path(path or DEFAULT_PATH)
         self.newest_path = self.path.with_name(f"{self.path.stem}.newest{self.path.suffix}")
         """Where the newest letters go that the full file had no room for."""
         self._max_bytes = max_bytes
-        self._waiting: list[DeadLetter] = []
+        self._waiting: list[DeadLetter | _Bookmark] = []
+        self._keep_bytes = keep_bytes
         self._bytes: int | None = None
         self._full_told = False
         self._newest: deque[DeadLetter] = deque(maxlen=NEWEST)
         self._wake = asyncio.Event()
-        self._writing: asyncio.Future[None] | None = None
+        self._unsynced = False
+        self._writing: asyncio.Future[list[tuple[_Bookmark, int]]] | None = None
         self.reasons: Counter[str] = Counter()
         self.samples: list[DeadLetter] = []
         """The first few, for messages."""
@@ -124,8 +141,19 @@ class DeadLetterFile:
             data = b"".join(_encoded(letter) + b"\n" for letter in self._newest)
             await asyncio.to_thread(files.write_atomic, self.newest_path, data)
 
+    def bookmark(self) -> asyncio.Future[int]:
+        """The length of the file with all letters so far, and none that comes later, once it is on the disk."""
+        length: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Bookmark(length))
+        self._wake.set()
+        return length
+
     def _keep_newest(self) -> None:
-        self._newest.extend(map(_short, self._waiting))
+        for letter in self._waiting:
+            if isinstance(letter, _Bookmark):
+                letter.settle(self._bytes or 0)
+            else:
+                self._newest.append(_short(letter))
         self._waiting.clear()
 
     async def _flush(self) -> None:
@@ -135,22 +163,30 @@ class DeadLetterFile:
         letters, self._waiting = self._waiting, []
         if letters:
             self._writing = asyncio.ensure_future(asyncio.to_thread(self._append, letters))
-            await asyncio.shield(self._writing)
+            marked = await asyncio.shield(self._writing)
             self._writing = None
+            for bookmark, length in marked:
+                bookmark.settle(length)
 
-    def _append(self, letters: list[DeadLetter]) -> None:
+    def _append(self, letters: list[DeadLetter | _Bookmark]) -> list[tuple[_Bookmark, int]]:
         if self._bytes is None:
-            self._bytes = self.path.stat().st_size if self.path.exists() else 0
+            self._bytes = self._begin()
         data = bytearray()
-        for place, letter in enumerate(letters):
+        marked: list[tuple[_Bookmark, int]] = []
+        for letter in letters:
+            if isinstance(letter, _Bookmark):
+                marked.append((letter, self._bytes + len(data)))
+                continue
             line = _encoded(letter) + b"\n"
-            if self._bytes + len(data) + len(line) > self._max_bytes:
-                self._newest.extend(map(_short, letters[place:]))
+            if self._full_told or self._bytes + len(data) + len(line) > self._max_bytes:
+                self._newest.append(_short(letter))
                 self._full_told = True
-                break
+                continue
             data += line
-        if data:
-            files.append(self.path, bytes(data))
+        self._unsynced |= bool(data)
+        if data or (marked and self._unsynced):
+            files.append(self.path, bytes(data), sync=bool(marked))
+            self._unsynced = not marked
             self._bytes += len(data)
         if self._full_told:
             _log.warning(
@@ -161,6 +197,15 @@ class DeadLetterFile:
                 self.newest_path,
                 extra={"dead_letters": self.count},
             )
+        return marked
+
+    def _begin(self) -> int:
+        """The length of the file; what is behind the checkpoint that the run goes on from comes again."""
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if self._keep_bytes is None or there <= self._keep_bytes:
+            return there
+        files.truncate(self.path, self._keep_bytes)
+        return self._keep_bytes
 
 
 def _short(letter: DeadLetter) -> DeadLetter:

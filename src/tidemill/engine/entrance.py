@@ -20,6 +20,7 @@ from tidemill.engine.loading import stop_if_loading
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run, first_error
+from tidemill.engine.state import State
 
 __all__ = ["run", "run_async", "serve"]
 
@@ -36,6 +37,7 @@ class Options(TypedDict, total=False):
     limits: Limits | None
     clock: Clock | None
     on_statistics: Callable[[Statistics], None] | None
+    state: bool | str | Path | State | None
 
 
 async def run_async(
@@ -62,6 +64,7 @@ def run(
     clock: Clock | None = None,
     on_statistics: Callable[[Statistics], None] | None = None,
     handle_signals: bool = True,
+    state: bool | str | Path | State | None = None,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -71,6 +74,10 @@ def run(
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
     ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small
     ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
+
+    ``state``         the folder where state is kept, so that the next run goes on where this one was stopped, however it was:
+                      True for ``.tidemill/NAME`` of the pipeline's name, False for none, or a `State` that also says how.
+                      By default a live pipeline, one whose source does not end by itself, keeps it
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -87,6 +94,7 @@ def run(
         limits=limits,
         clock=clock,
         on_statistics=on_statistics,
+        state=state,
     )
     if _in_loop():
         return _in_thread(execution, report)

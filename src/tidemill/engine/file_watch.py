@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 import cloudpickle
 
 from tidemill import files
 from tidemill.clock import Clock
+from tidemill.core.controls import NewStage
 from tidemill.core.plan import Plan
+from tidemill.engine.kept_files import KeptLoad
 from tidemill.engine.plan import FROM_DISK
 from tidemill.errors import PlanError, TidemillError
 from tidemill.schema import Schema
-from tidemill.stages.base import Stage
+from tidemill.stages.base import Load, Stage
 
 __all__ = ["FileWatch"]
 
@@ -33,18 +35,27 @@ class FileWatch:
     """Watches the files of a plan's stages.
 
     ``plan`` is the plan before its tables were loaded, ``schemas`` what enters each stage and leaves the last.
-    ``change`` is given a stage's number and the new stage, pickled, and returns the input index from which it counts.
+    ``load`` gives the stages what is in their files, and ``stale`` are the stages whose files have changed since they were
+    made. ``change`` is given the new stage and returns how many inputs it comes behind.
     """
 
     def __init__(
-        self, plan: Plan, schemas: Sequence[Schema], clock: Clock, change: Callable[[int, bytes], int]
+        self,
+        plan: Plan,
+        schemas: Sequence[Schema],
+        clock: Clock,
+        change: Callable[[NewStage], Awaitable[int]],
+        *,
+        load: Callable[[], Load] = lambda: FROM_DISK,
+        stale: Collection[int] = (),
     ) -> None:
         self._schemas = schemas
         self._clock = clock
         self._change = change
         self._stages = {number: stage for number, stage in enumerate(plan.stages) if stage.path is not None}
-        self._known = {number: _stamp(stage) for number, stage in self._stages.items()}
-        self._seen = dict(self._known)
+        self._load = load
+        self._seen = {number: _stamp(stage) for number, stage in self._stages.items()}
+        self._known = {number: None if number in stale else stamp for number, stamp in self._seen.items()}
         self.changes = 0
         """New files that have taken effect."""
 
@@ -63,7 +74,7 @@ class FileWatch:
             return  # nothing new, or it is still being written
         self._known[number] = now
         try:
-            pickled = await asyncio.to_thread(self._made, number)
+            made = await asyncio.to_thread(self._made, number)
         except TidemillError as error:
             told = "%s: the file has changed and cannot serve, so the old one stays in use: %s"
             _log.error(told, stage.name, error, extra={"stage": stage.name})
@@ -71,19 +82,21 @@ class FileWatch:
         if await asyncio.to_thread(_stamp, stage) != now:
             self._known[number] = None  # written to while it was read: once more
             return
-        first = self._change(number, pickled)
+        first = await self._change(made)
         self.changes += 1
         fields = {"stage": stage.name, "record": first}
         _log.info("%s: the new %s counts from record %d on", stage.name, stage.path, first, extra=fields)
 
-    def _made(self, number: int) -> bytes:
-        """The stage made of the file as it is now, pickled; raises what cannot serve."""
+    def _made(self, number: int) -> NewStage:
+        """The stage made of the file as it is now; raises what cannot serve."""
         entering, leaving = self._schemas[number], self._schemas[number + 1]
-        made = self._stages[number].prepared(FROM_DISK).settled(entering)
+        load = self._load()
+        made = self._stages[number].prepared(load).settled(entering)
         bound = made.bind(entering)
         if bound != leaving:
             raise PlanError(f"its columns would be {bound}; in this run they are {leaving}.")
-        return bytes(cloudpickle.dumps(made))
+        names = load.in_effect.get(made.path or "", []) if isinstance(load, KeptLoad) else []
+        return NewStage(number, bytes(cloudpickle.dumps(made)), names[0] if names else "")
 
 
 def _stamp(stage: Stage) -> _Stamp:

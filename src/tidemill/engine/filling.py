@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,15 @@ class Filler:
         self._reads = plan.reads()
         self._timed = plan.follows_watermark
         self._results = {} if plan.absorbs else _declared(plan, schema)
+
+    @property
+    def results(self) -> dict[str, str]:
+        """The kinds of the columns that get room."""
+        return {name: kind.value for name, kind in self._results.items()}
+
+    @results.setter
+    def results(self, known: Mapping[str, str]) -> None:
+        self._results.update({name: Kind(kind) for name, kind in known.items()})
 
     def fill(self, taken: Taken, memory: int, packer: Packer) -> Slab:
         """Write the batch, the key slots and each lane's row list, and leave room for results; raises `Full`."""

@@ -20,7 +20,7 @@ from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import Objects, Restore
 from tidemill.stages.object_states import ObjectStates
 
-__all__ = ["KeptObjects", "KeptObjectsStatistics"]
+__all__ = ["KeptObjects", "KeptObjectsStatistics", "ObjectsCopy"]
 
 _ALWAYS_HELD: Final = 1 << 16
 """Bytes below which nothing is moved."""
@@ -42,6 +42,10 @@ class KeptObjectsStatistics:
     """Bytes of the log, what is out of date in it included."""
 
 
+ObjectsCopy = dict[int, list[ObjectStates]]
+"""By stage, states from the oldest to the newest: of an object that is in several, the last one holds."""
+
+
 class KeptObjects:
     """The objects of one lane, by stage and key slot."""
 
@@ -58,6 +62,17 @@ class KeptObjects:
         for stage, log in self._logs.items():
             for _, states in log.parts:
                 yield Restore(sent_states(stage, states))
+
+    def copy(self) -> ObjectsCopy:
+        """What there is now; what is committed later does not change it."""
+        return {stage: [states for _, states in log.parts] for stage, log in self._logs.items()}
+
+    def hold(self, states: ObjectsCopy) -> None:
+        """Begin with these."""
+        for stage, parts in states.items():
+            log = self._logs.setdefault(stage, _Log())
+            for part in parts:
+                log.add(part)
 
     def statistics(self) -> KeptObjectsStatistics:
         """How they are, now."""
@@ -113,7 +128,7 @@ class _Log:
             return _PLACE
         self._size_of[states.slots[live]] = -1
         self.live -= _live_bytes(states.sizes[live])
-        moved = _taken(states, live)
+        moved = states.take(live)
         self._append(moved)
         return _bytes(moved)
 
@@ -126,10 +141,3 @@ def _live_bytes(sizes: NDArray[np.int32]) -> int:
     """Of those that are no more, there are none."""
     there = sizes[sizes >= 0]
     return int(there.sum(dtype=np.int64)) + _PLACE * len(there)
-
-
-def _taken(states: ObjectStates, live: NDArray[np.bool_]) -> ObjectStates:
-    ends = np.cumsum(np.maximum(states.sizes, 0), dtype=np.int64)
-    spans = zip((ends - states.sizes)[live].tolist(), ends[live].tolist(), strict=True)
-    data = b"".join(states.data[start:end] for start, end in spans)
-    return ObjectStates(states.slots[live], states.sizes[live], data)

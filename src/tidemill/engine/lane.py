@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from tidemill.core.blame import Blame, Cursor, Death
 from tidemill.engine.kept_objects import KeptObjects
 from tidemill.lanes.channel import Exit
@@ -46,6 +48,8 @@ class Lane:
         self.number = number
         self.state = Shared(f"state-{number}", layout.total_bytes)
         self.memory = StateMemory(layout, self.state.buffer)
+        self.copy = Shared(f"copy-{number}", layout.total_bytes)
+        """Where its process copies the state for a checkpoint; not a byte is taken from the machine before."""
         self.blame = Blame()
         self.results: dict[int, tuple[Result, Payload]] = {}
         """Results that came and are not committed."""
@@ -83,6 +87,16 @@ class Lane:
         deadline = deadlines_ns[stage] if 0 <= stage < len(deadlines_ns) else None
         return bool(since_ns) and deadline is not None and now_ns - since_ns > deadline
 
+    @property
+    def copied(self) -> int:
+        """The number of the checkpoint whose copy is whole; 0 before the first."""
+        return int(np.frombuffer(self.copy.buffer, np.int64, 1)[0])
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.state.close()
+        self.copy.close()
+
     def kill(self) -> None:
         """Stop its process because a deadline passed."""
         if self._channel is not None and self._killed is None:
@@ -100,16 +114,20 @@ class Lane:
 
 
 class LaneFactory:
-    """Gives lanes their processes: forked ones, or inline twins."""
+    """Gives lanes their processes: forked ones, or inline twins. With ``keeps``, also these tell what objects they hold."""
 
-    def __init__(self, server: ForkServer | None, slabs: list[Shared]) -> None:
+    def __init__(self, server: ForkServer | None, slabs: list[Shared], *, keeps: bool = False) -> None:
         self._server = server
         self._slabs = slabs
+        self._keeps = keeps
 
     def start(self, lane: Lane, received: Callable[[FromLane, Payload], None], died: Callable[[Exit], None]) -> None:
         """A new process for the lane, which continues from its state memory."""
         if self._server is None:
-            lane.attach(InlineLane(lane.state.buffer, [slab.buffer for slab in self._slabs], received))
+            slabs = [slab.buffer for slab in self._slabs]
+            lane.attach(
+                InlineLane(lane.state.buffer, memoryview(lane.copy.buffer), slabs, received, tells_objects=self._keeps)
+            )
             return
-        memories = [lane.state.fd, *(slab.fd for slab in self._slabs)]
+        memories = [lane.state.fd, lane.copy.fd, *(slab.fd for slab in self._slabs)]
         lane.attach(self._server.spawn("lane", memories, received, died, nice=NICE))

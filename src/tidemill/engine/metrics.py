@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "Quantiles",
     "Report",
     "StageReport",
+    "StateStatistics",
     "Statistics",
 ]
 
@@ -205,10 +207,14 @@ class Report:
     inline: bool = False
     """Whether ``lanes=0``: the one lane is this process."""
     batch_records: BatchRecords = field(default_factory=BatchRecords)
+    resumed_at: int | None = None
+    """With state: up to where in the input all had been done when the run began, 0 at the first start."""
+    position: int | None = None
+    """With state: up to where all is done now, and the next run goes on."""
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes: ``slabs`` and ``state`` taken from the machine, ``state_per_key``, and ``objects``: what the objects of `Keyed` can be made
+    """Bytes: ``slabs``, ``state`` and ``copies`` of it (for checkpoints) taken from the machine, ``state_per_key``, and ``objects``: what the objects of `Keyed` can be made
     from again, as the parent keeps it."""
     dead_letters_by_reason: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
@@ -227,6 +233,26 @@ class Report:
         """The report as JSON, field by field."""
         data = msgspec.json.encode(dataclasses.asdict(self))
         return msgspec.json.format(data, indent=indent).decode()
+
+
+@dataclass(frozen=True)
+class StateStatistics:
+    """How the state on disk is, now."""
+
+    checkpoint: int
+    """The number of the newest checkpoint; 0 before the first."""
+    position: int
+    """Up to where in the input it reaches."""
+    behind: int
+    """Inputs since, which the next start would work on again."""
+    checkpoint_s: float
+    """How long the last one took, from its barrier until it was published."""
+    log_bytes: int = 0
+    """Of the ingest log; 0 without one."""
+    log_waiting: int = 0
+    """Entries of the log that the lanes have not been given: above 0 the sinks, or the lanes, are behind."""
+    log_seconds_left: float = math.inf
+    """How long the log can go on taking what comes at the present rate, if nothing leaves it."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +278,8 @@ class Statistics:
     sinks: dict[str, int] = field(default_factory=dict)
     inline: bool = False
     """Whether ``lanes=0``: the one lane is this process."""
+    state: StateStatistics | None = None
+    """None for a run that keeps none."""
 
 
 class BatchSizes:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cloudpickle
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
-from tidemill.core.controls import Control, Controls
+from tidemill.core.controls import Barrier, CatchUp, Control, Controls, Decided, End, NewStage, Tick
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.core.watermark import Watermark
 from tidemill.engine.assembly import Share, assemble, assemble_made
+from tidemill.engine.barriers import Barriers
 from tidemill.engine.burials import Burials
 from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
@@ -41,6 +44,7 @@ from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import (
     Admit,
     Committed,
+    Copied,
     Failed,
     FromLane,
     KindsFixed,
@@ -68,6 +72,8 @@ class Finished:
 
     batch: Batch
     arrivals: list[tuple[int, int]]
+    position: int
+    """Up to where in the input these rows and those before reach."""
     freed: Callable[[], None]
 
 
@@ -76,7 +82,9 @@ class Mill:
 
     ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
     records, ``reject_row`` those of rows that stages had made.
-    ``ready`` is called when all lanes have loaded the plan.
+    ``ready`` is called when all lanes have loaded the plan, ``copied`` when a lane has copied its state at a barrier, and
+    ``passed`` when all before the barrier has been emitted, and nothing behind it; ``moved`` when a control record has
+    taken effect.
     """
 
     def __init__(
@@ -96,13 +104,16 @@ class Mill:
         reject_row: Callable[[DeadLetter], None],
         defer: Callable[[Callable[[], None]], object],
         ready: Callable[[], None],
+        copied: Callable[[int], None] = lambda _: None,
+        passed: Callable[[], None] = lambda: None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
         self._keys = keys
         self._batcher = batcher
         self._clock = clock
         self._emit, self._fail, self._defer = emit, fail, defer
-        self._ready_to_work = ready
+        self._ready_to_work, self._moved = ready, moved
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
         self.ledger = Ledger(len(self.lanes))
@@ -116,6 +127,13 @@ class Mill:
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
         self._controls = Controls()
+        self.barriers = Barriers(self.lanes, keys, self._controls, copied=copied, passed=passed)
+        self.files: dict[int, str] = {}
+        """Of each stage that was made anew, the name under which its file is kept."""
+        self.handed_out = 0
+        """Up to where in the input everything was handed out to the lanes."""
+        self.done = 0
+        """Up to where in the input everything has left the lanes."""
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
@@ -135,6 +153,7 @@ class Mill:
         """Start every lane; slabs flow as soon as records are there."""
         self._factory = factory
         self._intake = intake
+        self.handed_out = self.done = intake.begins_at
         for lane in self.lanes:
             self._start(lane)
         self.pump()
@@ -147,6 +166,10 @@ class Mill:
             lambda how: self._died(lane, how),
         )
         lane.send(LoadPlan(self.pickled, self._learned.kinds))
+        self._keys.forget_telling(lane.number)
+        self._admit(lane)
+        for message in lane.objects.messages():
+            lane.send(message)
 
     def stop(self) -> None:
         """All is done: the lanes may end."""
@@ -159,26 +182,58 @@ class Mill:
         self._stopping = self._closed = True
         self.slabs.close()
         for lane in self.lanes:
-            lane.state.close()
+            lane.close()
 
     @property
     def idle(self) -> bool:
         """Nothing waits, nothing is in a lane, nothing is on its way to a sink."""
-        return self.ledger.idle and (self._intake is None or not self._intake.waiting)
+        return self.ledger.idle and (self._intake is None or self._intake.empty)
 
     @property
     def keys_seen(self) -> int:
         """Sensors so far."""
         return len(self._keys)
 
+    @property
+    def reached(self) -> int:
+        """Up to where in the input all has left the lanes, and is with the sinks."""
+        return self._intake.entered if self._intake is not None and self.idle else self.done
+
+    @property
+    def handed_up_to(self) -> int:
+        """Up to where in the input everything was handed out to the lanes: where a barrier stands that is raised now."""
+        return self._intake.entered if self._intake is not None and self.idle else self.handed_out
+
+    def learned(self) -> dict[str, Any]:
+        """What slabs have taught of the columns that functions make, as `learned_before` takes it."""
+        return {
+            "learned": {str(stage): kinds for stage, kinds in self._learned.kinds.items()},
+            "results": self._filler.results,
+            "probing": self._learned.probing,
+        }
+
+    def learned_before(
+        self, learned: Mapping[str, Mapping[str, str]], results: Mapping[str, str], *, probing: bool
+    ) -> None:
+        """Before it starts: what another had learned."""
+        self._learned.kinds.update({int(stage): dict(kinds) for stage, kinds in learned.items()})
+        self._learned.probing = self._learned.probing and probing
+        self._filler.results = results
+
     def memory(self) -> dict[str, int]:
         """Bytes taken from the machine."""
         return {
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
+            "copies": sum(lane.copy.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
             "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
+
+    @property
+    def probing(self) -> bool:
+        """Whether the columns that functions make are still to be learned."""
+        return self._learned.probing
 
     @property
     def follows_watermark(self) -> bool:
@@ -207,11 +262,16 @@ class Mill:
         if self._intake is None or self._stopping:
             return
         turns = 0.0
-        while records := self._next_records(self._intake):
-            turns += self._open_slab(self._intake, records)
-            if turns >= 1.0:
-                self._pump_soon()
+        while turns < 1.0:
+            control = self._intake.decided
+            if control is not None:
+                if not self._perform(self._intake, control):
+                    return
+            elif records := self._next_records(self._intake):
+                turns += self._open_slab(self._intake, records)
+            else:
                 return
+        self._pump_soon()
 
     def _pump_soon(self) -> None:
         if not self._scheduled:
@@ -254,12 +314,22 @@ class Mill:
         self._batcher.sent(len(taken.batch))
         self.sizes.add(len(taken.batch))
         if slab.marks is not None:
-            now, wall = self._clock.monotonic_ns(), self._clock.wall_ns()
-            slab.marks[1][:] = self._watermark.advance(taken.batch.time, wall_ns=wall, now_ns=now)
+            self._advance(taken, slab.marks[1])
         self._hand_out(slab)
         return taken.turns
 
+    def _advance(self, taken: Taken, marks: NDArray[np.int64]) -> None:
+        """The watermark, read by read: what is too far ahead of its arrival follows from when it came."""
+        now, start = self._clock.monotonic_ns(), 0
+        marks[0] = self._watermark.mark
+        for (records, _), wall_ns in zip(taken.arrivals, taken.walls, strict=True):
+            wall = self._clock.wall_ns() if wall_ns is None else wall_ns
+            times = taken.batch.time[start : start + records]
+            marks[start : start + records + 1] = self._watermark.advance(times, wall_ns=wall, now_ns=now)
+            start += records
+
     def _hand_out(self, slab: Slab) -> None:
+        self.handed_out = slab.taken.end
         number = self.ledger.open(slab.rows)
         self._open[number] = slab
         for lane in slab.rows:
@@ -268,44 +338,57 @@ class Mill:
 
     # -- what was decided outside ------------------------------------------------------------------------------
 
-    def change(self, stage: int, pickled: bytes) -> int:
-        """From the next record on, another stage in the place of number ``stage``; that record's input index."""
+    def _perform(self, intake: Intake, control: Decided) -> bool:
+        """Let the control record that comes next take effect; False when it must wait for a slab."""
+        if isinstance(control, NewStage):
+            self.handed_out = intake.take_decided()
+            self._change(control)
+            return True
+        if not self.slabs.free:
+            return False
+        self.handed_out = intake.take_decided()
+        before = self._watermark.mark
+        match control:
+            case Tick(mark_ns):
+                moved = self._watermark.go_on(mark_ns)
+            case CatchUp():
+                moved = self._watermark.catch_up()
+            case End():
+                self._watermark.end()
+                moved = True
+        if moved and self._plan.follows_watermark:
+            self._open_empty(before, self.handed_out)
+        self._moved()
+        return True
+
+    def _change(self, control: NewStage) -> None:
         opened = self.ledger.statistics().opened
         self._controls.forget(min(self._open, default=opened + 1))
-        control = self._controls.add(opened, stage, pickled)
+        self._controls.add(opened, control.stage, control.pickled)
+        if control.file:
+            self.files[control.stage] = control.file
         for lane in self.lanes:
             lane.send(StageChanged(control.stage, control.pickled))
-        return self._taken()
+        self._moved()
 
-    # -- the watermark without records -----------------------------------------------------------------------
+    def tick(self) -> Tick | None:
+        """What to decide if no record has come for long: the watermark goes on with the clock."""
+        mark = self._watermark.tick(self._clock.monotonic_ns()) if self.idle else None
+        return None if mark is None else Tick(mark)
 
-    def tick(self) -> None:
-        """Let the watermark go on with the clock, if no record has come for long."""
-        before = self._watermark.mark
-        if self.idle and self.slabs.free and self._watermark.tick(self._clock.monotonic_ns()):
-            self._open_empty(before)
-
-    def end_input(self) -> None:
-        """There are no more records: everything that waits for the watermark ends. The mill must be idle."""
-        if self._plan.follows_watermark:
-            before = self._watermark.mark
-            if self._watermark.catch_up():
-                self._open_empty(before)
-            before = self._watermark.mark
-            self._watermark.end()
-            self._open_empty(before)
-
-    def _open_empty(self, before: int) -> None:
+    def _open_empty(self, before: int, position: int) -> None:
         """A slab without records, with which the watermark moves."""
         nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
         memory, packer = self.slabs.take()
-        slab = self._filler.fill(Taken(nothing, _NOBODY, _NOBODY, self._taken(), [], 0.0, 0.0), memory, packer)
+        taken = Taken(nothing, _NOBODY, _NOBODY, np.array([position]), [], [], 0.0, 0.0)
+        slab = self._filler.fill(taken, memory, packer)
         assert slab.marks is not None
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)
 
-    def _taken(self) -> int:
-        return 0 if self._intake is None else self._intake.taken
+    def raise_barrier(self, number: int) -> None:
+        """Behind the last slab handed out, each lane copies its state, for checkpoint ``number``; one at a time."""
+        self.barriers.raise_behind(self.ledger.statistics().opened, number)
 
     def _admit(self, lane: Lane) -> None:
         first, keys = self._keys.untold(lane.number)
@@ -325,6 +408,8 @@ class Mill:
                 case Committed(number):
                     self._committed(lane, number)
                     self.pump()
+                case Copied(number):
+                    self.barriers.copied(lane, number)
                 case Ready():
                     lane.ready = True
                     if all(lane.ready for lane in self.lanes):
@@ -385,7 +470,9 @@ class Mill:
         self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
-        self._emit(Finished(batch, slab.taken.arrivals, lambda: self._freed(number, slab.memory)))
+        self.done = slab.taken.end
+        self._emit(Finished(batch, slab.taken.arrivals, self.done, lambda: self._freed(number, slab.memory)))
+        self.barriers.emitted(number)
 
     def _assembled(self, slab: Slab, shares: list[Share]) -> tuple[Batch, int]:
         """The slab's rows, and how many of them stages made without a record."""
@@ -409,7 +496,9 @@ class Mill:
             # Committed in the memory, but the word of it was lost with the process: its result came before, and holds.
             for number in sorted(lane.results):
                 if number <= lane.memory.committed:
+                    self.barriers.recall(lane, number)
                     self._committed(lane, number)
+            self.barriers.recall(lane, lane.memory.committed + 1)
             self._blame(lane, how)
             self._replace(lane)
             fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.restarts}
@@ -433,13 +522,12 @@ class Mill:
     def _replace(self, lane: Lane) -> None:
         lane.restarts += 1
         lane.detach()
-        self._keys.forget_telling(lane.number)
         self._start(lane)
-        self._admit(lane)
-        for message in lane.objects.messages():
-            lane.send(message)
         for step in self._controls.among(self.ledger.owed(lane.number)):
-            if isinstance(step, Control):
-                lane.send(StageChanged(step.stage, step.pickled))
-            else:
-                self._send(lane, step)
+            match step:
+                case Control():
+                    lane.send(StageChanged(step.stage, step.pickled))
+                case Barrier():
+                    self.barriers.send(lane)
+                case _:
+                    self._send(lane, step)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from tidemill import errors
 from tidemill.batch import Batch
@@ -23,15 +23,16 @@ from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
 from tidemill.lanes.sink_main import SinkHost
 from tidemill.lanes.wire import Failed
 from tidemill.schema import Schema
-from tidemill.sinks.base import LoopSink, ProcessSink, Sink
+from tidemill.sinks.base import Keeping, LoopSink, ProcessSink, Sink
 
-__all__ = ["CLOSE_S", "FLUSH_S", "Delivery", "LoopOutlet", "Outlet", "ThreadOutlet", "error_of"]
+__all__ = ["CLOSE_S", "FLUSH_S", "Commitment", "Delivery", "LoopOutlet", "Outlet", "ThreadOutlet", "error_of"]
 
 FLUSH_S: Final = 0.25
 """Seconds that rows wait at most to become visible."""
 CLOSE_S: Final = 2.0
 """Seconds that a sink gets to close after the run has failed."""
 _log = logging.getLogger("tidemill")
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,11 +45,26 @@ class Delivery:
     shown: Callable[[], None]
 
 
+@dataclass
+class Commitment:
+    """Behind the deliveries before it: what was put so far reaches up to ``position``, and is to be committed."""
+
+    position: int
+
+
 class Outlet(abc.ABC):
-    """One sink's end of the engine."""
+    """One sink's end of the engine.
+
+    In a run that keeps state (``keeping``), the sink is resumed and told when to commit; ``kept`` is called with the
+    position up to which its rows are safe. A sink that commits no positions is past one when it has its rows.
+    """
 
     sink: Sink
     name: str
+    keeping: Keeping | None = None
+    kept: Callable[[int], None] = staticmethod(lambda _: None)
+    resumed_at = 0
+    """Up to where in the input the sink had committed when it was opened: those rows are not put again."""
     rows = 0
     """Rows the sink has written."""
     left_out: Mapping[str, int] = MappingProxyType({})
@@ -77,6 +93,10 @@ class Outlet(abc.ABC):
         """Hand over a batch; never blocks. The slabs bound how many can be under way."""
 
     @abc.abstractmethod
+    def commit(self, position: int) -> None:
+        """What was put so far reaches up to there: the sink shall commit it, and `kept` tell; never blocks."""
+
+    @abc.abstractmethod
     async def run(self) -> None:
         """Do the outlet's work until cancelled or failed."""
 
@@ -97,7 +117,7 @@ class LoopOutlet(Outlet):
         self.sink = sink
         self._timed = timed
         self.name = sink.name
-        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._to_close = False
 
     async def open(self, schema: Schema) -> None:
@@ -107,9 +127,16 @@ class LoopOutlet(Outlet):
     def put(self, delivery: Delivery) -> None:
         self._waiting.put_nowait(delivery)
 
+    def commit(self, position: int) -> None:
+        self._waiting.put_nowait(Commitment(position))
+
     async def run(self) -> None:
         while True:
             delivery = await self._waiting.get()
+            if isinstance(delivery, Commitment):
+                self.kept(delivery.position)
+                self._waiting.task_done()
+                continue
             await self._named(self._timed(self._write(delivery.batch)))
             self.rows = self.sink.statistics().rows
             delivery.written()
@@ -146,28 +173,32 @@ class ThreadOutlet(Outlet):
 
     sink: ProcessSink
 
-    def __init__(self, sink: ProcessSink) -> None:
+    def __init__(self, sink: ProcessSink, keeping: Keeping | None = None) -> None:
         self.sink = sink
-        self._host = SinkHost(sink, FLUSH_S)
+        self.keeping = keeping
+        self._host = SinkHost(sink, FLUSH_S, keeping)
         self.name = sink.name
-        self._waiting: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._unseen: list[Delivery] = []
         self._finishing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
 
-    async def _call(self, function: Callable[..., None], *arguments: object) -> None:
+    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
         except TidemillError:
             raise
         except Exception as error:
             raise OutsideError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
 
     async def open(self, schema: Schema) -> None:
-        await self._call(self.sink.open, schema)
+        self.resumed_at = await self._call(lambda: self._host.open(schema) or 0)
 
     def put(self, delivery: Delivery) -> None:
         self._waiting.put_nowait(delivery)
+
+    def commit(self, position: int) -> None:
+        self._waiting.put_nowait(Commitment(position))
 
     async def run(self) -> None:
         while True:
@@ -178,6 +209,12 @@ class ThreadOutlet(Outlet):
                     return
                 await self._call(self._host.flush)
                 self._show()
+                continue
+            if isinstance(delivery, Commitment):
+                await self._call(self._host.commit, delivery.position)
+                self._show()
+                self.kept(delivery.position)
+                self._waiting.task_done()
                 continue
             await self._call(self._host.write, self._host.written + 1, delivery.batch)
             statistics = self.sink.statistics()

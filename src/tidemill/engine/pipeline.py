@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from tidemill.core import plan as core
 from tidemill.core.watermark import Watermark
@@ -17,9 +17,12 @@ from tidemill.formats.edge import DEFAULT_KEY
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
-from tidemill.stages.base import Stage
+from tidemill.stages.base import Load, Stage
 
 __all__ = ["Checked", "Pipeline"]
+
+
+UNNAMED: Final = "pipeline"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Pipeline:
     ) -> None:
         self._put_between(source, sink)
         self.plan = plan if isinstance(plan, core.Plan) else Plan(plan)
-        self.name = name or "pipeline"
+        self.name = name or UNNAMED
         if max_keys < 1:
             raise PlanError(f"max_keys={max_keys!r} must be at least 1.")
         self.max_keys = max_keys
@@ -97,6 +100,14 @@ class Pipeline:
         """It ends by itself: every source does."""
         return all(source.finite for source in self.sources)
 
+    def called(self, name: str) -> Pipeline:
+        """The same pipeline by this name, if it was not given one of its own."""
+        if self.name != UNNAMED:
+            return self
+        made = copy.copy(self)
+        made.name = name
+        return made
+
     def between(self, source: Source | Sequence[Source], sink: Sink | Sequence[Sink]) -> Pipeline:
         """The same pipeline with other edges."""
         made = copy.copy(self)
@@ -107,17 +118,19 @@ class Pipeline:
         """A new run's."""
         return Watermark(lag_ns=self.lag_ns, max_ahead_ns=self.max_ahead_ns, idle_ns=self.idle_ns)
 
-    def check(self, *, edges: bool = True) -> Checked:
+    def check(self, *, edges: bool = True, resumes: bool = False, load: Load = FROM_DISK) -> Checked:
         """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
 
-        ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet.
+        ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet. One that ``resumes``
+        leaves that to those sinks that know their own output. Tables and models come from ``load``.
         """
         if edges:
             for source in self.sources:
                 source.check()
             for sink in self.sinks:
-                sink.check()
-        plan = self.plan.prepared(FROM_DISK)
+                if not (resumes and sink.keeps_position):
+                    sink.check()
+        plan = self.plan.prepared(load)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))

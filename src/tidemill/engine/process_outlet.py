@@ -10,16 +10,16 @@ from typing import Final
 import cloudpickle
 
 from tidemill.batch import Batch
-from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Delivery, Outlet, error_of
+from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Commitment, Delivery, Outlet, error_of
 from tidemill.errors import EngineError, OutsideError
 from tidemill.formats.packed import Full, Packer, TextTables
 from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Failed, FromLane, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.lanes.wire import Commit, Failed, FromLane, Kept, OpenSink, SinkClosed, Stop, Write, Written
 from tidemill.schema import Schema
-from tidemill.sinks.base import ProcessSink
+from tidemill.sinks.base import Keeping, ProcessSink
 
 __all__ = ["SINK_BYTES", "ProcessOutlet"]
 
@@ -36,15 +36,16 @@ class ProcessOutlet(Outlet):
 
     sink: ProcessSink
 
-    def __init__(self, sink: ProcessSink, server: ForkServer) -> None:
+    def __init__(self, sink: ProcessSink, server: ForkServer, keeping: Keeping | None = None) -> None:
         self.sink = sink
+        self.keeping = keeping
         self._server = server
         self.name = sink.name
         self._regions = [Shared(f"sink-{number}", _REGION_BYTES) for number in range(_REGIONS)]
         tables = TextTables()
         self._packers = [Packer(region.buffer, tables) for region in self._regions]
         self._free = list(range(_REGIONS))
-        self._waiting: deque[Delivery] = deque()
+        self._waiting: deque[Delivery | Commitment] = deque()
         self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)
         self._unseen: deque[tuple[int, Delivery]] = deque()
         self._number = 0
@@ -60,13 +61,20 @@ class ProcessOutlet(Outlet):
     async def open(self, schema: Schema) -> None:
         memories = [region.fd for region in self._regions]
         self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=_NICE)
-        self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S))
+        keeping = pickle.dumps(self.keeping) if self.keeping is not None else b""
+        self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S, keeping))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()
 
     def put(self, delivery: Delivery) -> None:
-        self._waiting.append(delivery)
+        self._queue(delivery)
+
+    def commit(self, position: int) -> None:
+        self._queue(Commitment(position))
+
+    def _queue(self, step: Delivery | Commitment) -> None:
+        self._waiting.append(step)
         if not self._pumping and self._opened.done():  # rows may come while the sinks are opened one by one
             self._pump()
 
@@ -76,7 +84,13 @@ class ProcessOutlet(Outlet):
         if self._released:
             return
         if self._waiting and self._free:
-            self._send(self._waiting.popleft())
+            step = self._waiting.popleft()
+            if isinstance(step, Commitment):
+                assert self._channel is not None
+                self._channel.send(Commit(step.position))
+                self._close_if_done()
+            else:
+                self._send(step)
             if self._waiting and self._free:
                 self._pumping = True
                 asyncio.get_running_loop().call_soon(self._pump)
@@ -127,6 +141,10 @@ class ProcessOutlet(Outlet):
                 if not self._pumping:
                     self._pump()
                 self._close_if_done()
+            case Kept(position) if not self._opened.done():
+                self.resumed_at = position
+            case Kept(position):
+                self.kept(position)
             case SinkClosed(rows, _, left_out):
                 self.note(rows, left_out)
                 self._show(self._number)

@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Sequence
 from tidemill.clock import Clock
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.intake import Intake
-from tidemill.engine.metrics import Histogram, LagMonitor, LaneReport, LaneStatistics, Report, Statistics
+from tidemill.engine.metrics import (
+    Histogram,
+    LagMonitor,
+    LaneReport,
+    LaneStatistics,
+    Report,
+    StateStatistics,
+    Statistics,
+)
 from tidemill.engine.mill import Mill
 from tidemill.engine.outlets import Outlet
 from tidemill.held import Held
@@ -63,7 +71,12 @@ class Readings:
                 histogram.add(now - arrived_ns, records)
 
     def statistics(
-        self, mill: Mill, intake: Intake, sources: Sequence[Source], outlets: Sequence[Outlet]
+        self,
+        mill: Mill,
+        intake: Intake,
+        sources: Sequence[Source],
+        outlets: Sequence[Outlet],
+        state: StateStatistics | None = None,
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading."""
         now = self._clock.monotonic_ns()
@@ -93,9 +106,19 @@ class Readings:
             sources=tuple(source.statistics() for source in sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
             inline=self._inline,
+            state=state,
         )
 
-    def report(self, mill: Mill, sinks: Sequence[Sink], outlets: Sequence[Outlet], letters: DeadLetterFile) -> Report:
+    def report(
+        self,
+        mill: Mill,
+        sinks: Sequence[Sink],
+        outlets: Sequence[Outlet],
+        letters: DeadLetterFile,
+        *,
+        resumed_at: int | None = None,
+        position: int | None = None,
+    ) -> Report:
         """How the run was."""
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
         counts = mill.counts
@@ -113,7 +136,9 @@ class Readings:
             stages=mill.stage_times.report(),
             inline=self._inline,
             batch_records=mill.sizes.read(),
-            delivery={sink.name: sink.delivery for sink in sinks},
+            resumed_at=resumed_at,
+            position=position,
+            delivery={sink.name: sink.delivery if position is None else sink.delivery_with_state for sink in sinks},
             memory=self.memory,
             dead_letters_by_reason=dict(letters.reasons),
             counters=mill.read_counters(),

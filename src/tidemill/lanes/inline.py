@@ -20,11 +20,23 @@ __all__ = ["InlineLane"]
 class InlineLane:
     """A lane in this process; see `tidemill.lanes.channel.ProcessChannel` for the interface."""
 
-    def __init__(self, state: Any, slabs: list[Any], received: Callable[[FromLane, Payload], None]) -> None:
+    def __init__(
+        self,
+        state: Any,
+        copy: memoryview,
+        slabs: list[Any],
+        received: Callable[[FromLane, Payload], None],
+        *,
+        tells_objects: bool = False,
+    ) -> None:
+
+        def put(at: int, part: memoryview) -> None:
+            copy[at : at + len(part)] = part
+
         self._received = received
         self._waiting: deque[ToLane] = deque()
         self._scheduled = False
-        self._worker = Worker(state, slabs, self._reply, replaceable=False)
+        self._worker = Worker(state, put, slabs, self._reply, replaceable=tells_objects)
         self.pid: int | None = None
 
     def send(self, message: ToLane) -> None:

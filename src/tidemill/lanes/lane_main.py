@@ -6,10 +6,11 @@ import gc
 import os
 import socket
 import sys
+from functools import partial
 from typing import Final
 
 from tidemill.lanes.control import Control
-from tidemill.lanes.memory import Shared
+from tidemill.lanes.memory import Shared, write_at
 from tidemill.lanes.worker import Worker
 
 __all__ = ["main"]
@@ -19,12 +20,12 @@ YOUNG_OBJECTS: Final = 100_000
 
 
 def main(control: socket.socket, memories: list[int]) -> None:
-    """Run until told to stop or the parent is gone. ``memories`` are the state memory, then the slabs."""
+    """Run until told to stop or the parent is gone. ``memories`` are the state memory, one for copies of it, then the slabs."""
     gc.set_threshold(YOUNG_OBJECTS, 20, 20)
     os.dup2(2, 1)  # what the user's function prints must not get between the rows of a sink on stdout
-    state, *slabs = map(Shared.of, memories)
+    state, copy, *slabs = memories
     parent = Control(control)
-    worker = Worker(state, slabs, parent.send)
+    worker = Worker(Shared.of(state), partial(write_at, copy), list(map(Shared.of, slabs)), parent.send)
     while (messages := parent.read()) is not None:
         for message, _ in messages:
             if not worker.handle(message):  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.control import Control
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Failed, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.lanes.wire import Commit, Failed, Kept, OpenSink, SinkClosed, Stop, Write, Written
 from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
@@ -29,6 +29,8 @@ class BlockingSink(Protocol):
     @property
     def name(self) -> str: ...
     def open(self, schema: Schema) -> None: ...
+    def resume(self, schema: Schema, keeping: Any) -> int: ...
+    def commit(self, position: int) -> None: ...
     def chosen(self, batch: Batch) -> Batch: ...
     def write(self, batch: Batch) -> None: ...
     def flush(self) -> None: ...
@@ -37,19 +39,32 @@ class BlockingSink(Protocol):
 
 
 class SinkHost:
-    """A sink with its flushing: rows wait at most ``flush_s`` to become visible."""
+    """A sink with its flushing: rows wait at most ``flush_s`` to become visible.
 
-    def __init__(self, sink: BlockingSink, flush_s: float) -> None:
+    In a run that keeps state (``keeping``, a `tidemill.sinks.base.Keeping`) they wait for `commit` instead.
+    """
+
+    def __init__(self, sink: BlockingSink, flush_s: float, keeping: Any = None) -> None:
         self.sink = sink
         self._flush_s = flush_s
+        self._keeping = keeping
         self._dirty_since: float | None = None
         self.written = 0
         self.flushed = 0
+
+    def open(self, schema: Schema) -> int | None:
+        """Make the sink ready; the position up to which it is committed, in a run that keeps state."""
+        if self._keeping is None:
+            self.sink.open(schema)
+            return None
+        return self.sink.resume(schema, self._keeping)
 
     def write(self, number: int, batch: Batch) -> None:
         """Write a batch; flush when rows have waited long enough."""
         self.sink.write(self.sink.chosen(batch))
         self.written = number
+        if self._keeping is not None:
+            return
         if self._dirty_since is None:
             self._dirty_since = time.monotonic()
         elif self.due_in() == 0.0:
@@ -62,9 +77,15 @@ class SinkHost:
         return max(0.0, self._dirty_since + self._flush_s - time.monotonic())
 
     def flush(self) -> None:
-        """Make visible what was written."""
-        self.sink.flush()
-        self._dirty_since = None
+        """Make visible what was written; it waits for `commit` in a run that keeps state."""
+        if self._keeping is None:
+            self.sink.flush()
+            self._dirty_since = None
+            self.flushed = self.written
+
+    def commit(self, position: int) -> None:
+        """Commit what was written, and that it reaches up to ``position``."""
+        self.sink.commit(position)
         self.flushed = self.written
 
 
@@ -113,14 +134,22 @@ class _Loop:
         match message:
             case OpenSink():
                 sink: BlockingSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
-                self._host = SinkHost(sink, message.flush_s)
-                sink.open(pickle.loads(message.schema))  # noqa: S301 - our own parent's bytes
+                keeping = pickle.loads(message.keeping) if message.keeping else None  # noqa: S301 - as above
+                self._host = SinkHost(sink, message.flush_s, keeping)
+                position = self._host.open(pickle.loads(message.schema))  # noqa: S301 - as above
+                if position is not None:
+                    self._parent.send(Kept(position))
                 self._tell()
             case Write():
                 assert self._host is not None
                 batch = self._unpacker.batch(message.packed, self._regions[message.region])
                 self._host.write(message.number, batch)
                 self._tell()
+            case Commit():
+                assert self._host is not None
+                self._host.commit(message.position)
+                self._tell()
+                self._parent.send(Kept(message.position))
             case Stop():
                 self._stop()
                 return False

@@ -12,11 +12,15 @@ from tidemill.formats.packed import Packed
 __all__ = [
     "Admit",
     "Call",
+    "Commit",
     "Committed",
+    "Copied",
+    "CopyState",
     "Failed",
     "Forget",
     "FromLane",
     "Function",
+    "Kept",
     "KindsFixed",
     "LoadPlan",
     "Made",
@@ -67,6 +71,19 @@ class StageChanged(Message, frozen=True):
 
     stage: int
     pickled: bytes
+
+
+class CopyState(Message, frozen=True):
+    """Behind the slabs before: copy the state of the first ``slots`` sensors, for checkpoint ``number``."""
+
+    number: int
+    slots: int
+
+
+class Copied(Message, frozen=True):
+    """The copy is whole, and says so itself in its first 8 bytes."""
+
+    number: int
 
 
 class Objects(msgspec.Struct, array_like=True, frozen=True):
@@ -205,11 +222,15 @@ class Failed(Message, frozen=True):
 
 
 class OpenSink(Message, frozen=True):
-    """The pickled sink, its schema, and how long rows may wait for a flush."""
+    """The pickled sink, its schema, and how long rows may wait for a flush.
+
+    With ``keeping``, what it is told by a run that keeps state: it commits when it is told, and answers `Kept`.
+    """
 
     sink: bytes
     schema: bytes
     flush_s: float
+    keeping: bytes = b""
 
 
 class Write(Message, frozen=True):
@@ -228,6 +249,18 @@ class Written(Message, frozen=True):
     rows: int
     bytes: int
     left_out: dict[str, int] = {}
+
+
+class Commit(Message, frozen=True):
+    """What was written so far reaches up to this position: commit both."""
+
+    position: int
+
+
+class Kept(Message, frozen=True):
+    """Rows up to this position are committed."""
+
+    position: int
 
 
 class SinkClosed(Message, frozen=True):
@@ -301,11 +334,13 @@ ToLane = (
     | StageChanged
     | Work
     | Stop
+    | CopyState
     | OpenSink
     | Write
+    | Commit
     | Function
     | Forget
     | Call
     | Revoke
 )
-FromLane = Ready | Result | Committed | Failed | Written | SinkClosed | Returned
+FromLane = Ready | Result | Committed | Copied | Failed | Written | Kept | SinkClosed | Returned

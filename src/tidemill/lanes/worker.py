@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import struct
 import time
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.wire import (
     Admit,
     Committed,
+    Copied,
+    CopyState,
     Failed,
     KindsFixed,
     LoadPlan,
@@ -43,6 +46,7 @@ from tidemill.lanes.wire import (
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
+from tidemill.stages.state_copy import used_parts
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
 __all__ = ["Worker", "pack_frame", "pack_made"]
@@ -53,19 +57,22 @@ with contextlib.suppress(ImportError):
 
     _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 _WORD: Final = 8  # bytes
+Copy = Callable[[int, memoryview], None]
+_NUMBER: Final = struct.Struct("=q")
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
 
 
 class Worker:
     """One lane's stages over its state memory and the slabs.
 
-    ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
+    ``copy`` puts bytes at a place of a memory as large as ``state``; ``slabs`` are the buffers that `Work.memory` numbers; ``send`` hands a message with its payload to the parent and
     returns when it is out of this process's hands. Only one that is ``replaceable`` says what another would go on with.
     """
 
-    def __init__(self, state: Any, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
+    def __init__(self, state: Any, copy: Copy, slabs: list[Any], send: Send, *, replaceable: bool = True) -> None:
         self._replaceable = replaceable
         self._state = state
+        self._copy = copy
         self._slabs = slabs
         self._send = send
         self._kernels: Kernels | None = None  # where they are loaded anyway, and compiled
@@ -88,6 +95,8 @@ class Worker:
                     self._restore(message.objects)
                 case StageChanged():
                     self._change(message)
+                case CopyState():
+                    self._copy_state(message)
                 case LoadPlan():
                     self._load(message)
                 case Stop():
@@ -133,6 +142,14 @@ class Worker:
     def _change(self, message: StageChanged) -> None:
         assert self._chain is not None
         self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
+
+    def _copy_state(self, message: CopyState) -> None:
+        """The word of it may be lost with this process: the copy itself says, last of all, that it is whole."""
+        assert self._memory is not None
+        for at, part in used_parts(self._memory, message.slots):
+            self._copy(at, part)
+        self._copy(0, memoryview(_NUMBER.pack(message.number)))
+        self._send(Copied(message.number), b"")
 
     def _fix(self, kinds: dict[int, dict[str, str]]) -> None:
         assert self._chain is not None

@@ -1,7 +1,7 @@
 """Where rows go. Each sink says in its docstring what it guarantees and when rows become visible.
 
-`SQLite`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
-event loop. `for_path` picks one by a path's suffix. A sink imports its own library only when it is opened.
+`SQLite`, `PostgreSQL`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
+event loop. `for_path` picks one by a path's suffix or a URL. A sink imports its own library only when it is opened.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tidemill.sinks.lines import Lines
     from tidemill.sinks.parquet import Parquet
     from tidemill.sinks.paths import for_path
+    from tidemill.sinks.postgres import PostgreSQL
     from tidemill.sinks.sqlite import SQLite
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Lines",
     "LoopSink",
     "Parquet",
+    "PostgreSQL",
     "ProcessSink",
     "SQLite",
     "Sink",
@@ -37,6 +39,7 @@ _HOMES: Final = {
     "Lines": "lines",
     "LoopSink": "base",
     "Parquet": "parquet",
+    "PostgreSQL": "postgres",
     "ProcessSink": "base",
     "SQLite": "sqlite",
     "Sink": "base",

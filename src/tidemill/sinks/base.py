@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,13 @@ class Sink(Named, abc.ABC):
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
 
-    delivery: ClassVar[str] = "at-least-once"
+    keeps_position: bool = False
+    """Whether it commits rows and their position together (`ProcessSink.resume`, `commit`): then each row is there
+    exactly once. One sink of a class may not, when what it writes to cannot be taken back: standard output."""
+    delivery: str = "at-least-once"
     """The guarantee without state on disk, for the report."""
+    delivery_with_state: str = "at-least-once"
+    """The guarantee of a run that keeps state."""
 
     @property
     def place(self) -> str | None:
@@ -118,9 +123,6 @@ class Sink(Named, abc.ABC):
 class ProcessSink(Sink):
     """A sink of blocking calls. It runs in a process of its own, so that neither its waits nor the GIL it holds can
     touch the event loop; with ``lanes=0`` it runs in a thread."""
-
-    keeps_position: ClassVar[bool] = False
-    """Whether it commits rows and their position together (`resume`, `commit`): then each row is there exactly once."""
 
     @abc.abstractmethod
     def open(self, schema: Schema) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError, StageError, TidemillError
@@ -22,8 +22,10 @@ class Callback(LoopSink):
 
     ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
 
-    Delivery: each row once in a run, in input order; a run that starts again gives them again. An exception in ``fn``
-    stops the run with a `StageError` that names the sink.
+    Delivery: each row once in a run, in input order; a run that starts again gives them again, with state those since the
+    last checkpoint. Then ``batch.sequence`` numbers the rows since the pipeline's first start, and ``batch.epoch`` the starts:
+    one that keeps the last number it has worked on leaves out rows up to it, and has each once. An exception in ``fn`` stops
+    the run with a `StageError` that names the sink.
 
     >>> import asyncio
     >>> seen = []
@@ -33,7 +35,7 @@ class Callback(LoopSink):
     [{'sensor': 'S1', 'value': 20}]
     """
 
-    delivery: ClassVar[str] = "at-least-once; in order, awaited"
+    delivery = "at-least-once; in order, awaited"
 
     def __init__(
         self,

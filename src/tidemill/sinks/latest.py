@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Latest(LoopSink, Mapping[str, dict[str, Any]]):
     ({'sensor': 'S1', 'value': 21}, ['S1'])
     """
 
-    delivery: ClassVar[str] = "newest row of each key, in memory"
+    delivery = "newest row of each key, in memory"
 
     def __init__(
         self,

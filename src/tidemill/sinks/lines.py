@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
+
+import msgspec
 
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
-from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
-from tidemill.sinks.output import Output, first_line, require_whole_gzip
+from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.fence import Fence, another_start
+from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.output import KeptOutput, Output, first_line, require_whole_gzip
 
 __all__ = ["Lines"]
 
 _FORMATS: Final[dict[str, Literal["ndjson", "csv"]]] = {".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
 _MOST_TOLD: Final = 100
 """Fields that have no place and are counted each by its name; the rest are counted together."""
+
+
+class _Committed(msgspec.Struct, frozen=True):
+    """What the state folder knows of the file."""
+
+    path: str
+    epoch: int
+    position: int
+    length: int
+    """Bytes of the file that hold the rows up to ``position``."""
+    found: int
+    """Bytes that were there before this pipeline's first start."""
 
 
 class Lines(ProcessSink):
@@ -36,8 +53,15 @@ class Lines(ProcessSink):
     rows since the last flush, a power cut may lose more. A re-run with ``if_exists="append"`` writes its rows again. A
     ``.gz`` can be unpacked up to the last flush at any time (gzip then says that the end is missing).
 
+    With state, exactly-once: each commit (about once a second) brings the rows to the disk, then notes the length of
+    the file and the position of the last row in the state folder, at once. A start cuts the file to that length and goes
+    on from there, so rows and position agree after any crash and power cut. Rows are visible at the commit; a reader who
+    follows the file may see some lines sooner, and after a crash the same lines again at the same place. A ``.gz`` has
+    one member a commit, and unpacks whole at any time between two. Standard output cannot be cut: at-least-once.
+
     Raises `InputError` when the file exists and ``if_exists`` is ``"fail"``, or when rows are to be appended under a CSV
-    header that lacks one of their columns; `OutsideError` when the disk is full or the reader of standard output has gone.
+    header that lacks one of their columns, or when the file is not the one that the state knows; `OutsideError` when the
+    disk is full, the reader of standard output has gone, or an earlier start still writes.
 
     >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +73,9 @@ class Lines(ProcessSink):
     ['sensor,value', 'S1,20.5']
     """
 
-    delivery: ClassVar[str] = "at-least-once; whole lines, in order"
+    keeps_position = True
+    delivery = "at-least-once; whole lines, in order"
+    delivery_with_state = "exactly-once; whole lines, in order, on disk and visible at each commit"
 
     def __init__(
         self,
@@ -67,9 +93,16 @@ class Lines(ProcessSink):
         self.path = None if str(path) == "-" else files.absolute(path)
         self.gz = str(path).lower().endswith(".gz")
         self.format = format or _format_of(path)
+        if self.path is None or (self.path.exists() and _is_device(self.path)):
+            self.keeps_position = False
+            self.delivery_with_state = self.delivery
         self._output: Output | None = None
+        self._fence: Fence | None = None
+        self._noted_in = Path()
+        self._committed: _Committed | None = None
         self._header: tuple[str, ...] | None = None
         self._began = False
+        self._fits = False
         self._left_out: dict[str, int] = {}
         self._schema = Schema(open=True)
         self._rows = 0
@@ -84,54 +117,96 @@ class Lines(ProcessSink):
         return None if self.path.exists() and _is_device(self.path) else str(self.path.resolve())
 
     def check(self) -> None:
+        self._require_folder()
+        if self.if_exists == "fail" and self.path is not None and self.path.exists() and not _is_device(self.path):
+            raise OutputExists(
+                f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
+                f"write over it."
+            )
+
+    def _require_folder(self) -> None:
         if self.path is None:
             return
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder; Lines needs the path of a file.")
         if not self.path.parent.is_dir():
             raise InputError(f"The folder {self.path.parent} for {self.path.name} does not exist; create it.")
-        if self.if_exists == "fail" and self.path.exists() and not _is_device(self.path):
-            raise OutputExists(
-                f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
-                f"write over it."
-            )
 
     def open(self, schema: Schema) -> None:
         self.check()
         self._schema = schema
+        self._fence = self._committed = None
         append = self.if_exists == "append" and self.path is not None and self.path.exists()
-        self._header = self.columns or (schema.names if not schema.open else None) or None
-        self._began = append
-        if append:
-            assert self.path is not None
-            if self.gz:
-                require_whole_gzip(self.path)
-            if self.format == "csv":
-                self._header = self._fitting(_header_of(self.path), self._header or ())
+        self._begin_lines(append=append, fitting=True)
         try:
             self._output = Output(self.path, gz=self.gz, append=append)
         except OSError as error:
-            raise OutsideError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+            raise self._unwritable(error) from error
+
+    def resume(self, schema: Schema, keeping: Keeping) -> int:
+        if self.path is None or not self.keeps_position:
+            return super().resume(schema, keeping)
+        self._schema = schema
+        self._require_folder()
+        self._fence = Fence.take(keeping, self._let_go)
+        try:
+            return self._resumed(self.path, keeping)
+        except BaseException as error:
+            self._let_go()
+            self._fence.release()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
 
     def write(self, batch: Batch) -> None:
         output = self._opened()
         if not len(batch):
             return
-        output.write(self._encoded(batch))
+        with self._mine():
+            output.write(self._encoded(batch))
         self._rows += len(batch)
 
     def flush(self) -> None:
         output = self._opened()
-        output.flush()
+        if self._committed is None:  # else rows are visible by commits alone
+            output.flush()
+            self._bytes = output.size
+
+    def commit(self, position: int) -> None:
+        output = self._opened()
+        if self._committed is None or not isinstance(output, KeptOutput):
+            self.flush()
+            return
+        with self._mine():
+            noted = msgspec.structs.replace(self._committed, position=position, length=output.commit())
+            if noted != self._committed:
+                try:
+                    write_note(self._noted_in, noted)
+                except BaseException:
+                    output.drop()  # whether it is noted, only the next start can know
+                    raise
+                self._committed = noted
         self._bytes = output.size
 
     def close(self) -> None:
         output, self._output = self._output, None
         if output is None:
             return
+        names = () if self.format != "csv" or self._began else self._header or self._schema.names
+        header = _csv_header(names) if names else b""  # a run without rows leaves a header
+        if isinstance(output, KeptOutput):
+            assert self._fence is not None
+            try:
+                if not self._fence.shut:
+                    with self._fence.passed():
+                        output.leave(header)
+            finally:
+                self._fence.release()
+                self._fence = self._committed = None
+            return
         try:
-            if self.format == "csv" and not self._began and (names := self._header or self._schema.names):
-                output.write(_csv_header(names))  # a run without rows leaves a header
+            if header:
+                output.write(header)
         finally:
             output.close()
             self._bytes = output.size
@@ -140,12 +215,72 @@ class Lines(ProcessSink):
         """``bytes`` counts what reached the system at the last flush, after compression."""
         return SinkStatistics(self.name, self._rows, self._bytes, self._left_out)
 
+    # -- with state ----------------------------------------------------------------------------------
+
+    def _resumed(self, path: Path, keeping: Keeping) -> int:
+        self._noted_in = keeping.folder / "position.json"
+        known = read_note(self._noted_in, _Committed)
+        if known is None:
+            self.check()
+            found = path.stat().st_size if self.if_exists == "append" and path.exists() else 0
+            self._begin_lines(append=found > 0, fitting=True)
+            committed = _Committed(str(path), keeping.epoch, 0, found, found)
+        else:
+            self._require_same(path, known, keeping)
+            committed = msgspec.structs.replace(known, epoch=keeping.epoch)
+        write_note(self._noted_in, committed)  # before the file is made: else the next start might not know it as ours
+        output = self._output = KeptOutput(path, gz=self.gz, length=committed.length)
+        files.sync_folder(path.parent)
+        if known is not None:
+            self._begin_lines(append=known.length > 0, fitting=known.length == known.found)
+        self._committed = committed
+        self._bytes = output.size
+        return committed.position
+
+    def _require_same(self, path: Path, known: _Committed, keeping: Keeping) -> None:
+        if known.epoch > keeping.epoch:
+            raise another_start()
+        if known.path != str(path):
+            raise InputError(
+                f"The rows of sink {self.name} up to now are in {known.path}, and {path} is to take the rest; go back to "
+                f"the first, or start over with --fresh."
+            )
+        size = path.stat().st_size if path.exists() else 0
+        if size < known.length:
+            there = f"{path} has {size} bytes" if path.exists() else f"{path} is not there"
+            raise InputError(
+                f"{there}, and {known.length} were committed; put it back as it was, or start over with --fresh."
+            )
+
+    def _mine(self) -> contextlib.AbstractContextManager[None]:
+        return self._fence.passed() if self._fence is not None else contextlib.nullcontext()
+
+    def _let_go(self) -> None:
+        if isinstance(self._output, KeptOutput):
+            self._output.drop()
+
+    def _unwritable(self, error: OSError) -> OutsideError:
+        return OutsideError(f"{self.path} cannot be written: {error.strerror or error}.")
+
     # -- lines ---------------------------------------------------------------------------------------
 
     def _opened(self) -> Output:
         if self._output is None:
             raise PlanError(f"sink {self.name} is not open.")
         return self._output
+
+    def _begin_lines(self, *, append: bool, fitting: bool) -> None:
+        """``fitting``: a header that is there already must have a place for our columns."""
+        self._header = self.columns or (self._schema.names if not self._schema.open else None) or None
+        self._began = append
+        self._fits = not fitting
+        if append:
+            assert self.path is not None
+            if self.gz and fitting:
+                require_whole_gzip(self.path)
+            if self.format == "csv":
+                wanted = () if self._fits else self._header or ()
+                self._header = self._fitting(_header_of(self.path), wanted)
 
     def _encoded(self, batch: Batch) -> bytes:
         if self.format == "ndjson":
@@ -156,7 +291,7 @@ class Lines(ProcessSink):
 
         if self._header is None:
             self._header = batch.names
-        elif not self._rows and self._began:
+        elif not self._rows and self._began and not self._fits:
             self._fitting(self._header, batch.names)
         starts, self._began = not self._began, True
         if batch.names != self._header:

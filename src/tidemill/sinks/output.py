@@ -13,7 +13,7 @@ from typing import Final
 from tidemill import files
 from tidemill.errors import InputError, OutsideError
 
-__all__ = ["Output"]
+__all__ = ["KeptOutput", "Output"]
 
 BUFFER_BYTES: Final = 1 << 20
 """Lines are kept until there are so many bytes of them, or until a flush."""
@@ -33,7 +33,7 @@ class Output:
         self._waiting_bytes = 0
         self.size = 0
         """Bytes handed to the system so far."""
-        self._gz = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31) if gz else None  # 31: with a gzip header
+        self._gz = _member() if gz else None
         self._file = (
             files.open_write(path, append=append) if path is not None else io.FileIO(STDOUT, "w", closefd=False)
         )
@@ -95,6 +95,79 @@ class Output:
         if error.errno == errno.ENOSPC:
             return OutsideError(f"The disk is full: rows could not be written to {self.place}.")
         return OutsideError(f"Rows could not be written to {self.place}: {error.strerror or error}.")
+
+
+class KeptOutput(Output):
+    """A file of which ``length`` bytes are committed; what is beyond is cut off. A ``.gz`` has one member a commit, so
+    that it can be cut between two of them.
+
+    After any error nothing more is written: what the disk holds beyond the committed length is not known then.
+    """
+
+    def __init__(self, path: Path, *, gz: bool, length: int) -> None:
+        self.length = length
+        """Bytes that are committed."""
+        with files.open_write(path, append=True) as file:
+            file.truncate(length)
+            files.sync(file)
+        super().__init__(path, gz=gz, append=True)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written since the last commit."""
+        return bool(self._waiting) or self._file.tell() != self.length
+
+    def write(self, lines: bytes) -> None:
+        self._require_unbroken()
+        super().write(lines)
+
+    def commit(self) -> int:
+        """Return when everything so far has reached the disk: the length of the file."""
+        self._require_unbroken()
+        if not self.changed:
+            return self.length
+        if self._gz is not None:
+            self._waiting.append(self._gz.flush(zlib.Z_FINISH))
+            self._gz = _member()
+        self._send()
+        try:
+            files.sync(self._file)
+        except OSError as error:
+            self.drop()  # a second fsync may succeed although the rows are gone
+            raise self._named(error) from error
+        self.length = self._file.tell()
+        return self.length
+
+    def _require_unbroken(self) -> None:
+        if self._broken:
+            raise OutsideError(f"Rows for {self.place} met an error before; start again to go on from the last commit.")
+
+    def drop(self) -> None:
+        """Let go as it is, without writing anything."""
+        self._broken = True
+        self._waiting.clear()
+        self._file.close()
+
+    def leave(self, end: bytes) -> None:
+        """Cut off what is not committed, and let go. ``end`` is for a file in which nothing is: it stays uncommitted."""
+        changed = not self._broken and self.changed
+        self._waiting.clear()
+        try:
+            if self._broken:
+                return
+            if changed:
+                self._file.truncate(self.length)
+            elif not self.length:
+                self._send_all(self._gz.compress(end) + self._gz.flush() if self._gz is not None else end)
+            files.sync(self._file)
+        except OSError as error:
+            raise self._named(error) from error
+        finally:
+            self.drop()
+
+
+def _member() -> zlib._Compress:
+    return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)  # 31: with a gzip header
 
 
 def _ends_in_newline(file: io.FileIO) -> bool:

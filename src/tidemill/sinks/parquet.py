@@ -7,15 +7,17 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.errors import InputError, MissingExtra, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
-from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.fence import Fence
 from tidemill.sinks.parquet_file import ParquetFile
+from tidemill.sinks.parquet_stages import Stage, Stages
 from tidemill.sinks.row_group import RowGroup, kind_of
 
 __all__ = ["Parquet"]
@@ -45,8 +47,16 @@ class Parquet(ProcessSink):
     After a crash the rows of the file that was not complete are not there; a re-run writes all its rows again. One run
     writes to a folder at a time.
 
+    With state, exactly-once: each commit (about once a second) adds its rows to a stage, a file of Arrow IPC in the state
+    folder, brings that to the disk, and then names the stage's length and the position of the last row in a manifest,
+    at once. A stage that is full (here ``max_bytes`` counts its bytes), old, or at an orderly end, becomes the next
+    file, by the rename above. A start cuts the stage to what the manifest names, and goes on from there; a file that a
+    crash kept from being made is made again under the same name. So rows are visible file by file, as without state,
+    and are safe from the commit on. A single file is made at each orderly end, anew if the run is continued; its rows
+    stay in the state folder for that. Nothing that is not committed is ever visible.
+
     Raises `MissingExtra` without pyarrow; `InputError` when there are files already and ``if_exists`` is ``"fail"``;
-    `OutsideError` when the disk is full.
+    or when the state knows another place; `OutsideError` when the disk is full, or an earlier start still writes.
 
     >>> import tempfile, pyarrow.parquet
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +68,9 @@ class Parquet(ProcessSink):
     [{'sensor': 'S1', 'value': 20.5}, {'sensor': 'S2', 'value': None}]
     """
 
-    delivery: ClassVar[str] = "at-least-once; a file appears whole or not at all"
+    keeps_position = True
+    delivery = "at-least-once; a file appears whole or not at all"
+    delivery_with_state = "exactly-once; on disk at each commit, visible file by file, each whole or not at all"
 
     def __init__(
         self,
@@ -92,7 +104,10 @@ class Parquet(ProcessSink):
         self._open = False
         self._failed = False
         self._number = 0
-        self._file: ParquetFile | None = None
+        self._file: ParquetFile | Stage | None = None
+        self._fence: Fence | None = None
+        self._stages: Stages | None = None
+        self._changed = False
         self._kinds: dict[str, Kind | None] = {}
         self._group = RowGroup(GROUP_ROWS)
         self._began_ns = 0
@@ -106,6 +121,17 @@ class Parquet(ProcessSink):
         return str(self.path.resolve())
 
     def check(self) -> None:
+        self._require_folder()
+        if self.if_exists == "fail":
+            if self.single and self.path.exists():
+                raise OutputExists(f'{self.path} already exists; write if_exists="replace" to write over it.')
+            if not self.single and any(self._parts()):
+                raise OutputExists(
+                    f"The folder {self.path} already has Parquet files of an earlier run; write "
+                    f'if_exists="append" to add to them, or if_exists="replace" to delete them first.'
+                )
+
+    def _require_folder(self) -> None:
         if importlib.util.find_spec("pyarrow") is None:
             raise MissingExtra("pyarrow", "parquet", "Parquet files")
         place = self.path
@@ -113,36 +139,53 @@ class Parquet(ProcessSink):
             raise InputError(f"The folder {place.parent} for {place.name} does not exist; create it.")
         if not self.single and place.exists() and not place.is_dir():
             raise InputError(f"{place} is a file; Parquet needs a folder, or a name that ends with .parquet.")
-        if self.if_exists == "fail":
-            if self.single and place.exists():
-                raise OutputExists(f'{place} already exists; write if_exists="replace" to write over it.')
-            if not self.single and any(self._parts()):
-                raise OutputExists(
-                    f"The folder {place} already has Parquet files of an earlier run; write "
-                    f'if_exists="append" to add to them, or if_exists="replace" to delete them first.'
-                )
 
     def open(self, schema: Schema) -> None:
         self.check()
+        self._fence = self._stages = None
+        self._begin(schema)
+        with self._refusals():
+            self._make_folder()
+        self._open = True
+
+    def resume(self, schema: Schema, keeping: Keeping) -> int:
+        self._require_folder()
+        self._begin(schema)
+        self._fence = Fence.take(keeping, self._let_go)
+        try:
+            with self._refusals():
+                self._stages = Stages(keeping, self.path, self.name)
+                position = self._resumed(self._stages)
+        except BaseException:
+            self._let_go()
+            self._fence.release()
+            raise
+        self._open = True
+        return position
+
+    def _begin(self, schema: Schema) -> None:
         self._schema = schema
         self._failed = False
+        self._changed = False
+        self._file = None
         self._kinds = {}
         self._number = 0
-        with self._refusals():
-            if not self.single:
-                self.path.mkdir(exist_ok=True)
-                for part in self._parts() if self.if_exists == "replace" else ():
-                    part.unlink()
-                self._number = max((int(part.name[5:-8]) for part in self._parts()), default=0)
         self._group = RowGroup(min(GROUP_ROWS, self.max_rows))
-        self._open = True
+
+    def _make_folder(self) -> None:
+        if not self.single:
+            self.path.mkdir(exist_ok=True)
+            for part in self._parts() if self.if_exists == "replace" else ():
+                part.unlink()
+            self._number = max((int(part.name[5:-8]) for part in self._parts()), default=0)
 
     def write(self, batch: Batch) -> None:
         self._require_open()
         if not len(batch):
             return
         kinds = {name: kind_of(column) for name, column in batch.columns.items()}
-        with self._refusals():
+        with self._mine(), self._refusals():
+            self._changed = True
             self._roll_if_old()
             self._take_kinds(kinds)
             start = 0
@@ -159,29 +202,111 @@ class Parquet(ProcessSink):
     def flush(self) -> None:
         """Complete the file if it is old enough; younger rows stay hidden until their file is complete."""
         self._require_open()
-        with self._refusals():
+        if self._stages is None:  # else rows are made visible by commits alone
+            with self._refusals():
+                self._roll_if_old()
+
+    def commit(self, position: int) -> None:
+        self._require_open()
+        if self._stages is None:
+            self.flush()
+            return
+        with self._mine(), self._refusals():
             self._roll_if_old()
+            self._write_group()
+            self._commit(self._stages, position)
 
     def close(self) -> None:
-        """Complete the last file, unless writing it failed."""
+        """Complete the last file, unless writing it failed; with state, unless rows were not committed."""
         if not self._open:
             return
         self._open = False
+        if self._stages is not None:
+            self._leave(self._stages)
+            return
         with self._refusals():
-            if self._failed:
-                if self._file is not None:
-                    self._file.discard()
+            file, failed = self._file, self._failed
+            if failed:
+                if isinstance(file, ParquetFile):
+                    file.discard()
                 self._file = None
                 return
             if self.single and not self._rows:  # a run without rows leaves an empty file, not none
-                wanted = self.columns or self._schema.names
-                known = {field.name: field.kind for field in self._schema}
-                self._kinds = {name: known.get(name) for name in wanted}
+                self._kinds = self._foreseen()
                 self._start_file()
             self._finish_file()
 
+    def _foreseen(self) -> dict[str, Kind | None]:
+        known = {field.name: field.kind for field in self._schema}
+        return {name: known.get(name) for name in self.columns or self._schema.names}
+
     def statistics(self) -> SinkStatistics:
         return SinkStatistics(self.name, self._rows, self._bytes + (self._file.size() if self._file else 0))
+
+    # -- with state ----------------------------------------------------------------------------------
+
+    def _resumed(self, stages: Stages) -> int:
+        known = stages.known()
+        if known is None:
+            self.check()
+            self._make_folder()
+            if not self.single:  # what was deleted stays so, also through a power cut
+                files.sync_folder(self.path)
+                files.sync_folder(self.path.parent)
+            stages.begin(self._number)
+            return 0
+        if not self.single:
+            self.path.mkdir(exist_ok=True)
+        self._file = stages.resume(known)
+        self._number = known.number
+        self._kinds = known.all_kinds()
+        self._began_ns = self._clock.monotonic_ns()
+        self._roll(stages)
+        if not self.single and self._file_rows() >= self.max_rows:  # which may be less than it was
+            self._finish_file()
+        return known.position
+
+    def _commit(self, stages: Stages, position: int) -> None:
+        growing = self._file if isinstance(self._file, Stage) else None
+        stages.commit(position, self._number, self._kinds, growing)
+        self._changed = False
+        self._roll(stages)
+
+    def _roll(self, stages: Stages) -> None:
+        for stage in stages.full:
+            self._bytes += stage.roll(self._place_of(stage.number), self._group.capacity)
+        stages.rolled()
+
+    def _leave(self, stages: Stages) -> None:
+        """Let go at the last commit. When that was of the last row, its rows become visible."""
+        assert self._fence is not None
+        try:
+            if not (self._failed or self._changed or self._fence.shut):
+                with self._mine(), self._refusals():
+                    self._complete(stages)
+        finally:
+            self._let_go()
+            self._fence.release()
+            self._fence = self._stages = None
+
+    def _complete(self, stages: Stages) -> None:
+        assert stages.manifest is not None
+        if not self.single:
+            self._finish_file()
+            self._commit(stages, stages.manifest.position)
+        elif isinstance(self._file, Stage):  # which stays, for the rows of a later start
+            self._bytes = self._file.roll(self.path, self._group.capacity)
+        else:
+            self._bytes = ParquetFile(self.path, self._foreseen()).publish()
+
+    def _mine(self) -> contextlib.AbstractContextManager[None]:
+        return self._fence.passed() if self._fence is not None else contextlib.nullcontext()
+
+    def _let_go(self) -> None:
+        if isinstance(self._file, Stage):
+            self._file.close()
+        if self._stages is not None:
+            self._stages.close()
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -199,8 +324,10 @@ class Parquet(ProcessSink):
             if self.single:
                 self._write_group()
                 self._file.widen(merged)
-            else:
+            elif self._file_rows() >= self._group.capacity:
                 self._finish_file()
+            else:  # a stage, of rows that would still be gathered without state: parts are the same with it
+                self._file.widen(merged)
         self._kinds = merged
 
     def _declared(self, name: str) -> Kind | None:
@@ -225,16 +352,24 @@ class Parquet(ProcessSink):
         if not self.single and (file.rows >= self.max_rows or file.size() >= self.max_bytes):
             self._finish_file()
 
-    def _start_file(self) -> ParquetFile:
+    def _start_file(self) -> ParquetFile | Stage:
         self._number += 1
-        place = self.path if self.single else self.path / f"part-{self._number:08d}.parquet"
-        self._file = ParquetFile(place, self._kinds)
+        if self._stages is not None:
+            self._file = Stage(self._stages.folder, self._number, self._kinds)
+        else:
+            self._file = ParquetFile(self._place_of(self._number), self._kinds)
         return self._file
+
+    def _place_of(self, number: int) -> Path:
+        return self.path if self.single else self.path / f"part-{number:08d}.parquet"
 
     def _finish_file(self) -> None:
         self._write_group()
         file, self._file = self._file, None
-        if file is not None:
+        if isinstance(file, Stage):
+            assert self._stages is not None
+            self._stages.fill(file)
+        elif file is not None:
             self._bytes += file.publish()
 
     def _roll_if_old(self) -> None:
@@ -249,6 +384,8 @@ class Parquet(ProcessSink):
             yield from (place for place in self.path.iterdir() if _PART.fullmatch(place.name))
 
     def _require_open(self) -> None:
+        if self._stages is not None and self._failed:
+            raise OutsideError(f"Rows for {self.path} met an error before; start again to go on from the last commit.")
         if not self._open:
             raise PlanError(f"sink {self.name} is not open.")
 
@@ -258,10 +395,15 @@ class Parquet(ProcessSink):
             yield
         except OSError as error:
             self._failed = True
-            raise OutsideError(
-                f"Writing Parquet to {self.path} failed: {error.strerror or error}. "
-                f"The rows of the file that was not complete are lost."
-            ) from error
+            lost = (
+                "What was committed is not lost"
+                if self._stages
+                else "The rows of the file that was not complete are lost"
+            )
+            raise OutsideError(f"Writing Parquet to {self.path} failed: {error.strerror or error}. {lost}.") from error
         except BaseException:
             self._failed = True
             raise
+        finally:
+            if self._failed and self._stages is not None:
+                self._let_go()  # nothing more is tried on these files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from tidemill.sinks.text import clean_text
 __all__ = ["ParquetFile"]
 
 COMPRESSION_LEVEL: Final = 1
+BUFFER_BYTES: Final = 1 << 20
 
 
 class ParquetFile:
@@ -29,7 +31,7 @@ class ParquetFile:
         from pyarrow import parquet
 
         self._schema = _arrow_schema(kinds)
-        self._handle = self._hidden.open("wb")
+        self._handle = io.BufferedWriter(files.open_write(self._hidden), BUFFER_BYTES)
         self._writer = parquet.ParquetWriter(
             self._handle,
             self._schema,
@@ -50,6 +52,16 @@ class ParquetFile:
         table = pa.Table.from_arrays(group.arrays(kinds), schema=self._schema)
         self._writer.write_table(table, row_group_size=max(1, group.rows))
         self.rows += group.rows
+
+    def take(self, table: Any) -> None:
+        """A row group whose columns have the order and the types of the file's."""
+        import pyarrow as pa
+
+        whole = table.unify_dictionaries().combine_chunks()
+        self._writer.write_table(
+            pa.Table.from_arrays(whole.columns, schema=self._schema), row_group_size=max(1, len(table))
+        )
+        self.rows += len(table)
 
     def widen(self, kinds: dict[str, Kind | None]) -> None:
         """Write the file anew with more columns, null in the rows there are."""

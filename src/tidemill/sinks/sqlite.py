@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
+
+import msgspec
 
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
-from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
-from tidemill.sinks.sqlite_values import ColumnNames, bindable, declared_type, fits, folded, quoted
+from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.fence import Fence
+from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.sqlite_insert import Insert
+from tidemill.sinks.sqlite_positions import TABLE, KeptPosition
+from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted
 
 __all__ = ["SQLite"]
 
@@ -24,12 +29,19 @@ BUSY_TIMEOUT: Final = 10.0
 CHECKPOINT_PAGES: Final = 8000
 """Pages of WAL before SQLite copies them into the main file: 32 MB. Each copy rewrites pages that are still filling,
 so the default of 4 MB costs a fifth of the rate."""
-STATEMENT_ROWS: Final = 32
-"""Rows that one INSERT takes, where there are as many: 1.4 times the rate of one row at a time."""
-STATEMENT_VALUES: Final = 900
-"""Values that one INSERT takes at most, unless a single row has more: within the limit of every SQLite in use."""
 MOST_COLUMNS: Final = 2000
 """SQLite's own limit."""
+
+
+class _Output(msgspec.Struct, frozen=True):
+    """What the state folder knows of the table."""
+
+    path: str
+    table: str
+    names: list[tuple[str, str]] = []
+    """Fields and their columns, in the order in which they came: which of ``a`` and ``A`` was first."""
+    forecast: bool = False
+    """The table was made, without rows, of what was known of them: rows may need other types."""
 
 
 class SQLite(ProcessSink):
@@ -44,9 +56,15 @@ class SQLite(ProcessSink):
     and survive a crash of the program. After a crash, rows since the last flush are not there; a re-run with
     ``if_exists="append"`` writes all its rows again.
 
+    With state, exactly-once: each commit (about once a second) is one transaction of its rows and of the position of
+    the last one, in the table ``tidemill_positions`` of the same file, on disk (``synchronous=FULL``) when it is done.
+    So rows and position agree after any crash and power cut, and a start goes on after the last row there. Rows are
+    visible at the commit. A transaction of an earlier start, of a process that was stopped and wakes up, is rolled back.
+    ``if_exists`` is asked only by the first start.
+
     Raises `InputError` when the folder is missing, the file is not a SQLite database, or the table is there already
-    and ``if_exists`` is ``"fail"``; `OutsideError` when the disk is full or another program holds the file for more
-    than 10 seconds. Other tables of the file are never touched.
+    and ``if_exists`` is ``"fail"``, or when the file is not the one that the state knows; `OutsideError` when the disk is
+    full, another program holds the file for more than 10 seconds, or another start of the pipeline has taken over. Other tables of the file are never touched.
 
     >>> import sqlite3, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +78,9 @@ class SQLite(ProcessSink):
     [('S1', 20, None)]
     """
 
-    delivery: ClassVar[str] = "at-least-once; rows are committed in order, all rows of a flush or none"
+    keeps_position = True
+    delivery = "at-least-once; rows are committed in order, all rows of a flush or none"
+    delivery_with_state = "exactly-once; rows and position in one transaction, on disk and visible at each commit"
 
     def __init__(
         self,
@@ -75,6 +95,8 @@ class SQLite(ProcessSink):
         super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         if not table or "\0" in table or table.lower().startswith("sqlite_"):
             raise PlanError(f"table={table!r} cannot be a table of SQLite: the name is empty, or reserved by SQLite.")
+        if folded(table) == TABLE:
+            raise PlanError(f"table={table!r} is where SQLite notes the positions of pipelines; choose another name.")
         if str(path).startswith(":memory:") or not str(path):
             raise PlanError(f"SQLite({str(path)!r}) has no file: rows are written by another process, so give a path.")
         self.path = files.absolute(path)
@@ -83,8 +105,12 @@ class SQLite(ProcessSink):
         self._schema = Schema(open=True)
         self._declared: dict[str, str] | None = None
         self._names = ColumnNames()
-        self._inserts: dict[tuple[tuple[str, Kind], ...], _Insert] = {}
+        self._inserts: dict[tuple[tuple[str, Kind], ...], Insert] = {}
         self._failed = False
+        self._fence: Fence | None = None
+        self._kept: KeptPosition | None = None
+        self._noted = _Output(str(self.path), table)
+        self._noted_in = Path()
         self._rows = 0
         self._bytes = 0
 
@@ -95,37 +121,59 @@ class SQLite(ProcessSink):
         return f"{self.path.resolve()}, table {folded(self.table)!r}"
 
     def check(self) -> None:
+        self._require_folder()
+        if self.path.exists():
+            with self._refusals(), contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT)) as connection:
+                self._existing(connection)
+
+    def _require_folder(self) -> None:
         place = self.path
         if place.is_dir():
             raise InputError(f"{place} is a folder; SQLite needs the path of a file, such as {place / 'features.db'}.")
         if not place.parent.is_dir():
             raise InputError(f"The folder {place.parent} for the SQLite file {place.name} does not exist; create it.")
-        if place.exists():
-            with self._refusals(), contextlib.closing(sqlite3.connect(place, timeout=BUSY_TIMEOUT)) as connection:
-                self._existing(connection)
 
     def open(self, schema: Schema) -> None:
-        self._schema = schema
+        self._fence = self._kept = None
         with self._refusals():
-            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-            try:
-                self._declared = self._existing(connection) if self.if_exists != "replace" else None
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-            except BaseException:
-                connection.close()
-                raise
-        self._connection = connection
+            self._connect(schema, synchronous="NORMAL")
+            self._declared = self._existing(self._opened()) if self.if_exists != "replace" else None
+
+    def resume(self, schema: Schema, keeping: Keeping) -> int:
+        self._kept = None
+        self._require_folder()
+        self._fence = Fence.take(keeping, self._let_go)
+        try:
+            with self._refusals():
+                self._know_output(keeping)
+                self._connect(schema, synchronous="FULL")  # a checkpoint trusts that what is committed stays so
+                return self._resumed(self._opened(), keeping)
+        except BaseException:
+            self._let_go()
+            self._fence.release()
+            raise
+
+    def _connect(self, schema: Schema, *, synchronous: str) -> None:
+        self._schema = schema
+        self._declared = None
         self._names = ColumnNames()
         self._inserts.clear()
         self._failed = False
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
 
     def write(self, batch: Batch) -> None:
         if not len(batch):
             return
-        connection = self._opened()
-        with self._refusals():
+        with self._mine(), self._refusals():
+            connection = self._opened()
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
             self._make_room(connection, batch.columns)
@@ -133,13 +181,32 @@ class SQLite(ProcessSink):
         self._rows += len(batch)
 
     def flush(self) -> None:
+        if self._kept is not None:  # rows become visible with their position, by commits alone
+            return
         connection = self._opened()
         with self._refusals():
             if connection.in_transaction:
                 connection.execute("COMMIT")
                 self._bytes = self._size()
 
+    def commit(self, position: int) -> None:
+        if self._kept is None:
+            self.flush()
+            return
+        with self._mine(), self._refusals():
+            connection = self._opened()
+            if not connection.in_transaction:
+                if position == self._kept.position:
+                    return
+                connection.execute("BEGIN IMMEDIATE")
+            self._kept.move(connection, position)
+            connection.execute("COMMIT")
+        self._bytes = self._size()
+
     def close(self) -> None:
+        if self._kept is not None:
+            self._leave()
+            return
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -148,20 +215,108 @@ class SQLite(ProcessSink):
                 connection.rollback()
                 return
             if self._declared is None and len(self._schema):  # a run without rows leaves an empty table, not none
-                columns = {field.name: Column.missing(field.kind or Kind.OBJECT, 0) for field in self._schema}
                 connection.execute("BEGIN IMMEDIATE")
-                self._make_room(connection, {name: columns[name] for name in self.columns or columns})
+                self._make_room(connection, self._foreseen())
             if connection.in_transaction:
                 connection.execute("COMMIT")
         self._bytes = self._size()
+
+    def _foreseen(self) -> dict[str, Column]:
+        columns = {field.name: Column.missing(field.kind or Kind.OBJECT, 0) for field in self._schema}
+        return {name: columns[name] for name in self.columns or columns}
 
     def statistics(self) -> SinkStatistics:
         """``bytes`` is the size of the file and its WAL at the last flush."""
         return SinkStatistics(self.name, self._rows, self._bytes)
 
+    # -- with state ----------------------------------------------------------------------------------
+
+    def _know_output(self, keeping: Keeping) -> None:
+        """Refuse another file or table than the state knows; what that one holds could not be gone on with here."""
+        self._noted_in = keeping.folder / "output.json"
+        asked = _Output(str(self.path), self.table)
+        self._noted = read_note(self._noted_in, _Output) or asked
+        if (self._noted.path, folded(self._noted.table)) != (asked.path, folded(asked.table)):
+            raise InputError(
+                f"The rows of sink {self.name} up to now are in table {self._noted.table!r} of {self._noted.path}, and "
+                f"table {self.table!r} of {self.path} is to take the rest; go back to the first, or start over with "
+                f"--fresh."
+            )
+
+    def _resumed(self, connection: sqlite3.Connection, keeping: Keeping) -> int:
+        kept = KeptPosition(keeping, self.name)
+        connection.execute("BEGIN IMMEDIATE")
+        known = kept.begin(connection)
+        begun = files.stamp(self._noted_in) is not None
+        if begun and not known:
+            raise InputError(
+                f"{self.path} does not know how far the rows of this pipeline reach, and did so once; put it back as it "
+                f"was, or start over with --fresh."
+            )
+        if not known and self.if_exists == "replace":
+            connection.execute(f"DROP TABLE IF EXISTS {quoted(self.table)}")
+        self._declared = self._existing(connection, ours=known)
+        self._names = ColumnNames(dict(self._noted.names))
+        if self._noted.forecast:
+            self._take_back_forecast(connection)
+        connection.execute("COMMIT")
+        write_note(self._noted_in, self._noted)
+        self._kept = kept
+        self._bytes = self._size()
+        return kept.position
+
+    def _take_back_forecast(self, connection: sqlite3.Connection) -> None:
+        table = quoted(self.table)
+        if self._declared is not None and not connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # noqa: S608
+            connection.execute(f"DROP TABLE {table}")
+            self._declared = None
+            self._names = ColumnNames()
+        self._noted = msgspec.structs.replace(self._noted, names=list(self._names.known.items()), forecast=False)
+
+    def _note_names(self, *, forecast: bool = False) -> None:
+        """Before the columns are committed: a name that is noted and not there does no harm."""
+        names = list(self._names.known.items())
+        if names != self._noted.names or forecast:
+            self._noted = msgspec.structs.replace(self._noted, names=names, forecast=forecast)
+            write_note(self._noted_in, self._noted)
+
+    def _leave(self) -> None:
+        """Let go at the last commit."""
+        assert self._fence is not None
+        fence = self._fence
+        try:
+            if self._connection is not None and not fence.shut:
+                with fence.passed():
+                    waiting = self._connection.in_transaction
+                    self._connection.rollback()
+                    if not waiting and self._declared is None and len(self._schema):
+                        self._forecast(self._connection)
+        finally:
+            self._let_go()
+            self._fence = self._kept = None
+            fence.release()
+
+    def _forecast(self, connection: sqlite3.Connection) -> None:
+        """A run without rows leaves an empty table, not none; a later start makes it anew."""
+        assert self._kept is not None
+        with self._refusals():
+            connection.execute("BEGIN IMMEDIATE")
+            self._kept.move(connection, self._kept.position)
+            self._make_room(connection, self._foreseen())
+            self._note_names(forecast=True)
+            connection.execute("COMMIT")
+
+    def _mine(self) -> contextlib.AbstractContextManager[None]:
+        return self._fence.passed() if self._fence is not None else contextlib.nullcontext()
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()  # which rolls back
+
     # -- the table -----------------------------------------------------------------------------------
 
-    def _existing(self, connection: sqlite3.Connection) -> dict[str, str] | None:
+    def _existing(self, connection: sqlite3.Connection, *, ours: bool = False) -> dict[str, str] | None:
         """Folded names of the table's columns → declared types; None when it is not there."""
         query = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')"
         found = connection.execute(query, (self.table,)).fetchone()
@@ -169,7 +324,7 @@ class SQLite(ProcessSink):
             return None
         if found[0] != "table":
             raise InputError(f"{self.table!r} in {self.path} is a view; choose another table=.")
-        if self.if_exists == "fail":
+        if self.if_exists == "fail" and not ours:
             raise OutputExists(
                 f"{self.path} already has a table {self.table!r}; write "
                 f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
@@ -194,7 +349,7 @@ class SQLite(ProcessSink):
         if self._declared is None:
             types = {name: declared_type(column) for name, column in added.items()}
             definition = ", ".join(f"{quoted(name)} {kind}".rstrip() for name, kind in types.items())
-            if self.if_exists == "replace":
+            if self.if_exists == "replace" and self._kept is None:
                 connection.execute(f"DROP TABLE IF EXISTS {table}")
             connection.execute(f"CREATE TABLE {table} ({definition})")
             self._declared = {folded(name): kind for name, kind in types.items()}
@@ -208,7 +363,9 @@ class SQLite(ProcessSink):
                     f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[folded(name)]}, and "
                     f'the rows have {column.kind.value} there; choose another table=, or if_exists="replace".'
                 )
-        self._inserts[key] = _Insert(table, [quoted(name) for name in added])
+        self._inserts[key] = Insert(table, [quoted(name) for name in added])
+        if self._kept is not None:
+            self._note_names()
 
     def _fits(self, name: str, column: Column) -> bool:
         assert self._declared is not None
@@ -228,6 +385,8 @@ class SQLite(ProcessSink):
     # -- the file ------------------------------------------------------------------------------------
 
     def _opened(self) -> sqlite3.Connection:
+        if self._kept is not None and self._connection is None:
+            raise OutsideError(f"Rows for {self.path} met an error before; start again to go on from the last commit.")
         if self._connection is None:
             raise PlanError(f"sink {self.name} is not open.")
         return self._connection
@@ -241,43 +400,21 @@ class SQLite(ProcessSink):
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
-        """SQLite's refusals as our own errors; whatever is raised, the open transaction will not be committed."""
+        """SQLite's refusals as our own errors; whatever is raised, the open transaction will not be committed, and with
+        state nothing more is tried on this connection."""
         try:
             yield
-        except sqlite3.Error as error:
+        except BaseException as error:
             self._failed = True
-            raise _named(error, self.path, self.table) from error
-        except BaseException:
-            self._failed = True
+            if self._kept is not None:
+                self._let_go()
+            if isinstance(error, sqlite3.Error):
+                raise _named(error, self.path, self.table) from error
             raise
 
 
 def _shape(columns: dict[str, Column]) -> tuple[tuple[str, Kind], ...]:
     return tuple((name, column.kind) for name, column in columns.items())
-
-
-class _Insert:
-    """The statements that add rows of one shape."""
-
-    def __init__(self, table: str, names: list[str]) -> None:
-        self._width = len(names)
-        self._at_once = max(1, min(STATEMENT_ROWS, STATEMENT_VALUES // max(1, self._width)))
-        row = f"({', '.join('?' * self._width)})"
-        # Names cannot be bound; `quoted` made them identifiers whatever they hold.
-        head = f"INSERT INTO {table} " + (f"({', '.join(names)}) VALUES " if names else "DEFAULT VALUES")  # noqa: S608
-        self._one = head + row if names else head
-        self._many = head + ", ".join([row] * self._at_once) if names else head
-
-    def run(self, connection: sqlite3.Connection, batch: Batch, *, clean: bool) -> None:
-        if not self._width:
-            connection.executemany(self._one, [()] * len(batch))
-            return
-        rows = zip(*(bindable(column, clean=clean) for column in batch.columns.values()), strict=True)
-        if self._at_once > 1 and len(batch) >= self._at_once:
-            values, size = chain.from_iterable(rows), self._at_once * self._width
-            whole = (tuple(islice(values, size)) for _ in range(len(batch) // self._at_once))
-            connection.executemany(self._many, whole)
-        connection.executemany(self._one, rows)  # what is left
 
 
 def _named(error: sqlite3.Error, place: Path, table: str) -> TidemillError:

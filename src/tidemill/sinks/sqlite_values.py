@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -65,21 +66,21 @@ class ColumnNames:
     ['value', 'Value_2', 'value']
     """
 
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-        self._taken: set[str] = set()
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self.known: dict[str, str] = dict(known or {})
+        self._taken: set[str] = set(map(folded, self.known.values()))
 
     def of(self, name: str) -> str:
         """The column for the field ``name``: always the same one."""
-        if name not in self._known:
+        if name not in self.known:
             base = column = clean_text(name.replace("\0", "\u2400"))
             number = 2
             while folded(column) in self._taken:
                 column = f"{base}_{number}"
                 number += 1
-            self._known[name] = column
+            self.known[name] = column
             self._taken.add(folded(column))
-        return self._known[name]
+        return self.known[name]
 
 
 def folded(name: str) -> str:

@@ -22,6 +22,7 @@ from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.narrowing import rejected
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.segments import SEGMENT_STATISTICS, Segments
 from tidemill.stages.statistics.wanted import Quantile
@@ -145,6 +146,13 @@ class Aggregate(Stage):
 
     def state_fields(self) -> Mapping[str, StateField]:
         return self._buffer.fields()
+
+    def known_by(self) -> Mapping[str, object]:
+        """The records that wait for its windows' ends; which statistics are taken of them is another matter."""
+        return {"window": self.window, "columns": self.columns, "late": self.late, "lateness_ns": self.lateness_ns}
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
+        return self._buffer.moved(old, places)
 
     # -- in a lane ---------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.newest import Newest
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["Align"]
@@ -168,6 +169,20 @@ class Align(Stage):
 
     def state_fields(self) -> Mapping[str, StateField]:
         return {**self._buffer.fields(), **self._newest.fields()}
+
+    def known_by(self) -> Mapping[str, object]:
+        return {
+            "channels": self.channels,
+            "by": self.groups_by,
+            "channel": self.channel,
+            "value": self.value,
+            "method": self.method,
+            "tolerance_ns": self.tolerance_ns,
+            "lateness_ns": self.lateness_ns,
+        }
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
+        return self._buffer.moved(old, places)
 
     # -- in a lane ---------------------------------------------------------------------------------------
 

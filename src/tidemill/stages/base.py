@@ -16,6 +16,7 @@ from tidemill.errors import PlanError
 from tidemill.letters import Reject
 from tidemill.schema import Kind, Schema
 from tidemill.stages.object_states import ObjectStates
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["GONE", "Emitted", "Entered", "Load", "OnError", "Stage", "Step", "Table"]
@@ -24,6 +25,9 @@ OnError = Literal["dead_letter", "nan", "stop"]
 
 GONE: Final = ("absorbed", "deduplicated", "dropped", "late")
 """What a record that does not go on may be counted as, if not as filtered."""
+
+_OF_EVERY: Final = ("on_error", "deadline_s", "budget_s", "runs_user_code", "adds")
+"""Attributes of stages that no state depends on."""
 
 Table = Mapping[str, Sequence[Any]]
 """A loaded table: column name -> values (str where it came from CSV)."""
@@ -114,6 +118,9 @@ class Stage(abc.ABC):
     drops: ClassVar[bool] = False
     """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
 
+    keeps_objects: ClassVar[bool] = False
+    """Whether it has state that is no array (`changed_objects`)."""
+
     uses_kernels: ClassVar[bool] = False
     """Whether it needs the compiled kernels, which are then loaded before the lanes are forked."""
 
@@ -163,6 +170,11 @@ class Stage(abc.ABC):
     def name(self) -> str:
         return self._name or self.describe()
 
+    @property
+    def given_name(self) -> str | None:
+        """The ``name`` that it was given."""
+        return self._name
+
     def within(self, budget_s: float) -> Self:
         """This stage with another time budget: a call that takes longer is told of, while it goes on, and counted as
         ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
@@ -208,6 +220,23 @@ class Stage(abc.ABC):
     def state_fields(self) -> Mapping[str, StateField]:
         """Its arrays in state memory; none by default."""
         return {}
+
+    def known_by(self) -> Mapping[str, object]:
+        """What its state depends on: a run that finds another stage of this class, with the same here, among the stages of
+        the run before goes on with its state. By default all of its public attributes but those of every stage.
+
+        Numbers, text, functions (of which the name counts), and lists, dicts and dataclasses of them.
+        """
+        return {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in _OF_EVERY}
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> Sequence[Mapping[str, NDArray[Any]]]:
+        """What it keeps for whole lanes, for another number of them: needed where a field is ``per_lane``.
+
+        ``old[lane]`` has those fields as they were in that lane, the used part alone where they have a ``region``, and
+        ``places`` says where sensors' slots have gone. Returns the same for each new lane; what is left out stays zero.
+        The stage is not opened. What is kept of each sensor is moved without it.
+        """
+        raise PlanError(f"{self.name} does not say what becomes of its state with another number of lanes.")
 
     # -- in a lane -------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 
 __all__ = ["NEVER", "EventBuffer", "Waiting"]
@@ -75,11 +76,38 @@ class EventBuffer:
         """Its arrays, for `Stage.state_fields`."""
         fields = {"head": StateField("int64", (1, 3), per_lane=True)}
         for region in (0, 1):
-            fields[f"slots{region}"] = StateField("int32", (self.most,), per_lane=True)
-            fields[f"times{region}"] = StateField("int64", (self.most,), per_lane=True)
+            own = ("head", region)
+            fields[f"slots{region}"] = StateField("int32", (self.most,), per_lane=True, region=own)
+            fields[f"times{region}"] = StateField("int64", (self.most,), per_lane=True, region=own)
             for column, dtype in enumerate(self._dtypes):
-                fields[f"values{column}_{region}"] = StateField(dtype, (self.most,), per_lane=True)
+                fields[f"values{column}_{region}"] = StateField(dtype, (self.most,), per_lane=True, region=own)
         return fields
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
+        """For `Stage.moved`: each record goes with its sensor.
+
+        Those of one sensor keep their order, since they come from one lane; those of different sensors have none that
+        matters. A lane's least ``due`` is so for any part of its records.
+        """
+        columns = range(len(self._dtypes))
+        names = ["slots", "times", *(f"values{column}_" for column in columns)]
+        parts: list[list[list[NDArray[Any]]]] = [[] for _ in range(places.lanes)]
+        dues = [NEVER] * places.lanes
+        for lane, arrays in enumerate(old):
+            region, _, due = arrays["head"][0].tolist()
+            slots, *rest = (arrays[f"{name}{region}"] for name in names)
+            lanes, slots = places.of(lane, slots)
+            for new in np.unique(lanes).tolist():
+                own = lanes == new
+                parts[new].append([column[own] for column in (slots, *rest)])
+                dues[new] = min(dues[new], due)
+        moved = []
+        for own_parts, due in zip(parts, dues, strict=True):
+            made = [np.concatenate(pieces) for pieces in zip(*own_parts, strict=True)]
+            held = dict(zip([f"{name}0" for name in names], made, strict=True)) if made else {}
+            count = len(made[0]) if made else 0
+            moved.append({"head": np.array([[0, count, due]]), **held})
+        return moved
 
     def held(self, state: StageState) -> tuple[Waiting, int]:
         """What waits, as views that hold until the next change; and when it is due."""

@@ -99,6 +99,9 @@ class Ewm(Recurrence):
     def needs_times(self) -> bool:
         return self.timed
 
+    def known_by(self) -> Mapping[str, object]:
+        return {"columns": self.columns, "weights": self._weights, "adjust": self.adjust, "timed": self.timed}
+
     def _fields(self) -> Mapping[str, StateField]:
         fields = {"row": StateField("float64", (WEIGHED_CELLS,))}
         if self.timed:

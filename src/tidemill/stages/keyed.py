@@ -71,6 +71,7 @@ class Keyed(Stage):
 
     runs_user_code: ClassVar[bool] = True
     narrows_itself: ClassVar[bool] = True
+    keeps_objects: ClassVar[bool] = True
     fixes_kinds: ClassVar[bool] = True
 
     def __init__(
@@ -126,6 +127,9 @@ class Keyed(Stage):
 
     def reads(self) -> frozenset[str] | None:
         return None if self.columns is None else frozenset(self.columns)
+
+    def known_by(self) -> Mapping[str, object]:
+        return {"factory": self.factory, "columns": self.columns, "ttl_ns": self.ttl_ns}
 
     # -- in a lane -------------------------------------------------------------------------------------------
 

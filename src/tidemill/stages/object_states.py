@@ -8,7 +8,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +49,39 @@ class ObjectStates:
         else:
             sizes = np.array([_GONE if part is None else len(part) for part in parts], np.int32)
         return cls(slots, sizes, b"".join(there))
+
+    @classmethod
+    def joined(cls, parts: Sequence[ObjectStates]) -> ObjectStates:
+        """One behind the other."""
+        nothing = np.empty(0, np.int32)
+        slots = np.concatenate([nothing, *(part.slots for part in parts)])
+        sizes = np.concatenate([nothing, *(part.sizes for part in parts)])
+        return cls(slots, sizes, b"".join(part.data for part in parts))
+
+    def take(self, chosen: NDArray[np.bool_]) -> ObjectStates:
+        """Some of them.
+
+        >>> states = ObjectStates.of({3: b"abc", 7: None, 9: b"d"})
+        >>> list(states.take(np.array([False, True, True])))
+        [(7, None), (9, b'd')]
+        """
+        ends = np.cumsum(np.maximum(self.sizes, 0), dtype=np.int64)
+        starts = ends - np.maximum(self.sizes, 0)
+        spans = zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)
+        data = b"".join(self.data[start:end] for start, end in spans)
+        return ObjectStates(self.slots[chosen], self.sizes[chosen], data)
+
+    def newest(self) -> ObjectStates:
+        """Of each slot its last state alone, and none of objects that are no more.
+
+        >>> states = ObjectStates.joined([ObjectStates.of({3: b"abc", 7: b"x"}), ObjectStates.of({3: b"d", 7: None})])
+        >>> list(states.newest())
+        [(3, b'd')]
+        """
+        last = np.zeros(len(self.slots), np.bool_)
+        _, behind = np.unique(self.slots[::-1], return_index=True)
+        last[len(self.slots) - 1 - behind] = True
+        return self.take(last & (self.sizes >= 0))
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
         at = 0

@@ -206,6 +206,17 @@ class Rolling(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         return self._windows.state_fields()
 
+    def known_by(self) -> Mapping[str, object]:
+        """Its windows; which statistics are taken of them is another matter."""
+        if isinstance(self.window, int):
+            return {"columns": self.columns, "window": self.window, "max_gap_s": self._gap}
+        span = f"{duration_ns(self.window, name='window')}ns"
+        return {"columns": self.columns, "window": span, "max_records": self.max_records, "max_gap_s": self._gap}
+
+    @property
+    def _gap(self) -> str | None:
+        return None if self.max_gap_s is None else f"{duration_ns(self.max_gap_s, name='max_gap_s')}ns"
+
     @property
     def kept_bytes_per_key(self) -> int:
         """Bytes that a lane keeps of each sensor beside its state, to be made anew in a new lane."""

@@ -73,6 +73,9 @@ class Scan(Keyed):
     def describe(self) -> str:
         return f"scan({own_name(self.factory.fn)})"
 
+    def known_by(self) -> Mapping[str, object]:
+        return {**super().known_by(), "factory": self.factory.fn}
+
 
 class _Starting:
     """The factory of a `scan`."""

@@ -8,10 +8,11 @@ where a lane that replaces a dead one finds it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
@@ -23,6 +24,8 @@ __all__ = ["SeenColumns"]
 _MOST: Final = 1 << 16
 """Bytes for names and kinds; what does not fit is known only until its lane ends."""
 _HEAD: Final = np.zeros(1, np.int32)
+_NOTHING: Final = Kind.OBJECT.value
+"""The kind of a column that has held only nulls."""
 
 
 class SeenColumns:
@@ -35,8 +38,20 @@ class SeenColumns:
 
     def fields(self) -> Mapping[str, StateField]:
         """Its arrays, for `Stage.state_fields`: two texts, of which the head says which one counts, and its length."""
-        text = StateField("uint8", (_MOST,), per_lane=True)
-        return {"columns": StateField("int64", (1, 2), per_lane=True), "columns0": text, "columns1": text}
+        texts = {f"columns{n}": StateField("uint8", (_MOST,), per_lane=True, region=("columns", n)) for n in (0, 1)}
+        return {"columns": StateField("int64", (1, 2), per_lane=True), **texts}
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], lanes: int) -> list[dict[str, NDArray[Any]]]:
+        """For `Stage.moved`: every lane knows what any has seen."""
+        kinds: dict[str, str] = {}
+        for arrays in old:
+            region, size = arrays["columns"][0].tolist()
+            told = json.loads(arrays[f"columns{region}"].tobytes()) if size else {}
+            kinds.update({name: kind for name, kind in told.items() if kinds.get(name, _NOTHING) == _NOTHING})
+        text = np.frombuffer(json.dumps(kinds).encode() if kinds else b"", np.uint8)
+        if len(text) > _MOST:
+            text = text[:0]
+        return [{"columns": np.array([[0, len(text)]]), "columns0": text} for _ in range(lanes)]
 
     def kinds(self, state: StageState) -> Mapping[str, Kind]:
         """What has come."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.hearing import NEVER, Heard, Silences
 from tidemill.stages.made_rows import KeyField, crossings
+from tidemill.stages.places import Places
 from tidemill.stages.seen_columns import SeenColumns
 from tidemill.stages.state import StageState, StateField
 
@@ -94,6 +95,12 @@ class Silence(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         due = StateField("int64", (1, 2), per_lane=True)
         return {"last": StateField("int64"), "due": due, **self._columns.fields()}
+
+    def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> list[dict[str, NDArray[Any]]]:
+        dues = np.concatenate([arrays["due"] for arrays in old])
+        known = dues[dues[:, 0] == 1, 1]
+        due = np.array([[1, known.min()]]) if len(known) else np.zeros((1, 2), np.int64)
+        return [{"due": due, **columns} for columns in self._columns.moved(old, places.lanes)]
 
     def opened(self) -> Self:
         lane = super().opened()

@@ -51,6 +51,9 @@ class StateField:
     per_lane: bool = False
     """One array for the whole lane: ``shape`` is all there is of it, and what `StageState.save` takes are places in
     its first dimension, no key slots."""
+    region: tuple[str, int] | None = None
+    """Of two such arrays one is in use, this one by this number: another field, named here, begins with the number of the
+    one that is, and how much of it. None where all of the array counts."""
 
     @property
     def bytes_per_key(self) -> int:
@@ -197,7 +200,7 @@ class StateMemory:
     def __init__(self, layout: StateLayout, buffer: Any) -> None:
         self.layout = layout
         self._header = np.frombuffer(buffer, np.int64, 16, 0)
-        self._buffer = buffer
+        self.buffer = buffer
         self._undo_bytes = layout.undo_bytes
         self._arrays: list[NDArray[Any]] = []
         self._cellwise: list[bool] = []
@@ -248,7 +251,7 @@ class StateMemory:
         end = at + _ENTRY.size + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
         if end > self._undo_bytes:
             raise EngineError("the undo log is full: a stage saved more than its state fields announce")
-        _ENTRY.pack_into(self._buffer, _HEADER_BYTES + at, field, entries, cellwise, end - at)
+        _ENTRY.pack_into(self.buffer, _HEADER_BYTES + at, field, entries, cellwise, end - at)
         slots, at = self._read(at + _ENTRY.size, _INT32, entries)
         cells = None
         if cellwise:
@@ -299,10 +302,10 @@ class StateMemory:
             array[slots] = old.reshape(entries, *array.shape[1:])
 
     def _entry(self, at: int) -> tuple[int, int, int, int]:
-        return _ENTRY.unpack_from(self._buffer, _HEADER_BYTES + at)
+        return _ENTRY.unpack_from(self.buffer, _HEADER_BYTES + at)
 
     def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
-        return np.frombuffer(self._buffer, dtype, count, _HEADER_BYTES + at), at + _words(dtype.itemsize * count)
+        return np.frombuffer(self.buffer, dtype, count, _HEADER_BYTES + at), at + _words(dtype.itemsize * count)
 
     # -- the crash cursor ------------------------------------------------------------------------------
 

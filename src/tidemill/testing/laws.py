@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import cloudpickle
@@ -15,7 +16,9 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.core.differences import first_difference
-from tidemill.core.trial import MADE, Made, cut_at, lag_of, layout
+from tidemill.core.keys import KeyTable
+from tidemill.core.moving import Saved, moved_objects, placed, restore, saved_arrays
+from tidemill.core.trial import MADE, Made, Trial, cut_at, lag_of, layout
 from tidemill.engine.entrance import run
 from tidemill.engine.lent import overwrite
 from tidemill.engine.pipeline import Pipeline
@@ -26,6 +29,8 @@ from tidemill.lanes.memory import Shared
 from tidemill.sources.records import Records
 from tidemill.stages.base import Stage
 from tidemill.stages.map import Map
+from tidemill.stages.object_states import ObjectStates
+from tidemill.stages.state import StateMemory
 from tidemill.testing.list_sink import ListSink
 from tidemill.testing.subject import HOLES, LawBroken, Subject, emptied
 
@@ -61,7 +66,7 @@ def check_stage(
     ``lanes``      processes of the run that `Plan.apply` is compared with; 0 leaves processes out
 
     The laws: it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
-    half done is rolled back; where batches are cut changes nothing, nor which other sensors come between, nor arrays
+    half done is rolled back, and in another number of lanes; where batches are cut changes nothing, nor which other sensors come between, nor arrays
     that are overwritten behind it; columns come out as `Stage.bind` says; every record is accounted for; missing values
     (NaN, null, absent), empty batches and single records do no harm; sensors up to slot 999,999 are the same as the
     first; the oracle says the same; and `Plan.apply` gives what a run gives. All but the oracle to the last bit.
@@ -195,6 +200,49 @@ def state_is_restored(subject: Subject) -> None:
         successor = subject.trial(buffer=lane.buffer, kinds=lane.learned, objects=lane.objects, fed=place)
         how = f"rolled back to record {place}"
         subject.require_same(how, Made.joined([began, successor.feed_all([rest])]))
+
+
+def state_moves(subject: Subject) -> None:
+    """What was kept in some lanes goes on in another number of them."""
+    stage, rows = subject.stage, len(subject.batch)
+    for lanes, now in ((3, 2), (1, 3)):
+        old = [subject.trial(keys=keys) for keys in _spread(subject.keys, lanes)]
+        made = [_share(subject, lane, 0, rows // 2) for lane in old]
+        arrays = [saved_arrays(number, lane.memory, len(lane.keys)) for number, lane in enumerate(old)]
+        saved = Saved(lanes, [stage.state_fields()], subject.keys, dict(chain.from_iterable(arrays)))
+        places = placed(lanes, subject.keys, KeyTable(now, max(len(subject.keys), 1)), now)
+        memories = []
+        for keys in _spread(subject.keys, now):
+            own = layout(stage, len(keys), rows)
+            memories.append(StateMemory(own, np.zeros(own.total_bytes, np.uint8)))
+        restore(saved, places, [stage], memories, [0])
+        objects = moved_objects([ObjectStates.joined(lane.objects) for lane in old], places)
+        kinds = {0: {name: kind for lane in old for name, kind in lane.learned.get(0, {}).items()}}
+        for keys, memory, states in zip(_spread(subject.keys, now), memories, objects, strict=True):
+            options = {"buffer": memory.buffer, "objects": [states], "kinds": kinds, "fed": rows // 2}
+            lane = subject.trial(keys=keys, **options)
+            made.append(_share(subject, lane, rows // 2, rows))
+            if stage.follows_watermark:
+                made.append(lane.finish())
+        for key in subject.keys:
+            own_rows = np.flatnonzero(subject.batch.keys[subject.batch.key] == key)
+            got = Made.joined([part.of_sensor(key, own_rows) for part in made])
+            how = f"moved from {lanes} lanes into {now} before record {rows // 2}"
+            subject.require_same(how, got, subject.whole.of_sensor(key, own_rows))
+
+
+def _spread(keys: Sequence[str], lanes: int) -> list[list[str]]:
+    """The sensors of each lane."""
+    table = KeyTable(lanes, max(len(keys), 1))
+    table.enter(keys)
+    return [table.names(lane).tolist() for lane in range(lanes)]
+
+
+def _share(subject: Subject, lane: Trial, start: int, stop: int) -> Made:
+    """What a lane makes of its share of these records."""
+    mine = np.isin(subject.batch.keys[subject.batch.key], lane.keys)
+    own = np.flatnonzero(mine[start:stop]) + start
+    return lane.feed(subject.batch.take(own), records=own, slab=(start, stop))
 
 
 def slots_do_not_matter(subject: Subject) -> None:
@@ -340,6 +388,7 @@ LAWS: Final[Mapping[str, Callable[[Subject], None]]] = {
     "splits": splits_change_nothing,
     "interleaving": neighbours_change_nothing,
     "restoring": state_is_restored,
+    "moving": state_moves,
     "lent arrays": arrays_are_only_lent,
     "empty batches": empty_batches_do_no_harm,
     "missing values": missing_values_do_no_harm,

@@ -68,7 +68,9 @@ class Subject:
     def trial(self, stage: Stage | None = None, *, keys: Sequence[str] | None = None, **options: Any) -> Trial:
         """The stage, or a copy of it, over fresh state."""
         rows = len(self.batch)
-        return Trial(stage or self.stage, keys or self.keys, records=rows, marks=self.marks, **options)
+        return Trial(
+            stage or self.stage, self.keys if keys is None else keys, records=rows, marks=self.marks, **options
+        )
 
     # -- judging -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,52 @@
+"""What the command line says of state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tidemill.app.checkpoint_command import folder_of
+from tidemill.core.resume import check_resume, described, identify, matched, read_identities
+from tidemill.engine.checkpoint_store import newest
+from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.state import State
+from tidemill.errors import InputError
+from tidemill.sources.base import Source
+
+__all__ = ["resumption", "state_asked_for"]
+
+
+def state_asked_for(
+    pipeline: Pipeline,
+    place: Path | None,
+    no_state: bool,
+    fresh: bool,
+    checkpoint_s: float,
+    warm: Source | None,
+    drop_state: tuple[str, ...],
+) -> State | bool:
+    """The state that a run keeps; False for none. Raises `InputError` for options that contradict each other."""
+    if no_state and (place is not None or fresh or warm or drop_state):
+        raise InputError("--no-state keeps nothing, so it does not go with --state, --fresh, --warm or --drop-state.")
+    if no_state or (place is None and pipeline.finite):
+        if fresh or warm or drop_state:
+            raise InputError("a recording keeps no state by itself; name the folder with --state DIR.")
+        return False
+    return State(place, fresh=fresh, checkpoint_s=checkpoint_s, warm=warm, drop_state=drop_state)
+
+
+def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: tuple[str, ...]) -> None:
+    """Print which stages would go on with the state in a folder, which a run may be using.
+
+    Raises `PlanError` where a run would refuse, and what is wrong with the folder.
+    """
+    found = newest(folder_of(place))
+    if found is None:
+        sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
+        return
+    matching = matched(read_identities(found.facts["stages"]), identify(compiled.plan, compiled.place_by))
+    sys.stdout.write(
+        f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
+    )
+    sys.stdout.flush()
+    check_resume(matching, drop_state)

@@ -1,0 +1,430 @@
+"""One attempt at a run: lanes, sinks, and the flow between them, from a place in the input to the end or the first error.
+
+    Inflow ──▶ Intake ──▶ Mill ══slabs══▶ lanes ══▶ Mill ──▶ Outlets ──▶ Sinks
+                 │ keys, input order                  │ dead letters
+                 └─ the inflow waits while it is full └──────────▶ DeadLetterFile
+
+A run without state has one attempt, whose inflow is its sources. One that keeps state has another after an error of the
+outside, such as a database that is away: it begins where the last checkpoint stands.
+
+The tasks: the inflow, one per outlet, the dead letters, the watch over deadlines and checkpoints. They are one TaskGroup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.core.batching import Batcher, Limits
+from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.core.keys import KeyTable
+from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.file_watch import FileWatch
+from tidemill.engine.intake import Beginning, Intake
+from tidemill.engine.keeper import Keeper, Saving
+from tidemill.engine.lane import LaneFactory
+from tidemill.engine.letter_order import LetterOrder
+from tidemill.engine.metrics import StateStatistics
+from tidemill.engine.mill import Finished, Mill
+from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
+from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.process_outlet import ProcessOutlet
+from tidemill.engine.readings import Readings
+from tidemill.engine.stopping import Stopping
+from tidemill.errors import OutsideError, PlanError
+from tidemill.lanes.fork_client import ForkServer
+from tidemill.letters import DeadLetter
+from tidemill.sinks.base import LoopSink, ProcessSink
+
+__all__ = ["Attempt", "Inflow"]
+
+_PRELOAD_S: Final = 2.0
+"""Seconds after which a run says why it has not begun."""
+_TICK_EVERY: Final = 10
+"""Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
+_log = logging.getLogger("tidemill")
+T = TypeVar("T")
+
+
+class Inflow(Protocol):
+    """Where an attempt's input comes from."""
+
+    waits: bool
+    """Whether it must not begin before the lanes are ready."""
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        """What brings the input to the attempt's intake, from its beginning on; they end with the input."""
+        ...
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        """Give a control record its place behind what came so far; its position, once it has it."""
+        ...
+
+
+class Attempt:
+    """See the module. ``keeper`` is None without state."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        checked: Checked,
+        inflow: Inflow,
+        *,
+        lanes: int,
+        server: ForkServer | None,
+        clock: Clock,
+        limits: Limits,
+        readings: Readings,
+        stopping: Stopping,
+        letters: DeadLetterFile,
+        keeper: Keeper | None,
+        watch: Callable[[], None],
+        started: asyncio.Event,
+    ) -> None:
+        self.pipeline, self.checked, self._inflow = pipeline, checked, inflow
+        self._lanes, self._server = lanes, server
+        self._clock, self._readings, self.stopping = clock, readings, stopping
+        self._keeper = keeper
+        self._watched, self.started = watch, started
+        self.letters = letters
+        self._letter_order = LetterOrder(letters.add)
+        self._learning = checked.schemas[-1].open
+        self._lanes_ready = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._saving: Saving | None = None
+        self._numbers_rows = any(isinstance(sink, LoopSink) for sink in pipeline.sinks)
+        self.rows = 0
+        """Rows that have left the lanes, with state since the pipeline's first start."""
+        self._ready = asyncio.Event()
+        self.has_ended = False
+        """Whether the input has come to its end, and nothing will ever follow."""
+        self.keys = KeyTable(max(lanes, 1), pipeline.max_keys)
+        self.watermark = pipeline.watermark()
+        self.mill = Mill(
+            checked.plan,
+            checked.schemas[0],
+            lanes=lanes,
+            keys=self.keys,
+            batcher=Batcher(limits),
+            clock=clock,
+            max_keys=pipeline.max_keys,
+            watermark=self.watermark,
+            emit=self._emit,
+            fail=self._fail,
+            reject=self._reject,
+            reject_row=self._reject_row,
+            defer=asyncio.get_running_loop().call_soon,
+            ready=self._lanes_ready.set,
+            copied=self._lane_copied,
+            passed=self._barrier_passed,
+            moved=self._moved,
+        )
+        self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
+        self.intake = self._made_intake(Beginning())
+
+    @property
+    def running(self) -> bool:
+        """Whether lanes and sinks are ready."""
+        return self._ready.is_set()
+
+    @property
+    def saved_up_to(self) -> int:
+        """With state: up to where in the input the newest checkpoint reaches."""
+        return 0 if self._saving is None else self._saving.epochs.statistics().position
+
+    def state_statistics(self) -> StateStatistics | None:
+        """How the state on disk is; None without."""
+        return None if self._saving is None else self._saving.statistics()
+
+    # -- the way through -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """To the end of the input, or of the grace after a stop; raises the first error, after everything has been let go."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(work) for work in self._background()]
+                inflow = [] if self._inflow.waits else self._begun(group)
+                await self._start()
+                background += [group.create_task(outlet.run()) for outlet in self.outlets]
+                inflow = inflow or self._begun(group)
+                await self._input_ended(inflow)
+                await self._drained()
+                await self._ended()
+                await self._finished()
+                self.mill.stop()
+                for task in background:
+                    task.cancel()
+        except BaseException:
+            for outlet in self.outlets:
+                await outlet.abandon()
+            raise
+        finally:
+            try:
+                await self.letters.aclose()
+            finally:
+                self._readings.memory = self.mill.memory()
+                self.mill.close()
+
+    def _begun(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        return [group.create_task(work) for work in self._inflow.tasks(self)]
+
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
+        """What goes on until all else has ended."""
+        live = [] if self.pipeline.finite else [self._watch_files()]
+        return [*live, self.letters.write(), self._watch(), self._raise_failure()]
+
+    async def _start(self) -> None:
+        server, checked, readings = self._server, self.checked, self._readings
+        if server is not None:
+            await server.wait_ready()
+            preloaded = await _told_when_long(server.preload(self.mill.pickled, kernels=checked.plan.uses_kernels))
+            readings.kernels, readings.cold_s = preloaded.kernels, preloaded.cold_s
+            if preloaded.reason:
+                _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
+        if self._keeper is not None:  # rows that a sink has already must not be made before it has said so
+            await self._open_outlets()
+            self.intake = self._made_intake(await self._keeper.restore(self))
+            self._saving = self._keeper.saving(self)
+        self.mill.start(LaneFactory(server, self.mill.slabs.shared, keeps=self._keeper is not None), self.intake)
+        if self._keeper is None:
+            await self._open_outlets()
+        await self._lanes_ready.wait()
+        self._ready.set()
+        self.started.set()
+
+    async def _open_outlets(self) -> None:
+        for outlet in self.outlets:
+            await outlet.open(self.checked.schemas[-1])
+
+    def _made_intake(self, beginning: Beginning) -> Intake:
+        return Intake(
+            self.keys,
+            reject=self._reject,
+            arrived=self.mill.pump,
+            place_by=self.checked.place_by,
+            beginning=beginning,
+        )
+
+    def _outlet(self, sink: Any) -> Outlet:
+        keeping = None if self._keeper is None else self._keeper.of_sink(sink.name)
+        if isinstance(sink, LoopSink):
+            return LoopOutlet(sink, self._readings.timed)
+        if isinstance(sink, ProcessSink):
+            server = self._server
+            return ThreadOutlet(sink, keeping) if server is None else ProcessOutlet(sink, server, keeping)
+        raise PlanError(f"{sink!r} is neither a LoopSink nor a ProcessSink.")
+
+    # -- the way out -----------------------------------------------------------------------------------------
+
+    async def _input_ended(self, inflow: list[asyncio.Task[None]]) -> None:
+        """Wait for the end of input; after a stop for the grace, and then cancel what still reads."""
+        waiting = await self.stopping.until(set(inflow))
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+
+    async def _drained(self) -> None:
+        """Wait until nothing is in flight; after a stop, for what is left of the grace."""
+        late = await self.stopping.until({asyncio.ensure_future(self._nothing_in_flight())})
+        for task in late:
+            task.cancel()
+            _log.warning(
+                "the grace of %g s is over: %d records in flight are given up%s",
+                self.stopping.grace,
+                self.mill.counts.in_flight,
+                "" if self._keeper is None else ", and read again by the next start",
+                extra={"in_flight": self.mill.counts.in_flight},
+            )
+
+    async def _nothing_in_flight(self) -> None:
+        while not self.mill.idle:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def _ended(self) -> None:
+        """The input has ended: so do open windows. With state they stay open, if it was only stopped."""
+        if not self.mill.idle:
+            return
+        if self._keeper is None:
+            self.end_input()
+            await self._drained()
+        if self._saving is not None:
+            last = asyncio.ensure_future(self._saving.last())
+            if not await self.stopping.until({last}):
+                last.result()
+            else:
+                last.cancel()
+                told = "the grace of %g s is over before the last checkpoint: the next start works again on what came since"
+                _log.warning(told, self.stopping.grace)
+
+    def end_input(self) -> None:
+        """There are no more records."""
+        self.has_ended = True
+        self.intake.decide(CatchUp())
+        self.intake.decide(End())
+
+    async def _finished(self) -> None:
+        """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
+        tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self.outlets}
+        try:
+            late = await self.stopping.until(set(tasks), more_s=1.0)
+            for task in tasks - late:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # of several that failed, one is told
+        if late:
+            raise OutsideError(f"a sink did not finish within the grace of {self.stopping.grace:g} s after the stop.")
+
+    # -- in --------------------------------------------------------------------------------------------------
+
+    async def enter(self, batch: Batch, source: str, wall_ns: int) -> None:
+        """A batch as it comes again in every attempt: what was done before does not count as having come in."""
+        before = self.intake.entered
+        self.mill.counts.records_in += len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
+        await self.intake.put(batch, source, wall_ns)
+
+    def refuse(self, letter: DeadLetter) -> None:
+        """A source could not make a record of something: it came in all the same."""
+        if self.intake.refuse(letter):
+            self.mill.counts.records_in += 1
+
+    def _reject(self, letter: DeadLetter) -> None:
+        self.mill.counts.dead_letters += 1
+        self._letter_order.add(letter)
+        if self._keeper is None:
+            self._letter_order.release(None)
+        self._check_idle()  # it may have been the last record
+
+    def _reject_row(self, letter: DeadLetter) -> None:
+        """One of a row that a stage had made: no record."""
+        self._letter_order.add(letter)
+        if self._keeper is None:
+            self._letter_order.release(None)
+
+    # -- out -------------------------------------------------------------------------------------------------
+
+    def _emit(self, finished: Finished) -> None:
+        """A slab's rows, to every sink that has not committed them; its memory is free when the last has taken them."""
+        self._letter_order.release(finished.position)
+        self._deliver(finished)
+
+    def _deliver(self, finished: Finished) -> None:
+        if self._keeper is not None and self._numbers_rows:
+            finished.batch.sequence = np.arange(self.rows, self.rows + len(finished.batch))
+            finished.batch.epoch = self._keeper.folder.epoch
+        self.rows += len(finished.batch)
+        outlets = [outlet for outlet in self.outlets if outlet.resumed_at < finished.position]
+        left = len(outlets)
+
+        def taken() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                finished.freed()
+                self._check_idle()
+
+        if not len(finished.batch) or not outlets:
+            left = 1
+            taken()
+            return
+        self._tell_learned(finished)
+        delivery = Delivery(
+            finished.batch,
+            taken,
+            lambda: self._readings.taken(finished.arrivals),
+            lambda: self._readings.seen(finished.arrivals),
+        )
+        for outlet in outlets:
+            outlet.put(delivery)
+
+    def _tell_learned(self, finished: Finished) -> None:
+        """The columns, once a record has shown what the functions add."""
+        batch = finished.batch
+        if self._learning and not self.mill.probing:
+            self._learning = False
+            _log.info("the columns are: %s", batch.schema)
+            for sink in self.pipeline.sinks:
+                for name in set(sink.columns or ()) - set(batch.columns):
+                    told = "sink %s: there is no column %r so far; the columns are: %s"
+                    _log.warning(told, sink.name, name, ", ".join(batch.columns), extra={"sink": sink.name})
+
+    def _lane_copied(self, lane: int) -> None:
+        if self._saving is not None:
+            self._saving.copied(lane)
+
+    def _barrier_passed(self) -> None:
+        if self._saving is not None and (position := self._saving.epochs.waits_at) is not None:
+            self._letter_order.release(position)
+            self._saving.passed()
+
+    def _moved(self) -> None:
+        if self.mill.idle:
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self.mill.idle:
+            self._letter_order.release(self.intake.entered)
+            self._idle.set()
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Deadlines, the watermark of a live run, checkpoints, and the reader of live statistics."""
+        live = self.mill.follows_watermark and not self.pipeline.finite
+        ticks = 0
+        while True:
+            await asyncio.sleep(0.02)
+            self.mill.enforce_deadlines()
+            ticks += 1
+            if self.running and live and ticks % _TICK_EVERY == 0 and (tick := self.mill.tick()):
+                await self._inflow.decide(self, tick)
+            if self.running and self._saving is not None:
+                self._saving.turn()
+            if ticks % 12 == 0:
+                self._watched()
+
+    async def _watch_files(self) -> None:
+        """Tables and models that are replaced while a live run goes on."""
+
+        async def change(made: NewStage) -> int:
+            return await self._inflow.decide(self, made)
+
+        plan, schemas, keeper = self.pipeline.plan, self.checked.schemas, self._keeper
+        if keeper is None:
+            watch = FileWatch(plan, schemas, self._clock, change)
+        else:
+            stale = await asyncio.to_thread(keeper.stale, plan.stages)
+            watch = FileWatch(plan, schemas, self._clock, change, load=lambda: keeper.files.loader({}), stale=stale)
+        await self._ready.wait()
+        await watch.run()
+
+    async def _raise_failure(self) -> None:
+        """What fails in a callback ends the attempt here."""
+        await self._failed
+
+    def _fail(self, error: BaseException) -> None:
+        self.mill.stop()  # a lane that ends now was not lost
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+
+async def _told_when_long(preloading: Coroutine[Any, Any, T]) -> T:
+    """Kernels are compiled once for a user and a version, and that takes a while: nobody should wonder."""
+    task = asyncio.ensure_future(preloading)
+    try:
+        done, _ = await asyncio.wait([task], timeout=_PRELOAD_S)
+        if not done:
+            _log.info("getting ready; the first run of all compiles the kernels, which takes some ten seconds, once")
+        return await task
+    finally:
+        task.cancel()

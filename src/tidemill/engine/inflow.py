@@ -1,0 +1,185 @@
+"""Where an attempt's input comes from: sources as they give it, one source that seeks, or the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.engine.journal import Journal
+from tidemill.engine.keeper import Keeper
+from tidemill.engine.reading import read
+from tidemill.engine.readings import Readings
+from tidemill.engine.stopping import Stopping
+from tidemill.errors import EngineError
+from tidemill.formats.entries import ControlEntry, RecordsEntry
+from tidemill.sources.base import Source
+
+if TYPE_CHECKING:
+    from tidemill.engine.attempt import Attempt
+
+__all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
+
+
+class Direct:
+    """Without state: the sources, each in a task of its own."""
+
+    waits = False
+
+    def __init__(self, sources: Sequence[Source], clock: Clock, readings: Readings, stopping: Stopping) -> None:
+        self._sources = sources
+        self._clock, self._readings, self._stopping = clock, readings, stopping
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt, source) for source in self._sources]
+
+    async def _read(self, attempt: Attempt, source: Source) -> None:
+        if source.makes:
+            await attempt.started.wait()
+
+        async def give(batch: Batch) -> None:
+            attempt.mill.counts.records_in += len(batch)
+            await attempt.intake.put(batch, source.name)
+
+        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        return attempt.intake.decide(control)
+
+
+class Nothing:
+    """With state, of an input that has come to its end before."""
+
+    waits = True
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        attempt.has_ended = True
+        return []
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        raise EngineError(f"{control} was decided behind the end of the input")
+
+
+class Seeking:
+    """With state, and one source that gives the same again from wherever it is told to: no log is needed."""
+
+    waits = True
+
+    def __init__(
+        self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper, wall_ns: int
+    ) -> None:
+        self._source = source
+        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+        self._wall_ns = wall_ns
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt)]
+
+    async def _read(self, attempt: Attempt) -> None:
+        source, keeper = self._source, self._keeper
+        if keeper.place and (offset := keeper.place.get("offset")) is not None:
+            source.seek(offset)
+
+        async def give(batch: Batch) -> None:
+            await attempt.enter(batch, source.name, self._wall_ns)
+            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
+
+        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
+        if not self._stopping.asked.is_set():
+            attempt.end_input()
+
+    def place(self, offset: Any) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"offset": offset, "wall_ns": self._wall_ns}
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        raise EngineError(f"{control} was decided for a source whose input is all there is")
+
+
+class Warming:
+    """Before the first input of a run that keeps state: a history, whose rows no sink gets."""
+
+    waits = True
+
+    def __init__(self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper) -> None:
+        self._source = source
+        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._read(attempt)]
+
+    async def _read(self, attempt: Attempt) -> None:
+        wall_ns = self._clock.wall_ns()
+
+        async def give(batch: Batch) -> None:
+            await attempt.enter(batch, self._source.name, wall_ns)
+
+        await read(
+            self._source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse
+        )
+        self._keeper.places.add(attempt.intake.entered, {})  # the run's own input begins behind it
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        return attempt.intake.decide(control)
+
+
+class Logged:
+    """With state: what the journal has on the disk, from the checkpoint's entry on."""
+
+    waits = True
+
+    def __init__(self, journal: Journal, keeper: Keeper) -> None:
+        self._journal, self._keeper = journal, keeper
+        self._decided: dict[int, asyncio.Future[int]] = {}
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        return [self._feed(attempt)]
+
+    async def _feed(self, attempt: Attempt) -> None:
+        keeper = self._keeper
+        place = keeper.place or {}
+        offsets = dict(place.get("offsets", {}))
+
+        async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
+            if isinstance(entry, RecordsEntry):
+                for letter in entry.letters:
+                    attempt.refuse(letter)
+                await attempt.enter(entry.batch, entry.source, entry.wall_ns)
+                if entry.offset is not None:
+                    offsets[entry.source] = entry.offset
+            else:
+                position = self._perform(attempt, entry)
+                if (decided := self._decided.pop(number, None)) is not None and not decided.done():
+                    decided.set_result(position)
+            keeper.places.add(attempt.intake.entered, {"entry": number + 1, "offsets": dict(offsets)})
+
+        await self._journal.feed(place.get("entry", 0), give)
+
+    def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
+        match entry.what:
+            case "tick":
+                return attempt.intake.decide(Tick(entry.value["mark"]))
+            case "stage":
+                made = self._keeper.stage_of(
+                    attempt.checked, attempt.pipeline.plan, entry.value["stage"], entry.value["file"]
+                )
+                return attempt.intake.decide(made)
+            case "catch_up":
+                return attempt.intake.decide(CatchUp())
+            case "end":
+                attempt.has_ended = True
+                return attempt.intake.decide(End())
+            case _:
+                raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
+
+    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
+        if isinstance(control, Tick):
+            entry = ControlEntry("tick", {"mark": control.mark_ns})
+        else:
+            entry = ControlEntry("stage", {"stage": control.stage, "file": control.file})
+        decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._decided[self._journal.decide(entry)] = decided
+        return await decided

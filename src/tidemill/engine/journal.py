@@ -1,0 +1,274 @@
+"""The journal: the way from sources that cannot seek to the intake, through the ingest log.
+
+    sources ──put──▶ log (memory) ──sync──▶ disk ──▶ acknowledged ──feed──▶ intake
+                                                          └ from memory while the intake keeps up, else read back: the spool
+
+What enters the intake is on the disk: nothing behind it, in a sink or a checkpoint, can know of an input that a power cut
+takes away. The log's order is the input order, and whatever replays it gets the very same inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.clock import Clock
+from tidemill.core.rate import Rate
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.errors import InputError
+from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
+from tidemill.letters import DeadLetter
+from tidemill.sources.base import Source
+
+__all__ = ["Journal", "JournalStatistics"]
+
+Entry = RecordsEntry | ControlEntry
+
+_GROUP_S: Final = 0.002
+"""How long an entry waits at most for others to be synced together with it."""
+_UNSYNCED: Final = 16 << 20
+"""Bytes that may wait to be synced before sources wait too."""
+_REMEMBERED: Final = 32 << 20
+"""Bytes of entries that are kept for the intake; what does not fit is read back from the disk."""
+_READ_BYTES: Final = 4 << 20
+_READ_ENTRIES: Final = 256
+_LOOK_S: Final = 0.1
+"""How often a full log is looked at again."""
+_log = logging.getLogger("tidemill")
+
+
+@dataclass(frozen=True)
+class JournalStatistics:
+    """How a journal is."""
+
+    unsynced: int
+    """Entries that are not on the disk yet."""
+    waiting: int
+    """Entries on the disk that the intake has not been given."""
+    remembered_bytes: int
+    """Of these, the bytes that need not be read back."""
+    room_bytes: int
+    """What the log may still take."""
+    full: bool
+    """Whether sources wait for that."""
+    seconds_left: float
+    """How long that lasts at the rate of the last seconds, while nothing is taken out; infinite while nothing comes."""
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    number: int
+    size: int
+    entry: Entry
+
+
+class Journal:
+    """One run's way through its log; sources that can seek are told where they stand behind what is in it."""
+
+    def __init__(self, log: IngestLog, clock: Clock, sources: Sequence[Source]) -> None:
+        self.log = log
+        self._sources = {source.name: source for source in sources}
+        self._clock = clock
+        self._remembered: deque[_Remembered] = deque()
+        self._bytes = 0
+        self._given: dict[str, int] = {}
+        self._unacknowledged: deque[tuple[int, str, int]] = deque()  # (entry, source, its entries up to that one)
+        self._appended = asyncio.Event()
+        self._synced = asyncio.Condition()
+        self._letters: dict[str, list[DeadLetter]] = {}
+        self._closed = False
+        self._rate = Rate(clock.monotonic_ns())
+        self._full = False
+        self._fed = 0
+
+    def statistics(self) -> JournalStatistics:
+        """How it is, now."""
+        log = self.log
+        room = log.room()
+        return JournalStatistics(
+            log.end - log.durable,
+            max(log.durable - self._fed, 0),
+            self._bytes,
+            room,
+            self._full,
+            self._rate.seconds_for(room, self._clock.monotonic_ns()),
+        )
+
+    def seek(self, start: int, offsets: Mapping[str, Any]) -> None:
+        """Let sources that can seek go on behind what is in the log: ``offsets`` as of entry ``start``, and what is behind
+        it. Blocks.
+        """
+        found = dict(offsets)
+        if any(source.seekable for source in self._sources.values()):
+            for _, data in self.log.read(start):
+                entry = decode_entry(data)
+                if isinstance(entry, RecordsEntry) and entry.offset is not None:
+                    found[entry.source] = entry.offset
+        for name, offset in found.items():
+            if name in self._sources and self._sources[name].seekable:
+                self._sources[name].seek(offset)
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def refuse(self, letter: DeadLetter, source: str) -> None:
+        """A source could not make a record of something; it comes before the source's next batch."""
+        letters = self._letters.setdefault(source, [])
+        letters.append(letter)
+        if len(letters) == 1:
+            asyncio.get_running_loop().call_soon(self._append_letters, source)
+
+    def _append_letters(self, source: str) -> None:
+        if letters := self._letters.pop(source, []):
+            self._append_records(source, Batch({}, rows=0), tuple(letters))
+
+    async def put(self, batch: Batch, source: str) -> None:
+        """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
+        letters = tuple(self._letters.pop(source, ()))
+        number = self._append_records(source, batch, letters) if len(batch) or letters else self.log.end - 1
+        self._given[source] = self._given.get(source, 0) + 1
+        self._unacknowledged.append((number, source, self._given[source]))
+        await self._wait_for_room()
+
+    def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
+        wall_ns, stands = self._clock.wall_ns(), self._sources[source]
+        offset = stands.offset() if stands.seekable else None
+        try:
+            return self._append(RecordsEntry(source, batch, letters, wall_ns, offset))
+        except InputError:
+            unkept = find_unkept(batch)
+            if not unkept:
+                raise
+        lost = np.array([reject.row for reject in unkept])
+        away = batch.take(lost)
+        rows = zip(unkept, away.to_rows(), away.key.tolist(), away.time.tolist(), strict=True)
+        more = [
+            DeadLetter(reject.reason_code, reject.reason, row, source, key=str(away.keys[code]), time_ns=ns)
+            for reject, row, code, ns in rows
+        ]
+        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
+        return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns, offset))
+
+    def decide(self, entry: ControlEntry) -> int:
+        """Add a control record, behind the letters that came before; its number."""
+        for source in list(self._letters):
+            self._append_letters(source)
+        return self._append(entry)
+
+    def close(self) -> None:
+        """Nothing more will come: `feed` returns when it has given all."""
+        for source in list(self._letters):
+            self._append_letters(source)
+        self._closed = True
+        self._appended.set()
+
+    def _append(self, entry: Entry) -> int:
+        parts = encode_entry(entry)
+        size = sum(map(len, parts))
+        number = self.log.append(parts)
+        self._remembered.append(_Remembered(number, size, entry))
+        self._bytes += size
+        self._rate.add(size, self._clock.monotonic_ns())
+        while self._bytes > _REMEMBERED and len(self._remembered) > 1:
+            self._bytes -= self._remembered.popleft().size
+        self._appended.set()
+        return number
+
+    async def _wait_for_room(self) -> None:
+        log = self.log
+        if log.statistics().buffered_bytes > _UNSYNCED:
+            async with self._synced:
+                await self._synced.wait_for(lambda: log.statistics().buffered_bytes <= _UNSYNCED)
+        while log.room() <= 0:
+            if not self._full:
+                self._full = True
+                _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
+            await self._clock.sleep(_LOOK_S)
+            await asyncio.to_thread(log.look)  # with nothing to sync, nobody else would see that there is room again
+        if self._full:
+            self._full = False
+            _log.info("the ingest log has room again")
+
+    # -- to the disk ---------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Bring entries to the disk, group by group, until the journal is closed and all are there."""
+        while not (self._closed and self.log.durable == self.log.end):
+            await self._appended.wait()
+            self._appended.clear()
+            while self.log.durable < self.log.end:
+                await asyncio.to_thread(self.log.sync)
+                self._tell()
+                async with self._synced:
+                    self._synced.notify_all()
+                await asyncio.sleep(_GROUP_S)
+        async with self._synced:
+            self._synced.notify_all()
+
+    def _tell(self) -> None:
+        told: dict[str, int] = {}
+        while self._unacknowledged and self._unacknowledged[0][0] < self.log.durable:
+            _, source, entries = self._unacknowledged.popleft()
+            told[source] = entries
+        for source, entries in told.items():
+            if self._sources[source].acknowledges:
+                self._sources[source].kept(entries)
+
+    # -- to the intake -------------------------------------------------------------------------------------
+
+    async def feed(self, start: int, give: Callable[[int, Entry], Awaitable[None]]) -> None:
+        """Give entries in order, from number ``start`` on, once they are on the disk; until the end of a closed journal."""
+        number = start
+        reading: Iterator[tuple[int, bytes]] | None = None
+        while await self._there(number):
+            if self._remembered and self._remembered[0].number <= number:
+                reading = None
+                entry = self._recalled(number)
+                await give(number, entry)
+                number += 1
+                self._fed = number
+                continue
+            if reading is None:
+                reading = self.log.read(number)
+            some = await asyncio.to_thread(_some, reading)
+            if not some:
+                reading = None
+            for at, entry in some:
+                await give(at, entry)
+                number = at + 1
+                self._fed = number
+
+    async def _there(self, number: int) -> bool:
+        if number >= self.log.durable:
+            async with self._synced:
+                await self._synced.wait_for(lambda: number < self.log.durable or self._ended)
+        return number < self.log.durable
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed and self.log.durable == self.log.end
+
+    def _recalled(self, number: int) -> Entry:
+        while self._remembered[0].number < number:
+            self._bytes -= self._remembered.popleft().size
+        first = self._remembered.popleft()
+        self._bytes -= first.size
+        return first.entry
+
+
+def _some(entries: Iterator[tuple[int, bytes]]) -> list[tuple[int, Any]]:
+    """The next entries, decoded: what takes a few milliseconds of a thread."""
+    read: list[tuple[int, Any]] = []
+    size = 0
+    for number, data in entries:
+        read.append((number, decode_entry(data)))
+        size += len(data)
+        if size >= _READ_BYTES or len(read) >= _READ_ENTRIES:
+            break
+    return read

@@ -1,0 +1,344 @@
+"""The keeper: state on disk. What an attempt begins with, when its sinks commit, and the checkpoints it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import cloudpickle
+import msgspec
+
+from tidemill.clock import Clock
+from tidemill.core.controls import NewStage
+from tidemill.core.epochs import Epochs
+from tidemill.core.plan import Plan
+from tidemill.core.resume import Matching, check_resume, identify, matched, read_identities
+from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
+from tidemill.engine.intake import Beginning
+from tidemill.engine.journal import Journal
+from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
+from tidemill.engine.metrics import StateStatistics
+from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.saved_state import arrays_of, fill
+from tidemill.engine.state import State
+from tidemill.engine.state_folder import StateFolder
+from tidemill.errors import InputError
+from tidemill.sinks.base import Keeping
+from tidemill.stages.base import Stage
+
+if TYPE_CHECKING:
+    from tidemill.engine.attempt import Attempt
+
+__all__ = ["Keeper", "Places", "Saving"]
+
+KEPT: Final = 3
+"""Checkpoints that are kept."""
+_log = logging.getLogger("tidemill")
+Place = dict[str, Any]
+"""Where an inflow can begin again: JSON-like, and the inflow's own."""
+
+
+class Places:
+    """Where the inflow stood at which positions, so that a checkpoint at any position knows where to begin again.
+
+    >>> places = Places(0, {"entry": 0})
+    >>> places.add(10, {"entry": 1}); places.add(20, {"entry": 2})
+    >>> places.before(15)
+    (10, {'entry': 1})
+    """
+
+    def __init__(self, position: int, place: Place) -> None:
+        self._known: deque[tuple[int, Place]] = deque([(position, place)])
+
+    def add(self, position: int, place: Place) -> None:
+        """Everything up to ``position`` comes from before ``place``."""
+        self._known.append((position, place))
+
+    def before(self, position: int) -> tuple[int, Place]:
+        """The last place at which no input beyond ``position`` had come, and its own position."""
+        at = bisect_right([known for known, _ in self._known], position) - 1
+        for _ in range(at):
+            self._known.popleft()
+        return self._known[0]
+
+
+class Keeper:
+    """One run's state on disk; each of its attempts has a `Saving`."""
+
+    def __init__(self, folder: StateFolder, clock: Clock, state: State) -> None:
+        self.folder = folder
+        self.store = CheckpointStore(folder.checkpoints, keep=KEPT)
+        self._clock = clock
+        self.state = state
+        self.files = KeptFiles(folder.files)
+        self.in_effect: InEffect = {}
+        """The files that the stages are made of, as they are when the attempt begins."""
+        self.journal: Journal | None = None
+        """The way through the ingest log, where there is one."""
+        self.found: Checkpoint | None = self.store.newest()
+        """The newest checkpoint that is whole."""
+        self.places = Places(0, {})
+        self.warming = False
+        """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
+        self._kept_places: deque[Place] = deque(maxlen=KEPT)
+
+    @property
+    def place(self) -> Place | None:
+        """Where the inflow begins again; None at the very beginning."""
+        return None if self.found is None else self.found.facts["place"]
+
+    @property
+    def position(self) -> int:
+        """Up to where in the input all is done."""
+        return 0 if self.found is None else self.found.facts["position"]
+
+    @property
+    def letters_bytes(self) -> int | None:
+        """How many bytes of the dead letters are those of the checkpoint; None when there is none."""
+        return None if self.found is None else self.found.facts["letters_bytes"]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole input had been worked on, to its end."""
+        return self.found is not None and self.found.facts["ended"]
+
+    def of_sink(self, name: str) -> Keeping:
+        """What a sink is told."""
+        return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
+
+    async def restore(self, attempt: Attempt) -> Beginning:
+        """Give the attempt the state of the newest checkpoint; where its input begins."""
+        self.found = await asyncio.to_thread(self.store.newest)
+        cuts = sorted({outlet.resumed_at for outlet in attempt.outlets if outlet.resumed_at})
+        if self.found is None:
+            self.places = Places(0, {})
+            return Beginning(cuts=cuts)
+        facts = self.found.facts
+        self._refuse_older_outputs(attempt, facts)
+        matching = self.matching(attempt.checked)
+        stages = attempt.checked.plan.stages
+        fields = [one.fields for one in matching.old]
+        if matching.keeps:  # else sensors begin anew too: they may be told apart otherwise
+            await asyncio.to_thread(
+                fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
+            )
+        attempt.rows = facts["rows"]
+        attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
+        same = matching.sources == tuple(range(len(matching.old)))
+        learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
+        attempt.mill.learned_before(
+            {stage: kinds for stage, kinds in learned.items() if kinds is not None},
+            facts["results"] if same else {},
+            probing=facts["probing"] or not same,
+        )
+        self.places = Places(facts["place_position"], facts["place"])
+        _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
+        return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)
+
+    def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
+        """The pipeline with its tables and models as they were at the checkpoint."""
+        known = {} if self.found is None else self.found.facts["files"]
+        load = self.files.loader(known)
+        checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, load=load)
+        self.in_effect = load.in_effect
+        return checked
+
+    def stale(self, stages: Sequence[Stage]) -> set[int]:
+        """The stages whose files have changed since they were made. Blocks."""
+        return {
+            number
+            for number, stage in enumerate(stages)
+            if stage.path is not None and self._is_stale(stage.path, occurrence(stages, number))
+        }
+
+    def _is_stale(self, path: str, which: int) -> bool:
+        try:
+            return self.files.keep(path) != self.in_effect[path][which]
+        except InputError:
+            return False  # there is nothing new that could serve
+
+    def stage_of(self, checked: Checked, plan: Plan, number: int, name: str) -> NewStage:
+        """The stage made of a kept file, as another start decided. Blocks."""
+        stage = plan.stages[number]
+        assert stage.path is not None
+        made = stage.prepared(self.files.loader({stage.path: [name]})).settled(checked.schemas[number])
+        return NewStage(number, bytes(cloudpickle.dumps(made)), name)
+
+    def effective(self, stages: Sequence[Stage], changed: Mapping[int, str]) -> InEffect:
+        """The files in effect when some stages were made anew since the attempt began."""
+        names = {path: list(kept) for path, kept in self.in_effect.items()}
+        for number, name in changed.items():
+            names[str(stages[number].path)][occurrence(stages, number)] = name
+        return names
+
+    def matching(self, checked: Checked) -> Matching:
+        """Which stage goes on with which state. Raises `PlanError` where some would be lost that may not."""
+        old = [] if self.found is None else read_identities(self.found.facts["stages"])
+        matching = matched(old, identify(checked.plan, checked.place_by))
+        check_resume(matching, self.state.drop_state)
+        return matching
+
+    def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
+        """A sink had committed all up to the checkpoint, or there would be none."""
+        for outlet in attempt.outlets:
+            if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
+                raise InputError(
+                    f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
+                    f"{self.folder.place} goes on behind {facts['position']:,}: was it put back from an older copy, or "
+                    "removed? Restore it, or start over with --fresh and another output."
+                )
+
+    def saving(self, attempt: Attempt) -> Saving:
+        """The checkpoints of an attempt."""
+        number = 0 if self.found is None else self.found.number
+        position = 0 if self.found is None else self.found.facts["position"]
+        epochs = Epochs(
+            lanes=len(attempt.mill.lanes),
+            sinks=len(attempt.outlets),
+            interval_ns=round(self.state.checkpoint_s * 1e9),
+            number=number,
+            position=position,
+            now_ns=self._clock.monotonic_ns(),
+            records=self.state.checkpoint_records,
+        )
+        return Saving(self, attempt, epochs, self._clock)
+
+    def published(self, place: Place) -> None:
+        """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
+        self._kept_places.append(place)
+        if self.journal is not None and len(self._kept_places) == KEPT:
+            self.journal.log.forget(self._kept_places[0].get("entry", 0))
+
+
+@dataclass
+class _Facts:
+    """What was known at the barrier, and nowhere else later."""
+
+    facts: dict[str, Any]
+    keys: list[Any]
+    slots: list[int]
+    letters: asyncio.Future[int] | None = None
+
+
+class Saving:
+    """The commits and checkpoints of one attempt; `turn` is called many times a second."""
+
+    def __init__(self, keeper: Keeper, attempt: Attempt, epochs: Epochs, clock: Clock) -> None:
+        self._keeper, self._attempt, self.epochs, self._clock = keeper, attempt, epochs, clock
+        self._at_barrier: _Facts | None = None
+        self._writing: asyncio.Task[None] | None = None
+        for number, outlet in enumerate(attempt.outlets):
+            outlet.kept = self._kept_by(number)
+            epochs.committed(number, outlet.resumed_at)
+
+    def _kept_by(self, sink: int) -> Callable[[int], None]:
+        return lambda position: self.epochs.committed(sink, position)
+
+    def statistics(self) -> StateStatistics:
+        """How it is, now."""
+        epochs, journal = self.epochs.statistics(), self._keeper.journal
+        kept = StateStatistics(
+            epochs.published, epochs.position, max(self._attempt.mill.reached - epochs.position, 0), epochs.seconds
+        )
+        if journal is None:
+            return kept
+        log = journal.statistics()
+        return replace(
+            kept,
+            log_bytes=journal.log.statistics().bytes,
+            log_waiting=log.waiting,
+            log_seconds_left=log.seconds_left,
+        )
+
+    def turn(self) -> None:
+        """Do what is due; raises what went wrong with the checkpoint that was being written."""
+        if self._writing is not None and self._writing.done():
+            writing, self._writing = self._writing, None
+            writing.result()
+        now, mill = self._clock.monotonic_ns(), self._attempt.mill
+        if self._keeper.warming:
+            pass
+        elif self.epochs.due(now, mill.handed_up_to):
+            self._raise_barrier(now)
+        elif self.epochs.commit_due(now, mill.reached):
+            self._commit(mill.reached)
+        if self.epochs.writable and self._at_barrier is not None:
+            self._write()
+
+    async def last(self) -> None:
+        """A checkpoint of all there is: the run ends."""
+        while self.epochs.statistics().under_way:
+            self.turn()
+            await asyncio.sleep(0.001)
+        if self._attempt.mill.handed_up_to > self.epochs.statistics().position:
+            self._raise_barrier(self._clock.monotonic_ns())
+            while self.epochs.statistics().under_way:
+                self.turn()
+                await asyncio.sleep(0.001)
+
+    def copied(self, lane: int) -> None:
+        """A lane has copied its state at the barrier."""
+        self.epochs.copied(lane)
+
+    def passed(self) -> None:
+        """All up to the barrier has left the lanes, and nothing behind it: rows and letters are with the sinks."""
+        waits_at = self.epochs.waits_at
+        if waits_at is None or self._at_barrier is None:
+            return
+        self._at_barrier.letters = self._attempt.letters.bookmark()
+        self._at_barrier.facts["rows"] = self._attempt.rows
+        self.epochs.pass_barrier()
+        self._commit(waits_at)
+        self.epochs.told(self._clock.monotonic_ns(), waits_at)
+
+    def _commit(self, position: int) -> None:
+        for outlet in self._attempt.outlets:
+            if outlet.resumed_at < position:
+                outlet.commit(position)
+
+    def _raise_barrier(self, now: int) -> None:
+        attempt, mill = self._attempt, self._attempt.mill
+        position = mill.handed_up_to
+        place_position, place = self._keeper.places.before(position)
+        self._at_barrier = _Facts(
+            {
+                "position": position,
+                "place_position": place_position,
+                "place": place,
+                "epoch": self._keeper.folder.epoch,
+                "lanes": len(mill.lanes),
+                "watermark": attempt.watermark.snapshot(),
+                "kinds": {} if self._keeper.warming else attempt.intake.kinds,
+                "ended": attempt.has_ended and position >= attempt.intake.entered,
+                "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
+                "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
+                "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
+            },
+            attempt.keys.entries(),
+            [attempt.keys.count(lane.number) for lane in mill.lanes],
+        )
+        mill.raise_barrier(self.epochs.begin(position, now))
+
+    def _write(self) -> None:
+        at_barrier, self._at_barrier = self._at_barrier, None
+        assert at_barrier is not None
+        self._writing = asyncio.ensure_future(self._published(self.epochs.write(), at_barrier))
+
+    async def _published(self, number: int, at_barrier: _Facts) -> None:
+        mill = self._attempt.mill
+        assert at_barrier.letters is not None
+        facts = {
+            **at_barrier.facts,
+            **mill.learned(),
+            "letters_bytes": await at_barrier.letters,
+            "written_ns": self._clock.wall_ns(),
+        }
+        arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))
+        await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
+        await asyncio.to_thread(self._keeper.published, facts["place"])
+        self.epochs.published(self._clock.monotonic_ns())

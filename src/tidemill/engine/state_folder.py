@@ -1,0 +1,197 @@
+"""The state folder: where a pipeline's state is, and that nobody else is in it.
+
+- ``lock``: held by the engine that runs
+- ``epoch``: the number of its start, greater with each
+- ``pipeline.json``: whose state it is
+- ``checkpoints/``, ``log/``, ``files/``, ``sinks/NAME/``, ``dead_letters.ndjson``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tidemill import files
+from tidemill.errors import InputError, OutsideError
+
+__all__ = ["StateFolder", "default_place"]
+
+VERSION: Final = 1
+_NETWORKS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "fuse.sshfs", "ncpfs"}
+)
+_NEEDED: Final = 16 << 20
+"""Bytes that must be free at the start."""
+_log = logging.getLogger("tidemill")
+
+
+class _Whose(msgspec.Struct):
+    """What ``pipeline.json`` says."""
+
+    version: int
+    pipeline: str
+    id: str
+
+
+def default_place(pipeline: str) -> Path:
+    """Where the state of a pipeline of this name is, unless something else is asked for.
+
+    >>> default_place("plant / line 2").parts[-2:]
+    ('.tidemill', 'plant_line_2')
+    """
+    return files.absolute(".tidemill") / (re.sub(r"[^\w.-]+", "_", pipeline).strip(".") or "pipeline")
+
+
+class StateFolder:
+    """A state folder that this process has locked, until `close`.
+
+    Raises `InputError` for one that others may write to, that is another pipeline's or of a newer tidemill;
+    `OutsideError` for one that is in use, on a network file system (whose locks and fsyncs do not hold), or full.
+    ``fresh`` begins anew: what was there is moved aside, never deleted.
+    """
+
+    def __init__(self, place: str | Path, pipeline: str, *, fresh: bool = False) -> None:
+        self.place = files.absolute(place)
+        self._refuse_what_cannot_serve()
+        with self._disk():
+            if fresh and self.place.exists():
+                self._move_aside()
+            files.make_folder(self.place)
+            if not files.is_private(self.place):
+                raise InputError(
+                    f"The state folder {self.place} may be written to by others; run chmod 700 on it if it is yours."
+                )
+            if files.free_space(self.place) < _NEEDED:
+                raise OutsideError(f"The disk of the state folder {self.place} is full; make room, or choose another.")
+            self._lock = files.lock(self.place / "lock")
+            if self._lock is None:
+                raise OutsideError(
+                    f"The state folder {self.place} is in use by another run of this pipeline; stop that one first."
+                )
+            try:
+                self._whose = self._owned(pipeline)
+                self.epoch = 0
+                self.begin_epoch()
+                self.checkpoints = self._within("checkpoints")
+                self.log = self._within("log")
+                self.files = self._within("files")
+            except BaseException:
+                self._lock.release()
+                raise
+
+    @property
+    def pipeline(self) -> str:
+        """Names this state, and no other's, outside of the folder."""
+        return self._whose.id
+
+    @property
+    def dead_letters(self) -> Path:
+        return self.place / "dead_letters.ndjson"
+
+    def of_sink(self, name: str) -> Path:
+        """The folder of a sink, which is made if need be."""
+        with self._disk():
+            return self._within("sinks", re.sub(r"[^\w.-]+", "_", name))
+
+    def close(self) -> None:
+        """Let others have it."""
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- what is there -------------------------------------------------------------------------------------
+
+    def _refuse_what_cannot_serve(self) -> None:
+        there = next(place for place in (self.place, *self.place.parents) if place.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file; the state needs a folder.")
+        kind = _file_system(self.place)
+        if kind in _NETWORKS:
+            raise OutsideError(
+                f"The state folder {self.place} is on a network file system ({kind}), where locks and fsync cannot be "
+                "relied on; choose a folder on a disk of this machine."
+            )
+
+    def _move_aside(self) -> None:
+        number = 1
+        while (aside := self.place.with_name(f"{self.place.name}.old-{number}")).exists():
+            number += 1
+        lock = files.lock(self.place / "lock")
+        if lock is None:
+            raise OutsideError(f"The state folder {self.place} is in use by another run; stop that one first.")
+        try:
+            files.publish(self.place, aside)
+        finally:
+            lock.release()
+        _log.warning("the state so far was moved to %s; delete it when you do not need it", aside)
+
+    def _owned(self, pipeline: str) -> _Whose:
+        place = self.place / "pipeline.json"
+        data = files.read_bytes(place)
+        if data is None:
+            if set(files.names_in(self.place)) - {"lock"}:
+                raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
+            whose = _Whose(VERSION, pipeline, uuid.uuid4().hex)
+            files.write_atomic(place, msgspec.json.encode(whose))
+            return whose
+        try:
+            whose = msgspec.json.decode(data, type=_Whose)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{place} is not readable ({error}); restore it, or start over with --fresh.") from None
+        if whose.version > VERSION:
+            raise InputError(
+                f"The state in {self.place} is of a newer tidemill (version {whose.version} of the format, and this one "
+                f"knows {VERSION}); upgrade tidemill, or start over with --fresh."
+            )
+        if whose.pipeline != pipeline:
+            raise InputError(
+                f"The state in {self.place} belongs to the pipeline {whose.pipeline!r}, and this is {pipeline!r}; choose "
+                "another folder, or start over with --fresh."
+            )
+        return whose
+
+    def begin_epoch(self) -> None:
+        """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""
+        place = self.place / "epoch"
+        data = files.read_bytes(place)
+        try:
+            epoch = 1 + (0 if data is None else int(data))
+        except ValueError:
+            raise InputError(f"{place} is not readable; restore it, or start over with --fresh.") from None
+        files.write_atomic(place, b"%d\n" % epoch)
+        self.epoch = epoch
+
+    def _within(self, *names: str) -> Path:
+        folder = self.place.joinpath(*names)
+        files.make_folder(folder)
+        return folder
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutsideError(f"The state folder {self.place} cannot be used: {error.strerror or error}.") from error
+
+
+def _file_system(place: Path) -> str:
+    """The kind of file system that a path is on, or would be; empty where the platform does not tell."""
+    there = place
+    while not there.exists():
+        there = there.parent
+    real = os.path.realpath(there)
+    best, kind = "", ""
+    for line in (files.read_bytes("/proc/self/mounts") or b"").decode(errors="replace").splitlines():
+        fields = line.split(" ")
+        mounted = fields[1].replace("\\040", " ") if len(fields) > 2 else ""
+        inside = real == mounted or real.startswith(mounted.rstrip("/") + "/")
+        if mounted and inside and len(mounted) >= len(best):
+            best, kind = mounted, fields[2]
+    return kind

@@ -1,0 +1,281 @@
+"""Rows that are committed and not yet in a Parquet file: Arrow IPC in the state folder."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tidemill import files
+from tidemill.errors import InputError
+from tidemill.schema import Kind
+from tidemill.sinks.base import Keeping
+from tidemill.sinks.fence import another_start
+from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.parquet_file import ParquetFile
+from tidemill.sinks.row_group import RowGroup, arrow_type
+
+__all__ = ["Stage", "Stages"]
+
+_FRAME: Final = struct.Struct("<QI")
+"""Before each stream of Arrow IPC: its bytes, and their CRC-32."""
+
+Kinds = dict[str, Kind | None]
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """What is committed of a stage."""
+
+    number: int
+    """Of the part that it becomes."""
+    length: int
+    rows: int
+    kinds: list[tuple[str, str | None]]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What is committed, and where it is: every row is in a part whose stage is not named here, or in a stage that is."""
+
+    path: str
+    epoch: int
+    position: int
+    number: int
+    """The last part that was begun."""
+    kinds: list[tuple[str, str | None]]
+    """All columns so far, in their order."""
+    full: list[Staged] = []
+    """Stages that are made into parts."""
+    growing: Staged | None = None
+
+    def all_kinds(self) -> Kinds:
+        return _kinds(self.kinds)
+
+
+class Stage:
+    """The rows of one file to be. Appended to only; each write is a stream of Arrow IPC of its own, in a frame.
+
+    So columns may be added, or get their kind, between two writes; a column is known by its place in ``kinds``.
+    """
+
+    def __init__(self, folder: Path, number: int, kinds: Kinds) -> None:
+        self.number = number
+        self.kinds = kinds
+        self.rows = 0
+        self.path = folder / f"stage-{number:08d}.arrow"
+        self._length = 0
+        self._synced = -1
+        self._file: files.PlacedFile | None = None
+
+    @classmethod
+    def committed(cls, folder: Path, staged: Staged) -> Stage:
+        """One of an earlier start. Raises `InputError` when it is not there as it was committed."""
+        stage = cls(folder, staged.number, _kinds(staged.kinds))
+        stage.rows, stage._length = staged.rows, staged.length
+        there = files.stamp(stage.path)
+        if there is None or there[1] < staged.length:
+            raise InputError(
+                f"{stage.path}, with rows that were committed, is not there or too short; put it back as it was, or "
+                f"start over with --fresh."
+            )
+        return stage
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._length
+
+    def write(self, group: RowGroup, kinds: Kinds) -> None:
+        """Add these rows. Raises OSError."""
+        import pyarrow as pa
+
+        table = _by_place(group.arrays(kinds))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        data = memoryview(sink.getvalue())
+        file = self._opened()
+        file.write(self._length, _FRAME.pack(len(data), zlib.crc32(data)))
+        file.write(self._length + _FRAME.size, data)
+        self._length += _FRAME.size + len(data)
+        self.rows += group.rows
+
+    def widen(self, kinds: Kinds) -> None:
+        """There are more columns: null in the rows so far."""
+        self.kinds = kinds
+
+    def sync(self) -> Staged:
+        """Return when every row has reached the disk. Raises OSError."""
+        if self._length != self._synced:
+            if self._file is not None:
+                self._file.sync()
+            self._synced = self._length
+        return Staged(self.number, self._length, self.rows, _named(self.kinds))
+
+    def roll(self, place: Path, capacity: int) -> int:
+        """Make the Parquet file, with row groups of ``capacity`` rows: its size in bytes. Once more gives the same."""
+        file = ParquetFile(place, self.kinds)
+        try:
+            for table in self._row_groups(capacity):
+                file.take(table)
+            return file.publish()
+        except BaseException:
+            file.discard()
+            raise
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self) -> files.PlacedFile:
+        """Cut to what is committed, on the first write."""
+        if self._file is None and self._length:
+            self._file = files.PlacedFile(self.path, "update")
+            self._file.truncate(self._length)
+        elif self._file is None:
+            self._file = files.PlacedFile(self.path, "create")
+            files.sync_folder(self.path.parent)
+        return self._file
+
+    def _row_groups(self, capacity: int) -> Iterator[Any]:
+        """Tables of ``capacity`` rows, the last of what is left; with columns and types of the whole file."""
+        import pyarrow as pa
+
+        types = [arrow_type(kind) for kind in self.kinds.values()]
+        waiting: list[Any] = []
+        rows = 0
+        for table in self._tables():
+            waiting.append(_fitted(table, types))
+            rows += len(table)
+            while rows >= capacity:
+                whole = pa.concat_tables(waiting)
+                yield whole.slice(0, capacity)
+                waiting, rows = [whole.slice(capacity)], rows - capacity
+        if rows:
+            yield pa.concat_tables(waiting)
+
+    def _tables(self) -> Iterator[Any]:
+        import pyarrow as pa
+
+        with files.open_read(self.path) as handle:
+            left = self._length
+            while left:
+                head = handle.read(_FRAME.size)
+                size, crc = _FRAME.unpack(head) if len(head) == _FRAME.size else (-1, 0)
+                left -= _FRAME.size + size
+                data = handle.read(size) if size >= 0 and left >= 0 else b""
+                if size < 0 or left < 0 or zlib.crc32(data) != crc:
+                    raise InputError(
+                        f"{self.path}, with rows that were committed, is damaged; put it back from a copy, or start over "
+                        f"with --fresh."
+                    )
+                with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
+                    yield stream.read_all()
+
+
+class Stages:
+    """The stages of one sink and its manifest, which is replaced at once by each `commit`.
+
+    A stage that is full is named as such before its part is made, and its part is in place, on disk, before the manifest
+    ceases to name it: a crash in between makes the same part again, under the same name.
+    """
+
+    def __init__(self, keeping: Keeping, path: Path, name: str) -> None:
+        self.folder = keeping.folder
+        self._keeping = keeping
+        self._path = path
+        self._name = name
+        self._noted_in = keeping.folder / "manifest.json"
+        self.full: list[Stage] = []
+        """Those that take no more rows, and are not parts yet."""
+        self.manifest: Manifest | None = None
+
+    def known(self) -> Manifest | None:
+        """What an earlier start has committed here. Raises `InputError`, `OutsideError`."""
+        manifest = read_note(self._noted_in, Manifest)
+        if manifest is None:
+            return None
+        if manifest.epoch > self._keeping.epoch:
+            raise another_start()
+        if manifest.path != str(self._path):
+            raise InputError(
+                f"The rows of sink {self._name} up to now are in {manifest.path}, and {self._path} is to take the rest; go "
+                f"back to the first, or start over with --fresh."
+            )
+        return manifest
+
+    def begin(self, number: int) -> None:
+        """The first start, with ``number`` parts there already."""
+        self._note(Manifest(str(self._path), self._keeping.epoch, 0, number, []))
+
+    def resume(self, manifest: Manifest) -> Stage | None:
+        """Go on from there: the stage that grows. What no commit names is deleted."""
+        self.full = [Stage.committed(self.folder, staged) for staged in manifest.full]
+        growing = Stage.committed(self.folder, manifest.growing) if manifest.growing else None
+        named = {stage.path for stage in (*self.full, growing) if stage is not None}
+        for name in files.names_in(self.folder):
+            if name.startswith("stage-") and self.folder / name not in named:
+                files.remove(self.folder / name)
+        self._note(msgspec.structs.replace(manifest, epoch=self._keeping.epoch))
+        return growing
+
+    def fill(self, stage: Stage) -> None:
+        """It takes no more rows: the next commit makes its part."""
+        self.full.append(stage)
+
+    def commit(self, position: int, number: int, kinds: Kinds, growing: Stage | None) -> None:
+        """Return when every row so far and ``position`` have reached the disk; what is full can be rolled then. Raises
+        OSError, `OutsideError`."""
+        assert self.manifest is not None
+        full = [stage.sync() for stage in self.full]
+        staged = growing.sync() if growing is not None and growing.rows else None
+        path, epoch = self.manifest.path, self.manifest.epoch
+        self._note(Manifest(path, epoch, position, number, _named(kinds), full, staged))
+
+    def rolled(self) -> None:
+        """The parts of all that were full are in place."""
+        assert self.manifest is not None
+        if not self.full:
+            return
+        self._note(msgspec.structs.replace(self.manifest, full=[]))
+        for stage in self.full:
+            stage.close()
+            files.remove(stage.path)
+        self.full = []
+
+    def close(self) -> None:
+        for stage in self.full:
+            stage.close()
+
+    def _note(self, manifest: Manifest) -> None:
+        if manifest != self.manifest:
+            write_note(self._noted_in, manifest)
+            self.manifest = manifest
+
+
+def _by_place(arrays: list[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_arrays(arrays, names=list(map(str, range(len(arrays)))))
+
+
+def _fitted(table: Any, types: list[Any]) -> Any:
+    """With all columns of the file: those that these rows lack are null."""
+    import pyarrow as pa
+
+    def array(place: int, kind: Any) -> Any:
+        if place >= table.num_columns or pa.types.is_null(table.column(place).type):
+            return pa.nulls(len(table), kind)
+        return table.column(place)
+
+    return _by_place([array(place, kind) for place, kind in enumerate(types)])
+
+
+def _named(kinds: Kinds) -> list[tuple[str, str | None]]:
+    return [(name, kind.value if kind is not None else None) for name, kind in kinds.items()]
+
+
+def _kinds(named: list[tuple[str, str | None]]) -> Kinds:
+    return {name: Kind(kind) if kind is not None else None for name, kind in named}

@@ -1,0 +1,45 @@
+"""All campaigns, with their sizes: short for every change, long for `make chaos`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import kills
+from tests.chaos.harness import Campaign, Figures, Round
+
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A campaign that can be had by its name."""
+
+    row: str
+    """Of the table in ``docs/reliability.md``."""
+    one: Round
+    short: int
+    long: int
+    each: int
+    """Strikes in a round, at most."""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Shares of strikes that must have been in flight, inside recovery, inside a checkpoint; else 0.8, 0.1 and 0.1."""
+
+
+CAMPAIGNS: dict[str, Kind] = {
+    "lanes": Kind("R1", kills.lanes_killed, 50, 1_000, 20, {"records": 16_000}),
+    "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
+}
+
+
+def campaign(name: str, folder: Path, *, long: bool = False, seed: int = SEED, strikes: int | None = None) -> Figures:
+    """Run one, and print what it did."""
+    kind = CAMPAIGNS[name]
+    wanted = strikes or (kind.long if long else kind.short)
+    figures = Campaign(name, folder, **kind.setup).run(kind.one, strikes=wanted, seed=seed, each=kind.each)
+    if strikes is None:
+        figures.check(**kind.least)
+    return figures

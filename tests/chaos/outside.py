@@ -1,0 +1,70 @@
+"""How far a plant is, from outside: what its sinks have committed, and what is in its state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.plant import Plant
+
+_NOTES = {"ndjson": "position.json", "ndjson.gz": "position.json", "csv": "position.json", "csv.gz": "position.json",
+          "parquet": "manifest.json"}  # fmt: skip
+
+
+def position(plant: Plant) -> int:
+    """The least position that a sink has committed; 0 where that cannot be seen."""
+    return min((found for sink in plant.sinks if (found := position_of(plant, sink)) is not None), default=0)
+
+
+def position_of(plant: Plant, sink: str) -> int | None:
+    """What one sink has committed; None of a database that is elsewhere."""
+    if sink == "sqlite":
+        return _of_sqlite(plant.folder / "rows.db")
+    if sink == "postgres":
+        return None
+    return int(_note(plant.state / "sinks" / sink / _NOTES[sink]).get("position", 0))
+
+
+def _of_sqlite(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with contextlib.suppress(sqlite3.Error):
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=0.2)
+        try:
+            found = connection.execute("SELECT max(position) FROM tidemill_positions").fetchone()
+            return found[0] or 0
+        finally:
+            connection.close()
+    return 0
+
+
+def _note(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        first = path.read_bytes().split(b"\n")[0]
+        note: dict[str, Any] = json.loads(first)["note"]
+        return note
+    return {}
+
+
+def epoch(plant: Plant) -> int:
+    """How often the engine has begun."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((plant.state / "epoch").read_text())
+    return 0
+
+
+def half_written(plant: Plant) -> list[str]:
+    """Checkpoints that have begun to be written and are not published."""
+    with contextlib.suppress(OSError):
+        return [path.name for path in (plant.state / "checkpoints").iterdir() if path.name.startswith(".")]
+    return []
+
+
+def checkpoints(plant: Plant) -> list[str]:
+    """Those that are published."""
+    with contextlib.suppress(OSError):
+        return sorted(path.name for path in (plant.state / "checkpoints").iterdir() if not path.name.startswith("."))
+    return []

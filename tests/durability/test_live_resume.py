@@ -1,0 +1,166 @@
+"""A live run: what came is in the log before it is anywhere else, and is worked on once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tidemill as tm
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.formats.entries import decode_entry
+
+LIVE = """
+import asyncio, pathlib, sys
+import tidemill as tm
+
+source = tm.sources.TCP()
+plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite("out.db"), name="plant")
+
+
+async def main():
+    async with tm.serve(pipeline, lanes={lanes}, state=tm.State("state", checkpoint_s=0.05), handle_signals=True) as run:
+        await source.wait_listening()
+        pathlib.Path("port.new").write_text(str(source.port))
+        pathlib.Path("port.new").rename("port")
+        await run.wait()
+
+
+asyncio.run(main())
+"""
+
+
+class Plant:
+    def __init__(self, folder: Path, lanes: int) -> None:
+        self.folder = folder
+        (folder / "port").unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LIVE.format(lanes=lanes)], cwd=folder, start_new_session=True
+        )
+        while not (folder / "port").exists():
+            assert self.process.poll() is None, "it did not start"
+        self.sender = socket.create_connection(("127.0.0.1", int((folder / "port").read_text())))
+
+    def send(self, start: int, count: int) -> None:
+        lines = [
+            json.dumps({"sensor": f"S{n * n % 7}", "time": n, "value": n % 13}) for n in range(start, start + count)
+        ]
+        self.sender.sendall(b"".join(line.encode() + b"\n" for line in lines))
+
+    def rows(self) -> list[tuple[object, ...]]:
+        try:
+            connection = sqlite3.connect(self.folder / "out.db")
+            try:
+                return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()
+            finally:
+                connection.close()
+        except sqlite3.OperationalError:
+            return []
+
+    def wait_for(self, count: int) -> None:
+        while len(self.rows()) < count:
+            assert self.process.poll() is None, "it ended"
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.sender.close()
+
+
+def wanted(count: int) -> list[tuple[object, ...]]:
+    rows = [{"sensor": f"S{n * n % 7}", "time": n, "value": n % 13} for n in range(count)]
+    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+    return [tuple(None if value != value else value for value in row.values()) for row in plan.apply(rows)]
+
+
+def test_what_a_live_run_has_shown_comes_once_through_kills(tmp_path, lanes):
+    """Each time some rows are seen, more is sent and the family killed; the sender sends on from what the log has kept."""
+    sent = 0
+    for _ in range(4):
+        plant = Plant(tmp_path, lanes)
+        plant.send(sent, 500)
+        sent += 500
+        plant.wait_for(sent)
+        plant.kill()
+    plant = Plant(tmp_path, lanes)
+    plant.send(sent, 500)
+    plant.wait_for(sent + 500)
+    os.kill(plant.process.pid, signal.SIGTERM)
+    assert plant.process.wait() == 0
+    plant.sender.close()
+    assert plant.rows() == wanted(2_500)
+
+
+class Away(tm.sinks.SQLite):
+    """A database that is away while a file says so."""
+
+    def write(self, batch: tm.Batch) -> None:
+        if self.path.with_name("away").exists():
+            raise tm.OutsideError("the database is away.")
+        super().write(batch)
+
+
+async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_path, lanes, caplog):
+    """Meanwhile the source is read on: into the log."""
+    source = tm.sources.TCP()
+    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+    pipeline = tm.Pipeline(source, plan, Away(tmp_path / "out.db"), name="plant")
+    plant = Plant.__new__(Plant)
+    plant.folder = tmp_path
+    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
+        host, port = await source.wait_listening()
+        plant.sender = socket.create_connection((host, port))
+        plant.send(0, 500)
+        while len(plant.rows()) < 500:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+        (tmp_path / "away").touch()
+        for start in range(500, 2_000, 500):
+            plant.send(start, 500)
+        while "Once more from the last checkpoint" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while source.statistics().records < 2_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert len(plant.rows()) == 500
+        (tmp_path / "away").unlink()
+        while len(plant.rows()) < 2_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        run.stop_soon()
+        plant.sender.close()
+    assert plant.rows() == wanted(2_000)
+    assert run.report.in_flight == 0
+
+
+async def test_what_is_acknowledged_is_in_the_log_and_dead_letters_are_acknowledged_too(tmp_path, lanes):
+    """A sender that was told of all its lines may go; bad ones are safe among the dead letters."""
+    source = tm.sources.TCP(ack=True)
+    pipeline = tm.Pipeline(source, tm.Plan(tm.Lag("value")), tm.sinks.SQLite(tmp_path / "out.db"), name="plant")
+    async with tm.serve(pipeline, lanes=lanes, state=tmp_path / "state") as run:
+        reader, writer = await asyncio.open_connection(*await source.wait_listening())
+        writer.write(
+            b'{"sensor": "S1", "time": 1, "value": 2}\nno json\n{"sensor": "S1", "time": 2, "value": 3}\nbad\n'
+        )
+        told = 0
+        while told < 4:
+            told = int(await reader.readline())
+        run.stop_soon()
+        writer.close()
+    assert (told, run.report.rows_out, run.report.dead_letters) == (4, 2, 2)
+    log = IngestLog(tmp_path / "state" / "log")
+    entries = [decode_entry(data) for _, data in log.read(0)]
+    log.close()
+    assert sum(len(entry.batch) + len(entry.letters) for entry in entries) == 4
+
+
+def test_acknowledging_needs_state(tmp_path):
+    pipeline = tm.Pipeline(tm.sources.TCP(ack=True), tm.Plan(), tm.sinks.Latest())
+    with pytest.raises(tm.PlanError, match="acknowledges"):
+        tm.run(pipeline, state=False)
