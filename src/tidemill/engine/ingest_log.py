@@ -22,6 +22,9 @@ from tidemill.formats.log_frames import FRAME_BYTES, FRAMES_AT, MAX_ENTRY, NONE_
 
 __all__ = ["IngestLog", "IngestLogStatistics"]
 
+SEGMENTS: Final = 8
+"""Of so many, at least, a full log consists: room is made by whole segments, and the last one stays."""
+SMALLEST_SEGMENT: Final = 64 << 10
 PIECE: Final = 4 << 20
 """Bytes joined for one write: a group is one write, unless it is larger than this."""
 
@@ -78,7 +81,7 @@ class IngestLog:
         self.folder = files.absolute(folder)
         self._max_bytes = max_bytes
         self._min_free = min_free
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = min(segment_bytes, max(max_bytes // SEGMENTS, SMALLEST_SEGMENT))
         self._lock = threading.Lock()  # for the buffer and the list of segments; never held while the disk is used
         self._buffer: list[list[bytes]] = []
         self._buffered = 0  # bytes that are not on disk, those which a sync is writing included

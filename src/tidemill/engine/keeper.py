@@ -212,6 +212,12 @@ class Keeper:
         )
         return Saving(self, attempt, epochs, self._clock)
 
+    @property
+    def pressed(self) -> bool:
+        """Whether the ingest log is full, and would be less so if the checkpoints that are kept were all as the newest."""
+        kept = self._kept_places
+        return self.journal is not None and self.journal.full and (len(kept) < KEPT or kept[0] != kept[-1])
+
     def published(self, place: Place) -> None:
         """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
         self._kept_places.append(place)
@@ -267,7 +273,7 @@ class Saving:
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
         if self._keeper.warming:
             pass
-        elif self.epochs.due(now, mill.handed_up_to):
+        elif self.epochs.due(now, mill.handed_up_to, pressed=self._keeper.pressed):
             self._raise_barrier(now)
         elif self.epochs.commit_due(now, mill.reached):
             self._commit(mill.reached)
