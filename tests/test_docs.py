@@ -129,4 +129,4 @@ def test_every_decision_is_in_the_index() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "README.md").read_text()
     pages = sorted(page.name for page in folder.glob("0*.md"))
-    assert [name for name in re.findall(r"\]\((0[^)]+)\)", index)] == pages
+    assert re.findall(r"\]\((0[^)]+)\)", index) == pages
