@@ -112,7 +112,7 @@ class Keeper:
         return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
 
     async def begin_again(self) -> None:
-        """The attempt before has failed: another goes on from the newest checkpoint, with a number of its own."""
+        """An attempt is over: another goes on from the newest checkpoint, with a number of its own."""
         self.found = await asyncio.to_thread(self.store.newest)
         self.folder.begin_epoch()
 

@@ -173,6 +173,7 @@ class Run:
         )
         await attempt.run()
         keeper.warming = False
+        await keeper.begin_again()
         _log.info("warmed by %d records of %s", attempt.mill.counts.records_in, history.name)
 
     async def _attempts(
