@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import kills
+from tests.chaos import kills, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
+THREE = ("sqlite", "ndjson", "parquet")
+ANY = {"in_flight": 0.5, "recovering": 0.0, "in_checkpoint": 0.0}
+"""These say what they struck in the name of the strike."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Kind:
 CAMPAIGNS: dict[str, Kind] = {
     "lanes": Kind("R1", kills.lanes_killed, 50, 1_000, 20, {"records": 16_000}),
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
+    "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 12_000}),
+    "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 
 
