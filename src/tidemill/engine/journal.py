@@ -22,7 +22,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.rate import Rate
 from tidemill.engine.ingest_log import IngestLog
-from tidemill.errors import InputError
+from tidemill.errors import InputError, OutsideError
 from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
 from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source
@@ -103,8 +103,14 @@ class Journal:
 
     def seek(self, start: int, offsets: Mapping[str, Any]) -> None:
         """Let sources that can seek go on behind what is in the log: ``offsets`` as of entry ``start``, and what is behind
-        it. Blocks.
+        it. Blocks. Raises `OutsideError` when the log is not the one that the checkpoint goes on in.
         """
+        first, end = self.log.first, self.log.end
+        if not first <= start <= end:
+            raise OutsideError(
+                f"the ingest log in {self.log.folder} has entries {first:,} to {end:,}, and the checkpoint goes on at "
+                f"{start:,}: was it removed, or put back from an older copy? Restore it, or start over with --fresh."
+            )
         found = dict(offsets)
         if any(source.seekable for source in self._sources.values()):
             for _, data in self.log.read(start):
