@@ -112,7 +112,7 @@ class Keeper:
         return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
 
     async def begin_again(self) -> None:
-        """The attempt before has failed: another goes on from the newest checkpoint, with a number of its own."""
+        """Another attempt comes: it goes on from the newest checkpoint, with a number of its own."""
         self.found = await asyncio.to_thread(self.store.newest)
         self.folder.begin_epoch()
 
@@ -341,10 +341,11 @@ class Saving:
     async def _published(self, number: int, at_barrier: _Facts) -> None:
         mill = self._attempt.mill
         assert at_barrier.letters is not None
+        length = await at_barrier.letters
         facts = {
             **at_barrier.facts,
             **mill.learned(),
-            "letters_bytes": await at_barrier.letters,
+            "letters_bytes": None if self._keeper.warming else length,
             "written_ns": self._clock.wall_ns(),
         }
         arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))

@@ -173,6 +173,7 @@ class Run:
         )
         await attempt.run()
         keeper.warming = False
+        await keeper.begin_again()
         _log.info("warmed by %d records of %s", attempt.mill.counts.records_in, history.name)
 
     async def _attempts(
@@ -251,6 +252,9 @@ class Run:
         sources, readings, stopping = self.pipeline.sources, self._readings, self._stopping
         if keeper is None:
             yield Direct(sources, self._clock, readings, stopping)
+        elif keeper.found is None and keeper.state.warm is not None:
+            _log.warning("stopped before the history was worked through: the next start begins with it again")
+            yield Nothing()
         elif keeper.ended:
             told = "the input was worked on to its end before: there is nothing left to do. Start over with fresh=True (--fresh)"
             _log.warning(told)
@@ -277,19 +281,23 @@ class Run:
 
     async def _log_all(self, journal: Journal, keeper: Keeper) -> None:
         """All sources into the journal, and the end behind them."""
-        tasks = [asyncio.ensure_future(self._log_source(source, journal)) for source in self.pipeline.sources]
+        logging_all = asyncio.ensure_future(self._log_each(journal))
         try:
-            late = await self._stopping.until(set(tasks))
-            for task in set(tasks) - late:
-                task.result()
+            if not await self._stopping.until({logging_all}):
+                logging_all.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            logging_all.cancel()
+            await asyncio.gather(logging_all, return_exceptions=True)
         if not self._stopping.asked.is_set():
             journal.decide(ControlEntry("catch_up", None))
             journal.decide(ControlEntry("end", None))
         journal.close()
+
+    async def _log_each(self, journal: Journal) -> None:
+        """One that fails ends them all."""
+        async with _one_error(), asyncio.TaskGroup() as group:
+            for source in self.pipeline.sources:
+                group.create_task(self._log_source(source, journal))
 
     async def _tell_of_room(self, journal: Journal) -> None:
         """How long the sinks may be away."""
