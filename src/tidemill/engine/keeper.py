@@ -127,13 +127,14 @@ class Keeper:
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
-        if matching.keeps:  # else sensors begin anew too: they may be told apart otherwise
+        pairs = zip(matching.old, matching.new, strict=False)
+        same = matching.sources == tuple(range(len(matching.old))) and all(a.placed_by == b.placed_by for a, b in pairs)
+        if matching.keeps or same:  # else sensors begin anew too: they may be told apart otherwise
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
         attempt.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
-        same = matching.sources == tuple(range(len(matching.old)))
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
         attempt.mill.learned_before(
             {stage: kinds for stage, kinds in learned.items() if kinds is not None},
@@ -190,6 +191,13 @@ class Keeper:
     def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
         """A sink had committed all up to the checkpoint, or there would be none."""
         for outlet in attempt.outlets:
+            if outlet.name not in facts["sinks"] and 0 < outlet.resumed_at < facts["position"]:
+                _log.warning(
+                    "the sink %s was left out for a while: of inputs %d to %d it has no rows",
+                    outlet.name,
+                    outlet.resumed_at + 1,
+                    facts["position"],
+                )
             if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
                 raise InputError(
                     f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
