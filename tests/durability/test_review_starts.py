@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 
 import tidemill as tm
+from tidemill.core.controls import Tick
+from tidemill.engine.inflow import Logged
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.engine.journal import Journal
 from tidemill.engine.run import Run
+from tidemill.engine.state_folder import StateFolder
 from tidemill.sources.base import Source, SourceContext
-from tidemill.testing import CRASH, ListSink, ScriptedSource
+from tidemill.testing import CRASH, ListSink, ManualClock, ScriptedSource
 
 
 def record(n: int) -> dict[str, object]:
@@ -31,8 +36,11 @@ def recording(path: Path, numbers: range, *, bad_every: int = 0) -> Path:
 
 
 def rows(path: Path) -> list[tuple[object, ...]]:
+    """Those that can be seen."""
     connection = sqlite3.connect(path)
     try:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchone():
+            return []
         return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()
     finally:
         connection.close()
@@ -140,3 +148,81 @@ def test_the_letters_of_a_history_are_none_of_the_run_s_own(tmp_path: Path) -> N
     (tmp_path / "away").unlink()
     start()
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 10
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+
+
+def test_fresh_moves_nothing_aside_that_is_no_state(tmp_path: Path) -> None:
+    """A slip such as ``--state . --fresh`` must not take somebody's work away."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    with pytest.raises(tm.InputError, match="holds other things than a state"):
+        StateFolder(tmp_path / "work", "plant", fresh=True)
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+
+
+def test_sinks_whose_names_are_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state", "plant")
+    try:
+        places = [folder.of_sink(name) for name in ("a b", "a_b", "a/b", "..", ".", "é")]
+    finally:
+        folder.close()
+    assert len(set(places)) == len(places)
+    assert {place.parent for place in places} == {tmp_path / "state" / "sinks"}
+
+
+# -- attempts --------------------------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    """A full disk makes an attempt fail, and then the next one cannot even begin."""
+    begun = StateFolder.begin_epoch
+    refused = 0
+
+    def begin_epoch(folder: StateFolder) -> None:
+        nonlocal refused
+        if begins := folder.epoch:
+            refused += 1
+            (tmp_path / "away").unlink(missing_ok=True)
+        if begins and refused < 3:
+            raise tm.OutsideError("the disk is full.")
+        begun(folder)
+
+    monkeypatch.setattr(StateFolder, "begin_epoch", begin_epoch)
+    (tmp_path / "away").touch()
+    source = Endless([[record(n)] for n in range(20)], name="scripted")
+    pipeline = tm.Pipeline(source, plan(), Away(tmp_path / "out.db"), name="plant")
+    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.01)):
+        while len(rows(tmp_path / "out.db")) < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert refused == 3
+
+
+async def test_sensors_that_were_too_many_are_too_many_after_a_restart(tmp_path: Path, lanes: int) -> None:
+    """Also where no stage keeps state of them: what becomes of a record must not depend on when a run was stopped."""
+
+    def pipeline(records: range) -> tm.Pipeline:
+        source = Endless([[record(n)] for n in records], name="scripted")
+        plan = tm.Plan(tm.Filter("value >= 0"))
+        return tm.Pipeline(source, plan, tm.sinks.SQLite(tmp_path / "out.db"), name="plant", max_keys=2)
+
+    for records, whole in ((range(2), 2), (range(2, 9), 6)):
+        async with tm.serve(pipeline(records), lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.01)):
+            while len(rows(tmp_path / "out.db")) < whole:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert {row[0] for row in rows(tmp_path / "out.db")} == {"S0", "S1"}
+
+
+async def test_a_tick_that_comes_after_the_end_of_input_holds_nobody_up(tmp_path: Path) -> None:
+    """It would be an entry that nobody brings to the disk, and the run would wait for it as long as the grace lasts."""
+    log = IngestLog(tmp_path / "log")
+    journal = Journal(log, ManualClock(), [])
+    inflow = Logged(journal, None)  # type: ignore[arg-type]
+    journal.close()
+    inflow.tick(None, Tick(1))  # type: ignore[arg-type]
+    assert (log.end, journal.closed) == (0, True)
+    await journal.sync()
+    log.close()

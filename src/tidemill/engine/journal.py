@@ -83,10 +83,12 @@ class Journal:
         self._appended = asyncio.Event()
         self._synced = asyncio.Condition()
         self._letters: dict[str, list[DeadLetter]] = {}
-        self._closed = False
+        self.closed = False
+        """Whether nothing more will come."""
         self._rate = Rate(clock.monotonic_ns())
         self._full = False
         self._fed = 0
+        self._syncing: asyncio.Future[int] | None = None
 
     def statistics(self) -> JournalStatistics:
         """How it is, now."""
@@ -171,7 +173,7 @@ class Journal:
         """Nothing more will come: `feed` returns when it has given all."""
         for source in list(self._letters):
             self._append_letters(source)
-        self._closed = True
+        self.closed = True
         self._appended.set()
 
     def _append(self, entry: Entry) -> int:
@@ -205,17 +207,23 @@ class Journal:
 
     async def sync(self) -> None:
         """Bring entries to the disk, group by group, until the journal is closed and all are there."""
-        while not (self._closed and self.log.durable == self.log.end):
+        while not (self.closed and self.log.durable == self.log.end):
             await self._appended.wait()
             self._appended.clear()
             while self.log.durable < self.log.end:
-                await asyncio.to_thread(self.log.sync)
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(self.log.sync))
+                await asyncio.shield(self._syncing)
                 self._tell()
                 async with self._synced:
                     self._synced.notify_all()
                 await asyncio.sleep(_GROUP_S)
         async with self._synced:
             self._synced.notify_all()
+
+    async def settle(self) -> None:
+        """Return when no thread syncs any more; raises nothing."""
+        if self._syncing is not None:
+            await asyncio.gather(self._syncing, return_exceptions=True)
 
     def _tell(self) -> None:
         told: dict[str, int] = {}
@@ -258,7 +266,7 @@ class Journal:
 
     @property
     def _ended(self) -> bool:
-        return self._closed and self.log.durable == self.log.end
+        return self.closed and self.log.durable == self.log.end
 
     def _recalled(self, number: int) -> Entry:
         while self._remembered[0].number < number:

@@ -185,20 +185,24 @@ class Run:
         inflow: Inflow,
     ) -> Attempt:
         wait_s = _BACK_OFF_S[0]
+        again = False
         while True:
-            attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
+            attempt: Attempt | None = None
             try:
+                if keeper is not None and again:
+                    await keeper.begin_again()
+                    letters = self._letters(keeper)
+                    checked = keeper.check(self.pipeline, edges=False)
+                attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
                 if keeper is None or not self._passes(first):
                     raise first from None
-                if attempt.running:
+                if attempt is not None and attempt.running:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
-                await keeper.begin_again()
-                letters = self._letters(keeper)
-                checked = keeper.check(self.pipeline, edges=False)
+                again = True
             else:
                 return attempt
 
@@ -265,8 +269,9 @@ class Run:
         else:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
+            journal = keeper.journal = Journal(log, self._clock, sources)
+            tasks: list[asyncio.Task[None]] = []
             try:
-                journal = keeper.journal = Journal(log, self._clock, sources)
                 place = keeper.place or {}
                 await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
                 tasks = [
@@ -274,9 +279,10 @@ class Run:
                     for work in (journal.sync(), self._log_all(journal, keeper), self._tell_of_room(journal))
                 ]
                 yield Logged(journal, keeper)
+            finally:
                 for task in tasks:
                     task.cancel()
-            finally:
+                await journal.settle()  # the file must not be closed under a thread that writes to it
                 log.close()
 
     async def _log_all(self, journal: Journal, keeper: Keeper) -> None:
