@@ -214,7 +214,12 @@ def patient(seconds: float = 60.0) -> Iterator[None]:
 def record(n: int, wide: int = 0) -> dict[str, Any]:
     """Every tenth is the one before it once more; ``wide`` adds about so many bytes, others each time."""
     n -= n % 10 == 9
-    return {"sensor": f"S{n * n % 7}", "time": n, "value": n % 13, **({"note": f"{n:06}" * (wide // 6)} if wide else {})}
+    return {
+        "sensor": f"S{n * n % 7}",
+        "time": n,
+        "value": n % 13,
+        **({"note": f"{n:06}" * (wide // 6)} if wide else {}),
+    }
 
 
 def lines(start: int, stop: int, wide: int = 0) -> bytes:

@@ -109,7 +109,9 @@ class Simulation:
         self.states = list(newest.states) or [0] * _PARTS
         self.taken = newest.position
         if disk.log_from > newest.position:
-            raise Wrong(f"the log was forgotten up to {disk.log_from}, and the checkpoint needs it from {newest.position}")
+            raise Wrong(
+                f"the log was forgotten up to {disk.log_from}, and the checkpoint needs it from {newest.position}"
+            )
         self.lane_of = [Lane() for _ in range(self.lanes)]
         self.sinks = [Sink(position) for position in disk.positions]
         self.cuts = sorted(set(disk.positions))
@@ -136,7 +138,17 @@ class Simulation:
     # -- what may happen ---------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        doings = [self.input, self.hand_out, self.work, self.work, self.sink, self.sink, self.turn, self.time, self.publish]
+        doings = [
+            self.input,
+            self.hand_out,
+            self.work,
+            self.work,
+            self.sink,
+            self.sink,
+            self.turn,
+            self.time,
+            self.publish,
+        ]
         if self.dice.random() < self.troubles:
             doings = [self.lane_dies, self.crash, self.sink_fails, self.damage]
         doing = self.dice.choice(doings)
@@ -243,7 +255,9 @@ class Simulation:
         step = sink.queue.popleft()
         if isinstance(step, Slab):
             if step.start < sink.resumed_at:
-                raise Wrong(f"sink {number} is given inputs from {step.start} again, and has them up to {sink.resumed_at}")
+                raise Wrong(
+                    f"sink {number} is given inputs from {step.start} again, and has them up to {sink.resumed_at}"
+                )
             sink.waiting += range(step.start, step.end)
             return
         if step < self.disk.positions[number]:
@@ -309,9 +323,7 @@ class Simulation:
                 self.committed(number, slab)
         lane.queue.clear()
         for step in self.controls.among(self.ledger.owed(number)):
-            if isinstance(step, Barrier) and number not in self.copied:
-                lane.queue.append(step)
-            elif isinstance(step, int):
+            if (isinstance(step, Barrier) and number not in self.copied) or isinstance(step, int):
                 lane.queue.append(step)
 
     def crash(self) -> None:
@@ -441,8 +453,7 @@ def test_it_would_see_wrong_decisions(planted: str, monkeypatch: pytest.MonkeyPa
     name, made = PLANTED[planted]
     monkeypatch.setattr(Epochs, name, made(getattr(Epochs, name)))
     with pytest.raises((Wrong, EngineError)):
-        for seed in range(100):
-            Simulation(seed).whole()
+        _ = [Simulation(seed).whole() for seed in range(100)]
 
 
 if __name__ == "__main__":
