@@ -350,7 +350,9 @@ class Saving:
     def _write(self) -> None:
         at_barrier, self._at_barrier = self._at_barrier, None
         assert at_barrier is not None
-        self._writing = asyncio.ensure_future(self._published(self.epochs.write(), at_barrier))
+        self._writing = asyncio.ensure_future(
+            self._published(self.epochs.write(self._clock.monotonic_ns()), at_barrier)
+        )
 
     async def _published(self, number: int, at_barrier: _Facts) -> None:
         mill = self._attempt.mill
