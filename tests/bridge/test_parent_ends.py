@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -196,3 +199,13 @@ async def test_an_application_without_standard_streams(program, processes) -> No
     """)
     end = app.ended()
     assert (end.code, end.out) == (0, "None\n")
+
+
+def test_a_server_whose_application_left_before_it_was_ready_says_nothing() -> None:
+    """As when a run is stopped twice while it begins."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-m", "tidemill.lanes.forkserver", str(theirs.fileno())]
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crash_points, kills
+from tests.chaos import crash_points, kills, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
+THREE = ("sqlite", "ndjson", "parquet")
+SMALL = {"records": 4_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
 NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
-SMALL = {"records": 4_000, "sinks": ("sqlite", "ndjson", "parquet"), "work": 0.0001, "checkpoint_s": 0.02}
+ANY = {"in_flight": 0.5, **NO_SHARES}
+"""These say what they struck in the name of the strike."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ CAMPAIGNS: dict[str, Kind] = {
     "crash-points-lanes": Kind("R3", crash_points.crashed, 15, 400, 1, SMALL, NO_SHARES),
     "failing-calls": Kind("R9, R10", crash_points.failing, 16, 300, 1, {**SMALL, "lanes": 0}, NO_SHARES),
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
+    "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 12_000}),
+    "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 
 

@@ -69,11 +69,15 @@ class Family:
         return found
 
     def lanes(self) -> list[int]:
-        return sorted(pid for pid, name in self.members().items() if name.startswith("tidemill-lane"))
+        return self.named("tidemill-lane")
 
     def writers(self) -> list[int]:
         """Processes of sinks."""
-        return sorted(pid for pid, name in self.members().items() if name.startswith("tidemill-sink"))
+        return self.named("tidemill-sink")
+
+    def named(self, name: str) -> list[int]:
+        """Those whose names begin so; the server that forks the others is ``tidemill-server``."""
+        return sorted(pid for pid, own in self.members().items() if own.startswith(name))
 
     @property
     def alive(self) -> bool:

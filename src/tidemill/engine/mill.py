@@ -27,10 +27,10 @@ from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.core.watermark import Watermark
 from tidemill.engine.assembly import Share, assemble, assemble_made
+from tidemill.engine.barriers import Barriers
 from tidemill.engine.burials import Burials
 from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
-from tidemill.engine.kept_objects import ObjectsCopy
 from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import BatchSizes, Counts
@@ -45,7 +45,6 @@ from tidemill.lanes.wire import (
     Admit,
     Committed,
     Copied,
-    CopyState,
     Failed,
     FromLane,
     KindsFixed,
@@ -114,8 +113,7 @@ class Mill:
         self._batcher = batcher
         self._clock = clock
         self._emit, self._fail, self._defer = emit, fail, defer
-        self._ready_to_work, self._lane_copied, self._moved = ready, copied, moved
-        self._passed = passed
+        self._ready_to_work, self._moved = ready, moved
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
         self.ledger = Ledger(len(self.lanes))
@@ -129,14 +127,7 @@ class Mill:
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
         self._controls = Controls()
-        self._barrier: Barrier | None = None
-        self._copied: set[int] = set()
-        self._passes_with = 0
-        """The slab with which all before the barrier has been emitted; 0 when it has, or there is none."""
-        self._finished = 0
-        """The last slab that was emitted."""
-        self.objects: dict[int, ObjectsCopy] = {}
-        """Per lane, what its process held in objects at the last barrier."""
+        self.barriers = Barriers(self.lanes, keys, self._controls, copied=copied, passed=passed)
         self.files: dict[int, str] = {}
         """Of each stage that was made anew, the name under which its file is kept."""
         self.handed_out = 0
@@ -234,6 +225,7 @@ class Mill:
         return {
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
+            "copies": sum(lane.copy.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
             "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }
@@ -394,33 +386,9 @@ class Mill:
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)
 
-    # -- barriers ----------------------------------------------------------------------------------------------
-
     def raise_barrier(self, number: int) -> None:
         """Behind the last slab handed out, each lane copies its state, for checkpoint ``number``; one at a time."""
-        opened = self.ledger.statistics().opened
-        self._barrier = Barrier(opened, number)
-        self._passes_with = opened if opened > self._finished else 0
-        self._copied.clear()
-        self._controls.add_barrier(self._barrier.after, number)
-        for lane in self.lanes:
-            self._send_barrier(lane, number)
-        if not self._passes_with:
-            self._passed()
-
-    def _send_barrier(self, lane: Lane, number: int) -> None:
-        lane.send(CopyState(number, self._keys.count(lane.number)))
-
-    def _lane_has_copied(self, lane: Lane, number: int) -> None:
-        """Its objects here are those of the barrier: what it commits behind it has not been read yet."""
-        if self._barrier is None or self._barrier.number != number or lane.number in self._copied:
-            return
-        self._copied.add(lane.number)
-        self.objects[lane.number] = lane.objects.copy()
-        if len(self._copied) == len(self.lanes):
-            self._controls.drop_barrier()
-            self._barrier = None
-        self._lane_copied(lane.number)
+        self.barriers.raise_behind(self.ledger.statistics().opened, number)
 
     def _admit(self, lane: Lane) -> None:
         first, keys = self._keys.untold(lane.number)
@@ -441,7 +409,7 @@ class Mill:
                     self._committed(lane, number)
                     self.pump()
                 case Copied(number):
-                    self._lane_has_copied(lane, number)
+                    self.barriers.copied(lane, number)
                 case Ready():
                     lane.ready = True
                     if all(lane.ready for lane in self.lanes):
@@ -503,11 +471,8 @@ class Mill:
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self.done = slab.taken.end
-        self._finished = number
         self._emit(Finished(batch, slab.taken.arrivals, self.done, lambda: self._freed(number, slab.memory)))
-        if number == self._passes_with:
-            self._passes_with = 0
-            self._passed()
+        self.barriers.emitted(number)
 
     def _assembled(self, slab: Slab, shares: list[Share]) -> tuple[Batch, int]:
         """The slab's rows, and how many of them stages made without a record."""
@@ -531,9 +496,9 @@ class Mill:
             # Committed in the memory, but the word of it was lost with the process: its result came before, and holds.
             for number in sorted(lane.results):
                 if number <= lane.memory.committed:
-                    self._recall_barrier(lane, number)
+                    self.barriers.recall(lane, number)
                     self._committed(lane, number)
-            self._recall_barrier(lane, lane.memory.committed + 1)
+            self.barriers.recall(lane, lane.memory.committed + 1)
             self._blame(lane, how)
             self._replace(lane)
             fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.restarts}
@@ -543,11 +508,6 @@ class Mill:
             self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))
         except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
             self._fail(error)
-
-    def _recall_barrier(self, lane: Lane, number: int) -> None:
-        """Copied before it went on to this slab, but the word of it was lost too."""
-        if self._barrier is not None and self._barrier.after < number and lane.copied == self._barrier.number:
-            self._lane_has_copied(lane, self._barrier.number)
 
     def _blame(self, lane: Lane, how: Exit) -> None:
         death = lane.death(how, self._user_code)
@@ -568,7 +528,6 @@ class Mill:
                 case Control():
                     lane.send(StageChanged(step.stage, step.pickled))
                 case Barrier():
-                    if lane.number not in self._copied:
-                        self._send_barrier(lane, step.number)
+                    self.barriers.send(lane)
                 case _:
                     self._send(lane, step)

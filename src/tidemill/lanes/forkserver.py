@@ -99,8 +99,9 @@ def main(fd: int) -> None:
     control = socket.socket(fileno=fd)
     _import_roles()
     _name_process("tidemill-server")
-    control.send(_encode(Loaded()))
-    _Server(control).serve()
+    server = _Server(control)
+    server.tell(_encode(Loaded()))
+    server.serve()
 
 
 def _import_roles() -> None:
@@ -188,7 +189,7 @@ class _Server:
                     if owner == child:
                         _kill_group(pid)
             case Preload(size, kernels):
-                self._tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
+                self.tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
                 _close(fds)
         return True
 
@@ -198,7 +199,7 @@ class _Server:
         except OSError as error:  # no process or no memory is left, for the moment: the others go on
             os.write(2, f"tidemill: a process could not be forked: {error}\n".encode())
             _close(fds)
-            self._tell(_encode(Exited(spawn.child, (error.errno or errno.EAGAIN) << 8)))
+            self.tell(_encode(Exited(spawn.child, (error.errno or errno.EAGAIN) << 8)))
             return
         if pid == 0:
             self._become(spawn, fds)
@@ -206,7 +207,7 @@ class _Server:
             os.setpgid(pid, pid)  # the child does so too: whichever comes first
         _close(fds)  # else a lane's death would not close its socket
         self._children[pid] = spawn.child
-        self._tell(_encode(Spawned(spawn.child, pid)))
+        self.tell(_encode(Spawned(spawn.child, pid)))
 
     def _become(self, spawn: Spawn, fds: list[int]) -> None:
         """In the child: never returns."""
@@ -252,9 +253,10 @@ class _Server:
             pid, status = os.waitpid(ended.si_pid, 0)
             child = self._children.pop(pid, None)
             if child is not None:
-                self._tell(_encode(Exited(child, status)))
+                self.tell(_encode(Exited(child, status)))
 
-    def _tell(self, data: bytes) -> None:
+    def tell(self, data: bytes) -> None:
+        """To the application, if it is still there."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._control.send(data)
 

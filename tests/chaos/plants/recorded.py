@@ -3,6 +3,7 @@
 PLANT_INPUT   the recording
 PLANT_SINKS   which sinks, by the names below
 PLANT_WORK    seconds that a lane sleeps for each record, so that work is under way when a signal comes
+PLANT_PACE    at how many times its speed the recording is read; as fast as it goes where this is not set
 PLANT_PLAN    "rows" (one for each record, and one for each silence) or "windows" (one for each sensor and window)
 """
 
@@ -75,7 +76,9 @@ PLANS = {
 }
 
 pipeline = tm.Pipeline(
-    tm.sources.Replay(os.environ.get("PLANT_INPUT", "plant.ndjson")),
+    tm.sources.Replay(
+        os.environ.get("PLANT_INPUT", "plant.ndjson"), pace=float(os.environ.get("PLANT_PACE", "0")) or "max"
+    ),
     PLANS[os.environ.get("PLANT_PLAN", "rows")],
     [sink(name) for name in os.environ.get("PLANT_SINKS", "sqlite").split(",")],
     name="plant",
