@@ -64,11 +64,6 @@ class Connection:
     due: int = 0
 
 
-def record(line: str) -> dict[str, Any] | None:
-    """None for a line that is no record."""
-    return json.loads(line) if line.startswith("{") else None
-
-
 def more_lines(rng: random.Random, at: int) -> Iterator[str]:
     """Some lines, numbered from ``at``: true duplicates, lines that are no records, clocks that step back; the last is a
     record."""
@@ -106,9 +101,11 @@ def judged(plant: Plant, sent: Sequence[Connection], sinks: Sequence[str]) -> st
 
 
 def came_in(sent: Sequence[Connection], numbers: Sequence[float], refused: Sequence[str]) -> tuple[str, list[Any]]:
-    """What is wrong with these records and dead letters, and the records."""
+    """What is wrong with these records and dead letters, and the records. Of lines that are read together, those that are
+    no records come in first; so a kill may leave them without the records before them."""
     of = {line: at for at, connection in enumerate(sent) for line in connection.lines}
-    by_number = {made["n"]: (of[line], made) for line in of if (made := record(line)) is not None}
+    made = {line: json.loads(line) for line in of if line.startswith("{")}
+    by_number = {record["n"]: (of[line], record) for line, record in made.items()}
     if unknown := [n for n in numbers if n not in by_number]:
         return f"records that nobody sent: {unknown[:5]}", []
     order = [at for at, _ in groupby(by_number[n][0] for n in numbers)]
@@ -118,15 +115,17 @@ def came_in(sent: Sequence[Connection], numbers: Sequence[float], refused: Seque
     for at, connection in enumerate(sent):
         good = [n for n in numbers if by_number[n][0] == at]
         bad = [line for line in refused if of.get(line) == at]
-        begin = connection.lines[: len(good) + len(bad)]
-        if [made["n"] for line in begin if (made := record(line))] != good:
+        places = [place for place, line in enumerate(connection.lines) if line.startswith("{")]
+        if [json.loads(connection.lines[place])["n"] for place in places[: len(good)]] != good:
             return f"of connection {at} came {good[:3]} ... {good[-3:]}, which is no beginning of it", []
-        if [line for line in begin if record(line) is None] != bad:
-            return f"of connection {at} came {bad}, which is no beginning of it", []
-        if len(begin) < connection.due:
-            return f"of connection {at} {len(begin)} lines are there, and {connection.due} were", []
-        following = connection.lines[len(begin)] if len(begin) < len(connection.lines) else ""
-        cut = [line for line in cut if not (line and following.startswith(line))]  # the stop came within a line
+        end = places[len(good)] if len(good) < len(places) else len(connection.lines)
+        refusable = [line for line in connection.lines if not line.startswith("{")]
+        least = sum(not line.startswith("{") for line in connection.lines[: places[len(good) - 1] if good else 0])
+        if refusable[: len(bad)] != bad or len(bad) < least:
+            return f"of connection {at} came {len(good)} records and {bad}, and it had {refusable}", []
+        if end < connection.due:
+            return f"of connection {at} the first {end} lines are there, and {connection.due} were", []
+        cut = [line for line in cut if not any(one.startswith(line) for one in connection.lines[end : end + 1])]
     if cut:
         return f"dead letters that nobody sent: {cut[:3]}", []
     return "", [by_number[n][1] for n in numbers]
@@ -176,6 +175,7 @@ class Script:
         family, _ = self.started()
         self.add()
         wait_for("what was sent is there", lambda: not family.alive or self.newest() == self.numbered - 1, each_s=0.005)
+        wait_for("dead letters are there", lambda: not family.alive or self.all_letters(), each_s=0.005)
         assert family.alive, family.told()[-2000:]
         self.sent[-1].due = len(self.sent[-1].lines)
         told = judged(self.plant, self.sent, ("sqlite",))
@@ -195,6 +195,11 @@ class Script:
             return None
         return None if found is None else found[0]
 
+    def all_letters(self) -> bool:
+        """Whether the last line that was refused is in the file."""
+        bad = [line for line in self.sent[-1].lines if not line.startswith("{")]
+        return not bad or f'"{bad[-1]}"' in "".join(letters_of(self.plant.state / "dead_letters.ndjson")[-1:])
+
     def stop(self) -> bool:
         family, _ = self.started()
         busy = self.busy(family)
@@ -209,7 +214,7 @@ class Script:
         seen = self.newest()
         family.kill_all() if everyone else family.kill_engine()
         lines = self.sent[-1].lines
-        numbers = [made["n"] if (made := record(line)) else -1.0 for line in lines]
+        numbers = [json.loads(line)["n"] if line.startswith("{") else -1.0 for line in lines]
         if seen in numbers:
             self.sent[-1].due = max(self.sent[-1].due, numbers.index(seen) + 1)
         self.end()
