@@ -23,7 +23,7 @@ settings.register_profile("fast", deadline=None, max_examples=20)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-_SLOW = ("acceptance", "bridge", "chaos")
+_SLOW = ("acceptance", "bridge", "chaos", "durability")
 """Folders of tests that start processes by the hundred; `make test-fast` leaves them out."""
 
 

@@ -123,3 +123,10 @@ def test_the_delivery_of_every_source_and_sink_is_documented() -> None:
     interfaces = {"Source", "SourceContext", "SourceStatistics", "Sink", "ProcessSink", "LoopSink", "SinkStatistics"}
     edges = {name for module in (tm.sources, tm.sinks) for name in module.__all__ if name[0].isupper()} - interfaces
     assert {name for name in edges if f"`{name}" not in page} == set()
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    pages = sorted(page.name for page in folder.glob("0*.md"))
+    assert re.findall(r"\]\((0[^)]+)\)", index) == pages

@@ -12,7 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tidemill as tm
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.formats.entries import decode_entry
 
 LIVE = """
 import asyncio, pathlib, sys
@@ -121,6 +125,7 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         (tmp_path / "away").touch()
         for start in range(500, 2_000, 500):
             plant.send(start, 500)
+            plant.sender.sendall(b"no json\n")
         while "Once more from the last checkpoint" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         while source.statistics().records < 2_000:  # noqa: ASYNC110
@@ -133,3 +138,31 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         plant.sender.close()
     assert plant.rows() == wanted(2_000)
     assert run.report.in_flight == 0
+    assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
+
+
+async def test_what_is_acknowledged_is_in_the_log_and_dead_letters_are_acknowledged_too(tmp_path, lanes):
+    """A sender that was told of all its lines may go; bad ones are safe among the dead letters."""
+    source = tm.sources.TCP(ack=True)
+    pipeline = tm.Pipeline(source, tm.Plan(tm.Lag("value")), tm.sinks.SQLite(tmp_path / "out.db"), name="plant")
+    async with tm.serve(pipeline, lanes=lanes, state=tmp_path / "state") as run:
+        reader, writer = await asyncio.open_connection(*await source.wait_listening())
+        writer.write(
+            b'{"sensor": "S1", "time": 1, "value": 2}\nno json\n{"sensor": "S1", "time": 2, "value": 3}\nbad\n'
+        )
+        told = 0
+        while told < 4:
+            told = int(await reader.readline())
+        run.stop_soon()
+        writer.close()
+    assert (told, run.report.rows_out, run.report.dead_letters) == (4, 2, 2)
+    log = IngestLog(tmp_path / "state" / "log")
+    entries = [decode_entry(data) for _, data in log.read(0)]
+    log.close()
+    assert sum(len(entry.batch) + len(entry.letters) for entry in entries) == 4
+
+
+def test_acknowledging_needs_state(tmp_path):
+    pipeline = tm.Pipeline(tm.sources.TCP(ack=True), tm.Plan(), tm.sinks.Latest())
+    with pytest.raises(tm.PlanError, match="acknowledges"):
+        tm.run(pipeline, state=False)

@@ -201,7 +201,7 @@ def test_two_recordings_go_through_the_log_and_each_goes_on_where_it_was(tmp_pat
     made = [json.loads(line) for line in out.read_text().splitlines()]
     merged = [{name: row[name] for name in ("sensor", "time", "value")} for row in made]
     plain = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value")).apply(merged)
-    assert [{k: None if v != v else v for k, v in row.items()} for row in plain] == made  # noqa: PLR0124 - NaN
+    assert [{k: None if v != v else v for k, v in row.items()} for row in plain] == made
     assert len(made) == 6_000
     letters = (tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()
     assert len(letters) == 62

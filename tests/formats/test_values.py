@@ -2,6 +2,7 @@
 
 import datetime as dt
 import enum
+import re
 import tracemalloc
 from decimal import Decimal
 from uuid import UUID
@@ -137,7 +138,7 @@ class Name(str):
         (np.longdouble(1), "NumPy value of type"),
         (np.ma.masked_array([1]), "MaskedArray"),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
 )
 def test_other_types_are_refused_by_name(value, words):
     """What would come back as something else is not kept at all."""

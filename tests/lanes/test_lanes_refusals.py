@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from math import inf, nan
 
@@ -50,7 +51,7 @@ def pipeline() -> tm.Pipeline:
         ({"when_full": "drop"}, "when_full='drop' must be one of 'block'"),
         ({"when_full": ["block"]}, r"when_full=\['block'\] must be one of 'block'"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),
 )
 async def test_options_that_make_no_sense(options: dict, told: str) -> None:
     """When the lanes are made, before anything is started; of an executor too."""

@@ -67,29 +67,34 @@ def rows(draw: Any, records: Any, max_size: int = 12) -> list[dict[str, Any]]:
 
 
 @st.composite
+def clock(draw: Any, most: int) -> list[Any]:
+    """Times of up to so many records in a row: mostly forwards, so that files that are merged lie within each other."""
+    steps = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, -4]), min_size=most // 4, max_size=most))
+    return list(itertools.accumulate(steps))
+
+
+@st.composite
 def json_file(draw: Any, records: Any) -> bytes:
-    good = [json.dumps(row).encode() for row in draw(rows(records))]
-    short = st.builds(
-        lambda sensor, time, value: json.dumps({"sensor": sensor, "time": time, "value": value}).encode(),
-        st.sampled_from(["S1", "S2"]),
-        times(),
-        st.integers(0, 9) | st.sampled_from(["odd", None, True]),
-    )
-    lines = draw(st.lists(st.one_of(st.sampled_from(good or [b""]), st.sampled_from(BAD_LINES), short), max_size=30))
+    odd = [json.dumps(row).encode() for row in draw(rows(records, max_size=4))]
+    lines = []
+    for time in draw(clock(24)):
+        row = {"sensor": draw(st.sampled_from(["S1", "S2"])), "time": time, "value": draw(st.integers(0, 9))}
+        row |= draw(st.sampled_from([{}, {}, {}, {"other": None}, {"other": None}, {"other": 7}, {"other": "x"}]))
+        lines.append(json.dumps(row).encode())
+        if draw(st.integers(0, 5)) == 5:
+            lines.append(draw(st.sampled_from([*BAD_LINES, *odd])))
     return framed(draw, lines)
 
 
 @st.composite
 def csv_file(draw: Any) -> bytes:
-    cells = st.builds(
-        lambda *parts: ",".join(map(str, parts)).encode(),
-        st.sampled_from(["S1", "S2"]),
-        st.integers(0, 40) | st.just("soon"),
-        st.sampled_from(["1", "2.5", "", "odd", '"3"']),
-        st.sampled_from(["", "7", "x"]),
-    )
-    lines = draw(st.lists(cells | cells | st.sampled_from(BAD_CSV), max_size=40))
-    return framed(draw, [*draw(st.lists(st.just(b""), max_size=2)), b"sensor,time,value,other", *lines])
+    lines = []
+    for time in draw(clock(24)):
+        cells = draw(st.sampled_from(["1,", "2.5,", ",", "odd,", '"3",', "4,", "5,7", "5,x"]))
+        lines.append(f"{draw(st.sampled_from(['S1', 'S2']))},{time},{cells}".encode())
+        if draw(st.integers(0, 5)) == 5:
+            lines.append(draw(st.sampled_from(BAD_CSV)))
+    return framed(draw, [*draw(st.sampled_from([[], [], [b"", b""]])), b"sensor,time,value,other", *lines])
 
 
 def framed(draw: Any, lines: list[bytes]) -> bytes:
@@ -121,9 +126,8 @@ def replay(draw: Any, records: Any, folder: Path) -> Make:
                 }
             )
             count = table.num_rows
-            table = table.append_column(
-                "time", pa.array(draw(st.lists(st.integers(0, 40), min_size=count, max_size=count)))
-            )
+            ticks = [*draw(clock(30)), *range(30)][:count]
+            table = table.append_column("time", pa.array(ticks))
             table = table.append_column("value", pa.array([float(n) for n in range(count)]))
             pq.write_table(table, folder / f"{number}.parquet", row_group_size=draw(st.integers(1, 9)))
         else:
@@ -349,3 +353,156 @@ def test_a_stream_in_legs_is_the_stream(kind: type[Source], records: Any) -> Non
             asyncio.run(whole_and_in_legs(make, stops, looks))
 
     law()
+
+
+# -- what the law would seldom meet ----------------------------------------------------------------------------
+
+
+async def legs(make: Make) -> list[list[Any]]:
+    """The stream, stopped after each of its steps in turn and gone on with from there, and stopped after every step:
+    all these streams."""
+    whole = await leg(make(), LegClock(0, step=0), None)
+    made = [whole.events]
+    for stop in itertools.count(1):
+        first = await leg(make(), LegClock(0, step=0), stop)
+        if first.ended:
+            return [*made, await step_by_step(make)]
+        source = make()
+        source.seek(json.loads(first.offset))
+        made.append(first.events + (await leg(source, LegClock(5, step=0), None)).events)
+    raise AssertionError
+
+
+async def step_by_step(make: Make) -> list[Any]:
+    events: list[Any] = []
+    source = make()
+    while not (made := await leg(source, LegClock(0, step=0), 1)).ended:
+        events += made.events
+        source = make()
+        source.seek(json.loads(made.offset))
+    return events + made.events
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 40 bytes, batches of one record."""
+    monkeypatch.setattr("tidemill.sources.readers.BLOCK", 40)
+    for module in ("lines", "records", "replay"):
+        monkeypatch.setattr(f"tidemill.sources.{module}.pieces", lambda batch, _=0: pieces(batch, 1))
+
+
+@pytest.mark.usefixtures("small")
+async def test_the_pace_goes_on_from_the_newest_time(tmp_path: Path) -> None:
+    """A clock that stepped back before the stop costs no time after it, though its newest time is blocks ago."""
+    ticks = (1, 50, 3, 4, 5, 6, 60)
+    (tmp_path / "a.csv").write_text("sensor,time,value\n" + "".join(f"a{tick},{tick:02},1\n" for tick in ticks))
+    first = await leg(Replay(tmp_path), LegClock(0, step=0), 4)
+    source = Replay(tmp_path, pace=1.0)
+    source.seek(json.loads(first.offset))
+    clock = LegClock(0, step=0)
+    events = (await leg(source, clock, None)).events
+    assert [event[2] for event in events] == ["a5", "a6", "a60"]
+    assert clock.now == 11 * 10**9
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_mark_of_byte_order_within_a_file_is_not_one(tmp_path: Path) -> None:
+    """Only the first bytes of a file can be one; two files put together have one in the middle."""
+    one = b"\xef\xbb\xbf" + b"".join(b'{"sensor":"a","time":%d,"v":"xxxx"}\n' % n for n in range(1, 5))
+    (tmp_path / "a.ndjson").write_bytes(one * 3)
+    made = await legs(lambda: Lines(tmp_path / "a.ndjson"))
+    assert sum(event[0] == "letter" for event in made[0]) == 2
+    assert all(events == made[0] for events in made)
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_long_line_over_many_blocks(tmp_path: Path) -> None:
+    """It is read over again from its start, and rejected once."""
+    good = b'{"sensor":"a","time":1}\n'
+    (tmp_path / "a.ndjson").write_bytes(good + b"x" * 500 + b"\n" + good * 3)
+    made = await legs(lambda: Lines(tmp_path / "a.ndjson", limit=100))
+    assert [event[0] for event in made[0]].count("letter") == 1
+    assert all(events == made[0] for events in made)
+
+
+async def test_what_a_bad_record_teaches_does_not_depend_on_its_neighbours() -> None:
+    """A record that is refused for a field's name teaches no kind, whoever comes along with it."""
+    bad = {"sensor": "a", "time": 0, "\ud800": 1, "late": "text"}
+    good = {"sensor": "a", "time": 1, "late": 2.5}
+    for items in ([bad, good], [7, bad, good]):
+        source = Records(items)
+        assert [e[0] for e in (await leg(source, LegClock(0), None)).events][-1] == "record"
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def csv_of(rows: int) -> str:
+    return "sensor,time,value\n" + "".join(f"a,{n},{n}\n" for n in range(rows))
+
+
+async def stood(source: Source, stop: int | None) -> Any:
+    return json.loads((await leg(source, LegClock(0), stop)).offset)
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_is_not_what_it_was_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """A file that is gone, shorter, another one or begins differently, by name and with the way out."""
+    path = tmp_path / "a.csv"
+    path.write_text(csv_of(50))
+    offset = await stood(Replay(path), 5)
+    for change, told in (
+        (lambda: path.write_text(csv_of(10)), "shorter than it was"),
+        (lambda: path.write_text(csv_of(50).replace("a,0", "b,0")), "begins differently"),
+        (
+            lambda: ((tmp_path / "b").write_text(csv_of(90)), (tmp_path / "b").rename(path)),
+            "another file",
+        ),
+    ):
+        change()
+        with pytest.raises(InputError, match=f"a.csv .*{told}.*--fresh"):
+            Replay(path).seek(offset)
+        path.write_text(csv_of(50))
+    path.unlink()
+    with pytest.raises(InputError, match=r"no file .*a\.csv.*--fresh"):
+        Replay(path).seek(offset)
+    (tmp_path / "b.csv").write_text(csv_of(50))
+    path.write_text(csv_of(50))
+    with pytest.raises(InputError, match=r"a\.csv, which source replay does not read"):
+        Replay(tmp_path / "b.csv").seek(offset)
+    with pytest.raises(InputError, match="made by the source replay, and this is lines"):
+        Lines(path).seek(offset)
+
+
+async def test_lists_and_tables_of_another_length_are_refused() -> None:
+    """They cannot be what they were."""
+    rows = [{"sensor": "a", "time": n} for n in range(5)]
+    offset = await stood(Records(rows), 1)
+    with pytest.raises(InputError, match="the list has 4 items, and had 5"):
+        Records(rows[:4]).seek(offset)
+    offset = await stood(Frame(pd.DataFrame(rows)), 1)
+    with pytest.raises(InputError, match="the table has 4 rows, and had 5"):
+        Frame(pd.DataFrame(rows[:4])).seek(offset)
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_is_added_is_read_from_the_end_on(tmp_path: Path) -> None:
+    """In the middle of the files nothing changes; from their end, what was added and new files are read."""
+    path = tmp_path / "a.csv"
+    path.write_text(csv_of(20))
+    middle, end = await stood(Replay(tmp_path), 5), await stood(Replay(tmp_path), None)
+    whole = (await leg(Replay(tmp_path), LegClock(0), None)).events
+    with path.open("a") as file:
+        file.write("a,100,1\na,101,\n")
+    (tmp_path / "b.csv").write_text("sensor,time,value,other\nb,7,1,2\n")
+    for offset, expected in ((middle, whole[-15:]), (end, None)):
+        source = Replay(tmp_path)
+        source.seek(offset)
+        events = (await leg(source, LegClock(0), None)).events
+        if expected is not None:
+            assert events == expected
+        else:
+            assert [event[2] for event in events] == ["b", "a", "a"]
+            again = Replay(tmp_path)
+            again.seek(json.loads(json.dumps(source.offset())))
+            assert (await leg(again, LegClock(0), None)).events == []

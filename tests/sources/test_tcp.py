@@ -185,7 +185,7 @@ def test_a_busy_port_is_refused_at_start() -> None:
 
 async def test_unfinished_lines_of_all_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many senders that never end their lines cannot fill the memory together."""
-    monkeypatch.setattr("tidemill.sources.tcp._UNFINISHED", 100_000)
+    monkeypatch.setattr("tidemill.sources.tcp_connection._UNFINISHED", 100_000)
     async with running(TCP()) as run:
         writers = [(await asyncio.open_connection(*run.source.address))[1] for _ in range(10)]
         for writer in writers:

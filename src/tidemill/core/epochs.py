@@ -107,13 +107,17 @@ class Epochs:
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
-    def due(self, now_ns: int, position: int) -> bool:
-        """Whether a barrier should go behind what was handed out, which reaches up to ``position``."""
-        if self._barrier is not None or position <= self._position:
+    def due(self, now_ns: int, position: int, *, pressed: bool = False) -> bool:
+        """Whether a barrier should go behind what was handed out, which reaches up to ``position``.
+
+        ``pressed``: the log is full, and lets go only of what no checkpoint needs that is kept. Then one is due at once, and
+        another at the same position, since no input comes by which it could grow.
+        """
+        if self._barrier is not None or position < self._position or (position == self._position and not pressed):
             return False
         passed = now_ns - self._last_ns
         enough = self._records is not None and position - self._position >= self._records
-        return (enough or passed >= self._interval) and passed >= _SHARE * self._took_ns
+        return (pressed or enough or passed >= self._interval) and passed >= _SHARE * self._took_ns
 
     def begin(self, position: int, now_ns: int) -> int:
         """A barrier stands there; the number of its checkpoint."""

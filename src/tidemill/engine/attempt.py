@@ -62,8 +62,12 @@ class Inflow(Protocol):
         """What brings the input to the attempt's intake, from its beginning on; they end with the input."""
         ...
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        """Give a control record its place behind what came so far; its position, once it has it."""
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        """Give it a place behind what came so far."""
+        ...
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        """Give a new stage its place behind what came so far; its position, once it has it."""
         ...
 
 
@@ -168,6 +172,8 @@ class Attempt:
         finally:
             try:
                 await self.letters.aclose()
+                if self._saving is not None:
+                    await self._saving.aclose()
             finally:
                 self._readings.memory = self.mill.memory()
                 self.mill.close()
@@ -387,7 +393,7 @@ class Attempt:
             self.mill.enforce_deadlines()
             ticks += 1
             if self.running and live and ticks % _TICK_EVERY == 0 and (tick := self.mill.tick()):
-                await self._inflow.decide(self, tick)
+                self._inflow.tick(self, tick)
             if self.running and self._saving is not None:
                 self._saving.turn()
             if ticks % 12 == 0:
@@ -397,7 +403,7 @@ class Attempt:
         """Tables and models that are replaced while a live run goes on."""
 
         async def change(made: NewStage) -> int:
-            return await self._inflow.decide(self, made)
+            return await self._inflow.change(self, made)
 
         plan, schemas, keeper = self.pipeline.plan, self.checked.schemas, self._keeper
         if keeper is None:

@@ -46,8 +46,11 @@ class Direct:
 
         await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        return attempt.intake.decide(control)
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        attempt.intake.decide(tick)
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        return attempt.intake.decide(made)
 
 
 class Nothing:
@@ -59,8 +62,11 @@ class Nothing:
         attempt.has_ended = True
         return []
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        raise EngineError(f"{control} was decided behind the end of the input")
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        raise EngineError(f"{tick} was decided behind the end of the input")
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        raise EngineError(f"stage {made.stage} was made anew behind the end of the input")
 
 
 class Seeking:
@@ -95,8 +101,11 @@ class Seeking:
         """For a checkpoint."""
         return {"offset": offset, "wall_ns": self._wall_ns}
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        raise EngineError(f"{control} was decided for a source whose input is all there is")
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        raise EngineError(f"{tick} was decided for a source whose input is all there is")
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        raise EngineError(f"stage {made.stage} was made anew for a source whose input is all there is")
 
 
 class Warming:
@@ -122,8 +131,11 @@ class Warming:
         )
         self._keeper.places.add(attempt.intake.entered, {})  # the run's own input begins behind it
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        return attempt.intake.decide(control)
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        attempt.intake.decide(tick)
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        return attempt.intake.decide(made)
 
 
 class Logged:
@@ -175,11 +187,11 @@ class Logged:
             case _:
                 raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
 
-    async def decide(self, attempt: Attempt, control: Tick | NewStage) -> int:
-        if isinstance(control, Tick):
-            entry = ControlEntry("tick", {"mark": control.mark_ns})
-        else:
-            entry = ControlEntry("stage", {"stage": control.stage, "file": control.file})
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        self._journal.decide(ControlEntry("tick", {"mark": tick.mark_ns}))
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._decided[self._journal.decide(entry)] = decided
+        number = self._journal.decide(ControlEntry("stage", {"stage": made.stage, "file": made.file}))
+        self._decided[number] = decided
         return await decided

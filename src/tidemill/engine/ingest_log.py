@@ -22,6 +22,9 @@ from tidemill.formats.log_frames import FRAME_BYTES, FRAMES_AT, MAX_ENTRY, NONE_
 
 __all__ = ["IngestLog", "IngestLogStatistics"]
 
+SEGMENTS: Final = 8
+"""Of so many, at least, a full log consists: room is made by whole segments, and the last one stays."""
+SMALLEST_SEGMENT: Final = 64 << 10
 PIECE: Final = 4 << 20
 """Bytes joined for one write: a group is one write, unless it is larger than this."""
 
@@ -57,7 +60,7 @@ class IngestLog:
     second sync would report success for data that is lost. A new `IngestLog` on the folder goes on from what is there.
 
     **Threads.** `append`, `room` and `statistics` never wait for the disk. `sync`, `forget` and reading are each done by one
-    thread at a time, which may be three. The folder must belong to one process alone (`tidemill.files.lock`).
+    thread at a time, which may be three; `look` by any. The folder must belong to one process alone (`tidemill.files.lock`).
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -78,7 +81,7 @@ class IngestLog:
         self.folder = files.absolute(folder)
         self._max_bytes = max_bytes
         self._min_free = min_free
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = min(segment_bytes, max(max_bytes // SEGMENTS, SMALLEST_SEGMENT))
         self._lock = threading.Lock()  # for the buffer and the list of segments; never held while the disk is used
         self._buffer: list[list[bytes]] = []
         self._buffered = 0  # bytes that are not on disk, those which a sync is writing included
@@ -268,14 +271,30 @@ class IngestLog:
         """Bytes of the disk that may be taken, those which the last segment has reserved included."""
         return files.free_space(self.folder) + self._last.segment.size - self._last.place - self._min_free
 
+    def look(self) -> None:
+        """Find out anew how much the disk has left, for `room`. Blocks."""
+        try:
+            free = self._look()
+        except OSError as error:
+            raise self._outside(error, "cannot be looked at") from error
+        with self._lock:
+            self._free = free
+
     def room(self) -> int:
         """Bytes that may still be taken before ``max_bytes`` or ``min_free`` is reached, each entry with 24 of its own.
 
-        What is buffered counts as taken. The free space of the disk is as the last `sync` or `forget` has found it.
+        What is buffered counts as taken. The free space of the disk is as the last `sync`, `forget` or `look` has found it.
         """
         with self._lock:
             kept = sum(segment.size for segment in self._segments[:-1]) + self._last.place
             return max(min(self._max_bytes - kept, self._free) - self._buffered, 0)
+
+    def why_full(self) -> str:
+        """Which limit leaves no `room`, and what would make some."""
+        with self._lock:
+            if self._free - self._buffered <= 0:
+                return f"the disk has {self._min_free} bytes left (log_min_free) or fewer; make room there"
+            return f"{self._max_bytes} bytes are in it (log_max_bytes), and the sinks are behind"
 
     def statistics(self) -> IngestLogStatistics:
         """How the log is now."""

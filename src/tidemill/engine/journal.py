@@ -85,7 +85,8 @@ class Journal:
         self._letters: dict[str, list[DeadLetter]] = {}
         self._closed = False
         self._rate = Rate(clock.monotonic_ns())
-        self._full = False
+        self.full = False
+        """Whether sources wait for room in the log."""
         self._fed = 0
 
     def statistics(self) -> JournalStatistics:
@@ -97,7 +98,7 @@ class Journal:
             max(log.durable - self._fed, 0),
             self._bytes,
             room,
-            self._full,
+            self.full,
             self._rate.seconds_for(room, self._clock.monotonic_ns()),
         )
 
@@ -186,13 +187,13 @@ class Journal:
             async with self._synced:
                 await self._synced.wait_for(lambda: log.statistics().buffered_bytes <= _UNSYNCED)
         while log.room() <= 0:
-            if not self._full:
-                self._full = True
-                told = "the ingest log is full, so sources wait: %d bytes are in it, and the sinks are behind"
-                _log.warning(told, log.statistics().bytes)
+            if not self.full:
+                self.full = True
+                _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
-        if self._full:
-            self._full = False
+            await asyncio.to_thread(log.look)  # with nothing to sync, nobody else would see that there is room again
+        if self.full:
+            self.full = False
             _log.info("the ingest log has room again")
 
     # -- to the disk ---------------------------------------------------------------------------------------

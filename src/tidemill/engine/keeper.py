@@ -111,9 +111,13 @@ class Keeper:
         """What a sink is told."""
         return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
 
+    async def begin_again(self) -> None:
+        """An attempt is over: another goes on from the newest checkpoint, with a number of its own."""
+        self.found = await asyncio.to_thread(self.store.newest)
+        self.folder.begin_epoch()
+
     async def restore(self, attempt: Attempt) -> Beginning:
         """Give the attempt the state of the newest checkpoint; where its input begins."""
-        self.found = await asyncio.to_thread(self.store.newest)
         cuts = sorted({outlet.resumed_at for outlet in attempt.outlets if outlet.resumed_at})
         if self.found is None:
             self.places = Places(0, {})
@@ -208,6 +212,12 @@ class Keeper:
         )
         return Saving(self, attempt, epochs, self._clock)
 
+    @property
+    def pressed(self) -> bool:
+        """Whether the ingest log is full, and would be less so if the checkpoints that are kept were all as the newest."""
+        kept = self._kept_places
+        return self.journal is not None and self.journal.full and (len(kept) < KEPT or kept[0] != kept[-1])
+
     def published(self, place: Place) -> None:
         """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
         self._kept_places.append(place)
@@ -263,7 +273,7 @@ class Saving:
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
         if self._keeper.warming:
             pass
-        elif self.epochs.due(now, mill.handed_up_to):
+        elif self.epochs.due(now, mill.handed_up_to, pressed=self._keeper.pressed):
             self._raise_barrier(now)
         elif self.epochs.commit_due(now, mill.reached):
             self._commit(mill.reached)
@@ -280,6 +290,11 @@ class Saving:
             while self.epochs.statistics().under_way:
                 self.turn()
                 await asyncio.sleep(0.001)
+
+    async def aclose(self) -> None:
+        """Return when no thread writes any more; raises nothing."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
 
     def copied(self, lane: int) -> None:
         """A lane has copied its state at the barrier."""

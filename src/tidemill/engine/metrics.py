@@ -214,7 +214,7 @@ class Report:
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes: ``slabs`` and ``state`` taken from the machine, ``state_per_key``, and ``objects``: what the objects of `Keyed` can be made
+    """Bytes: ``slabs``, ``state`` and ``copies`` of it (for checkpoints) taken from the machine, ``state_per_key``, and ``objects``: what the objects of `Keyed` can be made
     from again, as the parent keeps it."""
     dead_letters_by_reason: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)

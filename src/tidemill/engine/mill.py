@@ -225,6 +225,7 @@ class Mill:
         return {
             "slabs": self.slabs.touched_bytes(),
             "state": sum(lane.state.touched_bytes() for lane in self.lanes),
+            "copies": sum(lane.copy.touched_bytes() for lane in self.lanes),
             "state_per_key": self._layout.bytes_per_key,
             "objects": sum(lane.objects.statistics().held_bytes for lane in self.lanes),
         }

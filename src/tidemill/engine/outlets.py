@@ -203,7 +203,8 @@ class ThreadOutlet(Outlet):
     async def run(self) -> None:
         while True:
             try:
-                delivery = await asyncio.wait_for(self._waiting.get(), self._host.due_in())
+                async with asyncio.timeout(self._host.due_in()):  # wait_for() of Python 3.11 may swallow a cancellation
+                    delivery = await self._waiting.get()
             except TimeoutError:
                 if self._finishing:
                     return

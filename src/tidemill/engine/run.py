@@ -173,6 +173,7 @@ class Run:
         )
         await attempt.run()
         keeper.warming = False
+        await keeper.begin_again()
         _log.info("warmed by %d records of %s", attempt.mill.counts.records_in, history.name)
 
     async def _attempts(
@@ -195,7 +196,7 @@ class Run:
                 if attempt.running:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
-                keeper.folder.begin_epoch()
+                await keeper.begin_again()
                 letters = self._letters(keeper)
                 checked = keeper.check(self.pipeline, edges=False)
             else:

@@ -109,8 +109,9 @@ class StateFolder:
     # -- what is there -------------------------------------------------------------------------------------
 
     def _refuse_what_cannot_serve(self) -> None:
-        if self.place.exists() and not self.place.is_dir():
-            raise InputError(f"{self.place} is a file; the state needs a folder.")
+        there = next(place for place in (self.place, *self.place.parents) if place.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file; the state needs a folder.")
         kind = _file_system(self.place)
         if kind in _NETWORKS:
             raise OutsideError(

@@ -66,6 +66,11 @@ class LineSplitter:
         """Bytes of the unfinished line."""
         return self._held
 
+    @property
+    def skipping(self) -> bool:
+        """Whether an oversize line is being read over."""
+        return self._skipping
+
     def feed(self, data: bytes) -> bytes:
         """The whole lines that ``data`` completes, each with its end; empty when there is none yet."""
         if self._start is not None:

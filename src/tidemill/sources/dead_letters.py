@@ -60,7 +60,8 @@ class DeadLetters(RecordedSource):
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
     time gets that of the beginning of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
 
-    Delivery: every letter once, in the file's order; letters that come meanwhile are for the next replay. Raises `InputError` with the absolute path tried.
+    Delivery: every letter once, in the file's order; letters that come meanwhile are for the next replay; with state, it goes on
+    where the run stood. Raises `InputError` with the absolute path tried.
     """
 
     arrival = True

@@ -26,6 +26,7 @@ class Host(MadeSource):
     Records have ``sensor`` (``cpu0.load``, ``memory.used_percent``, ``disk.read``, ``net.sent``,
     ``temperature.<chip>.<label>``), ``time``, ``value`` and ``unit``; what the machine does not have is left out.
     Rates start with the second sweep. A sweep runs in a thread. Never ends by itself; a missed sweep is not made up for.
+    Delivery: each reading once; with state, what is in the ingest log survives, and the time without a run has no readings.
     """
 
     push = True

@@ -6,7 +6,7 @@ import abc
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,12 @@ from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import BLOCK, Delivery, Place, Reader
-from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, still_there
+from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, is_packed, still_there
 
 __all__ = ["RecordedSource", "Taken"]
 
 Taken = tuple[Batch, NDArray[np.int64], bool]
 """Records, the times by which they are merged, and whether the pace begins anew with them."""
-_PACKED: Final = ".gz"
 
 
 class RecordedSource(EdgedSource):
@@ -110,7 +109,7 @@ class RecordedSource(EdgedSource):
         for known, entry in zip(now, at, strict=True):
             end = entry["end"]
             if end is not None and files.stamp(known["path"]) is not None and known["size"] > entry["size"]:
-                found[known["path"]] = known, {"begin": end, "known": learned, "last": entry["last"]}
+                found[known["path"]] = {**known, "head": None}, {"begin": end, "known": learned, "last": entry["last"]}
             else:
                 found[known["path"]] = known, entry
         paths = sorted(found, key=Path)
@@ -267,4 +266,4 @@ def _ended(entry: Any) -> bool:
 
 def _size(path: Path, size: int) -> int | None:
     """Where a reader ends; None where the file does."""
-    return None if path.name.lower().endswith(_PACKED) or not size else size
+    return None if is_packed(path) or not size else size

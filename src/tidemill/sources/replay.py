@@ -40,7 +40,8 @@ class Replay(RecordedSource):
 
     ``key`` may be a template over fields and the file's ``{stem}``, ``{name}`` and ``{folder}``. Merging keeps each
     file's own order, also where its clock steps back, and holds one block of each file. Delivery: every record once
-    and in the same order each time. Raises `InputError` with the absolute path tried, or with the fields seen.
+    and in the same order each time, and with state from where the run stood; a file is read to where it ended when the
+    run began, and what was added is read when a run goes on from there. Raises `InputError` with the absolute path tried, or with the fields seen.
 
     >>> Replay("data/*.csv", key="{stem}", time="timestamp", pace=60.0).name
     'replay'

@@ -10,12 +10,13 @@ from typing import Any, Final
 from tidemill import files
 from tidemill.errors import InputError
 
-__all__ = ["OR_FRESH", "Known", "head_of", "identified", "still_there"]
+__all__ = ["OR_FRESH", "Known", "head_of", "identified", "is_packed", "still_there"]
 
 Known = dict[str, Any]
 """What is remembered of a file: its path, its size and inode when the run began, and the sum of its head once it is read."""
 
 OR_FRESH: Final = "put back what was there, or start over with --fresh"
+_PACKED: Final = ".gz"
 _HEAD: Final = 4_096  # bytes
 
 
@@ -33,29 +34,36 @@ def head_of(known: Known) -> int:
 def still_there(then: Sequence[Known], at: Sequence[Mapping[str, Any] | None]) -> list[Known]:
     """The files as they are now, after a look at each that is still to be read: what was there must be there.
 
-    A file of lines that is not packed may have grown. Raises `InputError` that says which file is not what it was.
+    A file of lines may have grown; one that is packed only when it has been read to its end. Raises `InputError` that says which file is not what it was.
     """
-    return [
-        known if entry is not None and "end" in entry and files.stamp(known["path"]) is None else _still(known)
-        for known, entry in zip(then, at, strict=True)
-    ]
+    made = []
+    for known, entry in zip(then, at, strict=True):
+        ended = entry is not None and "end" in entry
+        gone = files.stamp(known["path"]) is None
+        made.append(known if ended and gone else _still(known, ended))
+    return made
 
 
-def _still(then: Known) -> Known:
+def _still(then: Known, ended: bool) -> Known:
     path = Path(then["path"])
     inode, size = _stamp(path, f"; the state tells of it: {OR_FRESH}")
     if size < then["size"]:
         raise InputError(f"{path} is shorter than it was ({size} bytes of {then['size']}); {OR_FRESH}.")
-    if size > then["size"] and (inode != then["inode"] or not grows(path)):
+    if size > then["size"] and (inode != then["inode"] or not _grows(path, ended)):
         raise InputError(f"{path} is another file than it was ({size} bytes, not {then['size']}); {OR_FRESH}.")
     if then["head"] is not None and head_of(then) != then["head"]:
         raise InputError(f"{path} is another file than it was: it begins differently; {OR_FRESH}.")
     return {**then, "size": size, "inode": inode}
 
 
-def grows(path: Path) -> bool:
-    """Whether what is added to the file changes nothing of what was there."""
-    return files.suffix(path) != ".parquet"
+def _grows(path: Path, ended: bool) -> bool:
+    """Whether what is added to the file changes nothing of what is read of it."""
+    return files.suffix(path) != ".parquet" and (ended or not is_packed(path))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether its size on the disk does not say where its lines end."""
+    return path.name.lower().endswith(_PACKED)
 
 
 def _stamp(path: Path, hint: str) -> tuple[int, int]:

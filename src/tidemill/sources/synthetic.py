@@ -39,7 +39,8 @@ class Synthetic(MadeSource):
     ``start``       event time of the first record, ISO 8601; read in ``tz`` when it has no zone
 
     Columns: sensor (text), time (datetime64[ns] UTC), value (float64, about 20 with an amplitude of 5), unit (text).
-    Delivery: the same records in the same order each time.
+    Delivery: the same records in the same order each time. With state they go through the ingest log, as those of real
+    sensors do, and a run that resumes begins them anew.
 
     >>> Synthetic(sensors=3, rate=None, count=10).peek().names
     ('sensor', 'time', 'value', 'unit')

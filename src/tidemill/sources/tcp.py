@@ -6,41 +6,27 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.clock import Clock
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
-from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
+from tidemill.formats.lines import LINE_LIMIT
+from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
+from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.tcp_connection import READ, Block, Connection
 
 __all__ = ["TCP"]
 
-_READ: Final = 1 << 15
-"""Bytes taken from one connection at a time; also what is decoded in one turn of the loop (well below 1 ms)."""
-_READ_PAUSED: Final = 1 << 12
-"""The same for connections that have not noticed yet that the buffer is full: thousands of them stay small."""
-_UNFINISHED: Final = 64 << 20
-"""Bytes of unfinished lines over all connections; the line that passes it is rejected as too long."""
 _BACKLOG: Final = 4_096
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Whole lines of one connection, as one read brought them."""
-
-    lines: bytes
-    known: Mapping[str, str]
-    arrived_ns: int
-    wall_ns: int
+_LAST_S: Final = 2.0
+"""How long the end of a run waits for the last acknowledgements, which a log of batches gives in milliseconds."""
 
 
 class TCP(EdgedSource):
@@ -49,12 +35,23 @@ class TCP(EdgedSource):
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
+    ``ack``             tell each connection how many of its lines are safe; for a run with state
 
     A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``); a
     record without the default time field gets the time of its arrival. A last line without an end counts when the
-    sender closes; one that the end of the run cuts is rejected. Delivery: at most once, since the protocol has no
-    acknowledgement: what is read is delivered in order for each connection. `check` raises `OutsideError` when the
-    port is in use.
+    sender closes; one that the end of the run cuts is rejected. `check` raises `OutsideError` when the port is in use.
+
+    Delivery: in order for each connection. Without ``ack`` at most once: a sender cannot know what was read before it or
+    we died; with state, what was read and kept in the ingest log is delivered exactly once.
+
+    With ``ack`` at least once, as the sender sees it: the source writes back one line with the number of lines of this
+    connection that have reached the disk so far, ``1234\\n``, each time there are more. Every line counts, also an empty
+    one and one that is rejected, which is safe among the dead letters. A sender keeps what was not acknowledged and
+    sends it again over its next connection, whose lines are counted from 0. If only the acknowledgement was lost, the
+    records come twice; `Dedup` drops the second. A line that the end of the run or a broken connection cuts
+    is not counted and not rejected, since it will be sent again. A sender that shuts down its side for writing gets its
+    last acknowledgement before the connection is closed. One that does not read them costs no memory: only the newest
+    number waits for it.
     """
 
     push = True
@@ -74,6 +71,7 @@ class TCP(EdgedSource):
         time_format: str | None = None,
         limit: int = LINE_LIMIT,
         buffer: int = 4 << 20,
+        ack: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -84,12 +82,15 @@ class TCP(EdgedSource):
         self.host = host
         self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
+        self.ack = ack
         self._wanted_port = port
         self._address: tuple[str, int] | None = None
-        self._connections: set[_Connection] = set()
-        self._inbox: Inbox[_Block] | None = None
+        self._connections: set[Connection] = set()
+        self._inbox: Inbox[Block] | None = None
         self._lost: list[DeadLetter] = []
         self._unfinished = 0
+        self._pending: Acknowledgements[Connection] = Acknowledgements()
+        self._told = asyncio.Event()
         self._started = asyncio.Event()
 
     @property
@@ -121,16 +122,26 @@ class TCP(EdgedSource):
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected, len(self._connections))
 
+    @property
+    def acknowledges(self) -> bool:
+        return self.ack
+
+    def kept(self, batches: int) -> None:
+        for connection, count in self._pending.kept(batches).items():
+            connection.acknowledge(count)
+        self._told.set()
+
     # -- the run -----------------------------------------------------------------------------------
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         loop = asyncio.get_running_loop()
-        inbox: Inbox[_Block] = Inbox(self.buffer, self._pause, self._resume)
+        inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
-        shared = memoryview(bytearray(_READ))
+        shared = memoryview(bytearray(READ))
         server = await loop.create_server(
-            lambda: _Connection(self, inbox, context.clock, shared), sock=self._bound(), backlog=_BACKLOG
+            lambda: Connection(self, inbox, context.clock, shared), sock=self._bound(), backlog=_BACKLOG
         )
+        self._pending = Acknowledgements()
         self._address = server.sockets[0].getsockname()[:2]
         self._connected = True
         self._started.set()
@@ -140,22 +151,31 @@ class TCP(EdgedSource):
             for connection in list(self._connections):
                 connection.cut()
 
+        def close() -> None:
+            stop()
+            for connection in list(self._connections):
+                connection.abort()
+
         try:
             async with inbox.until_stopping(context, stop):
                 while await inbox.filled():
-                    batch, letters = self._decode(inbox.take(_READ))
+                    blocks = inbox.take(READ)
+                    batch, letters = self._decode(blocks)
                     batch = self.accept(context, batch, letters + self._taken_lost())
-                    if len(batch):
+                    if self.ack:
+                        self._pending.yielded({block.sender: block.count for block in blocks})
+                    if len(batch) or self.ack:
                         yield batch
                     await asyncio.sleep(0)
+                await self._last_acknowledgements(context)
         finally:
             self._connected = False
             self._started.clear()
-            stop()
+            close()
             self.accept(context, Batch({}, rows=0), self._taken_lost())
             await asyncio.sleep(0)  # let the transports close
 
-    def _decode(self, blocks: list[_Block]) -> tuple[Batch, list[DeadLetter]]:
+    def _decode(self, blocks: list[Block]) -> tuple[Batch, list[DeadLetter]]:
         rows: list[Any] = []
         counts: list[int] = []
         letters: list[DeadLetter] = []
@@ -168,6 +188,18 @@ class TCP(EdgedSource):
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
         batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
+
+    async def _last_acknowledgements(self, context: SourceContext) -> None:
+        """Wait until all that was read is safe, so that the senders hear of it, but not for ever."""
+        waiting = asyncio.ensure_future(context.clock.sleep(_LAST_S))
+        try:
+            while self._pending.waiting and not waiting.done():
+                self._told.clear()
+                told = asyncio.ensure_future(self._told.wait())
+                await asyncio.wait({told, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
+        finally:
+            waiting.cancel()
 
     def _taken_lost(self) -> list[DeadLetter]:
         lost, self._lost = self._lost, []
@@ -205,78 +237,3 @@ class TCP(EdgedSource):
                 what = f"cannot be used: {error.strerror or error}"
             raise OutsideError(f"TCP port {self._wanted_port} on {self.host} {what}.") from None
         return bound
-
-
-class _Connection(asyncio.BufferedProtocol):
-    """One sender. All connections read into one shared buffer, which is copied from before the next read."""
-
-    def __init__(self, source: TCP, inbox: Inbox[_Block], clock: Clock, shared: memoryview) -> None:
-        self.splitter = LineSplitter(source.limit)
-        self._source = source
-        self._inbox = inbox
-        self._clock = clock
-        self._shared = shared
-        self._transport: asyncio.Transport | None = None
-        self._known: Mapping[str, str] = {}
-        self._stopped = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        host, port = (str(peer[0]), str(peer[1])) if isinstance(peer, tuple) else ("", "")
-        self._known = {"peer": f"{host}:{port}", "peer_host": host, "peer_port": port}
-        self._source._connections.add(self)
-        if self._inbox.paused:
-            self.pause()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._shared[:_READ_PAUSED] if self._inbox.paused else self._shared
-
-    def buffer_updated(self, nbytes: int) -> None:
-        held = self.splitter.held
-        lines = self.splitter.feed(bytes(self._shared[:nbytes]))
-        self._source._unfinished += self.splitter.held - held
-        if self._source._unfinished > _UNFINISHED:
-            self._source._unfinished -= self.splitter.held
-            self.splitter.give_up()
-        self._put(lines)
-        if self._inbox.paused:
-            self.pause()
-
-    def eof_received(self) -> bool:
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._source._connections.discard(self)
-        self._source._unfinished -= self.splitter.held
-        if not self._stopped:
-            self._put(self.splitter.finish())
-
-    def cut(self) -> None:
-        """The run ends: read no more; a line that has only begun is no record."""
-        self._stopped = True
-        self._source._unfinished -= self.splitter.held
-        rest = self.splitter.finish()
-        if rest:
-            reason = "the run ended in the middle of this line"
-            self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, text_of(rest), known=self._known))
-        if self._transport is not None:
-            self._transport.abort()
-
-    def pause(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _put(self, lines: bytes) -> None:
-        for line in self.splitter.oversize:
-            reason = f"the line is longer than {self.splitter.limit} bytes, or than what is left for unfinished lines"
-            self._source._lost.append(self._source.edge.refuse(OVERSIZE, reason, shown(line.head)))
-        had_oversize = bool(self.splitter.oversize)
-        self.splitter.oversize.clear()
-        if lines or had_oversize:
-            block = _Block(lines, self._known, self._clock.monotonic_ns(), self._clock.wall_ns())
-            self._inbox.put(block, len(lines))

@@ -1,0 +1,122 @@
+"""Sinks that are slow, or stand still, and bursts: memory stays flat, senders wait, every row comes once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.chaos.small_plants import Live, Plant, lines, patient, wanted
+
+STALLS = """
+class Sink(tm.sinks.SQLite):
+    '''Stands still while a file is there.'''
+
+    def write(self, batch):
+        while pathlib.Path("stalled").exists():
+            time.sleep(0.01)
+        super().write(batch)
+"""
+SLOW = """
+class Sink(tm.sinks.SQLite):
+    '''Takes a few rows at a time.'''
+
+    def write(self, batch):
+        time.sleep(len(batch) / 5_000)
+        super().write(batch)
+"""
+SMALL = {"log_max_bytes": 1 << 20}
+MEGABYTE = 1 << 20
+CHUNK = 200
+
+
+def memory(plant: Plant) -> int:
+    """Bytes of the whole family, what it shares counted once."""
+    total = 0
+    for process in plant.family():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total
+
+
+def send_until_it_waits(sender: socket.socket, sent: int) -> tuple[int, bytes]:
+    """Whole records until the receiver's window is shut for a while: how many, and what is left of the last ones."""
+    sender.settimeout(1.0)
+    while True:
+        data = lines(sent, sent + CHUNK)
+        sent += CHUNK
+        while data:
+            try:
+                data = data[sender.send(data) :]
+            except TimeoutError:
+                return sent, data
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+def test_behind_a_sink_that_stands_still_senders_wait_and_memory_is_flat(
+    tmp_path: Path, lanes: int, times: int
+) -> None:
+    """The log is the spool; when it is full the window of the connection is shut. Then all that was sent comes, once."""
+    sent = 0
+    with Live(tmp_path, lanes, changes=STALLS, options=SMALL) as plant, plant.connected() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        for _ in range(times):
+            (tmp_path / "stalled").touch()
+            sent, rest = send_until_it_waits(sender, sent)
+            assert "the ingest log is full, so sources wait: 1048576 bytes are in it" in plant.told()
+            full = memory(plant)
+            for _ in range(50):  # it turns a few hundred times meanwhile
+                with contextlib.suppress(TimeoutError):
+                    sender.settimeout(0.02)
+                    rest = rest[sender.send(rest) :] if rest else rest
+            assert memory(plant) - full < 16 * MEGABYTE
+            assert full < 700 * MEGABYTE
+            (tmp_path / "stalled").unlink()
+            sender.settimeout(None)
+            sender.sendall(rest)
+            plant.wait_for(sent)
+        sender.sendall(lines(sent, sent + 1_000))
+        plant.wait_for(sent + 1_000)
+        plant.stop()
+    assert plant.rows() == wanted(sent + 1_000)
+
+
+def test_a_slow_sink_gets_every_row_once(tmp_path: Path, lanes: int) -> None:
+    """Sent as fast as it goes, written at some thousand a second; the log holds what is between."""
+    count = 10_000
+    with Live(tmp_path, lanes, changes=SLOW) as plant:
+        plant.send(0, count)
+        plant.wait_for(count)
+        plant.stop()
+    assert plant.rows() == wanted(count)
+
+
+def test_a_burst_comes_through_whole_and_the_run_is_idle_again_after_it(tmp_path: Path, lanes: int) -> None:
+    """Ten times what came before, at once."""
+    sent = 0
+    with Live(tmp_path, lanes) as plant, plant.connected() as sender:
+        for records in (1_000, 10_000, 1_000):
+            for start in range(sent, sent + records, CHUNK):
+                sender.sendall(lines(start, start + CHUNK))
+                if records == 1_000:
+                    plant.wait_for(start + CHUNK)
+            sent += records
+            plant.wait_for(sent)
+        plant.stop()
+    assert plant.rows() == wanted(sent)
+
+
+def test_a_log_smaller_than_what_comes_between_two_checkpoints_is_emptied_all_the_same(tmp_path: Path) -> None:
+    """A checkpoint is taken when the log is full, not only when it is due: nothing else makes room there."""
+    count = 60_000
+    options = {**SMALL, "checkpoint_s": 1_000.0}
+    with Live(tmp_path, 0, options=options) as plant, plant.connected() as sender:
+        sender.settimeout(60)
+        sender.sendall(lines(0, count))
+        for _ in patient():
+            if plant.told().count("the ingest log is full") >= 2:
+                break
+        plant.stop()
+    assert plant.rows() == wanted(len(plant.rows()))
