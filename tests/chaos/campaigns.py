@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import kills, scripts, stops, zombies
+from tests.chaos import crash_points, kills, scripts, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
 THREE = ("sqlite", "ndjson", "parquet")
-ANY = {"in_flight": 0.5, "recovering": 0.0, "in_checkpoint": 0.0}
+SMALL = {"records": 4_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
+NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
+ANY = {"in_flight": 0.5, **NO_SHARES}
 """These say what they struck in the name of the strike."""
 
 
@@ -35,11 +37,14 @@ class Kind:
 
 CAMPAIGNS: dict[str, Kind] = {
     "lanes": Kind("R1", kills.lanes_killed, 50, 1_000, 20, {"records": 16_000}),
+    "crash-points": Kind("R3", crash_points.crashed, 45, 1_000, 2, {**SMALL, "lanes": 0}, NO_SHARES),
+    "crash-points-lanes": Kind("R3", crash_points.crashed, 15, 400, 1, SMALL, NO_SHARES),
+    "failing-calls": Kind("R9, R10", crash_points.failing, 16, 300, 1, {**SMALL, "lanes": 0}, NO_SHARES),
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
     "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 12_000}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
-    "scripts": Kind("R28", scripts.played, 200, 50_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
+    "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
     "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 

@@ -74,8 +74,9 @@ class Figures:
             assert self.share(name) >= least, f"only {self.share(name):.0%} {name}: {self}"
 
 
-Round = Callable[["Campaign", Plant, random.Random, int], list[Strike]]
-"""Runs one round in the plant's folder, with at most so many strikes, and returns them. What it raises is its failure."""
+Round = Callable[["Campaign", Plant, random.Random, int, int], list[Strike]]
+"""Runs the round of a seed (the last argument) in the plant's folder, with at most so many strikes (the one before), and
+returns them. What it raises is its failure."""
 
 
 @dataclass
@@ -94,6 +95,10 @@ class Campaign:
     input_seed: int = 1
     at_once: int = 2
     """Rounds that go on at the same time."""
+    points: list[tuple[str, int]] | None = None
+    """System calls at which a start can be struck; measured by the first round that asks."""
+    notes: list[str] = field(default_factory=list)
+    """What rounds have to tell beside their strikes."""
 
     def __post_init__(self) -> None:
         self.plant = Plant.recorded(
@@ -113,7 +118,7 @@ class Campaign:
 
     def run(self, one: Round, *, strikes: int, seed: int, each: int) -> Figures:
         """Rounds with the seeds ``seed``, ``seed + 1``, ... of ``each`` strikes at most, until there are ``strikes``."""
-        figures = Figures(self.name)
+        figures = Figures(self.name, notes=self.notes)
         began = time.monotonic()
         with ThreadPoolExecutor(self.at_once) as pool:
             while len(figures.strikes) < strikes and not figures.failures:
@@ -133,7 +138,7 @@ class Campaign:
         plant = self.plant.beside(f"round-{seed}")
         strikes: list[Strike] = []
         try:
-            strikes = one(self, plant, random.Random(seed), most)
+            strikes = one(self, plant, random.Random(seed), most, seed)
             told = self.golden.difference(plant)
             assert not told, told
         except Exception as error:  # noqa: BLE001 - told with the seed that brings it back

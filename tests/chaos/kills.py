@@ -75,7 +75,7 @@ def kill_a_lane(plant: Plant, family: Family, rng: random.Random, how: str) -> l
     return done
 
 
-def lanes_killed(campaign: Campaign, plant: Plant, rng: random.Random, most: int) -> list[Strike]:
+def lanes_killed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed: int) -> list[Strike]:
     """R1: one start, whose lanes are killed at random until it has ended."""
     family = campaign.start(plant)
     strikes: list[Strike] = []
@@ -122,7 +122,7 @@ def kill_the_engine(plant: Plant, family: Family, rng: random.Random, how: str, 
     return [Strike(f"engine {how}", working or recovering or writing, recovering, writing)]
 
 
-def engines_killed(campaign: Campaign, plant: Plant, rng: random.Random, most: int) -> list[Strike]:
+def engines_killed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed: int) -> list[Strike]:
     """R2: starts that are killed one after another, and one that may end."""
     strikes: list[Strike] = []
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import socket
@@ -120,7 +121,8 @@ def came_in(sent: Sequence[Connection], numbers: Sequence[float], refused: Seque
             return f"of connection {at} came {good[:3]} ... {good[-3:]}, which is no beginning of it", []
         end = places[len(good)] if len(good) < len(places) else len(connection.lines)
         refusable = [line for line in connection.lines if not line.startswith("{")]
-        least = sum(not line.startswith("{") for line in connection.lines[: places[len(good) - 1] if good else 0])
+        sure = max(connection.due, places[len(good) - 1] if good else 0)
+        least = sum(not line.startswith("{") for line in connection.lines[:sure])
         if refusable[: len(bad)] != bad or len(bad) < least:
             return f"of connection {at} came {len(good)} records and {bad}, and it had {refusable}", []
         if end < connection.due:
@@ -147,6 +149,8 @@ class Script:
         self.campaign, self.plant, self.rng = campaign, plant, rng
         self.sent: list[Connection] = []
         self.numbered = 0
+        self.acknowledged = 0
+        """Lines of the last connection that was closed."""
         self._family: Family | None = None
         self._sender: socket.socket | None = None
 
@@ -177,7 +181,7 @@ class Script:
         wait_for("what was sent is there", lambda: not family.alive or self.newest() == self.numbered - 1, each_s=0.005)
         wait_for("dead letters are there", lambda: not family.alive or self.all_letters(), each_s=0.005)
         assert family.alive, family.told()[-2000:]
-        self.sent[-1].due = len(self.sent[-1].lines)
+        self.due(len(self.sent[-1].lines))
         told = judged(self.plant, self.sent, ("sqlite",))
         assert not told, told
         return True
@@ -205,6 +209,7 @@ class Script:
         busy = self.busy(family)
         family.send(family.engine.pid, SIGTERM)
         end_well(family)
+        self.due(self.hear())
         self.end()
         return busy
 
@@ -215,10 +220,23 @@ class Script:
         family.kill_all() if everyone else family.kill_engine()
         lines = self.sent[-1].lines
         numbers = [json.loads(line)["n"] if line.startswith("{") else -1.0 for line in lines]
-        if seen in numbers:
-            self.sent[-1].due = max(self.sent[-1].due, numbers.index(seen) + 1)
+        self.due(max(self.hear(), numbers.index(seen) + 1 if seen in numbers else 0))
         self.end()
         return busy
+
+    def due(self, lines: int) -> None:
+        """So many lines of this connection must not be lost any more."""
+        self.sent[-1].due = max(self.sent[-1].due, lines)
+
+    def hear(self) -> int:
+        """How many lines the run that has ended had called safe."""
+        _, sender = self.started()
+        told = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := sender.recv(1 << 16):
+                told += more
+        self.acknowledged = max(map(int, told.split(b"\n")[:-1]), default=0)
+        return self.acknowledged
 
     def busy(self, family: Family) -> bool:
         return self.newest() != self.numbered - 1 or in_flight(self.plant, family)
@@ -247,7 +265,9 @@ def played(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed
     try:
         strikes = [Strike(what, play[what]()) for what in rng.choices(ACTIONS, k=most)]
         script.check()
+        last = script.sent[-1]
         script.stop()
+        assert script.acknowledged == len(last.lines), "what was there at an orderly end had not been acknowledged"
     finally:
         script.end()
     return strikes

@@ -39,7 +39,7 @@ OPEN = {
 
 async def main() -> None:
     """Run until a signal comes; the port is told under a name that is there at once or not at all."""
-    source = tm.sources.TCP()
+    source = tm.sources.TCP(ack=True)
     sinks = [OPEN[name]() for name in os.environ["PLANT_SINKS"].split(",")]
     state = tm.State("state", checkpoint_s=float(os.environ["PLANT_CHECKPOINT"]))
     pipeline = tm.Pipeline(source, PLAN, sinks, name="plant")

@@ -1,0 +1,91 @@
+"""System calls as the places where things go wrong: strace kills at one of them, or makes it fail."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.chaos.family import Family
+from tests.chaos.plant import Plant
+
+CALLS: Final = ("fsync", "fdatasync", "rename", "write", "pwrite64", "ftruncate", "fallocate", "unlink", "mkdir")
+"""What changes a disk. A call that this machine has under another name is left out by strace's ``?``."""
+_LINE: Final = re.compile(r"(\d+) +(\w+)\((?:(\d+)<([^>]*)>|\"([^\"]*)\")?")
+_RESUMED: Final = re.compile(r"\d+ +<\.\.\. \w+ resumed>(.*)")
+TRACE: Final = "trace.txt"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call, as strace has written it down."""
+
+    pid: int
+    name: str
+    path: str
+    line: str
+
+    @property
+    def injected(self) -> bool:
+        return "(INJECTED)" in self.line
+
+
+def traced(plant: Plant, *injections: str, calls: tuple[str, ...] = CALLS) -> Family:
+    """A start of the plant under strace; an injection is ``"fsync:signal=KILL:when=3"``, counted thread by thread."""
+    asked = "trace=" + ",".join(f"?{name}" for name in calls)
+    more = [part for one in injections for part in ("-e", f"inject={one}")]
+    command = ["strace", "-f", "-qq", "-y", "--seccomp-bpf", "-o", TRACE, "-e", asked, *more, *plant.command()]
+    return Family(command, plant.folder, plant.environment())
+
+
+def calls_in(plant: Plant) -> Iterator[Call]:
+    """What the last traced start did, in the order in which it was done."""
+    begun: dict[str, str] = {}
+    for written in (plant.folder / TRACE).read_text(errors="replace").splitlines():
+        pid = written.split(" ", 1)[0]
+        if written.endswith("<unfinished ...>"):
+            begun[pid] = written.removesuffix("<unfinished ...>")
+            continue
+        resumed = _RESUMED.match(written)
+        line = written if resumed is None else begun.pop(pid, "") + resumed.group(1)
+        if (found := _LINE.match(line)) is not None:
+            pid, name, _, path, named = found.groups()
+            yield Call(int(pid), name, path or named or "", line)
+
+
+def is_disk(call: Call, folder: Path) -> bool:
+    """Whether it was about the plant's own files, not a socket or the screen."""
+    return call.path.startswith(str(folder)) and not call.path.endswith("output.txt")
+
+
+def points(plant: Plant, cycles: int = 3) -> list[tuple[str, int]]:
+    """Each (call, when) that kills at another place of the last traced start, up to so many checkpoints."""
+    counts: Counter[tuple[int, str]] = Counter()
+    found: set[tuple[str, int]] = set()
+    published = 0
+    for call in calls_in(plant):
+        counts[call.pid, call.name] += 1
+        if is_disk(call, plant.folder) or call.name in ("rename", "unlink"):
+            found.add((call.name, counts[call.pid, call.name]))
+        published += call.name == "rename" and ".checkpoint" in call.line
+        if published > cycles:
+            break
+    return sorted(found)
+
+
+def retried(plant: Plant) -> str:
+    """Empty when no sync of a file was tried again after it had failed; else what was."""
+    failed: set[tuple[int, str]] = set()
+    for call in calls_in(plant):
+        if call.name == "openat":
+            opened = re.search(r"= \d+<([^>]*)>", call.line)
+            failed -= {one for one in failed if opened is not None and one[1] == opened.group(1)}
+        elif call.name in ("fsync", "fdatasync"):
+            if call.injected:
+                failed.add((call.pid, call.path))
+            elif any(path == call.path for _, path in failed):
+                return call.line
+    return ""
