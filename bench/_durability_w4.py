@@ -100,7 +100,7 @@ class Way:
     command: Callable[[Path, Path], list[str]]
     """By the recording and the folder that it runs in."""
     output: Callable[[Path], Output] = LinesOutput
-    prepare: Callable[[Path], None] = lambda folder: None
+    prepare: Callable[[Path], None] = lambda _: None
     exact: bool = True
     """Promises that nothing is lost or doubled; one that does not starts over, behind the rows that are there."""
 
@@ -112,6 +112,8 @@ class Outcome:
     verdict: Verdict
     killed_at: int
     """Rows that were there."""
+    first_s: float
+    """From the first start to the first row: what every start takes."""
     back_s: float
     """From the kill to the first row that was not there before."""
     seconds: float
@@ -120,7 +122,7 @@ class Outcome:
 
 
 def _ours(sink: str, kept: str) -> Callable[[Path, Path], list[str]]:
-    return lambda recording, folder: [sys.executable, "-c", PLANT, str(recording), sink, kept]
+    return lambda recording, _: [sys.executable, "-c", PLANT, str(recording), sink, kept]
 
 
 def _bytewax(recording: Path, folder: Path) -> list[str]:
@@ -171,14 +173,15 @@ def _told(table: Table, way: Way, outcomes: list[Outcome], records: int) -> None
         table.note(what, "Bytewax is not installed: make bench-peers")
         return
     verdicts = [outcome.verdict for outcome in outcomes]
-    back, seconds = [outcome.back_s for outcome in outcomes], [outcome.seconds for outcome in outcomes]
+    first, back = [outcome.first_s for outcome in outcomes], [outcome.back_s for outcome in outcomes]
+    seconds = [outcome.seconds for outcome in outcomes]
     note = "; ".join(
         (
             f" = lost {_each(verdict.lost for verdict in verdicts)}",
             f"doubled {_each(verdict.surplus for verdict in verdicts)}",
             f"wrong {_each(verdict.wrong for verdict in verdicts)}",
             f"kill with {_each(outcome.killed_at for outcome in outcomes)} rows there",
-            f"first new row {median(back):.2f} s later{spread(back)}",
+            f"first new row {median(back):.2f} s later{spread(back)}, and {median(first):.2f} s after the first start{spread(first)}",
             f"in all {median(seconds):.1f} s{spread(seconds, '{:.1f}')}",
         )
     )
@@ -199,6 +202,8 @@ def _killed(way: Way, recording: Recording, folder: Path, late: float) -> Outcom
     output = way.output(folder)
     begun = time.perf_counter()
     running = _started(way, recording, folder)
+    _until(lambda: output.count() > 0, running)
+    first = time.perf_counter() - begun
     _until(lambda: output.count() >= len(recording) / 2, running)
     time.sleep(late * (time.perf_counter() - begun))
     os.killpg(running.pid, signal.SIGKILL)
@@ -220,7 +225,7 @@ def _killed(way: Way, recording: Recording, folder: Path, late: float) -> Outcom
             raise Wrong(f"{way.what} does not start again: {(folder / 'stderr').read_text().splitlines()[-1:]}")
     seconds = time.perf_counter() - begun
     verdict = recording.judge(output.rows())
-    return Outcome(verdict, before, back if back is not None else seconds, seconds, starts)
+    return Outcome(verdict, before, first, back if back is not None else seconds, seconds, starts)
 
 
 def _started(way: Way, recording: Recording, folder: Path) -> subprocess.Popen[bytes]:
