@@ -172,6 +172,42 @@ def test_sinks_whose_names_are_alike_have_folders_of_their_own(tmp_path: Path) -
     assert {place.parent for place in places} == {tmp_path / "state" / "sinks"}
 
 
+# -- dead letters ----------------------------------------------------------------------------------------------
+
+
+def test_letters_in_a_file_of_others_come_once_though_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
+    own = recording(tmp_path / "own.ndjson", range(50), bad_every=5)
+    (tmp_path / "letters").write_text("of another\n")
+
+    def start() -> None:
+        pipeline = tm.Pipeline(tm.sources.Replay(own), plan(), Away(tmp_path / "out.db"), name="plant")
+        tm.run(pipeline, lanes=0, state=tmp_path / "state", dead_letters=tmp_path / "letters")
+
+    (tmp_path / "away").touch()
+    for _ in range(2):
+        with pytest.raises(tm.OutsideError, match="away"):
+            start()
+    (tmp_path / "away").unlink()
+    start()
+    told = (tmp_path / "letters").read_text().splitlines()
+    assert (told[0], len(told)) == ("of another", 11)
+
+
+async def test_letters_that_go_to_another_file_leave_what_is_in_it(tmp_path: Path, lanes: int) -> None:
+    """How long the file before it was says nothing of this one."""
+    await live(tmp_path, range(5), lanes)
+    (tmp_path / "letters").write_text("of another\n")
+    source = Endless([[{"sensor": "S1", "time": "never", "value": 1}]], name="scripted")
+    pipeline = tm.Pipeline(
+        source, tm.Plan(tm.Lag("value")), [tm.sinks.SQLite(tmp_path / "out.db"), ListSink()], name="plant"
+    )
+    async with tm.serve(pipeline, lanes=lanes, state=tmp_path / "state", dead_letters=tmp_path / "letters") as run:
+        while run.statistics().dead_letters < 1:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+    told = (tmp_path / "letters").read_text().splitlines()
+    assert (told[0], len(told)) == ("of another", 2)
+
+
 # -- attempts --------------------------------------------------------------------------------------------------
 
 

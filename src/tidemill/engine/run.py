@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
@@ -336,9 +337,8 @@ class Run:
         path = self._dead_letters_path
         if keeper is None:
             return DeadLetterFile(path)
-        if path:
-            return DeadLetterFile(path, keep_bytes=keeper.letters_bytes)
-        return DeadLetterFile(keeper.folder.dead_letters, keep_bytes=keeper.letters_bytes or 0)
+        place = files.absolute(path or keeper.folder.dead_letters)
+        return DeadLetterFile(place, keep_bytes=keeper.letters_bytes(place))
 
     # -- the end ---------------------------------------------------------------------------------------------
 
