@@ -208,6 +208,37 @@ async def test_letters_that_go_to_another_file_leave_what_is_in_it(tmp_path: Pat
     assert (told[0], len(told)) == ("of another", 2)
 
 
+class Held(ListSink):
+    """It takes its time, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def write(self, batch: tm.Batch) -> None:
+        await self.go.wait()
+        await super().write(batch)
+
+
+async def test_letters_that_wait_for_a_sink_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand behind a record that is not through; all else that comes is in the log."""
+    monkeypatch.setattr("tidemill.engine.attempt._MOST_LETTERS", 10)
+    sink, bad = Held(), {"sensor": "S1", "time": "never", "value": 1}
+    source = Endless([[record(1)], *[[bad, bad]] * 50, [record(2)]], name="scripted")
+    pipeline = tm.Pipeline(source, tm.Plan(tm.Lag("value")), sink, name="plant")
+    async with tm.serve(pipeline, lanes=0, state=tmp_path / "state") as run:
+        while source.pulled < 52 or run.statistics().records_in < 10:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        assert 10 < run.statistics().dead_letters <= 12
+        sink.go.set()
+        while len(sink.rows) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert run.report is not None
+    assert run.report.dead_letters == 100
+
+
 # -- attempts --------------------------------------------------------------------------------------------------
 
 
