@@ -243,7 +243,7 @@ async def test_letters_that_wait_for_a_sink_are_bounded(tmp_path: Path, monkeypa
 
 
 async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk makes an attempt fail, and then the next one cannot even begin."""
     begun = StateFolder.begin_epoch
@@ -255,7 +255,7 @@ async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
             refused += 1
             (tmp_path / "away").unlink(missing_ok=True)
         if begins and refused < 3:
-            raise tm.OutsideError("the disk is full.")
+            raise tm.OutsideError("the disk is full")
         begun(folder)
 
     monkeypatch.setattr(StateFolder, "begin_epoch", begin_epoch)
@@ -266,6 +266,8 @@ async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
         while len(rows(tmp_path / "out.db")) < 20:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert refused == 3
+    assert "the database is away. Once more from the last checkpoint" in caplog.text
+    assert "the disk is full. Once more from the last checkpoint" in caplog.text
 
 
 async def test_sensors_that_were_too_many_are_too_many_after_a_restart(tmp_path: Path, lanes: int) -> None:

@@ -240,7 +240,8 @@ class Run:
 
     async def _back_off(self, error: BaseException, wait_s: float) -> float:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
-        _log.warning("%s Once more from the last checkpoint in %.1f s; nothing is lost.", error, wait)
+        told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
+        _log.warning(told, str(error).rstrip("."), wait)
         stopping = asyncio.ensure_future(self._stopping.asked.wait())
         try:
             await asyncio.wait([stopping], timeout=wait)
