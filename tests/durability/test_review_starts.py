@@ -295,3 +295,27 @@ async def test_a_tick_that_comes_after_the_end_of_input_holds_nobody_up(tmp_path
     assert (log.end, journal.closed) == (0, True)
     await journal.sync()
     log.close()
+
+
+class Mute(ListSink):
+    """It never opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def open(self, schema: tm.Schema) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_run_whose_sink_never_opens_can_be_stopped(tmp_path: Path, lanes: int) -> None:
+    """Also in the attempt after an error: the database is there again, and says nothing."""
+    sink = Mute()
+    pipeline = tm.Pipeline(Endless([[record(1)]], name="scripted"), tm.Plan(tm.Lag("value")), sink, name="plant")
+    run = Run(pipeline, lanes=lanes, state=tmp_path / "state", grace=0.0)
+    running = asyncio.ensure_future(run.execute())
+    await sink.asked.wait()
+    run.stop_soon()
+    with pytest.raises(tm.OutsideError, match="not ready within the grace"):
+        await running

@@ -158,7 +158,7 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(work) for work in self._background()]
                 inflow = [] if self._inflow.waits else self._begun(group)
-                await self._start()
+                await self._started_by(group.create_task(self._start()))
                 background += [group.create_task(outlet.run()) for outlet in self.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
@@ -188,6 +188,14 @@ class Attempt:
         """What goes on until all else has ended."""
         live = [] if self.pipeline.finite else [self._watch_files()]
         return [*live, self.letters.write(), self._watch(), self._raise_failure()]
+
+    async def _started_by(self, starting: asyncio.Task[None]) -> None:
+        """A database that never answers must not keep a run from being stopped."""
+        if await self.stopping.until({starting}):
+            raise OutsideError(
+                f"the lanes and sinks were not ready within the grace of {self.stopping.grace:g} s after the stop."
+            )
+        await starting
 
     async def _start(self) -> None:
         server, checked, readings = self._server, self.checked, self._readings
