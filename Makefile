@@ -1,4 +1,4 @@
-# make demo | test | test-fast | check | bench | bench-peers
+# make demo | test | test-fast | check | chaos | bench | bench-peers
 #
 # Each target does its own set-up: a .venv beside this file, made once and again when pyproject.toml changes. uv is used
 # when it is installed, else Python's venv and pip. Arguments go on: make demo ARGS="--seconds 10".
@@ -6,18 +6,20 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 ARGS   ?=
+TWO    := -n 2 --dist worksteal
 PEERS  := $(patsubst bench/peers/%.txt,%,$(wildcard bench/peers/*.txt))
 PEERS_PYTHON ?= $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast check bench bench-peers clean
+.PHONY: help demo test test-fast check chaos bench bench-peers clean
 
 help:
 	@echo 'make demo        a thousand synthetic sensors and this machine'\''s own, live; ARGS="--seconds 10 --rate 50000"'
 	@echo 'make test        everything: check, then every test'
 	@echo 'make test-fast   the tests that are not slow: under two minutes'
 	@echo 'make check       ruff (format and lint) and mypy --strict'
+	@echo 'make chaos       kills, stops and failing disks by the thousand, each campaign up to an hour; ARGS="lanes --strikes 50"'
 	@echo 'make bench       the numbers of bench/README.md, as ratios measured in one run'
 	@echo 'make bench-peers the stream engines that python -m bench streams compares with, each in bench/.peers/NAME'
 	@echo 'make clean       remove .venv and caches'
@@ -26,15 +28,18 @@ demo: $(VENV)/.all
 	@$(VENV)/bin/tidemill demo $(ARGS)
 
 test: check
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(TWO) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	@$(PYTHON) -m pytest -m 'not slow' $(ARGS)
+	@$(PYTHON) -m pytest $(TWO) -m 'not slow' $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m mypy
+
+chaos: $(VENV)/.dev
+	@$(PYTHON) -m tests.chaos --long $(ARGS)
 
 bench: $(VENV)/.dev
 	@$(PYTHON) -m bench $(ARGS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crash_points, kills, stops, zombies
+from tests.chaos import crash_points, kills, scripts, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
@@ -32,6 +32,7 @@ class Kind:
     setup: Mapping[str, Any] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
     """Shares of strikes that must have been in flight, inside recovery, inside a checkpoint; else 0.8, 0.1 and 0.1."""
+    make: Callable[..., Campaign] = Campaign
 
 
 CAMPAIGNS: dict[str, Kind] = {
@@ -43,6 +44,7 @@ CAMPAIGNS: dict[str, Kind] = {
     "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 12_000}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
     "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 
@@ -58,7 +60,7 @@ def campaign(name: str, folder: Path, *, long: bool = False, seed: int = SEED, s
     """Run one, and print what it did."""
     kind = {**CAMPAIGNS, **SMALL_CAMPAIGNS}[name]
     wanted = strikes or (kind.long if long else kind.short)
-    figures = Campaign(name, folder, **kind.setup).run(kind.one, strikes=wanted, seed=seed, each=kind.each)
+    figures = kind.make(name, folder, **kind.setup).run(kind.one, strikes=wanted, seed=seed, each=kind.each)
     if strikes is None:
         figures.check(**kind.least)
     return figures

@@ -36,3 +36,8 @@ def test_rows_do_not_know_how_many_lanes_there_were(tmp_path):
 def test_a_signal_ends_a_run_in_order_and_the_next_works_on_nothing_again(tmp_path):
     """R24: SIGTERM, SIGINT, to one or to all, twice, and SIGHUP."""
     campaign("signals", tmp_path)
+
+
+def test_a_live_plant_has_what_it_acknowledged_and_no_more_than_was_sent(tmp_path):
+    """R28: random scripts of start, add, check, stop and kill, with any number of lanes, against `Plan.apply`."""
+    campaign("scripts", tmp_path)

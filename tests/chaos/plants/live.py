@@ -1,0 +1,60 @@
+"""The plant on line: sensors send over TCP. What it writes is in the current folder, the port that it listens on in ``port``.
+
+PLANT_SINKS       which sinks: those of the plant on record
+PLANT_LANES       how many lanes
+PLANT_CHECKPOINT  seconds from one checkpoint to the next
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import tidemill as tm
+
+
+def drift(state: float, record: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """A state of each sensor that remembers every reading there was."""
+    state = 0.9 * state + record["value"]
+    return state, {"drift": state}
+
+
+PLAN = tm.Plan(
+    tm.Calibrate([{"sensor": "*", "baseline": 20.0, "scale": 3.0}]),
+    tm.Rolling("normalized", window=50, stats=["mean", "std"]),
+    tm.Lag("value"),
+    tm.scan(drift, 0.0, columns=["value"], adds={"drift": float}),
+)
+OPEN = {
+    "sqlite": lambda: tm.sinks.SQLite("rows.db", name="sqlite"),
+    "parquet": lambda: tm.sinks.Parquet("rows", name="parquet"),
+    **{
+        name: lambda name=name: tm.sinks.Lines(f"rows.{name}", name=name)
+        for name in ("ndjson", "csv", "ndjson.gz", "csv.gz")
+    },
+}
+
+
+async def main() -> None:
+    """Run until a signal comes; the port is told under a name that is there at once or not at all."""
+    source = tm.sources.TCP(ack=True)
+    sinks = [OPEN[name]() for name in os.environ["PLANT_SINKS"].split(",")]
+    state = tm.State("state", checkpoint_s=float(os.environ["PLANT_CHECKPOINT"]))
+    pipeline = tm.Pipeline(source, PLAN, sinks, name="plant")
+    async with tm.serve(pipeline, lanes=int(os.environ["PLANT_LANES"]), state=state, handle_signals=True) as run:
+        await source.wait_listening()
+        tell(source.port)
+        await run.wait()
+
+
+def tell(port: int) -> None:
+    """To whoever wants to send."""
+    hidden = Path(".port")
+    hidden.write_text(str(port))
+    hidden.rename("port")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
