@@ -127,7 +127,7 @@ class Plant:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])),
             "PLANT_INPUT": str(self.input),
             "PLANT_SINKS": ",".join(self.sinks),
             "PLANT_WORK": str(self.work),
