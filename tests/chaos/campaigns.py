@@ -12,7 +12,7 @@ from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
 THREE = ("sqlite", "ndjson", "parquet")
-SMALL = {"records": 4_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
+SMALL = {"records": 2_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
 NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
 ANY = {"in_flight": 0.5, **NO_SHARES}
 """These say what they struck in the name of the strike."""

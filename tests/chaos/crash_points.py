@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import threading
@@ -10,7 +11,7 @@ from typing import Final
 from tests.chaos import outside
 from tests.chaos.harness import Campaign, Strike, end_well
 from tests.chaos.plant import Plant
-from tests.chaos.tracing import calls_in, points, retried, traced
+from tests.chaos.tracing import calls_in, killed_at, points, retried, traced
 
 _REFUSED: Final = {3, 4, 5}
 """Exit codes of a run that was refused something, and said what."""
@@ -27,10 +28,18 @@ def points_of(campaign: Campaign, plant: Plant) -> list[tuple[str, int]]:
                 end_well(family)
             finally:
                 family.end()
-            campaign.points = points(whole)
-            random.Random(campaign.input_seed).shuffle(campaign.points)
+            campaign.points = mixed(points(whole), random.Random(campaign.input_seed))
             campaign.notes.append(f"{len(campaign.points)} points (call, and how many of its thread's came before)")
         return campaign.points
+
+
+def mixed(known: list[tuple[str, int]], rng: random.Random) -> list[tuple[str, int]]:
+    """In an order in which every call has its turn: of writes there are many, of renames few."""
+    by_call: dict[str, list[tuple[str, int]]] = {}
+    for point in rng.sample(known, len(known)):
+        by_call.setdefault(point[0], []).append(point)
+    turns = itertools.zip_longest(*by_call.values())
+    return [point for turn in turns for point in turn if point is not None]
 
 
 def crashed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed: int) -> list[Strike]:
@@ -40,12 +49,7 @@ def crashed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, see
     for again in range(most):
         before = outside.position(plant)
         call, when = known[(seed + 7 * again) % len(known)]
-        family = traced(plant, f"{call}:signal=KILL:when={when}")
-        try:
-            code = family.finish()
-        finally:
-            family.end()
-        if code == 0:
+        if not killed_at(plant, call, when):
             break  # another interleaving: that thread has not come so far
         recovering = bool(again) and outside.position(plant) == before
         writing = bool(outside.half_written(plant))

@@ -30,7 +30,7 @@ def lines_of(records: int, seed: int, sensors: int = 200) -> list[str]:
     rng = np.random.default_rng(seed)
     share = 1.0 / (1.0 + np.arange(sensors))
     chosen = rng.choice(sensors, records, p=share / share.sum())
-    steps = rng.exponential(0.02, records)
+    steps = rng.exponential(max(0.02, 200.0 / records), records)
     steps[rng.random(records) < 0.002] = -5.0
     times = 1.7e9 + np.cumsum(steps)
     values = np.round(20.0 + 5.0 * rng.standard_normal(records), 3)
