@@ -6,6 +6,7 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 ARGS   ?=
+TWO    := -n 2 --dist worksteal
 PEERS  := $(patsubst bench/peers/%.txt,%,$(wildcard bench/peers/*.txt))
 PEERS_PYTHON ?= $(PYTHON)
 
@@ -27,10 +28,10 @@ demo: $(VENV)/.all
 	@$(VENV)/bin/tidemill demo $(ARGS)
 
 test: check
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(TWO) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	@$(PYTHON) -m pytest -m 'not slow' $(ARGS)
+	@$(PYTHON) -m pytest $(TWO) -m 'not slow' $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff format --check

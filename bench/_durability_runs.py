@@ -83,7 +83,7 @@ async def _gated(pipeline: tm.Pipeline, source: _w1.Gated, state: tm.State | boo
 # -- checkpoints and recovery against the number of sensors --------------------------------------------------
 
 
-def _all_sensors(sensors: int, rounds: int) -> Iterator[Batch]:
+def all_sensors(sensors: int, rounds: int) -> Iterator[Batch]:
     texts = np.array([f"sensor-{number}" for number in range(sensors)], object)
     for start in range(0, sensors * rounds, 32_768):
         codes = (np.arange(start, min(start + 32_768, sensors * rounds)) % sensors).astype(np.int32)
@@ -118,7 +118,7 @@ def _checkpointed(sensors: int) -> tuple[float, float, tm.Report]:
     plan = functools.partial(tm.Rolling, "value", window=50, stats=["mean"])
     with tempfile.TemporaryDirectory(prefix="tidemill-bench-") as name:
         folder = Path(name)
-        source = _w1.Gated(list(_all_sensors(sensors, 2)))
+        source = _w1.Gated(list(all_sensors(sensors, 2)))
         took, report = asyncio.run(_watched(tm.Pipeline(source, plan(), tm.sinks.Latest()), source, folder))
         source = _w1.Gated([])
         begun = time.perf_counter()
@@ -153,7 +153,7 @@ tm.run(pipeline, state=tm.State("state", checkpoint_s=0.2))
 
 def endless(sensors: int) -> tm.sources.Records:
     """Records that never end, of all sensors in turn."""
-    batches = list(_all_sensors(sensors, 1))
+    batches = list(all_sensors(sensors, 1))
 
     async def records():
         while True:

@@ -5,6 +5,9 @@
 ``checkpoints``   how long one takes, and how soon the next start is ready, by the number of sensors
 ``killed``        kill -9 of a run, until the next start has committed new rows
 ``postgres``      rows with their position against a bare binary COPY
+``ack``           how soon a sender over TCP hears that its lines are safe, at half of the rate that the run can take
+``lane``          SIGKILL of a lane with 100,000 sensors, until it commits again
+``w4``            kill -9 of a whole run at half time, beside Bytewax: records lost and doubled, and when it is back
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import _common, _durability_runs
+from bench import _common, _durability_live, _durability_runs, _durability_w4
 from bench._common import Table, median, spread, timed
 from tidemill.engine.ingest_log import IngestLog
 
@@ -137,6 +140,9 @@ CASES: dict[str, Callable[[argparse.Namespace, Table], None]] = {
     "checkpoints": _durability_runs.checkpoints,
     "killed": _durability_runs.killed,
     "postgres": _postgres,
+    "ack": _durability_live.ack,
+    "lane": _durability_live.lane,
+    "w4": _durability_w4.w4,
 }
 
 
@@ -145,5 +151,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), help="these cases (default: all)")
     parser.add_argument("--groups", type=int, default=100, help="groups of each size in a run (default 100)")
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: where temporary files go)")
+    parser.add_argument("--records", type=int, default=1_000_000, help="of w4's recording (default 1,000,000)")
     parser.add_argument("--all-sizes", action="store_true", help="checkpoints of a million sensors too")
     _common.main(measure, parser, runs=5)

@@ -142,7 +142,7 @@ class Plant:
     def wait_for(self, count: int) -> None:
         """Until so many rows can be seen."""
         for _ in patient():
-            if len(self.rows()) >= count:
+            if count_in(self.out) >= count:
                 return
             assert self.process.poll() is None, self.told()
 
@@ -211,14 +211,19 @@ def patient(seconds: float = 60.0) -> Iterator[None]:
 # -- what goes in, what comes out --------------------------------------------------------------------------
 
 
-def record(n: int) -> dict[str, Any]:
-    """Every tenth is the one before it once more."""
+def record(n: int, wide: int = 0) -> dict[str, Any]:
+    """Every tenth is the one before it once more; ``wide`` adds about so many bytes, others each time."""
     n -= n % 10 == 9
-    return {"sensor": f"S{n * n % 7}", "time": n, "value": n % 13}
+    return {
+        "sensor": f"S{n * n % 7}",
+        "time": n,
+        "value": n % 13,
+        **({"note": f"{n:06}" * (wide // 6)} if wide else {}),
+    }
 
 
-def lines(start: int, stop: int) -> bytes:
-    return b"".join(json.dumps(record(n)).encode() + b"\n" for n in range(start, stop))
+def lines(start: int, stop: int, wide: int = 0) -> bytes:
+    return b"".join(json.dumps(record(n, wide)).encode() + b"\n" for n in range(start, stop))
 
 
 def recording(folder: Path, records: int) -> None:
@@ -234,9 +239,9 @@ def plan() -> tm.Plan:
     return tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value"))
 
 
-def wanted(count: int) -> list[tuple[Any, ...]]:
+def wanted(count: int, wide: int = 0) -> list[tuple[Any, ...]]:
     """The rows of the first ``count`` records, in order, by the plan alone."""
-    made = plan().apply([record(n) for n in range(count)])
+    made = plan().apply([record(n, wide) for n in range(count)])
     return [tuple(None if value != value else value for value in row.values()) for row in made]
 
 
@@ -250,11 +255,19 @@ def golden(folder: Path) -> tuple[list[tuple[Any, ...]], str]:
 
 
 def rows_in(path: Path) -> list[tuple[Any, ...]]:
+    return asked(path, "SELECT * FROM features ORDER BY rowid")
+
+
+def count_in(path: Path) -> int:
+    return sum(row[0] for row in asked(path, "SELECT COUNT(*) FROM features"))
+
+
+def asked(path: Path, query: str) -> list[tuple[Any, ...]]:
     if not path.exists():
         return []
     with contextlib.closing(sqlite3.connect(path)) as connection:
         try:
-            return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()
+            return connection.execute(query).fetchall()
         except sqlite3.OperationalError:
             return []
 

@@ -287,7 +287,7 @@ class Simulation:
             states = [0] * _PARTS
             for lane, own in self.copied.items():
                 states[lane :: self.lanes] = own
-            self.writing = Saved(self.epochs.write(), self.barrier_at, states)
+            self.writing = Saved(self.epochs.write(self.now), self.barrier_at, states)
 
     def publish(self) -> None:
         if self.writing is None:
@@ -323,9 +323,7 @@ class Simulation:
                 self.committed(number, slab)
         lane.queue.clear()
         for step in self.controls.among(self.ledger.owed(number)):
-            if isinstance(step, Barrier) and number not in self.copied:
-                lane.queue.append(step)
-            elif isinstance(step, int):
+            if (isinstance(step, Barrier) and number not in self.copied) or isinstance(step, int):
                 lane.queue.append(step)
 
     def crash(self) -> None:
@@ -395,6 +393,26 @@ def test_every_input_is_in_every_sink_once_whatever_happens(part: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
+def test_a_sink_that_stood_still_does_not_put_off_the_checkpoint_after_it() -> None:
+    """What counts is what writing takes."""
+    epochs = Epochs(lanes=1, sinks=1, interval_ns=10, number=0, position=0, now_ns=0)
+    epochs.begin(100, 10)
+    epochs.copied(0)
+    epochs.pass_barrier()
+    epochs.committed(0, 100)  # an hour later
+    assert epochs.write(1_000) == 1
+    epochs.published(1_002)
+    assert [epochs.due(now, 200) for now in (1_019, 1_022)] == [False, True]
+
+
+def test_when_the_log_is_full_a_checkpoint_is_due_also_where_the_last_one_was() -> None:
+    """Else inputs that only the older ones need would stay in it, and no input could come any more."""
+    epochs = Epochs(lanes=1, sinks=1, interval_ns=10, number=3, position=100, now_ns=0)
+    assert not epochs.due(10, 100)
+    assert epochs.due(1, 100, pressed=True)
+    assert not epochs.due(1, 99, pressed=True)
+
+
 def test_a_seed_makes_the_same_run_again() -> None:
     """Step by step."""
     for seed in range(20):
@@ -435,8 +453,7 @@ def test_it_would_see_wrong_decisions(planted: str, monkeypatch: pytest.MonkeyPa
     name, made = PLANTED[planted]
     monkeypatch.setattr(Epochs, name, made(getattr(Epochs, name)))
     with pytest.raises((Wrong, EngineError)):
-        for seed in range(100):
-            Simulation(seed).whole()
+        _ = [Simulation(seed).whole() for seed in range(100)]
 
 
 if __name__ == "__main__":

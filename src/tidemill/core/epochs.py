@@ -18,7 +18,8 @@ from tidemill.errors import EngineError
 __all__ = ["Epochs", "EpochsStatistics"]
 
 _SHARE: Final = 10
-"""A checkpoint is begun no sooner than so many times what the last one took, so that it takes a tenth of the time at most."""
+"""A checkpoint is begun no sooner than so many times what writing the last one took, so that it takes a tenth of the time
+at most. Waiting for a sink costs nothing: after an hour of that the next is not ten hours away."""
 
 
 @dataclass
@@ -31,6 +32,8 @@ class _Barrier:
     passed: bool = False
     """Whether every slab before it has left the lanes."""
     writing: bool = False
+    write_ns: int = 0
+    """When that began."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Epochs:
         self._number = number
         self._position = position
         self._last_ns = now_ns
-        self._took_ns = 0
+        self._took_ns = self._wrote_ns = 0
         self._commits_ns = now_ns
         self._told = position
         self._sinks = [0] * sinks
@@ -117,7 +120,7 @@ class Epochs:
             return False
         passed = now_ns - self._last_ns
         enough = self._records is not None and position - self._position >= self._records
-        return (pressed or enough or passed >= self._interval) and passed >= _SHARE * self._took_ns
+        return (pressed or enough or passed >= self._interval) and passed >= _SHARE * self._wrote_ns
 
     def begin(self, position: int, now_ns: int) -> int:
         """A barrier stands there; the number of its checkpoint."""
@@ -153,10 +156,10 @@ class Epochs:
             and all(position >= barrier.position for position in self._sinks)
         )
 
-    def write(self) -> int:
+    def write(self, now_ns: int) -> int:
         """It is being written; its number."""
         assert self._barrier is not None
-        self._barrier.writing = True
+        self._barrier.writing, self._barrier.write_ns = True, now_ns
         return self._barrier.number
 
     def published(self, now_ns: int) -> None:
@@ -165,7 +168,7 @@ class Epochs:
         if barrier is None or not barrier.writing:
             raise EngineError("a checkpoint was published that nobody wrote")
         self._number, self._position = barrier.number, barrier.position
-        self._took_ns = now_ns - barrier.begun_ns
+        self._took_ns, self._wrote_ns = now_ns - barrier.begun_ns, now_ns - barrier.write_ns
         self._last_ns = now_ns
 
     def validate(self) -> None:

@@ -262,7 +262,7 @@ class Attempt:
         if self._keeper is None:
             self.end_input()
             await self._drained()
-        if self._saving is not None:
+        if self._saving is not None and not (self._keeper and self._keeper.warming and self.stopping.asked.is_set()):
             last = asyncio.ensure_future(self._saving.last())
             if not await self.stopping.until({last}):
                 last.result()

@@ -188,10 +188,13 @@ class Logged:
                 raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
 
     def tick(self, attempt: Attempt, tick: Tick) -> None:
-        self._journal.decide(ControlEntry("tick", {"mark": tick.mark_ns}))
+        if not self._journal.closed:
+            self._journal.decide(ControlEntry("tick", {"mark": tick.mark_ns}))
 
     async def change(self, attempt: Attempt, made: NewStage) -> int:
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self._journal.closed:
+            return await decided  # the run ends before; the next start finds that the file has changed
         number = self._journal.decide(ControlEntry("stage", {"stage": made.stage, "file": made.file}))
         self._decided[number] = decided
         return await decided

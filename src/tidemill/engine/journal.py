@@ -22,7 +22,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.rate import Rate
 from tidemill.engine.ingest_log import IngestLog
-from tidemill.errors import InputError
+from tidemill.errors import InputError, OutsideError
 from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
 from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source
@@ -83,11 +83,13 @@ class Journal:
         self._appended = asyncio.Event()
         self._synced = asyncio.Condition()
         self._letters: dict[str, list[DeadLetter]] = {}
-        self._closed = False
+        self.closed = False
+        """Whether nothing more will come."""
         self._rate = Rate(clock.monotonic_ns())
         self.full = False
         """Whether sources wait for room in the log."""
         self._fed = 0
+        self._syncing: asyncio.Future[int] | None = None
 
     def statistics(self) -> JournalStatistics:
         """How it is, now."""
@@ -104,8 +106,14 @@ class Journal:
 
     def seek(self, start: int, offsets: Mapping[str, Any]) -> None:
         """Let sources that can seek go on behind what is in the log: ``offsets`` as of entry ``start``, and what is behind
-        it. Blocks.
+        it. Blocks. Raises `OutsideError` when the log is not the one that the checkpoint goes on in.
         """
+        first, end = self.log.first, self.log.end
+        if not first <= start <= end:
+            raise OutsideError(
+                f"the ingest log in {self.log.folder} has entries {first:,} to {end:,}, and the checkpoint goes on at "
+                f"{start:,}: was it removed, or put back from an older copy? Restore it, or start over with --fresh."
+            )
         found = dict(offsets)
         if any(source.seekable for source in self._sources.values()):
             for _, data in self.log.read(start):
@@ -166,7 +174,7 @@ class Journal:
         """Nothing more will come: `feed` returns when it has given all."""
         for source in list(self._letters):
             self._append_letters(source)
-        self._closed = True
+        self.closed = True
         self._appended.set()
 
     def _append(self, entry: Entry) -> int:
@@ -200,17 +208,23 @@ class Journal:
 
     async def sync(self) -> None:
         """Bring entries to the disk, group by group, until the journal is closed and all are there."""
-        while not (self._closed and self.log.durable == self.log.end):
+        while not (self.closed and self.log.durable == self.log.end):
             await self._appended.wait()
             self._appended.clear()
             while self.log.durable < self.log.end:
-                await asyncio.to_thread(self.log.sync)
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(self.log.sync))
+                await asyncio.shield(self._syncing)
                 self._tell()
                 async with self._synced:
                     self._synced.notify_all()
                 await asyncio.sleep(_GROUP_S)
         async with self._synced:
             self._synced.notify_all()
+
+    async def settle(self) -> None:
+        """Return when no thread syncs any more; raises nothing."""
+        if self._syncing is not None:
+            await asyncio.gather(self._syncing, return_exceptions=True)
 
     def _tell(self) -> None:
         told: dict[str, int] = {}
@@ -253,7 +267,7 @@ class Journal:
 
     @property
     def _ended(self) -> bool:
-        return self._closed and self.log.durable == self.log.end
+        return self.closed and self.log.durable == self.log.end
 
     def _recalled(self, number: int) -> Entry:
         while self._remembered[0].number < number:

@@ -112,7 +112,7 @@ class Keeper:
         return Keeping(self.folder.of_sink(name), self.folder.pipeline, self.folder.epoch)
 
     async def begin_again(self) -> None:
-        """An attempt is over: another goes on from the newest checkpoint, with a number of its own."""
+        """Another attempt comes: it goes on from the newest checkpoint, with a number of its own."""
         self.found = await asyncio.to_thread(self.store.newest)
         self.folder.begin_epoch()
 
@@ -127,13 +127,14 @@ class Keeper:
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
-        if matching.keeps:  # else sensors begin anew too: they may be told apart otherwise
+        pairs = zip(matching.old, matching.new, strict=False)
+        same = matching.sources == tuple(range(len(matching.old))) and all(a.placed_by == b.placed_by for a, b in pairs)
+        if matching.keeps or same:  # else sensors begin anew too: they may be told apart otherwise
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
         attempt.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
-        same = matching.sources == tuple(range(len(matching.old)))
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
         attempt.mill.learned_before(
             {stage: kinds for stage, kinds in learned.items() if kinds is not None},
@@ -190,6 +191,13 @@ class Keeper:
     def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
         """A sink had committed all up to the checkpoint, or there would be none."""
         for outlet in attempt.outlets:
+            if outlet.name not in facts["sinks"] and 0 < outlet.resumed_at < facts["position"]:
+                _log.warning(
+                    "the sink %s was left out for a while: of inputs %d to %d it has no rows",
+                    outlet.name,
+                    outlet.resumed_at + 1,
+                    facts["position"],
+                )
             if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
                 raise InputError(
                     f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
@@ -342,15 +350,18 @@ class Saving:
     def _write(self) -> None:
         at_barrier, self._at_barrier = self._at_barrier, None
         assert at_barrier is not None
-        self._writing = asyncio.ensure_future(self._published(self.epochs.write(), at_barrier))
+        self._writing = asyncio.ensure_future(
+            self._published(self.epochs.write(self._clock.monotonic_ns()), at_barrier)
+        )
 
     async def _published(self, number: int, at_barrier: _Facts) -> None:
         mill = self._attempt.mill
         assert at_barrier.letters is not None
+        length = await at_barrier.letters
         facts = {
             **at_barrier.facts,
             **mill.learned(),
-            "letters_bytes": await at_barrier.letters,
+            "letters_bytes": None if self._keeper.warming else length,
             "written_ns": self._clock.wall_ns(),
         }
         arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))

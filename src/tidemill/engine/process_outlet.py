@@ -165,7 +165,8 @@ class ProcessOutlet(Outlet):
 
     def _died(self, how: Exit) -> None:
         if not self._closed.done():
-            self._fail(OutsideError(f"the process of sink {self.name} ended: {how}; rows not yet flushed are lost"))
+            lost = "; rows not yet flushed are lost" if self.keeping is None else ""
+            self._fail(OutsideError(f"the process of sink {self.name} ended: {how}{lost}."))
 
     async def run(self) -> None:
         await asyncio.shield(self._failed)

@@ -185,20 +185,24 @@ class Run:
         inflow: Inflow,
     ) -> Attempt:
         wait_s = _BACK_OFF_S[0]
+        again = False
         while True:
-            attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
+            attempt: Attempt | None = None
             try:
+                if keeper is not None and again:
+                    await keeper.begin_again()
+                    letters = self._letters(keeper)
+                    checked = keeper.check(self.pipeline, edges=False)
+                attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
                 if keeper is None or not self._passes(first):
                     raise first from None
-                if attempt.running:
+                if attempt is not None and attempt.running:
                     wait_s = _BACK_OFF_S[0]
                 wait_s = await self._back_off(first, wait_s)
-                await keeper.begin_again()
-                letters = self._letters(keeper)
-                checked = keeper.check(self.pipeline, edges=False)
+                again = True
             else:
                 return attempt
 
@@ -252,6 +256,9 @@ class Run:
         sources, readings, stopping = self.pipeline.sources, self._readings, self._stopping
         if keeper is None:
             yield Direct(sources, self._clock, readings, stopping)
+        elif keeper.found is None and keeper.state.warm is not None:
+            _log.warning("stopped before the history was worked through: the next start begins with it again")
+            yield Nothing()
         elif keeper.ended:
             told = "the input was worked on to its end before: there is nothing left to do. Start over with fresh=True (--fresh)"
             _log.warning(told)
@@ -262,8 +269,9 @@ class Run:
         else:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
+            journal = keeper.journal = Journal(log, self._clock, sources)
+            tasks: list[asyncio.Task[None]] = []
             try:
-                journal = keeper.journal = Journal(log, self._clock, sources)
                 place = keeper.place or {}
                 await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
                 tasks = [
@@ -271,26 +279,31 @@ class Run:
                     for work in (journal.sync(), self._log_all(journal, keeper), self._tell_of_room(journal))
                 ]
                 yield Logged(journal, keeper)
+            finally:
                 for task in tasks:
                     task.cancel()
-            finally:
+                await journal.settle()  # the file must not be closed under a thread that writes to it
                 log.close()
 
     async def _log_all(self, journal: Journal, keeper: Keeper) -> None:
         """All sources into the journal, and the end behind them."""
-        tasks = [asyncio.ensure_future(self._log_source(source, journal)) for source in self.pipeline.sources]
+        logging_all = asyncio.ensure_future(self._log_each(journal))
         try:
-            late = await self._stopping.until(set(tasks))
-            for task in set(tasks) - late:
-                task.result()
+            if not await self._stopping.until({logging_all}):
+                logging_all.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            logging_all.cancel()
+            await asyncio.gather(logging_all, return_exceptions=True)
         if not self._stopping.asked.is_set():
             journal.decide(ControlEntry("catch_up", None))
             journal.decide(ControlEntry("end", None))
         journal.close()
+
+    async def _log_each(self, journal: Journal) -> None:
+        """One that fails ends them all."""
+        async with _one_error(), asyncio.TaskGroup() as group:
+            for source in self.pipeline.sources:
+                group.create_task(self._log_source(source, journal))
 
     async def _tell_of_room(self, journal: Journal) -> None:
         """How long the sinks may be away."""

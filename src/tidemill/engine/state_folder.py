@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -99,7 +100,7 @@ class StateFolder:
     def of_sink(self, name: str) -> Path:
         """The folder of a sink, which is made if need be."""
         with self._disk():
-            return self._within("sinks", re.sub(r"[^\w.-]+", "_", name))
+            return self._within("sinks", quote(name, safe=" ").replace(".", "%2E"))
 
     def close(self) -> None:
         """Let others have it."""
@@ -127,6 +128,7 @@ class StateFolder:
         if lock is None:
             raise OutsideError(f"The state folder {self.place} is in use by another run; stop that one first.")
         try:
+            self._refuse_other_things()
             files.publish(self.place, aside)
         finally:
             lock.release()
@@ -136,8 +138,7 @@ class StateFolder:
         place = self.place / "pipeline.json"
         data = files.read_bytes(place)
         if data is None:
-            if set(files.names_in(self.place)) - {"lock"}:
-                raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
+            self._refuse_other_things()
             whose = _Whose(VERSION, pipeline, uuid.uuid4().hex)
             files.write_atomic(place, msgspec.json.encode(whose))
             return whose
@@ -156,6 +157,11 @@ class StateFolder:
                 "another folder, or start over with --fresh."
             )
         return whose
+
+    def _refuse_other_things(self) -> None:
+        there = set(files.names_in(self.place))
+        if "pipeline.json" not in there and there - {"lock"}:
+            raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
 
     def begin_epoch(self) -> None:
         """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""

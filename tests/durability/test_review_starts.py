@@ -1,0 +1,228 @@
+"""Starts that end early, and what the next one makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+import tidemill as tm
+from tidemill.core.controls import Tick
+from tidemill.engine.inflow import Logged
+from tidemill.engine.ingest_log import IngestLog
+from tidemill.engine.journal import Journal
+from tidemill.engine.run import Run
+from tidemill.engine.state_folder import StateFolder
+from tidemill.sources.base import Source, SourceContext
+from tidemill.testing import CRASH, ListSink, ManualClock, ScriptedSource
+
+
+def record(n: int) -> dict[str, object]:
+    return {"sensor": f"S{n % 3}", "time": n, "value": n}
+
+
+def recording(path: Path, numbers: range, *, bad_every: int = 0) -> Path:
+    lines = []
+    for n in numbers:
+        lines += ["no json\n"] if bad_every and n % bad_every == 0 else []
+        lines.append(json.dumps(record(n)) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def rows(path: Path) -> list[tuple[object, ...]]:
+    """Those that can be seen."""
+    connection = sqlite3.connect(path)
+    try:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchone():
+            return []
+        return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()
+    finally:
+        connection.close()
+
+
+class Endless(ScriptedSource):
+    """It waits for more behind its script, until the run is stopped."""
+
+    finite = False
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[tm.Batch]:
+        async for batch in super().stream(context):
+            yield batch
+        assert context.stopping is not None
+        await context.stopping.wait()
+
+
+async def test_a_source_that_fails_ends_a_run_whose_other_sources_go_on(tmp_path: Path, lanes: int) -> None:
+    """Nobody would hear of it otherwise, as the others never end."""
+    sources = [Endless([[record(1)]], name="one"), ScriptedSource([[record(2)], CRASH], name="two")]
+    pipeline = tm.Pipeline(sources, tm.Plan(tm.Lag("value")), ListSink(), name="plant")
+    with pytest.raises(tm.OutsideError, match="two"):
+        await tm.run_async(pipeline, lanes=lanes, state=tmp_path / "state")
+
+
+async def live(folder: Path, records: range, lanes: int, *, plan: tm.Plan | None = None) -> list[dict[str, object]]:
+    """A live run that is given these records, and stopped when they are through; the rows it made."""
+    seen = ListSink()
+    source = Endless([[record(n)] for n in records], name="scripted")
+    sinks = [tm.sinks.SQLite(folder / "out.db"), seen]
+    pipeline = tm.Pipeline(source, plan or tm.Plan(tm.Lag("value")), sinks, name="plant")
+    async with tm.serve(pipeline, lanes=lanes, state=folder / "state"):
+        while len(seen.rows) < len(records):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+    return seen.rows
+
+
+async def test_a_log_that_ends_before_the_checkpoint_is_refused(tmp_path: Path, lanes: int) -> None:
+    """What came next would have the numbers of what is lost, and be taken for worked on."""
+    await live(tmp_path, range(50), lanes)
+    shutil.rmtree(tmp_path / "state" / "log")
+    with pytest.raises(tm.OutsideError, match=r"state/log.*checkpoint.*--fresh"):
+        await live(tmp_path, range(50, 60), lanes)
+
+
+# -- warming -------------------------------------------------------------------------------------------------
+
+
+def plan() -> tm.Plan:
+    return tm.Plan(tm.Rolling("value", window=8, stats=["mean"]))
+
+
+def warmed(folder: Path, history: Source, own: Path) -> Run:
+    pipeline = tm.Pipeline(tm.sources.Replay(own), plan(), tm.sinks.SQLite(folder / "out.db"), name="plant")
+    return Run(pipeline, lanes=0, state=tm.State(folder / "state", warm=history))
+
+
+class Stopped(ScriptedSource):
+    """It has the run stopped in its middle."""
+
+    stop: Callable[[], None]
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[tm.Batch]:
+        async for batch in super().stream(context):
+            yield batch
+            self.stop()
+
+
+def test_a_history_that_was_not_worked_through_is_begun_again(tmp_path: Path) -> None:
+    """Half of it would leave windows half full, and nobody would know."""
+    own = recording(tmp_path / "own.ndjson", range(50, 100))
+    history = Stopped([[record(n) for n in range(25)], [record(n) for n in range(25, 50)]])
+    run = warmed(tmp_path, history, own)
+    history.stop = run.stop_soon
+    report = asyncio.run(run.execute())
+    assert (report.rows_out, report.position) == (0, 0)
+    again = ScriptedSource([[record(n) for n in range(50)]])
+    asyncio.run(warmed(tmp_path, again, own).execute())
+    wanted = plan().apply([record(n) for n in range(100)])[50:]
+    assert [row[-1] for row in rows(tmp_path / "out.db")] == [row["value_mean_8"] for row in wanted]
+
+
+class Away(tm.sinks.SQLite):
+    """A database that is away while a file says so."""
+
+    def write(self, batch: tm.Batch) -> None:
+        if self.path.with_name("away").exists():
+            raise tm.OutsideError("the database is away.")
+        super().write(batch)
+
+
+def test_the_letters_of_a_history_are_none_of_the_run_s_own(tmp_path: Path) -> None:
+    """The length of their file is not that of the run's: its letters would come twice, or in part."""
+    history = recording(tmp_path / "history.ndjson", range(50), bad_every=2)
+    own = recording(tmp_path / "own.ndjson", range(50, 100), bad_every=5)
+    state = tm.State(tmp_path / "state", warm=tm.sources.Replay(history))
+
+    def start() -> None:
+        pipeline = tm.Pipeline(tm.sources.Replay(own), plan(), Away(tmp_path / "out.db"), name="plant")
+        tm.run(pipeline, lanes=0, state=state)
+
+    (tmp_path / "away").touch()
+    with pytest.raises(tm.OutsideError, match="away"):
+        start()
+    (tmp_path / "away").unlink()
+    start()
+    assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 10
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+
+
+def test_fresh_moves_nothing_aside_that_is_no_state(tmp_path: Path) -> None:
+    """A slip such as ``--state . --fresh`` must not take somebody's work away."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("years")
+    with pytest.raises(tm.InputError, match="holds other things than a state"):
+        StateFolder(tmp_path / "work", "plant", fresh=True)
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+
+
+def test_sinks_whose_names_are_alike_have_folders_of_their_own(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state", "plant")
+    try:
+        places = [folder.of_sink(name) for name in ("a b", "a_b", "a/b", "..", ".", "é")]
+    finally:
+        folder.close()
+    assert len(set(places)) == len(places)
+    assert {place.parent for place in places} == {tmp_path / "state" / "sinks"}
+
+
+# -- attempts --------------------------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    """A full disk makes an attempt fail, and then the next one cannot even begin."""
+    begun = StateFolder.begin_epoch
+    refused = 0
+
+    def begin_epoch(folder: StateFolder) -> None:
+        nonlocal refused
+        if begins := folder.epoch:
+            refused += 1
+            (tmp_path / "away").unlink(missing_ok=True)
+        if begins and refused < 3:
+            raise tm.OutsideError("the disk is full.")
+        begun(folder)
+
+    monkeypatch.setattr(StateFolder, "begin_epoch", begin_epoch)
+    (tmp_path / "away").touch()
+    source = Endless([[record(n)] for n in range(20)], name="scripted")
+    pipeline = tm.Pipeline(source, plan(), Away(tmp_path / "out.db"), name="plant")
+    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.01)):
+        while len(rows(tmp_path / "out.db")) < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert refused == 3
+
+
+async def test_sensors_that_were_too_many_are_too_many_after_a_restart(tmp_path: Path, lanes: int) -> None:
+    """Also where no stage keeps state of them: what becomes of a record must not depend on when a run was stopped."""
+
+    def pipeline(records: range) -> tm.Pipeline:
+        source = Endless([[record(n)] for n in records], name="scripted")
+        plan = tm.Plan(tm.Filter("value >= 0"))
+        return tm.Pipeline(source, plan, tm.sinks.SQLite(tmp_path / "out.db"), name="plant", max_keys=2)
+
+    for records, whole in ((range(2), 2), (range(2, 9), 6)):
+        async with tm.serve(pipeline(records), lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.01)):
+            while len(rows(tmp_path / "out.db")) < whole:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert {row[0] for row in rows(tmp_path / "out.db")} == {"S0", "S1"}
+
+
+async def test_a_tick_that_comes_after_the_end_of_input_holds_nobody_up(tmp_path: Path) -> None:
+    """It would be an entry that nobody brings to the disk, and the run would wait for it as long as the grace lasts."""
+    log = IngestLog(tmp_path / "log")
+    journal = Journal(log, ManualClock(), [])
+    inflow = Logged(journal, None)  # type: ignore[arg-type]
+    journal.close()
+    inflow.tick(None, Tick(1))  # type: ignore[arg-type]
+    assert (log.end, journal.closed) == (0, True)
+    await journal.sync()
+    log.close()
