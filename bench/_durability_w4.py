@@ -48,8 +48,8 @@ class Output:
         """Rows."""
         raise NotImplementedError
 
-    def rows(self) -> Iterable[tuple[int, float]]:
-        """Number and mean of each."""
+    def rows(self) -> Iterable[tuple[int, float] | None]:
+        """Number and mean of each; None for one that is torn."""
         raise NotImplementedError
 
 
@@ -72,7 +72,7 @@ class LinesOutput(Output):
             return 0
         return self._lines
 
-    def rows(self) -> Iterable[tuple[int, float]]:
+    def rows(self) -> Iterable[tuple[int, float] | None]:
         return rows_of_lines(self.path)
 
 
@@ -87,7 +87,7 @@ class SQLiteOutput(Output):
         except sqlite3.Error:
             return 0
 
-    def rows(self) -> Iterator[tuple[int, float]]:
+    def rows(self) -> Iterator[tuple[int, float] | None]:
         with contextlib.closing(sqlite3.connect(self.path)) as database:
             yield from database.execute("SELECT seq, value_mean_50 FROM features")
 

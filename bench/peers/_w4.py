@@ -41,11 +41,15 @@ class Recording:
     def __len__(self) -> int:
         return len(self.means)
 
-    def judge(self, rows: Iterable[tuple[int, float]]) -> Verdict:
-        """Rows of number and mean, as they were found."""
+    def judge(self, rows: Iterable[tuple[int, float] | None]) -> Verdict:
+        """Rows of number and mean, as they were found; None for one that is none."""
         seen = np.zeros(len(self), np.int64)
         wrong = 0
-        for number, mean in rows:
+        for row in rows:
+            if row is None:
+                wrong += 1
+                continue
+            number, mean = row
             seen[number] += 1
             wrong += abs(mean - self.means[number]) > _NEAR
         return Verdict(int((seen == 0).sum()), int((seen > 1).sum()), int(seen.sum() - (seen > 0).sum()), int(wrong))
@@ -62,11 +66,15 @@ class Verdict:
     surplus: int
     """Rows above one for each record."""
     wrong: int
-    """Rows with another mean."""
+    """Rows with another mean, and lines that were torn."""
 
 
-def rows_of_lines(path: Path) -> Iterable[tuple[int, float]]:
+def rows_of_lines(path: Path) -> Iterable[tuple[int, float] | None]:
     with path.open("rb") as file:
         for line in file:
-            row = json.loads(line)
-            yield row["seq"], row["value_mean_50"]
+            try:
+                row = json.loads(line)
+            except ValueError:
+                yield None
+            else:
+                yield row["seq"], row["value_mean_50"]

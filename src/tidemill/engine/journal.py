@@ -248,6 +248,7 @@ class Journal:
                 await give(number, entry)
                 number += 1
                 self._fed = number
+                await asyncio.sleep(0)  # with room for them all, nothing else would let others have a turn
                 continue
             if reading is None:
                 reading = self.log.read(number)
@@ -258,6 +259,7 @@ class Journal:
                 await give(at, entry)
                 number = at + 1
                 self._fed = number
+                await asyncio.sleep(0)
 
     async def _there(self, number: int) -> bool:
         if number >= self.log.durable:
