@@ -12,14 +12,15 @@ from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, Signals
 from tests.chaos import outside
 from tests.chaos.family import Family, is_working, wait_for
 from tests.chaos.harness import Campaign, Strike, end_well
-from tests.chaos.kills import kill_a_lane, kill_the_engine, moment, waited
+from tests.chaos.kills import Writing, kill_a_lane, kill_the_engine, moment, waited
 from tests.chaos.plant import Plant
 
 PACED = {"more": {"PLANT_PACE": "20"}, "options": ("--report", "report.json", "--grace", "60")}
 """A recording at so many times its speed is not read to its end at once: there is something left after a stop."""
 UNPACED = {"more": {}, "work": 0.0}
 HOW_SIGNALS = ("SIGTERM", "SIGINT", "SIGINT to all", "SIGTERM twice", "SIGINT twice", "SIGHUP")
-HOW_MIXED = ("lane", "lanes", "writer", "server", "engine", "beginning", "beginning", "SIGTERM", "sleep")
+WORKING = ("lane", "lanes", "writer", "server", "at work", "SIGTERM", "sleep")
+BEGINNING = ("beginning", "lanes", "writer", "server", "beginning")
 LANES = (1, 4, 2, 0, 3)
 
 
@@ -127,32 +128,54 @@ def rescaled(campaign: Campaign, plant: Plant, rng: random.Random, most: int, se
 
 
 def mixed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed: int = 0) -> list[Strike]:
-    """R5: lanes, sinks' processes, the server that forks them, engines, in one start and one after another; and again
-    before the next start has come to where the one before it was."""
+    """R5: lanes, sinks' processes, the server that forks them, engines, in one start and one after another; and every
+    second start is struck again before it has come to where the one before it was."""
     strikes: list[Strike] = []
-    hows = rng.sample(HOW_MIXED, len(HOW_MIXED))
+    working = ["in a checkpoint", *rng.sample(WORKING, len(WORKING))]
+    beginning = rng.sample(BEGINNING, len(BEGINNING))
+    again = False
     while len(strikes) < most:
         begun, before = outside.epoch(plant), outside.position(plant)
+        hows = beginning if again else working
+        hows.append(how := hows.pop(0))
         family = campaign.start(plant)
         try:
-            hows.append(how := hows.pop(0))
-            if how in ("engine", "beginning"):
-                where = "beginning" if how == "beginning" else rng.choice(("at work", "in a checkpoint"))
-                strikes += kill_the_engine(plant, family, rng, where, before)
+            if how == "in a checkpoint":
+                strikes += kill_in_a_checkpoint(plant, family, rng, before)
+            elif how in ("beginning", "at work"):
+                strikes += kill_the_engine(plant, family, rng, how, before)
             else:
-                has_begun(plant, family, begun, before, working=rng.random() < 0.6)
+                has_begun(plant, family, begun, before, working=not again)
+                wait_for("lanes are there", lambda: not family.alive or family.lanes())  # noqa: B023 - in this turn
                 waited(family, rng.expovariate(1 / 0.1))
                 strikes += struck(plant, family, rng, how, before)
             if family.alive and how in ("lane", "lanes", "sleep"):
-                strikes += kill_the_engine(plant, family, rng, "at work", before)
+                strikes += kill_in_a_checkpoint(plant, family, rng, before)
             code = family.finish()
             assert "Traceback" not in family.told(), family.told()[-3000:]
             if code == 0 and how != "SIGTERM":
                 return strikes
         finally:
             family.end()
+        again = not again and outside.position(plant) > 0
     ended(campaign, plant)
     return strikes
+
+
+def kill_in_a_checkpoint(plant: Plant, family: Family, rng: random.Random, before: int) -> list[Strike]:
+    """The engine is stopped to look whether it is writing one; if so it never wakes up."""
+    moment(family, lambda: outside.position(plant) > before, 20)
+    for _ in range(50):
+        moment(family, Writing(plant, []))
+        family.send(family.engine.pid, SIGSTOP)
+        if outside.half_written(plant):
+            break
+        family.send(family.engine.pid, SIGCONT)
+    if not family.alive:
+        return []
+    busy, writing = in_flight(plant, family), bool(outside.half_written(plant))
+    family.kill_all() if rng.random() < 0.5 else family.kill_engine()
+    return [Strike("engine in a checkpoint", busy, False, writing)]
 
 
 def struck(plant: Plant, family: Family, rng: random.Random, how: str, before: int) -> list[Strike]:

@@ -172,11 +172,78 @@ def test_sinks_whose_names_are_alike_have_folders_of_their_own(tmp_path: Path) -
     assert {place.parent for place in places} == {tmp_path / "state" / "sinks"}
 
 
+# -- dead letters ----------------------------------------------------------------------------------------------
+
+
+def test_letters_in_a_file_of_others_come_once_though_there_is_no_checkpoint_yet(tmp_path: Path) -> None:
+    own = recording(tmp_path / "own.ndjson", range(50), bad_every=5)
+    (tmp_path / "letters").write_text("of another\n")
+
+    def start() -> None:
+        pipeline = tm.Pipeline(tm.sources.Replay(own), plan(), Away(tmp_path / "out.db"), name="plant")
+        tm.run(pipeline, lanes=0, state=tmp_path / "state", dead_letters=tmp_path / "letters")
+
+    (tmp_path / "away").touch()
+    for _ in range(2):
+        with pytest.raises(tm.OutsideError, match="away"):
+            start()
+    (tmp_path / "away").unlink()
+    start()
+    told = (tmp_path / "letters").read_text().splitlines()
+    assert (told[0], len(told)) == ("of another", 11)
+
+
+async def test_letters_that_go_to_another_file_leave_what_is_in_it(tmp_path: Path, lanes: int) -> None:
+    """How long the file before it was says nothing of this one."""
+    await live(tmp_path, range(5), lanes)
+    (tmp_path / "letters").write_text("of another\n")
+    source = Endless([[{"sensor": "S1", "time": "never", "value": 1}]], name="scripted")
+    pipeline = tm.Pipeline(
+        source, tm.Plan(tm.Lag("value")), [tm.sinks.SQLite(tmp_path / "out.db"), ListSink()], name="plant"
+    )
+    async with tm.serve(pipeline, lanes=lanes, state=tmp_path / "state", dead_letters=tmp_path / "letters") as run:
+        while run.statistics().dead_letters < 1:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+    told = (tmp_path / "letters").read_text().splitlines()
+    assert (told[0], len(told)) == ("of another", 2)
+
+
+class Held(ListSink):
+    """It takes its time, until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def write(self, batch: tm.Batch) -> None:
+        await self.go.wait()
+        await super().write(batch)
+
+
+async def test_letters_that_wait_for_a_sink_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand behind a record that is not through; all else that comes is in the log."""
+    monkeypatch.setattr("tidemill.engine.attempt._MOST_LETTERS", 10)
+    sink, bad = Held(), {"sensor": "S1", "time": "never", "value": 1}
+    source = Endless([[record(1)], *[[bad, bad]] * 50, [record(2)]], name="scripted")
+    pipeline = tm.Pipeline(source, tm.Plan(tm.Lag("value")), sink, name="plant")
+    async with tm.serve(pipeline, lanes=0, state=tmp_path / "state") as run:
+        while source.pulled < 52 or run.statistics().records_in < 10:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        assert 10 < run.statistics().dead_letters <= 12
+        sink.go.set()
+        while len(sink.rows) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert run.report is not None
+    assert run.report.dead_letters == 100
+
+
 # -- attempts --------------------------------------------------------------------------------------------------
 
 
 async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk makes an attempt fail, and then the next one cannot even begin."""
     begun = StateFolder.begin_epoch
@@ -188,7 +255,7 @@ async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
             refused += 1
             (tmp_path / "away").unlink(missing_ok=True)
         if begins and refused < 3:
-            raise tm.OutsideError("the disk is full.")
+            raise tm.OutsideError("the disk is full")
         begun(folder)
 
     monkeypatch.setattr(StateFolder, "begin_epoch", begin_epoch)
@@ -199,6 +266,8 @@ async def test_a_disk_that_fails_between_two_attempts_is_waited_for(
         while len(rows(tmp_path / "out.db")) < 20:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert refused == 3
+    assert "the database is away. Once more from the last checkpoint" in caplog.text
+    assert "the disk is full. Once more from the last checkpoint" in caplog.text
 
 
 async def test_sensors_that_were_too_many_are_too_many_after_a_restart(tmp_path: Path, lanes: int) -> None:
@@ -226,3 +295,27 @@ async def test_a_tick_that_comes_after_the_end_of_input_holds_nobody_up(tmp_path
     assert (log.end, journal.closed) == (0, True)
     await journal.sync()
     log.close()
+
+
+class Mute(ListSink):
+    """It never opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def open(self, schema: tm.Schema) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_run_whose_sink_never_opens_can_be_stopped(tmp_path: Path, lanes: int) -> None:
+    """Also in the attempt after an error: the database is there again, and says nothing."""
+    sink = Mute()
+    pipeline = tm.Pipeline(Endless([[record(1)]], name="scripted"), tm.Plan(tm.Lag("value")), sink, name="plant")
+    run = Run(pipeline, lanes=lanes, state=tmp_path / "state", grace=0.0)
+    running = asyncio.ensure_future(run.execute())
+    await sink.asked.wait()
+    run.stop_soon()
+    with pytest.raises(tm.OutsideError, match="not ready within the grace"):
+        await running

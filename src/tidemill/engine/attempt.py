@@ -48,6 +48,8 @@ _PRELOAD_S: Final = 2.0
 """Seconds after which a run says why it has not begun."""
 _TICK_EVERY: Final = 10
 """Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
+_MOST_LETTERS: Final = 20_000
+"""Dead letters that may wait for records ahead of them: then the inflow waits too."""
 _log = logging.getLogger("tidemill")
 T = TypeVar("T")
 
@@ -101,6 +103,7 @@ class Attempt:
         self._learning = checked.schemas[-1].open
         self._lanes_ready = asyncio.Event()
         self._idle = asyncio.Event()
+        self._released = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving: Saving | None = None
         self._numbers_rows = any(isinstance(sink, LoopSink) for sink in pipeline.sinks)
@@ -155,7 +158,7 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(work) for work in self._background()]
                 inflow = [] if self._inflow.waits else self._begun(group)
-                await self._start()
+                await self._started_by(group.create_task(self._start()))
                 background += [group.create_task(outlet.run()) for outlet in self.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
@@ -185,6 +188,14 @@ class Attempt:
         """What goes on until all else has ended."""
         live = [] if self.pipeline.finite else [self._watch_files()]
         return [*live, self.letters.write(), self._watch(), self._raise_failure()]
+
+    async def _started_by(self, starting: asyncio.Task[None]) -> None:
+        """A database that never answers must not keep a run from being stopped."""
+        if await self.stopping.until({starting}):
+            raise OutsideError(
+                f"the lanes and sinks were not ready within the grace of {self.stopping.grace:g} s after the stop."
+            )
+        await starting
 
     async def _start(self) -> None:
         server, checked, readings = self._server, self.checked, self._readings
@@ -298,6 +309,9 @@ class Attempt:
         before = self.intake.entered
         self.mill.counts.records_in += len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
         await self.intake.put(batch, source, wall_ns)
+        while len(self._letter_order) > _MOST_LETTERS:
+            self._released.clear()
+            await self._released.wait()
 
     def refuse(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""
@@ -321,7 +335,7 @@ class Attempt:
 
     def _emit(self, finished: Finished) -> None:
         """A slab's rows, to every sink that has not committed them; its memory is free when the last has taken them."""
-        self._letter_order.release(finished.position)
+        self._release_letters(finished.position)
         self._deliver(finished)
 
     def _deliver(self, finished: Finished) -> None:
@@ -370,7 +384,7 @@ class Attempt:
 
     def _barrier_passed(self) -> None:
         if self._saving is not None and (position := self._saving.epochs.waits_at) is not None:
-            self._letter_order.release(position)
+            self._release_letters(position)
             self._saving.passed()
 
     def _moved(self) -> None:
@@ -379,8 +393,12 @@ class Attempt:
 
     def _check_idle(self) -> None:
         if self.mill.idle:
-            self._letter_order.release(self.intake.entered)
+            self._release_letters(self.intake.entered)
             self._idle.set()
+
+    def _release_letters(self, position: int) -> None:
+        self._letter_order.release(position)
+        self._released.set()
 
     # -- watching --------------------------------------------------------------------------------------------
 

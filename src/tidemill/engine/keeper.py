@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import cloudpickle
@@ -97,10 +98,11 @@ class Keeper:
         """Up to where in the input all is done."""
         return 0 if self.found is None else self.found.facts["position"]
 
-    @property
-    def letters_bytes(self) -> int | None:
-        """How many bytes of the dead letters are those of the checkpoint; None when there is none."""
-        return None if self.found is None else self.found.facts["letters_bytes"]
+    def letters_bytes(self, place: Path) -> int:
+        """How many bytes of this file of dead letters are not to come again: others' and those of the checkpoint."""
+        if self.found is not None and self.found.facts.get("letters") == str(place):
+            return int(self.found.facts["letters_bytes"])
+        return self.folder.begin_letters(place)
 
     @property
     def ended(self) -> bool:
@@ -361,7 +363,8 @@ class Saving:
         facts = {
             **at_barrier.facts,
             **mill.learned(),
-            "letters_bytes": None if self._keeper.warming else length,
+            "letters": None if self._keeper.warming else str(self._attempt.letters.path),
+            "letters_bytes": length,
             "written_ns": self._clock.wall_ns(),
         }
         arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))

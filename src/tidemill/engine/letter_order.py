@@ -41,6 +41,9 @@ class LetterOrder:
         self._order = count()
         self._released = 0
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def add(self, letter: DeadLetter) -> None:
         """One of a record, which has an index; one without comes behind what was released last."""
         index = self._released if letter.position is None else letter.position

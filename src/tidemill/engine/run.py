@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
@@ -239,7 +240,8 @@ class Run:
 
     async def _back_off(self, error: BaseException, wait_s: float) -> float:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
-        _log.warning("%s Once more from the last checkpoint in %.1f s; nothing is lost.", error, wait)
+        told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
+        _log.warning(told, str(error).rstrip("."), wait)
         stopping = asyncio.ensure_future(self._stopping.asked.wait())
         try:
             await asyncio.wait([stopping], timeout=wait)
@@ -336,9 +338,8 @@ class Run:
         path = self._dead_letters_path
         if keeper is None:
             return DeadLetterFile(path)
-        if path:
-            return DeadLetterFile(path, keep_bytes=keeper.letters_bytes)
-        return DeadLetterFile(keeper.folder.dead_letters, keep_bytes=keeper.letters_bytes or 0)
+        place = files.absolute(path or keeper.folder.dead_letters)
+        return DeadLetterFile(place, keep_bytes=keeper.letters_bytes(place))
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 - ``lock``: held by the engine that runs
 - ``epoch``: the number of its start, greater with each
 - ``pipeline.json``: whose state it is
+- ``letters.json``: where its dead letters go, and how much was there before
 - ``checkpoints/``, ``log/``, ``files/``, ``sinks/NAME/``, ``dead_letters.ndjson``
 """
 
@@ -40,6 +41,13 @@ class _Whose(msgspec.Struct):
     version: int
     pipeline: str
     id: str
+
+
+class _Letters(msgspec.Struct):
+    """What ``letters.json`` says."""
+
+    path: str
+    bytes: int
 
 
 def default_place(pipeline: str) -> Path:
@@ -157,6 +165,22 @@ class StateFolder:
                 "another folder, or start over with --fresh."
             )
         return whose
+
+    def begin_letters(self, letters: Path) -> int:
+        """The length of a file of dead letters when the first start used it that knows of none in it. Blocks.
+
+        What others had written there is theirs, and stays.
+        """
+        place = self.place / "letters.json"
+        data = files.read_bytes(place)
+        try:
+            known = None if data is None else msgspec.json.decode(data, type=_Letters)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{place} is not readable ({error}); restore it, or start over with --fresh.") from None
+        if known is None or known.path != str(letters):
+            known = _Letters(str(letters), letters.stat().st_size if letters.exists() else 0)
+            files.write_atomic(place, msgspec.json.encode(known))
+        return known.bytes
 
     def _refuse_other_things(self) -> None:
         there = set(files.names_in(self.place))
