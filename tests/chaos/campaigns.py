@@ -52,6 +52,9 @@ TINY = {"records": 6_000, "sinks": ("sqlite", "ndjson")}
 SMALL_CAMPAIGNS: dict[str, Kind] = {
     "small-lanes": Kind("R29", kills.lanes_killed, 12, 12, 12, TINY, ANY),
     "small-engines": Kind("R29", kills.engines_killed, 6, 6, 3, TINY, ANY),
+    "small-crash-points": Kind(
+        "R29", crash_points.crashed, 12, 12, 2, {**SMALL, "sinks": ("sqlite",), "lanes": 0}, ANY
+    ),
 }
 """Enough to catch a bug that is there; not among those that are run to find one."""
 

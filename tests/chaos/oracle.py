@@ -122,7 +122,7 @@ class Golden:
     def of(cls, plant: Plant, name: str = "golden") -> Golden:
         """Run it inline, without state, in a folder beside the plant's. What it writes is checked with `by_pandas`."""
         whole = plant.beside(name, lanes=0, work=0.0, options=("--dead-letters", "dead.ndjson"))
-        command, environment = whole.command(keep=False), {**whole.environment(), "TIDEMILL_PLANTED": ""}
+        command, environment = whole.command(keep=False), {**whole.environment(), "TIDEMILL_PLANTED_IN_RUNS": ""}
         ran = subprocess.run(
             command, cwd=whole.folder, env=environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -2,7 +2,7 @@
 
 import os
 
-if planted := os.environ.get("TIDEMILL_PLANTED"):
-    from tests.chaos.planted import PLANTED
+if planted := os.environ.get("TIDEMILL_PLANTED_IN_RUNS"):
+    from tests.chaos.planted_in_runs import PLANTED
 
     PLANTED[planted].plant()
