@@ -40,6 +40,7 @@ check: $(VENV)/.dev
 
 chaos: $(VENV)/.dev
 	@$(PYTHON) -m tests.chaos --long $(ARGS)
+	@$(PYTHON) -m tests.chaos.planted_in_runs
 
 bench: $(VENV)/.dev
 	@$(PYTHON) -m bench $(ARGS)

@@ -82,16 +82,6 @@ def forget_objects() -> None:
     saved_state._states = lambda found, lane, stage: ObjectStates.of({})
 
 
-def publish_before_sinks() -> None:
-    from tidemill.core.epochs import Epochs
-
-    def writable(self: Any) -> bool:
-        barrier = self._barrier
-        return barrier is not None and not barrier.writing and barrier.passed and not barrier.lanes
-
-    Epochs.writable = property(writable)  # type: ignore[assignment]
-
-
 def end_too_early() -> None:
     from tidemill.engine.keeper import Saving
 
@@ -122,7 +112,6 @@ PLANTED: Final = {
     "what objects hold is forgotten": Planted(forget_objects, "small-engines", 6),
     "rows are known by their epoch, not by position": Planted(know_rows_by_epoch, "small-engines", 6),
     "the position is committed after the rows": Planted(position_after_rows, "small-crash-points", 12),
-    "checkpoints do not wait for sinks": Planted(publish_before_sinks, "small-engines", 8),
     "an input has ended when it is read": Planted(end_too_early, "small-engines", 8),
     "letters behind the checkpoint stay": Planted(keep_letters, "small-engines", 6),
 }
