@@ -6,16 +6,21 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tidemill as tm
 from tidemill.core.controls import Tick
+from tidemill.engine.checkpoint_store import CheckpointStore
+from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.inflow import Logged
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
+from tidemill.engine.mill import Mill
 from tidemill.engine.run import Run
 from tidemill.engine.state_folder import StateFolder
 from tidemill.sources.base import Source, SourceContext
@@ -319,3 +324,41 @@ async def test_a_run_whose_sink_never_opens_can_be_stopped(tmp_path: Path, lanes
     run.stop_soon()
     with pytest.raises(tm.OutsideError, match="not ready within the grace"):
         await running
+
+
+async def test_no_checkpoint_is_written_from_memory_that_was_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the disk that the dead letters are on has failed."""
+    begun, may_end, events = threading.Event(), threading.Event(), []
+    write, close = CheckpointStore.write, Mill.close
+
+    def slow(*arguments: Any) -> int:
+        begun.set()
+        may_end.wait()
+        size = write(*arguments)
+        events.append("written")
+        return size
+
+    async def failing(_: DeadLetterFile) -> None:
+        asyncio.get_running_loop().call_soon(may_end.set)
+        raise tm.OutsideError("the disk of the letters has failed.")
+
+    def let_go(mill: Mill) -> None:
+        events.append("let go")
+        close(mill)
+
+    monkeypatch.setattr(CheckpointStore, "write", slow)
+    monkeypatch.setattr(DeadLetterFile, "aclose", failing)
+    monkeypatch.setattr(Mill, "close", let_go)
+    pipeline = tm.Pipeline(Endless([[record(1)]], name="scripted"), tm.Plan(tm.Lag("value")), ListSink(), name="plant")
+    running = asyncio.ensure_future(
+        tm.run_async(pipeline, lanes=0, state=tm.State(tmp_path / "state", checkpoint_s=0.01))
+    )
+    while not begun.is_set():  # noqa: ASYNC110 - set in a thread
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(tm.OutsideError):
+        await running
+    may_end.set()
+    assert events[:2] == ["written", "let go"]
