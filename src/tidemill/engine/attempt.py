@@ -174,9 +174,11 @@ class Attempt:
             raise
         finally:
             try:
-                await self.letters.aclose()
-                if self._saving is not None:
-                    await self._saving.aclose()
+                try:
+                    await self.letters.aclose()
+                finally:
+                    if self._saving is not None:
+                        await self._saving.aclose()
             finally:
                 self._readings.memory = self.mill.memory()
                 self.mill.close()

@@ -252,6 +252,8 @@ class Saving:
         self._keeper, self._attempt, self.epochs, self._clock = keeper, attempt, epochs, clock
         self._at_barrier: _Facts | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._written: int | None = None
+        """Of the letters that the checkpoint under way covers, the bytes on the disk; None until they are there."""
         for number, outlet in enumerate(attempt.outlets):
             outlet.kept = self._kept_by(number)
             epochs.committed(number, outlet.resumed_at)
@@ -304,6 +306,8 @@ class Saving:
     async def aclose(self) -> None:
         """Return when no thread writes any more; raises nothing."""
         if self._writing is not None:
+            if self._written is None:  # it waits for letters that will never be on the disk
+                self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
 
     def copied(self, lane: int) -> None:
@@ -352,6 +356,7 @@ class Saving:
     def _write(self) -> None:
         at_barrier, self._at_barrier = self._at_barrier, None
         assert at_barrier is not None
+        self._written = None
         self._writing = asyncio.ensure_future(
             self._published(self.epochs.write(self._clock.monotonic_ns()), at_barrier)
         )
@@ -359,7 +364,7 @@ class Saving:
     async def _published(self, number: int, at_barrier: _Facts) -> None:
         mill = self._attempt.mill
         assert at_barrier.letters is not None
-        length = await at_barrier.letters
+        length = self._written = await at_barrier.letters
         facts = {
             **at_barrier.facts,
             **mill.learned(),

@@ -198,7 +198,7 @@ class Run:
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
-                if keeper is None or not self._passes(first):
+                if keeper is None or _is_cancelled() or not self._passes(first):
                     raise first from None
                 if attempt is not None and attempt.running:
                     wait_s = _BACK_OFF_S[0]
@@ -385,6 +385,12 @@ def _script() -> str:
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     stem = Path(file).stem if file else ""
     return "" if stem.startswith("__") else stem
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody ends this task, such as a log that has failed, though the way out has met with an error too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
