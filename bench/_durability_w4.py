@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -157,10 +156,10 @@ def w4(options: argparse.Namespace, table: Table) -> None:
             for way in WAYS:
                 if way.command is _bytewax and not _peer().exists():
                     continue
-                folder = Path(name) / "run"
-                folder.mkdir()
-                outcome = _killed(way, recording, folder, chance.uniform(0, _JITTER))
-                shutil.rmtree(folder)
+                outcome = None
+                while outcome is None:
+                    with tempfile.TemporaryDirectory(dir=name) as folder:
+                        outcome = _killed(way, recording, Path(folder), chance.uniform(0, _JITTER))
                 outcomes[way.what].append(outcome)
                 print(f"{way.what}: {outcome}; load {os.getloadavg()[0]:.1f}", flush=True)
     for way in WAYS:
@@ -196,8 +195,8 @@ def _each(numbers: Iterable[int]) -> str:
     return ", ".join(f"{number:,}" for number in numbers)
 
 
-def _killed(way: Way, recording: Recording, folder: Path, late: float) -> Outcome:
-    """Started, killed behind half of the rows, and started again until it says that it is done."""
+def _killed(way: Way, recording: Recording, folder: Path, late: float) -> Outcome | None:
+    """Started, killed behind half of the rows, and started again until it says that it is done; None when it was done first."""
     way.prepare(folder)
     output = way.output(folder)
     begun = time.perf_counter()
@@ -206,12 +205,12 @@ def _killed(way: Way, recording: Recording, folder: Path, late: float) -> Outcom
     first = time.perf_counter() - begun
     _until(lambda: output.count() >= len(recording) / 2, running)
     time.sleep(late * (time.perf_counter() - begun))
-    os.killpg(running.pid, signal.SIGKILL)
     killed = time.perf_counter()
-    running.wait()
+    _kill(running)
     before = output.count()
     if before == len(recording):
-        raise Wrong(f"{way.what} was done before it was killed: more records are needed")
+        print(f"{way.what} was done before it was killed; once more", flush=True)
+        return None
     starts = 1
     back = None
     while True:
@@ -241,6 +240,33 @@ def _started(way: Way, recording: Recording, folder: Path) -> subprocess.Popen[b
         )
 
 
+def _kill(running: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the program and of every process that came from it, until none runs: one in the middle of a write ends it first."""
+    family = _family(running.pid)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    running.wait()
+    while any(_runs(pid) for pid in family):
+        time.sleep(_POLL_S)
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text(encoding="utf-8").split())
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:  # it has gone
+        return False
+
+
 def _until(happened: Callable[[], bool], running: subprocess.Popen[bytes]) -> bool:
     """Wait for it; False when the program ended first."""
     until = time.perf_counter() + _LIMIT_S
@@ -248,7 +274,7 @@ def _until(happened: Callable[[], bool], running: subprocess.Popen[bytes]) -> bo
         if running.poll() is not None:
             return happened()
         if time.perf_counter() > until:
-            os.killpg(running.pid, signal.SIGKILL)
+            _kill(running)
             raise Wrong("no row in ten minutes")
         time.sleep(_POLL_S)
     return True
