@@ -7,6 +7,7 @@ import json
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from tests.chaos.plant import Plant
 
@@ -25,7 +26,15 @@ def position_of(plant: Plant, sink: str) -> int | None:
         return _of_sqlite(plant.folder / "rows.db")
     if sink == "postgres":
         return None
-    return int(_note(plant.state / "sinks" / sink / _NOTES[sink]).get("position", 0))
+    return int(_note(_folder_of(plant, sink) / _NOTES[sink]).get("position", 0))
+
+
+def _folder_of(plant: Plant, sink: str) -> Path:
+    """The sink's own in the state folder: named like it, with what a name of a folder should not have quoted."""
+    folders = plant.state / "sinks"
+    with contextlib.suppress(OSError):
+        return next((path for path in folders.iterdir() if unquote(path.name) == sink), folders / sink)
+    return folders / sink
 
 
 def _of_sqlite(path: Path) -> int:
