@@ -511,8 +511,8 @@ class Store(RuleBasedStateMachine):
         content = bytearray(path.read_bytes())
         if self.files[number] == "whole" and data.draw(st.booleans()):
             place = data.draw(st.integers(0, len(content) - 1))
-            content[place] ^= data.draw(st.integers(1, 255))
             arrays = range(len(form.starting(number, 0, facts_at(number))), arrays_end(content))
+            content[place] ^= data.draw(st.integers(1, 255))
             self.files[number] = "bad arrays" if place in arrays else "torn"
         else:
             del content[data.draw(st.integers(0, max(len(content) - 1, 0))) :]
