@@ -44,11 +44,9 @@ def newest(state: Path) -> int:
 
 
 @pytest.mark.parametrize("jump", JUMPS.values(), ids=JUMPS.keys())
-def test_a_clock_that_jumps_in_the_middle_and_between_starts_changes_nothing(
-    tmp_path: Path, lanes: int, jump: int
-) -> None:
+def test_a_clock_that_jumps_in_the_middle_and_between_starts_changes_nothing(tmp_path: Path, jump: int) -> None:
     """Live. After each jump checkpoints are taken as before, and the newest by number is the one that is resumed."""
-    clock = Clock(tmp_path)
+    clock, lanes = Clock(tmp_path), 2
     state = tmp_path / "state"
     with Live(tmp_path, lanes, environment=clock.environment) as plant:
         plant.send(0, 500)

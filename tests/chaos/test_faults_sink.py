@@ -108,14 +108,3 @@ def test_a_burst_comes_through_whole_and_the_run_is_idle_again_after_it(tmp_path
             plant.wait_for(sent)
         plant.stop()
     assert plant.rows() == wanted(sent)
-
-
-def test_a_log_smaller_than_what_comes_between_two_checkpoints_is_emptied_all_the_same(tmp_path: Path) -> None:
-    """A checkpoint is taken when the log is full, not only when it is due: nothing else makes room there."""
-    with Live(tmp_path, 0, options={**SMALL, "checkpoint_s": 1_000.0}) as plant, plant.connected() as sender:
-        sender.settimeout(60)
-        sender.sendall(lines(0, 4_000, WIDE))
-        plant.wait_for(2_000)  # several times what the log holds
-        plant.stop()
-    assert "the ingest log is full" in plant.told()
-    assert plant.rows() == wanted(len(plant.rows()), WIDE)

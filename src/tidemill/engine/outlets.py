@@ -201,31 +201,41 @@ class ThreadOutlet(Outlet):
         self._waiting.put_nowait(Commitment(position))
 
     async def run(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._host.due_in()):  # wait_for() of Python 3.11 may swallow a cancellation
-                    delivery = await self._waiting.get()
-            except TimeoutError:
-                if self._finishing:
-                    return
+        getting = asyncio.ensure_future(
+            self._waiting.get()
+        )  # never cancelled to look at the time: that may lose a wake-up
+        try:
+            while await self._turn(getting):
+                if getting.done():
+                    getting = asyncio.ensure_future(self._waiting.get())
+        finally:
+            getting.cancel()
+
+    async def _turn(self, getting: asyncio.Future[Delivery | Commitment]) -> bool:
+        """Write what comes, or flush when that is due; False when there is nothing more to do."""
+        await asyncio.wait([getting], timeout=self._host.due_in())
+        if not getting.done():
+            if not self._finishing:
                 await self._call(self._host.flush)
                 self._show()
-                continue
-            if isinstance(delivery, Commitment):
-                await self._call(self._host.commit, delivery.position)
-                self._show()
-                self.kept(delivery.position)
-                self._waiting.task_done()
-                continue
-            await self._call(self._host.write, self._host.written + 1, delivery.batch)
-            statistics = self.sink.statistics()
-            self.note(statistics.rows, statistics.left_out)
-            delivery.written()
-            self._unseen.append(delivery)
-            delivery.taken()
-            if self._host.flushed == self._host.written:
-                self._show()
+            return not self._finishing
+        delivery = getting.result()
+        if isinstance(delivery, Commitment):
+            await self._call(self._host.commit, delivery.position)
+            self._show()
+            self.kept(delivery.position)
             self._waiting.task_done()
+            return True
+        await self._call(self._host.write, self._host.written + 1, delivery.batch)
+        statistics = self.sink.statistics()
+        self.note(statistics.rows, statistics.left_out)
+        delivery.written()
+        self._unseen.append(delivery)
+        delivery.taken()
+        if self._host.flushed == self._host.written:
+            self._show()
+        self._waiting.task_done()
+        return True
 
     def _show(self) -> None:
         for delivery in self._unseen:
