@@ -341,7 +341,7 @@ def test_a_stream_in_legs_is_the_stream(kind: type[Source], records: Any) -> Non
             for bound, values in SMALL.items():
                 patch.setattr(f"tidemill.sources.{bound}", data.draw(values))
             most = data.draw(st.integers(1, 9))
-            for module in ("dead_letters", "frame", "lines", "records", "replay"):
+            for module in ("frame", "lines", "recorded", "records", "replay"):
                 patch.setattr(f"tidemill.sources.{module}.pieces", lambda batch, _=0: pieces(batch, most))
             try:
                 make = data.draw(STRATEGIES[kind](records, Path(name)))
@@ -387,7 +387,7 @@ async def step_by_step(make: Make) -> list[Any]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 40 bytes, batches of one record."""
     monkeypatch.setattr("tidemill.sources.readers.BLOCK", 40)
-    for module in ("lines", "records", "replay"):
+    for module in ("lines", "recorded", "records", "replay"):
         monkeypatch.setattr(f"tidemill.sources.{module}.pieces", lambda batch, _=0: pieces(batch, 1))
 
 

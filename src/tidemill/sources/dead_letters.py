@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import checked_limit, pieces
+from tidemill.sources.edged import checked_limit
 from tidemill.sources.heads import learn_kinds
 from tidemill.sources.readers import Delivery, Reader
 from tidemill.sources.recorded import RecordedSource
@@ -97,18 +96,8 @@ class DeadLetters(RecordedSource):
     def peek(self) -> Schema:
         return self.declared(more=True)
 
-    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
-        self._connected = True
-        try:
-            async for batch, _, _ in self.flow(context):
-                for piece in pieces(batch):
-                    if context.stopping.is_set():
-                        return
-                    yield self.given(piece)
-                await asyncio.sleep(0)
-        finally:
-            self._connected = False
-            self.close()
+    def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        return self.unpaced(context)
 
     def _recordings(self) -> list[tuple[Path, str]]:
         return [(path, "letters") for path in files.expand(self.path)]

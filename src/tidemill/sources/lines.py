@@ -83,22 +83,8 @@ class Lines(RecordedSource):
             self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
         return self._schema
 
-    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
-        if self.seekable:
-            self._connected = True
-            try:
-                async for batch, _, _ in self.flow(context):
-                    for piece in pieces(batch):
-                        if context.stopping.is_set():
-                            return
-                        yield self.given(piece)
-                    await asyncio.sleep(0)
-            finally:
-                self._connected = False
-                self.close()
-            return
-        async for batch in self._piped(context):
-            yield batch
+    def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        return self.unpaced(context) if self.seekable else self._piped(context)
 
     @property
     def seekable(self) -> bool:

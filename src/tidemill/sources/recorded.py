@@ -15,7 +15,7 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource
+from tidemill.sources.edged import EdgedSource, pieces
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import BLOCK, Delivery, Place, Reader
 from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, is_packed, still_there
@@ -116,6 +116,20 @@ class RecordedSource(EdgedSource):
         return {"files": [found[path][0] for path in paths], "at": [found[path][1] for path in paths]}
 
     # -- the run -----------------------------------------------------------------------------------
+
+    async def unpaced(self, context: SourceContext) -> AsyncIterator[Batch]:
+        """All records as fast as they are taken, for `stream`."""
+        self._connected = True
+        try:
+            async for batch, _, _ in self.flow(context):
+                for piece in pieces(batch):
+                    if context.stopping.is_set():
+                        return
+                    yield self.given(piece)
+                await asyncio.sleep(0)
+        finally:
+            self._connected = False
+            self.close()
 
     async def flow(self, context: SourceContext, *, sequence: bool = False) -> AsyncIterator[Taken]:
         """The records, merged by time or with ``sequence`` file by file. Whoever takes them says `given` of each part
