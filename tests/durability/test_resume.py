@@ -81,19 +81,21 @@ def committed(path: Path) -> int:
         return 0
 
 
+def killed_with_more_than(rows: int, running: subprocess.Popen[bytes], output: Path) -> None:
+    """kill -9 of the whole family, as soon as there are more rows than that."""
+    while running.poll() is None and committed(output) <= rows:
+        pass
+    assert running.poll() is None, "it ended before it was killed"
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, lanes):
     """Five times kill -9 of the whole family, each as soon as more rows are there than before."""
     recording(tmp_path / "in.ndjson", 6_000)
     tm.run(pipeline(tmp_path, "whole.db"), lanes=0, dead_letters=tmp_path / "dead.ndjson")
-    seen = 0
     for _ in range(5):
-        running = child(tmp_path, PACED, lanes)
-        while running.poll() is None and committed(tmp_path / "out.db") <= seen:
-            pass
-        assert running.poll() is None, "it ended before it was killed"
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-        seen = committed(tmp_path / "out.db")
+        killed_with_more_than(committed(tmp_path / "out.db"), child(tmp_path, PACED, lanes), tmp_path / "out.db")
     tm.run(pipeline(tmp_path), lanes=lanes, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
     assert (tmp_path / "state" / "dead_letters.ndjson").read_text() == (tmp_path / "dead.ndjson").read_text()
@@ -103,15 +105,9 @@ def test_letters_between_records_stay_on_their_side_of_a_checkpoint(tmp_path, la
     """Every other line is bad, and a checkpoint is taken as often as can be."""
     recording(tmp_path / "in.ndjson", 6_000, bad_every=2)
     tm.run(pipeline(tmp_path, "whole.db"), lanes=0, dead_letters=tmp_path / "dead.ndjson")
-    seen = 0
     for _ in range(4):
         running = child(tmp_path, PACED, lanes, checkpoint_s=0.001)
-        while running.poll() is None and committed(tmp_path / "out.db") <= seen + 300:
-            pass
-        assert running.poll() is None, "it ended before it was killed"
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-        seen = committed(tmp_path / "out.db")
+        killed_with_more_than(committed(tmp_path / "out.db") + 300, running, tmp_path / "out.db")
     tm.run(pipeline(tmp_path), lanes=lanes, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
     assert (tmp_path / "state" / "dead_letters.ndjson").read_text() == (tmp_path / "dead.ndjson").read_text()
