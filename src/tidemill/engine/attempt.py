@@ -131,7 +131,7 @@ class Attempt:
             ready=self._lanes_ready.set,
             copied=self._lane_copied,
             passed=self._barrier_passed,
-            moved=self._moved,
+            moved=self._check_idle,
         )
         self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
         self.intake = self._made_intake(Beginning())
@@ -322,9 +322,7 @@ class Attempt:
 
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1
-        self._letter_order.add(letter)
-        if self._keeper is None:
-            self._letter_order.release(None)
+        self._reject_row(letter)
         self._check_idle()  # it may have been the last record
 
     def _reject_row(self, letter: DeadLetter) -> None:
@@ -388,10 +386,6 @@ class Attempt:
         if self._saving is not None and (position := self._saving.epochs.waits_at) is not None:
             self._release_letters(position)
             self._saving.passed()
-
-    def _moved(self) -> None:
-        if self.mill.idle:
-            self._check_idle()
 
     def _check_idle(self) -> None:
         if self.mill.idle:

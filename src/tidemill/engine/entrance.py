@@ -16,10 +16,11 @@ from typing import TypedDict, Unpack
 from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.batching import Limits
+from tidemill.engine.first_error import first_error
 from tidemill.engine.loading import stop_if_loading
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
-from tidemill.engine.run import Run, first_error
+from tidemill.engine.run import Run
 from tidemill.engine.state import State
 
 __all__ = ["run", "run_async", "serve"]

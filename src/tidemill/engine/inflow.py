@@ -7,13 +7,10 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tidemill.batch import Batch
-from tidemill.clock import Clock
 from tidemill.core.controls import CatchUp, End, NewStage, Tick
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
-from tidemill.engine.reading import read
-from tidemill.engine.readings import Readings
-from tidemill.engine.stopping import Stopping
+from tidemill.engine.reading import SourceReader
 from tidemill.errors import EngineError
 from tidemill.formats.entries import ControlEntry, RecordsEntry
 from tidemill.sources.base import Source
@@ -24,14 +21,33 @@ if TYPE_CHECKING:
 __all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
 
 
-class Direct:
+class _Decided:
+    """Of an inflow that is all there is: what is decided goes to the intake at once."""
+
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        attempt.intake.decide(tick)
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        return attempt.intake.decide(made)
+
+
+class _Undecided:
+    """Of an inflow that ends by itself, and is the same each time: nothing is decided outside."""
+
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        raise EngineError(f"{tick} was decided for an input that is the same each time")
+
+    async def change(self, attempt: Attempt, made: NewStage) -> int:
+        raise EngineError(f"stage {made.stage} was made anew for an input that is the same each time")
+
+
+class Direct(_Decided):
     """Without state: the sources, each in a task of its own."""
 
     waits = False
 
-    def __init__(self, sources: Sequence[Source], clock: Clock, readings: Readings, stopping: Stopping) -> None:
-        self._sources = sources
-        self._clock, self._readings, self._stopping = clock, readings, stopping
+    def __init__(self, sources: Sequence[Source], reader: SourceReader) -> None:
+        self._sources, self._reader = sources, reader
 
     def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
         return [self._read(attempt, source) for source in self._sources]
@@ -44,16 +60,10 @@ class Direct:
             attempt.mill.counts.records_in += len(batch)
             await attempt.intake.put(batch, source.name)
 
-        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
-
-    def tick(self, attempt: Attempt, tick: Tick) -> None:
-        attempt.intake.decide(tick)
-
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        return attempt.intake.decide(made)
+        await self._reader.read(source, give=give, refuse=attempt.refuse)
 
 
-class Nothing:
+class Nothing(_Undecided):
     """With state, of an input that has come to its end before."""
 
     waits = True
@@ -62,23 +72,14 @@ class Nothing:
         attempt.has_ended = True
         return []
 
-    def tick(self, attempt: Attempt, tick: Tick) -> None:
-        raise EngineError(f"{tick} was decided behind the end of the input")
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        raise EngineError(f"stage {made.stage} was made anew behind the end of the input")
-
-
-class Seeking:
+class Seeking(_Undecided):
     """With state, and one source that gives the same again from wherever it is told to: no log is needed."""
 
     waits = True
 
-    def __init__(
-        self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper, wall_ns: int
-    ) -> None:
-        self._source = source
-        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+    def __init__(self, source: Source, reader: SourceReader, keeper: Keeper, wall_ns: int) -> None:
+        self._source, self._reader, self._keeper = source, reader, keeper
         self._wall_ns = wall_ns
 
     def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
@@ -86,56 +87,41 @@ class Seeking:
 
     async def _read(self, attempt: Attempt) -> None:
         source, keeper = self._source, self._keeper
-        if keeper.place and (offset := keeper.place.get("offset")) is not None:
+        if (offset := keeper.place.get("offset")) is not None:
             source.seek(offset)
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, source.name, self._wall_ns)
             keeper.places.add(attempt.intake.entered, self.place(source.offset()))
 
-        await read(source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse)
-        if not self._stopping.asked.is_set():
+        await self._reader.read(source, give=give, refuse=attempt.refuse)
+        if not self._reader.stopping.is_set():
             attempt.end_input()
 
     def place(self, offset: Any) -> dict[str, Any]:
         """For a checkpoint."""
         return {"offset": offset, "wall_ns": self._wall_ns}
 
-    def tick(self, attempt: Attempt, tick: Tick) -> None:
-        raise EngineError(f"{tick} was decided for a source whose input is all there is")
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        raise EngineError(f"stage {made.stage} was made anew for a source whose input is all there is")
-
-
-class Warming:
+class Warming(_Decided):
     """Before the first input of a run that keeps state: a history, whose rows no sink gets."""
 
     waits = True
 
-    def __init__(self, source: Source, clock: Clock, readings: Readings, stopping: Stopping, keeper: Keeper) -> None:
-        self._source = source
-        self._clock, self._readings, self._stopping, self._keeper = clock, readings, stopping, keeper
+    def __init__(self, source: Source, reader: SourceReader, keeper: Keeper) -> None:
+        self._source, self._reader, self._keeper = source, reader, keeper
 
     def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
         return [self._read(attempt)]
 
     async def _read(self, attempt: Attempt) -> None:
-        wall_ns = self._clock.wall_ns()
+        wall_ns = self._reader.clock.wall_ns()
 
         async def give(batch: Batch) -> None:
             await attempt.enter(batch, self._source.name, wall_ns)
 
-        await read(
-            self._source, self._clock, self._readings.held, self._stopping.asked, give=give, refuse=attempt.refuse
-        )
+        await self._reader.read(self._source, give=give, refuse=attempt.refuse)
         self._keeper.places.add(attempt.intake.entered, {})  # the run's own input begins behind it
-
-    def tick(self, attempt: Attempt, tick: Tick) -> None:
-        attempt.intake.decide(tick)
-
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        return attempt.intake.decide(made)
 
 
 class Logged:
@@ -152,7 +138,7 @@ class Logged:
 
     async def _feed(self, attempt: Attempt) -> None:
         keeper = self._keeper
-        place = keeper.place or {}
+        place = keeper.place
         offsets = dict(place.get("offsets", {}))
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:

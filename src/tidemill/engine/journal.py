@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _READ_BYTES: Final = 4 << 20
 _READ_ENTRIES: Final = 256
 _LOOK_S: Final = 0.1
 """How often a full log is looked at again."""
+_LOOKED_AT_S: Final = 10.0
+"""Seconds of input after which a run says for how long its log has room."""
 _log = logging.getLogger("tidemill")
 
 
@@ -137,6 +140,10 @@ class Journal:
         if letters := self._letters.pop(source, []):
             self._append_records(source, Batch({}, rows=0), tuple(letters))
 
+    def _append_all_letters(self) -> None:
+        for source in list(self._letters):
+            self._append_letters(source)
+
     async def put(self, batch: Batch, source: str) -> None:
         """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
         letters = tuple(self._letters.pop(source, ()))
@@ -166,14 +173,12 @@ class Journal:
 
     def decide(self, entry: ControlEntry) -> int:
         """Add a control record, behind the letters that came before; its number."""
-        for source in list(self._letters):
-            self._append_letters(source)
+        self._append_all_letters()
         return self._append(entry)
 
     def close(self) -> None:
         """Nothing more will come: `feed` returns when it has given all."""
-        for source in list(self._letters):
-            self._append_letters(source)
+        self._append_all_letters()
         self.closed = True
         self._appended.set()
 
@@ -208,7 +213,7 @@ class Journal:
 
     async def sync(self) -> None:
         """Bring entries to the disk, group by group, until the journal is closed and all are there."""
-        while not (self.closed and self.log.durable == self.log.end):
+        while not self._ended:
             await self._appended.wait()
             self._appended.clear()
             while self.log.durable < self.log.end:
@@ -225,6 +230,17 @@ class Journal:
         """Return when no thread syncs any more; raises nothing."""
         if self._syncing is not None:
             await asyncio.gather(self._syncing, return_exceptions=True)
+
+    async def tell_of_room(self) -> None:
+        """After some seconds of input: how long the sinks may be away."""
+        await self._clock.sleep(_LOOKED_AT_S)
+        statistics = self.statistics()
+        if statistics.seconds_left < math.inf:
+            _log.info(
+                "with all sinks away, the ingest log would take what comes for %.1f hours at the present rate",
+                statistics.seconds_left / 3600,
+                extra={"log_seconds_left": statistics.seconds_left},
+            )
 
     def _tell(self) -> None:
         told: dict[str, int] = {}
@@ -244,22 +260,15 @@ class Journal:
         while await self._there(number):
             if self._remembered and self._remembered[0].number <= number:
                 reading = None
-                entry = self._recalled(number)
-                await give(number, entry)
-                number += 1
-                self._fed = number
-                await asyncio.sleep(0)  # with room for them all, nothing else would let others have a turn
-                continue
-            if reading is None:
-                reading = self.log.read(number)
-            some = await asyncio.to_thread(_some, reading)
-            if not some:
-                reading = None
+                some = [(number, self._recalled(number))]
+            else:
+                reading = reading or self.log.read(number)
+                some = await asyncio.to_thread(_some, reading)
+                reading = reading if some else None
             for at, entry in some:
                 await give(at, entry)
-                number = at + 1
-                self._fed = number
-                await asyncio.sleep(0)
+                self._fed = number = at + 1
+                await asyncio.sleep(0)  # with room for them all, nothing else would let others have a turn
 
     async def _there(self, number: int) -> bool:
         if number >= self.log.durable:

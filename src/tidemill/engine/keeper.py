@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,9 +60,8 @@ class Places:
         self._known.append((position, place))
 
     def before(self, position: int) -> tuple[int, Place]:
-        """The last place at which no input beyond ``position`` had come, and its own position."""
-        at = bisect_right([known for known, _ in self._known], position) - 1
-        for _ in range(at):
+        """The last place at which no input beyond ``position`` had come, and its own position; those before are forgotten."""
+        while len(self._known) > 1 and self._known[1][0] <= position:
             self._known.popleft()
         return self._known[0]
 
@@ -89,9 +87,9 @@ class Keeper:
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
 
     @property
-    def place(self) -> Place | None:
-        """Where the inflow begins again; None at the very beginning."""
-        return None if self.found is None else self.found.facts["place"]
+    def place(self) -> Place:
+        """Where the inflow begins again; empty at the very beginning."""
+        return {} if self.found is None else self.found.facts["place"]
 
     @property
     def position(self) -> int:
@@ -209,14 +207,12 @@ class Keeper:
 
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
-        number = 0 if self.found is None else self.found.number
-        position = 0 if self.found is None else self.found.facts["position"]
         epochs = Epochs(
             lanes=len(attempt.mill.lanes),
             sinks=len(attempt.outlets),
             interval_ns=round(self.state.checkpoint_s * 1e9),
-            number=number,
-            position=position,
+            number=0 if self.found is None else self.found.number,
+            position=self.position,
             now_ns=self._clock.monotonic_ns(),
             records=self.state.checkpoint_records,
         )
@@ -254,6 +250,13 @@ class Saving:
         self._writing: asyncio.Task[None] | None = None
         self._written: int | None = None
         """Of the letters that the checkpoint under way covers, the bytes on the disk; None until they are there."""
+        self._unchanging = {
+            "epoch": keeper.folder.epoch,
+            "lanes": len(attempt.mill.lanes),
+            "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
+            "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
+        }
+        """Facts that are the same in every checkpoint of the attempt."""
         for number, outlet in enumerate(attempt.outlets):
             outlet.kept = self._kept_by(number)
             epochs.committed(number, outlet.resumed_at)
@@ -294,14 +297,15 @@ class Saving:
 
     async def last(self) -> None:
         """A checkpoint of all there is: the run ends."""
+        await self._none_under_way()
+        if self._attempt.mill.handed_up_to > self.epochs.statistics().position:
+            self._raise_barrier(self._clock.monotonic_ns())
+            await self._none_under_way()
+
+    async def _none_under_way(self) -> None:
         while self.epochs.statistics().under_way:
             self.turn()
             await asyncio.sleep(0.001)
-        if self._attempt.mill.handed_up_to > self.epochs.statistics().position:
-            self._raise_barrier(self._clock.monotonic_ns())
-            while self.epochs.statistics().under_way:
-                self.turn()
-                await asyncio.sleep(0.001)
 
     async def aclose(self) -> None:
         """Return when no thread writes any more; raises nothing."""
@@ -336,17 +340,14 @@ class Saving:
         place_position, place = self._keeper.places.before(position)
         self._at_barrier = _Facts(
             {
+                **self._unchanging,
                 "position": position,
                 "place_position": place_position,
                 "place": place,
-                "epoch": self._keeper.folder.epoch,
-                "lanes": len(mill.lanes),
                 "watermark": attempt.watermark.snapshot(),
                 "kinds": {} if self._keeper.warming else attempt.intake.kinds,
                 "ended": attempt.has_ended and position >= attempt.intake.entered,
-                "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
                 "files": self._keeper.effective(attempt.pipeline.plan.stages, mill.files),
-                "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
             },
             attempt.keys.entries(),
             [attempt.keys.count(lane.number) for lane in mill.lanes],

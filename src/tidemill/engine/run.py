@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -22,38 +21,36 @@ from pathlib import Path
 from typing import Any, Final
 
 from tidemill import files
-from tidemill.batch import Batch
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.first_error import first_error, one_error
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
+from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Checked, Pipeline
-from tidemill.engine.reading import read
+from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, OutsideError, PlanError
-from tidemill.formats.entries import ControlEntry
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
 
-__all__ = ["Run", "first_error"]
+__all__ = ["Run"]
 
 _BACK_OFF_S: Final = (0.2, 30.0)
 """Seconds before the next attempt: at first, and at most; doubled each time, and spread by chance."""
-_LOOKED_AT_S: Final = 10.0
-"""Seconds of input after which a run says for how long its log has room."""
 _log = logging.getLogger("tidemill")
 
 
@@ -91,6 +88,7 @@ class Run:
         self._state = state_of(pipeline, state)
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
+        self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked)
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
@@ -146,7 +144,7 @@ class Run:
         self, checked: Checked, server: ForkServer | None, keeper: Keeper | None, letters: DeadLetterFile
     ) -> Attempt:
         """The run's tasks; the attempt that went well."""
-        async with _one_error(), asyncio.TaskGroup() as group:
+        async with one_error(), asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
@@ -166,7 +164,7 @@ class Run:
         attempt = self._made_attempt(
             pipeline,
             keeper.check(pipeline),
-            Warming(history, self._clock, self._readings, self._stopping, keeper),
+            Warming(history, self._reader, keeper),
             server,
             keeper,
             DeadLetterFile(keeper.folder.place / "dead_letters.warm.ndjson"),
@@ -255,9 +253,9 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def _inflow(self, keeper: Keeper | None, group: asyncio.TaskGroup) -> AsyncIterator[Inflow]:
-        sources, readings, stopping = self.pipeline.sources, self._readings, self._stopping
+        sources = self.pipeline.sources
         if keeper is None:
-            yield Direct(sources, self._clock, readings, stopping)
+            yield Direct(sources, self._reader)
         elif keeper.found is None and keeper.state.warm is not None:
             _log.warning("stopped before the history was worked through: the next start begins with it again")
             yield Nothing()
@@ -266,73 +264,24 @@ class Run:
             _log.warning(told)
             yield Nothing()
         elif len(sources) == 1 and sources[0].seekable:
-            wall_ns = (keeper.place or {}).get("wall_ns", self._clock.wall_ns())
-            yield Seeking(sources[0], self._clock, readings, stopping, keeper, wall_ns)
+            wall_ns = keeper.place.get("wall_ns", self._clock.wall_ns())
+            yield Seeking(sources[0], self._reader, keeper, wall_ns)
         else:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
             journal = keeper.journal = Journal(log, self._clock, sources)
+            logged = LoggedSources(sources, journal, self._reader, self._stopping, self.started)
             tasks: list[asyncio.Task[None]] = []
             try:
-                place = keeper.place or {}
+                place = keeper.place
                 await asyncio.to_thread(journal.seek, place.get("entry", 0), place.get("offsets", {}))
-                tasks = [
-                    group.create_task(work)
-                    for work in (journal.sync(), self._log_all(journal, keeper), self._tell_of_room(journal))
-                ]
+                tasks = [group.create_task(work) for work in (journal.sync(), logged.log_all(), journal.tell_of_room())]
                 yield Logged(journal, keeper)
             finally:
                 for task in tasks:
                     task.cancel()
                 await journal.settle()  # the file must not be closed under a thread that writes to it
                 log.close()
-
-    async def _log_all(self, journal: Journal, keeper: Keeper) -> None:
-        """All sources into the journal, and the end behind them."""
-        logging_all = asyncio.ensure_future(self._log_each(journal))
-        try:
-            if not await self._stopping.until({logging_all}):
-                logging_all.result()
-        finally:
-            logging_all.cancel()
-            await asyncio.gather(logging_all, return_exceptions=True)
-        if not self._stopping.asked.is_set():
-            journal.decide(ControlEntry("catch_up", None))
-            journal.decide(ControlEntry("end", None))
-        journal.close()
-
-    async def _log_each(self, journal: Journal) -> None:
-        """One that fails ends them all."""
-        async with _one_error(), asyncio.TaskGroup() as group:
-            for source in self.pipeline.sources:
-                group.create_task(self._log_source(source, journal))
-
-    async def _tell_of_room(self, journal: Journal) -> None:
-        """How long the sinks may be away."""
-        await self._clock.sleep(_LOOKED_AT_S)
-        statistics = journal.statistics()
-        if statistics.seconds_left < math.inf:
-            _log.info(
-                "with all sinks away, the ingest log would take what comes for %.1f hours at the present rate",
-                statistics.seconds_left / 3600,
-                extra={"log_seconds_left": statistics.seconds_left},
-            )
-
-    async def _log_source(self, source: Source, journal: Journal) -> None:
-        if source.makes:
-            await self.started.wait()
-
-        async def give(batch: Batch) -> None:
-            await journal.put(batch, source.name)
-
-        await read(
-            source,
-            self._clock,
-            self._readings.held,
-            self._stopping.asked,
-            give=give,
-            refuse=lambda letter: journal.refuse(letter, source.name),
-        )
 
     def _letters(self, keeper: Keeper | None) -> DeadLetterFile:
         path = self._dead_letters_path
@@ -415,18 +364,3 @@ def _warn_of_deadlines(plan: Plan) -> None:
             "lanes=0: nothing can stop a function inline, so the deadline_s of %s does nothing; use lanes=1 or more",
             ", ".join(unguarded),
         )
-
-
-@contextlib.asynccontextmanager
-async def _one_error() -> AsyncIterator[None]:
-    try:
-        yield
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
-
-
-def first_error(error: BaseException) -> BaseException:
-    """The first leaf of a group: the others followed from it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
