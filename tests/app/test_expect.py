@@ -71,8 +71,9 @@ def test_every_format_and_the_order_of_a_notebook(pipeline, notebook, tmp_path, 
     assert (found.rows, found.columns, found.left) == (30, tuple(notebook.columns), ())
 
 
-def test_with_processes_too(pipeline, notebook, tmp_path, lanes) -> None:
+def test_with_processes_too(pipeline, notebook, tmp_path, tmp_path_factory, monkeypatch, lanes) -> None:
     """As the run would be; nothing is left behind, not even dead letters."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("current"))  # that other tests run in the checkout's must not matter
     before = set(tmp_path.iterdir()) | {tmp_path / "expected.csv"}
     assert compared(pipeline, written(notebook, tmp_path, ".csv"), lanes=lanes).difference == ""
     assert set(tmp_path.iterdir()) == before
