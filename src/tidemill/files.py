@@ -30,6 +30,7 @@ __all__ = [
     "free_space",
     "head",
     "is_private",
+    "leftovers",
     "lock",
     "make_folder",
     "names_in",
@@ -219,6 +220,12 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         sync_folder(target.parent)
     except OSError as error:
         raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def leftovers(path: str | os.PathLike[str]) -> list[Path]:
+    """What calls of `write_atomic` left beside the file that were killed on the way. Raises OSError."""
+    target = absolute(path)
+    return [target.with_name(name) for name in names_in(target.parent) if name.startswith(f".{target.name}.")]
 
 
 def open_write(path: str | os.PathLike[str], *, append: bool = False) -> io.FileIO:

@@ -104,6 +104,25 @@ def test_a_folder_of_other_things(tmp_path: Path) -> None:
     assert "holds other things than a state; choose a folder of its own" in told
 
 
+@pytest.mark.parametrize("name", ["pipeline.json", "epoch", "letters.json"])
+def test_a_start_that_was_killed_before_its_first_file_was_whole(tmp_path: Path, name: str, monkeypatch) -> None:
+    """The next start takes the folder for its own, and sweeps it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    place = tmp_path / "state"
+    place.mkdir(mode=0o700)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", killed)
+        patched.setattr("os.unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_atomic(place / name, b"half of i")
+    assert [left.startswith(f".{name}.") for left in files.names_in(place)] == [True]
+    StateFolder(place, "plant").close()
+    assert not [left for left in files.names_in(place) if left.startswith(".")]
+
+
 @pytest.mark.parametrize("below", ["", "plant", "line/2"])
 def test_a_file_in_its_place_or_above_it(tmp_path: Path, below: str) -> None:
     """A mistyped path."""

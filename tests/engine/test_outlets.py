@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
 import tidemill as tm
 from tidemill.batch import Batch
-from tidemill.engine.outlets import Delivery, LoopOutlet
+from tidemill.engine.outlets import Delivery, LoopOutlet, ThreadOutlet
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.errors import StageError
 from tidemill.schema import Schema
@@ -87,3 +88,32 @@ async def test_a_pending_turn_after_the_end_does_nothing(tmp_path):
     await asyncio.sleep(0)
     outlet.put(Delivery(batch, *[lambda: None] * 3))
     assert failures == []
+
+
+class SlowToFlush(Lines):
+    """Its first flush lasts until it is told to end."""
+
+    begun = threading.Event()
+    ended = threading.Event()
+
+    def flush(self):
+        self.begun.set()
+        assert self.ended.wait(60)
+        super().flush()
+
+
+async def test_rows_that_come_while_a_sink_in_a_thread_flushes_are_written(tmp_path):
+    """The outlet looks at the clock and at what comes at once, and neither makes it lose the other."""
+    outlet = ThreadOutlet(SlowToFlush(tmp_path / "rows.ndjson"))
+    batch = Batch.from_rows([{"value": 1.0}])
+    await outlet.open(batch.schema)
+    running = asyncio.ensure_future(outlet.run())
+    outlet.put(Delivery(batch, *[lambda: None] * 3))
+    assert await asyncio.to_thread(SlowToFlush.begun.wait, 60)
+    outlet.put(Delivery(batch, *[lambda: None] * 3))
+    await asyncio.sleep(0)
+    SlowToFlush.ended.set()
+    async with asyncio.timeout(60):
+        await outlet.finish()
+    running.cancel()
+    assert (tmp_path / "rows.ndjson").read_text() == '{"value":1.0}\n' * 2

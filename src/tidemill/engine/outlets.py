@@ -179,6 +179,7 @@ class ThreadOutlet(Outlet):
         self._host = SinkHost(sink, FLUSH_S, keeping)
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
+        self._came = asyncio.Event()
         self._unseen: list[Delivery] = []
         self._finishing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
@@ -195,47 +196,49 @@ class ThreadOutlet(Outlet):
         self.resumed_at = await self._call(lambda: self._host.open(schema) or 0)
 
     def put(self, delivery: Delivery) -> None:
-        self._waiting.put_nowait(delivery)
+        self._put(delivery)
 
     def commit(self, position: int) -> None:
-        self._waiting.put_nowait(Commitment(position))
+        self._put(Commitment(position))
+
+    def _put(self, todo: Delivery | Commitment) -> None:
+        self._waiting.put_nowait(todo)
+        self._came.set()
 
     async def run(self) -> None:
-        getting = asyncio.ensure_future(
-            self._waiting.get()
-        )  # never cancelled to look at the time: that may lose a wake-up
-        try:
-            while await self._turn(getting):
-                if getting.done():
-                    getting = asyncio.ensure_future(self._waiting.get())
-        finally:
-            getting.cancel()
-
-    async def _turn(self, getting: asyncio.Future[Delivery | Commitment]) -> bool:
-        """Write what comes, or flush when that is due; False when there is nothing more to do."""
-        await asyncio.wait([getting], timeout=self._host.due_in())
-        if not getting.done():
-            if not self._finishing:
+        while True:
+            if await self._arrived(self._host.due_in()):
+                await self._perform(self._waiting.get_nowait())
+                self._waiting.task_done()
+            elif self._finishing:
+                return
+            else:
                 await self._call(self._host.flush)
                 self._show()
-            return not self._finishing
-        delivery = getting.result()
-        if isinstance(delivery, Commitment):
-            await self._call(self._host.commit, delivery.position)
+
+    async def _arrived(self, seconds: float) -> bool:
+        """Wait so long for something to do; it stays where it is, so that no end of the wait can lose it."""
+        if self._waiting.empty():
+            self._came.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):  # wait_for() of Python 3.11 may swallow a cancellation
+                    await self._came.wait()
+        return not self._waiting.empty()
+
+    async def _perform(self, todo: Delivery | Commitment) -> None:
+        if isinstance(todo, Commitment):
+            await self._call(self._host.commit, todo.position)
             self._show()
-            self.kept(delivery.position)
-            self._waiting.task_done()
-            return True
-        await self._call(self._host.write, self._host.written + 1, delivery.batch)
+            self.kept(todo.position)
+            return
+        await self._call(self._host.write, self._host.written + 1, todo.batch)
         statistics = self.sink.statistics()
         self.note(statistics.rows, statistics.left_out)
-        delivery.written()
-        self._unseen.append(delivery)
-        delivery.taken()
+        todo.written()
+        self._unseen.append(todo)
+        todo.taken()
         if self._host.flushed == self._host.written:
             self._show()
-        self._waiting.task_done()
-        return True
 
     def _show(self) -> None:
         for delivery in self._unseen:

@@ -30,6 +30,8 @@ VERSION: Final = 1
 _NETWORKS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "fuse.sshfs", "ncpfs"}
 )
+_WRITTEN: Final = ("pipeline.json", "epoch", "letters.json")
+"""The files of the folder itself."""
 _NEEDED: Final = 16 << 20
 """Bytes that must be free at the start."""
 _log = logging.getLogger("tidemill")
@@ -87,6 +89,8 @@ class StateFolder:
                 )
             try:
                 self._whose = self._owned(pipeline)
+                for left in self._leftovers():
+                    files.remove(left)
                 self.epoch = 0
                 self.begin_epoch()
                 self.checkpoints = self._within("checkpoints")
@@ -184,8 +188,13 @@ class StateFolder:
 
     def _refuse_other_things(self) -> None:
         there = set(files.names_in(self.place))
-        if "pipeline.json" not in there and there - {"lock"}:
+        ours = {"lock", *(left.name for left in self._leftovers())}  # of a first start that was killed
+        if "pipeline.json" not in there and there - ours:
             raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
+
+    def _leftovers(self) -> list[Path]:
+        """Files that starts which were killed had not written to their end."""
+        return [left for name in _WRITTEN for left in files.leftovers(self.place / name)]
 
     def begin_epoch(self) -> None:
         """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""
