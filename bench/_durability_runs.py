@@ -35,7 +35,7 @@ TARGET_SENSORS = 100_000
 
 def exactly_once(options: argparse.Namespace, table: Table) -> None:
     """The same run of W1 with a checkpoint a second and with no state, in turn."""
-    for name, sink, count in (("SQLite", _sqlite, RECORDS // 2), ("Parquet", _parquet, 3 * RECORDS)):
+    for name, sink, count in (("SQLite", _sqlite, RECORDS // 2), ("Parquet", _parquet, 6 * RECORDS)):
         w1 = _w1.W1.of(count)
         batches = list(w1.batches())
         ratios, rates, lags = [], [], []

@@ -17,6 +17,7 @@ from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.parquet_file import ParquetFile
+from tidemill.sinks.parquet_roller import Roller
 from tidemill.sinks.parquet_stages import Stage, Stages
 from tidemill.sinks.row_group import RowGroup, kind_of
 
@@ -49,9 +50,10 @@ class Parquet(ProcessSink):
 
     With state, exactly-once: each commit (about once a second) adds its rows to a stage, a file of Arrow IPC in the state
     folder, brings that to the disk, and then names the stage's length and the position of the last row in a manifest,
-    at once. A stage that is full (here ``max_bytes`` counts its bytes), old, or at an orderly end, becomes the next
-    file, by the rename above. A start cuts the stage to what the manifest names, and goes on from there; a file that a
-    crash kept from being made is made again under the same name. So rows are visible file by file, as without state,
+    at once. The same rows are encoded in a thread meanwhile, for the file to be. A stage that is full (here ``max_bytes``
+    counts its bytes), old, or at an orderly end, is committed as such and becomes that file, by the rename above, before
+    the next commit. A start cuts the stage to what the manifest names, and goes on from there; a file that a crash kept
+    from being made is made again under the same name. So rows are visible file by file, as without state,
     and are safe from the commit on. A single file is made at each orderly end, anew if the run is continued; its rows
     stay in the state folder for that. Nothing that is not committed is ever visible.
 
@@ -107,6 +109,7 @@ class Parquet(ProcessSink):
         self._file: ParquetFile | Stage | None = None
         self._fence: Fence | None = None
         self._stages: Stages | None = None
+        self._roller: Roller | None = None
         self._changed = False
         self._kinds: dict[str, Kind | None] = {}
         self._group = RowGroup(GROUP_ROWS)
@@ -155,6 +158,7 @@ class Parquet(ProcessSink):
         try:
             with self._refusals():
                 self._stages = Stages(keeping, self.path, self.name)
+                self._roller = Roller(self._group.capacity)
                 position = self._resumed(self._stages)
         except BaseException:
             self._let_go()
@@ -261,21 +265,29 @@ class Parquet(ProcessSink):
         self._number = known.number
         self._kinds = known.all_kinds()
         self._began_ns = self._clock.monotonic_ns()
-        self._roll(stages)
+        self._roll(stages.full)
         if not self.single and self._file_rows() >= self.max_rows:  # which may be less than it was
             self._finish_file()
         return known.position
 
     def _commit(self, stages: Stages, position: int) -> None:
+        self._rolled(stages)  # what the last commit has begun
         growing = self._file if isinstance(self._file, Stage) else None
-        stages.commit(position, self._number, self._kinds, growing)
+        full = stages.commit(position, self._number, self._kinds, growing)
         self._changed = False
-        self._roll(stages)
+        self._roll(full)
 
-    def _roll(self, stages: Stages) -> None:
-        for stage in stages.full:
-            self._bytes += stage.roll(self._place_of(stage.number), self._group.capacity)
-        stages.rolled()
+    def _roll(self, full: Sequence[Stage]) -> None:
+        assert self._roller is not None
+        for stage in full:
+            self._roller.begin(stage, self._place_of(stage.number))
+
+    def _rolled(self, stages: Stages) -> None:
+        """Wait until the parts that were begun are in place."""
+        assert self._roller is not None
+        parts = self._roller.done()
+        self._bytes += sum(size for _, size in parts)
+        stages.rolled([stage for stage, _ in parts])
 
     def _leave(self, stages: Stages) -> None:
         """Let go at the last commit. When that was of the last row, its rows become visible."""
@@ -294,6 +306,7 @@ class Parquet(ProcessSink):
         if not self.single:
             self._finish_file()
             self._commit(stages, stages.manifest.position)
+            self._rolled(stages)
         elif isinstance(self._file, Stage):  # which stays, for the rows of a later start
             self._bytes = self._file.roll(self.path, self._group.capacity)
         else:
@@ -303,6 +316,8 @@ class Parquet(ProcessSink):
         return self._fence.passed() if self._fence is not None else contextlib.nullcontext()
 
     def _let_go(self) -> None:
+        if self._roller is not None:
+            self._roller.end()
         if isinstance(self._file, Stage):
             self._file.close()
         if self._stages is not None:
@@ -337,8 +352,10 @@ class Parquet(ProcessSink):
         return self._group.rows + (self._file.rows if self._file else 0)
 
     def _room(self) -> int:
-        """Rows that the group can take before it, or its file, is full."""
-        room = self._group.capacity - self._group.rows
+        """Rows that the group can take before it, or its file, is full. A group that follows on a part of one, which a
+        commit has staged, takes what that lacks."""
+        begun = self._file.rows % self._group.capacity if self._file else 0
+        room = self._group.capacity - begun - self._group.rows
         return room if self.single else min(room, self.max_rows - self._file_rows())
 
     def _write_group(self) -> None:
@@ -347,10 +364,18 @@ class Parquet(ProcessSink):
         if not self._kinds:
             raise InputError(f"The rows for {self.path} have no fields at all; Parquet needs one or more.")
         file = self._file or self._start_file()
-        file.write(self._group, self._kinds)
+        if isinstance(file, Stage):
+            self._stage(file)
+        else:
+            file.write(self._group, self._kinds)
         self._group.clear()
         if not self.single and (file.rows >= self.max_rows or file.size() >= self.max_bytes):
             self._finish_file()
+
+    def _stage(self, stage: Stage) -> None:
+        table = stage.write(self._group, self._kinds)
+        if self._roller is not None and not self.single:  # whose file is made of all rows at each end
+            self._roller.take(stage, self._place_of(stage.number), table)
 
     def _start_file(self) -> ParquetFile | Stage:
         self._number += 1

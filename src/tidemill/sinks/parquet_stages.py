@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from tidemill.sinks.notes import read_note, write_note
 from tidemill.sinks.parquet_file import ParquetFile
 from tidemill.sinks.row_group import RowGroup, arrow_type
 
-__all__ = ["Stage", "Stages"]
+__all__ = ["Kinds", "RowGroups", "Stage", "Stages"]
 
 _FRAME: Final = struct.Struct("<QI")
 """Before each stream of Arrow IPC: its bytes, and their CRC-32."""
@@ -69,6 +70,7 @@ class Stage:
         self._length = 0
         self._synced = -1
         self._file: files.PlacedFile | None = None
+        self._memory = bytearray()
 
     @classmethod
     def committed(cls, folder: Path, staged: Staged) -> Stage:
@@ -87,20 +89,27 @@ class Stage:
         """Bytes written so far."""
         return self._length
 
-    def write(self, group: RowGroup, kinds: Kinds) -> None:
-        """Add these rows. Raises OSError."""
-        import pyarrow as pa
-
+    def write(self, group: RowGroup, kinds: Kinds) -> Any:
+        """Add these rows, and return them as a table, with columns by their places. Raises OSError."""
         table = _by_place(group.arrays(kinds))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        data = memoryview(sink.getvalue())
+        data = self._as_stream(table)
         file = self._opened()
         file.write(self._length, _FRAME.pack(len(data), zlib.crc32(data)))
         file.write(self._length + _FRAME.size, data)
         self._length += _FRAME.size + len(data)
         self.rows += group.rows
+        return table
+
+    def _as_stream(self, table: Any) -> memoryview:
+        """In memory that is used again: new memory costs the machine more than the copy does."""
+        import pyarrow as pa
+
+        counted = pa.MockOutputStream()
+        _write_stream(counted, table)
+        if counted.size() > len(self._memory):
+            self._memory = bytearray(counted.size())
+        _write_stream(pa.FixedSizeBufferWriter(pa.py_buffer(self._memory)), table)
+        return memoryview(self._memory)[: counted.size()]
 
     def widen(self, kinds: Kinds) -> None:
         """There are more columns: null in the rows so far."""
@@ -118,14 +127,19 @@ class Stage:
         """Make the Parquet file, with row groups of ``capacity`` rows: its size in bytes. Once more gives the same."""
         file = ParquetFile(place, self.kinds)
         try:
-            for table in self._row_groups(capacity):
-                file.take(table)
+            groups = RowGroups(capacity)
+            for table in self._tables():
+                for group in groups.add(table):
+                    file.take(group(self.kinds))
+            for group in groups.rest():
+                file.take(group(self.kinds))
             return file.publish()
         except BaseException:
             file.discard()
             raise
 
     def close(self) -> None:
+        self._memory = bytearray()
         if self._file is not None:
             self._file.close()
 
@@ -138,23 +152,6 @@ class Stage:
             self._file = files.PlacedFile(self.path, "create")
             files.sync_folder(self.path.parent)
         return self._file
-
-    def _row_groups(self, capacity: int) -> Iterator[Any]:
-        """Tables of ``capacity`` rows, the last of what is left; with columns and types of the whole file."""
-        import pyarrow as pa
-
-        types = [arrow_type(kind) for kind in self.kinds.values()]
-        waiting: list[Any] = []
-        rows = 0
-        for table in self._tables():
-            waiting.append(_fitted(table, types))
-            rows += len(table)
-            while rows >= capacity:
-                whole = pa.concat_tables(waiting)
-                yield whole.slice(0, capacity)
-                waiting, rows = [whole.slice(capacity)], rows - capacity
-        if rows:
-            yield pa.concat_tables(waiting)
 
     def _tables(self) -> Iterator[Any]:
         import pyarrow as pa
@@ -173,6 +170,32 @@ class Stage:
                     )
                 with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
                     yield stream.read_all()
+
+
+class RowGroups:
+    """Tables as they come, as row groups of ``capacity`` rows, which are asked for with all columns of their file."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._waiting: list[Any] = []
+        self._rows = 0
+
+    def add(self, table: Any) -> Iterator[Callable[[Kinds], Any]]:
+        """The row groups that are full with this one."""
+        self._waiting.append(table)
+        self._rows += len(table)
+        while self._rows >= self._capacity:
+            last = self._waiting.pop()
+            ends = len(last) - (self._rows - self._capacity)
+            whole, self._waiting = [*self._waiting, last.slice(0, ends)], [last.slice(ends)]
+            self._rows -= self._capacity
+            yield functools.partial(_joined, whole)
+
+    def rest(self) -> Iterator[Callable[[Kinds], Any]]:
+        """What is left, if anything."""
+        if self._rows:
+            yield functools.partial(_joined, self._waiting)
+        self._waiting, self._rows = [], 0
 
 
 class Stages:
@@ -225,25 +248,29 @@ class Stages:
         """It takes no more rows: the next commit makes its part."""
         self.full.append(stage)
 
-    def commit(self, position: int, number: int, kinds: Kinds, growing: Stage | None) -> None:
-        """Return when every row so far and ``position`` have reached the disk; what is full can be rolled then. Raises
-        OSError, `OutsideError`."""
+    def commit(self, position: int, number: int, kinds: Kinds, growing: Stage | None) -> list[Stage]:
+        """Return when every row so far and ``position`` have reached the disk; the stages that can be rolled since then.
+        Raises OSError, `OutsideError`."""
         assert self.manifest is not None
+        known = {staged.number for staged in self.manifest.full}
         full = [stage.sync() for stage in self.full]
         staged = growing.sync() if growing is not None and growing.rows else None
         path, epoch = self.manifest.path, self.manifest.epoch
         self._note(Manifest(path, epoch, position, number, _named(kinds), full, staged))
+        return [stage for stage in self.full if stage.number not in known]
 
-    def rolled(self) -> None:
-        """The parts of all that were full are in place."""
+    def rolled(self, parts: Collection[Stage]) -> None:
+        """Their parts are in place. Raises OSError, `OutsideError`."""
         assert self.manifest is not None
-        if not self.full:
+        if not parts:
             return
-        self._note(msgspec.structs.replace(self.manifest, full=[]))
-        for stage in self.full:
+        made = {stage.number for stage in parts}
+        left = [staged for staged in self.manifest.full if staged.number not in made]
+        self._note(msgspec.structs.replace(self.manifest, full=left))
+        for stage in parts:
             stage.close()
             files.remove(stage.path)
-        self.full = []
+        self.full = [stage for stage in self.full if stage.number not in made]
 
     def close(self) -> None:
         for stage in self.full:
@@ -255,10 +282,24 @@ class Stages:
             self.manifest = manifest
 
 
+def _write_stream(sink: Any, table: Any) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+
+
 def _by_place(arrays: list[Any]) -> Any:
     import pyarrow as pa
 
     return pa.Table.from_arrays(arrays, names=list(map(str, range(len(arrays)))))
+
+
+def _joined(tables: list[Any], kinds: Kinds) -> Any:
+    import pyarrow as pa
+
+    types = [arrow_type(kind) for kind in kinds.values()]
+    return pa.concat_tables([_fitted(table, types) for table in tables if len(table)])
 
 
 def _fitted(table: Any, types: list[Any]) -> Any:
