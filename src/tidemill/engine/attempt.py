@@ -358,12 +358,8 @@ class Attempt:
             taken()
             return
         self._tell_learned(finished)
-        delivery = Delivery(
-            finished.batch,
-            taken,
-            lambda: self._readings.taken(finished.arrivals),
-            lambda: self._readings.seen(finished.arrivals),
-        )
+        arrivals, readings = finished.arrivals, self._readings  # the rows need not be kept until they are seen
+        delivery = Delivery(finished.batch, taken, lambda: readings.taken(arrivals), lambda: readings.seen(arrivals))
         for outlet in outlets:
             outlet.put(delivery)
 

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from tidemill import errors
 from tidemill.batch import Batch
+from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
 from tidemill.lanes.sink_main import SinkHost
 from tidemill.lanes.wire import Failed
@@ -180,7 +181,7 @@ class ThreadOutlet(Outlet):
         self.name = sink.name
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._came = asyncio.Event()
-        self._unseen: list[Delivery] = []
+        self._unseen = Unseen()
         self._finishing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
 
@@ -214,7 +215,7 @@ class ThreadOutlet(Outlet):
                 return
             else:
                 await self._call(self._host.flush)
-                self._show()
+                self._unseen.show(self._host.flushed)
 
     async def _arrived(self, seconds: float) -> bool:
         """Wait so long for something to do; it stays where it is, so that no end of the wait can lose it."""
@@ -228,29 +229,23 @@ class ThreadOutlet(Outlet):
     async def _perform(self, todo: Delivery | Commitment) -> None:
         if isinstance(todo, Commitment):
             await self._call(self._host.commit, todo.position)
-            self._show()
+            self._unseen.show(self._host.flushed)
             self.kept(todo.position)
             return
         await self._call(self._host.write, self._host.written + 1, todo.batch)
         statistics = self.sink.statistics()
         self.note(statistics.rows, statistics.left_out)
         todo.written()
-        self._unseen.append(todo)
+        self._unseen.add(self._host.written, todo.shown)
         todo.taken()
-        if self._host.flushed == self._host.written:
-            self._show()
-
-    def _show(self) -> None:
-        for delivery in self._unseen:
-            delivery.shown()
-        self._unseen.clear()
+        self._unseen.show(self._host.flushed)
 
     async def finish(self) -> None:
         await self._waiting.join()
         self._finishing = True
         await self._call(self._host.flush)
-        self._show()
         await self._call(self.sink.close)
+        self._unseen.show_rest()
         self._thread.shutdown()
 
     async def abandon(self) -> None:

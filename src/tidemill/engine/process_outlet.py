@@ -11,6 +11,7 @@ import cloudpickle
 
 from tidemill.batch import Batch
 from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Commitment, Delivery, Outlet, error_of
+from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError
 from tidemill.formats.packed import Full, Packer, TextTables
 from tidemill.lanes.channel import Exit, ProcessChannel
@@ -47,7 +48,7 @@ class ProcessOutlet(Outlet):
         self._free = list(range(_REGIONS))
         self._waiting: deque[Delivery | Commitment] = deque()
         self._sent: deque[tuple[int, int, Delivery | None]] = deque()  # (number, region, delivery or None if a part)
-        self._unseen: deque[tuple[int, Delivery]] = deque()
+        self._unseen = Unseen()
         self._number = 0
         self._pumping = False  # a batch will be copied at the loop's next turn
         self._released = False  # abandoned or finished: what a callback still brings is nobody's
@@ -134,8 +135,8 @@ class ProcessOutlet(Outlet):
                     self._free.append(region)
                     assert delivery is not None
                     delivery.written()
-                    self._unseen.append((sent, delivery))
-                self._show(flushed)
+                    self._unseen.add(sent, delivery.shown)
+                self._unseen.show(flushed)
                 if not self._opened.done():
                     self._opened.set_result(None)
                 if not self._pumping:
@@ -147,17 +148,13 @@ class ProcessOutlet(Outlet):
                 self.kept(position)
             case SinkClosed(rows, _, left_out):
                 self.note(rows, left_out)
-                self._show(self._number)
+                self._unseen.show_rest()
                 if not self._closed.done():
                     self._closed.set_result(None)
             case Failed():
                 self._fail(error_of(message))
             case _:
                 self._fail(EngineError(f"a sink's process sent {message}"))
-
-    def _show(self, flushed: int) -> None:
-        while self._unseen and self._unseen[0][0] <= flushed:
-            self._unseen.popleft()[1].shown()
 
     def _fail(self, error: Exception) -> None:
         if not self._failed.done():
