@@ -45,12 +45,12 @@ async def soon(condition: Callable[[], bool]) -> None:
 class Keeper:
     """Stands for the engine: takes batches, and says when they are safe."""
 
-    def __init__(self, source: TCP, clock: Any = None) -> None:
+    def __init__(self, source: TCP, clock: Any = None, **lent: Any) -> None:
         self.source = source
         self.letters: list[DeadLetter] = []
         self.values: list[list[int]] = []
         """Of each batch, the values in it."""
-        self.context = SourceContext(clock or SystemClock(), self.letters.append)
+        self.context = SourceContext(clock or SystemClock(), self.letters.append, **lent)
         self.task = asyncio.ensure_future(self._take())
 
     async def _take(self) -> None:
@@ -76,10 +76,10 @@ class Keeper:
 
 @contextlib.asynccontextmanager
 async def kept(
-    source: TCP, clock: Any = None
+    source: TCP, clock: Any = None, **lent: Any
 ) -> AsyncIterator[tuple[Keeper, asyncio.StreamReader, asyncio.StreamWriter]]:
     """A source with one sender."""
-    keeper = Keeper(source, clock)
+    keeper = Keeper(source, clock, **lent)
     await source.wait_listening()
     reader, writer = await asyncio.open_connection(*source.address)
     try:
@@ -90,6 +90,34 @@ async def kept(
         await keeper.stop()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def test_lines_that_come_while_nothing_is_gained_by_them_are_one_batch() -> None:
+    """While the disk is busy they wait, as bytes; a whole read does not."""
+    disk = asyncio.Event()
+    asked = 0
+
+    async def busy() -> None:
+        nonlocal asked
+        asked += 1
+        await disk.wait()
+
+    async with kept(TCP(ack=True), gather=busy) as (keeper, _, writer):
+        writer.write(line(1))
+        await soon(lambda: asked == 1)
+        for number in (2, 3):
+            before = keeper.source.buffered
+            writer.write(line(number))
+            await soon(lambda before=before: keeper.source.buffered > before)
+        assert keeper.count == 0
+        disk.set()
+        await keeper.until(3)
+        assert keeper.values == [[1, 2, 3]]
+        disk.clear()
+        writer.write(b"".join(map(line, range(2_000))))
+        await soon(lambda: keeper.count >= 500)
+        disk.set()
+        await keeper.until(2_003)
 
 
 async def test_a_line_is_acknowledged_when_it_is_safe_and_no_sooner() -> None:

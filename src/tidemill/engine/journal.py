@@ -32,7 +32,7 @@ __all__ = ["Journal", "JournalStatistics"]
 
 Entry = RecordsEntry | ControlEntry
 
-_GROUP_S: Final = 0.002
+_GROUP_S: Final = 0.001
 """How long an entry waits at most for others to be synced together with it."""
 _UNSYNCED: Final = 16 << 20
 """Bytes that may wait to be synced before sources wait too."""
@@ -225,6 +225,12 @@ class Journal:
                 await asyncio.sleep(_GROUP_S)
         async with self._synced:
             self._synced.notify_all()
+
+    async def synced(self) -> None:
+        """Return at once, or when the sync that is under way has ended: no entry of now is on the disk any sooner."""
+        if self._syncing is not None and not self._syncing.done():
+            async with self._synced:
+                await self._synced.wait()
 
     async def settle(self) -> None:
         """Return when no thread syncs any more; raises nothing."""

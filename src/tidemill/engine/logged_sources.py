@@ -11,6 +11,7 @@ from tidemill.engine.journal import Journal
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.stopping import Stopping
 from tidemill.formats.entries import ControlEntry
+from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source
 
 __all__ = ["LoggedSources"]
@@ -56,4 +57,7 @@ class LoggedSources:
         async def give(batch: Batch) -> None:
             await self._journal.put(batch, source.name)
 
-        await self._reader.read(source, give=give, refuse=lambda letter: self._journal.refuse(letter, source.name))
+        def refuse(letter: DeadLetter) -> None:
+            self._journal.refuse(letter, source.name)
+
+        await self._reader.read(source, give=give, refuse=refuse, gather=self._journal.synced)

@@ -11,7 +11,7 @@ from typing import Final
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.letters import DeadLetter
-from tidemill.sources.base import Source, SourceContext
+from tidemill.sources.base import Source, SourceContext, at_once
 
 __all__ = ["SourceReader"]
 
@@ -37,6 +37,7 @@ class SourceReader:
         *,
         give: Callable[[Batch], Awaitable[object]],
         refuse: Callable[[DeadLetter], object],
+        gather: Callable[[], Awaitable[None]] = at_once,
     ) -> None:
         """Read until the source ends."""
         accepted = rejected = 0
@@ -49,7 +50,7 @@ class SourceReader:
                 fields = {"source": source.name, "rejected": rejected}
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain(), extra=fields)
 
-        stream = source.stream(SourceContext(self.clock, reject, self.held, self.stopping))
+        stream = source.stream(SourceContext(self.clock, reject, self.held, self.stopping, gather))
         try:
             async for batch in stream:
                 accepted += len(batch)

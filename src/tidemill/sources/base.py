@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +15,11 @@ from tidemill.letters import DeadLetter
 from tidemill.named import Named
 from tidemill.schema import Kind, Schema
 
-__all__ = ["Source", "SourceContext", "SourceStatistics"]
+__all__ = ["Source", "SourceContext", "SourceStatistics", "at_once"]
+
+
+async def at_once() -> None:
+    """Nothing is worth waiting for."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class SourceContext:
     """Tell how long the application's own code held the loop, in nanoseconds; the report shows it apart."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the run wants to end: stop reading from outside, yield what has been read, return."""
+    gather: Callable[[], Awaitable[None]] = at_once
+    """Wait as long as nothing is gained by yielding early, such as while the disk is busy with what came before. A source
+    that gathers what is pushed to it has fewer and larger batches that way."""
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,8 @@ class TCP(EdgedSource):
         try:
             async with inbox.until_stopping(context, stop):
                 while await inbox.filled():
+                    if inbox.size < READ // 2:
+                        await context.gather()
                     blocks = inbox.take(READ)
                     batch, letters = self._decode(blocks)
                     batch = self.accept(context, batch, letters + self._taken_lost())
