@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.column import Column, object_array
+from tidemill.core import keys
 from tidemill.core.keys import UNKNOWN, KeyTable, lane_of
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
@@ -56,6 +57,25 @@ def test_the_keys_taken_do_not_depend_on_batches(rows, cuts, max_keys):
         told = [expected.get(name, UNKNOWN) for name in names[start:stop]]
         assert shared.encode(Column(keyed("").kind, values[start:stop], texts=texts)).tolist() == told
         assert own.encode(keyed(*names[start:stop])).tolist() == told
+
+
+@given(
+    texts=st.lists(st.sampled_from([f"S{n}" for n in range(60)]) | st.just("\ud800"), max_size=120),
+    steps=st.integers(1, 7),
+    max_keys=st.integers(0, 70),
+)
+def test_keys_that_are_learned_in_steps_are_those_that_are_encoded_at_once(texts, steps, max_keys):
+    """A step has as many new sensors as were asked for; what follows is only looked up."""
+    at_once, in_steps = KeyTable(3, max_keys), KeyTable(3, max_keys)
+    distinct = list(dict.fromkeys(texts))
+    codes = [distinct.index(text) for text in texts]
+    column = Column(Kind.TEXT, np.array([*codes, -1], np.int32), texts=object_array(distinct))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_NEW_AT_ONCE", steps)
+        counts = [len(in_steps) for _ in in_steps.learn(column)]
+    assert all(after - before <= steps for before, after in itertools.pairwise([0, *counts]))
+    assert in_steps.encode(column).tolist() == at_once.encode(column).tolist()
+    assert in_steps.entries() == at_once.entries()
 
 
 def test_texts_that_no_row_uses_are_no_keys():

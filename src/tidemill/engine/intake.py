@@ -129,7 +129,11 @@ class Intake:
         entered = 0
         for start in range(0, len(batch), SLICE_RECORDS):
             await self._room.wait()
-            entered += self._put_slice(batch.slice(start, start + SLICE_RECORDS), source, wall_ns)
+            part = batch.slice(start, start + SLICE_RECORDS)
+            if self._place_by is None and part.key_column is not None:
+                for _ in self._keys.learn(part.key_column):
+                    await asyncio.sleep(0)
+            entered += self._put_slice(part, source, wall_ns)
             if len(batch) > SLICE_RECORDS:
                 await asyncio.sleep(0)
         return entered
