@@ -29,6 +29,9 @@ class SourceContext:
     """Tell how long the application's own code held the loop, in nanoseconds; the report shows it apart."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the run wants to end: stop reading from outside, yield what has been read, return."""
+    tells_kept: bool = True
+    """Whether a source that `acknowledges` is told what is kept. Without state nobody tells it: what was pulled from it is
+    all that can be known."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class SourceStatistics:
     rejected: int
     """Records handed to the dead letters so far."""
     connections: int = 0
+    skipped: int = 0
+    """What came and was passed over as the source's options say: messages that a broker had retained."""
 
 
 class Source(Named, abc.ABC):
@@ -108,6 +113,11 @@ class Source(Named, abc.ABC):
     @property
     def acknowledges(self) -> bool:
         """Whether it wants to be told what is `kept`. It yields empty batches too then, after rejects alone."""
+        return False
+
+    @property
+    def promises(self) -> bool:
+        """Whether its senders are promised that what it acknowledges is safe, so that it cannot run without state."""
         return False
 
     def kept(self, batches: int) -> None:
