@@ -57,19 +57,48 @@ def recordings() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Any]:
-    """A PostgreSQL server of these tests alone; its class is in the file beside this one."""
-    beside = Path(__file__).with_name("postgres_server.py")
-    spec = importlib.util.spec_from_file_location(beside.stem, beside)
+def _beside(name: str) -> Any:
+    """A module in a file beside this one."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    server = module.PostgresServer()
+    return module
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server of these tests alone; its class is in the file beside this one."""
+    server = _beside("postgres_server").PostgresServer()
     server.start()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> Iterator[Any]:
+    """A Mosquitto broker of these tests alone; its class is in the file beside this one."""
+    server = _beside("mosquitto_server").MosquittoServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def own_mosquitto() -> Iterator[Any]:
+    """Makes brokers of one test alone, which may be stopped and killed: ``own_mosquitto(setting=...)``."""
+    servers = []
+
+    def make(**settings: object) -> Any:
+        server = _beside("mosquitto_server").MosquittoServer(**settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in servers:
+        server.remove()
 
 
 # -- records of every shape that must come back as they came, for property tests ------------------------------

@@ -27,6 +27,7 @@ FLOORS = {
             "clock",
             "held",
             "files",
+            "tls",
         ),
         0,
     ),

@@ -24,12 +24,14 @@ _log = logging.getLogger("tidemill")
 class SourceReader:
     """What every source of a run is read with.
 
-    ``held`` is told how long the application's own code held the loop; a source ends once ``stopping`` is set.
+    ``held`` is told how long the application's own code held the loop; a source ends once ``stopping`` is set;
+    ``tells_kept`` is whether the run keeps state.
     """
 
     clock: Clock
     held: Callable[[int], None]
     stopping: asyncio.Event
+    tells_kept: bool = True
 
     async def read(
         self,
@@ -50,7 +52,7 @@ class SourceReader:
                 fields = {"source": source.name, "rejected": rejected}
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain(), extra=fields)
 
-        stream = source.stream(SourceContext(self.clock, reject, self.held, self.stopping, gather))
+        stream = source.stream(SourceContext(self.clock, reject, self.held, self.stopping, gather, self.tells_kept))
         try:
             async for batch in stream:
                 accepted += len(batch)

@@ -88,7 +88,7 @@ class Run:
         self._state = state_of(pipeline, state)
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
-        self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked)
+        self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()

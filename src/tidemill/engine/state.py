@@ -65,7 +65,7 @@ def state_of(pipeline: Pipeline, asked: bool | str | Path | State | None) -> Sta
         asked = not pipeline.finite
     if asked is False:
         for source in pipeline.sources:
-            if source.acknowledges:
+            if source.promises:
                 raise PlanError(
                     f"the source {source.name} acknowledges what is safe on the disk, and this run keeps no state; leave "
                     "out ack=True, or let the run keep state."

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from tidemill.sources.frame import Frame as Frame
     from tidemill.sources.host import Host as Host
     from tidemill.sources.lines import Lines as Lines
+    from tidemill.sources.mqtt import MQTT as MQTT
     from tidemill.sources.records import Records as Records
     from tidemill.sources.replay import Replay as Replay
     from tidemill.sources.synthetic import Synthetic as Synthetic
     from tidemill.sources.tcp import TCP as TCP
 
 __all__ = [
+    "MQTT",
     "TCP",
     "DeadLetters",
     "Frame",
@@ -37,6 +39,7 @@ _HOMES = {
     "Frame": "frame",
     "Host": "host",
     "Lines": "lines",
+    "MQTT": "mqtt",
     "Records": "records",
     "Replay": "replay",
     "Source": "base",

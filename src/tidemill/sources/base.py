@@ -36,6 +36,9 @@ class SourceContext:
     gather: Callable[[], Awaitable[None]] = at_once
     """Wait as long as nothing is gained by yielding early, such as while the disk is busy with what came before. A source
     that gathers what is pushed to it has fewer and larger batches that way."""
+    tells_kept: bool = True
+    """Whether a source that `acknowledges` is told what is kept. Without state nobody tells it: what was pulled from it is
+    all that can be known."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class SourceStatistics:
     rejected: int
     """Records handed to the dead letters so far."""
     connections: int = 0
+    skipped: int = 0
+    """What came and was passed over as the source's options say: messages that a broker had retained."""
 
 
 class Source(Named, abc.ABC):
@@ -115,6 +120,11 @@ class Source(Named, abc.ABC):
     @property
     def acknowledges(self) -> bool:
         """Whether it wants to be told what is `kept`. It yields empty batches too then, after rejects alone."""
+        return False
+
+    @property
+    def promises(self) -> bool:
+        """Whether its senders are promised that what it acknowledges is safe, so that it cannot run without state."""
         return False
 
     def kept(self, batches: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
@@ -13,10 +13,12 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
-__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "pause", "pieces"]
+__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "pause", "pieces", "until_told"]
 
 MOST_RECORDS: Final = 8_192
 """Records of one batch; a batch that the user made may have four times as many."""
+_LAST_S: Final = 2.0
+"""How long the end of a run waits for the last acknowledgements, which a log of batches gives in milliseconds."""
 
 
 class EdgedSource(Source):
@@ -118,3 +120,16 @@ async def pause(context: SourceContext, seconds: float) -> None:
     finally:
         sleeping.cancel()
         stopping.cancel()
+
+
+async def until_told(context: SourceContext, waiting: Callable[[], bool], told: asyncio.Event) -> None:
+    """Wait until all that was read is safe, so that senders hear of it, but not for ever. ``told`` is set each time more is."""
+    ending = asyncio.ensure_future(context.clock.sleep(_LAST_S))
+    try:
+        while waiting() and not ending.done():
+            told.clear()
+            telling = asyncio.ensure_future(told.wait())
+            await asyncio.wait({telling, ending}, return_when=asyncio.FIRST_COMPLETED)
+            telling.cancel()
+    finally:
+        ending.cancel()

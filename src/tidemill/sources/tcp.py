@@ -18,15 +18,13 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.edged import EdgedSource, checked_limit
+from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.tcp_connection import READ, Block, Connection
 
 __all__ = ["TCP"]
 
 _BACKLOG: Final = 4_096
-_LAST_S: Final = 2.0
-"""How long the end of a run waits for the last acknowledgements, which a log of batches gives in milliseconds."""
 
 
 class TCP(EdgedSource):
@@ -126,6 +124,10 @@ class TCP(EdgedSource):
     def acknowledges(self) -> bool:
         return self.ack
 
+    @property
+    def promises(self) -> bool:
+        return self.ack
+
     def kept(self, batches: int) -> None:
         for connection, count in self._pending.kept(batches).items():
             connection.acknowledge(count)
@@ -169,7 +171,7 @@ class TCP(EdgedSource):
                     if len(batch) or self.ack:
                         yield batch
                     await asyncio.sleep(0)
-                await self._last_acknowledgements(context)
+                await until_told(context, lambda: self._pending.waiting, self._told)
         finally:
             self._connected = False
             self._started.clear()
@@ -190,18 +192,6 @@ class TCP(EdgedSource):
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
         batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
-
-    async def _last_acknowledgements(self, context: SourceContext) -> None:
-        """Wait until all that was read is safe, so that the senders hear of it, but not for ever."""
-        waiting = asyncio.ensure_future(context.clock.sleep(_LAST_S))
-        try:
-            while self._pending.waiting and not waiting.done():
-                self._told.clear()
-                told = asyncio.ensure_future(self._told.wait())
-                await asyncio.wait({told, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                told.cancel()
-        finally:
-            waiting.cancel()
 
     def _taken_lost(self) -> list[DeadLetter]:
         lost, self._lost = self._lost, []

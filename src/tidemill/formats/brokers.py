@@ -1,0 +1,99 @@
+"""Where a broker of MQTT is, and what its refusals mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from tidemill.errors import PlanError
+
+__all__ = ["VERSIONS", "Broker", "broker_of", "refusal"]
+
+VERSIONS: Final = ("5", "3.1.1")
+_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker's address, and who comes."""
+
+    host: str
+    port: int
+    tls: bool
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """Which broker it is, with nothing of who may use it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def broker_of(url: object, username: str | None = None, password: str | None = None) -> Broker:
+    """The broker of a URL. Raises `PlanError` that does not show it: there may be a password in it.
+
+    >>> print(broker_of("mqtts://me:s3cret@plant.example"), broker_of("mqtt://localhost:1884").port)
+    mqtts://plant.example:8883 1884
+    """
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in _PORTS or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise PlanError("The address of MQTT(...) must be mqtt://host:1883, or mqtts://host:8883 for TLS.")
+    if username is None and parts.username is not None:
+        username = unquote(parts.username)
+    if password is None and parts.password is not None:
+        password = unquote(parts.password)
+    if password is not None and username is None:
+        raise PlanError("MQTT(...) has a password and no username=.")
+    return Broker(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
+
+
+_WHO: Final = "check username and password"
+_OLD: Final = 'it does not speak this version of MQTT; try version="3.1.1"'
+_ID: Final = "it does not take this client_id; choose another one"
+_LASTING: Final = {
+    1: _OLD,
+    2: _ID,
+    4: f"the username or password is wrong; {_WHO}",
+    5: f"not authorized; {_WHO}",
+    132: _OLD,
+    133: _ID,
+    134: f"the username or password is wrong; {_WHO}",
+    135: f"not authorized; {_WHO}",
+    138: "this client is banned; ask whoever runs the broker",
+    140: f"it wants another way of proving who one is; {_WHO}",
+}
+"""Reason codes of both versions that stay so until somebody changes something."""
+_PASSING: Final = {
+    3: "it is not available at the moment",
+    128: "it gave no reason",
+    136: "it is not available at the moment",
+    137: "it is busy",
+    139: "it is shutting down",
+    141: "it heard nothing from us for too long",
+    142: "another client with the same client_id has taken over; give each run one of its own",
+    143: "the topic filter is not valid there",
+    145: "a packet identifier was in use",
+    147: "more messages than agreed were under way",
+    149: "a packet was too large for it",
+    151: "a quota is used up",
+    152: "an administrator has ended the connection",
+    158: "it does not support shared subscriptions",
+    159: "it takes no more connections at the moment",
+    162: "it does not support wildcards in subscriptions",
+}
+
+
+def refusal(code: int) -> tuple[str, bool]:
+    """What a reason code means, and whether it stays so until somebody changes something.
+
+    >>> refusal(137), refusal(5)[1]
+    (('it is busy', False), True)
+    """
+    if code in _LASTING:
+        return _LASTING[code], True
+    return _PASSING.get(code, f"its reason code is {code}"), False

@@ -1,0 +1,193 @@
+"""One message → the readings in it: a number, a JSON object, or many of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from tidemill.errors import PlanError
+from tidemill.formats.lines import text_of
+from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
+
+__all__ = ["BadReading", "PayloadReader"]
+
+_DECODER: Final = msgspec.json.Decoder()
+_NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_LONGEST_NUMBER: Final = 64
+_STEP: Final = re.compile(r"""(?:^|\.)([^.\[\]"]+)|\[(\d{1,6})\]|(\[\*\])|\["([^"]+)"\]""")
+
+
+class _Each:
+    """The step of a path that goes into every item of a list."""
+
+
+_EACH: Final = _Each()
+Step = str | int | _Each
+Steps = tuple[Step, ...]
+_NOTHING: Final = object()
+
+
+class BadReading(msgspec.Struct, frozen=True):
+    """A reading, or a whole message, that is no record."""
+
+    reason_code: str
+    reason: str
+    raw: Any
+
+
+class PayloadReader:
+    """Reads payloads; never raises for one.
+
+    Without ``value``: a number becomes ``{"value": 51.3}``, a JSON object is a record, and each number or object of a
+    JSON array is one. ``value`` is where in the JSON the value is (``"data.temp"``, ``"list[0].t"``,
+    ``'["odd.name"].t'``), or a path for each column: then a record has these columns and no others. With ``[*]`` there
+    is a record for each item of that list; paths without it give all of them the same.
+
+    Raises `PlanError` for what is no path.
+
+    >>> PayloadReader().read(b"51.3"), PayloadReader("data.temp").read(b'{"data": {"temp": 20}}')
+    (([{'value': 51.3}], []), ([{'value': 20}], []))
+    >>> reader = PayloadReader({"rssi": "rxInfo[*].rssi", "frame": "fCnt"})
+    >>> reader.read(b'{"fCnt": 7, "rxInfo": [{"rssi": -90}, {"rssi": -71}]}')[0]
+    [{'rssi': -90, 'frame': 7}, {'rssi': -71, 'frame': 7}]
+    """
+
+    def __init__(self, value: str | Mapping[str, str] | None = None) -> None:
+        paths = {"value": value} if isinstance(value, str) else dict(value or {})
+        steps = {column: _parsed(path) for column, path in paths.items()}
+        self._paths = paths
+        self._each: Steps | None = None
+        """The way to the list whose items are readings."""
+        for column, made in steps.items():
+            if _EACH in made:
+                before = made[: made.index(_EACH)]
+                if self._each not in (None, before) or _EACH in made[len(before) + 1 :]:
+                    raise PlanError(
+                        f"value={paths[column]!r} of MQTT goes into a second list by [*]; all paths must go into one "
+                        "list, once."
+                    )
+                self._each = before
+        into = 0 if self._each is None else len(self._each) + 1
+        self._columns = [
+            (column, made[into:], True) if _EACH in made else (column, made, False) for column, made in steps.items()
+        ]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that paths are given for."""
+        return tuple(self._paths)
+
+    def read(self, payload: bytes) -> tuple[list[dict[str, Any]], list[BadReading]]:
+        """The readings of a message, and what in it is none; together at least one."""
+        try:
+            message = _DECODER.decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            number = _number(payload)
+            if number is None:
+                return [], [BadReading(*_reason(error, payload), text_of(payload))]
+            message = number
+        if self._columns:
+            return self._by_path(message, payload)
+        if type(message) is dict:
+            return [message], []
+        items = message if type(message) is list else [message]
+        rows: list[dict[str, Any]] = []
+        bad: list[BadReading] = []
+        for item in items:
+            if type(item) is dict:
+                rows.append(item)
+            elif type(item) is float or type(item) is int:
+                rows.append({"value": item})
+            else:
+                reason = "the reading is neither a number nor a JSON object"
+                bad.append(BadReading(MALFORMED, reason, text_of(msgspec.json.encode(item))))
+        return _at_least_one(rows, bad, payload)
+
+    def _by_path(self, message: Any, payload: bytes) -> tuple[list[dict[str, Any]], list[BadReading]]:
+        rows: list[dict[str, Any]] = []
+        bad: list[BadReading] = []
+        for item in self._items(message):
+            row = {}
+            for column, steps, of_item in self._columns:
+                found = _found(item if of_item else message, steps)
+                if found is not _NOTHING:
+                    row[column] = found
+            if row:
+                rows.append(row)
+            else:
+                bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(payload)))
+        return _at_least_one(rows, bad, payload)
+
+    def _items(self, message: Any) -> Iterator[Any]:
+        if self._each is None:
+            yield message
+            return
+        items = _found(message, self._each)
+        yield from items if type(items) is list else [_NOTHING]
+
+    @property
+    def _nothing(self) -> str:
+        return f"the message has nothing at {' or '.join(map(repr, self._paths.values()))}"
+
+
+def _at_least_one(
+    rows: list[dict[str, Any]], bad: list[BadReading], payload: bytes
+) -> tuple[list[dict[str, Any]], list[BadReading]]:
+    if not rows and not bad:
+        bad = [BadReading(MALFORMED, "the message holds an empty list and no reading", text_of(payload))]
+    return rows, bad
+
+
+def _found(item: Any, steps: Steps) -> Any:
+    for step in steps:
+        of_object = type(step) is str and type(item) is dict and step in item
+        if not of_object and not (type(step) is int and type(item) is list and step < len(item)):
+            return _NOTHING
+        item = item[step]
+    return item
+
+
+def _number(payload: bytes) -> float | None:
+    """Numbers as devices write them, which JSON does not know: ``+5``, ``.5``, ``007``."""
+    text = payload.strip()
+    if len(text) > _LONGEST_NUMBER or not _NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _reason(error: Exception, payload: bytes) -> tuple[str, str]:
+    if not payload.strip():
+        return MALFORMED, "the message is empty"
+    if isinstance(error, RecursionError):
+        return MALFORMED, "the message is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return MALFORMED, "the message is not UTF-8"
+    if "Number out of range" in str(error):
+        return INFINITE, "the message holds a number that is too large for a float"
+    if b"Infinity" in payload:
+        return INFINITE, "the message holds Infinity, which is not a number in JSON"
+    if b"nan" in payload.lower():
+        return MALFORMED, "the message holds NaN, which JSON does not know; send null, or nothing"
+    return MALFORMED, "the message is neither a number nor JSON"
+
+
+def _parsed(path: Any) -> Steps:
+    steps: list[Step] = []
+    place = 0
+    while isinstance(path, str) and place < len(path):
+        found = _STEP.match(path, place)
+        if found is None:
+            break
+        name, index, each, quoted = found.groups()
+        steps.append(_EACH if each else int(index) if index else name or quoted)
+        place = found.end()
+    if not steps or place < len(path):
+        raise PlanError(
+            f"value={path!r} of MQTT is no path into JSON such as 'data.temp', 'list[0].t' or 'rxInfo[*].rssi'."
+        )
+    return tuple(steps)

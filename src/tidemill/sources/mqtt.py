@@ -1,0 +1,402 @@
+"""`MQTT`: messages from a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.core.backoff import Backoff
+from tidemill.durations import duration_ns
+from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
+from tidemill.formats.brokers import VERSIONS, broker_of
+from tidemill.formats.lines import shown, text_of
+from tidemill.formats.payloads import PayloadReader
+from tidemill.formats.topics import TopicPattern
+from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
+from tidemill.schema import Field, Kind, Schema
+from tidemill.sources.acknowledgements import Acknowledgements
+from tidemill.sources.base import SourceContext, SourceStatistics
+from tidemill.sources.edged import EdgedSource, checked_limit, pause, until_told
+from tidemill.sources.inbox import Inbox
+from tidemill.tls import client_context
+
+if TYPE_CHECKING:
+    from tidemill.sources.mqtt_client import Message
+    from tidemill.sources.mqtt_connection import Block, Connection, Session
+
+__all__ = ["MQTT"]
+
+_TAKEN: Final = 1 << 16
+"""Bytes of messages, with their overhead, that are decoded in one turn of the loop."""
+_ROWS: Final = 1_000
+"""Records that become one batch in one turn of the loop."""
+_TOPICS: Final = 100_000
+"""Topics whose columns are remembered."""
+_UNNAMED_EXPIRY_S: Final = 3_600
+"""For how long the session of a run without a client_id outlives its connection: while it connects anew."""
+_log = logging.getLogger("tidemill")
+
+
+class MQTT(EdgedSource):
+    """Messages from a broker, MQTT 5 and 3.1.1.
+
+    ``url``             ``"mqtt://host:1883"``, ``"mqtts://host:8883"`` for TLS
+    ``topics``          one pattern or several: ``"plant/{site}/{sensor}"`` binds the columns ``site`` and ``sensor``, each
+                        to one level of the topic; ``+`` and ``#`` match without binding, ``"$share/group/plant/{sensor}"``
+                        shares the messages with the other subscribers of the group
+    ``value``           where in a JSON payload the value is: ``"data.temp"``; or a path for each column:
+                        ``{"rssi": "rxInfo[*].rssi", "frame": "fCnt"}``, with ``[*]`` for a record of each item of a list
+    ``qos``             0, 1 (default) or 2: what the broker is asked for; a message comes with the lower one of this and
+                        its publisher's
+    ``retained``        ``"skip"`` (default) passes over what the broker had retained before the subscription, and counts
+                        it; ``"take"`` takes it as a reading
+    ``client_id``       gives the session a name, so that the broker keeps it, and what comes for it, while no run is there;
+                        each run needs one of its own. Without it, what is published between two runs does not come
+    ``clean_start``     have the broker forget what it has kept for ``client_id`` (under 3.1.1 at each connection)
+    ``session_expiry``  how long it keeps it, from MQTT 5 on (``"7d"``)
+    ``version``         ``"5"`` (default) or ``"3.1.1"``
+    ``username``, ``password``  may also be in the address; never shown
+    ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
+    ``limit``           bytes of one message, topic included; a longer one is rejected, and never held whole
+    ``buffer``          bytes of messages that wait to be decoded; above, the connection is not read, so that the broker waits
+
+    A payload is a number (``51.3``), a JSON object (a record), or a JSON array of these (a record each). The columns of the
+    topic come first, and replace fields of their names. A record without the default key field belongs to a sensor named
+    by its topic; ``key=`` may use ``{topic}``. One without the default time field gets the time of its arrival.
+
+    Delivery: in the broker's order. With QoS 1 or 2 and state, a message is acknowledged when it is in the ingest log, on
+    the disk, and not before: everything that the broker has taken is worked on at least once, over crashes of either side,
+    if the broker keeps the session (``client_id``). A message comes twice when an acknowledgement was lost with a connection,
+    or with us; `Dedup` drops the second. What is rejected is acknowledged too: it is safe among the dead letters.
+    Without state, a message is acknowledged when it was taken in, and what is in flight is lost with us. QoS 0 is at most once.
+
+    A lost connection is tried again with growing pauses, for ever, and each time the log says why. What the broker refuses at
+    the first connection (password, certificate, topic) ends the run, with an `InputError`; later it is tried again.
+
+    >>> source = MQTT("mqtt://localhost", "plant/{site}/{sensor}", value="data.temp")
+    >>> source.topics, source.peek()
+    (('plant/{site}/{sensor}',), Schema(site: text, sensor: text, ...))
+    """
+
+    push = True
+    finite = False
+    arrival = True
+    fallback = "topic"
+
+    def __init__(
+        self,
+        url: str,
+        topics: str | Sequence[str],
+        *,
+        value: str | Mapping[str, str] | None = None,
+        qos: int = 1,
+        retained: str = "skip",
+        client_id: str | None = None,
+        clean_start: bool = False,
+        session_expiry: str | float = "7d",
+        version: str = "5",
+        username: str | None = None,
+        password: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        cert_key: str | os.PathLike[str] | None = None,
+        limit: int = 256 << 10,
+        buffer: int = 4 << 20,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        self._broker = broker_of(url, username, password)
+        self._patterns = [TopicPattern(each) for each in ([topics] if isinstance(topics, str) else topics)]
+        if not self._patterns:
+            raise PlanError("topics= of MQTT is empty; name at least one topic.")
+        if qos not in (0, 1, 2) or isinstance(qos, bool):
+            raise PlanError(f"qos={qos!r} of MQTT must be 0, 1 or 2.")
+        if retained not in ("skip", "take"):
+            raise PlanError(f'retained={retained!r} of MQTT must be "skip" or "take".')
+        if version not in VERSIONS:
+            raise PlanError(f"version={version!r} of MQTT must be {' or '.join(map(repr, VERSIONS))}.")
+        if client_id is not None and (not isinstance(client_id, str) or not 1 <= len(client_id.encode()) <= 65_535):
+            raise PlanError(f"client_id={client_id!r} of MQTT must be a text.")
+        if clean_start and client_id is None:
+            raise PlanError("clean_start=True of MQTT needs a client_id=; without one each run starts clean.")
+        if not self._broker.tls and (ca is not None or cert is not None):
+            raise PlanError("ca= and cert= of MQTT are for TLS; write mqtts:// in the address.")
+        if buffer < 1:
+            raise PlanError(f"buffer={buffer!r} of MQTT must be a number of bytes above 0.")
+        self.qos = qos
+        self.retained = retained
+        self.client_id = client_id
+        self.clean_start = clean_start
+        self.version = version
+        self.limit = checked_limit(limit, "MQTT")
+        self.buffer = buffer
+        self._expiry_s = duration_ns(session_expiry, name="session_expiry of MQTT", zero=True) // 10**9
+        self._payloads = PayloadReader(value)
+        self._certificates = (ca, cert, cert_key)
+        self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
+        self._skipped = 0
+        self._connection: Connection | None = None
+        self._inbox: Inbox[Block] | None = None
+        self._pending: Acknowledgements[Connection] = Acknowledgements()
+        self._yielded = 0
+        self._told = asyncio.Event()
+        self._subscribed = asyncio.Event()
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The patterns."""
+        return tuple(pattern.pattern for pattern in self._patterns)
+
+    def __repr__(self) -> str:
+        return f"MQTT({str(self._broker)!r}, {list(self.topics)!r})"
+
+    def check(self) -> None:
+        """The library and the certificates are there. A broker that is not may come yet: it is not asked."""
+        _require_library()
+        self._tls()
+
+    def peek(self) -> Schema:
+        bound = dict.fromkeys(name for pattern in self._patterns for name in pattern.names)
+        fields = {name: Field(name, self.columns.get(name, Kind.TEXT)) for name in bound}
+        fields |= {name: Field(name, kind) for name, kind in self.columns.items() if name not in fields}
+        return Schema(fields.values(), open=True)
+
+    def statistics(self) -> SourceStatistics:
+        return SourceStatistics(
+            self.name, self._connected, self._records, self._rejected, int(self._connected), self._skipped
+        )
+
+    async def wait_subscribed(self) -> None:
+        """Return once the broker has taken the subscriptions."""
+        await self._subscribed.wait()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of messages that wait here to be decoded."""
+        return self._inbox.size if self._inbox is not None else 0
+
+    @property
+    def acknowledges(self) -> bool:
+        return self.qos > 0
+
+    def kept(self, batches: int) -> None:
+        for connection, count in self._pending.kept(batches).items():
+            connection.acknowledge(count)
+        self._told.set()
+
+    # -- the run -----------------------------------------------------------------------------------------
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        _require_library()
+        inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
+        self._inbox = inbox
+        self._pending = Acknowledgements()
+        self._yielded = 0
+        staying = asyncio.ensure_future(self._stay_connected(context, inbox))
+        staying.add_done_callback(lambda _: inbox.close())
+        try:
+            async with inbox.until_stopping(context, self._pause):
+                while await inbox.filled():
+                    async for batch in self._batches(context, inbox.take(_TAKEN)):
+                        yield batch
+                        if not context.tells_kept and self.acknowledges:
+                            self.kept(self._yielded)
+                    await asyncio.sleep(0)
+            if staying.done():
+                staying.result()  # a refusal for good
+            await until_told(context, lambda: self._pending.waiting, self._told)
+        finally:
+            staying.cancel()
+            await asyncio.gather(staying, return_exceptions=True)
+
+    async def _batches(self, context: SourceContext, blocks: list[Block]) -> AsyncIterator[Batch]:
+        """What these blocks hold, in batches that are made in one turn of the loop each; the last one stands for them."""
+        counts = {block.sender: block.count for block in blocks}
+        made: Batch | None = None
+        for rows, known, wall_ns, letters in self._pieces(blocks):
+            if made is not None:
+                self._note({})
+                yield made
+                await asyncio.sleep(0)
+            batch, more = self.edge.rows(
+                rows, arrived_ns=blocks[0].arrived_ns, wall_ns=np.array(wall_ns, np.int64), known=known, parsed=True
+            )
+            made = self.accept(context, batch, letters + more)
+        if made is not None and (len(made) or self.acknowledges):
+            self._note(counts)
+            yield made
+
+    def _note(self, counts: Mapping[Connection, int]) -> None:
+        self._yielded += 1
+        self._pending.yielded(counts)
+
+    def _pieces(
+        self, blocks: list[Block]
+    ) -> Iterator[tuple[list[dict[str, Any]], list[Mapping[str, str]], list[int], list[DeadLetter]]]:
+        """Rows, what is known of each, when it came, and what is no row."""
+        rows: list[dict[str, Any]] = []
+        known: list[Mapping[str, str]] = []
+        wall_ns: list[int] = []
+        letters: list[DeadLetter] = []
+        for block in blocks:
+            for message in block.messages:
+                if message.again or self._passed_over(message):
+                    continue
+                bound = self._columns_of(message.topic)
+                if bound is None or len(message.payload) + len(message.topic) > self.limit:
+                    letters.append(self._refused(message, bound))
+                    continue
+                made, bad = self._payloads.read(message.payload)
+                columns, knows = bound
+                letters += [self.edge.refuse(each.reason_code, each.reason, each.raw, known=knows) for each in bad]
+                rows += [{**columns, **row, **columns} for row in made] if columns else made
+                known += [knows] * len(made)
+                wall_ns += [block.wall_ns] * len(made)
+                while len(rows) > _ROWS:
+                    yield rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS], letters
+                    letters = []
+                    del rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS]
+        yield rows, known, wall_ns, letters
+
+    def _passed_over(self, message: Message) -> bool:
+        if not message.retained or self.retained == "take":
+            return False
+        self._skipped += 1
+        if self._skipped == 1:
+            _log.info(
+                "source %s: passing over messages that the broker had retained; they may be old (retained='take' takes them)",
+                self.name,
+                extra={"source": self.name},
+            )
+        return True
+
+    def _columns_of(self, topic: bytes) -> tuple[dict[str, str], dict[str, str]] | None:
+        """The columns of a topic, and what is known of its records; None for one that nobody asked for."""
+        if topic in self._bound:
+            return self._bound[topic]
+        if len(self._bound) >= _TOPICS:
+            self._bound.clear()
+        found = None
+        try:
+            text = topic.decode()
+        except UnicodeDecodeError:
+            pass
+        else:
+            bound = next((b for pattern in self._patterns if (b := pattern.match(text)) is not None), None)
+            found = (bound, {"topic": text}) if bound is not None else None
+        self._bound[topic] = found
+        return found
+
+    def _refused(self, message: Message, bound: tuple[dict[str, str], dict[str, str]] | None) -> DeadLetter:
+        if bound is not None:
+            reason = f"the message is longer than {self.limit} bytes, its topic included"
+            return self.edge.refuse(OVERSIZE, reason, shown(message.payload), known={**bound[0], **bound[1]})
+        reason = "the topic is none of those asked for, or not UTF-8; was the session's name used with other topics?"
+        known = {"topic": text_of(message.topic)}
+        return self.edge.refuse(MALFORMED, reason, text_of(message.payload), known=known)
+
+    def _pause(self) -> None:
+        if self._connection is not None:
+            self._connection.pause()
+
+    def _resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+    # -- the connection ----------------------------------------------------------------------------------
+
+    async def _stay_connected(self, context: SourceContext, inbox: Inbox[Block]) -> None:
+        """Connect again and again, until cancelled. Raises `InputError` for what is refused at the first time."""
+        from tidemill.sources.mqtt_connection import Connection
+
+        backoff = Backoff()
+        half_way: set[int] = set()
+        made_id = f"tidemill-{secrets.token_hex(8)}"
+        ever = False
+        while True:
+            session = self._session(self.client_id or made_id, ever, half_way)
+            self._connection = connection = Connection(session, inbox.put, context.clock)
+            try:
+                await connection.open(resubscribe=not ever)
+                if inbox.paused or context.stopping.is_set():
+                    connection.pause()
+                self._say_connected(ever)
+                ever = True
+                backoff.connected(context.clock.monotonic_ns())
+                why = f"{self._broker} is gone: {await connection.lost}"
+            except OutsideError as error:
+                why = str(error)
+            except InputError as error:
+                if not ever:
+                    raise InputError(f"source {self.name}: {str(error).rstrip('.')}.") from None
+                why = str(error)
+            finally:
+                self._connected = False
+                await connection.close()
+            wait_s = backoff.failed(context.clock.monotonic_ns())
+            _log.warning(
+                "source %s: %s. Connecting again in %.1f s.",
+                self.name,
+                why.rstrip("."),
+                wait_s,
+                extra={"source": self.name},
+            )
+            await pause(context, wait_s)
+            if context.stopping.is_set():
+                return
+
+    def _say_connected(self, again: bool) -> None:
+        self._connected = True
+        self._subscribed.set()
+        _log.info(
+            "source %s: %s to %s", self.name, "connected again" if again else "connected", self._broker,
+            extra={"source": self.name},
+        )  # fmt: skip
+        if not again and self.client_id is None and self.qos:
+            _log.info(
+                "source %s: without client_id= the broker keeps nothing for it between two runs", self.name,
+                extra={"source": self.name},
+            )  # fmt: skip
+
+    def _session(self, client_id: str, again: bool, half_way: set[int]) -> Session:
+        from tidemill.sources.mqtt_connection import Session
+
+        five = self.version == "5"
+        named = self.client_id is not None
+        clean = (self.clean_start or not named) and not (five and again)
+        return Session(
+            broker=self._broker,
+            tls=self._tls(),
+            client_id=client_id,
+            five=five,
+            clean=clean,
+            expiry_s=self._expiry_s if named else _UNNAMED_EXPIRY_S,
+            leaves=named,
+            qos=self.qos,
+            filters=[pattern.filter for pattern in self._patterns],
+            limit=self.limit,
+            half_way=half_way,
+        )
+
+    def _tls(self) -> ssl.SSLContext | None:
+        return client_context(*self._certificates) if self._broker.tls else None
+
+
+def _require_library() -> None:
+    try:
+        import paho.mqtt.client  # noqa: F401
+    except ImportError:
+        raise MissingExtra("paho-mqtt", "mqtt", "Messages of MQTT") from None

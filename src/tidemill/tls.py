@@ -1,0 +1,58 @@
+"""TLS for clients: whom to trust, and what to show of oneself."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+from tidemill import files
+from tidemill.errors import InputError, PlanError
+
+__all__ = ["client_context", "refused_certificate"]
+
+PathLike = str | os.PathLike[str]
+
+
+def client_context(
+    ca: PathLike | None = None, cert: PathLike | None = None, cert_key: PathLike | None = None
+) -> ssl.SSLContext:
+    """Trust the certificates in ``ca`` and no others (default: those that the system trusts), with host names checked;
+    show ``cert``, whose private key is in the same file or in ``cert_key``. Blocks for a moment.
+
+    Raises `PlanError` for a ``cert_key`` without ``cert``, `InputError` for a file that cannot be used.
+    """
+    if cert_key is not None and cert is None:
+        raise PlanError("cert_key= is the private key of the certificate cert=, which is not given.")
+    made = ssl.create_default_context()
+    if ca is not None:
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody yet
+    for option, path in (("ca", ca), ("cert", cert), ("cert_key", cert_key)):
+        if path is not None and not files.absolute(path).is_file():
+            raise InputError(f"there is no file {path} ({option}=).")
+    try:
+        if ca is not None:
+            made.load_verify_locations(files.absolute(ca))
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(f"{ca} (ca=) holds no certificates in PEM form that can be read: {_said(error)}.") from None
+    try:
+        if cert is not None:
+            made.load_cert_chain(
+                files.absolute(cert),
+                files.absolute(cert_key) if cert_key is not None else None,
+                lambda: b"not a question",
+            )
+    except (ssl.SSLError, OSError) as error:
+        where = cert if cert_key is None else f"{cert} (cert=) and {cert_key} (cert_key=)"
+        raise InputError(f"{where} cannot be used as a certificate with its private key: {_said(error)}.") from None
+    return made
+
+
+def refused_certificate(error: ssl.SSLError) -> str:
+    """Why the certificate of the other side is not accepted; empty when that is not what happened."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return ""
+    return error.verify_message.rstrip(".")
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).rstrip(".")
