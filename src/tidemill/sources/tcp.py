@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.errors import OutsideError, PlanError
+from tidemill.errors import PlanError
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.letters import DeadLetter
@@ -20,11 +18,10 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.listening import BACKLOG, bound, checked_port
 from tidemill.sources.tcp_connection import READ, Block, Connection
 
 __all__ = ["TCP"]
-
-_BACKLOG: Final = 4_096
 
 
 class TCP(EdgedSource):
@@ -73,15 +70,13 @@ class TCP(EdgedSource):
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
-        if not isinstance(port, int) or not 0 <= port <= 65_535:
-            raise PlanError(f"port={port!r} of TCP must be a number from 0 (any free port) to 65535.")
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         self.host = host
         self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
         self.ack = ack
-        self._wanted_port = port
+        self._wanted_port = checked_port(port, "TCP")
         self._address: tuple[str, int] | None = None
         self._connections: set[Connection] = set()
         self._inbox: Inbox[Block] | None = None
@@ -112,7 +107,7 @@ class TCP(EdgedSource):
         return self._unfinished + (self._inbox.size if self._inbox is not None else 0)
 
     def check(self) -> None:
-        self._bound().close()
+        bound(self.host, self._wanted_port, "TCP").close()
 
     def peek(self) -> Schema:
         return self.declared(more=True)
@@ -141,7 +136,9 @@ class TCP(EdgedSource):
         self._inbox = inbox
         shared = memoryview(bytearray(READ))
         server = await loop.create_server(
-            lambda: Connection(self, inbox, context.clock, shared), sock=self._bound(), backlog=_BACKLOG
+            lambda: Connection(self, inbox, context.clock, shared),
+            sock=bound(self.host, self._wanted_port, "TCP"),
+            backlog=BACKLOG,
         )
         self._pending = Acknowledgements()
         self._address = server.sockets[0].getsockname()[:2]
@@ -204,28 +201,3 @@ class TCP(EdgedSource):
     def _resume(self) -> None:
         for connection in self._connections:
             connection.resume()
-
-    def _bound(self) -> socket.socket:
-        """A socket bound to the address. Raises `OutsideError` that says why there is none."""
-        try:
-            family, kind, proto, _, address = socket.getaddrinfo(
-                self.host or None, self._wanted_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-        except OSError as error:
-            raise OutsideError(f"TCP cannot listen on host {self.host!r}: {error.strerror or error}.") from None
-        bound = socket.socket(family, kind, proto)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-            if self._wanted_port:
-                bound.listen(_BACKLOG)  # a port that another program listens on is refused only here on some systems
-        except OSError as error:
-            bound.close()
-            if error.errno == errno.EADDRINUSE:
-                what = "is in use by another program; stop it or choose another port (0 takes a free one)"
-            elif error.errno == errno.EACCES:
-                what = "may not be used by this user; choose one above 1023"
-            else:
-                what = f"cannot be used: {error.strerror or error}"
-            raise OutsideError(f"TCP port {self._wanted_port} on {self.host} {what}.") from None
-        return bound
