@@ -14,8 +14,7 @@ WINDOWS: Final = ("copying", "position", "before", "unanswered")
 """Of a commit, by the message that is held: rows behind the first ones or the word that there are no more; the position; the
 word COMMIT on its way to the server; the server's word that it is done."""
 _MOST_BYTES: Final = 1 << 30
-_OURS: Final = b"application_name\0tidemill "
-_POOLED: Final = b"application_name\0a pooler "
+_NAMING: Final = b"set_config('application_name'"
 
 
 def _received(reader: BinaryIO) -> tuple[bytes, bytes] | None:
@@ -156,13 +155,16 @@ class Between:
         with contextlib.suppress(OSError), source.makefile("rb") as reader:
             if source is line.client:
                 (length,) = struct.unpack("!I", reader.read(4).rjust(4, b"\0"))
-                greeting = struct.pack("!I", length) + reader.read(max(length - 4, 0))
-                target.sendall(greeting.replace(_OURS, _POOLED) if self.pooled else greeting)
+                target.sendall(struct.pack("!I", length) + reader.read(max(length - 4, 0)))
+            naming = False
             while (received := _received(reader)) is not None:
                 kind, message = received
                 commits = line.commits
                 if (window := line.window(kind, message)) is not None:
                     self._hold_up(line, window, commits)
+                if naming and kind == b"B" and self.pooled:
+                    message = message.replace(b"tidemill ", b"a pooler ")
+                naming = _NAMING in message
                 target.sendall(message)
                 if kind == b"Z":
                     line.ready.set()

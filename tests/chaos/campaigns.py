@@ -46,7 +46,7 @@ CAMPAIGNS: dict[str, Kind] = {
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "postgres": Kind("R25", databases.struck_in_commits, 12, 250, 6, POSTGRES, ANY, databases.PostgresCampaign),
     "postgres-live": Kind(
-        "R25", live_databases.struck_on_line, 8, 240, 4, {"records": 0}, ANY, live_databases.LivePostgresCampaign
+        "R25", live_databases.struck_on_line, 6, 240, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
     ),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),

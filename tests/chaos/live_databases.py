@@ -9,7 +9,6 @@ from signal import SIGKILL
 from typing import Final
 
 import psycopg
-
 from tests.chaos.between import WINDOWS, Between
 from tests.chaos.databases import Servers, through
 from tests.chaos.family import Family, wait_for
