@@ -145,6 +145,7 @@ PLANTED: Final = {
 def outcome(name: str, folder: Path) -> tuple[bool, str]:
     """Whether the bug was caught by what has to catch it; and what that said."""
     planted = PLANTED[name]
+    folder.chmod(0o755)  # PostgreSQL has an account of its own, and its server is in there
     path = [str(ROOT / "tests" / "chaos" / "planting"), str(ROOT / "src"), str(ROOT)]
     environment = {
         **os.environ,
