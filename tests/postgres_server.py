@@ -98,10 +98,10 @@ class PostgresServer:
     def url(self, database: str = "postgres", *, user: str = USER, password: str = PASSWORD, query: str = "") -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}{query}"
 
-    def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        return psycopg.connect(self.url(), autocommit=True, **options)
+    def connect(self, database: str = "postgres", **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(self.url(database), autocommit=True, **options)
 
-    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        with self.connect() as connection:
+    def query(self, sql: str, values: tuple[Any, ...] = (), *, database: str = "postgres") -> list[tuple[Any, ...]]:
+        with self.connect(database) as connection:
             cursor = connection.execute(sql.encode(), values or None)
             return cursor.fetchall() if cursor.description else []

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crash_points, kills, scripts, stops, zombies
+from tests.chaos import crash_points, databases, kills, live_databases, scripts, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
 THREE = ("sqlite", "ndjson", "parquet")
 SMALL = {"records": 2_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
+POSTGRES = {"records": 4_000, "sinks": ("sqlite",), "checkpoint_s": 0.02}
 NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
 ANY = {"in_flight": 0.5, **NO_SHARES}
 """These say what they struck in the name of the strike."""
@@ -43,6 +44,10 @@ CAMPAIGNS: dict[str, Kind] = {
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
     "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 16_000}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
+    "postgres": Kind("R25", databases.struck_in_commits, 12, 1_600, 6, POSTGRES, ANY, databases.PostgresCampaign),
+    "postgres-live": Kind(
+        "R25", live_databases.struck_on_line, 6, 1_000, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
+    ),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
     "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
@@ -63,7 +68,11 @@ def campaign(name: str, folder: Path, *, long: bool = False, seed: int = SEED, s
     """Run one, and print what it did."""
     kind = {**CAMPAIGNS, **SMALL_CAMPAIGNS}[name]
     wanted = strikes or (kind.long if long else kind.short)
-    figures = kind.make(name, folder, **kind.setup).run(kind.one, strikes=wanted, seed=seed, each=kind.each)
+    made = kind.make(name, folder, **kind.setup)
+    try:
+        figures = made.run(kind.one, strikes=wanted, seed=seed, each=kind.each)
+    finally:
+        made.close()
     if strikes is None:
         figures.check(**kind.least)
     return figures

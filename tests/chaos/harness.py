@@ -135,7 +135,7 @@ class Campaign:
         return figures
 
     def _tried(self, one: Round, seed: int, most: int, figures: Figures) -> list[Strike]:
-        plant = self.plant.beside(f"round-{seed}")
+        plant = self.place(seed)
         strikes: list[Strike] = []
         try:
             strikes = one(self, plant, random.Random(seed), most, seed)
@@ -148,6 +148,13 @@ class Campaign:
         else:
             shutil.rmtree(plant.folder)
         return strikes
+
+    def place(self, seed: int) -> Plant:
+        """Where the round of a seed runs."""
+        return self.plant.beside(f"round-{seed}")
+
+    def close(self) -> None:
+        """What the campaign itself has started ends."""
 
     def start(self, plant: Plant) -> Family:
         """A start of the plant."""

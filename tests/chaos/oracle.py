@@ -12,6 +12,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,23 @@ def _of_parquet(plant: Plant) -> list[Row]:
 
 
 def _of_postgres(plant: Plant) -> list[Row]:
+    """In the order of the column ``place``, which is the test's own, and in SQLite's forms."""
     import psycopg
 
     with psycopg.connect(plant.more["PLANT_POSTGRES"]) as connection:
-        return connection.execute(f"SELECT * FROM {plant.more['PLANT_TABLE']} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
+        cursor = connection.execute("SELECT to_regclass(%s)", (plant.more["PLANT_TABLE"],))
+        if cursor.fetchone() == (None,):
+            return []
+        cursor = connection.execute(f"SELECT * FROM {plant.more['PLANT_TABLE']} ORDER BY place".encode())
+        assert cursor.description is not None
+        place = [column.name for column in cursor.description].index("place")
+        return [tuple(map(_as_in_sqlite, (*row[:place], *row[place + 1 :]))) for row in cursor]
+
+
+def _as_in_sqlite(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return (value - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1) * 1000
+    return int(value) if isinstance(value, bool) else value
 
 
 def _text(plant: Plant, name: str) -> Iterator[str]:

@@ -17,15 +17,15 @@ _NOTES = {"ndjson": "position.json", "ndjson.gz": "position.json", "csv": "posit
 
 def position(plant: Plant) -> int:
     """The least position that a sink has committed; 0 where that cannot be seen."""
-    return min((found for sink in plant.sinks if (found := position_of(plant, sink)) is not None), default=0)
+    return min((position_of(plant, sink) for sink in plant.sinks), default=0)
 
 
-def position_of(plant: Plant, sink: str) -> int | None:
-    """What one sink has committed; None of a database that is elsewhere."""
+def position_of(plant: Plant, sink: str) -> int:
+    """What one sink has committed."""
     if sink == "sqlite":
         return _of_sqlite(plant.folder / "rows.db")
     if sink == "postgres":
-        return None
+        return _of_postgres(plant.more["PLANT_POSTGRES"])
     return int(_note(_folder_of(plant, sink) / _NOTES[sink]).get("position", 0))
 
 
@@ -47,6 +47,15 @@ def _of_sqlite(path: Path) -> int:
             return found[0] or 0
         finally:
             connection.close()
+    return 0
+
+
+def _of_postgres(database: str) -> int:
+    import psycopg
+
+    with contextlib.suppress(psycopg.Error), psycopg.connect(database) as connection:
+        found = connection.execute("SELECT max(position) FROM tidemill_positions").fetchone()
+        return (found and found[0]) or 0
     return 0
 
 

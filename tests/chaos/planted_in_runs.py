@@ -106,6 +106,27 @@ def keep_letters() -> None:
     DeadLetterFile.__init__ = init  # type: ignore[method-assign]
 
 
+def let_anyone_write() -> None:
+    from tidemill.sinks import postgres_position
+
+    postgres_position._MOVE = "UPDATE {table} SET position = %s WHERE pipeline = %s AND sink = %s AND %s > 0"  # type: ignore[misc]
+
+
+def position_in_a_transaction_of_its_own() -> None:
+    from tidemill.sinks.postgres import BEGIN_KEPT, PostgreSQL
+
+    def commit(self: Any, position: int) -> None:
+        with self._refusals():
+            connection, _ = self._opened()
+            if self._began:
+                self._commit(connection)
+            connection.execute(BEGIN_KEPT)
+            self._position.move(connection, position)
+            self._commit(connection)
+
+    PostgreSQL.commit = commit  # type: ignore[method-assign]
+
+
 PLANTED: Final = {
     "what finds no room is dropped": Planted(drop_when_full, "small-lanes", 2),
     "a lane's successor does not take back what is half done": Planted(undo_nothing, "small-lanes", 12),
@@ -114,12 +135,17 @@ PLANTED: Final = {
     "the position is committed after the rows": Planted(position_after_rows, "small-crash-points", 12),
     "an input has ended when it is read": Planted(end_too_early, "small-engines", 8),
     "letters behind the checkpoint stay": Planted(keep_letters, "small-engines", 6),
+    "a database lets earlier starts write": Planted(let_anyone_write, "postgres", 12),
+    "a database has the position in a transaction of its own": Planted(
+        position_in_a_transaction_of_its_own, "postgres", 12
+    ),
 }
 
 
 def outcome(name: str, folder: Path) -> tuple[bool, str]:
     """Whether the bug was caught by what has to catch it; and what that said."""
     planted = PLANTED[name]
+    folder.chmod(0o755)  # PostgreSQL has an account of its own, and its server is in there
     path = [str(ROOT / "tests" / "chaos" / "planting"), str(ROOT / "src"), str(ROOT)]
     environment = {
         **os.environ,

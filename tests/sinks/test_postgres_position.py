@@ -177,6 +177,28 @@ def test_a_later_start_ends_the_sessions_of_earlier_ones(place: Any) -> None:
     assert (place.rows(), positions(place)) == (expected(LENGTH), [(2, LENGTH)])
 
 
+def test_starts_in_another_schema_are_left_alone_and_those_in_ones_own_are_not(new_place: Any) -> None:
+    """Of pipelines and sinks of the same names; it does not matter whether ``schema`` names it or the search path."""
+    one, other = new_place(), new_place()
+
+    def started(place: Any, epoch: int, schema: str | None = None) -> sinks.PostgreSQL:
+        address = place.server.url(query=f"?options=-csearch_path%3D{place.schema}")
+        return resumed(place, epoch, database=address, schema=schema)[0]
+
+    first = started(one, 1)
+    first.write(rows(0, 20))  # made the table, and holds it
+    with closing(started(other, 1)) as second:
+        second.write(rows(0, LENGTH))
+        second.commit(LENGTH)
+    first.commit(20)
+    assert (one.rows(), positions(one)) == (expected(20), [(1, 20)])
+    first.write(rows(20, 50))  # made a column, and holds the table
+    assert finish(one, 2, schema=one.schema) == 20
+    with closing(first), pytest.raises(OutsideError):
+        first.commit(50)
+    assert other.rows() == one.rows() == expected(LENGTH)
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_only_a_later_start_takes_over(place: Any, epoch: int) -> None:
     """The same one again, or an earlier one, is refused, and the one that has it goes on."""

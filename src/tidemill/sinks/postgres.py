@@ -181,21 +181,13 @@ class PostgreSQL(ProcessSink):
         self.close()
         self._schema = schema
         self._began = False
-        application = Position.application(self.schema, keeping.pipeline, self.name) if keeping else None
-        self._connection = connected(self._dsn, application)
+        self._connection = connected(self._dsn)
         position = None
         with self._refusals():
             found = found_table(self._connection, self._place, self.schema, self.table)
             self._position = None
-            if keeping is not None and application is not None:
-                self._position = Position(
-                    found.schema,
-                    keeping.pipeline,
-                    self.name,
-                    keeping.epoch,
-                    place=found.place,
-                    application=application,
-                )
+            if keeping is not None:
+                self._position = Position(found.schema, keeping.pipeline, self.name, keeping.epoch, place=found.place)
                 self._connection.execute(BEGIN_KEPT)
                 position = self._position.take(self._connection)
                 self._commit(self._connection)

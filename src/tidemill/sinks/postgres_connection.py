@@ -59,9 +59,8 @@ def shown(dsn: str) -> str:
     return f"postgresql://{server}/{database}"
 
 
-def connected(dsn: str, application: str | None = None) -> Connection:
-    """A connection without an open transaction, under the name ``application`` if it is to be found again by that.
-    What else the user's string says, or the environment, comes before what is ours.
+def connected(dsn: str) -> Connection:
+    """A connection without an open transaction. What the user's string says, or the environment, comes before what is ours.
 
     Raises `MissingExtra`, `PlanError` for a string that libpq cannot read, and what `named` makes of a refusal.
     """
@@ -85,8 +84,6 @@ def connected(dsn: str, application: str | None = None) -> Connection:
         "tcp_user_timeout": LOST_MS,
     }
     options: dict[str, Any] = {name: value for name, value in ours.items() if name not in given}
-    if application is not None:
-        options["application_name"] = application
     try:
         return psycopg.connect(
             dsn,

@@ -25,6 +25,7 @@ _TAKE: Final = """INSERT INTO {table} AS ours (pipeline, sink, epoch) VALUES (%s
 _MOVE: Final = "UPDATE {table} SET position = %s WHERE pipeline = %s AND sink = %s AND epoch = %s"
 _BEGUN: Final = """UPDATE {table} SET position = coalesce(position, 0)
     WHERE pipeline = %s AND sink = %s AND epoch = %s"""
+_NAME: Final = "SELECT set_config('application_name', %s, false)"
 _END_OTHERS: Final = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = %s AND usename = current_user AND datname = current_database()
     AND pid <> pg_backend_pid()"""
@@ -33,19 +34,12 @@ _END_OTHERS: Final = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 class Position:
     """One sink's row of `POSITIONS`, held by one start of its pipeline (the epoch)."""
 
-    def __init__(self, schema: str, pipeline: str, sink: str, epoch: int, *, place: str, application: str) -> None:
+    def __init__(self, schema: str, pipeline: str, sink: str, epoch: int, *, place: str) -> None:
         self._table = f"{quoted(schema)}.{quoted(POSITIONS)}"
         self._row = (pipeline, sink)
         self._epoch = epoch
         self._place = place
-        self._application = application
-
-    @staticmethod
-    def application(schema: str | None, pipeline: str, sink: str) -> str:
-        """What the server calls the sessions of this sink, and of no other."""
-        digest = hashlib.blake2b(repr((schema, pipeline, sink)).encode(), digest_size=8).hexdigest()
-        shown = "".join(letter for letter in sink if letter.isascii() and letter.isprintable())
-        return f"tidemill {digest} {shown}"[:MOST_BYTES].rstrip()
+        self._session = _session(schema, pipeline, sink)
 
     def take(self, connection: Connection) -> int | None:
         """Make the row this start's, and return the position in it: None when nothing was committed yet.
@@ -61,7 +55,8 @@ class Position:
         found = connection.execute(query.encode(), self._row).fetchone()
         if found is not None and found[0] >= self._epoch:
             raise self._taken_over()
-        connection.execute(_END_OTHERS, (self._application,))
+        connection.execute(_NAME, (self._session,))
+        connection.execute(_END_OTHERS, (self._session,))
         taken = connection.execute(_TAKE.format(table=self._table).encode(), (*self._row, self._epoch)).fetchone()
         if taken is None:
             raise self._taken_over()
@@ -90,3 +85,10 @@ class Position:
             f"Another start of this pipeline has taken over its rows in {self._place}; nothing of this start "
             f"({self._epoch}) is written there any more."
         )
+
+
+def _session(schema: str, pipeline: str, sink: str) -> str:
+    """What the server calls the sessions of this sink, and of no other."""
+    digest = hashlib.blake2b(repr((schema, pipeline, sink)).encode(), digest_size=8).hexdigest()
+    shown = "".join(letter for letter in sink if letter.isascii() and letter.isprintable())
+    return f"tidemill {digest} {shown}"[:MOST_BYTES].rstrip()

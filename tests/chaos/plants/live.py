@@ -30,6 +30,7 @@ PLAN = tm.Plan(
 OPEN = {
     "sqlite": lambda: tm.sinks.SQLite("rows.db", name="sqlite"),
     "parquet": lambda: tm.sinks.Parquet("rows", name="parquet"),
+    "postgres": lambda: tm.sinks.PostgreSQL(os.environ["PLANT_POSTGRES"], os.environ["PLANT_TABLE"], name="postgres"),
     **{
         name: lambda name=name: tm.sinks.Lines(f"rows.{name}", name=name)
         for name in ("ndjson", "csv", "ndjson.gz", "csv.gz")

@@ -51,7 +51,7 @@ def sink(name: str) -> tm.sinks.Sink:
         case "parquet":
             return tm.sinks.Parquet("rows", name=name)
         case "postgres":
-            return tm.sinks.Postgres(os.environ["PLANT_POSTGRES"], table=os.environ["PLANT_TABLE"], name=name)
+            return tm.sinks.PostgreSQL(os.environ["PLANT_POSTGRES"], table=os.environ["PLANT_TABLE"], name=name)
     raise ValueError(name)
 
 
