@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tidemill.sources.dead_letters import DeadLetters as DeadLetters
     from tidemill.sources.frame import Frame as Frame
     from tidemill.sources.host import Host as Host
+    from tidemill.sources.http import HTTP as HTTP
     from tidemill.sources.lines import Lines as Lines
     from tidemill.sources.mqtt import MQTT as MQTT
     from tidemill.sources.records import Records as Records
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tidemill.sources.tcp import TCP as TCP
 
 __all__ = [
+    "HTTP",
     "MQTT",
     "TCP",
     "DeadLetters",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "DeadLetters": "dead_letters",
     "Frame": "frame",
+    "HTTP": "http",
     "Host": "host",
     "Lines": "lines",
     "MQTT": "mqtt",

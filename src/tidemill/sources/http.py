@@ -1,0 +1,261 @@
+"""`HTTP`: senders that post records."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tidemill.batch import Batch
+from tidemill.errors import InputError, MissingExtra, PlanError
+from tidemill.schema import Schema
+from tidemill.sources.acknowledgements import Acknowledgements
+from tidemill.sources.base import SourceContext, SourceStatistics
+from tidemill.sources.edged import EdgedSource, checked_limit, until_told
+from tidemill.sources.inbox import Inbox
+from tidemill.sources.listening import bound, checked_port, is_loopback
+
+if TYPE_CHECKING:
+    from tidemill.sources.http_server import Posted, Server
+
+__all__ = ["HTTP"]
+
+_TAKEN: Final = 1 << 16
+"""Bytes of bodies that become batches together."""
+_ROWS: Final = 1_000
+"""Records that become one batch in one turn of the loop."""
+
+
+class HTTP(EdgedSource):
+    """Records that are posted: ``POST /ingest`` with NDJSON, or with a JSON object or array (``Content-Type:
+    application/json``), also packed (``Content-Encoding: gzip``).
+
+    ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
+    ``path``            where to post to
+    ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
+                        loopback) there must be one
+    ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
+                        has a proxy that does it
+    ``limit``           bytes of one body, unpacked
+    ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
+
+    What is answered:
+
+    - 202: all records of the body are in the ingest log, on the disk; without state, they were taken in. One that is
+      complete JSON and no record (no time that can be read, no sensor) is safe among the dead letters, and no reason to send
+      the body again.
+    - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object. Nothing of the body was taken.
+    - 401 without the token, 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
+    - 429 with ``Retry-After`` when too much waits, 503 when the run ends. Nothing was taken, or not known to be safe.
+
+    A record without the default time field gets the time of its arrival. ``key=`` may use ``{peer_host}``, the sender's address.
+    `check` raises `OutsideError` when the port is in use.
+
+    Delivery: in order for a sender that waits for its answers. At least once for one that sends again what was not
+    answered with 202, when the answer was lost; `Dedup` drops the second.
+
+    >>> HTTP(port=8080).path
+    '/ingest'
+    """
+
+    push = True
+    finite = False
+    arrival = True
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        path: str = "/ingest",
+        token: str | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        cert_key: str | os.PathLike[str] | None = None,
+        plaintext: bool = False,
+        limit: int = 1 << 20,
+        buffer: int = 8 << 20,
+        key: str | None = None,
+        time: str | None = None,
+        columns: Mapping[str, object] | None = None,
+        tz: str = "UTC",
+        time_format: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        if not path.startswith("/"):
+            raise PlanError(f"path={path!r} of HTTP must begin with a slash.")
+        if token == "":
+            raise PlanError("token= of HTTP is empty; give one that nobody can guess, or leave it out.")
+        if not is_loopback(host):
+            if token is None:
+                raise PlanError(
+                    f"HTTP on {host!r} can be reached from other machines; give it a token= that senders must show, or listen "
+                    "on 127.0.0.1."
+                )
+            if cert is None and not plaintext:
+                raise PlanError(
+                    f"HTTP on {host!r} would send its token in the clear; give it cert= and cert_key=, or write "
+                    "plaintext=True if a proxy in front of it does TLS."
+                )
+        self.host = host
+        self.path = path
+        self.limit = checked_limit(limit, "HTTP")
+        self.buffer = checked_limit(buffer, "HTTP")
+        self._token = token
+        self._certificate = (cert, cert_key)
+        self._wanted_port = checked_port(port, "HTTP")
+        self._address: tuple[str, int] | None = None
+        self._inbox: Inbox[Posted] | None = None
+        self._pending: Acknowledgements[Posted] = Acknowledgements()
+        self._yielded = 0
+        self._told = asyncio.Event()
+        self._started = asyncio.Event()
+
+    @property
+    def port(self) -> int:
+        """The port listened on; before the run, the one asked for."""
+        return self._address[1] if self._address is not None else self._wanted_port
+
+    async def wait_listening(self) -> tuple[str, int]:
+        """Return host and port once bodies are taken."""
+        await self._started.wait()
+        return self.host, self.port
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of bodies that wait here."""
+        return self._inbox.size if self._inbox is not None else 0
+
+    def check(self) -> None:
+        _require_libraries()
+        self._tls()
+        bound(self.host, self._wanted_port, "HTTP").close()
+
+    def peek(self) -> Schema:
+        return self.declared(more=True)
+
+    def statistics(self) -> SourceStatistics:
+        return SourceStatistics(self.name, self._connected, self._records, self._rejected)
+
+    @property
+    def acknowledges(self) -> bool:
+        return True
+
+    def kept(self, batches: int) -> None:
+        for posted in self._pending.kept(batches):
+            posted.settle(safe=True)
+        self._told.set()
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
+        from tidemill.sources.http_server import Server
+
+        inbox: Inbox[Posted] = Inbox(self.buffer, _nothing, _nothing)
+        self._inbox = inbox
+        self._pending = Acknowledgements()
+        self._yielded = 0
+        listening = bound(self.host, self._wanted_port, "HTTP")
+        server = Server(inbox, context.clock, path=self.path, token=self._token, limit=self.limit, tls=self._tls())
+        serving = asyncio.ensure_future(server.serve_on(listening))
+        serving.add_done_callback(lambda _: inbox.close())
+        await asyncio.wait(
+            {serving, asyncio.ensure_future(server.listening.wait())}, return_when=asyncio.FIRST_COMPLETED
+        )
+        self._address = listening.getsockname()[:2]
+        self._connected = True
+        self._started.set()
+        try:
+            async with inbox.until_stopping(context, server.refuse_more):
+                while await inbox.filled():
+                    if inbox.size < _TAKEN // 2:
+                        await context.gather()
+                    for batch in self._batches(context, inbox.take(_TAKEN)):
+                        yield batch
+                        if not context.tells_kept:
+                            self.kept(self._yielded)
+                        await asyncio.sleep(0)
+                await until_told(context, lambda: self._pending.waiting, self._told)
+        finally:
+            self._connected = False
+            self._started.clear()
+            await self._end(server, serving)
+
+    async def _end(self, server: Server, serving: asyncio.Future[None]) -> None:
+        """Whoever still waits for an answer learns that nothing is known of its records."""
+        assert self._inbox is not None
+        server.refuse_more()
+        for posted in [*self._pending.kept(self._yielded), *self._inbox.take(1 << 62)]:
+            posted.settle(safe=False)
+        server.end()
+        await serving
+
+    def _batches(self, context: SourceContext, bodies: list[Posted]) -> Iterator[Batch]:
+        """A thousand rows at a time; a body is safe with the last of its rows."""
+        rows: list[Any] = []
+        known: list[Mapping[str, str]] = []
+        walls: list[int] = []
+        ended: list[Posted] = []
+        for posted in bodies:
+            start = 0
+            while start < len(posted.rows) or not posted.rows:
+                some = posted.rows[start : start + _ROWS - len(rows)]
+                start += len(some)
+                rows += some
+                known += [posted.known] * len(some)
+                walls += [posted.wall_ns] * len(some)
+                if start == len(posted.rows):
+                    ended.append(posted)
+                if len(rows) == _ROWS:
+                    yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns)
+                    rows, known, walls, ended = [], [], [], []
+                if not posted.rows:
+                    break
+        if ended:
+            yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns)
+
+    def _made(
+        self,
+        context: SourceContext,
+        rows: list[Any],
+        known: list[Mapping[str, str]],
+        walls: list[int],
+        ended: list[Posted],
+        arrived_ns: int,
+    ) -> Batch:
+        batch, letters = self.edge.rows(
+            rows, arrived_ns=arrived_ns, wall_ns=np.array(walls, np.int64), known=known, parsed=True
+        )
+        self._yielded += 1
+        self._pending.yielded(dict.fromkeys(ended, 0))
+        return self.accept(context, batch, letters)
+
+    def _tls(self) -> ssl.SSLContext | None:
+        cert, key = self._certificate
+        if cert is None:
+            if key is not None:
+                raise PlanError("cert_key= is the private key of the certificate cert=, which is not given.")
+            return None
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            made.load_cert_chain(cert, key, lambda: b"not a question")
+        except (ssl.SSLError, OSError) as error:
+            told = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise InputError(f"{cert} cannot be used as a certificate with its private key: {told}.") from None
+        return made
+
+
+def _nothing() -> None:
+    pass
+
+
+def _require_libraries() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise MissingExtra("uvicorn", "http", "Records by HTTP") from None

@@ -1,0 +1,227 @@
+"""The server of `HTTP`: what is checked of a request, and what is answered. starlette reads requests, uvicorn serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import socket
+import ssl
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tidemill.clock import Clock
+from tidemill.formats.json_lines import decode_json_lines
+from tidemill.sources.inbox import Inbox
+
+__all__ = ["Posted", "Server"]
+
+_BODY_S: Final = 30.0
+"""Seconds in which a body must have come."""
+_TURN: Final = 1 << 15
+"""Bytes of lines that are decoded in one turn of the loop."""
+_REQUESTS: Final = 1_000
+"""Connections and requests at a time; beyond, uvicorn answers with 503."""
+_LAST_S: Final = 2
+"""Seconds that answers which are under way get at the end."""
+
+
+class Posted:
+    """One body."""
+
+    def __init__(self, rows: list[Any], known: Mapping[str, str], arrived_ns: int, wall_ns: int) -> None:
+        self.rows = rows
+        self.known = known
+        self.arrived_ns = arrived_ns
+        self.wall_ns = wall_ns
+        self.safe: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def settle(self, *, safe: bool) -> None:
+        """Its records are on the disk; or it will never be known."""
+        if not self.safe.done():
+            self.safe.set_result(safe)
+
+
+class _Refused(Exception):
+    """What is answered to a request that is not taken."""
+
+    def __init__(self, status: int, error: str, **more: Any) -> None:
+        super().__init__(error)
+        self.status = status
+        self.headers = {"Connection": "close"}  # the rest of its body is read no more
+        if status in (429, 503):
+            self.headers["Retry-After"] = "1"
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+        self.content = {"error": error, **more}
+
+    def answer(self) -> Response:
+        return JSONResponse(self.content, self.status, self.headers)
+
+
+class Server(uvicorn.Server):
+    """Puts bodies into the inbox, and answers when they are safe."""
+
+    def __init__(
+        self,
+        inbox: Inbox[Posted],
+        clock: Clock,
+        *,
+        path: str,
+        token: str | None,
+        limit: int,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        app = Starlette(routes=[Route(path, self._ingest, methods=["POST"])])
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            limit_concurrency=_REQUESTS,
+            timeout_graceful_shutdown=_LAST_S,
+        )
+        super().__init__(config)
+        config.load()
+        config.ssl = tls
+        self.listening = asyncio.Event()
+        self._inbox, self._clock = inbox, clock
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self._limit = limit
+        self._ending = False
+
+    async def serve_on(self, listening: socket.socket) -> None:
+        """Until `end`."""
+        await self.serve([listening])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """They are the application's."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    def refuse_more(self) -> None:
+        """The run wants to end."""
+        self._ending = True
+
+    def end(self) -> None:
+        """Close, when what is under way is answered."""
+        self.should_exit = True
+
+    # -- a request ---------------------------------------------------------------------------------
+
+    async def _ingest(self, request: Request) -> Response:
+        try:
+            self._check(request)
+            posted = await self._read(request)
+        except _Refused as refused:
+            return refused.answer()
+        except ClientDisconnect:
+            return Response(status_code=400)
+        if await posted.safe:
+            return JSONResponse({"records": len(posted.rows)}, 202)
+        return _Refused(503, "the run ended before these records were known to be safe; send them again").answer()
+
+    def _check(self, request: Request) -> None:
+        """All that is known before the body comes."""
+        if self._token is not None:
+            shown = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if not hmac.compare_digest(shown, self._token):
+                raise _Refused(401, "show the token: Authorization: Bearer TOKEN")
+        if self._ending:
+            raise _Refused(503, "the run ends; send these records again")
+        if self._inbox.paused:
+            raise _Refused(429, "too much waits to be worked on; send these records again")
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._limit:
+            raise self._too_long()
+
+    async def _read(self, request: Request) -> Posted:
+        data = await self._body(request)
+        arrived_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        rows = _document(data) if kind == "application/json" else await _lines(data)
+        if self._ending:
+            raise _Refused(503, "the run ends; send these records again")
+        host = request.client.host if request.client is not None else ""
+        posted = Posted(rows, {"peer_host": host}, arrived_ns, wall_ns)
+        self._inbox.put(posted, max(len(data), 1))
+        return posted
+
+    async def _body(self, request: Request) -> bytes:
+        """Unpacked; never more of it is held than the limit."""
+        packing = request.headers.get("content-encoding", "identity").strip().lower()
+        if packing not in ("identity", "gzip"):
+            raise _Refused(415, f"Content-Encoding: {packing[:40]} is not known here; gzip is")
+        unpacker = zlib.decompressobj(wbits=31) if packing == "gzip" else None
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_S):
+                async for data in request.stream():
+                    left = self._limit - len(body)
+                    body += unpacker.decompress(data, left + 1) if unpacker is not None else data
+                    if len(body) > self._limit:
+                        raise self._too_long()
+        except TimeoutError:
+            raise _Refused(408, f"the body did not come within {_BODY_S:g} s") from None
+        except zlib.error as error:
+            raise _Refused(400, f"the body is not gzip: {error}") from None
+        if unpacker is not None and not unpacker.eof:
+            raise _Refused(400, "the body is not whole gzip")
+        return bytes(body)
+
+    def _too_long(self) -> _Refused:
+        return _Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
+
+
+def _document(data: bytes) -> list[Any]:
+    """A JSON array of objects, or one."""
+    try:
+        made = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _Refused(400, f"the body is not JSON: {error}") from None
+    rows = made if isinstance(made, list) else [made]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise _Refused(400, f"item {number} is not a JSON object", item=number)
+    return rows
+
+
+async def _lines(data: bytes) -> list[Any]:
+    """One JSON object on each line."""
+    rows: list[Any] = []
+    start, before = 0, 0
+    while start < len(data):
+        end = data.rfind(b"\n", start, start + _TURN) + 1 or data.find(b"\n", start + _TURN) + 1 or len(data)
+        block = data[start:end]
+        made, bad = decode_json_lines(block)
+        if bad:
+            number = before + _first_bad(block)
+            raise _Refused(400, f"line {number}: {bad[0].reason}", line=number)
+        rows += made
+        before += block.count(b"\n")
+        start = end
+        await asyncio.sleep(0)
+    return rows
+
+
+def _first_bad(block: bytes) -> int:
+    """The number of the first line that is no record, from 1."""
+    for number, line in enumerate(block.split(b"\n"), start=1):
+        if decode_json_lines(line)[1]:
+            return number
+    return 1

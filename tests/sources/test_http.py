@@ -1,0 +1,282 @@
+"""HTTP: what is posted is answered when it is safe, and what is not taken is told why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import http.client
+import json
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+import tidemill as tm
+from tidemill.clock import SystemClock
+from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.letters import DeadLetter
+from tidemill.sources import HTTP, SourceContext
+
+
+def lines(*values: Any) -> bytes:
+    return b"".join(json.dumps({"sensor": "S", "time": 1, "value": value}).encode() + b"\n" for value in values)
+
+
+class Sender:
+    """Posts, each over a connection of its own."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._port, self._tls = port, tls
+
+    def _post(self, body: Any, headers: dict[str, str], path: str) -> tuple[int, Any, dict[str, str]]:
+        with contextlib.closing(self._connected()) as connection:
+            connection.request("POST", path, body, headers, encode_chunked=not isinstance(body, bytes))
+            answer = connection.getresponse()
+            told = answer.read()
+            return answer.status, json.loads(told) if told.startswith(b"{") else told, dict(answer.headers)
+
+    def _connected(self) -> http.client.HTTPConnection:
+        if self._tls is not None:
+            return http.client.HTTPSConnection("localhost", self._port, timeout=30, context=self._tls)
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+
+    async def post(self, body: Any, path: str = "/ingest", **headers: str) -> tuple[int, Any, dict[str, str]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await asyncio.to_thread(self._post, body, named, path)
+
+
+class Engine:
+    """Stands for the engine: takes batches, and says when they are safe."""
+
+    def __init__(self, source: HTTP, *, tells_kept: bool = True, keeps: bool = True) -> None:
+        self.source, self.keeps = source, keeps
+        self.rows: list[dict[str, Any]] = []
+        self.letters: list[DeadLetter] = []
+        self.batches = 0
+        self.pull = asyncio.Event()
+        self.pull.set()
+        self.context = SourceContext(SystemClock(), self.letters.append, tells_kept=tells_kept)
+        self.task = asyncio.ensure_future(self._take())
+
+    async def _take(self) -> None:
+        async for batch in self.source.stream(self.context):
+            self.rows += batch.to_rows()
+            self.batches += 1
+            await self.pull.wait()
+            if self.keeps:
+                self.source.kept(self.batches)
+
+    async def __aenter__(self) -> Self:
+        await self.source.wait_listening()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.context.stopping.set()
+        async with asyncio.timeout(30):
+            await self.task
+
+
+BODIES = {
+    "lines": (lines(1, 2), {}),
+    "lines without a last end": (lines(1, 2)[:-1], {}),
+    "an array": (json.dumps([{"sensor": "S", "value": 1}, {"sensor": "S", "value": 2}]).encode(), "application/json"),
+    "gzip": (gzip.compress(lines(1, 2)), {"Content_Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize(("body", "headers"), BODIES.values(), ids=BODIES)
+async def test_what_is_posted_is_taken_in_order(body: bytes, headers: Any) -> None:
+    """In every form."""
+    headers = {"Content_Type": headers} if isinstance(headers, str) else headers
+    async with Engine(HTTP()) as engine:
+        status, told, _ = await Sender(engine.source.port).post(body, **headers)
+        assert (status, told) == (202, {"records": 2})
+        assert [row["value"] for row in engine.rows] == [1, 2]
+
+
+async def test_an_answer_comes_when_the_records_are_safe_and_no_sooner() -> None:
+    """Other senders' records that are not safe do not hold it up."""
+    async with Engine(HTTP(), keeps=False) as engine:
+        posting = asyncio.ensure_future(Sender(engine.source.port).post(lines(1)))
+        while not engine.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        other = asyncio.ensure_future(Sender(engine.source.port).post(lines(2)))
+        while len(engine.rows) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert not posting.done()
+        engine.source.kept(1)
+        assert (await posting)[0] == 202
+        assert not other.done()
+        engine.source.kept(2)
+        assert (await other)[0] == 202
+
+
+async def test_records_that_were_never_known_to_be_safe_are_asked_for_again() -> None:
+    """The run ends, and nobody has kept them."""
+    async with Engine(HTTP(), keeps=False) as engine:
+        posting = asyncio.ensure_future(Sender(engine.source.port).post(lines(1)))
+        while not engine.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    status, told, headers = await posting
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "send them again" in told["error"]
+
+
+async def test_without_state_an_answer_comes_when_the_records_were_taken_in() -> None:
+    """There is nobody who could say more."""
+    async with Engine(HTTP(), tells_kept=False, keeps=False) as engine:
+        assert (await Sender(engine.source.port).post(lines(1)))[0] == 202
+        assert len(engine.rows) == 1
+
+
+REFUSED = {
+    "no JSON": (lines(1) + b"nope\n" + lines(2), {}, 400, "line 2: the line is not JSON"),
+    "no object, far down": (lines(*range(2_000)) + b"[1]\n", {}, 400, "line 2001: the line holds a JSON array"),
+    "an item of an array": (b'[{"sensor": "S"}, 7]', {"Content_Type": "application/json"}, 400, "item 2"),
+    "a broken array": (b'[{"sensor"', {"Content_Type": "application/json; charset=utf-8"}, 400, "not JSON"),
+    "a body that says it is too long": (lines(*range(3_000)), {}, 413, "longer than 100000 bytes"),
+    "packed far beyond": (gzip.compress(b" " * 10_000_000), {"Content_Encoding": "gzip"}, 413, "longer than"),
+    "not gzip": (lines(1), {"Content_Encoding": "gzip"}, 400, "not gzip"),
+    "half a gzip": (gzip.compress(lines(1))[:-9], {"Content_Encoding": "gzip"}, 400, "not whole gzip"),
+    "another packing": (lines(1), {"Content_Encoding": "br"}, 415, "br is not known"),
+}
+
+
+@pytest.mark.parametrize(("body", "headers", "status", "told"), REFUSED.values(), ids=REFUSED)
+async def test_of_a_body_that_is_refused_nothing_is_taken(body: bytes, headers: Any, status: int, told: str) -> None:
+    """The answer says why; the next body is taken."""
+    async with Engine(HTTP(limit=100_000)) as engine:
+        sender = Sender(engine.source.port)
+        answer = await sender.post(body, **headers)
+        assert answer[0] == status
+        assert told in answer[1]["error"]
+        assert (await Sender(engine.source.port).post(lines(5)))[0] == 202
+        assert [row["value"] for row in engine.rows] == [5]
+
+
+async def test_a_body_of_unknown_length_is_read_no_further_than_the_limit() -> None:
+    """It comes in pieces, without an end."""
+
+    def endless() -> Any:
+        while True:
+            yield lines(*range(1_000))
+
+    async with Engine(HTTP(limit=100_000)) as engine:
+        try:
+            status = (await Sender(engine.source.port).post(endless()))[0]
+        except (BrokenPipeError, ConnectionResetError):
+            status = 413  # closed while it was still being sent
+        assert status == 413
+        assert engine.rows == []
+
+
+async def test_a_record_that_is_none_is_a_dead_letter_and_answered() -> None:
+    """Sending it again would change nothing."""
+    async with Engine(HTTP()) as engine:
+        status, _, _ = await Sender(engine.source.port).post(b'{"value": 1}\n' + lines(2))
+        assert status == 202
+        assert [letter.reason_code for letter in engine.letters] == ["no_key"]
+        assert [row["value"] for row in engine.rows] == [2]
+
+
+async def test_too_much_that_waits_is_not_taken() -> None:
+    """A sender hears when to come again, and does."""
+    async with Engine(HTTP(buffer=100)) as engine:
+        engine.pull.clear()
+        first = asyncio.ensure_future(Sender(engine.source.port).post(lines(1)))
+        while not engine.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        second = asyncio.ensure_future(Sender(engine.source.port).post(lines(*range(10))))
+        while not engine.source.buffered:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        status, _, headers = await Sender(engine.source.port).post(lines(3))
+        assert (status, headers["retry-after"]) == (429, "1")
+        engine.pull.set()
+        assert ((await first)[0], (await second)[0]) == (202, 202)
+        assert (await Sender(engine.source.port).post(lines(3)))[0] == 202
+        assert len(engine.rows) == 12
+
+
+async def test_a_token_must_be_shown() -> None:
+    """Before anything is read."""
+    async with Engine(HTTP(token="secret")) as engine:
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "secret"}):
+            status, told, _ = await Sender(engine.source.port).post(lines(1), **headers)
+            assert status == 401
+            assert "secret" not in told["error"]
+        assert (await Sender(engine.source.port).post(lines(1), Authorization="Bearer secret"))[0] == 202
+        assert len(engine.rows) == 1
+
+
+async def test_other_paths_and_methods_are_not_there() -> None:
+    """404 and 405, as everywhere."""
+    async with Engine(HTTP(path="/in")) as engine:
+        assert (await Sender(engine.source.port).post(lines(1)))[0] == 404
+        assert (await Sender(engine.source.port).post(lines(1), path="/in"))[0] == 202
+
+
+def _certify(cert: Path, key: Path) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    named = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*made, *named, "-keyout", key, "-out", cert], check=True, capture_output=True)
+
+
+async def test_bodies_come_by_https_too(tmp_path: Path) -> None:
+    """With a certificate of our own, which the sender trusts."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    await asyncio.to_thread(_certify, cert, key)
+    async with Engine(HTTP(cert=cert, cert_key=key)) as engine:
+        tls = ssl.create_default_context(cafile=str(cert))
+        assert (await Sender(engine.source.port, tls).post(lines(1)))[0] == 202
+    with pytest.raises(InputError, match=r"cert\.pem cannot be used as a certificate with its private key"):
+        HTTP(cert=cert, cert_key=cert).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"host": "0.0.0.0"}, "can be reached from other machines; give it a token="),
+        ({"host": "0.0.0.0", "token": "t"}, "would send its token in the clear; give it cert="),
+        ({"token": ""}, "is empty"),
+        ({"path": "ingest"}, "must begin with a slash"),
+        ({"limit": 0}, "must be a number of bytes"),
+        ({"port": 70_000}, "must be a number from 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(options: Any, told: str) -> None:
+    """In one sentence."""
+    with pytest.raises(PlanError, match=told):
+        HTTP(**options)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    """Before the run begins."""
+
+    async def both() -> None:
+        async with Engine(HTTP()) as engine:
+            HTTP(port=engine.source.port).check()
+
+    with pytest.raises(OutsideError, match="is in use by another program"):
+        asyncio.run(both())
+
+
+async def test_a_whole_run_answers_what_it_has_in_its_log_and_goes_on_from_there(tmp_path: Path, lanes: int) -> None:
+    """With state: what was answered is in the table, once, over two starts."""
+
+    def pipeline(source: HTTP) -> tm.Pipeline:
+        return tm.Pipeline(source, tm.Plan(tm.Lag("value")), tm.sinks.Lines(tmp_path / "out.ndjson"), name="posted")
+
+    for start in range(2):
+        source = HTTP()
+        async with tm.serve(pipeline(source), lanes=lanes, state=tmp_path / "state") as run:
+            _, port = await source.wait_listening()
+            for number in range(5):
+                status, _, _ = await Sender(port).post(lines(10 * start + 2 * number, 10 * start + 2 * number + 1))
+                assert status == 202
+            await run.stop()
+    rows = [json.loads(row) for row in (tmp_path / "out.ndjson").read_text().splitlines()]
+    assert [row["value"] for row in rows] == list(range(20))
+    assert [row["value_lag_1"] for row in rows[1:]] == list(range(19))
