@@ -23,6 +23,7 @@ from typing import Any, Final
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
+from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
@@ -90,6 +91,8 @@ class Run:
         self._readings = Readings(self._clock, self._lanes)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked)
         self._attempt: Attempt | None = None
+        self._troubles = TroubleBook()
+        self._shown_before = 0
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -200,6 +203,9 @@ class Run:
                     raise first from None
                 if attempt is not None and attempt.running:
                     wait_s = _BACK_OFF_S[0]
+                self._look_for_progress()
+                self._shown_before = self._readings.shown
+                self._troubles.failed("" if attempt is None else attempt.culprit, str(first))
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -317,16 +323,28 @@ class Run:
 
     def statistics(self) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading."""
+        return self._statistics("")
+
+    def _statistics(self, by: str) -> Statistics:
         attempt = self._attempt
         if attempt is None:
             raise EngineError("the run has not started")
-        return self._readings.statistics(
-            attempt.mill, attempt.intake, self.pipeline.sources, attempt.outlets, attempt.state_statistics()
-        )
+        self._look_for_progress()
+        return self._readings.statistics(attempt, self._reader, trouble=self._troubles.now, by=by)
+
+    def _look_for_progress(self) -> None:
+        """What failed is over once rows were shown since, or the run goes on and has nothing to do."""
+        attempt = self._attempt
+        if self._troubles.now is None or attempt is None:
+            return
+        if self._readings.shown > self._shown_before or attempt.idle:
+            self._troubles.over()
 
     def _watched(self) -> None:
+        if self._attempt is not None:
+            self._readings.sample(self._attempt)
         if self._on_statistics is not None:
-            self._on_statistics(self.statistics())
+            self._on_statistics(self._statistics("watch"))
 
 
 def _script() -> str:

@@ -49,6 +49,10 @@ class SourceStatistics:
     rejected: int
     """Records handed to the dead letters so far."""
     connections: int = 0
+    tries: int = 0
+    """Times it has tried to connect, in vain, since it was connected last."""
+    trouble: str = ""
+    """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
 
 
 class Source(Named, abc.ABC):
