@@ -24,13 +24,13 @@ def limiting(statistics: Statistics | None) -> str:
     >>> limiting(None)
     'nothing has been measured yet'
     """
+    if statistics is not None and statistics.trouble is not None:
+        culprit = statistics.trouble.culprit or "the outside"
+        return f"{_the(culprit)} is the limit: nothing gets through"
     if statistics is None or not statistics.load.lanes:
         return "nothing has been measured yet"
     load = statistics.load
     lanes = _lanes(load)
-    if statistics.trouble is not None:
-        culprit = statistics.trouble.culprit or "the outside"
-        return f"{_the(culprit)} is the limit: nothing gets through"
     if load.sinks >= _WAITING:
         return f"{_the(_slowest_sink(statistics))} is the limit: {_rate(load.rows_per_s, 'rows')}; {lanes}"
     if load.queue < _FULL and load.backlog < 0.5:
