@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +144,11 @@ def test_lanes_are_known_by_their_numbers() -> None:
     assert told["tidemill_lane_waiting_seconds", "1"] == 3.0
     assert told["tidemill_lane_restarts_total", "0"] == 1
     assert told["tidemill_lane_busy_ratio", "1"] == 0.5
+
+
+def test_the_page_has_every_metric_as_it_is_exported() -> None:
+    """In their order, with kind, label and words."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "watch.md").read_text()
+    rows = re.findall(r"^\| `(tidemill_\w+)` \| (\w+) \| ([^|]*) \| (.*) \|$", page, re.MULTILINE)
+    shown = [(metric.exported, metric.kind, metric.label, metric.told) for metric in METRICS]
+    assert [(name, kind, label.strip(), told) for name, kind, label, told in rows[1:]] == shown
