@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +73,30 @@ def test_another_program_is_not_taken_for_a_run(other: str, capsys: pytest.Captu
     """Its 404 says nothing of a plant."""
     assert answer(["status", other]) == 5
     assert "is no run of tidemill: it says 404" in capsys.readouterr().err
+
+
+LIVE = """
+import tidemill as tm
+
+pipeline = tm.Pipeline(tm.sources.TCP(), tm.Plan(), tm.sinks.Lines("rows.ndjson"))
+"""
+
+
+def test_a_live_run_of_the_command_line_is_asked_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says where it shows how it is."""
+    (tmp_path / "plant.py").write_text(LIVE)
+    command = [sys.executable, "-m", "tidemill", "run", "plant.py", "--lanes", "0", "--metrics", "127.0.0.1:0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        url = next(found[1] for line in run.stderr if (found := re.search("/healthz are on (http://[0-9.:]+)", line)))
+        assert answer(["status", url]) == 0
+        assert capsys.readouterr().out.startswith("the run progresses")
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=30)
+    assert run.returncode == 0
+
+
+def test_metrics_and_no_metrics_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the file is looked at."""
+    assert answer(["run", str(tmp_path / "plant.py"), "--metrics", "9464", "--no-metrics"]) == 4
+    assert "--no-metrics shows nothing, so it does not go with --metrics 9464." in capsys.readouterr().err
