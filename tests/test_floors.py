@@ -79,7 +79,18 @@ OPENED = {
 }
 """Doors that are open, with the reason."""
 
-HEAVY = {"llvmlite", "numba", "onnxruntime", "pandas", "polars", "psutil", "pyarrow", "rich", "cyclopts"}
+HEAVY = {
+    "llvmlite",
+    "numba",
+    "onnxruntime",
+    "pandas",
+    "polars",
+    "prometheus_client",
+    "psutil",
+    "pyarrow",
+    "rich",
+    "cyclopts",
+}
 """Libraries imported only where they are used: they are optional, or cost start-up time."""
 
 MODULES = sorted(SOURCE.rglob("*.py"))

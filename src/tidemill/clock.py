@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "thread_cpu_ns"]
 
 
 class Clock(Protocol):
@@ -36,3 +36,8 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def thread_cpu_ns() -> int:
+    """CPU time that this thread has used; only the difference of two readings says something."""
+    return time.thread_time_ns()

@@ -104,3 +104,15 @@ async def test_the_lag_monitor_measures_lateness():
         await asyncio.sleep(0)
     watching.cancel()
     assert monitor.histogram.max == 24_000_000
+
+
+@given(durations, st.lists(st.integers(1, 2**41), min_size=1, max_size=10, unique=True).map(sorted))
+def test_a_distribution_counts_what_is_as_large_at_most(values, bounds):
+    """To within a bucket, which is a thirty-second of the bound; the last bound has no more than there are."""
+    histogram = Histogram()
+    for value in values:
+        histogram.add(value)
+    told = histogram.distribution(bounds)
+    assert (told.samples, told.total) == (len(values), sum(values))
+    for bound, up_to in zip(told.bounds, told.up_to, strict=True):
+        assert sum(value <= bound for value in values) <= up_to <= sum(value <= bound * 33 / 32 for value in values)

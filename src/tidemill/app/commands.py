@@ -25,6 +25,7 @@ def application() -> cyclopts.App:
     app.command(_run, name="run")
     app.command(_check, name="check")
     app.command(_demo, name="demo")
+    app.command(_status, name="status")
     app.command(_checkpoint, name="checkpoint")
     app.command(_log, name="log")
     return app
@@ -57,6 +58,8 @@ def _run(
     warm: str | None = None,
     drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
     if_exists: Literal["fail", "append", "replace"] = "fail",
+    metrics: str | None = None,
+    no_metrics: bool = False,
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -101,6 +104,11 @@ def _run(
         A stage that is not in the plan any more, and whose state may go.
     if_exists
         What to do when the output of --output is there already.
+    metrics
+        HOST:PORT where the run shows /metrics, /healthz and /readyz; port 0 takes a free one. A live pipeline does so
+        anyway, at 127.0.0.1:9464.
+    no_metrics
+        Show nothing.
     debug
         Show the traceback of an error.
     """
@@ -108,7 +116,10 @@ def _run(
     from tidemill.app.load import load
     from tidemill.app.replace import Edges, replaced, said_as_options, source_of
     from tidemill.app.running import perform
+    from tidemill.errors import InputError
 
+    if no_metrics and metrics is not None:
+        raise InputError(f"--no-metrics shows nothing, so it does not go with --metrics {metrics}.")
     edges = Edges(input, output, key, time, tz, if_exists)
     pipeline = replaced(load(file), edges)
     history = None if warm is None else source_of(warm, pipeline)
@@ -122,6 +133,7 @@ def _run(
             dead_letters=dead_letters,
             grace=grace,
             state=kept,
+            metrics=metrics or (not no_metrics and not pipeline.finite),
         )
 
 
@@ -225,6 +237,26 @@ def _demo(
     from tidemill.app.demo import demo
 
     return demo(seconds=seconds, rate=rate, lanes=lanes, output=output)
+
+
+def _status(
+    url: str = "http://127.0.0.1:9464",
+    /,
+    *,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Ask a live run how it is. Ends with 0 while it progresses, with 1 when it does not, with 5 when nobody answers.
+
+    Parameters
+    ----------
+    url
+        Where it shows its metrics, as it says at its start: http://HOST:PORT, or HOST:PORT.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.status_command import status
+
+    return status(url)
 
 
 def _checkpoint(

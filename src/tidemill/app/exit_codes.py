@@ -38,7 +38,10 @@ class ExitCode(enum.IntEnum):
         0,
         "the input ended, --seconds passed or a signal asked to stop, and everything read was finished and written",
     )
-    FAILED = 1, 'a function of the user failed where that ends the run: a stage with on_error="stop"'
+    FAILED = (
+        1,
+        'a function of the user failed where that ends the run: a stage with on_error="stop"; of status: the run does not progress',
+    )
     USAGE = 2, "the command line was not understood; nothing ran"
     BAD_PIPELINE = 3, "the pipeline cannot run as written: the file, a stage, a column or an option"
     BAD_INPUT = 4, "a file, a table or a value named by the user is missing or cannot be used"

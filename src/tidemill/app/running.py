@@ -28,6 +28,7 @@ def perform(
     dead_letters: Path | None = None,
     grace: float = 10.0,
     state: State | bool | None = None,
+    metrics: bool | str = False,
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
@@ -47,6 +48,7 @@ def perform(
             grace=grace,
             on_statistics=watch,
             state=state,
+            metrics=metrics,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:

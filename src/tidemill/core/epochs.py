@@ -89,6 +89,11 @@ class Epochs:
         """How they are, now."""
         return EpochsStatistics(self._number, self._position, self._took_ns / 1e9, self._barrier is not None)
 
+    @property
+    def position(self) -> int:
+        """The input that the newest checkpoint covers."""
+        return self._position
+
     # -- sinks -------------------------------------------------------------------------------------------
 
     def commit_due(self, now_ns: int, position: int) -> bool:

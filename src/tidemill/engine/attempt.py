@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from tidemill.engine.lane import LaneFactory
 from tidemill.engine.letter_order import LetterOrder
 from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
-from tidemill.engine.outlets import Delivery, LoopOutlet, Outlet, ThreadOutlet
+from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
@@ -134,12 +134,22 @@ class Attempt:
             moved=self._check_idle,
         )
         self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
+        readings.attempt_begins([outlet.name for outlet in self.outlets])
+        self._has_failed = False
+        self.culprit = ""
+        """Which of the edges failed, if one has."""
         self.intake = self._made_intake(Beginning())
 
     @property
     def running(self) -> bool:
         """Whether lanes and sinks are ready."""
         return self._ready.is_set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it goes on, and all that has come in is done."""
+        state = self.state_statistics()
+        return self.running and not self._has_failed and self.mill.idle and not (state and state.log_waiting)
 
     @property
     def saved_up_to(self) -> int:
@@ -159,7 +169,7 @@ class Attempt:
                 background = [group.create_task(work) for work in self._background()]
                 inflow = [] if self._inflow.waits else self._begun(group)
                 await self._started_by(group.create_task(self._start()))
-                background += [group.create_task(outlet.run()) for outlet in self.outlets]
+                background += [group.create_task(self._named(outlet, outlet.run)) for outlet in self.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
                 await self._drained()
@@ -169,6 +179,7 @@ class Attempt:
                 for task in background:
                     task.cancel()
         except BaseException:
+            self._has_failed = True
             for outlet in self.outlets:
                 await outlet.abandon()
             raise
@@ -220,7 +231,15 @@ class Attempt:
 
     async def _open_outlets(self) -> None:
         for outlet in self.outlets:
-            await outlet.open(self.checked.schemas[-1])
+            await self._named(outlet, outlet.open, self.checked.schemas[-1])
+
+    async def _named(self, outlet: Outlet, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """What fails of a sink has that sink as its culprit."""
+        try:
+            await work(*arguments)
+        except Exception:
+            self.culprit = self.culprit or f"sink {outlet.name}"
+            raise
 
     def _made_intake(self, beginning: Beginning) -> Intake:
         return Intake(
@@ -358,10 +377,8 @@ class Attempt:
             taken()
             return
         self._tell_learned(finished)
-        arrivals, readings = finished.arrivals, self._readings  # the rows need not be kept until they are seen
-        delivery = Delivery(finished.batch, taken, lambda: readings.taken(arrivals), lambda: readings.seen(arrivals))
         for outlet in outlets:
-            outlet.put(delivery)
+            outlet.put(self._readings.delivery(outlet.name, finished.batch, finished.arrivals, taken))
 
     def _tell_learned(self, finished: Finished) -> None:
         """The columns, once a record has shown what the functions add."""

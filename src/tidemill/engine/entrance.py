@@ -17,6 +17,7 @@ from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.batching import Limits
 from tidemill.engine.first_error import first_error
+from tidemill.engine.health import STALL_S
 from tidemill.engine.loading import stop_if_loading
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
@@ -39,6 +40,8 @@ class Options(TypedDict, total=False):
     clock: Clock | None
     on_statistics: Callable[[Statistics], None] | None
     state: bool | str | Path | State | None
+    metrics: bool | str
+    stall_after: float
 
 
 async def run_async(
@@ -66,6 +69,8 @@ def run(
     on_statistics: Callable[[Statistics], None] | None = None,
     handle_signals: bool = True,
     state: bool | str | Path | State | None = None,
+    metrics: bool | str = False,
+    stall_after: float = STALL_S,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -79,6 +84,10 @@ def run(
     ``state``         the folder where state is kept, so that the next run goes on where this one was stopped, however it was:
                       True for ``.tidemill/NAME`` of the pipeline's name, False for none, or a `State` that also says how.
                       By default a live pipeline, one whose source does not end by itself, keeps it
+
+    ``metrics``       show /metrics, /healthz and /readyz over HTTP: at ``"HOST:PORT"``, or with True at 127.0.0.1:9464,
+                      where a port that is taken is a warning and no error
+    ``stall_after``   seconds without progress, of a source or a sink with work to do, after which /healthz says so
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -96,6 +105,8 @@ def run(
         clock=clock,
         on_statistics=on_statistics,
         state=state,
+        metrics=metrics,
+        stall_after=stall_after,
     )
     if _in_loop():
         return _in_thread(execution, report)

@@ -44,6 +44,8 @@ class IntakeStatistics:
     """Records taken since the beginning."""
     full: bool
     """Whether sources wait."""
+    fill: float = 0.0
+    """What waits, in records or bytes, as a share of that from which sources wait; soft, so it may pass 1."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class Intake:
 
     def statistics(self) -> IntakeStatistics:
         """How it is, now."""
-        return IntakeStatistics(self.waiting, self.high_records, int(self._bytes), self.taken, not self._room.is_set())
+        fill = max(self.waiting / self.high_records, self._bytes / self._high_bytes)
+        return IntakeStatistics(
+            self.waiting, self.high_records, int(self._bytes), self.taken, not self._room.is_set(), fill
+        )
 
     @property
     def empty(self) -> bool:

@@ -82,6 +82,10 @@ class Keeper:
         self.found: Checkpoint | None = self.store.newest()
         """The newest checkpoint that is whole."""
         self.places = Places(0, {})
+        now, run_began = clock.wall_ns(), clock.monotonic_ns()
+        written = now if self.found is None else int(self.found.facts.get("written_ns", now))
+        self.published_ns = run_began - max(now - written, 0)
+        """When the newest checkpoint was published, on the clock of this process; the run's beginning before the first."""
         self.warming = False
         """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
@@ -226,6 +230,7 @@ class Keeper:
 
     def published(self, place: Place) -> None:
         """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
+        self.published_ns = self._clock.monotonic_ns()
         self._kept_places.append(place)
         if self.journal is not None and len(self._kept_places) == KEPT:
             self.journal.log.forget(self._kept_places[0].get("entry", 0))
@@ -248,6 +253,7 @@ class Saving:
         self._keeper, self._attempt, self.epochs, self._clock = keeper, attempt, epochs, clock
         self._at_barrier: _Facts | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._waiting_since_ns: int | None = None
         self._written: int | None = None
         """Of the letters that the checkpoint under way covers, the bytes on the disk; None until they are there."""
         self._unchanging = {
@@ -266,9 +272,16 @@ class Saving:
 
     def statistics(self) -> StateStatistics:
         """How it is, now."""
-        epochs, journal = self.epochs.statistics(), self._keeper.journal
+        epochs, journal, now = self.epochs.statistics(), self._keeper.journal, self._clock.monotonic_ns()
+        since = self._waiting_since_ns
         kept = StateStatistics(
-            epochs.published, epochs.position, max(self._attempt.mill.reached - epochs.position, 0), epochs.seconds
+            epochs.published,
+            epochs.position,
+            max(self._attempt.mill.reached - epochs.position, 0),
+            epochs.seconds,
+            checkpoint_age_s=max(now - self._keeper.published_ns, 0) / 1e9,
+            waiting_s=0.0 if since is None else max(now - since, 0) / 1e9,
+            interval_s=self._keeper.state.checkpoint_s,
         )
         if journal is None:
             return kept
@@ -278,6 +291,7 @@ class Saving:
             log_bytes=journal.log.statistics().bytes,
             log_waiting=log.waiting,
             log_seconds_left=log.seconds_left,
+            log_full=log.full,
         )
 
     def turn(self) -> None:
@@ -286,6 +300,10 @@ class Saving:
             writing, self._writing = self._writing, None
             writing.result()
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
+        if mill.handed_up_to <= self.epochs.position:
+            self._waiting_since_ns = None
+        elif self._waiting_since_ns is None:
+            self._waiting_since_ns = now
         if self._keeper.warming:
             pass
         elif self.epochs.due(now, mill.handed_up_to, pressed=self._keeper.pressed):
@@ -377,3 +395,4 @@ class Saving:
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
         await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())
+        self._waiting_since_ns = None

@@ -56,6 +56,8 @@ class Lane:
         self.objects = KeptObjects()
         """What its process holds that is not in the state memory, as of the last slab that was committed."""
         self.busy_ns = 0
+        self.went_on_ns = 0
+        """When it was given work while it had none, or finished a slab, whichever was last."""
         self.batches = 0
         self.restarts = 0
         self.ready = False

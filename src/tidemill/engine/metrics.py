@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +13,19 @@ import msgspec
 import numpy as np
 
 from tidemill.clock import Clock
+from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow, Trouble
+from tidemill.core.load import Load
 
 __all__ = [
     "Counts",
+    "Distribution",
     "Histogram",
     "LagMonitor",
     "LaneReport",
     "LaneStatistics",
     "Quantiles",
     "Report",
+    "Spread",
     "StageReport",
     "StateStatistics",
     "Statistics",
@@ -44,6 +48,7 @@ class Histogram:
         self._counts = [0] * (64 << _SUB)
         self._max = 0
         self._total = 0
+        self._sum = 0
 
     def add(self, nanoseconds: int, times: int = 1) -> None:
         """Count a duration ``times`` times; negative ones count as 0."""
@@ -51,6 +56,7 @@ class Histogram:
         shift = max(value.bit_length() - _SUB - 1, 0)
         self._counts[(shift << _SUB) + (value >> shift)] += times
         self._total += times
+        self._sum += value * times
         self._max = max(self._max, value)
 
     def quantile(self, q: float) -> int:
@@ -66,6 +72,21 @@ class Histogram:
         """The longest, in nanoseconds; exact."""
         return self._max
 
+    def distribution(self, bounds: Sequence[int]) -> Distribution:
+        """How many lie up to each of some ascending bounds, to within a bucket.
+
+        >>> histogram = Histogram()
+        >>> for value in (1, 5, 60): histogram.add(value)
+        >>> histogram.distribution((4, 50))
+        Distribution(bounds=(4, 50), up_to=(1, 2), samples=3, total=66)
+        """
+        counted = np.cumsum(self._counts)
+        up_to = []
+        for bound in bounds:
+            shift = max(bound.bit_length() - _SUB - 1, 0)
+            up_to.append(int(counted[(shift << _SUB) + (bound >> shift)]))
+        return Distribution(tuple(bounds), tuple(up_to), self._total, self._sum)
+
     def quantiles(self) -> Quantiles:
         """p50, p99 and the maximum, in milliseconds."""
         return Quantiles(self.quantile(0.5) / 1e6, self.quantile(0.99) / 1e6, self._max / 1e6, self._total)
@@ -79,6 +100,18 @@ class Quantiles:
     p99_ms: float = 0.0
     max_ms: float = 0.0
     samples: int = 0
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Samples of one thing, counted by size."""
+
+    bounds: tuple[int, ...] = ()
+    up_to: tuple[int, ...] = ()
+    """Of each bound, how many samples are as large at most."""
+    samples: int = 0
+    total: int = 0
+    """Their sum, in the unit of the bounds."""
 
 
 class LagMonitor:
@@ -166,6 +199,8 @@ class LaneStatistics:
     """Slabs it has not committed."""
     pid: int | None
     """Its process; None inline, or while a new one is being started."""
+    busy_s: float = 0.0
+    """Seconds that it worked, since the run's attempt began."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +288,14 @@ class StateStatistics:
     """Entries of the log that the lanes have not been given: above 0 the sinks, or the lanes, are behind."""
     log_seconds_left: float = math.inf
     """How long the log can go on taking what comes at the present rate, if nothing leaves it."""
+    log_full: bool = False
+    """Whether sources wait for room in the log."""
+    checkpoint_age_s: float = 0.0
+    """Since the newest checkpoint was published, also if that was before this start; without one, since the run began."""
+    waiting_s: float = 0.0
+    """How long inputs that were worked on have waited for a checkpoint."""
+    interval_s: float = 1.0
+    """How long they are meant to wait at least."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +323,39 @@ class Statistics:
     """Whether ``lanes=0``: the one lane is this process."""
     state: StateStatistics | None = None
     """None for a run that keeps none."""
+    name: str = ""
+    """The pipeline's."""
+    ready: bool = True
+    """Whether lanes and sinks are ready."""
+    stopping: bool = False
+    """Whether the run was asked to stop."""
+    trouble: Trouble | None = None
+    """With state: what the outside refused since the run last got something done, such as a database that is away."""
+    load: Load = field(default_factory=Load)
+    """How the resources were used over the last seconds, whoever reads, and how often."""
+    source_flows: tuple[SourceFlow, ...] = ()
+    """What each source gave, and when."""
+    lane_flows: tuple[LaneFlow, ...] = ()
+    """What each lane is at."""
+    sink_flows: tuple[SinkFlow, ...] = ()
+    """What each sink has shown to its readers, and when."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """Records that became neither rows nor dead letters, by what became of them."""
+    dead_letters_by_reason: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    """What stages counted, such as ``unknown_key``."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The distributions of a run, which take longer to read than its `Statistics`."""
+
+    end_to_end: Distribution
+    """From the return of the read that brought a record to the flush that showed its row, in nanoseconds."""
+    loop_lag: Distribution
+    """How late the event loop ran timers, in nanoseconds."""
+    batch_records: Distribution
+    """Records in a slab."""
 
 
 class BatchSizes:
@@ -290,6 +366,9 @@ class BatchSizes:
 
     def add(self, records: int) -> None:
         self._histogram.add(records)
+
+    def distribution(self, bounds: Sequence[int]) -> Distribution:
+        return self._histogram.distribution(bounds)
 
     def read(self) -> BatchRecords:
         return BatchRecords(self._histogram.quantile(0.5), self._histogram.max)

@@ -330,9 +330,12 @@ class Mill:
 
     def _hand_out(self, slab: Slab) -> None:
         self.handed_out = slab.taken.end
+        now, idle = self._clock.monotonic_ns(), self.ledger.in_flight()
         number = self.ledger.open(slab.rows)
         self._open[number] = slab
         for lane in slab.rows:
+            if not idle[lane]:
+                self.lanes[lane].went_on_ns = now
             self._admit(self.lanes[lane])
             self._send(self.lanes[lane], number)
 
@@ -430,6 +433,7 @@ class Mill:
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
         self.stage_times.add(result.stage_ns)
         lane.objects.committed(result.objects)
+        lane.went_on_ns = self._clock.monotonic_ns()
         lane.busy_ns += result.busy_ns
         lane.batches += 1
         lane.blame.committed(number)

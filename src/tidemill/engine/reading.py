@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.core.flows import SourceFlow, SourceProgress
 from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source, SourceContext, at_once
 
@@ -32,6 +33,25 @@ class SourceReader:
     held: Callable[[int], None]
     stopping: asyncio.Event
     tells_kept: bool = True
+    _progress: dict[str, SourceProgress] = field(default_factory=dict)
+
+    def flow(self, source: Source) -> SourceFlow:
+        """How a source gives, now; one that was not begun yet has not fallen silent."""
+        now = self.clock.monotonic_ns()
+        progress = self._progress.get(source.name) or SourceProgress(now)
+        told = source.statistics()
+        return SourceFlow(
+            source.name,
+            live=not source.finite,
+            connected=told.connected,
+            records=told.records,
+            rejected=told.rejected,
+            last_record_age_s=progress.last_record_age_s(now),
+            held_s=progress.held_s(now),
+            ended=progress.ended,
+            tries=told.tries,
+            trouble=told.trouble,
+        )
 
     async def read(
         self,
@@ -43,10 +63,12 @@ class SourceReader:
     ) -> None:
         """Read until the source ends."""
         accepted = rejected = 0
+        progress = self._progress[source.name] = SourceProgress(self.clock.monotonic_ns())
 
         def reject(letter: DeadLetter) -> None:
             nonlocal rejected
             rejected += 1
+            progress.rejected(self.clock.monotonic_ns())
             refuse(letter)
             if rejected == ALL_REJECTED and not accepted and not source.accepted:
                 fields = {"source": source.name, "rejected": rejected}
@@ -56,7 +78,10 @@ class SourceReader:
         try:
             async for batch in stream:
                 accepted += len(batch)
+                progress.gave(len(batch), self.clock.monotonic_ns())
                 await give(batch)
+                progress.taken()
+            progress.ended = True
         finally:
             close = getattr(stream, "aclose", None)
             if close is not None:

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
-from tidemill.clock import Clock
+from tidemill.batch import Batch
+from tidemill.clock import Clock, thread_cpu_ns
+from tidemill.core.flows import LaneFlow, SinkFlow, SinkProgress, Trouble
+from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.engine.dead_letters import DeadLetterFile
-from tidemill.engine.intake import Intake
 from tidemill.engine.metrics import (
     Histogram,
     LagMonitor,
     LaneReport,
     LaneStatistics,
     Report,
-    StateStatistics,
+    Spread,
     Statistics,
 )
 from tidemill.engine.mill import Mill
-from tidemill.engine.outlets import Outlet
+from tidemill.engine.outlets import Delivery, Outlet
+from tidemill.engine.reading import SourceReader
+from tidemill.engine.slabs import SLAB_COUNT
 from tidemill.held import Held
 from tidemill.sinks.base import Sink
-from tidemill.sources.base import Source
+
+if TYPE_CHECKING:
+    from tidemill.engine.attempt import Attempt
 
 __all__ = ["Readings"]
 
 Arrivals = list[tuple[int, int]]
 """(records, when they arrived: monotonic ns, 0 when they did not come from outside)"""
+
+_SECONDS_NS: Final = tuple(
+    round(seconds * 1e9) for seconds in (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+)
+_LAGS_NS: Final = tuple(
+    round(seconds * 1e9) for seconds in (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
+)
+_SIZES: Final = (1, 10, 100, 1_000, 10_000, 100_000)
 
 
 class Readings:
@@ -35,7 +50,10 @@ class Readings:
     def __init__(self, clock: Clock, lanes: int) -> None:
         self._clock = clock
         self._begun_ns = clock.monotonic_ns()
-        self._last = (self._begun_ns, 0, [0] * max(lanes, 1))
+        self._last: dict[str, tuple[int, int, list[int]]] = {}
+        self._lanes = max(lanes, 1)
+        self._load = LoadMeter()
+        self._sinks: dict[str, SinkProgress] = {}
         self._inline = not lanes
         self._latency = Histogram()
         self._visible = Histogram()
@@ -48,13 +66,16 @@ class Readings:
         self.memory: dict[str, int] = {}
         """Bytes taken from the machine, read at the end."""
 
-    def taken(self, arrivals: Arrivals) -> None:
-        """A sink has taken these records."""
-        self._add(self._latency, arrivals)
+    def delivery(self, sink: str, batch: Batch, arrivals: Arrivals, taken: Callable[[], None]) -> Delivery:
+        """A batch on its way to a sink, from now on, with what is measured of it; its rows need not be kept for that."""
+        progress = self._sinks[sink]
+        progress.given(self._clock.monotonic_ns())
 
-    def seen(self, arrivals: Arrivals) -> None:
-        """Readers of a sink can see these records."""
-        self._add(self._visible, arrivals)
+        def shown() -> None:
+            progress.shown(self._clock.monotonic_ns())
+            self._add(self._visible, arrivals)
+
+        return Delivery(batch, taken, lambda: self._add(self._latency, arrivals), shown)
 
     def held(self, nanoseconds: int) -> None:
         """The application's own code held the loop for so long."""
@@ -70,31 +91,63 @@ class Readings:
             if arrived_ns:
                 histogram.add(now - arrived_ns, records)
 
-    def statistics(
-        self,
-        mill: Mill,
-        intake: Intake,
-        sources: Sequence[Source],
-        outlets: Sequence[Outlet],
-        state: StateStatistics | None = None,
-    ) -> Statistics:
-        """How the run is, now; rates and busy shares are since the last reading."""
+    def attempt_begins(self, sinks: Sequence[str]) -> None:
+        """What is measured of an attempt begins anew; what sinks have shown so far does not."""
         now = self._clock.monotonic_ns()
-        then, records, busy = self._last
-        span = max(now - then, 1)
-        lanes = tuple(
-            LaneStatistics(min(1.0, (lane.busy_ns - before) / span), lane.batches, lane.restarts, in_flight, lane.pid)
-            for lane, before, in_flight in zip(mill.lanes, busy, mill.ledger.in_flight(), strict=True)
+        self._load = LoadMeter()
+        self._last.clear()
+        self._sinks = {name: self._sinks[name].again() if name in self._sinks else SinkProgress(now) for name in sinks}
+
+    @property
+    def shown(self) -> int:
+        """Batches that sinks have shown so far."""
+        return sum(progress.commits for progress in self._sinks.values())
+
+    def sample(self, attempt: Attempt) -> None:
+        """Look at how the resources are used; called a few times a second."""
+        mill, state = attempt.mill, attempt.state_statistics()
+        self._load.add(
+            LoadSample(
+                self._clock.monotonic_ns(),
+                mill.counts.records_in,
+                mill.counts.rows_out,
+                tuple(lane.busy_ns for lane in mill.lanes),
+                thread_cpu_ns(),
+                queue=attempt.intake.statistics().fill,
+                sinks=mill.ledger.statistics().in_sinks / SLAB_COUNT,
+                backlog=state is not None and state.log_waiting > 0,
+            )
         )
-        self._last = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
-        ledger, queue = mill.ledger.statistics(), intake.statistics()
+
+    def statistics(
+        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, by: str = ""
+    ) -> Statistics:
+        """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
+        now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outlets
+        then, records, busy = self._last.get(by, (self._begun_ns, 0, [0] * self._lanes))
+        span = max(now - then, 1)
+        in_flight = mill.ledger.in_flight()
+        lanes = tuple(
+            LaneStatistics(
+                min(1.0, (lane.busy_ns - before) / span),
+                lane.batches,
+                lane.restarts,
+                slabs,
+                lane.pid,
+                lane.busy_ns / 1e9,
+            )
+            for lane, before, slabs in zip(mill.lanes, busy, in_flight, strict=True)
+        )
+        self._last[by] = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
+        ledger, queue, counts = mill.ledger.statistics(), attempt.intake.statistics(), mill.counts
+        sinks = [(outlet, self._sinks[outlet.name]) for outlet in outlets]
         return Statistics(
             seconds=(now - self._begun_ns) / 1e9,
-            records_in=mill.counts.records_in,
-            rows_out=mill.counts.rows_out,
-            dead_letters=mill.counts.dead_letters,
-            filtered=mill.counts.filtered,
-            records_per_s=(mill.counts.records_in - records) / span * 1e9,
+            records_in=counts.records_in,
+            rows_out=counts.rows_out,
+            dead_letters=counts.dead_letters,
+            filtered=counts.filtered,
+            records_per_s=(counts.records_in - records) / span * 1e9,
             lanes=lanes,
             queue_records=queue.waiting,
             queue_limit=queue.high_records,
@@ -103,10 +156,37 @@ class Readings:
             latency=self._latency.quantiles(),
             loop_lag=self.loop_lag.histogram.quantiles(),
             keys=mill.keys_seen,
-            sources=tuple(source.statistics() for source in sources),
+            sources=tuple(source.statistics() for source in attempt.pipeline.sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
             inline=self._inline,
-            state=state,
+            state=attempt.state_statistics(),
+            name=attempt.pipeline.name,
+            ready=attempt.running,
+            stopping=attempt.stopping.asked.is_set(),
+            trouble=trouble,
+            load=self._load.read(),
+            source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
+            lane_flows=tuple(
+                LaneFlow(lane.number, slabs, (now - lane.went_on_ns) / 1e9 if slabs else 0.0)
+                for lane, slabs in zip(mill.lanes, in_flight, strict=True)
+            ),
+            sink_flows=tuple(
+                SinkFlow(
+                    outlet.name, outlet.rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now)
+                )
+                for outlet, progress in sinks
+            ),
+            gone={what: getattr(counts, what) for what in ("filtered", "late", "deduplicated", "dropped", "absorbed")},
+            dead_letters_by_reason=dict(attempt.letters.reasons),
+            counters=mill.read_counters(),
+        )
+
+    def spread(self, mill: Mill) -> Spread:
+        """The distributions so far."""
+        return Spread(
+            self._visible.distribution(_SECONDS_NS),
+            self.loop_lag.histogram.distribution(_LAGS_NS),
+            mill.sizes.distribution(_SIZES),
         )
 
     def report(

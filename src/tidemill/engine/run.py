@@ -23,11 +23,13 @@ from typing import Any, Final
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
+from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
+from tidemill.engine.health import STALL_S
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
@@ -35,10 +37,12 @@ from tidemill.engine.keeper import Keeper
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
+from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
+from tidemill.engine.showing import Showing
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
@@ -69,11 +73,15 @@ class Run:
         limits: Limits | None = None,
         on_statistics: Callable[[Statistics], None] | None = None,
         state: bool | str | Path | State | None = None,
+        metrics: bool | str = False,
+        stall_after: float = STALL_S,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
         if not grace >= 0:
             raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
+        if not stall_after > 0:
+            raise PlanError(f"stall_after={stall_after!r} must be more than 0 seconds.")
         self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
         """Set when the run has ended."""
@@ -86,10 +94,14 @@ class Run:
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
         self._state = state_of(pipeline, state)
+        self._showing = Showing(metrics)
+        self._stall_after = stall_after
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
         self._attempt: Attempt | None = None
+        self._troubles = TroubleBook()
+        self._shown_before = 0
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -98,6 +110,10 @@ class Run:
 
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
+        async with self._showing.of(self._seen):
+            return await self._executed()
+
+    async def _executed(self) -> Report:
         with self._kept() as keeper:
             resumed_at = None if keeper is None else keeper.position
             checked = self.pipeline.check() if keeper is None else keeper.check(self.pipeline)
@@ -200,6 +216,9 @@ class Run:
                     raise first from None
                 if attempt is not None and attempt.running:
                     wait_s = _BACK_OFF_S[0]
+                self._look_for_progress()
+                self._shown_before = self._readings.shown
+                self._troubles.failed("" if attempt is None else attempt.culprit, str(first))
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -315,18 +334,41 @@ class Run:
 
     # -- how it is -------------------------------------------------------------------------------------------
 
+    @property
+    def metrics_url(self) -> str:
+        """Where the run shows /metrics, /healthz and /readyz; empty while it does not."""
+        return self._showing.url
+
     def statistics(self) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading."""
+        return self._statistics("")
+
+    def _statistics(self, by: str) -> Statistics:
         attempt = self._attempt
         if attempt is None:
             raise EngineError("the run has not started")
-        return self._readings.statistics(
-            attempt.mill, attempt.intake, self.pipeline.sources, attempt.outlets, attempt.state_statistics()
-        )
+        self._look_for_progress()
+        return self._readings.statistics(attempt, self._reader, trouble=self._troubles.now, by=by)
+
+    def _seen(self) -> Seen:
+        attempt = self._attempt
+        if attempt is None:
+            return Seen(None)
+        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._stall_after)
+
+    def _look_for_progress(self) -> None:
+        """What failed is over once rows were shown since, or the run goes on and has nothing to do."""
+        attempt = self._attempt
+        if self._troubles.now is None or attempt is None:
+            return
+        if self._readings.shown > self._shown_before or attempt.idle:
+            self._troubles.over()
 
     def _watched(self) -> None:
+        if self._attempt is not None:
+            self._readings.sample(self._attempt)
         if self._on_statistics is not None:
-            self._on_statistics(self.statistics())
+            self._on_statistics(self._statistics("watch"))
 
 
 def _script() -> str:

@@ -80,11 +80,13 @@ class Roller:
         part = self._parts.pop(stage.number, None)
         if part is None or part.file is None:
             return stage.roll(place, self._capacity)
-        if (
-            part.rows != stage.rows or part.kinds != stage.kinds
-        ):  # it had rows before this start, or other columns later
+        try:
+            if part.rows == stage.rows and part.kinds == stage.kinds:
+                for group in part.groups.rest():
+                    part.file.take(group(part.kinds))
+                return part.file.publish()
+        except BaseException:
             part.file.discard()
-            return stage.roll(place, self._capacity)
-        for group in part.groups.rest():
-            part.file.take(group(part.kinds))
-        return part.file.publish()
+            raise
+        part.file.discard()  # the stage had rows before this start, or got other columns later
+        return stage.roll(place, self._capacity)

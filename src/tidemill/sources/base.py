@@ -54,6 +54,10 @@ class SourceStatistics:
     connections: int = 0
     skipped: int = 0
     """What came and was passed over as the source's options say: messages that a broker had retained."""
+    tries: int = 0
+    """Times it has tried to connect, in vain, since it was connected last."""
+    trouble: str = ""
+    """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
 
 
 class Source(Named, abc.ABC):

@@ -1,0 +1,57 @@
+"""``tidemill status``: what a live run says of itself."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import urllib.error
+import urllib.request
+from typing import Final
+from urllib.parse import urlsplit
+
+from tidemill.app.exit_codes import ExitCode
+from tidemill.errors import InputError, OutsideError
+
+__all__ = ["status"]
+
+_WAIT_S: Final = 10
+"""A run whose event loop is held says so after two."""
+_MOST: Final = 1 << 20
+"""Bytes of an answer that are read."""
+
+
+def status(url: str) -> ExitCode:
+    """Print whether the run progresses, what limits it, and how its edges are.
+
+    Raises `InputError` for what is no address, `OutsideError` when no run answers there.
+    """
+    asked = _page(url)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a run is asked itself, never a proxy
+    try:
+        with opener.open(asked, timeout=_WAIT_S) as answer:
+            code, text = answer.status, answer.read(_MOST)
+    except urllib.error.HTTPError as error:
+        with error:
+            code, text = error.code, error.read(_MOST)
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", None) or error
+        raise OutsideError(
+            f"no run answers at {asked}: {getattr(why, 'strerror', None) or why or type(why).__name__}."
+        ) from None
+    if code not in (200, 503):
+        raise OutsideError(f"what answers at {asked} is no run of tidemill: it says {code}.")
+    sys.stdout.write(text.decode("utf-8", "replace"))
+    return ExitCode.DONE if code == 200 else ExitCode.FAILED
+
+
+def _page(url: str) -> str:
+    """The page of health at an address."""
+    given = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(given)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError(f"{url!r} is no address of a run; give one such as http://127.0.0.1:9464.")
+    return f"{parts.scheme}://{parts.netloc}/healthz?verbose"

@@ -1,0 +1,176 @@
+"""How far a run has come at its edges: what each source gave, what each sink has shown, and what each of them waits for.
+
+Every waiting has a beginning here, so that whoever asks can tell a quiet edge from one that is stuck.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+__all__ = ["LaneFlow", "SinkFlow", "SinkProgress", "SourceFlow", "SourceProgress", "Trouble", "TroubleBook"]
+
+
+@dataclass(frozen=True)
+class SourceFlow:
+    """How a source gives, now."""
+
+    name: str
+    live: bool
+    """It does not end by itself: silence says something."""
+    connected: bool
+    records: int
+    """Records it has given so far."""
+    rejected: int
+    """Records it has handed to the dead letters so far."""
+    last_record_age_s: float
+    """Since the last record, good or rejected; before the first, since the source was begun."""
+    held_s: float
+    """How long it has waited for the engine to take what it gave; 0 while it reads."""
+    ended: bool
+    tries: int = 0
+    """Times it has tried to connect since it was connected last."""
+    trouble: str = ""
+    """Why it is not connected, where it knows."""
+
+
+@dataclass(frozen=True)
+class SinkFlow:
+    """How a sink takes, now."""
+
+    name: str
+    rows: int
+    """Rows it has written."""
+    waiting: int
+    """Batches of rows that were handed to it, and that its readers cannot see."""
+    waiting_s: float
+    """How long the oldest of these has waited."""
+    commit_age_s: float
+    """Since rows were last committed, or flushed in a run without state; before the first time, since the run began."""
+
+
+@dataclass(frozen=True)
+class LaneFlow:
+    """How a lane works, now."""
+
+    number: int
+    in_flight: int
+    """Slabs it has not committed."""
+    waiting_s: float
+    """How long it has had slabs without finishing one."""
+
+
+class SourceProgress:
+    """What a source gives, from when it was begun.
+
+    >>> progress = SourceProgress(0)
+    >>> progress.gave(7, 5_000_000_000)
+    >>> progress.last_record_age_s(8_000_000_000), progress.held_s(8_000_000_000)
+    (3.0, 3.0)
+    >>> progress.taken(); progress.held_s(9_000_000_000)
+    0.0
+    """
+
+    def __init__(self, now_ns: int) -> None:
+        self._last_ns = now_ns
+        self._held_since_ns: int | None = None
+        self.ended = False
+
+    def gave(self, records: int, now_ns: int) -> None:
+        """A batch came, and waits to be taken."""
+        if records:
+            self._last_ns = now_ns
+        self._held_since_ns = now_ns
+
+    def rejected(self, now_ns: int) -> None:
+        """A record came that was none."""
+        self._last_ns = now_ns
+
+    def taken(self) -> None:
+        """The batch has been taken."""
+        self._held_since_ns = None
+
+    def last_record_age_s(self, now_ns: int) -> float:
+        return max(now_ns - self._last_ns, 0) / 1e9
+
+    def held_s(self, now_ns: int) -> float:
+        return 0.0 if self._held_since_ns is None else max(now_ns - self._held_since_ns, 0) / 1e9
+
+
+class SinkProgress:
+    """What a sink was handed, and what of it its readers can see; both in one order.
+
+    >>> progress = SinkProgress(0)
+    >>> progress.given(1_000_000_000); progress.given(2_000_000_000); progress.shown(3_000_000_000)
+    >>> progress.waiting, progress.waiting_s(5_000_000_000), progress.commit_age_s(5_000_000_000)
+    (1, 3.0, 2.0)
+    """
+
+    def __init__(self, now_ns: int) -> None:
+        self._given_ns: deque[int] = deque()
+        self._committed_ns = now_ns
+        self.commits = 0
+        """Batches that were shown so far."""
+
+    def given(self, now_ns: int) -> None:
+        """A batch was handed to it."""
+        self._given_ns.append(now_ns)
+
+    def shown(self, now_ns: int) -> None:
+        """The oldest batch that waited can be seen."""
+        if self._given_ns:
+            self._given_ns.popleft()
+        self._committed_ns = now_ns
+        self.commits += 1
+
+    def again(self) -> SinkProgress:
+        """That of the next attempt: what was handed over and not shown comes once more, and this one hears of no more."""
+        made = SinkProgress(self._committed_ns)
+        made.commits = self.commits
+        return made
+
+    @property
+    def waiting(self) -> int:
+        return len(self._given_ns)
+
+    def waiting_s(self, now_ns: int) -> float:
+        return max(now_ns - self._given_ns[0], 0) / 1e9 if self._given_ns else 0.0
+
+    def commit_age_s(self, now_ns: int) -> float:
+        return max(now_ns - self._committed_ns, 0) / 1e9
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What keeps a run from going on, and how often that was tried."""
+
+    culprit: str
+    """Such as ``sink postgres``; empty where it cannot be said."""
+    tries: int
+    said: str
+
+
+class TroubleBook:
+    """The attempts that failed since the run last got something done.
+
+    A failure is over when the run has shown rows since, or has begun again and finds nothing to do. It is counted on
+    until then: a sink that lets itself be opened and fails at each commit has had its tries, too.
+
+    >>> book = TroubleBook()
+    >>> for _ in range(2):
+    ...     book.failed("sink rows", "connection refused")
+    >>> book.now
+    Trouble(culprit='sink rows', tries=2, said='connection refused')
+    >>> book.over(); book.now
+    """
+
+    def __init__(self) -> None:
+        self.now: Trouble | None = None
+
+    def failed(self, culprit: str, said: str) -> None:
+        """An attempt has ended so."""
+        self.now = Trouble(culprit, 1 if self.now is None else self.now.tries + 1, said)
+
+    def over(self) -> None:
+        """Something was done since, or there is nothing to do."""
+        self.now = None

@@ -1,0 +1,85 @@
+"""Which resource limits a run, in one sentence, from how full its queues were and how busy its workers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tidemill.core.load import Load
+from tidemill.engine.metrics import Statistics
+
+__all__ = ["limiting"]
+
+_FULL: Final = 0.3
+"""An intake that is this full on average is one that sources wait for: it swings between its marks, half and full."""
+_WAITING: Final = 0.4
+"""Share of the slabs that wait for sinks, from which these are what all wait for."""
+_BUSY: Final = 0.8
+_APART: Final = 1.5
+"""A lane that is so many times as busy as the mean has most of the sensors' records."""
+
+
+def limiting(statistics: Statistics | None) -> str:
+    """What would have to be faster for the run to be faster.
+
+    >>> limiting(None)
+    'nothing has been measured yet'
+    """
+    if statistics is not None and statistics.trouble is not None:
+        culprit = statistics.trouble.culprit or "the outside"
+        return f"{_the(culprit)} is the limit: nothing gets through"
+    if statistics is None or not statistics.load.lanes:
+        return "nothing has been measured yet"
+    load = statistics.load
+    lanes = _lanes(load)
+    if load.sinks >= _WAITING:
+        return f"{_the(_slowest_sink(statistics))} is the limit: {_rate(load.rows_per_s, 'rows')}; {lanes}"
+    if load.queue < _FULL and load.backlog < 0.5:
+        sources = "the source is" if len(statistics.source_flows) == 1 else "the sources are"
+        return f"{sources} the limit: {_rate(load.records_per_s, 'records')}; {lanes}"
+    busiest = max(load.lanes)
+    mean = sum(load.lanes) / len(load.lanes)
+    rate = _rate(load.records_per_s, "records")
+    if busiest >= _BUSY and busiest >= _APART * mean:
+        return f"lane {load.lanes.index(busiest)} is the limit: {rate}; it is {_percent(busiest)} busy, all together {_percent(mean)}"
+    if load.loop >= max(mean, _BUSY) and not statistics.inline:
+        return f"the event loop is the limit: {rate}; it is {_percent(load.loop)} busy, and {lanes}"
+    if mean >= _BUSY or statistics.inline:
+        return f"{'the one lane is' if len(load.lanes) == 1 else 'the lanes are'} the limit: {rate}; {lanes}"
+    return f"the CPUs are the limit: {rate}; the event loop has {_percent(load.loop)} of one, and {lanes}"
+
+
+def _slowest_sink(statistics: Statistics) -> str:
+    """The one whose oldest batch has waited longest."""
+    slowest = max(statistics.sink_flows, key=lambda sink: (sink.waiting_s, sink.waiting), default=None)
+    return "sink" if slowest is None else f"sink {slowest.name}"
+
+
+def _the(what: str) -> str:
+    return what if what.startswith("the ") else f"the {what}"
+
+
+def _lanes(load: Load) -> str:
+    shares = sum(load.lanes) / len(load.lanes)
+    return f"the lane is {_percent(shares)} busy" if len(load.lanes) == 1 else f"lanes are {_percent(shares)} busy"
+
+
+def _percent(share: float) -> str:
+    """Whole ones.
+
+    >>> _percent(0.314)
+    '31 %'
+    """
+    return f"{share * 100:.0f} %"
+
+
+def _rate(per_second: float, what: str) -> str:
+    """For a person.
+
+    >>> _rate(1_234_567, "rows"), _rate(31_000, "rows"), _rate(12.3, "records")
+    ('1.2 M rows/s', '31 k rows/s', '12 records/s')
+    """
+    if per_second >= 1e6:
+        return f"{per_second / 1e6:.1f} M {what}/s"
+    if per_second >= 1e4:
+        return f"{per_second / 1e3:.0f} k {what}/s"
+    return f"{per_second:,.0f} {what}/s"

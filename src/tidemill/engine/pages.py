@@ -1,0 +1,99 @@
+"""What a live run shows over HTTP: a question in, a page out.
+
+/metrics    for Prometheus
+/healthz    200 while the run progresses, else 503 and who keeps it from that; with ?verbose also the limiting resource
+/readyz     200 once lanes, sinks and connections are ready, else 503 and what is not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from tidemill.engine.exposition import Reading, exposed, missing_library
+from tidemill.engine.health import STALL_S, held_loop, is_ready, judged
+from tidemill.engine.limiting import limiting
+from tidemill.engine.metrics import Spread, Statistics
+
+__all__ = ["Page", "Seen", "page"]
+
+_TEXT: Final = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Page:
+    """An answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run as its event loop told it; without statistics it has only just begun."""
+
+    statistics: Statistics | None
+    spread: Spread | None = None
+    limit_s: float = STALL_S
+
+
+def page(target: str, see: Callable[[], Seen], *, accept: str = "") -> Page:
+    """The page at ``target``, a path with a query. ``see`` raises `TimeoutError` with the seconds that the loop was given."""
+    url = urlsplit(target)
+    if url.path not in ("/metrics", "/healthz", "/readyz"):
+        return _said(404, "there are /metrics, /healthz, /healthz?verbose and /readyz")
+    try:
+        seen = see()
+    except TimeoutError as error:
+        return _said(503, str(held_loop(float(error.args[0]))))
+    match url.path:
+        case "/metrics":
+            return _metrics(seen, accept)
+        case "/readyz":
+            readiness = is_ready(seen.statistics)
+            return _said(200 if readiness.ready else 503, str(readiness))
+        case _:
+            return _health(seen, verbose="verbose" in parse_qs(url.query, keep_blank_values=True, max_num_fields=20))
+
+
+def _metrics(seen: Seen, accept: str) -> Page:
+    if missing := missing_library():
+        return _said(501, missing)
+    if seen.statistics is None or seen.spread is None:
+        return _said(503, "the run is being started")
+    content_type, body = exposed(Reading(seen.statistics, seen.spread, seen.limit_s), accept)
+    return Page(200, content_type, body)
+
+
+def _health(seen: Seen, *, verbose: bool) -> Page:
+    health = judged(seen.statistics, seen.limit_s)
+    lines = [str(health)]
+    if verbose:
+        lines.append(limiting(seen.statistics))
+        if seen.statistics is not None:
+            lines += _details(seen.statistics)
+    return _said(200 if health.progresses else 503, "\n".join(lines))
+
+
+def _details(statistics: Statistics) -> Iterator[str]:
+    yield (
+        f"{statistics.name}: {statistics.records_in:,} records in, {statistics.rows_out:,} rows out, "
+        f"{statistics.dead_letters:,} dead letters, in {statistics.seconds:,.0f} s"
+    )
+    for source in statistics.source_flows:
+        how = "ended" if source.ended else "connected" if source.connected else "not connected"
+        yield f"source {source.name}: {how}, {source.records:,} records, the last {source.last_record_age_s:,.1f} s ago"
+    for sink in statistics.sink_flows:
+        yield f"sink {sink.name}: {sink.rows:,} rows, the last commit {sink.commit_age_s:,.1f} s ago"
+    if (state := statistics.state) is not None:
+        yield (
+            f"checkpoint {state.checkpoint:,}: {state.checkpoint_age_s:,.1f} s ago, {state.behind:,} inputs since; "
+            f"{state.log_waiting:,} log entries wait"
+        )
+
+
+def _said(status: int, text: str) -> Page:
+    return Page(status, _TEXT, f"{text}\n".encode())

@@ -1,0 +1,85 @@
+"""What each edge waits for, against lists that remember everything."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.core.flows import SinkProgress, SourceProgress, TroubleBook
+
+SECOND = 1_000_000_000
+steps = st.lists(st.tuples(st.sampled_from(["given", "shown", "again"]), st.integers(0, 5 * SECOND)), max_size=40)
+
+
+@given(steps)
+def test_a_sink_waits_since_the_oldest_batch_that_nobody_sees(steps: list[tuple[str, int]]) -> None:
+    """Batches are shown in the order in which they were given; another attempt is given them anew."""
+    progress, now = SinkProgress(0), 0
+    waiting: list[int] = []
+    shown = 0
+    committed = 0
+    for what, passed in steps:
+        now += passed
+        match what:
+            case "given":
+                progress.given(now)
+                waiting.append(now)
+            case "shown" if waiting:
+                progress.shown(now)
+                waiting.pop(0)
+                shown, committed = shown + 1, now
+            case "again":
+                progress = progress.again()
+                waiting.clear()
+        assert progress.waiting == len(waiting)
+        assert progress.waiting_s(now) == (now - waiting[0]) / 1e9 if waiting else progress.waiting_s(now) == 0
+        assert (progress.commits, progress.commit_age_s(now)) == (shown, (now - committed) / 1e9)
+
+
+def test_what_an_attempt_that_is_over_still_shows_is_not_the_next_ones() -> None:
+    """Its word comes late, and the batch it is about comes once more."""
+    old = SinkProgress(0)
+    old.given(1)
+    new = old.again()
+    new.given(2)
+    old.shown(3)
+    assert new.waiting == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["gave", "empty", "rejected", "taken"]), st.integers(0, SECOND)), max_size=40)
+)
+def test_a_source_is_silent_since_its_last_record_and_held_while_a_batch_waits(steps: list[tuple[str, int]]) -> None:
+    """An empty batch is no record; one that is rejected is."""
+    progress, now, last, held = SourceProgress(0), 0, 0, None
+    for what, passed in steps:
+        now += passed
+        match what:
+            case "gave":
+                progress.gave(3, now)
+                last = held = now
+            case "empty":
+                progress.gave(0, now)
+                held = now
+            case "rejected":
+                progress.rejected(now)
+                last = now
+            case "taken":
+                progress.taken()
+                held = None
+        assert progress.last_record_age_s(now) == (now - last) / 1e9
+        assert progress.held_s(now) == (0 if held is None else (now - held) / 1e9)
+
+
+@given(st.lists(st.sampled_from(["fail", "over"]), max_size=30))
+def test_tries_are_those_since_something_was_done(steps: list[str]) -> None:
+    """Whoever fails after that has failed once."""
+    book, tries = TroubleBook(), 0
+    for step in steps:
+        if step == "fail":
+            book.failed("sink rows", "no")
+            tries += 1
+        else:
+            book.over()
+            tries = 0
+        assert (0 if book.now is None else book.now.tries) == tries

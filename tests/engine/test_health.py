@@ -1,0 +1,161 @@
+"""Whether a run progresses is judged of its statistics alone, and the culprit is named in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.engine.readings_of_runs import lane, sink, source, state, statistics
+
+from tidemill.core.flows import Trouble
+from tidemill.engine.health import held_loop, is_ready, judged
+from tidemill.engine.metrics import Statistics
+
+REFUSED = Trouble("sink postgres", 14, "connection refused.")
+
+CASES = {
+    "source mqtt: connected, silent 312 s (limit 300)": statistics(source_flows=(source(last_record_age_s=312.0),)),
+    "source mqtt: not connected, silent 312 s (limit 300)": statistics(
+        source_flows=(source(connected=False, last_record_age_s=312.0),)
+    ),
+    "source mqtt: 14 tries, connection refused": statistics(
+        source_flows=(source(connected=False, tries=14, trouble="connection refused."),)
+    ),
+    "source mqtt: 1 try": statistics(source_flows=(source(connected=False, tries=1),)),
+    "sink postgres: 14 tries, connection refused": statistics(ready=False, trouble=REFUSED),
+    "the outside: 1 try, the disk is full": statistics(trouble=Trouble("", 1, "the disk\n is full.")),
+    "sink postgres: 12 batches wait, the oldest for 312 s (limit 300)": statistics(
+        sink_flows=(sink(waiting=12, waiting_s=312.0),)
+    ),
+    "sink postgres: 1 batch waits, the oldest for 312 s (limit 301)": statistics(
+        sink_flows=(sink(waiting=1, waiting_s=312.0),), state=state()
+    ),
+    "lane 1: 3 slabs, none finished for 312 s (limit 300)": statistics(
+        lane_flows=(lane(0), lane(1, in_flight=3, waiting_s=312.0))
+    ),
+    "start: lanes and sinks are not ready after 312 s (limit 300)": statistics(ready=False, seconds=312.0),
+    "checkpoint: 1,234 inputs have waited for one for 312 s (limit 301)": statistics(
+        state=state(behind=1_234, waiting_s=312.0)
+    ),
+    "source mqtt: what it gave has waited for 312 s (limit 300): the ingest log is full": statistics(
+        source_flows=(source(held_s=312.0, last_record_age_s=312.0),), state=state(log_full=True)
+    ),
+    "source mqtt: what it gave has waited for 312 s (limit 300): it is not taken in": statistics(
+        source_flows=(source(held_s=312.0, last_record_age_s=312.0),)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", CASES)
+def test_the_culprit_is_named_in_one_sentence(sentence: str) -> None:
+    """The whole of what is said."""
+    health = judged(CASES[sentence])
+    assert not health.progresses
+    assert str(health) == sentence
+
+
+WELL = {
+    "nothing to do": statistics(sink_flows=(sink(commit_age_s=9_000.0),)),
+    "just begun": None,
+    "asked to stop": statistics(stopping=True, source_flows=(source(last_record_age_s=9_000.0),)),
+    "a recording that waits for nobody": statistics(source_flows=(source(live=False, last_record_age_s=9_000.0),)),
+    "a source that has ended": statistics(source_flows=(source(ended=True, last_record_age_s=9_000.0),)),
+    "an old checkpoint of all there is": statistics(state=state(checkpoint_age_s=9_000.0)),
+    "rows that wait for a commit each hour": statistics(
+        state=state(interval_s=3_600.0, waiting_s=3_000.0), sink_flows=(sink(waiting=5, waiting_s=3_000.0),)
+    ),
+}
+
+
+@pytest.mark.parametrize("condition", WELL)
+def test_who_has_nothing_to_do_is_well(condition: str) -> None:
+    """Quiet is not stuck."""
+    assert judged(WELL[condition]).progresses
+    assert str(judged(WELL[condition])) == "the run progresses"
+
+
+def test_who_waits_for_another_is_not_to_blame() -> None:
+    """A sink that takes nothing holds the lanes, the checkpoint and the sources."""
+    held = statistics(
+        sink_flows=(sink("a", waiting=3, waiting_s=400.0), sink("b")),
+        lane_flows=(lane(0, in_flight=6, waiting_s=390.0),),
+        source_flows=(source("tcp", held_s=380.0, last_record_age_s=380.0),),
+        state=state(behind=10, waiting_s=400.0, log_full=True),
+    )
+    assert judged(held).culprits == ("sink a: 3 batches wait, the oldest for 400 s (limit 301)",)
+
+
+def test_a_silent_source_beside_a_sink_that_is_away_is_told_too() -> None:
+    """Two faults are two sentences, the sink's first: it loses more."""
+    both = statistics(trouble=REFUSED, source_flows=(source("a", last_record_age_s=400.0), source("b")))
+    assert judged(both).culprits == (
+        "sink postgres: 14 tries, connection refused",
+        "source a: connected, silent 400 s (limit 300)",
+    )
+
+
+ages = st.floats(0, 1_000)
+runs = st.builds(
+    lambda sources, sinks, lanes, kept, refused, ready: statistics(
+        source_flows=tuple(
+            source(f"s{number}", last_record_age_s=age, held_s=held, connected=connected, ended=ended)
+            for number, (age, held, connected, ended) in enumerate(sources)
+        ),
+        sink_flows=tuple(sink(f"k{number}", waiting=1, waiting_s=age) for number, age in enumerate(sinks)),
+        lane_flows=tuple(lane(number, in_flight=1, waiting_s=age) for number, age in enumerate(lanes)),
+        state=None if kept is None else state(behind=5, waiting_s=kept),
+        trouble=REFUSED if refused else None,
+        ready=ready,
+    ),
+    st.lists(st.tuples(ages, ages | st.just(0.0), st.booleans(), st.booleans()), min_size=1, max_size=3),
+    st.lists(ages, min_size=1, max_size=3),
+    st.lists(ages, min_size=1, max_size=3),
+    st.none() | ages,
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@given(runs, st.floats(0.1, 2_000))
+def test_culprits_are_edges_of_the_run_that_are_over_the_limit(run: Statistics, limit_s: float) -> None:
+    """One line each, its culprit in front, none twice; and within all limits there is none."""
+    culprits = judged(run, limit_s).culprits
+    names = [f"source {flow.name}" for flow in run.source_flows] + [f"sink {flow.name}" for flow in run.sink_flows]
+    names += [f"lane {flow.number}" for flow in run.lane_flows] + ["checkpoint", "start", "sink postgres"]
+    assert all("\n" not in culprit and culprit.partition(":")[0] in names for culprit in culprits)
+    assert len({culprit.partition(":")[0] for culprit in culprits}) == len(culprits)
+    assert judged(run, 3_000).culprits == (("sink postgres: 14 tries, connection refused",) if run.trouble else ())
+
+
+@given(runs, st.floats(0.1, 2_000))
+def test_a_stalled_run_has_a_culprit_whatever_else_there_is(run: Statistics, limit_s: float) -> None:
+    """It may be another than the one that is looked at: whoever stands behind it."""
+    over = [flow.last_record_age_s > limit_s and not flow.held_s for flow in run.source_flows if not flow.ended]
+    over += [flow.waiting_s > limit_s + 1 for flow in (*run.sink_flows, *run.lane_flows) if run.ready]
+    if any(over):
+        assert not judged(run, limit_s).progresses
+
+
+def test_a_run_is_ready_once_lanes_sinks_and_connections_are() -> None:
+    """And no longer when one of them is not, or it is asked to stop."""
+    assert is_ready(statistics()).ready
+    assert str(is_ready(statistics())) == "ready"
+    assert str(is_ready(None)) == "the run is being started"
+    assert str(is_ready(statistics(ready=False))) == "lanes and sinks are being made ready"
+    assert str(is_ready(statistics(stopping=True))) == "the run is being stopped"
+    assert str(is_ready(statistics(trouble=REFUSED))) == "sink postgres: 14 tries, connection refused"
+    assert str(is_ready(statistics(source_flows=(source(connected=False),)))) == "source mqtt: not connected"
+    assert is_ready(statistics(source_flows=(source(connected=False, ended=True),))).ready
+
+
+def test_a_loop_that_does_not_answer_is_a_culprit_itself() -> None:
+    """Who is held cannot be asked why."""
+    assert not held_loop(2.0).progresses
+    assert str(held_loop(2.0)).startswith("event loop: held, no answer for 2 s")
+
+
+def test_what_an_error_said_is_one_line_of_bounded_length() -> None:
+    """A server may say a lot."""
+    said = str(judged(statistics(trouble=Trouble("sink rows", 2, "no\n" * 5_000))))
+    assert "\n" not in said
+    assert len(said) < 500

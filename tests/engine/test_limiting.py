@@ -1,0 +1,64 @@
+"""The limiting resource, in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.engine.readings_of_runs import sink, source, statistics
+
+from tidemill.core.flows import Trouble
+from tidemill.core.load import Load
+from tidemill.engine.limiting import limiting
+
+CASES = {
+    "the sink postgres is the limit: 1.2 M rows/s; lanes are 31 % busy": statistics(
+        load=Load(9e5, 1.2e6, (0.25, 0.37), loop=0.4, queue=0.7, sinks=0.8)
+    ),
+    "the sink b is the limit: 12 rows/s; lanes are 5 % busy": statistics(
+        load=Load(12, 12, (0.05, 0.05), queue=0.1, sinks=0.9),
+        sink_flows=(sink("a", waiting=1, waiting_s=0.1), sink("b", waiting=8, waiting_s=4.0)),
+    ),
+    "the source is the limit: 500 records/s; lanes are 3 % busy": statistics(load=Load(500, 500, (0.03, 0.03))),
+    "the sources are the limit: 500 records/s; the lane is 3 % busy": statistics(
+        load=Load(500, 500, (0.03,)), source_flows=(source("a"), source("b"))
+    ),
+    "the lanes are the limit: 31 k records/s; lanes are 97 % busy": statistics(
+        load=Load(31_000, 31_000, (0.97, 0.97), queue=0.7, loop=0.3)
+    ),
+    "the one lane is the limit: 31 k records/s; the lane is 97 % busy": statistics(
+        load=Load(31_000, 31_000, (0.97,), queue=0.7, loop=0.3)
+    ),
+    "the one lane is the limit: 31 k records/s; the lane is 60 % busy": statistics(
+        load=Load(31_000, 31_000, (0.6,), queue=0.7, loop=1.0), inline=True
+    ),
+    "lane 1 is the limit: 31 k records/s; it is 99 % busy, all together 52 %": statistics(
+        load=Load(31_000, 31_000, (0.05, 0.99), backlog=1.0)
+    ),
+    "the event loop is the limit: 900 k records/s; it is 95 % busy, and lanes are 40 % busy": statistics(
+        load=Load(9e5, 9e5, (0.4, 0.4), queue=0.7, loop=0.95)
+    ),
+    "the CPUs are the limit: 900 k records/s; the event loop has 50 % of one, and lanes are 50 % busy": statistics(
+        load=Load(9e5, 9e5, (0.5, 0.5), queue=0.7, loop=0.5)
+    ),
+    "the sink postgres is the limit: nothing gets through": statistics(trouble=Trouble("sink postgres", 2, "no")),
+    "the outside is the limit: nothing gets through": statistics(trouble=Trouble("", 2, "no")),
+    "nothing has been measured yet": statistics(load=Load()),
+}
+
+
+@pytest.mark.parametrize("sentence", CASES)
+def test_the_limit_is_named_in_one_sentence(sentence: str) -> None:
+    """The whole of what is said."""
+    assert limiting(CASES[sentence]) == sentence
+
+
+shares = st.floats(0, 1)
+
+
+@given(st.builds(Load, st.floats(0, 1e9), st.floats(0, 1e9), st.lists(shares, max_size=4).map(tuple), *[shares] * 4))
+def test_every_load_has_one_limit(load: Load) -> None:
+    """A sentence without an end, which says one thing."""
+    said = limiting(statistics(load=load))
+    assert said.count("is the limit") + said.count("are the limit") == (1 if load.lanes else 0)
+    assert "\n" not in said

@@ -1,0 +1,351 @@
+"""A run that is asked over a real socket how it is, while all is well and during a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.postgres_server import PostgresServer
+
+import tidemill as tm
+from tidemill.engine import page_server, showing
+from tidemill.testing import ManualClock
+
+ANYWHERE = "127.0.0.1:0"
+
+
+def asked(url: str) -> tuple[int, str]:
+    """Status and text of a page."""
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def ask(run: Any, path: str) -> tuple[int, str]:
+    return await asyncio.to_thread(asked, run.metrics_url + path)
+
+
+async def ask_until(run: Any, path: str, expected: Callable[[int, str], bool]) -> str:
+    """The page, once it is as expected."""
+    while True:
+        status, text = await ask(run, path)
+        if expected(status, text):
+            return text
+
+
+async def told(run: Any) -> dict[tuple[str, str], float]:
+    """The metrics, by name and value of the label."""
+    _, text = await ask(run, "/metrics")
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {(sample.name, next(iter(sample.labels.values()), "")): sample.value for sample in samples}
+
+
+async def send(source: tm.sources.TCP, *lines: bytes) -> None:
+    await source.wait_listening()
+    _, writer = await asyncio.open_connection(*source.address)
+    writer.write(b"".join(line + b"\n" for line in lines))
+    writer.close()
+    await writer.wait_closed()
+
+
+def reading(number: int) -> bytes:
+    return json.dumps({"sensor": f"s{number % 3}", "time": 1_700_000_000 + number, "value": float(number)}).encode()
+
+
+def live(source: Any, sink: Any = None) -> tm.Pipeline:
+    return tm.Pipeline(source, tm.Plan(), sink or tm.sinks.Latest(), name="plant")
+
+
+# -- all is well -----------------------------------------------------------------------------------------------
+
+
+async def test_a_run_counts_what_it_did(tmp_path: Path, lanes: int) -> None:
+    """Records in, rows out, and what was rejected, as the parser of Prometheus' library reads it."""
+    source = tm.sources.TCP()
+    options: Any = {"lanes": lanes, "state": tmp_path / "state", "metrics": ANYWHERE}
+    async with tm.serve(live(source), dead_letters=tmp_path / "dead.ndjson", **options) as run:
+        await send(source, *map(reading, range(50)), b"no json", b'{"sensor": "a", "value": ')
+        while (counts := await told(run))["tidemill_records_out_total", ""] < 50 or not counts[
+            "tidemill_sink_records_total", "latest"
+        ]:
+            pass
+        assert counts["tidemill_records_in_total", ""] == 52
+        assert counts["tidemill_dead_total", "malformed"] == 2
+        assert counts["tidemill_source_records_total", "tcp"] == 50
+        assert counts["tidemill_sensors", ""] == 3
+        assert counts["tidemill_progressing", ""] == counts["tidemill_ready", ""] == 1
+        assert counts["tidemill_end_to_end_seconds_count", ""] <= 50
+        assert {label for name, label in counts if name == "tidemill_lane_restarts_total"} == set(
+            map(str, range(lanes or 1))
+        )
+        text = await ask_until(run, "/healthz?verbose", lambda _, text: "measured yet" not in text)
+        assert text.startswith("the run progresses\n")
+        assert "is the limit" in text
+        assert "source tcp: connected, 50 records" in text
+        assert await ask(run, "/readyz") == (200, "ready\n")
+        assert (await ask(run, "/"))[0] == 404
+    assert run.report is not None
+    assert run.metrics_url == ""
+
+
+async def test_readings_of_others_do_not_change_what_one_reads() -> None:
+    """Rates are since one's own last reading, however often the pages are asked for."""
+    clock = ManualClock()
+    source = tm.sources.TCP()
+    async with tm.serve(live(source), lanes=0, state=False, clock=clock, metrics=ANYWHERE) as run:
+        run.statistics()
+        await send(source, *map(reading, range(20)))
+        while run._statistics("another").rows_out < 20:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0)
+        clock.advance(2.0)
+        await ask(run, "/metrics")
+        assert run.statistics().records_per_s == 10.0
+
+
+# -- faults ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_silent_source_is_named() -> None:
+    """From the limit on; a record is enough to be well again."""
+    clock = ManualClock()
+    source = tm.sources.TCP(name="hall")
+    async with tm.serve(live(source), lanes=0, state=False, clock=clock, metrics=ANYWHERE) as run:
+        await send(source, reading(0))
+        while run.statistics().rows_out < 1:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0)
+        clock.advance(300.0)
+        assert await ask(run, "/healthz") == (200, "the run progresses\n")
+        clock.advance(12.0)
+        assert await ask(run, "/healthz") == (503, "source hall: connected, silent 312 s (limit 300)\n")
+        counts = await told(run)
+        assert counts["tidemill_source_last_record_age_seconds", "hall"] == 312
+        assert counts["tidemill_progressing", ""] == 0
+        await send(source, b"not a record")  # one that is rejected shows that somebody is there
+        await ask_until(run, "/healthz", lambda status, _: status == 200)
+
+
+async def test_a_sink_that_takes_nothing_is_named_and_not_the_source_that_waits_for_it() -> None:
+    """Its rows wait, and so does everything before it."""
+    clock = ManualClock()
+    source = tm.sources.TCP()
+    going = asyncio.Event()
+
+    async def take(_: tm.Batch) -> None:
+        await going.wait()
+
+    pipeline = live(source, tm.sinks.Callback(take, name="screen"))
+    async with tm.serve(pipeline, lanes=0, state=False, clock=clock, metrics=ANYWHERE, stall_after=60) as run:
+        await send(source, *map(reading, range(10)))
+        while not run.statistics().sink_flows[0].waiting:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0)
+        clock.advance(61.0)
+        status, text = await ask(run, "/healthz")
+        assert status == 503
+        assert text.startswith("sink screen: ")
+        assert "the oldest for 61 s (limit 60)" in text
+        going.set()
+        await send(source, reading(11))
+        await ask_until(run, "/healthz", lambda status, _: status == 200)
+
+
+async def test_a_loop_that_is_held_is_named_by_the_thread_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocking code of the application, which nobody on the loop could tell of."""
+    monkeypatch.setattr(page_server, "ANSWER_S", 0.05)
+    source = tm.sources.TCP()
+    held, go = threading.Event(), threading.Event()
+
+    def block(_: tm.Batch) -> None:
+        held.set()
+        go.wait(30)
+
+    seen: list[tuple[int, str]] = []
+    async with tm.serve(live(source, tm.sinks.Callback(block)), lanes=0, state=False, metrics=ANYWHERE) as run:
+        url = run.metrics_url
+
+        def watch() -> None:
+            held.wait(30)
+            seen.extend(asked(url + path) for path in ("/healthz", "/readyz", "/metrics"))
+            go.set()
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        await send(source, reading(0))
+        await asyncio.to_thread(watching.join)
+    assert [status for status, _ in seen] == [503, 503, 503]
+    assert seen[0][1].startswith("event loop: held, no answer for 0.05 s")
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """One that may be stopped."""
+    made = PostgresServer()
+    made.start()
+    yield made
+    made.remove()
+
+
+async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_when_rows_go_on(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    """While it is away, records go into the log; when it is back, nothing is missing. No page shows the password."""
+    source = tm.sources.TCP()
+    sink = tm.sinks.PostgreSQL(server.url(), name="history")
+    async with tm.serve(live(source, sink), lanes=0, state=tmp_path / "state", metrics=ANYWHERE) as run:
+        await send(source, *map(reading, range(10)))
+        while (await told(run))[
+            "tidemill_sink_commit_age_seconds", "history"
+        ] > 1 or not run.statistics().state.checkpoint:
+            pass
+        await asyncio.to_thread(server.stop, "immediate")
+        await send(source, *map(reading, range(10, 20)))
+        text = await ask_until(run, "/healthz?verbose", lambda status, text: status == 503 and "3 tries" in text)
+        assert text.startswith("sink history: 3 tries, postgresql://127.0.0.1:")
+        assert "refused" in text
+        assert "the sink history is the limit: nothing gets through" in text
+        assert "s3cret-canary" not in text
+        status, text = await ask(run, "/readyz")
+        assert status == 503
+        assert text.startswith("sink history: ")
+        assert (await told(run))["tidemill_tries", ""] >= 3
+        await asyncio.to_thread(server.start)
+        await ask_until(run, "/healthz", lambda status, _: status == 200)
+        assert (await told(run))["tidemill_tries", ""] == 0
+    assert server.query("SELECT count(*), sum(value) FROM features") == [(20, 190.0)]
+
+
+# -- the server itself -----------------------------------------------------------------------------------------
+
+
+async def test_a_default_port_that_is_taken_is_a_warning_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second run on a machine must not fail for its metrics."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(showing, "DEFAULT_ADDRESS", address)
+        async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=True) as run:
+            assert run.metrics_url == ""
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+            (
+                f"{address}, where the run was to show /metrics and /healthz, is in use by another program; choose another with "
+                'metrics="HOST:PORT" (--metrics; port 0 takes a free one), or none with metrics=False (--no-metrics). '
+                "The run goes on."
+            )
+        ]
+        with pytest.raises(tm.OutsideError, match="is in use by another program"):
+            async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=address):
+                raise AssertionError("never entered")
+
+
+@pytest.mark.parametrize("address", ["", "9464x", "1:2:3", "127.0.0.1:70000", "127.0.0.1:-1", "user@host:1", "a b:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    """Before anything runs."""
+    with pytest.raises(tm.PlanError, match="must be HOST:PORT"):
+        tm.run(live(tm.sources.TCP()), metrics=address)
+
+
+async def test_a_host_that_is_not_there_is_named() -> None:
+    """In the words of the system."""
+    with pytest.raises(tm.OutsideError, match=r"no\.such\.host\.invalid:1, where .* cannot be listened on: "):
+        await tm.run_async(live(tm.sources.TCP()), lanes=0, state=False, metrics="no.such.host.invalid:1")
+
+
+async def test_beyond_this_machine_the_run_says_who_can_read_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Loopback only, unless somebody asks for more, and is told what that means."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics="0.0.0.0:0"):
+        assert "no password is asked for" in caplog.text
+    caplog.clear()
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics="[::1]:0") as run:
+        assert run.metrics_url.startswith("http://[::1]:")
+        assert (await ask(run, "/healthz"))[0] == 200
+        assert "no password" not in caplog.text
+
+
+async def test_without_the_library_the_run_goes_on_and_says_once_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Health needs no library."""
+    monkeypatch.setattr("tidemill.engine.exposition.importlib.util.find_spec", lambda _: None)
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        assert await ask(run, "/metrics") == (
+            501,
+            (
+                "The numbers of /metrics need the library prometheus-client, which is not installed; "
+                'install it with: pip install "tidemill[metrics]"\n'
+            ),
+        )
+        assert await ask(run, "/healthz") == (200, "the run progresses\n")
+        assert caplog.text.count('pip install "tidemill[metrics]"') == 1
+
+
+def exchanged(address: tuple[str, int], request: bytes) -> bytes:
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(request)
+        return connection.makefile("rb").read()
+
+
+async def test_clients_that_misbehave_keep_nobody_from_being_answered() -> None:
+    """Other methods, what is no HTTP, lines without an end, and a dozen that say nothing."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        port = int(run.metrics_url.rpartition(":")[2])
+        address = ("127.0.0.1", port)
+        with ExitStack() as silent:
+            for _ in range(12):
+                silent.enter_context(socket.create_connection(address))
+            answers = [
+                await asyncio.to_thread(exchanged, address, request)
+                for request in (
+                    b"POST /metrics HTTP/1.0\r\n\r\n",
+                    b"\x16\x03\x01 rubbish\r\n\r\n",
+                    b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n",
+                    b"GET /healthz?" + b"a&" * 1_000 + b" HTTP/1.0\r\n\r\n",
+                    b"HEAD /healthz HTTP/1.0\r\n\r\n",
+                )
+            ]
+            assert (await ask(run, "/healthz"))[0] == 200
+        assert [answer.split()[1:2] for answer in answers[:1]] == [[b"501"]]
+        assert b"400" in answers[1]
+        assert b"414" in answers[2]
+        assert answers[4].startswith(b"HTTP/1.0 200 ")
+        assert answers[4].endswith(b"\r\n\r\n")
+        assert (await ask(run, "/healthz"))[0] == 200
+
+
+async def test_more_clients_at_once_than_there_is_room_for_are_turned_away() -> None:
+    """A port scanner must not make threads without end."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        port = int(run.metrics_url.rpartition(":")[2])
+        with ExitStack() as silent:
+            for _ in range(16):
+                silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+
+            def turned_away() -> None:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+                connection.request("GET", "/healthz")
+                connection.getresponse()
+
+            with pytest.raises((ConnectionError, http.client.BadStatusLine)):
+                await asyncio.to_thread(turned_away)
+
+
+async def test_the_port_is_free_again_when_the_run_has_ended() -> None:
+    """The next run may have it."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        address = run.metrics_url.removeprefix("http://")
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=address) as again:
+        assert again.metrics_url == f"http://{address}"
