@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import tidemill as tm
 from tidemill.clock import SystemClock
+from tidemill.errors import InputError, PlanError
 from tidemill.letters import DeadLetter
 from tidemill.sources import MQTT, SourceContext
 
@@ -159,3 +160,120 @@ def test_a_plan_runs_over_messages(mosquitto: Any, root: str) -> None:
     assert [row["value_lag_1"] for row in rows][1:] == list(range(9))
     assert rows[0]["sensor"] == "S"
     assert rows[0]["unit"] == "C"
+
+
+async def test_a_message_that_is_no_record_is_a_dead_letter_and_its_neighbours_flow(
+    mosquitto: Any, publisher: Publisher, root: str
+) -> None:
+    """Accepted and dead are what was sent."""
+    sent = ["1.5", "no number", '{"value": 2}', "[1, 2", b"\xff\xfe", "[3, 4]", '{"data": {"temp": 5}}', ""]
+    async with kept(MQTT(mosquitto.url, f"{root}/{{sensor}}")) as keeper:
+        for payload in sent:
+            publisher.publish(f"{root}/S", payload)
+        publisher.publish(f"{root}/S", "9")
+        await soon(lambda: bool(keeper.rows) and keeper.rows[-1].get("value") == 9, keeper.task)
+    assert [row["value"] for row in keeper.rows if "value" in row] == [1.5, 2, 3, 4, 9]
+    assert len(keeper.letters) == 4
+    assert all(letter.source == "mqtt" for letter in keeper.letters)
+
+
+async def test_what_the_broker_had_retained_is_passed_over_and_counted(
+    mosquitto: Any, publisher: Publisher, root: str
+) -> None:
+    """It may be days old; who wants it says so."""
+    publisher.publish(f"{root}/S", "1", retain=True)
+    await publisher.published()
+    for option, values in (("skip", [2]), ("take", [1, 3])):
+        source = MQTT(mosquitto.url, f"{root}/{{sensor}}", retained=option)
+        async with kept(source) as keeper:
+            publisher.publish(f"{root}/S", str(values[-1]))
+            await keeper.until(len(values))
+        assert [row["value"] for row in keeper.rows] == values
+        assert source.statistics().skipped == (option == "skip")
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_nothing_is_acknowledged_before_it_is_safe(
+    mosquitto: Any, publisher: Publisher, root: str, version: str
+) -> None:
+    """A run that ends before its log has anything gets all of it again at the next start; what it had is not sent again."""
+
+    def source() -> MQTT:
+        return MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root, version=version)
+
+    first = Keeper(source(), keeps=False)
+    async with asyncio.timeout(30):
+        await first.source.wait_subscribed()
+    for number in range(20):
+        publisher.publish(f"{root}/S", str(number))
+    await first.until(20)
+    first.task.cancel()  # killed: nothing was kept
+    await asyncio.gather(first.task, return_exceptions=True)
+    async with kept(source()) as second:
+        await second.until(20)
+        publisher.publish(f"{root}/S", "20")
+        await second.until(21)
+    assert [row["value"] for row in second.rows] == list(range(21))
+    async with kept(source()) as third:
+        publisher.publish(f"{root}/S", "21")
+        await third.until(1)
+    assert [row["value"] for row in third.rows] == [21]
+
+
+async def test_a_broker_that_is_restarted_loses_nothing_that_it_had_taken(own_mosquitto: Any, root: str) -> None:
+    """With a session of a name; a message may come twice, and none is missing."""
+    broker = own_mosquitto()
+    source = MQTT(broker.url, f"{root}/{{sensor}}", client_id=root)
+    async with kept(source) as keeper:
+        for turn in range(3):
+            publisher = Publisher(broker.port)
+            for number in range(50 * turn, 50 * turn + 50):
+                publisher.publish(f"{root}/S", str(number))
+            await publisher.published()
+            publisher.close()
+            await asyncio.to_thread(broker.restart)
+        seen = keeper.rows
+        await soon(lambda: {row["value"] for row in seen} == set(range(150)), keeper.task)
+    first = list(dict.fromkeys(row["value"] for row in seen))
+    assert first == list(range(150))
+
+
+@pytest.mark.parametrize("password", [None, "wrong-canary"])
+async def test_a_password_that_is_refused_ends_the_run_in_one_sentence(
+    mosquitto: Any, root: str, password: str | None
+) -> None:
+    """It names what to look at, and never the password."""
+    user = {} if password is None else {"username": "tidemill", "password": password}
+    with pytest.raises(InputError) as caught:
+        async with kept(MQTT(mosquitto.guarded_url, f"{root}/{{sensor}}", **user)):
+            pass
+    told = str(caught.value)
+    assert told.startswith("source mqtt: ")
+    assert "canary" not in told
+    assert "\n" not in told
+
+
+async def test_a_broker_that_is_away_is_asked_again(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says why, and when."""
+    source = MQTT("mqtt://127.0.0.1:1", f"{root}/{{sensor}}")
+    keeper = Keeper(source)
+    with caplog.at_level("WARNING", "tidemill"):
+        await soon(lambda: "Connecting again in" in caplog.text, keeper.task)
+    await keeper.stop()
+
+
+@pytest.mark.parametrize(
+    ("url", "topics", "options"),
+    [
+        ("http://host", "a/{sensor}", {}),
+        ("mqtt://host", [], {}),
+        ("mqtt://host", "a/#/b", {}),
+        ("mqtt://host", "a/{sensor}", {"qos": 3}),
+        ("mqtt://host", "a/{sensor}", {"retained": "maybe"}),
+        ("mqtt://host", "a/{sensor}", {"version": "4"}),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(url: str, topics: Any, options: Any) -> None:
+    """In one sentence."""
+    with pytest.raises(PlanError):
+        MQTT(url, topics, **options)

@@ -179,7 +179,7 @@ def _reason(error: Exception, payload: bytes) -> tuple[str, str]:
 def _parsed(path: Any) -> Steps:
     steps: list[Step] = []
     place = 0
-    while isinstance(path, str) and place < len(path):
+    while isinstance(path, str) and not path.startswith(".") and place < len(path):
         found = _STEP.match(path, place)
         if found is None:
             break

@@ -1,0 +1,137 @@
+"""What is read out of a message."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.errors import PlanError
+from tidemill.formats.payloads import PayloadReader
+
+LORA = {
+    "fCnt": 7,
+    "object": {"temp": 21.5},
+    "rxInfo": [{"gatewayID": "a", "rssi": -90}, {"gatewayID": "b", "rssi": -71, "loRaSNR": 9}],
+}
+
+
+def read(payload: Any, value: Any = None) -> list[dict[str, Any]]:
+    """The readings of a message that has nothing wrong with it."""
+    rows, bad = PayloadReader(value).read(payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+    assert bad == []
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("payload", "value"),
+    [(b"51.3", 51.3), (b" 51.3\r\n", 51.3), (b"-2", -2), (b"1e3", 1000.0), (b"+5", 5.0), (b".5", 0.5), (b"007", 7.0),
+     (b"5.", 5.0), (b"0", 0)],
+)  # fmt: skip
+def test_numbers_as_devices_write_them(payload: bytes, value: float) -> None:
+    """Also those that JSON does not know."""
+    assert read(payload) == [{"value": value}]
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"ON", "neither a number nor JSON"),
+        (b"nan", "NaN"),
+        (b"Infinity", "Infinity"),
+        (b"1e999", "too large"),
+        (b"51,3", "neither a number nor JSON"),
+        (b"\xff\xfe", "neither a number nor JSON"),
+        (b'{"value": "\xff"}', "UTF-8"),
+        (b'{"value": 1', "neither a number nor JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "empty list"),
+        (b"true", "neither a number nor a JSON object"),
+        (b'"20"', "neither a number nor a JSON object"),
+        (b"null", "neither a number nor a JSON object"),
+        (b"9" * 65 + b".", "neither a number nor JSON"),
+    ],
+)
+def test_what_is_no_reading_is_told(payload: bytes, reason: str) -> None:
+    """In one sentence."""
+    rows, bad = PayloadReader().read(payload)
+    assert rows == []
+    assert reason in bad[0].reason
+
+
+def test_many_readings_in_one_message() -> None:
+    """Each item of a list is one, and a bad one harms no other."""
+    assert read([1, {"value": 2, "unit": "C"}, 3.5]) == [{"value": 1}, {"value": 2, "unit": "C"}, {"value": 3.5}]
+    rows, bad = PayloadReader().read(b'[1, null, {"value": 2}, [3], "x"]')
+    assert rows == [{"value": 1}, {"value": 2}]
+    assert [each.raw for each in bad] == ["null", "[3]", '"x"']
+
+
+def test_paths_into_json() -> None:
+    """To one value, to several columns, and to each item of a list with what they have in common."""
+    assert read(LORA, "object.temp") == [{"value": 21.5}]
+    assert read(LORA, "rxInfo[1].loRaSNR") == [{"value": 9}]
+    assert read({"a.b": {"c": 1}}, '["a.b"].c') == [{"value": 1}]
+    assert read(LORA, "rxInfo[*].rssi") == [{"value": -90}, {"value": -71}]
+    assert read([1, 2], "[*]") == [{"value": 1}, {"value": 2}]
+    paths = {"gateway": "rxInfo[*].gatewayID", "snr": "rxInfo[*].loRaSNR", "frame": "fCnt"}
+    assert read(LORA, paths) == [{"gateway": "a", "frame": 7}, {"gateway": "b", "snr": 9, "frame": 7}]
+
+
+@pytest.mark.parametrize("payload", [b"51.3", b"{}", b'{"data": {}}', b'{"data": 3}', b'{"data": [1]}', b"[]", b"null"])
+def test_a_message_with_nothing_at_the_path_is_no_reading(payload: bytes) -> None:
+    """And says where nothing is."""
+    rows, bad = PayloadReader("data.temp").read(payload)
+    assert rows == []
+    assert [(each.reason_code, each.reason) for each in bad] == [
+        ("missing_field", "the message has nothing at 'data.temp'")
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".a", "a.", "a..b", "a[", "a[x]", "a[*].b[*].c", {"x": "a[*]", "y": "b[*]"}, {"x": 3}, "a[-1]"]
+)
+def test_what_is_no_path_is_refused(value: Any) -> None:
+    """At once."""
+    with pytest.raises(PlanError, match="value="):
+        PayloadReader(value)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "value"]), inner, max_size=3),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(_JSON, st.sampled_from([None, "a", "a.b", "[*]", "a[*].b", {"x": "a[*].b", "y": "b"}]))
+def test_every_reading_of_a_message_is_one_or_is_told(message: Any, value: Any) -> None:
+    """As many as a plain walk through the message finds; at least one thing comes of every message."""
+    rows, bad = PayloadReader(value).read(json.dumps(message).encode())
+    each = {"[*]": message, "a[*].b": None}.get(value if isinstance(value, str) else "")
+    if value is None:
+        items = message if isinstance(message, list) else [message]
+    elif value in ("a", "a.b"):
+        items = [message]
+    else:
+        items = each if value == "[*]" else message.get("a") if isinstance(message, dict) else None
+        items = items if isinstance(items, list) else [None]
+    assert len(rows) + len(bad) == max(len(items), 1)
+    assert all(isinstance(row, dict) for row in rows)
+
+
+@given(
+    st.binary(max_size=40) | st.text(st.sampled_from('0123456789.eE+-[]{}",:naNIfity '), max_size=20).map(str.encode)
+)
+def test_no_payload_breaks_the_reader(payload: bytes) -> None:
+    """Whatever the bytes are, something comes of them, and numbers are finite."""
+    for value in (None, "a", "[*].a"):
+        rows, bad = PayloadReader(value).read(payload)
+        assert rows or bad
+        assert all(math.isfinite(row["value"]) for row in rows if type(row.get("value")) is float)
