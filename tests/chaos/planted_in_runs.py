@@ -132,7 +132,7 @@ PLANTED: Final = {
     "a lane's successor does not take back what is half done": Planted(undo_nothing, "small-lanes", 12),
     "what objects hold is forgotten": Planted(forget_objects, "small-engines", 6),
     "rows are known by their epoch, not by position": Planted(know_rows_by_epoch, "small-engines", 6),
-    "the position is committed after the rows": Planted(position_after_rows, "small-crash-points", 12),
+    "the position is committed after the rows": Planted(position_after_rows, "small-crash-points", 60),
     "an input has ended when it is read": Planted(end_too_early, "small-engines", 8),
     "letters behind the checkpoint stay": Planted(keep_letters, "small-engines", 6),
     "a database lets earlier starts write": Planted(let_anyone_write, "postgres", 12),
