@@ -174,7 +174,7 @@ async def test_a_message_that_is_no_record_is_a_dead_letter_and_its_neighbours_f
         await soon(lambda: bool(keeper.rows) and keeper.rows[-1].get("value") == 9, keeper.task)
     assert [row["value"] for row in keeper.rows if "value" in row] == [1.5, 2, 3, 4, 9]
     assert len(keeper.letters) == 4
-    assert all(letter.source == "mqtt" for letter in keeper.letters)
+    assert {(letter.source, letter.key) for letter in keeper.letters} == {("mqtt", "S")}
 
 
 async def test_what_the_broker_had_retained_is_passed_over_and_counted(

@@ -245,7 +245,7 @@ class Edge:
         )
 
     def _key_told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
-        if self.fallback is not None and self.fallback in known:
+        if self.fallback is not None and self.fallback in known and self.key not in known:
             known = {**known, self.key: known[self.fallback]}
         return self._template.told(record, known)
 

@@ -59,7 +59,8 @@ class MQTT(EdgedSource):
     ``retained``        ``"skip"`` (default) passes over what the broker had retained before the subscription, and counts
                         it; ``"take"`` takes it as a reading
     ``client_id``       gives the session a name, so that the broker keeps it, and what comes for it, while no run is there;
-                        each run needs one of its own. Without it, what is published between two runs does not come
+                        each run needs one of its own. Without it, what is published between two runs does not come, nor,
+                        under 3.1.1, what is published while it connects anew
     ``clean_start``     have the broker forget what it has kept for ``client_id`` (under 3.1.1 at each connection)
     ``session_expiry``  how long it keeps it, from MQTT 5 on (``"7d"``)
     ``version``         ``"5"`` (default) or ``"3.1.1"``
@@ -261,7 +262,8 @@ class MQTT(EdgedSource):
                     continue
                 made, bad = self._payloads.read(message.payload)
                 columns, knows = bound
-                letters += [self.edge.refuse(each.reason_code, each.reason, each.raw, known=knows) for each in bad]
+                named = {**columns, **knows}
+                letters += [self.edge.refuse(each.reason_code, each.reason, each.raw, known=named) for each in bad]
                 rows += [{**columns, **row, **columns} for row in made] if columns else made
                 known += [knows] * len(made)
                 wall_ns += [block.wall_ns] * len(made)
@@ -325,9 +327,10 @@ class MQTT(EdgedSource):
         backoff = Backoff()
         half_way: set[int] = set()
         made_id = f"tidemill-{secrets.token_hex(8)}"
+        tls = self._tls()  # once: files that are being replaced must not end a run
         ever = False
         while True:
-            session = self._session(self.client_id or made_id, ever, half_way)
+            session = self._session(self.client_id or made_id, tls, ever, half_way)
             self._connection = connection = Connection(session, inbox.put, context.clock)
             try:
                 await connection.open(resubscribe=not ever)
@@ -371,7 +374,7 @@ class MQTT(EdgedSource):
                 extra={"source": self.name},
             )  # fmt: skip
 
-    def _session(self, client_id: str, again: bool, half_way: set[int]) -> Session:
+    def _session(self, client_id: str, tls: ssl.SSLContext | None, again: bool, half_way: set[int]) -> Session:
         from tidemill.sources.mqtt_connection import Session
 
         five = self.version == "5"
@@ -379,7 +382,7 @@ class MQTT(EdgedSource):
         clean = (self.clean_start or not named) and not (five and again)
         return Session(
             broker=self._broker,
-            tls=self._tls(),
+            tls=tls,
             client_id=client_id,
             five=five,
             clean=clean,
