@@ -286,3 +286,31 @@ async def test_no_call_is_started_twice_whatever_happens(tmp_path: Path) -> None
     assert died < 60
     started = log.read_text().split()
     assert len(started) == len(set(started))
+
+
+ADOPTED = """
+import os
+from tidemill.lanes.forkserver import _die_with_parent
+
+reader, writer = os.pipe()
+server = os.fork()
+if server == 0:
+    server = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == server:
+            os.sched_yield()
+        _die_with_parent(server)
+        os.write(writer, b"it lives on")
+    os._exit(0)
+os.waitpid(server, 0)
+os.close(writer)
+print(os.read(reader, 100).decode())
+"""
+
+
+async def test_a_process_whose_fork_server_was_killed_before_it_could_ask_for_its_own_death_ends() -> None:
+    """Else nobody would ever hear of it again."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", ADOPTED, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        told, _ = await process.communicate()
+    assert (process.returncode, told) == (0, b"\n")

@@ -194,6 +194,7 @@ class _Server:
         return True
 
     def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
+        server = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:  # no process or no memory is left, for the moment: the others go on
@@ -202,14 +203,14 @@ class _Server:
             self.tell(_encode(Exited(spawn.child, (error.errno or errno.EAGAIN) << 8)))
             return
         if pid == 0:
-            self._become(spawn, fds)
+            self._become(spawn, fds, server)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the child does so too: whichever comes first
         _close(fds)  # else a lane's death would not close its socket
         self._children[pid] = spawn.child
         self.tell(_encode(Spawned(spawn.child, pid)))
 
-    def _become(self, spawn: Spawn, fds: list[int]) -> None:
+    def _become(self, spawn: Spawn, fds: list[int], server: int) -> None:
         """In the child: never returns."""
         code = 70
         try:
@@ -219,7 +220,7 @@ class _Server:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._control.close()
             os.close(self._wake)
-            _die_with_parent()
+            _die_with_parent(server)
             _name_process(f"tidemill-{spawn.role}")
             if spawn.nice:
                 os.nice(spawn.nice)
@@ -291,14 +292,13 @@ def _name_process(name: str) -> None:
     ctypes.CDLL(None).prctl(pr_set_name, name.encode()[:15], 0, 0, 0)
 
 
-def _die_with_parent() -> None:
-    """The kernel kills this process when the fork server ends, however it ends (Linux)."""
+def _die_with_parent(parent: int) -> None:
+    """The kernel kills this process when the fork server, its ``parent``, ends, however it ends (Linux)."""
     import ctypes
 
     pr_set_pdeathsig = 1
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it ended in between
+    if os.getppid() != parent:  # it ended before the kernel was told, and somebody else has adopted this process
         os._exit(0)
 
 
