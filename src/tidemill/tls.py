@@ -1,4 +1,4 @@
-"""TLS for clients: whom to trust, and what to show of oneself."""
+"""TLS: whom to trust, and what to show of oneself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ssl
 from tidemill import files
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["client_context", "refused_certificate"]
+__all__ = ["client_context", "refused_certificate", "server_context"]
 
 PathLike = str | os.PathLike[str]
 
@@ -21,8 +21,7 @@ def client_context(
 
     Raises `PlanError` for a ``cert_key`` without ``cert``, `InputError` for a file that cannot be used.
     """
-    if cert_key is not None and cert is None:
-        raise PlanError("cert_key= is the private key of the certificate cert=, which is not given.")
+    _require_certificate(cert, cert_key)
     made = ssl.create_default_context()
     if ca is not None:
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody yet
@@ -34,17 +33,36 @@ def client_context(
             made.load_verify_locations(files.absolute(ca))
     except (ssl.SSLError, OSError) as error:
         raise InputError(f"{ca} (ca=) holds no certificates in PEM form that can be read: {_said(error)}.") from None
-    try:
-        if cert is not None:
-            made.load_cert_chain(
-                files.absolute(cert),
-                files.absolute(cert_key) if cert_key is not None else None,
-                lambda: b"not a question",
-            )
-    except (ssl.SSLError, OSError) as error:
-        where = cert if cert_key is None else f"{cert} (cert=) and {cert_key} (cert_key=)"
-        raise InputError(f"{where} cannot be used as a certificate with its private key: {_said(error)}.") from None
+    if cert is not None:
+        _load(made, cert, cert_key)
     return made
+
+
+def server_context(cert: PathLike | None = None, cert_key: PathLike | None = None) -> ssl.SSLContext | None:
+    """Show ``cert``, as in `client_context`, to whoever connects; None without one. Blocks for a moment.
+
+    Raises `PlanError` for a ``cert_key`` without ``cert``, `InputError` for a file that cannot be used.
+    """
+    _require_certificate(cert, cert_key)
+    if cert is None:
+        return None
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load(made, cert, cert_key)
+    return made
+
+
+def _require_certificate(cert: PathLike | None, cert_key: PathLike | None) -> None:
+    if cert_key is not None and cert is None:
+        raise PlanError("cert_key= is the private key of the certificate cert=, which is not given.")
+
+
+def _load(made: ssl.SSLContext, cert: PathLike, cert_key: PathLike | None) -> None:
+    key = files.absolute(cert_key) if cert_key is not None else None
+    try:
+        made.load_cert_chain(files.absolute(cert), key, lambda: b"not a question")
+    except (ssl.SSLError, OSError) as error:
+        where = cert if cert_key in (None, cert) else f"{cert} (cert=) and {cert_key} (cert_key=)"
+        raise InputError(f"{where} cannot be used as a certificate with its private key: {_said(error)}.") from None
 
 
 def refused_certificate(error: ssl.SSLError) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.errors import InputError, MissingExtra, PlanError
+from tidemill.errors import MissingExtra, PlanError
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import bound, checked_port, is_loopback
+from tidemill.tls import server_context
 
 if TYPE_CHECKING:
     from tidemill.sources.http_server import Posted, Server
@@ -132,7 +132,7 @@ class HTTP(EdgedSource):
 
     def check(self) -> None:
         _require_libraries()
-        self._tls()
+        server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
     def peek(self) -> Schema:
@@ -160,12 +160,19 @@ class HTTP(EdgedSource):
         self._pending = Acknowledgements()
         self._yielded = 0
         listening = bound(self.host, self._wanted_port, "HTTP")
-        server = Server(inbox, context.clock, path=self.path, token=self._token, limit=self.limit, tls=self._tls())
+        server = Server(
+            inbox,
+            context.clock,
+            path=self.path,
+            token=self._token,
+            limit=self.limit,
+            tls=server_context(*self._certificate),
+        )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
-        await asyncio.wait(
-            {serving, asyncio.ensure_future(server.listening.wait())}, return_when=asyncio.FIRST_COMPLETED
-        )
+        starting = asyncio.ensure_future(server.listening.wait())
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
         self._address = listening.getsockname()[:2]
         self._connected = True
         self._started.set()
@@ -233,20 +240,6 @@ class HTTP(EdgedSource):
         self._yielded += 1
         self._pending.yielded(dict.fromkeys(ended, 0))
         return self.accept(context, batch, letters)
-
-    def _tls(self) -> ssl.SSLContext | None:
-        cert, key = self._certificate
-        if cert is None:
-            if key is not None:
-                raise PlanError("cert_key= is the private key of the certificate cert=, which is not given.")
-            return None
-        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            made.load_cert_chain(cert, key, lambda: b"not a question")
-        except (ssl.SSLError, OSError) as error:
-            told = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise InputError(f"{cert} cannot be used as a certificate with its private key: {told}.") from None
-        return made
 
 
 def _nothing() -> None:
