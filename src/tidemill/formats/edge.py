@@ -31,7 +31,7 @@ from tidemill.letters import (
 from tidemill.rows import Fields, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
-__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge"]
+__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "Known"]
 
 DEFAULT_KEY: Final = "sensor"
 DEFAULT_TIME: Final = "time"
@@ -72,6 +72,7 @@ class Edge:
         self.key = key if key is not None else DEFAULT_KEY
         self.time = time if time is not None else DEFAULT_TIME
         self.arrival = arrival and time is None
+        self._key_given = key is not None
         self.fallback = fallback if key is None else None
         self.declared = dict(columns or {})
         self.kinds = Kinds(self.declared)
@@ -83,6 +84,12 @@ class Edge:
         self._accepted = 0
         self._sound_texts: NDArray[np.object_] | None = None
         """The texts of the last key column in which every text was a good key: slices share them."""
+
+    def named_by(self, fallback: str) -> None:
+        """Without a ``key`` of its own: ``fallback``, which is known of each record, names the sensor of one that lacks
+        the default key field."""
+        if not self._key_given:
+            self.fallback = fallback
 
     @property
     def key_fields(self) -> tuple[str, ...]:
@@ -98,7 +105,7 @@ class Edge:
     def reading(self, key: str, time: str, *, arrival: bool) -> Edge:
         """An edge that reads the roles from elsewhere, and shares with this one what it learns of fields and kinds."""
         made = copy.copy(self)
-        made.key, made.time, made.arrival, made.fallback = key, time, arrival, None
+        made.key, made.time, made.arrival, made.fallback, made._key_given = key, time, arrival, None, True
         made._template = KeyTemplate(key)
         return made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,23 +13,15 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
+from tidemill.formats.decoded import BadLine
 from tidemill.formats.lines import text_of
 from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
 from tidemill.schema import Kind
 
-__all__ = ["BadLine", "decode_json_lines", "encode_json_lines", "time_texts"]
+__all__ = ["decode_json_lines", "encode_json_lines", "time_texts"]
 
 _DECODER: Final = msgspec.json.Decoder()
-
-
-@dataclass(frozen=True)
-class BadLine:
-    """A line that is no record."""
-
-    reason_code: str
-    reason: str
-    raw: str
 
 
 def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]]:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tidemill.errors import InputError
 from tidemill.formats.edge import Edge
+from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.kinds import Kinds
 from tidemill.schema import Kind
-from tidemill.sources.readers import Reader
+from tidemill.sources.readers import Decoder, Reader
 
 __all__ = ["fields_at_head", "learn_kinds"]
 
 
-def fields_at_head(path: Path, kind: str, edge: Edge, *, limit: int) -> tuple[str, ...]:
-    """The fields of one file; ``edge`` learns their kinds. Raises `InputError` for a file without the roles."""
+def fields_at_head(
+    path: Path, kind: str, edge: Edge, *, limit: int, make: Callable[[Edge], Decoder] | None = None
+) -> tuple[str, ...]:
+    """The fields of one file; ``edge`` learns their kinds. Raises `InputError` for a file without the roles.
+
+    ``make`` makes the decoder of a file whose format needs more than its name.
+    """
     looking = edge.twin()
-    if kind == "ndjson":
+    by_vote = kind in LINE_FORMATS
+    if by_vote:
         looking.kinds = Kinds(edge.declared)  # the look decides by vote, below
-    reader = Reader(path, kind, looking, limit=limit)
+        set_up(looking, line_format(kind))
+    reader = Reader(path, kind, looking, limit=limit, make=None if make is None else lambda _: make(looking))
     try:
         delivery = reader.read()
     finally:
@@ -29,7 +37,7 @@ def fields_at_head(path: Path, kind: str, edge: Edge, *, limit: int) -> tuple[st
         return ()
     batch, letters = delivery
     raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
-    if kind == "ndjson":
+    if by_vote:
         learn_kinds(edge, [*(batch.origin or ()), *raws])
     names = looking.fields or batch.names
     if len(batch) or raws or (kind == "csv" and names):
@@ -54,5 +62,5 @@ def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) ->
     if edge.time not in fields and not edge.arrival:
         raise InputError(f"{path} has no field {edge.time!r} to read the time from; {hint}.")
     for name in edge.key_fields:
-        if name not in fields and name not in reader.known:
+        if name not in fields and name not in reader.known and edge.fallback is None:
             raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")

@@ -6,33 +6,43 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
+from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import checked_limit, pieces
 from tidemill.sources.heads import fields_at_head
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.readers import Decoder, Reader, decoder_for, format_of
+from tidemill.sources.readers import Decoder, Reader, decoder_for
 from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["Lines"]
 
+_SUFFIXES: Final = {".csv": "csv", ".influx": "influx", ".lp": "influx"}
 _READ: Final = 1 << 15
 _BUFFER: Final = 1 << 20
 
 
 class Lines(RecordedSource):
-    """Lines of NDJSON or CSV: ``"-"`` is standard input, else a file (also ``.gz``) or named pipe.
+    """Lines of NDJSON, CSV or InfluxDB line protocol: ``"-"`` is standard input, else a file (also ``.gz``) or named pipe.
 
-    ``format``  ``"ndjson"`` (default) or ``"csv"``, whose first line names the columns
-    ``limit``   bytes of one line; a longer one is rejected and read over
+    ``format``     ``"ndjson"`` (default), ``"csv"``, whose first line names the columns, ``"influx"`` for line protocol,
+                   or ``"telegraf-json"`` for Telegraf's JSON; unless given, the suffix says it (``.csv``, ``.influx``)
+    ``precision``  ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of line protocol (default ``"ns"``)
+                   and of Telegraf's JSON (default ``"s"``)
+    ``limit``      bytes of one line; a longer one is rejected and read over
+
+    Of line protocol and Telegraf's JSON, a record has the fields ``measurement``, one for each tag, ``time`` and one for each
+    field. Its sensor is its tag or field ``sensor``, else its series: measurement and tags, sorted, as in
+    ``cpu,cpu=cpu0,host=a``. ``key="{measurement}.{host}"`` makes it of others, which each record must have then.
 
     A record without the default time field gets the time of its arrival; of a file, that is when its reading began.
     Reads no more than 1 MiB ahead, so that the writer of a pipe waits. Ends with its input; a file ends where it did when
@@ -53,16 +63,23 @@ class Lines(RecordedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        precision: str | None = None,
         limit: int = LINE_LIMIT,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
-        if format not in (None, "ndjson", "csv"):
-            raise PlanError(f'format={format!r} of Lines must be "ndjson" or "csv".')
+        if format not in (None, "csv", *LINE_FORMATS):
+            formats = ", ".join(f'"{one}"' for one in ("csv", *LINE_FORMATS))
+            raise PlanError(f"format={format!r} of Lines must be one of {formats}.")
         self.path = path
         if format is None:
-            format = "csv" if path != "-" and files.suffix(path) == ".csv" else "ndjson"  # noqa: A001
-        self.format = format_of(files.absolute(path), format)
+            format = _SUFFIXES.get(files.suffix(path), "ndjson") if path != "-" else "ndjson"  # noqa: A001
+        self.format = format
+        self.precision = precision
+        if format != "csv":
+            set_up(self.edge, line_format(format, precision, source="Lines"))
+        elif precision is not None:
+            raise PlanError(f'precision={precision!r} of Lines is for format="influx" and "telegraf-json" alone.')
         self.limit = checked_limit(limit, "Lines")
         self._schema: Schema | None = None
 
@@ -79,7 +96,8 @@ class Lines(RecordedSource):
         if not tried.is_file():
             return self.declared(more=True)
         if self._schema is None:
-            fields = dict.fromkeys((*fields_at_head(tried, self.format, self.edge, limit=self.limit), *self.columns))
+            seen = fields_at_head(tried, self.format, self.edge, limit=self.limit, make=self._made_for)
+            fields = dict.fromkeys((*seen, *self.columns))
             self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
         return self._schema
 
@@ -94,14 +112,33 @@ class Lines(RecordedSource):
         return [(path, self.format) for path in files.expand(self.path)]
 
     def _reader(self, path: Path, kind: str, size: int | None) -> Reader:
-        return Reader(path, kind, self.edge, limit=self.limit, known={}, size=size, wall_ns=self._wall_ns)
+        made = self._made_for
+        return Reader(
+            path,
+            kind,
+            self.edge,
+            limit=self.limit,
+            known={},
+            size=size,
+            wall_ns=self._wall_ns,
+            make=None if made is None else lambda begun: made(self.edge, begun=begun),
+        )
+
+    @property
+    def _made_for(self) -> Callable[..., Decoder] | None:
+        """Makes decoders that know the precision, where the format's name does not say all."""
+        if self.precision is None:
+            return None
+        return partial(
+            decoder_for, self.format, named=str(self.path), known={}, limit=self.limit, precision=self.precision
+        )
 
     async def _piped(self, context: SourceContext) -> AsyncIterator[Batch]:
         """What comes from a pipe, or from standard input whatever that is."""
         own = self.path != "-"
         descriptor = self._opened() if own else sys.stdin.fileno()
         named = str(self.path) if own else "standard input"
-        decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit)
+        decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit, precision=self.precision)
         self._connected = True
         try:
             waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)

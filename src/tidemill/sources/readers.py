@@ -13,13 +13,13 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import InputError, MissingExtra
 from tidemill.formats.csv_lines import CsvDecoder
-from tidemill.formats.edge import Edge
-from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.edge import Edge, Known
+from tidemill.formats.line_formats import LineFormat, line_format
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
 from tidemill.interchange import columns_of_arrow, naive_times
 from tidemill.letters import OVERSIZE, DeadLetter
 
-__all__ = ["BLOCK", "FORMATS", "Decoder", "Delivery", "JsonDecoder", "Place", "Reader", "decoder_for", "format_of"]
+__all__ = ["BLOCK", "FORMATS", "Decoder", "Delivery", "LinesDecoder", "Place", "Reader", "decoder_for", "format_of"]
 
 Delivery = tuple[Batch, list[DeadLetter]]
 
@@ -56,15 +56,22 @@ class Decoder(Protocol):
     def finish(self, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery: ...
 
 
-class JsonDecoder:
-    """NDJSON bytes of one input, fed as they come, as batches through an `Edge`."""
+class LinesDecoder:
+    """Bytes of one input whose every line stands for itself, fed as they come, as batches through an `Edge`."""
 
     between = True
 
     def __init__(
-        self, edge: Edge, *, known: Mapping[str, str] | None = None, limit: int = LINE_LIMIT, begun: bool = False
+        self,
+        edge: Edge,
+        form: LineFormat,
+        *,
+        known: Mapping[str, str] | None = None,
+        limit: int = LINE_LIMIT,
+        begun: bool = False,
     ) -> None:
         self._edge = edge
+        self._form = form
         self._known = known
         self._splitter = LineSplitter(limit, begun=begun)
 
@@ -75,13 +82,16 @@ class JsonDecoder:
         return self._decode(self._splitter.finish(), arrived_ns, wall_ns)
 
     def _decode(self, block: bytes, arrived_ns: int, wall_ns: int) -> Delivery:
-        rows, bad = decode_json_lines(block) if block else ([], [])
-        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in bad]
+        made = self._form.decode(block)
+        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in made.bad]
         for line in self._splitter.oversize:
             reason = f"the line is longer than {self._splitter.limit} bytes"
             letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))
         self._splitter.oversize.clear()
-        batch, more = self._edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True)
+        known: Known | None = self._known
+        if made.known is not None:
+            known = [{**self._known, **own} for own in made.known] if self._known else made.known
+        batch, more = self._edge.rows(made.rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
 
 
@@ -94,11 +104,12 @@ def decoder_for(
     limit: int = LINE_LIMIT,
     header: Sequence[str] | None = None,
     begun: bool = False,
+    precision: str | None = None,
 ) -> Decoder:
     """The decoder of a format of lines; ``begun`` and ``header`` when what it is fed is not the input's start."""
     if kind == "csv":
         return CsvDecoder(edge, named=named, known=known, limit=limit, header=header)
-    return JsonDecoder(edge, known=known, limit=limit, begun=begun)
+    return LinesDecoder(edge, line_format(kind, precision), known=known, limit=limit, begun=begun)
 
 
 @dataclass(frozen=True)

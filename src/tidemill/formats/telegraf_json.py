@@ -1,0 +1,103 @@
+"""Telegraf's JSON: one metric, or a batch of them, as one object on each line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tidemill.formats.decoded import BadLine, Decoded
+from tidemill.formats.influx_lines import MEASUREMENT, MOST_FIELDS, SERIES, TIME
+from tidemill.formats.json_lines import decode_json_lines
+from tidemill.letters import BAD_TIME, MALFORMED, OVERSIZE
+
+__all__ = ["TelegrafJson"]
+
+_BATCH: Final = "metrics"
+
+
+class _Bad(Exception):
+    """A metric that is no record."""
+
+    def __init__(self, reason: str, reason_code: str = MALFORMED) -> None:
+        super().__init__(reason)
+        self.reason_code = reason_code
+
+
+class TelegrafJson:
+    """Metrics as records like those of `InfluxLines`: ``measurement``, then one field for each tag, ``time``, and one for
+    each field.
+
+    ``precision``  nanoseconds of one unit of ``timestamp``
+
+    A line holds ``{"name": ..., "tags": {...}, "fields": {...}, "timestamp": ...}`` or ``{"metrics": [...]}``. Each
+    metric of a batch is a record or a reject for itself; an empty batch is nothing.
+
+    >>> line = b'{"fields":{"n":30},"name":"docker","tags":{"host":"raynor"},"timestamp":1458229140}'
+    >>> TelegrafJson(10**9).decode(line).rows
+    [{'measurement': 'docker', 'host': 'raynor', 'time': 1458229140000000000, 'n': 30}]
+    """
+
+    fallback: str | None = SERIES
+
+    def __init__(self, precision: int = 10**9) -> None:
+        self._precision = precision
+
+    def decode(self, block: bytes) -> Decoded:
+        """The records of a block of whole lines, in order, and what is none; never raises."""
+        lines, bad = decode_json_lines(block)
+        rows: list[dict[str, Any]] = []
+        known: list[Mapping[str, str]] = []
+        for line in lines:
+            metrics = line[_BATCH] if _BATCH in line and "fields" not in line else [line]
+            if type(metrics) is not list:
+                bad.append(BadLine(MALFORMED, f"{_BATCH!r} is a {type(metrics).__name__}, not an array", line))
+                continue
+            for metric in metrics:
+                try:
+                    row, series = self._record(metric)
+                except _Bad as error:
+                    bad.append(BadLine(error.reason_code, str(error), metric))
+                else:
+                    rows.append(row)
+                    known.append(series)
+        return Decoded(rows, bad, known)
+
+    def _record(self, metric: Any) -> tuple[dict[str, Any], Mapping[str, str]]:
+        if type(metric) is not dict:
+            raise _Bad(f"the metric is a {type(metric).__name__}, not an object")
+        name, fields, tags = metric.get("name"), metric.get("fields"), metric.get("tags") or {}
+        if type(name) is not str or not name:
+            raise _Bad("the metric has no text 'name'")
+        if type(fields) is not dict or not fields:
+            raise _Bad("the metric has no object 'fields' with something in it")
+        if type(tags) is not dict:
+            raise _Bad(f"'tags' is a {type(tags).__name__}, not an object")
+        if max(len(fields), len(tags)) > MOST_FIELDS:
+            raise _Bad(f"the metric has more than {MOST_FIELDS} fields or tags", OVERSIZE)
+        wrong = next((tag for tag, text in tags.items() if type(text) is not str), None)
+        if wrong is not None:
+            raise _Bad(f"tag {wrong!r} is a {type(tags[wrong]).__name__}, not text")
+        time = self._time(metric.get("timestamp"))
+        row = {MEASUREMENT: name, **tags, **time, **fields}
+        if len(row) != 1 + len(tags) + len(time) + len(fields) or TIME in tags or TIME in fields:
+            raise _Bad(_twice(tags, fields))
+        series = ",".join((name, *(f"{tag}={tags[tag]}" for tag in sorted(tags))))
+        return row, {SERIES: series}
+
+    def _time(self, stamp: Any) -> dict[str, Any]:
+        if stamp is None:
+            return {}
+        if type(stamp) is not int:
+            raise _Bad(f"the timestamp is a {type(stamp).__name__}, not a whole number", BAD_TIME)
+        time_ns = stamp * self._precision
+        if not -(2**63) < time_ns < 2**63:
+            raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME)
+        return {TIME: time_ns}
+
+
+def _twice(tags: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    for name in (MEASUREMENT, TIME):
+        if name in tags or name in fields:
+            return f"a tag or field is called {name!r}, which is taken; rename it where it is made"
+    name = next(name for name in tags if name in fields)
+    return f"{name!r} is a tag and a field; a record has each name once: rename one where it is made"
