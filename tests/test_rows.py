@@ -91,13 +91,25 @@ def test_texts_that_repeat_share_one_table() -> None:
     assert second.texts is first.texts
 
 
-def test_texts_that_never_repeat_are_not_gathered() -> None:
-    """A field of ever new texts remembers no more of them than its last batch held."""
+def test_texts_that_come_in_turn_are_in_one_table_after_a_round() -> None:
+    """A thousand sensors that report one after another, in batches that hold half of them: the table of all is the same."""
     kinds = Kinds()
-    for start in range(0, 100_000, 1_000):
+    names = [f"S{number % 1_000}" for number in range(10_000)]
+    columns = [kinds.column("sensor", names[start : start + 495])[0] for start in range(0, len(names), 495)]
+    assert len({id(column.texts) for column in columns[3:]}) == 1
+    assert [name for column in columns for name in column.to_list()] == names
+
+
+def test_texts_that_never_repeat_are_not_gathered() -> None:
+    """A field of ever new texts is found out, and its batches have tables of their own; never is a table large."""
+    kinds = Kinds()
+    sizes = []
+    for start in range(0, 250_000, 1_000):
         column, _ = kinds.column("id", [f"event {number}" for number in range(start, start + 1_000)])
         assert column.texts is not None
-        assert len(column.texts) == 1_000
+        sizes.append(len(column.texts))
+    assert max(sizes) <= 16_384
+    assert set(sizes[16:]) == {1_000}
 
 
 def test_few_new_texts_in_each_batch_are_forgotten_in_time() -> None:
@@ -106,7 +118,7 @@ def test_few_new_texts_in_each_batch_are_forgotten_in_time() -> None:
     for batch in range(3_000):
         column, _ = kinds.column("id", ["same"] * 9 + [f"long {batch} {'x' * 100}"])
         assert column.texts is not None
-        assert sum(map(len, column.texts)) < 100_000
+        assert sum(map(len, column.texts)) < 300_000
 
 
 def test_rows_get_what_was_added_and_lose_what_was_replaced_by_nothing() -> None:

@@ -132,16 +132,24 @@ def _floats(items: Sequence[Any]) -> NDArray[np.float64] | None:
 
 
 class _Texts:
-    """The texts of one field, coded alike from batch to batch while few new ones come: who sees the same table again
-    need not look at its texts again."""
+    """The texts of one field, coded alike from batch to batch: who sees the same table again need not look at its texts again.
 
-    _MOST: Final = 4_096
-    _MOST_LETTERS: Final = 65_536
+    Texts that come again, as those of sensors do, in whatever order they report, are all in it after a while. Of texts that
+    do not, each batch has a table of its own, and from time to time it is tried anew.
+    """
+
+    _MOST: Final = 16_384
+    _MOST_LETTERS: Final = 262_144
+    _APART: Final = 256
+    """Batches of texts that did not come again, until it is tried anew."""
 
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
         self._table: NDArray[np.object_] = np.empty(0, object)
         self._letters = 0
+        self._items = 0
+        """Coded with this table."""
+        self._apart = 0
 
     def column(self, items: Sequence[str]) -> Column:
         """A TEXT column; every item is a str, no subclass."""
@@ -150,16 +158,18 @@ class _Texts:
         except KeyError:
             self._take_in(items)
             values = np.fromiter(map(self._codes.__getitem__, items), np.int32, len(items))
-        column = Column(Kind.TEXT, values, texts=self._table)
-        if self._letters > self._MOST_LETTERS or len(self._codes) > self._MOST:
-            self._codes, self._letters = {}, 0
-        return column
+        self._items += len(items)
+        return Column(Kind.TEXT, values, texts=self._table)
 
     def _take_in(self, items: Sequence[str]) -> None:
-        """Add the new texts, or begin anew with the items' own where many are new."""
+        """Add the new texts, or begin anew with the items' own."""
         new = [text for text in dict.fromkeys(items) if text not in self._codes]
-        if 4 * len(new) > len(items):
-            self._codes, self._letters = {}, 0
+        full = len(self._codes) + len(new) > self._MOST or self._letters > self._MOST_LETTERS
+        if full and self._items < 2 * len(self._codes):
+            self._apart = self._APART
+        if full or (self._apart and 4 * len(new) > len(items)):
+            self._codes, self._letters, self._items = {}, 0, 0
+            self._apart = max(self._apart - 1, 0)
             new = list(dict.fromkeys(items))
         self._codes.update(zip(new, range(len(self._codes), len(self._codes) + len(new)), strict=True))
         self._letters += sum(map(len, new))
@@ -232,16 +242,30 @@ def _make_float(items: Sequence[Any], types: set[type]) -> Column:
     plain = _plain(items, types, np.nan)
     if int not in types:
         return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags)
-    integers = np.fromiter((type(item) is int for item in items), np.bool_, len(items))
-    if tags is None:
-        tags = np.zeros(len(items), np.uint8)
-    tags[integers] = INTEGER_TAG
-    exact = {row: item for row, item in enumerate(items) if type(item) is int and not -(2**53) <= item <= 2**53}
-    if exact:
-        plain = list(plain)
-        for row, item in exact.items():
-            plain[row] = float(item) if abs(item) < 2**1000 else np.nan
-    return Column(Kind.FLOAT, np.array(plain, np.float64), tags=tags, exact=exact or None)
+    if types == {int}:
+        tags = np.full(len(items), INTEGER_TAG, np.uint8)
+    else:
+        integers = np.fromiter((type(item) is int for item in items), np.bool_, len(items))
+        if tags is None:
+            tags = np.zeros(len(items), np.uint8)
+        tags[integers] = INTEGER_TAG
+    try:
+        values = np.array(plain, np.float64)
+    except OverflowError:  # an integer beyond any float
+        values = np.array([_float_of(item) for item in plain])
+    exact = {}
+    if not bool((np.abs(values) < _INEXACT).all()):
+        exact = {row: item for row, item in enumerate(items) if type(item) is int and not -(2**53) <= item <= 2**53}
+        values[list(exact)] = [_float_of(item) for item in exact.values()]
+    return Column(Kind.FLOAT, values, tags=tags, exact=exact or None)
+
+
+_INEXACT: Final = 2.0**53
+"""From here on a float holds not every integer; NaN is not below it either."""
+
+
+def _float_of(item: Any) -> float:
+    return float(item) if type(item) is not int or abs(item) < 2**1000 else np.nan
 
 
 def _make_int(items: Sequence[Any], types: set[type]) -> Column:

@@ -35,10 +35,12 @@ def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]
     """
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    ended = block.endswith(b"\n")
+    lines = block.count(b"\n") + (not ended)
     # With every line starting with { and ending with } no JSON value can reach over a line's end, so that as many
     # records as lines means one record a line.
-    if block.startswith(b"{") and block.count(b"\n{") == lines - 1 and _closed(block) == lines:
+    whole = block.startswith(b"{") and block.endswith(b"}\n" if ended else b"}")
+    if whole and block.count(b"}\n{") == lines - 1:
         try:
             rows = _DECODER.decode_lines(block)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -47,10 +49,6 @@ def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]
             if len(rows) == lines:
                 return rows, []
     return _one_by_one(block.split(b"\n"))
-
-
-def _closed(block: bytes) -> int:
-    return block.count(b"}\n") + block.endswith(b"}")
 
 
 def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadLine]]:
