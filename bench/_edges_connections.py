@@ -76,10 +76,7 @@ async def _served(connections: int, active: int, folder: Path) -> tuple[float, f
         assert process.stdin is not None
         assert process.stdout is not None
         await process.stdout.readline()
-        await until(
-            lambda: len(source.statistics().peers) >= connections if hasattr(source.statistics(), "peers") else True
-        )
-        await asyncio.sleep(1)
+        await until(lambda: source.statistics().connections == connections)
         kib = (_resident() - before) / connections
         process.stdin.write(b"\n")
         sent = json.loads(await process.stdout.readline())["sent"]

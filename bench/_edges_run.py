@@ -77,7 +77,9 @@ async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[obje
         filling = asyncio.ensure_future(fill(source))
         await until(lambda: run.statistics().records_in > 0)
         began = time.perf_counter()
-        await until(lambda: run.statistics().rows_out >= records)
+        await until(
+            lambda: run.statistics().rows_out >= records, lambda: f"{run.statistics().rows_out:,} of {records:,} rows"
+        )
         took = time.perf_counter() - began
         await filling
         run.stop_soon()
@@ -89,12 +91,12 @@ async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[obje
     return Took(took, report)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool], there: Callable[[], str] = lambda: "not there") -> None:
     """Nothing tells: it is looked at every few milliseconds."""
     limit = time.monotonic() + LIMIT_S
     while not holds():
         if time.monotonic() > limit:
-            raise Wrong(f"not there after {LIMIT_S:.0f} s")
+            raise Wrong(f"{there()} after {LIMIT_S:.0f} s")
         await asyncio.sleep(0.01)
 
 

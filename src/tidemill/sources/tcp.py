@@ -24,6 +24,8 @@ from tidemill.sources.tcp_connection import READ, Block, Connection
 
 __all__ = ["TCP"]
 
+_ACCEPTED: Final = 16
+"""Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
 _TAKEN: Final = 2 * READ
 """Bytes of lines that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
 
@@ -139,11 +141,11 @@ class TCP(EdgedSource):
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
         shared = memoryview(bytearray(READ))
+        listening = bound(self.host, self._wanted_port, "TCP")
         server = await loop.create_server(
-            lambda: Connection(self, inbox, context.clock, shared),
-            sock=bound(self.host, self._wanted_port, "TCP"),
-            backlog=BACKLOG,
+            lambda: Connection(self, inbox, context.clock, shared), sock=listening, backlog=_ACCEPTED
         )
+        listening.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
         self._pending = Acknowledgements()
         self._address = server.sockets[0].getsockname()[:2]
         self._connected = True
