@@ -77,12 +77,13 @@ class _Held:
     def __call__(self) -> bool:
         standing = {}
         for pid, name in self._family.members().items():
-            if name != "strace":
-                for task in Path(f"/proc/{pid}/task").glob("*"):
-                    with contextlib.suppress(OSError):
-                        stat = (task / "stat").read_text()
-                        if stat[stat.rindex(")") + 2] == "t":
-                            standing[f"{task} {(task / 'syscall').read_text()}"] = 1
+            if name == "strace":
+                continue
+            with contextlib.suppress(OSError):  # it has ended since
+                for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
+                    stat = (task / "stat").read_text()
+                    if stat[stat.rindex(")") + 2] == "t":
+                        standing[f"{task} {(task / 'syscall').read_text()}"] = 1
         self._before = {which: self._before.get(which, 0) + 1 for which in standing}
         return any(times >= 5 for times in self._before.values())
 
