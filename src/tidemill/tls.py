@@ -28,18 +28,18 @@ def client_context(
     for option, path in (("ca", ca), ("cert", cert), ("cert_key", cert_key)):
         if path is not None and not files.absolute(path).is_file():
             raise InputError(f"there is no file {path} ({option}=).")
-    try:
-        if ca is not None:
-            made.load_verify_locations(files.absolute(ca))
-    except (ssl.SSLError, OSError) as error:
-        raise InputError(f"{ca} (ca=) holds no certificates in PEM form that can be read: {_said(error)}.") from None
+    if ca is not None:
+        _trust(made, ca)
     if cert is not None:
         _load(made, cert, cert_key)
     return made
 
 
-def server_context(cert: PathLike | None = None, cert_key: PathLike | None = None) -> ssl.SSLContext | None:
-    """Show ``cert``, as in `client_context`, to whoever connects; None without one. Blocks for a moment.
+def server_context(
+    cert: PathLike | None = None, cert_key: PathLike | None = None, ca: PathLike | None = None
+) -> ssl.SSLContext | None:
+    """Show ``cert``, as in `client_context`, to whoever connects, and with ``ca`` have them show one that it has signed; None
+    without ``cert``. Blocks for a moment.
 
     Raises `PlanError` for a ``cert_key`` without ``cert``, `InputError` for a file that cannot be used.
     """
@@ -48,6 +48,9 @@ def server_context(cert: PathLike | None = None, cert_key: PathLike | None = Non
         return None
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load(made, cert, cert_key)
+    if ca is not None:
+        made.verify_mode = ssl.CERT_REQUIRED
+        _trust(made, ca)
     return made
 
 
@@ -63,6 +66,13 @@ def _load(made: ssl.SSLContext, cert: PathLike, cert_key: PathLike | None) -> No
     except (ssl.SSLError, OSError) as error:
         where = cert if cert_key in (None, cert) else f"{cert} (cert=) and {cert_key} (cert_key=)"
         raise InputError(f"{where} cannot be used as a certificate with its private key: {_said(error)}.") from None
+
+
+def _trust(made: ssl.SSLContext, ca: PathLike) -> None:
+    try:
+        made.load_verify_locations(files.absolute(ca))
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(f"{ca} (ca=) holds no certificates in PEM form that can be read: {_said(error)}.") from None
 
 
 def refused_certificate(error: ssl.SSLError) -> str:

@@ -7,10 +7,12 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["LINE_LIMIT", "LineSplitter", "Oversize", "shown", "text_of"]
+__all__ = ["LINE_LIMIT", "MESSAGE_LIMIT", "LineSplitter", "Oversize", "shown", "text_of"]
 
 LINE_LIMIT: Final = 1 << 20
 """Bytes of one line, without its end; a longer one is rejected."""
+MESSAGE_LIMIT: Final = 256 << 10
+"""The same of what comes over a network, where anybody may send."""
 _BOM: Final = b"\xef\xbb\xbf"
 _SHOWN: Final = 2_000
 """Bytes that are kept of a line beyond the limit."""

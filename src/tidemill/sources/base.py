@@ -58,6 +58,8 @@ class SourceStatistics:
     """Times it has tried to connect, in vain, since it was connected last."""
     trouble: str = ""
     """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
+    turned_away: int = 0
+    """Connections that were not taken, because there were too many."""
 
 
 class Source(Named, abc.ABC):

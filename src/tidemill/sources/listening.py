@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
+from pathlib import Path
 from typing import Final
 
+from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
 
-__all__ = ["BACKLOG", "bound", "checked_port", "is_loopback"]
+__all__ = ["BACKLOG", "admission", "bound", "checked_count", "checked_port", "is_loopback", "keep_alive"]
 
 BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
+_KEPT_FREE: Final = 128
+"""Of the files that a process may open: for the log, checkpoints, sinks and lanes that are replaced."""
 
 
 def checked_port(port: int, source: str) -> int:
@@ -20,6 +25,25 @@ def checked_port(port: int, source: str) -> int:
     if not isinstance(port, int) or not 0 <= port <= 65_535:
         raise PlanError(f"port={port!r} of {source} must be a number from 0 (any free port) to 65535.")
     return port
+
+
+def checked_count(count: int, option: str, source: str) -> int:
+    """A number of connections; raises `PlanError` for what is none."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise PlanError(f"{option}={count!r} of {source} must be a number of 1 or more.")
+    return count
+
+
+def admission(connections: int, per_host: int | None, host: str) -> Admission:
+    """Which connections are taken: as many as are asked for, and as this process may have files open. Of loopback, all are
+    from one host, and ``per_host`` bounds nothing."""
+    per_host = None if is_loopback(host) else per_host
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY:
+        free = max(files - sum(1 for _ in Path("/dev/fd").iterdir()) - _KEPT_FREE, 1)
+        if free < connections:
+            return Admission(free, per_host, f"no more files may be opened by this process (ulimit -n {files})")
+    return Admission(connections, per_host, f"connections={connections}")
 
 
 def is_loopback(host: str) -> bool:
@@ -58,3 +82,12 @@ def bound(host: str, port: int, source: str) -> socket.socket:
             what = f"cannot be used: {error.strerror or error}"
         raise OutsideError(f"{source} port {port} on {host} {what}.") from None
     return made
+
+
+def keep_alive(listening: socket.socket) -> None:
+    """Have the system find out, within two minutes, which senders are gone without a word: what is accepted from the socket
+    is asked. Where it cannot be told how soon, it is as soon as the system likes."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

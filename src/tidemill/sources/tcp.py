@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from itertools import chain, repeat
 from typing import Any, Final
@@ -10,24 +12,30 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.core.admission import Admission
+from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.lines import LINE_LIMIT
+from tidemill.formats.lines import MESSAGE_LIMIT
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import BACKLOG, bound, checked_port
+from tidemill.sources.listening import BACKLOG, admission, bound, checked_count, checked_port, is_loopback, keep_alive
 from tidemill.sources.tcp_connection import READ, Block, Connection
+from tidemill.tls import server_context
 
 __all__ = ["TCP"]
 
 _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
+_SWEEP_S: Final = 5.0
+_HANDSHAKE_S: Final = 10.0
 _TAKEN: Final = 2 * READ
 """Bytes of lines that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
+_log = logging.getLogger("tidemill")
 
 
 class TCP(EdgedSource):
@@ -37,6 +45,13 @@ class TCP(EdgedSource):
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state
+    ``cert``, ``cert_key``, ``ca``  PEM files, for TLS; with ``ca``, senders must show a certificate that it has signed
+    ``exposed``         beyond this machine (a ``host`` other than loopback) senders must show a certificate; or this says that
+                        whoever reaches the port may send, as in a network of the plant's own
+    ``connections``     at a time; more are turned away and counted. Never more than the process may have files open
+    ``per_host``        of these, from one host; on loopback not bounded
+    ``idle``            close a connection that has brought nothing for so long (``"1h"``). By default sensors may be silent for
+                        ever; those that are gone without a word are found by the system's keep-alive, within two minutes
 
     A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``); a
     record without the default time field gets the time of its arrival. A last line without an end counts when the
@@ -70,16 +85,37 @@ class TCP(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
-        limit: int = LINE_LIMIT,
+        limit: int = MESSAGE_LIMIT,
         buffer: int = 4 << 20,
         ack: bool = False,
+        cert: str | os.PathLike[str] | None = None,
+        cert_key: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        exposed: bool = False,
+        connections: int = 10_000,
+        per_host: int | None = 1_000,
+        idle: str | float | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
+        if cert is None and (cert_key is not None or ca is not None):
+            raise PlanError(
+                "cert_key= and ca= of TCP are for TLS, which needs cert=, the certificate that it shows itself."
+            )
+        if ca is None and not exposed and not is_loopback(host):
+            raise PlanError(
+                f"TCP on {host!r} can be reached from other machines, and anybody there could send; give it cert=, cert_key= "
+                "and ca=, so that senders show a certificate, write exposed=True if only the plant reaches it, or listen "
+                "on 127.0.0.1."
+            )
         self.host = host
         self.limit = checked_limit(limit, "TCP")
+        self._most = checked_count(connections, "connections", "TCP")
+        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "TCP")
+        self._idle_ns = None if idle is None else duration_ns(idle, name="idle of TCP")
+        self._certificate = (cert, cert_key, ca)
         self.buffer = buffer
         self.ack = ack
         self._wanted_port = checked_port(port, "TCP")
@@ -88,6 +124,7 @@ class TCP(EdgedSource):
         self._inbox: Inbox[Block] | None = None
         self._lost: list[DeadLetter] = []
         self._unfinished = 0
+        self._admission = Admission(connections, per_host, "")
         self._pending: Acknowledgements[Connection] = Acknowledgements()
         self._told = asyncio.Event()
         self._started = asyncio.Event()
@@ -119,7 +156,10 @@ class TCP(EdgedSource):
         return self.declared(more=True)
 
     def statistics(self) -> SourceStatistics:
-        return SourceStatistics(self.name, self._connected, self._records, self._rejected, len(self._connections))
+        return SourceStatistics(
+            *(self.name, self._connected, self._records, self._rejected, len(self._connections)),
+            turned_away=self._admission.turned_away,
+        )
 
     @property
     def acknowledges(self) -> bool:
@@ -141,17 +181,31 @@ class TCP(EdgedSource):
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
         shared = memoryview(bytearray(READ))
+        tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "TCP")
+        keep_alive(listening)
+        self._admission = admission(self._most, self._per_host, self.host)
         server = await loop.create_server(
-            lambda: Connection(self, inbox, context.clock, shared), sock=listening, backlog=_ACCEPTED
+            lambda: Connection(self, inbox, context.clock, shared),
+            sock=listening,
+            backlog=_ACCEPTED,
+            ssl=tls,
+            ssl_handshake_timeout=_HANDSHAKE_S if tls is not None else None,
         )
         listening.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
         self._pending = Acknowledgements()
         self._address = server.sockets[0].getsockname()[:2]
         self._connected = True
         self._started.set()
+        sweeping = loop.call_later(_SWEEP_S, lambda: None)
+
+        def sweep() -> None:
+            nonlocal sweeping
+            self._sweep(context.clock.monotonic_ns())
+            sweeping = loop.call_later(_SWEEP_S, sweep)
 
         def stop() -> None:
+            sweeping.cancel()
             server.close()
             for connection in list(self._connections):
                 connection.cut()
@@ -161,6 +215,7 @@ class TCP(EdgedSource):
             for connection in list(self._connections):
                 connection.abort()
 
+        sweep()
         try:
             async with inbox.until_stopping(context, stop):
                 while await inbox.filled():
@@ -199,6 +254,13 @@ class TCP(EdgedSource):
     def _taken_lost(self) -> list[DeadLetter]:
         lost, self._lost = self._lost, []
         return lost
+
+    def _sweep(self, now_ns: int) -> None:
+        """Close those that are slower than anybody who means it, and say who was turned away."""
+        for connection in list(self._connections):
+            connection.check(now_ns, self._idle_ns)
+        if (told := self._admission.tell(now_ns)) is not None:
+            _log.warning("source %s: %s", self.name, told)
 
     def _pause(self) -> None:
         for connection in self._connections:

@@ -21,6 +21,8 @@ READ: Final = 1 << 15
 """Bytes taken from one connection at a time; also what is decoded in one turn of the loop (well below 1 ms)."""
 _READ_PAUSED: Final = 1 << 12
 """The same for connections that have not noticed yet that the buffer is full: thousands of them stay small."""
+_LINE_NS: Final = 60 * 10**9
+"""In which a line that has begun must have come."""
 _UNFINISHED: Final = 64 << 20
 """Bytes of unfinished lines over all connections; the line that passes it is rejected as too long."""
 
@@ -56,13 +58,24 @@ class Connection(asyncio.BufferedProtocol):
         self._said = 0
         self._full = False
         self._ended = False
+        self._host = ""
+        self._entered = False
+        self._heard_ns = 0
+        self._begun_ns = 0
+        """When the unfinished line began to come."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         host, port = (str(peer[0]), str(peer[1])) if isinstance(peer, tuple) else ("", "")
+        self._host = host
+        self._entered = self._source._admission.enter(host)
+        if not self._entered:
+            self.abort()
+            return
         self._known = {"peer": f"{host}:{port}", "peer_host": host, "peer_port": port}
         self._source._connections.add(self)
+        self._heard_ns = self._clock.monotonic_ns()
         self._transport.set_write_buffer_limits(0)  # one acknowledgement waits in it, and is told of
         if self._inbox.paused:
             self.pause()
@@ -78,6 +91,9 @@ class Connection(asyncio.BufferedProtocol):
         lines = self.splitter.feed(data)
         self._count += data.count(b"\n")
         self._source._unfinished += self.splitter.held - held
+        self._heard_ns = self._clock.monotonic_ns()
+        if lines or not held:
+            self._begun_ns = self._heard_ns
         if self._source._unfinished > _UNFINISHED:
             self._source._unfinished -= self.splitter.held
             self.splitter.give_up()
@@ -96,6 +112,9 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self._entered:
+            return
+        self._source._admission.leave(self._host)
         self._source._connections.discard(self)
         if self._source.ack:
             self._source._unfinished -= self.splitter.held
@@ -109,16 +128,31 @@ class Connection(asyncio.BufferedProtocol):
         """The run ends: read no more; a line that has only begun is no record."""
         if self._stopped:
             return
+        self._give_up("the run ended in the middle of this line")
+        if self._source.ack:  # the sender still hears of what was read, and sends again what was not
+            self.pause()
+        else:
+            self.abort()
+
+    def check(self, now_ns: int, idle_ns: int | None) -> None:
+        """Close it when it has brought nothing for too long, or its line has not come to an end in time. While the inbox is
+        full it is not read, which is not its fault."""
+        if self._stopped or self._ended or self._inbox.paused:
+            return
+        if idle_ns is not None and now_ns - self._heard_ns > idle_ns:
+            self._give_up("the connection brought nothing more, and was closed, in the middle of this line")
+        elif self.splitter.held and now_ns - self._begun_ns > _LINE_NS:
+            self._give_up(f"the line had not come to its end after {_LINE_NS // 10**9} s")
+        else:
+            return
+        self.abort()
+
+    def _give_up(self, reason: str) -> None:
         self._stopped = True
         self._source._unfinished -= self.splitter.held
         rest = self.splitter.finish()
-        if self._source.ack:  # the sender still hears of what was read, and sends again what was not
-            self.pause()
-            return
-        if rest:
-            reason = "the run ended in the middle of this line"
+        if rest and not self._source.ack:
             self._source._lost.append(self._source.edge.refuse(MALFORMED, reason, text_of(rest), known=self._known))
-        self.abort()
 
     def abort(self) -> None:
         """Close at once."""

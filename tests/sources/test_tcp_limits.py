@@ -1,0 +1,309 @@
+"""TCP among those who mean no good, or mean well and are too many: nobody is in the way of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import tidemill as tm
+from tidemill.clock import SystemClock
+from tidemill.errors import PlanError
+from tidemill.sources import TCP
+from tidemill.sources.inbox import Inbox
+from tidemill.sources.tcp_connection import Block, Connection
+from tidemill.testing import ListSink
+from tidemill.tls import client_context
+
+MANY = 2_000
+SECOND_NS = 10**9
+
+
+@pytest.fixture
+def files_allowed() -> Iterator[None]:
+    """As many open files as the system lets this process have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 20_000), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def line(number: int) -> bytes:
+    return b'{"sensor":"S%d","time":%d,"value":1.5}\n' % (number, number)
+
+
+@contextlib.contextmanager
+def all_closed(sockets: list[socket.socket]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def closed_by_the_other_side(to: socket.socket) -> bool:
+    to.settimeout(30)
+    try:
+        return to.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.005)
+
+
+async def test_two_thousand_connections_of_every_kind_lose_no_whole_line(files_allowed: None, tmp_path: Path) -> None:
+    """R17: some say one line, some half a line, some nothing, some shut one side, some are cut off: the lines count."""
+    source, sink = TCP(), ListSink()
+    pipeline = tm.Pipeline(source, tm.Rolling("value", window=5), sink)
+    sockets: list[socket.socket] = []
+    with all_closed(sockets):
+        async with tm.serve(pipeline, lanes=0, state=tm.State(tmp_path)) as run:
+            _, port = await source.wait_listening()
+            for number in range(MANY):
+                sockets.append(await asyncio.to_thread(connected, port))
+                match number % 5:
+                    case 0:
+                        sockets[-1].sendall(line(number))
+                    case 1:
+                        sockets[-1].sendall(line(number) + b'{"sensor":"half')
+                    case 2:
+                        pass
+                    case 3:
+                        sockets[-1].sendall(line(number))
+                        sockets[-1].shutdown(socket.SHUT_WR)
+                    case _:
+                        sockets[-1].sendall(line(number))
+            await until(lambda: run.statistics().records_in == MANY * 4 // 5)
+            for number in range(4, MANY, 5):  # cut off, as by a power failure
+                sockets[number].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sockets[number].close()
+            sockets[0].sendall(line(0))
+            await until(lambda: run.statistics().records_in == MANY * 4 // 5 + 1)
+            run.stop_soon()
+            report = await run.wait()
+    assert report.rows_out == MANY * 4 // 5 + 1
+    assert report.dead_letters == report.records_in - report.rows_out == MANY // 5  # the halves, which nobody finished
+    assert {row["sensor"] for row in sink.rows} == {f"S{number}" for number in range(MANY) if number % 5 != 2}
+
+
+async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Those that are there go on; when one leaves, there is room for another."""
+    caplog.set_level(logging.WARNING)
+    source, sink = TCP(connections=3), ListSink()
+    sockets: list[socket.socket] = []
+    with all_closed(sockets):
+        async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=False) as run:
+            _, port = await source.wait_listening()
+            for _ in range(3):
+                sockets.append(await asyncio.to_thread(connected, port))
+                await until(lambda: source.statistics().connections == len(sockets))
+            sockets.append(await asyncio.to_thread(connected, port))
+            assert await asyncio.to_thread(closed_by_the_other_side, sockets[-1])
+            sockets.pop().close()
+            assert (source.statistics().connections, source.statistics().turned_away) == (3, 1)
+            sockets[0].sendall(line(1))
+            await until(lambda: run.statistics().records_in == 1)
+            sockets.pop().close()
+            await until(lambda: source.statistics().connections == 2)
+            sockets.append(await asyncio.to_thread(connected, port))
+            sockets[-1].sendall(line(2))
+            await until(lambda: run.statistics().records_in == 2)
+            source._sweep(SystemClock().monotonic_ns())
+            run.stop_soon()
+            await run.wait()
+    (told,) = [record.getMessage() for record in caplog.records if "turned away" in record.getMessage()]
+    assert told == (
+        f"source {source.name}: 1 connection was turned away, the last from 127.0.0.1: 3 are open, and connections=3"
+    )
+
+
+async def test_running_out_of_files_stops_nobody_who_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """R18: no more connections are taken than leave files for the log and checkpoints, and later there is room again."""
+    caplog.set_level(logging.WARNING)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/dev/fd")) + 400  # noqa: PTH208 - in a coroutine
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(few, soft), hard))
+    source, sink = TCP(), ListSink()
+    sockets: list[socket.socket] = []
+    try:
+        with all_closed(sockets):
+            async with tm.serve(
+                tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=tm.State(tmp_path, checkpoint_s=0.05)
+            ) as run:
+                _, port = await source.wait_listening()
+                with contextlib.suppress(OSError):  # both sides are this process: it runs out itself
+                    while not source.statistics().turned_away:
+                        sockets.append(await asyncio.to_thread(connected, port))
+                        await until(
+                            lambda: source.statistics().connections + source.statistics().turned_away == len(sockets)
+                        )
+                sockets[0].sendall(line(1))
+                await until(lambda: run.statistics().records_in == 1)
+                while len(sockets) > 1:
+                    sockets.pop().close()
+                await until(lambda: source.statistics().connections == 1)
+                sockets.append(await asyncio.to_thread(connected, port))
+                sockets[-1].sendall(line(2))
+                await until(lambda: run.statistics().records_in == 2)
+                run.stop_soon()
+                report = await run.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.rows_out, report.dead_letters) == (2, 0)
+
+
+def connection(source: TCP, clock: tm.testing.ManualClock) -> Connection:
+    return Connection(source, Inbox[Block](1 << 20, lambda: None, lambda: None), clock, memoryview(bytearray(1 << 12)))
+
+
+class _Transport(asyncio.Transport):
+    """What a connection asks of one."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("10.0.0.7", 5)})
+        self.aborted = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def brings(to: Connection, data: bytes) -> None:
+    to.get_buffer(-1)[: len(data)] = data
+    to.buffer_updated(len(data))
+
+
+@pytest.mark.parametrize(
+    ("said", "after_s", "idle_s", "closed", "reason"),
+    [
+        (line(1), 3_600, None, False, None),
+        (line(1), 59, 60, False, None),
+        (line(1), 61, 60, True, None),
+        (line(1) + b'{"half', 59, None, False, None),
+        (line(1) + b'{"half', 61, None, True, "had not come to its end after 60 s"),
+        (b'{"half', 31, 30, True, "brought nothing more"),
+    ],
+)
+def test_a_connection_is_closed_when_it_is_slower_than_anybody_who_means_it(
+    said: bytes, after_s: int, idle_s: int | None, closed: bool, reason: str | None
+) -> None:
+    """A line that does not come to its end, and, where it is asked for, silence; a sensor that is silent is not."""
+    clock = tm.testing.ManualClock()
+    source, transport = TCP(idle=idle_s), _Transport()
+    one = connection(source, clock)
+    one.connection_made(transport)
+    brings(one, said)
+    one.check(clock.monotonic_ns() + after_s * SECOND_NS, source._idle_ns)
+    assert transport.aborted is closed
+    letters = source._taken_lost()
+    assert [reason in letter.reason for letter in letters if reason] == [True] * bool(reason)
+
+
+def test_a_line_that_drips_is_not_kept_alive_by_its_drops() -> None:
+    """Each second a byte: what counts is when the line began."""
+    clock = tm.testing.ManualClock()
+    source, transport = TCP(idle=10), _Transport()
+    one = connection(source, clock)
+    one.connection_made(transport)
+    for _ in range(61):
+        assert not transport.aborted
+        brings(one, b"{")
+        clock.advance(1)
+        one.check(clock.monotonic_ns(), source._idle_ns)
+    assert transport.aborted
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host": "0.0.0.0"}, "anybody there could send; give it cert="),
+        ({"host": "0.0.0.0", "cert": "c.pem"}, "anybody there could send; give it cert="),
+        ({"ca": "ca.pem"}, "which needs cert="),
+        ({"connections": 0}, "connections=0 of TCP must be a number of 1 or more"),
+        ({"per_host": -1}, "per_host=-1 of TCP must be a number of 1 or more"),
+        ({"idle": "soon"}, "idle of TCP"),
+    ],
+)
+def test_what_would_let_anybody_in_is_refused(options: dict[str, object], said: str) -> None:
+    """Each in a sentence that says what to give."""
+    with pytest.raises(PlanError, match=said):
+        TCP(**options)
+
+
+def test_a_network_of_the_plants_own_may_be_said_to_be_one() -> None:
+    """Then, and with certificates, it listens wherever it is told to."""
+    assert TCP("0.0.0.0", exposed=True).host == "0.0.0.0"
+    assert TCP("0.0.0.0", cert="c.pem", ca="ca.pem").host == "0.0.0.0"
+
+
+def signed(folder: Path, name: str, by: str | None = None) -> tuple[Path, Path]:
+    """A certificate and its key; without ``by``, one that can sign others."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    signer = [] if by is None else ["-CA", str(folder / f"{by}.pem"), "-CAkey", str(folder / f"{by}.key")]
+    more = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command, *signer, *more], check=True, capture_output=True, timeout=60)
+    return cert, key
+
+
+async def test_only_who_shows_a_certificate_of_the_plants_may_send(tmp_path: Path) -> None:
+    """One without, and one with a certificate that somebody else has signed, are turned away at the handshake."""
+    authority, _ = signed(tmp_path, "plant")
+    cert, key = signed(tmp_path, "us", by="plant")
+    senders = {
+        "sensor": signed(tmp_path, "sensor", by="plant"),
+        "stranger": signed(tmp_path, "stranger"),
+        "nobody": None,
+    }
+    source, sink = TCP(cert=cert, cert_key=key, ca=authority), ListSink()
+    came = []
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        for name, shown in senders.items():
+            trusting = client_context(authority, *(shown or ()))
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+                writer.write(b'{"sensor":"%s","time":1,"value":1.5}\n' % name.encode())
+                if name == "sensor":
+                    await until(lambda: run.statistics().records_in == 1)
+                    came.append(name)
+                else:
+                    assert await reader.read() == b""
+                writer.close()
+                await writer.wait_closed()
+        run.stop_soon()
+        await run.wait()
+    assert came == [row["sensor"] for row in sink.rows] == ["sensor"]
