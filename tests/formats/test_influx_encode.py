@@ -148,6 +148,19 @@ def test_the_sensor_is_a_tag_and_tags_are_sorted() -> None:
     assert lines_of(odd, measurement="m", tags=list("zbanc")) == ["m,a=[1],b=2.5,n=7,z=true value=1.5", "m value=2.5"]
 
 
+def test_all_texts_can_be_tags() -> None:
+    """Those that come later too; numbers, and the measurement, are none."""
+    encoder = InfluxEncoder(tags="text")
+    rows = [
+        {"measurement": "cpu", "host": "a", "idle": 1.5},
+        {"measurement": "disk", "path": "/", "host": "a", "free": 7},
+    ]
+    assert encoder.encode(Batch.from_rows(rows[:1])) == b"cpu,host=a idle=1.5\n"
+    assert encoder.encode(Batch.from_rows(rows)) == b"cpu,host=a idle=1.5\ndisk,host=a,path=/ free=7i\n"
+    assert encoder.encode(Batch.from_rows([{"measurement": "cpu", "a\n": "b", "idle": 1.5}])) == b"cpu idle=1.5\n"
+    assert encoder.left_out == {"a\n": 1}
+
+
 def test_the_time_is_the_records_own() -> None:
     """Also when the field is a text or a number; ``time`` names another column, ``precision`` what it counts."""
     rows = [{"time": "2024-03-01T00:00:00.123456789Z", "at": 1709251200.25, "value": 1.5}]

@@ -42,7 +42,8 @@ class InfluxEncoder:
     """Rows as lines; what has no place in them is counted.
 
     ``measurement``  the name, or a template over columns; those that it names are no fields
-    ``tags``         columns that are tags; a row without a value there is without that tag
+    ``tags``         columns that are tags, or ``"text"`` for all columns of text; a row without a value there is without
+                     that tag
     ``time``         the column of the timestamp; the rows' own time, or else that of column ``time``, by default
     ``precision``    what a timestamp counts; what is finer is cut off
     ``integers``     write numbers that came as integers with an ``i``; declared ones have it always
@@ -65,8 +66,9 @@ class InfluxEncoder:
         integers: bool = True,
     ) -> None:
         self._constant, self._template = _measured(measurement)
-        self._tags = {tag: Texts(of_tag, f",{of_name(tag)}=") for tag in _checked_tags(tags, time)}
-        self._given = {*(tags or ()), *((time,) if time is not None else ())}
+        self._every_text = tags == "text"
+        self._tags = {tag: _tag_texts(tag) for tag in (() if self._every_text else _checked_tags(tags, time))}
+        self._given = {*self._tags, time} if tags is not None else {time}
         self._time = time
         if precision is not None and precision not in PRECISIONS:
             raise PlanError(f"precision={precision!r} of Lines is not one of {', '.join(map(repr, PRECISIONS))}.")
@@ -162,6 +164,8 @@ class InfluxEncoder:
     def _series(self, batch: Batch) -> list[list[str]]:
         """The measurement of each row, empty where there is none, and then each tag."""
         parts = [self._measured(batch)]
+        if self._every_text:
+            self._learn_tags(batch)
         for tag, texts in self._tags.items():
             column = batch.columns.get(tag)
             if column is not None:
@@ -169,6 +173,13 @@ class InfluxEncoder:
                 self._count(tag, changed)
                 parts.append(tagged)
         return parts
+
+    def _learn_tags(self, batch: Batch) -> None:
+        """Columns of text that are new. (One whose name cannot be written is counted among the fields.)"""
+        passed = {*self.needs, MEASUREMENT, TIME}
+        new = [name for name, column in batch.columns.items() if column.kind is Kind.TEXT and name not in passed]
+        if new := [name for name in new if of_name(name) is not None]:
+            self._tags = dict(sorted({**self._tags, **{name: _tag_texts(name) for name in new}}.items()))
 
     def _measured(self, batch: Batch) -> list[str]:
         if self._constant is not None:
@@ -317,9 +328,15 @@ def _measured(measurement: str | None) -> tuple[str | None, KeyTemplate | None]:
     return made, None
 
 
+def _tag_texts(tag: str) -> Texts:
+    return Texts(of_tag, f",{of_name(tag)}=")
+
+
 def _checked_tags(tags: Sequence[str] | None, time: str | None) -> tuple[str, ...]:
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags or ()):
-        raise PlanError(f'tags={tags!r} of Lines must be a list of columns: tags=["site", "line"].')
+        raise PlanError(
+            f'tags={tags!r} of Lines must be a list of columns: tags=["site", "line"], or "text" for all of text.'
+        )
     made = tuple(tags) if tags is not None else ("sensor",)
     if len(set(made)) < len(made):
         raise PlanError(f"tags={list(made)!r} of Lines names a column twice.")
