@@ -10,7 +10,7 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
-from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.line_formats import known_of, line_format, set_up
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
@@ -25,15 +25,17 @@ __all__ = ["TCP"]
 
 
 class TCP(EdgedSource):
-    """NDJSON lines from any number of TCP connections.
+    """Lines from any number of TCP connections.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
+    ``format``          ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``: as `Lines` has them
+    ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state
 
-    A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``); a
-    record without the default time field gets the time of its arrival. A last line without an end counts when the
+    A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``), and one of
+    line protocol or Telegraf's JSON to its series; a record without the default time field gets the time of its arrival. A last line without an end counts when the
     sender closes; one that the end of the run cuts is rejected. `check` raises `OutsideError` when the port is in use.
 
     Delivery: in order for each connection. Without ``ack`` at most once: a sender cannot know what was read before it or
@@ -64,6 +66,8 @@ class TCP(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        format: str = "ndjson",  # noqa: A002 - the user's word
+        precision: str | None = None,
         limit: int = LINE_LIMIT,
         buffer: int = 4 << 20,
         ack: bool = False,
@@ -73,6 +77,10 @@ class TCP(EdgedSource):
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         self.host = host
+        self._form = line_format(format, precision, source="TCP")
+        set_up(self.edge, self._form)
+        self._read = READ if format == "ndjson" else READ // 4
+        """Bytes of lines that are decoded in a millisecond."""
         self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
         self.ack = ack
@@ -134,7 +142,7 @@ class TCP(EdgedSource):
         loop = asyncio.get_running_loop()
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
-        shared = memoryview(bytearray(READ))
+        shared = memoryview(bytearray(self._read))
         server = await loop.create_server(
             lambda: Connection(self, inbox, context.clock, shared),
             sock=bound(self.host, self._wanted_port, "TCP"),
@@ -158,9 +166,9 @@ class TCP(EdgedSource):
         try:
             async with inbox.until_stopping(context, stop):
                 while await inbox.filled():
-                    if inbox.size < READ // 2:
+                    if inbox.size < self._read // 2:
                         await context.gather()
-                    blocks = inbox.take(READ)
+                    blocks = inbox.take(self._read)
                     batch, letters = self._decode(blocks)
                     batch = self.accept(context, batch, letters + self._taken_lost())
                     if self.ack:
@@ -179,13 +187,17 @@ class TCP(EdgedSource):
     def _decode(self, blocks: list[Block]) -> tuple[Batch, list[DeadLetter]]:
         rows: list[Any] = []
         counts: list[int] = []
+        known: list[Mapping[str, str]] = []
         letters: list[DeadLetter] = []
         for block in blocks:
-            made, bad = decode_json_lines(block.lines)
-            rows += made
-            counts.append(len(made))
-            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in bad]
-        known = [block.known for block, count in zip(blocks, counts, strict=True) for _ in range(count)]
+            made = self._form.decode(block.lines)
+            rows += made.rows
+            counts.append(len(made.rows))
+            told = known_of(made, block.known)
+            known += [told] * len(made.rows) if isinstance(told, Mapping) else told
+            letters += [
+                self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad
+            ]
         wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
         batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
