@@ -58,6 +58,8 @@ class SourceStatistics:
     """Times it has tried to connect, in vain, since it was connected last."""
     trouble: str = ""
     """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
+    lost: int = 0
+    """What was lost before it could be read, as far as the system tells: datagrams for which there was no room."""
 
 
 class Source(Named, abc.ABC):

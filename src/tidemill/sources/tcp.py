@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
-
-import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
-from tidemill.formats.line_formats import known_of, line_format, set_up
+from tidemill.formats.line_formats import line_format, set_up
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
+from tidemill.sources.blocks import batch_of, bytes_of_a_turn
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import BACKLOG, bound, checked_port
-from tidemill.sources.tcp_connection import READ, Block, Connection
+from tidemill.sources.tcp_connection import Block, Connection
 
 __all__ = ["TCP"]
 
@@ -79,8 +77,7 @@ class TCP(EdgedSource):
         self.host = host
         self._form = line_format(format, precision, source="TCP")
         set_up(self.edge, self._form)
-        self._read = READ if format == "ndjson" else READ // 4
-        """Bytes of lines that are decoded in a millisecond."""
+        self._read = bytes_of_a_turn(format)
         self.limit = checked_limit(limit, "TCP")
         self.buffer = buffer
         self.ack = ack
@@ -169,7 +166,7 @@ class TCP(EdgedSource):
                     if inbox.size < self._read // 2:
                         await context.gather()
                     blocks = inbox.take(self._read)
-                    batch, letters = self._decode(blocks)
+                    batch, letters = batch_of(self.edge, self._form, blocks)
                     batch = self.accept(context, batch, letters + self._taken_lost())
                     if self.ack:
                         self._pending.yielded({block.sender: block.count for block in blocks})
@@ -183,24 +180,6 @@ class TCP(EdgedSource):
             close()
             self.accept(context, Batch({}, rows=0), self._taken_lost())
             await asyncio.sleep(0)  # let the transports close
-
-    def _decode(self, blocks: list[Block]) -> tuple[Batch, list[DeadLetter]]:
-        rows: list[Any] = []
-        counts: list[int] = []
-        known: list[Mapping[str, str]] = []
-        letters: list[DeadLetter] = []
-        for block in blocks:
-            made = self._form.decode(block.lines)
-            rows += made.rows
-            counts.append(len(made.rows))
-            told = known_of(made, block.known)
-            known += [told] * len(made.rows) if isinstance(told, Mapping) else told
-            letters += [
-                self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad
-            ]
-        wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
-        batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
-        return batch, letters + more
 
     def _taken_lost(self) -> list[DeadLetter]:
         lost, self._lost = self._lost, []
