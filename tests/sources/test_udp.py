@@ -132,7 +132,7 @@ async def test_a_run_that_does_not_keep_up_holds_no_more_than_its_buffer() -> No
             for n in range(2_000):
                 one.send(record(n))
                 await asyncio.sleep(0)
-                assert run.source.buffered <= SMALL + 64 * 200
+                assert run.source.buffered <= SMALL + 256 * 200
         await run.until(lambda: run.source.buffered > SMALL)
         run.pull.set()
         await run.until(lambda: len(run.rows) + run.source.statistics().lost == 2_000)
@@ -147,7 +147,7 @@ async def test_what_waits_in_the_system_is_read_at_the_end() -> None:
             for n in range(300):
                 one.send(record(n))
     assert len(run.rows) + run.source.statistics().lost == 300
-    assert len(run.rows) > 64
+    assert len(run.rows) > 256
 
 
 def test_a_port_that_is_taken_is_refused() -> None:

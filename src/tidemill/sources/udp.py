@@ -28,7 +28,7 @@ __all__ = ["UDP"]
 
 _LARGEST: Final = 65_507
 """Bytes of a datagram, at most, in IPv4."""
-_DATAGRAMS: Final = 64
+_DATAGRAMS: Final = 256
 """Datagrams that are read in one turn of the loop."""
 _OVERHEAD: Final = 512
 """Bytes that the system counts for each datagram besides its own, at least."""
