@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.sinks.test_influx_sink import INFLUX_KITS
 from tests.sinks.test_laws import KITS, Kit
 
 from tidemill import sinks
@@ -20,7 +21,7 @@ from tidemill.sinks.base import Keeping
 
 __all__ = ["KEPT", "OPEN", "Start", "fork", "in_child", "let_go", "same", "visible"]
 
-KEPT = [kit for kit in KITS if kit.cls.keeps_position]
+KEPT = [kit for kit in [*KITS, INFLUX_KITS[0]] if kit.cls.keeps_position]
 OPEN = Schema(open=True)
 _OPTIONS: dict[str, dict[str, Any]] = {"parquet-folder": {"max_rows": 5}}
 """Parts so small that some are made at every turn."""

@@ -16,13 +16,13 @@ from tidemill.batch import Batch
 from tidemill.clock import SystemClock
 from tidemill.errors import OutsideError, PlanError
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
-from tidemill.sources import TCP, SourceContext
+from tidemill.sources import TCP, UDP, SourceContext
 
 
 class Running:
     """A source that is being drained, and what it gave so far."""
 
-    def __init__(self, source: TCP, *, pull: bool = True) -> None:
+    def __init__(self, source: TCP | UDP, *, pull: bool = True) -> None:
         self.source = source
         self.letters: list[DeadLetter] = []
         self.batches: list[Batch] = []
@@ -55,7 +55,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(source: TCP, *, pull: bool = True) -> AsyncIterator[Running]:
+async def running(source: TCP | UDP, *, pull: bool = True) -> AsyncIterator[Running]:
     run = Running(source, pull=pull)
     try:
         async with asyncio.timeout(30):

@@ -190,6 +190,7 @@ def summary(report: Report) -> str:
         ", ".join(f"{count:,} {what}" for what, count in lost.items() if count),
         f"dead letters: {reasons}" if reasons else "",
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
+        *(f"lost before {source} could read it: {count:,}" for source, count in report.lost.items()),
         *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",

@@ -32,6 +32,8 @@ class SourceFlow:
     """Times it has tried to connect since it was connected last."""
     trouble: str = ""
     """Why it is not connected, where it knows."""
+    lost: int = 0
+    """What was lost before it could be read, as far as the system tells."""
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,8 @@ class Report:
     """What stages counted, such as ``unknown_key``."""
     sinks: dict[str, int] = field(default_factory=dict)
     """Per sink, the rows it wrote."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """Per source that lost some, datagrams that the system dropped before they could be read."""
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per sink, values that it had no place for, by their field."""
     kernels: str = ""

@@ -75,14 +75,8 @@ class Outlet(abc.ABC):
         """What the sink tells of itself."""
         self.rows = rows
         for name in left_out.keys() - self.left_out.keys():
-            _log.warning(
-                "sink %s: the field %r is not in the header of %s, and rows are written without it; name the columns "
-                "you want with columns=[...], or write NDJSON",
-                self.name,
-                name,
-                getattr(self.sink, "path", None) or "standard output",
-                extra={"sink": self.name, "field": name},
-            )
+            why = self.sink.why_left_out(name)
+            _log.warning("sink %s: %s", self.name, why, extra={"sink": self.name, "field": name})
         self.left_out = left_out
 
     @abc.abstractmethod

@@ -51,6 +51,7 @@ class SourceReader:
             ended=progress.ended,
             tries=told.tries,
             trouble=told.trouble,
+            lost=told.lost,
         )
 
     async def read(

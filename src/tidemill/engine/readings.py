@@ -26,6 +26,7 @@ from tidemill.engine.reading import SourceReader
 from tidemill.engine.slabs import SLAB_COUNT
 from tidemill.held import Held
 from tidemill.sinks.base import Sink
+from tidemill.sources.base import Source
 
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
@@ -192,6 +193,7 @@ class Readings:
     def report(
         self,
         mill: Mill,
+        sources: Sequence[Source],
         sinks: Sequence[Sink],
         outlets: Sequence[Outlet],
         letters: DeadLetterFile,
@@ -223,6 +225,7 @@ class Readings:
             dead_letters_by_reason=dict(letters.reasons),
             counters=mill.read_counters(),
             sinks={outlet.name: outlet.rows for outlet in outlets},
+            lost={told.name: told.lost for told in (source.statistics() for source in sources) if told.lost},
             left_out={outlet.name: dict(outlet.left_out) for outlet in outlets if outlet.left_out},
             kernels=self.kernels,
             cold_s=self.cold_s,

@@ -134,6 +134,7 @@ class Run:
                     await server.aclose()
         self.report = self._readings.report(
             attempt.mill,
+            self.pipeline.sources,
             self.pipeline.sinks,
             attempt.outlets,
             attempt.letters,

@@ -17,6 +17,8 @@ class BadLine:
     reason: str
     raw: Any
     """Its text, or what was read of it when it held several records and this one is bad."""
+    sound: bool = False
+    """What it says is well said, and only no record here: no reason to ask its sender for another."""
 
 
 @dataclass(frozen=True)

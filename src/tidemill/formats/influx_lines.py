@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tidemill.formats.decoded import BadLine, Decoded
@@ -49,9 +49,10 @@ _SHOWN: Final = 40
 class _Bad(Exception):
     """A line that is no record."""
 
-    def __init__(self, reason: str, reason_code: str = MALFORMED) -> None:
+    def __init__(self, reason: str, reason_code: str = MALFORMED, *, sound: bool = False) -> None:
         super().__init__(reason)
         self.reason_code = reason_code
+        self.sound = sound
 
 
 _Series = tuple[dict[str, Any], Mapping[str, str]]
@@ -94,13 +95,20 @@ class InfluxLines:
                 try:
                     made = self._scanned(line)
                 except _Bad as error:
-                    bad.append(BadLine(error.reason_code, str(error), line))
+                    bad.append(BadLine(error.reason_code, str(error), line, error.sound))
                     continue
                 if made is None:
                     continue
             rows.append(made[0])
             known.append(made[1])
         return Decoded(rows, bad, known)
+
+    def parts(self, block: bytes) -> Iterator[Decoded]:
+        """The same, whole: it takes as long as its lines are many."""
+        yield self.decode(block)
+
+    def items(self, items: list[Any]) -> None:
+        """There is no JSON of it."""
 
     def _quick(self, line: str) -> _Record | None:
         """The record of a line whose series is known, with numbers and truth values alone; None for any other."""
@@ -163,7 +171,7 @@ class InfluxLines:
             name = _unescaped(tag[1])
             _require_free(name, first, "tag")
             if len(tags) == MOST_FIELDS:
-                raise _Bad(f"the line has more than {MOST_FIELDS} tags", OVERSIZE)
+                raise _Bad(f"the line has more than {MOST_FIELDS} tags", OVERSIZE, sound=True)
             first[name] = _unescaped(tag[2])
             tags.append(tag[0])
             place = tag.end()
@@ -189,7 +197,7 @@ class InfluxLines:
             _require_free(name, row, "field")
             count += 1
             if count > MOST_FIELDS:
-                raise _Bad(f"the line has more than {MOST_FIELDS} fields", OVERSIZE)
+                raise _Bad(f"the line has more than {MOST_FIELDS} fields", OVERSIZE, sound=True)
             text = found[2]
             row[name] = _value(name, found[3]) if text is None else _unescaped(text, _ESCAPED_IN_TEXT)
             place = found.end()
@@ -202,7 +210,9 @@ class InfluxLines:
             raise _Bad(f"the timestamp {_short(text)} is no whole number of up to 19 digits", BAD_TIME)
         time_ns = int(text) * self._precision
         if time_ns not in _TIMES:
-            raise _Bad(f"the timestamp {text} is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME)
+            raise _Bad(
+                f"the timestamp {text} is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True
+            )
         return time_ns
 
 
@@ -235,10 +245,12 @@ def _after_spaces(line: str, place: int) -> int:
 
 def _require_free(name: str, row: Mapping[str, Any], what: str) -> None:
     if name == TIME:
-        raise _Bad(f"a {what} is called 'time', which names the timestamp; rename it where it is made")
+        raise _Bad(f"a {what} is called 'time', which names the timestamp; rename it where it is made", sound=True)
     if name in row:
         taken = "names the measurement" if name == MEASUREMENT else "is there twice, among tags or fields"
-        raise _Bad(f"{what} {_short(name)} {taken}; a record has each name once: rename one where it is made")
+        raise _Bad(
+            f"{what} {_short(name)} {taken}; a record has each name once: rename one where it is made", sound=True
+        )
 
 
 def _value(name: str, item: str) -> Any:

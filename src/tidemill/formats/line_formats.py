@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol
 
 from tidemill.errors import PlanError
-from tidemill.formats.decoded import Decoded
-from tidemill.formats.edge import Edge
+from tidemill.formats.decoded import BadLine, Decoded
+from tidemill.formats.edge import Edge, Known
 from tidemill.formats.influx_lines import TIME, InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.telegraf_json import TelegrafJson
+from tidemill.letters import MALFORMED
 from tidemill.schema import Kind
 
-__all__ = ["LINE_FORMATS", "PRECISIONS", "LineFormat", "line_format", "set_up"]
+__all__ = ["LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
 
 LINE_FORMATS: Final = ("ndjson", "influx", "telegraf-json")
 PRECISIONS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
@@ -27,12 +29,25 @@ class LineFormat(Protocol):
 
     def decode(self, block: bytes) -> Decoded: ...
 
+    def parts(self, block: bytes) -> Iterator[Decoded]:
+        """The same in parts, so that not even a long line holds whoever takes them for long."""
+
+    def items(self, items: list[Any]) -> Iterator[Decoded] | None:
+        """The records of what was read of JSON, in parts; None when the format is none of JSON."""
+
 
 class _JsonLines:
     fallback: str | None = None
 
     def decode(self, block: bytes) -> Decoded:
         return Decoded(*decode_json_lines(block))
+
+    def parts(self, block: bytes) -> Iterator[Decoded]:
+        yield self.decode(block)
+
+    def items(self, items: list[Any]) -> Iterator[Decoded]:
+        bad = [BadLine(MALFORMED, "it is not a JSON object", item) for item in items if type(item) is not dict]
+        yield Decoded([item for item in items if type(item) is dict] if bad else items, bad)
 
 
 def line_format(name: str, precision: str | None = None, *, source: str = "") -> LineFormat:
@@ -62,3 +77,8 @@ def set_up(edge: Edge, form: LineFormat) -> None:
         return
     edge.kinds.learn(TIME, Kind.TIME)  # whole nanoseconds, which a float could not hold
     edge.named_by(form.fallback)
+
+
+def known_of(made: Decoded, common: Mapping[str, str]) -> Known:
+    """What is known of the records: ``common`` to all of them, and what their lines tell."""
+    return common if made.known is None else [{**common, **own} for own in made.known]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tidemill.formats.decoded import BadLine, Decoded
@@ -13,14 +13,16 @@ from tidemill.letters import BAD_TIME, MALFORMED, OVERSIZE
 __all__ = ["TelegrafJson"]
 
 _BATCH: Final = "metrics"
+_PART: Final = 100
 
 
 class _Bad(Exception):
     """A metric that is no record."""
 
-    def __init__(self, reason: str, reason_code: str = MALFORMED) -> None:
+    def __init__(self, reason: str, reason_code: str = MALFORMED, *, sound: bool = False) -> None:
         super().__init__(reason)
         self.reason_code = reason_code
+        self.sound = sound
 
 
 class TelegrafJson:
@@ -44,23 +46,45 @@ class TelegrafJson:
 
     def decode(self, block: bytes) -> Decoded:
         """The records of a block of whole lines, in order, and what is none; never raises."""
-        lines, bad = decode_json_lines(block)
-        rows: list[dict[str, Any]] = []
         known: list[Mapping[str, str]] = []
-        for line in lines:
-            metrics = line[_BATCH] if _BATCH in line and "fields" not in line else [line]
+        made = Decoded([], [], known)
+        for part in self.parts(block):
+            made.rows.extend(part.rows)
+            made.bad.extend(part.bad)
+            known.extend(part.known or ())
+        return made
+
+    def parts(self, block: bytes) -> Iterator[Decoded]:
+        """The same, a hundred metrics at a time: a batch of Telegraf's has a thousand by default."""
+        lines, bad = decode_json_lines(block)
+        return self._parts(lines, Decoded([], bad, []))
+
+    def items(self, items: list[Any]) -> Iterator[Decoded]:
+        """The records of what was read of JSON, each item like a line of `parts`."""
+        return self._parts(items, Decoded([], [], []))
+
+    def _parts(self, items: list[Any], made: Decoded) -> Iterator[Decoded]:
+        for item in items:
+            metrics = item[_BATCH] if type(item) is dict and _BATCH in item and "fields" not in item else [item]
             if type(metrics) is not list:
-                bad.append(BadLine(MALFORMED, f"{_BATCH!r} is a {type(metrics).__name__}, not an array", line))
+                made.bad.append(BadLine(MALFORMED, f"{_BATCH!r} is a {type(metrics).__name__}, not an array", item))
                 continue
             for metric in metrics:
-                try:
-                    row, series = self._record(metric)
-                except _Bad as error:
-                    bad.append(BadLine(error.reason_code, str(error), metric))
-                else:
-                    rows.append(row)
-                    known.append(series)
-        return Decoded(rows, bad, known)
+                self._take(metric, made)
+                if len(made.rows) + len(made.bad) >= _PART:
+                    yield made
+                    made = Decoded([], [], [])
+        yield made
+
+    def _take(self, metric: Any, made: Decoded) -> None:
+        assert made.known is not None
+        try:
+            row, series = self._record(metric)
+        except _Bad as error:
+            made.bad.append(BadLine(error.reason_code, str(error), metric, error.sound))
+        else:
+            made.rows.append(row)
+            made.known.append(series)
 
     def _record(self, metric: Any) -> tuple[dict[str, Any], Mapping[str, str]]:
         if type(metric) is not dict:
@@ -73,14 +97,14 @@ class TelegrafJson:
         if type(tags) is not dict:
             raise _Bad(f"'tags' is a {type(tags).__name__}, not an object")
         if max(len(fields), len(tags)) > MOST_FIELDS:
-            raise _Bad(f"the metric has more than {MOST_FIELDS} fields or tags", OVERSIZE)
+            raise _Bad(f"the metric has more than {MOST_FIELDS} fields or tags", OVERSIZE, sound=True)
         wrong = next((tag for tag, text in tags.items() if type(text) is not str), None)
         if wrong is not None:
             raise _Bad(f"tag {wrong!r} is a {type(tags[wrong]).__name__}, not text")
         time = self._time(metric.get("timestamp"))
         row = {MEASUREMENT: name, **tags, **time, **fields}
         if len(row) != 1 + len(tags) + len(time) + len(fields) or TIME in tags or TIME in fields:
-            raise _Bad(_twice(tags, fields))
+            raise _Bad(_twice(tags, fields), sound=True)
         series = ",".join((name, *(f"{tag}={tags[tag]}" for tag in sorted(tags))))
         return row, {SERIES: series}
 
@@ -91,7 +115,7 @@ class TelegrafJson:
             raise _Bad(f"the timestamp is a {type(stamp).__name__}, not a whole number", BAD_TIME)
         time_ns = stamp * self._precision
         if not -(2**63) < time_ns < 2**63:
-            raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME)
+            raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True)
         return {TIME: time_ns}
 
 

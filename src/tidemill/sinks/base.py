@@ -96,6 +96,10 @@ class Sink(Named, abc.ABC):
         for column in self.columns or ():
             schema.require(column, stage=f"sink {self.name}")
 
+    def why_left_out(self, name: str) -> str:
+        """What a person is told, once, when the first values under ``name`` appear in `SinkStatistics.left_out`."""
+        return f"some values of field {name!r} could not be written as they are; the report counts them"
+
     def chosen(self, batch: Batch) -> Batch:
         """The rows and columns of ``batch`` that are wanted here."""
         if self.where is not None:

@@ -1,13 +1,12 @@
-"""`Lines`: rows as NDJSON or CSV, to a file or to standard output."""
+"""`Lines`: rows as NDJSON, CSV or InfluxDB line protocol, to a file or to standard output."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -17,13 +16,24 @@ from tidemill.column import ABSENT_TAG, Column
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.csv_headers import csv_header, header_of
 from tidemill.sinks.fence import Fence, another_start
 from tidemill.sinks.notes import read_note, write_note
-from tidemill.sinks.output import KeptOutput, Output, first_line, require_whole_gzip
+from tidemill.sinks.output import KeptOutput, Output, require_whole_gzip
+
+if TYPE_CHECKING:
+    from tidemill.formats.influx_encode import InfluxEncoder
 
 __all__ = ["Lines"]
 
-_FORMATS: Final[dict[str, Literal["ndjson", "csv"]]] = {".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"}
+_Format = Literal["ndjson", "csv", "influx"]
+_FORMATS: Final[dict[str, _Format]] = {
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".csv": "csv",
+    ".influx": "influx",
+    ".lp": "influx",
+}
 _MOST_TOLD: Final = 100
 """Fields that have no place and are counted each by its name; the rest are counted together."""
 
@@ -41,12 +51,27 @@ class _Committed(msgspec.Struct, frozen=True):
 
 
 class Lines(ProcessSink):
-    """Rows as lines of text: ``.ndjson`` or ``.jsonl`` (one JSON object a line), ``.csv`` (one header), each also with
-    ``.gz``; ``Lines("-")`` is standard output, NDJSON unless ``format="csv"``. ``format`` overrules the suffix.
+    """Rows as lines of text: ``.ndjson`` or ``.jsonl`` (one JSON object a line), ``.csv`` (one header), ``.influx`` or
+    ``.lp`` (InfluxDB line protocol), each also with ``.gz``; ``Lines("-")`` is standard output, NDJSON unless ``format``
+    says ``"csv"`` or ``"influx"``. ``format`` overrules the suffix.
+
+    ``measurement``  of line protocol: the measurement, or a template over columns, ``"{site}_{kind}"``; by default what
+                     column ``measurement`` holds
+    ``tags``         of line protocol: the columns that are tags (default: ``sensor``), or ``"text"``: all columns of text,
+                     for lines whose tags are not known beforehand; the others are fields
+    ``time``         of line protocol: the column of the timestamp; by default, the record's time
+    ``precision``    of line protocol: ``"ns"`` (default), ``"us"``, ``"ms"`` or ``"s"``, what a timestamp counts
+    ``integers``     of line protocol: False writes every number as a float, also ``5`` that came as an integer, unless its
+                     column is declared ``int``: InfluxDB refuses a field that is one here and the other there
 
     NDJSON keeps each record's fields, order and types; NaN is null, an absent field is left out. CSV has the columns
     that are known when the run starts, else those of its first batch, or those of ``columns=``; what is missing is empty.
     A field that comes later has no place under that header: the row is written without it, and the report counts it.
+
+    Line protocol has neither null nor NaN: such a field or tag is left out, and so is an empty tag. A row without a field
+    or a measurement is left out, and the report counts it, as it does an infinite number and an integer beyond 64 bits. A
+    line break in a text becomes ``\\n``, two characters, and a backslash at the end of a tag is dropped; the report counts
+    both. Times that are fields are ISO 8601, nested values JSON. A row without a time has no timestamp.
 
     Delivery: rows become visible at each flush (at least every 0.25 s), in input order, and a flush ends in a whole
     line, also when the disk is full. They are with the system then, not yet on the disk: a crash of the program loses
@@ -81,21 +106,40 @@ class Lines(ProcessSink):
         self,
         path: str | Path,
         *,
-        format: Literal["ndjson", "csv"] | None = None,  # noqa: A002 - the user's word
+        format: Literal["ndjson", "csv", "influx"] | None = None,  # noqa: A002 - the user's word
+        measurement: str | None = None,
+        tags: Sequence[str] | None = None,
+        time: str | None = None,
+        precision: str | None = None,
+        integers: bool = True,
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
         super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
-        if format not in (None, "ndjson", "csv"):
-            raise PlanError(f'format={format!r} of Lines is not one of "ndjson", "csv".')
+        if format not in (None, "ndjson", "csv", "influx"):
+            raise PlanError(f'format={format!r} of Lines is not one of "ndjson", "csv", "influx".')
         self.path = None if str(path) == "-" else files.absolute(path)
         self.gz = str(path).lower().endswith(".gz")
         self.format = format or _format_of(path)
         if self.path is None or (self.path.exists() and _is_device(self.path)):
             self.keeps_position = False
             self.delivery_with_state = self.delivery
+        self._influx: InfluxEncoder | None = None
+        if self.format == "influx":
+            from tidemill.formats.influx_encode import InfluxEncoder
+
+            self._influx = InfluxEncoder(
+                measurement=measurement, tags=tags, time=time, precision=precision, integers=integers
+            )
+            if self.columns is not None:
+                self.columns = tuple(dict.fromkeys((*self.columns, *self._influx.needs)))
+        elif (measurement, tags, time, precision, integers) != (None, None, None, None, True):
+            raise PlanError(
+                'measurement=, tags=, time=, precision= and integers= of Lines are for format="influx" alone.'
+            )
+        self._wanted = columns
         self._output: Output | None = None
         self._fence: Fence | None = None
         self._noted_in = Path()
@@ -123,6 +167,19 @@ class Lines(ProcessSink):
                 f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
                 f"write over it."
             )
+
+    def bind(self, schema: Schema) -> None:
+        if self._influx is None:
+            super().bind(schema)
+            return
+        for column in self._wanted or ():
+            schema.require(column, stage=f"sink {self.name}")
+        known = (
+            schema
+            if self.columns is None
+            else Schema((field for field in schema if field.name in self.columns), open=schema.open)
+        )
+        self._influx.check(known)
 
     def _require_folder(self) -> None:
         if self.path is None:
@@ -193,7 +250,7 @@ class Lines(ProcessSink):
         if output is None:
             return
         names = () if self.format != "csv" or self._began else self._header or self._schema.names
-        header = _csv_header(names) if names else b""  # a run without rows leaves a header
+        header = csv_header(names) if names else b""  # a run without rows leaves a header
         if isinstance(output, KeptOutput):
             assert self._fence is not None
             try:
@@ -213,7 +270,18 @@ class Lines(ProcessSink):
 
     def statistics(self) -> SinkStatistics:
         """``bytes`` counts what reached the system at the last flush, after compression."""
+        if self._influx is not None:
+            return SinkStatistics(self.name, self._influx.rows, self._bytes, self._influx.left_out)
         return SinkStatistics(self.name, self._rows, self._bytes, self._left_out)
+
+    def why_left_out(self, name: str) -> str:
+        place = self.path or "standard output"
+        if self._influx is not None:
+            return self._influx.why_left_out(name)
+        return (
+            f"the field {name!r} is not in the header of {place}, and rows are written without it; name the columns you "
+            "want with columns=[...], or write NDJSON"
+        )
 
     # -- with state ----------------------------------------------------------------------------------
 
@@ -280,9 +348,11 @@ class Lines(ProcessSink):
                 require_whole_gzip(self.path)
             if self.format == "csv":
                 wanted = () if self._fits else self._header or ()
-                self._header = self._fitting(_header_of(self.path), wanted)
+                self._header = self._fitting(header_of(self.path), wanted)
 
     def _encoded(self, batch: Batch) -> bytes:
+        if self._influx is not None:
+            return self._influx.encode(batch)
         if self.format == "ndjson":
             from tidemill.formats.json_lines import encode_json_lines
 
@@ -322,25 +392,14 @@ class Lines(ProcessSink):
         return header
 
 
-def _format_of(path: str | Path) -> Literal["ndjson", "csv"]:
+def _format_of(path: str | Path) -> _Format:
     found = _FORMATS.get(files.suffix(path)) if str(path) != "-" else "ndjson"
     if found is None:
         raise PlanError(
             f"Lines({str(path)!r}) does not say what to write; the suffixes are {', '.join(_FORMATS)}, each also with "
-            f'.gz, or give format="ndjson" or format="csv".'
+            f'.gz, or give format="ndjson", "csv" or "influx".'
         )
     return found
-
-
-def _header_of(path: Path) -> tuple[str, ...] | None:
-    line = first_line(path).decode("utf-8", "replace").removeprefix("\ufeff")
-    return tuple(next(csv.reader([line]), ())) or None
-
-
-def _csv_header(names: Sequence[str]) -> bytes:
-    from tidemill.formats.csv_encode import encode_csv
-
-    return encode_csv(Batch({name: Column.missing(Kind.OBJECT, 0) for name in names}, rows=0), header=True)
 
 
 def _is_device(path: Path) -> bool:

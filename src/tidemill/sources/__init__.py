@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from tidemill.sources.replay import Replay as Replay
     from tidemill.sources.synthetic import Synthetic as Synthetic
     from tidemill.sources.tcp import TCP as TCP
+    from tidemill.sources.udp import UDP as UDP
 
 __all__ = [
     "HTTP",
     "MQTT",
     "TCP",
+    "UDP",
     "DeadLetters",
     "Frame",
     "Host",
@@ -50,6 +52,7 @@ _HOMES = {
     "SourceStatistics": "base",
     "Synthetic": "synthetic",
     "TCP": "tcp",
+    "UDP": "udp",
 }
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
+from tidemill.formats.line_formats import line_format, set_up
+from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
@@ -26,16 +28,21 @@ __all__ = ["HTTP"]
 
 _TAKEN: Final = 1 << 16
 """Bytes of bodies that become batches together."""
+_TURN: Final = 1 << 15
+"""Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
 
 
 class HTTP(EdgedSource):
-    """Records that are posted: ``POST /ingest`` with NDJSON, or with a JSON object or array (``Content-Type:
+    """Records that are posted: ``POST /ingest`` with lines, or with a JSON object or array (``Content-Type:
     application/json``), also packed (``Content-Encoding: gzip``).
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``path``            where to post to
+    ``format``          of the lines: ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``, which
+                        holds for JSON objects and arrays too
+    ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
                         loopback) there must be one
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
@@ -46,9 +53,9 @@ class HTTP(EdgedSource):
     What is answered:
 
     - 202: all records of the body are in the ingest log, on the disk; without state, they were taken in. One that is
-      complete JSON and no record (no time that can be read, no sensor) is safe among the dead letters, and no reason to send
-      the body again.
-    - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object. Nothing of the body was taken.
+      complete and no record (no time that can be read, no sensor, a name that is a tag and a field) is safe among the dead
+      letters, and no reason to send the body again.
+    - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol. Nothing of the body was taken.
     - 401 without the token, 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
     - 429 with ``Retry-After`` when too much waits, 503 when the run ends. Nothing was taken, or not known to be safe.
 
@@ -76,6 +83,8 @@ class HTTP(EdgedSource):
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
         plaintext: bool = False,
+        format: str = "ndjson",  # noqa: A002 - the user's word
+        precision: str | None = None,
         limit: int = 1 << 20,
         buffer: int = 8 << 20,
         key: str | None = None,
@@ -103,6 +112,9 @@ class HTTP(EdgedSource):
                 )
         self.host = host
         self.path = path
+        self._form = line_format(format, precision, source="HTTP")
+        set_up(self.edge, self._form)
+        self._turn = _TURN if format == "ndjson" else _TURN // 4
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
         self._token = token
@@ -166,6 +178,8 @@ class HTTP(EdgedSource):
             path=self.path,
             token=self._token,
             limit=self.limit,
+            form=self._form,
+            turn=self._turn,
             tls=server_context(*self._certificate),
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
@@ -207,23 +221,25 @@ class HTTP(EdgedSource):
         known: list[Mapping[str, str]] = []
         walls: list[int] = []
         ended: list[Posted] = []
+        letters: list[DeadLetter] = []
         for posted in bodies:
             start = 0
+            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in posted.bad]
             while start < len(posted.rows) or not posted.rows:
                 some = posted.rows[start : start + _ROWS - len(rows)]
+                known += posted.known[start : start + len(some)]
                 start += len(some)
                 rows += some
-                known += [posted.known] * len(some)
                 walls += [posted.wall_ns] * len(some)
                 if start == len(posted.rows):
                     ended.append(posted)
                 if len(rows) == _ROWS:
-                    yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns)
-                    rows, known, walls, ended = [], [], [], []
+                    yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns, letters)
+                    rows, known, walls, ended, letters = [], [], [], [], []
                 if not posted.rows:
                     break
         if ended:
-            yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns)
+            yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns, letters)
 
     def _made(
         self,
@@ -233,13 +249,14 @@ class HTTP(EdgedSource):
         walls: list[int],
         ended: list[Posted],
         arrived_ns: int,
+        letters: list[DeadLetter],
     ) -> Batch:
-        batch, letters = self.edge.rows(
+        batch, more = self.edge.rows(
             rows, arrived_ns=arrived_ns, wall_ns=np.array(walls, np.int64), known=known, parsed=True
         )
         self._yielded += 1
         self._pending.yielded(dict.fromkeys(ended, 0))
-        return self.accept(context, batch, letters)
+        return self.accept(context, batch, letters + more)
 
 
 def _nothing() -> None:

@@ -8,7 +8,8 @@ import hmac
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -19,27 +20,50 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tidemill.clock import Clock
-from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.decoded import BadLine, Decoded
+from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.sources.inbox import Inbox
 
 __all__ = ["Posted", "Server"]
 
 _BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
-_TURN: Final = 1 << 15
-"""Bytes of lines that are decoded in one turn of the loop."""
 _REQUESTS: Final = 1_000
 """Connections and requests at a time; beyond, uvicorn answers with 503."""
 _LAST_S: Final = 2
 """Seconds that answers which are under way get at the end."""
 
 
+@dataclass(frozen=True)
+class _Body:
+    """What is in one."""
+
+    rows: list[Any] = field(default_factory=list)
+    known: list[Mapping[str, str]] = field(default_factory=list)
+    """What is known of each row."""
+    bad: list[BadLine] = field(default_factory=list)
+    """What is no record, and no reason to refuse the others."""
+
+    async def takes(self, parts: Iterable[Decoded] | None, common: Mapping[str, str]) -> bool:
+        """Add these, each in its own turn of the loop; False when there is a line that the sender is to mend."""
+        for part in parts or ():
+            if not all(bad.sound for bad in part.bad):
+                return False
+            known = known_of(part, common)
+            self.rows.extend(part.rows)
+            self.known.extend([known] * len(part.rows) if isinstance(known, Mapping) else known)
+            self.bad.extend(part.bad)
+            await asyncio.sleep(0)
+        return True
+
+
 class Posted:
     """One body."""
 
-    def __init__(self, rows: list[Any], known: Mapping[str, str], arrived_ns: int, wall_ns: int) -> None:
-        self.rows = rows
-        self.known = known
+    def __init__(self, body: _Body, arrived_ns: int, wall_ns: int) -> None:
+        self.rows = body.rows
+        self.known = body.known
+        self.bad = body.bad
         self.arrived_ns = arrived_ns
         self.wall_ns = wall_ns
         self.safe: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -78,6 +102,8 @@ class Server(uvicorn.Server):
         path: str,
         token: str | None,
         limit: int,
+        form: LineFormat,
+        turn: int,
         tls: ssl.SSLContext | None,
     ) -> None:
         app = Starlette(routes=[Route(path, self._ingest, methods=["POST"])])
@@ -99,6 +125,8 @@ class Server(uvicorn.Server):
         self._inbox, self._clock = inbox, clock
         self._token = None if token is None else f"Bearer {token}".encode()
         self._limit = limit
+        self._form = form
+        self._turn = turn
         self._ending = False
 
     async def serve_on(self, listening: socket.socket) -> None:
@@ -154,11 +182,11 @@ class Server(uvicorn.Server):
         data = await self._body(request)
         arrived_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        rows = _document(data) if kind == "application/json" else await _lines(data)
+        known = {"peer_host": request.client.host if request.client is not None else ""}
+        body = await self._document(data, known) if kind == "application/json" else None
+        posted = Posted(body or await self._lines(data, known), arrived_ns, wall_ns)
         if self._ending:
             raise _Refused(503, "the run ends; send these records again")
-        host = request.client.host if request.client is not None else ""
-        posted = Posted(rows, {"peer_host": host}, arrived_ns, wall_ns)
         self._inbox.put(posted, max(len(data), 1))
         return posted
 
@@ -187,41 +215,46 @@ class Server(uvicorn.Server):
     def _too_long(self) -> _Refused:
         return _Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
 
+    # -- what is in a body -------------------------------------------------------------------------
 
-def _document(data: bytes) -> list[Any]:
-    """A JSON array of objects, or one."""
-    try:
-        made = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _Refused(400, f"the body is not JSON: {error}") from None
-    rows = made if isinstance(made, list) else [made]
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise _Refused(400, f"item {number} is not a JSON object", item=number)
-    return rows
+    async def _document(self, data: bytes, known: Mapping[str, str]) -> _Body | None:
+        """JSON as a whole; None when the format is none of JSON, whatever the body calls itself."""
+        if self._form.items([]) is None:
+            return None
+        try:
+            document = msgspec.json.decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _Refused(400, f"the body is not JSON: {error}") from None
+        body = _Body()
+        items = document if isinstance(document, list) else [document]
+        if not await body.takes(self._form.items(items), known):
+            number, reason = _first_bad(self._form.items, ([item] for item in items))
+            raise _Refused(400, f"item {number}: {reason}", item=number)
+        return body
+
+    async def _lines(self, data: bytes, known: Mapping[str, str]) -> _Body:
+        body = _Body()
+        start, before = 0, 0
+        while start < len(data):
+            end = (
+                data.rfind(b"\n", start, start + self._turn) + 1
+                or data.find(b"\n", start + self._turn) + 1
+                or len(data)
+            )
+            block = data[start:end]
+            if not await body.takes(self._form.parts(block), known):
+                number, reason = _first_bad(self._form.parts, block.split(b"\n"))
+                raise _Refused(400, f"line {before + number}: {reason}", line=before + number)
+            before += block.count(b"\n")
+            start = end
+        return body
 
 
-async def _lines(data: bytes) -> list[Any]:
-    """One JSON object on each line."""
-    rows: list[Any] = []
-    start, before = 0, 0
-    while start < len(data):
-        end = data.rfind(b"\n", start, start + _TURN) + 1 or data.find(b"\n", start + _TURN) + 1 or len(data)
-        block = data[start:end]
-        made, bad = decode_json_lines(block)
-        if bad:
-            number = before + _first_bad(block)
-            raise _Refused(400, f"line {number}: {bad[0].reason}", line=number)
-        rows += made
-        before += block.count(b"\n")
-        start = end
-        await asyncio.sleep(0)
-    return rows
-
-
-def _first_bad(block: bytes) -> int:
-    """The number of the first line that is no record, from 1."""
-    for number, line in enumerate(block.split(b"\n"), start=1):
-        if decode_json_lines(line)[1]:
-            return number
-    return 1
+def _first_bad(decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterable[Any]) -> tuple[int, str]:
+    """The number of the first piece that is to be refused, from 1, and why."""
+    for number, piece in enumerate(pieces, start=1):
+        for part in decode(piece) or ():
+            for bad in part.bad:
+                if not bad.sound:
+                    return number, bad.reason
+    raise AssertionError("what was refused is sound piece by piece")

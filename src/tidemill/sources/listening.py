@@ -58,19 +58,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bound(host: str, port: int, source: str) -> socket.socket:
-    """A TCP socket bound to the address. Raises `OutsideError` that says why there is none."""
+def bound(host: str, port: int, source: str, of: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A socket bound to the address, of TCP unless ``of`` says else. Raises `OutsideError` that says why there is none."""
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, proto, _, address = socket.getaddrinfo(host or None, port, type=of, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise OutsideError(f"{source} cannot listen on host {host!r}: {error.strerror or error}.") from None
     made = socket.socket(family, kind, proto)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if of is socket.SOCK_STREAM:  # others would share the port, and each get some of what comes
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
-        if port:
+        if port and of is socket.SOCK_STREAM:
             made.listen(BACKLOG)  # a port that another program listens on is refused only here on some systems
     except OSError as error:
         made.close()

@@ -13,8 +13,8 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import InputError, MissingExtra
 from tidemill.formats.csv_lines import CsvDecoder
-from tidemill.formats.edge import Edge, Known
-from tidemill.formats.line_formats import LineFormat, line_format
+from tidemill.formats.edge import Edge
+from tidemill.formats.line_formats import LineFormat, known_of, line_format
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
 from tidemill.interchange import columns_of_arrow, naive_times
 from tidemill.letters import OVERSIZE, DeadLetter
@@ -88,9 +88,7 @@ class LinesDecoder:
             reason = f"the line is longer than {self._splitter.limit} bytes"
             letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))
         self._splitter.oversize.clear()
-        known: Known | None = self._known
-        if made.known is not None:
-            known = [{**self._known, **own} for own in made.known] if self._known else made.known
+        known = known_of(made, self._known) if self._known else made.known
         batch, more = self._edge.rows(made.rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
         return batch, letters + more
 

@@ -6,25 +6,23 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from itertools import chain, repeat
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from tidemill.batch import Batch
 from tidemill.core.admission import Admission
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
-from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.line_formats import line_format, set_up
 from tidemill.formats.lines import MESSAGE_LIMIT
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
+from tidemill.sources.blocks import READ, batch_of, bytes_of_a_turn
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import BACKLOG, admission, bound, checked_count, checked_port, is_loopback, keep_alive
-from tidemill.sources.tcp_connection import READ, Block, Connection
+from tidemill.sources.tcp_connection import Block, Connection
 from tidemill.tls import server_context
 
 __all__ = ["TCP"]
@@ -33,15 +31,15 @@ _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
 _SWEEP_S: Final = 5.0
 _HANDSHAKE_S: Final = 10.0
-_TAKEN: Final = 2 * READ
-"""Bytes of lines that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
 _log = logging.getLogger("tidemill")
 
 
 class TCP(EdgedSource):
-    """NDJSON lines from any number of TCP connections.
+    """Lines from any number of TCP connections.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
+    ``format``          ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``: as `Lines` has them
+    ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state
@@ -53,9 +51,9 @@ class TCP(EdgedSource):
     ``idle``            close a connection that has brought nothing for so long (``"1h"``). By default sensors may be silent for
                         ever; those that are gone without a word are found by the system's keep-alive, within two minutes
 
-    A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``); a
-    record without the default time field gets the time of its arrival. A last line without an end counts when the
-    sender closes; one that the end of the run cuts is rejected. `check` raises `OutsideError` when the port is in use.
+    A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``), and one of
+    line protocol or Telegraf's JSON to its series; a record without the default time field gets the time of its arrival. A last
+    line without an end counts when the sender closes; one that the end of the run cuts is rejected. `check` raises `OutsideError` when the port is in use.
 
     Delivery: in order for each connection. Without ``ack`` at most once: a sender cannot know what was read before it or
     we died; with state, what was read and kept in the ingest log is delivered exactly once.
@@ -85,6 +83,8 @@ class TCP(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        format: str = "ndjson",  # noqa: A002 - the user's word
+        precision: str | None = None,
         limit: int = MESSAGE_LIMIT,
         buffer: int = 4 << 20,
         ack: bool = False,
@@ -111,6 +111,9 @@ class TCP(EdgedSource):
                 "on 127.0.0.1."
             )
         self.host = host
+        self._form = line_format(format, precision, source="TCP")
+        set_up(self.edge, self._form)
+        self._turn = bytes_of_a_turn(format)
         self.limit = checked_limit(limit, "TCP")
         self._most = checked_count(connections, "connections", "TCP")
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", "TCP")
@@ -180,11 +183,12 @@ class TCP(EdgedSource):
         loop = asyncio.get_running_loop()
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
-        shared = memoryview(bytearray(READ))
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "TCP")
         keep_alive(listening)
         self._admission = admission(self._most, self._per_host, self.host)
+        read = min(READ, self._turn)
+        shared = memoryview(bytearray(read))
         server = await loop.create_server(
             lambda: Connection(self, inbox, context.clock, shared),
             sock=listening,
@@ -219,10 +223,10 @@ class TCP(EdgedSource):
         try:
             async with inbox.until_stopping(context, stop):
                 while await inbox.filled():
-                    if inbox.size < READ // 2:
+                    if inbox.size < read // 2:
                         await context.gather()
-                    blocks = inbox.take(_TAKEN)
-                    batch, letters = self._decode(blocks)
+                    blocks = inbox.take(self._turn)
+                    batch, letters = batch_of(self.edge, self._form, blocks)
                     batch = self.accept(context, batch, letters + self._taken_lost())
                     if self.ack:
                         self._pending.yielded({block.sender: block.count for block in blocks})
@@ -236,20 +240,6 @@ class TCP(EdgedSource):
             close()
             self.accept(context, Batch({}, rows=0), self._taken_lost())
             await asyncio.sleep(0)  # let the transports close
-
-    def _decode(self, blocks: list[Block]) -> tuple[Batch, list[DeadLetter]]:
-        rows: list[Any] = []
-        counts: list[int] = []
-        letters: list[DeadLetter] = []
-        for block in blocks:
-            made, bad = decode_json_lines(block.lines)
-            rows += made
-            counts.append(len(made))
-            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in bad]
-        known = list(chain.from_iterable(map(repeat, (block.known for block in blocks), counts)))
-        wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)
-        batch, more = self.edge.rows(rows, arrived_ns=blocks[0].arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
-        return batch, letters + more
 
     def _taken_lost(self) -> list[DeadLetter]:
         lost, self._lost = self._lost, []

@@ -15,10 +15,8 @@ from tidemill.sources.inbox import Inbox
 if TYPE_CHECKING:
     from tidemill.sources.tcp import TCP
 
-__all__ = ["READ", "Block", "Connection"]
+__all__ = ["Block", "Connection"]
 
-READ: Final = 1 << 15
-"""Bytes taken from one connection at a time; also what is decoded in one turn of the loop (well below 1 ms)."""
 _READ_PAUSED: Final = 1 << 12
 """The same for connections that have not noticed yet that the buffer is full: thousands of them stay small."""
 _LINE_NS: Final = 60 * 10**9
