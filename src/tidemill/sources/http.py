@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.core.admission import Admission
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
@@ -18,7 +20,7 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import bound, checked_port, is_loopback
+from tidemill.sources.listening import admission, bound, checked_count, checked_port, is_loopback, keep_alive
 from tidemill.tls import server_context
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
+_log = logging.getLogger("tidemill")
 
 
 class HTTP(EdgedSource):
@@ -49,6 +52,9 @@ class HTTP(EdgedSource):
                         has a proxy that does it
     ``limit``           bytes of one body, unpacked
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
+
+    ``connections``     at a time; more are turned away and counted
+    ``per_host``        of these, from one host; on loopback not bounded
 
     What is answered:
 
@@ -87,6 +93,8 @@ class HTTP(EdgedSource):
         precision: str | None = None,
         limit: int = 1 << 20,
         buffer: int = 8 << 20,
+        connections: int = 1_000,
+        per_host: int | None = 100,
         key: str | None = None,
         time: str | None = None,
         columns: Mapping[str, object] | None = None,
@@ -117,6 +125,9 @@ class HTTP(EdgedSource):
         self._turn = _TURN if format == "ndjson" else _TURN // 4
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
+        self._most = checked_count(connections, "connections", "HTTP")
+        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
+        self._admission = Admission(connections, per_host, "")
         self._token = token
         self._certificate = (cert, cert_key)
         self._wanted_port = checked_port(port, "HTTP")
@@ -151,7 +162,9 @@ class HTTP(EdgedSource):
         return self.declared(more=True)
 
     def statistics(self) -> SourceStatistics:
-        return SourceStatistics(self.name, self._connected, self._records, self._rejected)
+        return SourceStatistics(
+            *(self.name, self._connected, self._records, self._rejected), turned_away=self._admission.turned_away
+        )
 
     @property
     def acknowledges(self) -> bool:
@@ -172,6 +185,8 @@ class HTTP(EdgedSource):
         self._pending = Acknowledgements()
         self._yielded = 0
         listening = bound(self.host, self._wanted_port, "HTTP")
+        keep_alive(listening)
+        self._admission = admission(self._most, self._per_host, self.host)
         server = Server(
             inbox,
             context.clock,
@@ -181,6 +196,7 @@ class HTTP(EdgedSource):
             form=self._form,
             turn=self._turn,
             tls=server_context(*self._certificate),
+            door=self._admission,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
@@ -195,6 +211,8 @@ class HTTP(EdgedSource):
                 while await inbox.filled():
                     if inbox.size < _TAKEN // 2:
                         await context.gather()
+                    if (told := self._admission.tell(context.clock.monotonic_ns())) is not None:
+                        _log.warning("source %s: %s", self.name, told)
                     for batch in self._batches(context, inbox.take(_TAKEN)):
                         yield batch
                         if not context.tells_kept:

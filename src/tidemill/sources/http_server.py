@@ -20,16 +20,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tidemill.clock import Clock
+from tidemill.core.admission import Admission
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.line_formats import LineFormat, known_of
+from tidemill.sources.http_connection import connections_through
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.listening import BACKLOG
 
 __all__ = ["Posted", "Server"]
 
 _BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
-_REQUESTS: Final = 1_000
-"""Connections and requests at a time; beyond, uvicorn answers with 503."""
+_ACCEPTED: Final = 16
+"""Connections that are taken in one turn of the loop."""
 _LAST_S: Final = 2
 """Seconds that answers which are under way get at the end."""
 
@@ -105,6 +108,7 @@ class Server(uvicorn.Server):
         form: LineFormat,
         turn: int,
         tls: ssl.SSLContext | None,
+        door: Admission,
     ) -> None:
         app = Starlette(routes=[Route(path, self._ingest, methods=["POST"])])
         config = uvicorn.Config(
@@ -115,7 +119,8 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
-            limit_concurrency=_REQUESTS,
+            http=connections_through(door),
+            backlog=_ACCEPTED,
             timeout_graceful_shutdown=_LAST_S,
         )
         super().__init__(config)
@@ -140,6 +145,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
         self.listening.set()
 
     def refuse_more(self) -> None:

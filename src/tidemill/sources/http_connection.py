@@ -1,0 +1,62 @@
+"""One sender over HTTP, as far as it can be in the way of others: too many of them, and those that never end a request's head."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tidemill.core.admission import Admission
+
+__all__ = ["connections_through"]
+
+_HEAD_S: Final = 10.0
+"""Seconds in which a request's head must have come, the first as any other."""
+
+
+def connections_through(door: Admission) -> type[asyncio.Protocol]:
+    """What uvicorn makes for each connection, when ``door`` takes it."""
+
+    class Connection(H11Protocol):
+        _host: str | None = None
+        """Where a connection that was taken is from."""
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            host = self.client[0] if self.client is not None else ""
+            if not door.enter(host):
+                transport.abort()
+                return
+            self._host = host
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            if self._host is not None:
+                super().data_received(data)
+                self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self._late is not None:
+                self._late.cancel()
+            if self._host is not None:
+                door.leave(self._host)
+                self._host = None
+
+        def _watch(self) -> None:
+            """While no request is worked on, one must begin in time, whatever drips meanwhile."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                if self._late is not None:
+                    self._late.cancel()
+                    self._late = None
+            elif self._late is None:
+                self._late = self.loop.call_later(_HEAD_S, self._end_if_late)
+
+        def _end_if_late(self) -> None:
+            self._late = None
+            if self.cycle is None or self.cycle.response_complete:
+                cast(Any, self.transport).abort()
+
+    return Connection

@@ -1,0 +1,83 @@
+"""HTTP among those who mean no good: they are in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import tidemill as tm
+from tidemill.errors import PlanError
+from tidemill.sources import HTTP, http_connection
+from tidemill.testing import ListSink
+
+BODY = b'{"sensor":"S1","time":1,"value":1.5}\n'
+HEAD = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
+
+async def post(port: int) -> int:
+    """The status, over a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HEAD + BODY)
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    await writer.wait_closed()
+    return status
+
+
+async def closed(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(30):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.parametrize("said", [b"", b"P", HEAD[:-2], HEAD + BODY + b"P"])
+async def test_a_head_that_does_not_end_is_not_waited_for(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the first of a connection nor a later one; others are answered meanwhile."""
+    monkeypatch.setattr(http_connection, "_HEAD_S", 0.2)
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        assert await post(port) == 202
+        if said.startswith(HEAD + BODY):
+            assert b"202" in await reader.readline()
+            await reader.readuntil(b"}")
+        assert await closed(reader)
+        writer.close()
+        run.stop_soon()
+        await run.wait()
+
+
+async def test_connections_beyond_the_limit_are_turned_away_and_counted() -> None:
+    """Those that are there are answered; when one leaves, there is room."""
+    source = HTTP(connections=2)
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        first, second = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for reader, writer in (first, second):
+            writer.write(HEAD + BODY)
+            assert b"202" in await reader.readline()
+        third, its_writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await closed(third)
+        its_writer.close()
+        assert source.statistics().turned_away == 1
+        first[1].close()
+        await first[1].wait_closed()
+        async with asyncio.timeout(30):
+            while source._admission._all > 1:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.005)
+        assert await post(port) == 202
+        second[1].close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == 3
+
+
+def test_numbers_of_connections_are_checked() -> None:
+    """None at all would be a source that takes nothing."""
+    with pytest.raises(PlanError, match="connections=0 of HTTP"):
+        HTTP(connections=0)
