@@ -1,0 +1,77 @@
+"""R22: input that is shuffled, late and doubled gives what it gives in order, or counts exactly what came too late."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import tidemill as tm
+from tidemill.testing import ListSink
+
+HOUR_NS = 3_600 * 10**9
+WINDOWS = {"rssi": ["count", "min", "max"], "first": ("fcnt", "min"), "sum": ("fcnt", "sum")}
+
+
+@pytest.fixture(scope="module")
+def frames(recordings: Path) -> list[dict[str, Any]]:
+    """Of one device, in the order of their times, which are all different."""
+    (path,) = (recordings / "campusiot_lorawan").glob("ems-*.ndjson.gz")
+    with gzip.open(path) as lines:
+        rows = [msgspec.json.decode(line) for line in islice(lines, 4_000)]
+    times = {row["_timestamp"]: row for row in rows if row.get("fcnt") is not None}
+    return [
+        {"sensor": f"S{number % 7}", "time": time, "fcnt": times[time]["fcnt"], "rssi": number % 50}
+        for number, time in enumerate(sorted(times))
+    ]
+
+
+def out(
+    rows: list[dict[str, Any]], lanes: int, *, lag: str, dedup: bool = False
+) -> tuple[list[dict[str, Any]], tm.Report]:
+    sink = ListSink()
+    first = [tm.Dedup(within="10000d", max_records=2_000)] if dedup else []
+    plan = tm.Plan(*first, tm.Aggregate(tm.tumbling("1h"), WINDOWS))
+    report = tm.run(
+        tm.Pipeline(tm.sources.Records(rows), plan, sink, lag=lag, max_ahead="10000d"), lanes=lanes, state=False
+    )
+    return sink.rows, report
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["window_start"], row["sensor"]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_and_doubled_frames_give_what_they_give_in_order(
+    frames: list[dict[str, Any]], seed: int, lanes: int
+) -> None:
+    """With as much lag as the shuffle takes: the very rows, and each double counted."""
+    chance = random.Random(seed)
+    doubled = [*frames, *(chance.choice(frames) for _ in range(500))]
+    chance.shuffle(doubled)
+    plain, _ = out(frames, lanes, lag="5s")
+    made, report = out(doubled, lanes, lag="10000d", dedup=True)
+    assert in_order(made) == in_order(plain)
+    assert (report.late, report.deduplicated, report.in_flight) == (0, 500, 0)
+
+
+@pytest.mark.parametrize("lag_s", [0, 600, 20_000])
+def test_what_comes_too_late_is_counted_exactly(frames: list[dict[str, Any]], lag_s: int, lanes: int) -> None:
+    """As a plain loop counts it: a record is late when its window has ended at the newest time before it, less the lag."""
+    chance = random.Random(lag_s)
+    places = sorted(range(len(frames)), key=lambda place: place + chance.uniform(0, 60))
+    shuffled = [frames[place] for place in places]
+    times = np.array([frame["time"] * 10**6 for frame in shuffled])
+    newest = np.maximum.accumulate(times) - lag_s * 10**9
+    ends = (times // HOUR_NS + 1) * HOUR_NS
+    late = int(np.count_nonzero(ends[1:] <= newest[:-1]))
+    _, report = out(shuffled, lanes, lag=f"{lag_s}s")
+    assert report.late == late
+    assert lag_s == 20_000 or late > 0
