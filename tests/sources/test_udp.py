@@ -169,6 +169,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
         ({"buffer": 0}, "of UDP"),
         ({"format": "csv"}, "format='csv' of UDP"),
         ({"precision": "s"}, "precision='s' of UDP"),
+        ({"host": "0.0.0.0"}, "can be reached from other machines.*exposed=True"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: Any, told: str) -> None:
