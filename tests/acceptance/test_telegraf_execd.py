@@ -146,7 +146,7 @@ plan = tm.Plan(tm.Rolling("n", window=3, stats=["sum"]))
 pipeline = tm.Pipeline(source, plan, tm.sinks.Lines("-", format="influx"))
 """
     for n, total in ((1, 1), (2, 3)):
-        with execd(plant, "--state", "state") as telegraf:
+        with execd(plant, "--state", "state", "--lanes", "0") as telegraf:
             telegraf.send(f"m n={n} {n}")
             assert telegraf.receive(1) == [f"m n={n}.0,n_sum_3={total}.0 {n}"]
             _of(telegraf.child.stdin).close()
