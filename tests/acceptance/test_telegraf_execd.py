@@ -69,15 +69,15 @@ def _of(stream: IO[bytes] | None) -> IO[bytes]:
 
 
 @pytest.fixture
-def execd(tmp_path: Path) -> Callable[[], Any]:
+def execd(tmp_path: Path) -> Callable[..., Any]:
     """Starts the child as Telegraf does: ``command = ["tidemill", "run", "plant.py"]``."""
 
     @contextmanager
-    def started() -> Iterator[Telegraf]:
-        (tmp_path / "plant.py").write_text(PLANT)
+    def started(plant: str = PLANT, *more: str) -> Iterator[Telegraf]:
+        (tmp_path / "plant.py").write_text(plant)
         with (tmp_path / "log").open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tidemill", "run", "plant.py"],
+                [sys.executable, "-m", "tidemill", "run", "plant.py", *more],
                 cwd=tmp_path,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -101,7 +101,7 @@ def parsed(line: str) -> dict[str, Any]:
     return {**made, "tags": {**made["tags"], **texts}, "fields": fields}
 
 
-def test_metrics_come_back_while_telegraf_keeps_the_pipe_open(execd: Callable[[], Any], tmp_path: Path) -> None:
+def test_metrics_come_back_while_telegraf_keeps_the_pipe_open(execd: Callable[..., Any], tmp_path: Path) -> None:
     """Each as it was, with the plan's field added to those that it is for; a closed pipe ends the child, and well."""
     with execd() as telegraf:
         for sample in STAMPED:
@@ -124,7 +124,7 @@ def test_metrics_come_back_while_telegraf_keeps_the_pipe_open(execd: Callable[[]
     assert "a word on standard output" in told
 
 
-def test_sigterm_ends_the_child_after_what_it_has_read(execd: Callable[[], Any]) -> None:
+def test_sigterm_ends_the_child_after_what_it_has_read(execd: Callable[..., Any]) -> None:
     """Telegraf sends it when the child does not end by itself."""
     with execd() as telegraf:
         telegraf.send(*STAMPED)
@@ -134,3 +134,21 @@ def test_sigterm_ends_the_child_after_what_it_has_read(execd: Callable[[], Any])
         assert rest.count(b"\n") == len(STAMPED) - 1
         assert rest.endswith(b"\n")
         assert telegraf.child.wait(PATIENCE_S) == 0
+
+
+def test_with_state_windows_go_on_when_telegraf_starts_the_child_again(execd: Callable[..., Any]) -> None:
+    """It closed the pipe, which is not the end of its metrics."""
+    plant = """
+import tidemill as tm
+
+source = tm.sources.Lines("-", format="influx", goes_on=True)
+plan = tm.Plan(tm.Rolling("n", window=3, stats=["sum"]))
+pipeline = tm.Pipeline(source, plan, tm.sinks.Lines("-", format="influx"))
+"""
+    for n, total in ((1, 1), (2, 3)):
+        with execd(plant, "--state", "state", "--lanes", "0") as telegraf:
+            telegraf.send(f"m n={n} {n}")
+            assert telegraf.receive(1) == [f"m n={n}.0,n_sum_3={total}.0 {n}"]
+            _of(telegraf.child.stdin).close()
+            assert telegraf.rest() == b""
+            assert telegraf.child.wait(PATIENCE_S) == 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,25 @@ def test_a_port_that_is_taken_is_refused() -> None:
     UDP(port=port).check()
 
 
+@pytest.mark.parametrize(("format_", "whole"), [("influx", SAMPLES[0].encode()), ("ndjson", record(7))])
+async def test_every_damaged_datagram_is_accounted_for(format_: str, whole: bytes) -> None:
+    """A record, a dead letter, or lost; and the one behind it is a record."""
+    draw = random.Random(14)
+    async with running(UDP(format=format_)) as run:
+        with sender(run.source.address) as one:
+            for n in range(2_000):
+                data = bytearray(whole)
+                for _ in range(draw.randint(1, 4)):
+                    data[draw.randrange(len(data))] = draw.choice(b'\x00\xff"\\,= {}:e+i9')
+                one.send(b"x" + data[1:] if data[:1] in b"# " else data)  # else it may be a comment
+                if n % 50 == 0:
+                    await asyncio.sleep(0)
+            one.send(whole)
+        await run.until(lambda: len(run.rows) + len(run.letters) + run.source.statistics().lost == 2_001)
+    assert len(run.letters) > 1_000
+    assert len(run.rows) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -169,6 +189,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
         ({"buffer": 0}, "of UDP"),
         ({"format": "csv"}, "format='csv' of UDP"),
         ({"precision": "s"}, "precision='s' of UDP"),
+        ({"host": "0.0.0.0"}, "can be reached from other machines.*exposed=True"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: Any, told: str) -> None:

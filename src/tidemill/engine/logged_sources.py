@@ -40,6 +40,8 @@ class LoggedSources:
         finally:
             logging_all.cancel()
             await asyncio.gather(logging_all, return_exceptions=True)
+        if any(source.goes_on for source in self._sources):
+            self._stopping.ask()
         if not self._stopping.asked.is_set():
             self._journal.decide(ControlEntry("catch_up", None))
             self._journal.decide(ControlEntry("end", None))

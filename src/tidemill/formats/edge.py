@@ -383,6 +383,8 @@ class Edge:
             key = self._template.join([part for part in parts if isinstance(part, str)])
             return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([key], object))
         lists = [[part] * len(batch) if isinstance(part, str) else part for part in parts]
+        if self._template.field is not None:
+            return self._sound(Column.of_texts(lists[0]), rejects)
         return self._sound(Column.of_texts([self._template.join(row) for row in zip(*lists, strict=True)]), rejects)
 
     def _part(self, batch: Batch, name: str, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
@@ -410,6 +412,10 @@ class Edge:
         name = self.fallback if self.fallback is not None and name == self.key else name
         if isinstance(known, Mapping) and name in known:
             return known[name]
+        if known is not None and not isinstance(known, Mapping):
+            found = [one.get(name) for one in known]
+            if None not in found:
+                return [text or "" for text in found]
         texts = []
         for row in range(rows):
             text = _known_at(known, row, name)

@@ -81,4 +81,6 @@ def set_up(edge: Edge, form: LineFormat) -> None:
 
 def known_of(made: Decoded, common: Mapping[str, str]) -> Known:
     """What is known of the records: ``common`` to all of them, and what their lines tell."""
-    return common if made.known is None else [{**common, **own} for own in made.known]
+    if made.known is None or not common:
+        return common if made.known is None else made.known
+    return [{**common, **own} for own in made.known]

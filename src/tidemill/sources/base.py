@@ -107,6 +107,9 @@ class Source(Named, abc.ABC):
         """What is known of the records before the first is read."""
         return Schema(open=True)
 
+    goes_on: bool = False
+    """Where its stream ends, the next start of the run brings more: with state, its end is a stop, and no end of input."""
+
     @property
     def seekable(self) -> bool:
         """Whether `seek` can make it continue anywhere: it gives the same records and rejects in the same order each

@@ -45,11 +45,12 @@ def batch_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines]) -> tuple[Bat
     counts: list[int] = []
     known: list[Mapping[str, str]] = []
     letters: list[DeadLetter] = []
+    of_sender = any(name in blocks[0].known for name in edge.key_fields) or edge.fallback in blocks[0].known
     for block in blocks:
         made = form.decode(block.lines)
         rows += made.rows
         counts.append(len(made.rows))
-        told = known_of(made, block.known)
+        told = known_of(made, block.known if of_sender else {})
         known += [told] * len(made.rows) if isinstance(told, Mapping) else told
         letters += [edge.refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
     wall_ns = np.repeat(np.array([block.wall_ns for block in blocks], np.int64), counts)

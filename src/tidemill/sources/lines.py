@@ -39,6 +39,8 @@ class Lines(RecordedSource):
     ``precision``  ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of line protocol (default ``"ns"``)
                    and of Telegraf's JSON (default ``"s"``)
     ``limit``      bytes of one line; a longer one is rejected and read over
+    ``goes_on``    what writes into the pipe goes on with the next start of the run: with state, windows stay open when it is
+                   closed, as when the run is stopped. Else its end is the end of the input
 
     Of line protocol and Telegraf's JSON, a record has the fields ``measurement``, one for each tag, ``time`` and one for each
     field. Its sensor is its tag or field ``sensor``, else its series: measurement and tags, sorted, as in
@@ -65,6 +67,7 @@ class Lines(RecordedSource):
         time_format: str | None = None,
         precision: str | None = None,
         limit: int = LINE_LIMIT,
+        goes_on: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -81,6 +84,7 @@ class Lines(RecordedSource):
         elif precision is not None:
             raise PlanError(f'precision={precision!r} of Lines is for format="influx" and "telegraf-json" alone.')
         self.limit = checked_limit(limit, "Lines")
+        self.goes_on = goes_on
         self._schema: Schema | None = None
 
     def check(self) -> None:

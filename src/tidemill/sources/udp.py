@@ -13,6 +13,7 @@ from typing import Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.errors import PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.formats.lines import shown
 from tidemill.letters import OVERSIZE, DeadLetter
@@ -21,7 +22,7 @@ from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import batch_of, bytes_of_a_turn
 from tidemill.sources.edged import EdgedSource, checked_limit
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import bound, checked_port
+from tidemill.sources.listening import bound, checked_port, is_loopback
 from tidemill.sources.udp_losses import Losses
 
 __all__ = ["UDP"]
@@ -60,6 +61,8 @@ class UDP(EdgedSource):
     ``limit``           bytes of one datagram; a longer one is rejected whole
     ``buffer``          bytes of datagrams that wait to be decoded; and what is asked of the system for those that wait to be
                         read, of which it gives no more than it is set to (``net.core.rmem_max``)
+    ``exposed``         beyond this machine (a ``host`` other than loopback) this must say that whoever reaches the port may
+                        send, under any address, as in a network of the plant's own: UDP knows no certificates
 
     A record without the default key field belongs to a sensor named by its sender's address (``peer_host``; ``peer`` is
     ``host:port``), and one of line protocol or Telegraf's JSON to its series; a record without the default time field gets
@@ -93,9 +96,15 @@ class UDP(EdgedSource):
         precision: str | None = None,
         limit: int = _LARGEST,
         buffer: int = 4 << 20,
+        exposed: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        if not exposed and not is_loopback(host):
+            raise PlanError(
+                f"UDP on {host!r} can be reached from other machines, and anybody there could send; write exposed=True if only "
+                "the plant reaches it, or listen on 127.0.0.1."
+            )
         self.host = host
         self.limit = checked_limit(limit, "UDP")
         self.buffer = checked_limit(buffer, "UDP")
