@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
 
 from tidemill.errors import EngineError
 from tidemill.lanes.channel import Exit, ProcessChannel
-from tidemill.lanes.forkserver import Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
+from tidemill.lanes.forkserver import HELD, Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FromLane
@@ -35,6 +36,16 @@ _KEPT_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     "MALLOC_TOP_PAD_": str(4 << 20),
 }
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A process that is started here has them blocked, until it unblocks them itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ForkServer:
@@ -66,12 +77,13 @@ class ForkServer:
         with theirs:
             control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # no standard stream, though some may be closed
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-                [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
-                pass_fds=[control],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
+            with _signals_held():
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
+                    [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
+                    pass_fds=[control],
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                )
         except OSError:
             ours.close()
             raise

@@ -25,8 +25,11 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "main"]
+__all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "main"]
 
+HELD: Final = frozenset({signal.SIGINT, signal.SIGTERM})
+"""Signals that are for the application alone, though a Ctrl-C reaches the whole group: who starts the server blocks them for it,
+since one that came in its first moments would end it."""
 MAX_FDS: Final = 64
 """Descriptors of one spawn: the socket, the state memory and the slabs."""
 
@@ -96,6 +99,7 @@ def main(fd: int) -> None:
     os.close(opened)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # one that came before is overlooked too
     control = socket.socket(fileno=fd)
     _import_roles()
     _name_process("tidemill-server")
