@@ -53,6 +53,7 @@ PUBLIC = [
     "Select",
     "Silence",
     "StageError",
+    "Stalled",
     "State",
     "Statistics",
     "Stuck",

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         PlanError,
         RemoteError,
         StageError,
+        Stalled,
         TidemillError,
     )
     from tidemill.lanes.cursor import cancelled
@@ -118,6 +119,7 @@ __all__ = [
     "Select",
     "Silence",
     "StageError",
+    "Stalled",
     "State",
     "Statistics",
     "Stuck",
@@ -179,6 +181,7 @@ _HOMES: Final = {
     "Select": "stages.filter",
     "Silence": "stages.silence",
     "StageError": "errors",
+    "Stalled": "errors",
     "Statistics": "engine.metrics",
     "State": "engine.state",
     "Stuck": "stages.stuck",

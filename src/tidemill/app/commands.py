@@ -60,6 +60,8 @@ def _run(
     if_exists: Literal["fail", "append", "replace"] = "fail",
     metrics: str | None = None,
     no_metrics: bool = False,
+    stall_after: float | None = None,
+    silent_after: float | None = None,
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -109,6 +111,11 @@ def _run(
         anyway, at 127.0.0.1:9464.
     no_metrics
         Show nothing.
+    stall_after
+        End with 8 when the run has not progressed for so many seconds, though there is something to do. A source that has
+        a connection of its own connects anew first. A source that is merely silent counts with --silent-after alone.
+    silent_after
+        The same when a source is connected, and has given nothing for so many seconds.
     debug
         Show the traceback of an error.
     """
@@ -134,6 +141,8 @@ def _run(
             grace=grace,
             state=kept,
             metrics=metrics or (not no_metrics and not pipeline.finite),
+            stall_after=stall_after,
+            silent_after=silent_after,
         )
 
 

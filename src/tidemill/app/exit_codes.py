@@ -17,6 +17,7 @@ from tidemill.errors import (
     PlanError,
     RemoteError,
     StageError,
+    Stalled,
     TidemillError,
 )
 
@@ -51,6 +52,7 @@ class ExitCode(enum.IntEnum):
         7,
         "a check found a function that looks at its neighbours in the batch, or rows that are not as in --expect",
     )
+    STALLED = 8, "the run did not progress for --stall-after or --silent-after seconds, and ended itself"
     BUG = 70, "a promise of tidemill itself was broken; please report it"
     UNFINISHED = (
         75,
@@ -65,6 +67,7 @@ _BY_ERROR: dict[type[TidemillError], ExitCode] = {
     InputError: ExitCode.BAD_INPUT,
     OutsideError: ExitCode.OUTSIDE,
     StageError: ExitCode.FAILED,
+    Stalled: ExitCode.STALLED,
     BadResult: ExitCode.FAILED,
     LaneDied: ExitCode.FAILED,
     RemoteError: ExitCode.FAILED,

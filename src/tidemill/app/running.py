@@ -29,6 +29,8 @@ def perform(
     grace: float = 10.0,
     state: State | bool | None = None,
     metrics: bool | str = False,
+    stall_after: float | None = None,
+    silent_after: float | None = None,
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
@@ -49,6 +51,8 @@ def perform(
             on_statistics=watch,
             state=state,
             metrics=metrics,
+            stall_after=stall_after,
+            silent_after=silent_after,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:

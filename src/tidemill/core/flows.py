@@ -6,7 +6,7 @@ Every waiting has a beginning here, so that whoever asks can tell a quiet edge f
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["LaneFlow", "SinkFlow", "SinkProgress", "SourceFlow", "SourceProgress", "Trouble", "TroubleBook"]
 
@@ -32,6 +32,8 @@ class SourceFlow:
     """Times it has tried to connect since it was connected last."""
     trouble: str = ""
     """Why it is not connected, where it knows."""
+    dials: bool = False
+    """It opens its connection itself, so it can open another."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Trouble:
     """Such as ``sink postgres``; empty where it cannot be said."""
     tries: int
     said: str
+    lasts_s: float = 0.0
+    """Since the first of these tries failed."""
 
 
 class TroubleBook:
@@ -157,20 +161,32 @@ class TroubleBook:
     until then: a sink that lets itself be opened and fails at each commit has had its tries, too.
 
     >>> book = TroubleBook()
-    >>> for _ in range(2):
-    ...     book.failed("sink rows", "connection refused")
-    >>> book.now
-    Trouble(culprit='sink rows', tries=2, said='connection refused')
-    >>> book.over(); book.now
+    >>> for second in (1, 4):
+    ...     book.failed("sink rows", "connection refused", second * 1_000_000_000)
+    >>> book.read(10_000_000_000)
+    Trouble(culprit='sink rows', tries=2, said='connection refused', lasts_s=9.0)
+    >>> book.over(); book.read(10_000_000_000)
     """
 
     def __init__(self) -> None:
-        self.now: Trouble | None = None
+        self._last: Trouble | None = None
+        self._since_ns = 0
 
-    def failed(self, culprit: str, said: str) -> None:
+    def failed(self, culprit: str, said: str, now_ns: int) -> None:
         """An attempt has ended so."""
-        self.now = Trouble(culprit, 1 if self.now is None else self.now.tries + 1, said)
+        if self._last is None:
+            self._since_ns = now_ns
+        self._last = Trouble(culprit, 1 if self._last is None else self._last.tries + 1, said)
 
     def over(self) -> None:
         """Something was done since, or there is nothing to do."""
-        self.now = None
+        self._last = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is any."""
+        return self._last is not None
+
+    def read(self, now_ns: int) -> Trouble | None:
+        """What there is, now."""
+        return None if self._last is None else replace(self._last, lasts_s=max(now_ns - self._since_ns, 0) / 1e9)

@@ -11,12 +11,13 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tidemill.engine.health import STALL_S, is_ready, judged
+from tidemill.engine.health import is_ready
 from tidemill.engine.metrics import Distribution, Spread, StateStatistics, Statistics
+from tidemill.engine.oversight import Terms
 from tidemill.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Reading:
 
     statistics: Statistics
     spread: Spread
-    limit_s: float = STALL_S
+    terms: Terms = field(default_factory=Terms)
 
 
 Values = Iterable[tuple[str, float]]
@@ -155,7 +156,7 @@ def _lanes(read: Callable[[Any], float]) -> Callable[[Reading], Values]:
 
 METRICS: Final = (
     Metric("progressing", "gauge", "1 while the run progresses, as /healthz says.",
-           lambda r: [("", float(judged(r.statistics, r.limit_s).progresses))]),
+           lambda r: [("", float(r.terms.judged(r.statistics).progresses))]),
     Metric("ready", "gauge", "1 when lanes, sinks and connections are ready, as /readyz says.",
            _one(lambda s: float(is_ready(s).ready))),
     Metric("run_seconds", "gauge", "Since the run began.", _one(lambda s: s.seconds)),

@@ -29,7 +29,6 @@ from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
-from tidemill.engine.health import STALL_S
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
@@ -37,6 +36,7 @@ from tidemill.engine.keeper import Keeper
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
+from tidemill.engine.oversight import Oversight, Terms
 from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.reading import SourceReader
@@ -74,14 +74,13 @@ class Run:
         on_statistics: Callable[[Statistics], None] | None = None,
         state: bool | str | Path | State | None = None,
         metrics: bool | str = False,
-        stall_after: float = STALL_S,
+        stall_after: float | None = None,
+        silent_after: float | None = None,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
         if not grace >= 0:
             raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
-        if not stall_after > 0:
-            raise PlanError(f"stall_after={stall_after!r} must be more than 0 seconds.")
         self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
         """Set when the run has ended."""
@@ -95,10 +94,17 @@ class Run:
         self._dead_letters_path = dead_letters
         self._state = state_of(pipeline, state)
         self._showing = Showing(metrics)
-        self._stall_after = stall_after
+        self._terms = Terms(stall_after, silent_after)
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
+        self._oversight = Oversight(
+            self._terms,
+            self._clock,
+            read=self._overseen,
+            connect_anew=self._reader.connect_anew,
+            stop=self.stop_soon,
+        )
         self._attempt: Attempt | None = None
         self._troubles = TroubleBook()
         self._shown_before = 0
@@ -111,7 +117,8 @@ class Run:
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
         async with self._showing.of(self._seen):
-            return await self._executed()
+            with self._oversight.last_word():
+                return await self._executed()
 
     async def _executed(self) -> Report:
         with self._kept() as keeper:
@@ -164,6 +171,7 @@ class Run:
             background = [
                 group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
+                group.create_task(self._oversight.watch()),
             ]
             if keeper is not None and keeper.found is None and keeper.state.warm is not None:
                 await self._warm(keeper.state.warm, server, keeper)
@@ -218,7 +226,9 @@ class Run:
                     wait_s = _BACK_OFF_S[0]
                 self._look_for_progress()
                 self._shown_before = self._readings.shown
-                self._troubles.failed("" if attempt is None else attempt.culprit, str(first))
+                self._troubles.failed(
+                    "" if attempt is None else attempt.culprit, str(first), self._clock.monotonic_ns()
+                )
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -348,18 +358,22 @@ class Run:
         if attempt is None:
             raise EngineError("the run has not started")
         self._look_for_progress()
-        return self._readings.statistics(attempt, self._reader, trouble=self._troubles.now, by=by)
+        trouble = self._troubles.read(self._clock.monotonic_ns())
+        return self._readings.statistics(attempt, self._reader, trouble=trouble, by=by)
 
     def _seen(self) -> Seen:
         attempt = self._attempt
         if attempt is None:
             return Seen(None)
-        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._stall_after)
+        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._terms)
+
+    def _overseen(self) -> Statistics | None:
+        return None if self._attempt is None else self._statistics("oversight")
 
     def _look_for_progress(self) -> None:
         """What failed is over once rows were shown since, or the run goes on and has nothing to do."""
         attempt = self._attempt
-        if self._troubles.now is None or attempt is None:
+        if not self._troubles.open or attempt is None:
             return
         if self._readings.shown > self._shown_before or attempt.idle:
             self._troubles.over()

@@ -58,6 +58,8 @@ class SourceStatistics:
     """Times it has tried to connect, in vain, since it was connected last."""
     trouble: str = ""
     """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
+    dials: bool = False
+    """It opens its connection itself: a run that hears nothing ends its stream, and begins another."""
 
 
 class Source(Named, abc.ABC):

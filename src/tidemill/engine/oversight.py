@@ -1,0 +1,109 @@
+"""Looking at a run while it goes on, and doing what follows: a source is connected anew, or the run is ended.
+
+What follows is decided in `tidemill.core.patience`; here it is performed. The event loop is where all of it happens: a run
+whose loop is held is overseen by whoever waits for its word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tidemill.clock import Clock
+from tidemill.core.patience import ConnectAnew, GiveUp, Patience
+from tidemill.engine.health import STALL_S, Health, judged, stalls
+from tidemill.engine.metrics import Statistics
+from tidemill.errors import OutsideError, PlanError, Stalled, TidemillError
+
+__all__ = ["Oversight", "Terms"]
+
+LOOK_S: Final = 1.0
+"""How often a run is looked at; a look takes a millisecond or two of the loop."""
+_log = logging.getLogger("tidemill")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run is to bear; see `tidemill.run`. Raises `PlanError` for what is no such term."""
+
+    stall_after: float | None = None
+    silent_after: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("stall_after", self.stall_after), ("silent_after", self.silent_after)):
+            if seconds is not None and not seconds > 0:
+                raise PlanError(f"{name}={seconds!r} must be more than 0 seconds.")
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds without progress after which a run is not well."""
+        return STALL_S if self.stall_after is None else self.stall_after
+
+    def judged(self, statistics: Statistics | None) -> Health:
+        """Whether the run progresses."""
+        return judged(statistics, self.limit_s, self.silent_after)
+
+
+class Oversight:
+    """Of one run. ``read`` says how it is, None before it has begun; ``connect_anew`` and ``stop`` are what can be done."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        clock: Clock,
+        *,
+        read: Callable[[], Statistics | None],
+        connect_anew: Callable[[str], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self._terms, self._clock = terms, clock
+        self._read, self._connect_anew, self._stop = read, connect_anew, stop
+        self._patience = Patience()
+        self._verdict: TidemillError | None = None
+
+    async def watch(self) -> None:
+        """Look, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """One look at the run, and what follows from it."""
+        statistics = self._read()
+        self._look_for_stalls(statistics)
+
+    @contextlib.contextmanager
+    def last_word(self) -> Iterator[None]:
+        """Around the run: raises why it was ended from here. What the way out of a stalled run met with is its cause."""
+        try:
+            yield
+        except OutsideError as error:
+            if self._verdict is None:
+                raise
+            raise self._verdict from error
+        if self._verdict is not None:
+            raise self._verdict
+
+    def _look_for_stalls(self, statistics: Statistics | None) -> None:
+        terms = self._terms
+        if terms.stall_after is None and terms.silent_after is None:
+            return
+        found = stalls(statistics, terms.limit_s, terms.silent_after)
+        match self._patience.look(found, self._clock.monotonic_ns()):
+            case ConnectAnew(sources, said):
+                _log.warning("%s: connecting anew", said, extra={"sources": ",".join(sources)})
+                for source in sources:
+                    self._connect_anew(source)
+            case GiveUp(said):
+                self._end(Stalled(f"the run does not progress, and ends itself: {said}."))
+            case None:
+                pass
+
+    def _end(self, verdict: TidemillError) -> None:
+        self._verdict = verdict
+        _log.error("%s", verdict)
+        self._stop()
