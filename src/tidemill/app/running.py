@@ -53,6 +53,7 @@ def perform(
             metrics=metrics,
             stall_after=stall_after,
             silent_after=silent_after,
+            notify=True,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:

@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     metrics: bool | str
     stall_after: float | None
     silent_after: float | None
+    notify: bool
 
 
 async def run_async(
@@ -72,6 +73,7 @@ def run(
     metrics: bool | str = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
+    notify: bool = False,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -92,6 +94,8 @@ def run(
                       do; /healthz names the culprit then, and after 300 seconds where none are given. A source that
                       can is connected anew first, and has as long again
     ``silent_after``  the same for a source that is connected and gives nothing for so many seconds
+    ``notify``        tell the service manager that has started this process, such as systemd, when the run is ready, that
+                      it is alive while it progresses, and when it stops; without one it does nothing
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -112,6 +116,7 @@ def run(
         metrics=metrics,
         stall_after=stall_after,
         silent_after=silent_after,
+        notify=notify,
     )
     if _in_loop():
         return _in_thread(execution, report)

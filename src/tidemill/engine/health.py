@@ -66,7 +66,7 @@ def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: fl
 
 def stalls(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> list[Stall]:
     """Who has kept the run from progressing for longer than is allowed. A source that is connected and silent is none of
-    these, unless ``silent_s`` says how long it may be so: a plant may have its quiet hours."""
+    these, unless ``silent_s`` says how long it may be so: a plant may have its quiet hours. ``limit_s`` may be infinite."""
     found = (
         one
         for one in _found(statistics, limit_s, silent_s)
@@ -165,21 +165,22 @@ def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[
 
 
 def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, blameless: bool) -> Iterator[_Culprit]:
-    silent_limit_s = limit_s if silent_s is None else silent_s
+    connected_s = limit_s if silent_s is None else silent_s
     for source in statistics.source_flows:
         anew = source.name if source.dials else ""
+        allowed_s = connected_s if source.connected else min(connected_s, limit_s)
         silent_for_s = source.last_record_age_s
         if source.ended or not source.live:
             continue
         if source.tries and not source.connected:
-            yield _Culprit(f"source {source.name}: {_how(source)}", silent_for_s, limit_s, anew)
+            yield _Culprit(f"source {source.name}: {_how(source)}", silent_for_s, allowed_s, anew)
         elif source.held_s > limit_s:
             if not blameless:
                 log_full = statistics.state is not None and statistics.state.log_full
                 why = "the ingest log is full" if log_full else "it is not taken in"
                 told = f"source {source.name}: what it gave has waited for {_over(source.held_s, limit_s)}: {why}"
                 yield _Culprit(told, source.held_s, limit_s)
-        elif not source.held_s and silent_for_s > (allowed_s := silent_limit_s if source.connected else limit_s):
+        elif not source.held_s and silent_for_s > allowed_s:
             told = f"source {source.name}: {_how(source)}, silent {_over(silent_for_s, allowed_s)}"
             yield _Culprit(told, silent_for_s, allowed_s, anew, merely_silent=source.connected)
 

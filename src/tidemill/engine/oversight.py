@@ -1,6 +1,7 @@
-"""Looking at a run while it goes on, and doing what follows: a source is connected anew, or the run is ended.
+"""Looking at a run while it goes on, and doing what follows: a source is connected anew, the service manager is told, the run
+is ended.
 
-What follows is decided in `tidemill.core.patience`; here it is performed. The event loop is where all of it happens: a run
+What follows is decided in `tidemill.core`; here it is performed. The event loop is where all of it happens: a run
 whose loop is held is overseen by whoever waits for its word.
 """
 
@@ -9,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from tidemill.clock import Clock
+from tidemill.core.heartbeat import Heartbeat
 from tidemill.core.patience import ConnectAnew, GiveUp, Patience
-from tidemill.engine.health import STALL_S, Health, judged, stalls
+from tidemill.engine.health import STALL_S, Health, is_ready, judged, stalls
+from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Statistics
+from tidemill.engine.service_manager import ServiceManager
 from tidemill.errors import OutsideError, PlanError, Stalled, TidemillError
 
 __all__ = ["Oversight", "Terms"]
@@ -59,28 +64,44 @@ class Oversight:
         read: Callable[[], Statistics | None],
         connect_anew: Callable[[str], None],
         stop: Callable[[], None],
+        manager: ServiceManager | None = None,
     ) -> None:
         self._terms, self._clock = terms, clock
+        self._manager = manager
+        self._heartbeat = Heartbeat(None if manager is None else manager.watchdog_s)
         self._read, self._connect_anew, self._stop = read, connect_anew, stop
         self._patience = Patience()
         self._verdict: TidemillError | None = None
 
     async def watch(self) -> None:
-        """Look, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            self.look()
+        """Look, until cancelled: then the run is over, or nearly so."""
+        watchdog_s = None if self._manager is None else self._manager.watchdog_s
+        every_s = LOOK_S if watchdog_s is None else min(LOOK_S, watchdog_s / 4)
+        try:
+            while True:
+                await asyncio.sleep(every_s)
+                self.look()
+        finally:
+            self.stopping()
 
     def look(self) -> None:
         """One look at the run, and what follows from it."""
         statistics = self._read()
-        self._look_for_stalls(statistics)
+        self._tell_manager(statistics)
+        self._end_stalled(statistics)
+
+    def stopping(self) -> None:
+        """The run is being stopped: whoever waits for it should know now, and not at the next look."""
+        if self._manager is not None:
+            said = self._heartbeat.look(self._clock.monotonic_ns(), progresses=True, stopping=True)
+            self._manager.tell(said)
 
     @contextlib.contextmanager
     def last_word(self) -> Iterator[None]:
         """Around the run: raises why it was ended from here. What the way out of a stalled run met with is its cause."""
         try:
-            yield
+            with contextlib.nullcontext() if self._manager is None else contextlib.closing(self._manager):
+                yield
         except OutsideError as error:
             if self._verdict is None:
                 raise
@@ -88,12 +109,24 @@ class Oversight:
         if self._verdict is not None:
             raise self._verdict
 
-    def _look_for_stalls(self, statistics: Statistics | None) -> None:
-        terms = self._terms
-        if terms.stall_after is None and terms.silent_after is None:
+    def _tell_manager(self, statistics: Statistics | None) -> None:
+        if self._manager is None:
             return
-        found = stalls(statistics, terms.limit_s, terms.silent_after)
-        match self._patience.look(found, self._clock.monotonic_ns()):
+        terms = self._terms
+        health = terms.judged(statistics)
+        said = self._heartbeat.look(
+            self._clock.monotonic_ns(),
+            progresses=not stalls(statistics, terms.limit_s, terms.silent_after),
+            ready=is_ready(statistics).ready,
+            stopping=statistics is not None and statistics.stopping,
+            status=limiting(statistics) if health.progresses else health.culprits[0],
+        )
+        self._manager.tell(said)
+
+    def _end_stalled(self, statistics: Statistics | None) -> None:
+        terms = self._terms
+        stalled = stalls(statistics, math.inf if terms.stall_after is None else terms.stall_after, terms.silent_after)
+        match self._patience.look(stalled, self._clock.monotonic_ns()):
             case ConnectAnew(sources, said):
                 _log.warning("%s: connecting anew", said, extra={"sources": ",".join(sources)})
                 for source in sources:

@@ -42,6 +42,7 @@ from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
+from tidemill.engine.service_manager import service_manager
 from tidemill.engine.showing import Showing
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
@@ -76,6 +77,7 @@ class Run:
         metrics: bool | str = False,
         stall_after: float | None = None,
         silent_after: float | None = None,
+        notify: bool = False,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
@@ -104,6 +106,7 @@ class Run:
             read=self._overseen,
             connect_anew=self._reader.connect_anew,
             stop=self.stop_soon,
+            manager=service_manager() if notify else None,
         )
         self._attempt: Attempt | None = None
         self._troubles = TroubleBook()
@@ -330,6 +333,7 @@ class Run:
     def stop_soon(self) -> None:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
         self._stopping.ask()
+        self._oversight.stopping()
 
     async def wait(self) -> Report:
         """Wait until it has ended by itself (inside `serve`)."""
