@@ -58,6 +58,7 @@ PUBLIC = [
     "Statistics",
     "Stuck",
     "TidemillError",
+    "TooManyDead",
     "__version__",
     "cancelled",
     "quantile",

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         StageError,
         Stalled,
         TidemillError,
+        TooManyDead,
     )
     from tidemill.lanes.cursor import cancelled
     from tidemill.schema import Kind, Schema
@@ -124,6 +125,7 @@ __all__ = [
     "Statistics",
     "Stuck",
     "TidemillError",
+    "TooManyDead",
     "__version__",
     "cancelled",
     "quantile",
@@ -186,6 +188,7 @@ _HOMES: Final = {
     "State": "engine.state",
     "Stuck": "stages.stuck",
     "TidemillError": "errors",
+    "TooManyDead": "errors",
     "cancelled": "lanes.cursor",
     "quantile": "stages.statistics.wanted",
     "run": "engine.entrance",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,68 @@ async def test_a_broker_that_has_gone_quiet_is_connected_to_anew_and_then_given_
     publisher.close()
     assert str(error).endswith(" source mqtt: connected, silent 613 s (limit 300), and connecting anew has not helped.")
     assert caplog.text.count("source mqtt: connected, silent 312 s (limit 300): connecting anew") == 3
+
+
+# -- dead letters ------------------------------------------------------------------------------------------------
+
+
+def untyped(number: int) -> bytes:
+    """As a device writes whose firmware was changed."""
+    return json.dumps({"sensor": "pump\n7", "time": 1_700_000_000 + number, "value": {"v": number}}).encode()
+
+
+async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: Path, lanes: int) -> None:
+    """It says why and of which sensor; the page, which anybody may read, names no sensor. What was good is written."""
+    clock, source = ManualClock(), tm.sources.TCP(columns={"value": float})
+    held, unready = asyncio.Event(), ""
+
+    async def take(_: tm.Batch) -> None:
+        await held.wait()
+
+    async def whole() -> None:
+        nonlocal unready
+        sink = tm.sinks.Callback(take)
+        options: Any = {"state": tmp_path / "state", "max_dead": "50%/60s", "metrics": "127.0.0.1:0"}
+        async with tm.serve(live(source, sink), lanes=lanes, clock=clock, **options) as run:
+            await send(source, *map(reading, range(20)))
+            await dead(run, 0)
+            clock.advance(60.0)
+            run._oversight.look()
+            await send(source, *map(untyped, range(31)))
+            await dead(run, 31)
+            run._oversight.look()
+            unready = await asyncio.to_thread(page, f"{run.metrics_url}/readyz")
+            held.set()
+            await asyncio.Event().wait()
+
+    async def dead(run: Any, count: int) -> None:
+        while run.statistics().dead_letters < count or run.statistics().records_in < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        run._oversight.look()
+
+    with pytest.raises(tm.TooManyDead) as caught:
+        await whole()
+    said = "31 of 51 records of the last 60 s are dead letters (limit 50 %), 31 of them wrong_type"
+    assert str(caught.value) == f'{said}, and the run ends itself; at least 31 of these are of sensor "pump\\n7".'
+    assert unready == f"503 {said}\n"
+
+
+def page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return f"{answer.status} {answer.read().decode()}"
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"{error.code} {error.read().decode()}"
+
+
+def test_what_is_no_bound_of_dead_letters_is_refused() -> None:
+    """Before anything runs."""
+    with pytest.raises(tm.PlanError, match="max_dead='half' must be a share below 100 % or a number"):
+        tm.run(live(tm.sources.TCP()), max_dead="half")
+
+
+# -- terms -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["stall_after", "silent_after"])

@@ -62,6 +62,7 @@ def _run(
     no_metrics: bool = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
+    max_dead: str | None = None,
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -116,6 +117,8 @@ def _run(
         a connection of its own connects anew first. A source that is merely silent counts with --silent-after alone.
     silent_after
         The same when a source is connected, and has given nothing for so many seconds.
+    max_dead
+        End with 9 when more of the last records became dead letters: 50%/60s for a share of them, 100/60s for a number.
     debug
         Show the traceback of an error.
     """
@@ -143,6 +146,7 @@ def _run(
             metrics=metrics or (not no_metrics and not pipeline.finite),
             stall_after=stall_after,
             silent_after=silent_after,
+            max_dead=max_dead,
         )
 
 

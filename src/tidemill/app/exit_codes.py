@@ -19,6 +19,7 @@ from tidemill.errors import (
     StageError,
     Stalled,
     TidemillError,
+    TooManyDead,
 )
 
 __all__ = ["ExitCode", "at_once", "code_of"]
@@ -53,6 +54,7 @@ class ExitCode(enum.IntEnum):
         "a check found a function that looks at its neighbours in the batch, or rows that are not as in --expect",
     )
     STALLED = 8, "the run did not progress for --stall-after or --silent-after seconds, and ended itself"
+    TOO_MANY_DEAD = 9, "more of the last records became dead letters than --max-dead allows, and the run ended itself"
     BUG = 70, "a promise of tidemill itself was broken; please report it"
     UNFINISHED = (
         75,
@@ -68,6 +70,7 @@ _BY_ERROR: dict[type[TidemillError], ExitCode] = {
     OutsideError: ExitCode.OUTSIDE,
     StageError: ExitCode.FAILED,
     Stalled: ExitCode.STALLED,
+    TooManyDead: ExitCode.TOO_MANY_DEAD,
     BadResult: ExitCode.FAILED,
     LaneDied: ExitCode.FAILED,
     RemoteError: ExitCode.FAILED,

@@ -31,6 +31,7 @@ def perform(
     metrics: bool | str = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
+    max_dead: str | None = None,
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
@@ -53,6 +54,7 @@ def perform(
             metrics=metrics,
             stall_after=stall_after,
             silent_after=silent_after,
+            max_dead=max_dead,
             notify=True,
         )
     sys.stderr.write(summary(made))

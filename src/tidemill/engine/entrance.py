@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     metrics: bool | str
     stall_after: float | None
     silent_after: float | None
+    max_dead: str | None
     notify: bool
 
 
@@ -73,6 +74,7 @@ def run(
     metrics: bool | str = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
+    max_dead: str | None = None,
     notify: bool = False,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
@@ -94,6 +96,8 @@ def run(
                       do; /healthz names the culprit then, and after 300 seconds where none are given. A source that
                       can is connected anew first, and has as long again
     ``silent_after``  the same for a source that is connected and gives nothing for so many seconds
+    ``max_dead``      end the run with `TooManyDead` when more of the last records became dead letters: a share as ``"50%/60s"``,
+                      or a number as ``"100/60s"``
     ``notify``        tell the service manager that has started this process, such as systemd, when the run is ready, that
                       it is alive while it progresses, and when it stops; without one it does nothing
 
@@ -116,6 +120,7 @@ def run(
         metrics=metrics,
         stall_after=stall_after,
         silent_after=silent_after,
+        max_dead=max_dead,
         notify=notify,
     )
     if _in_loop():

@@ -84,6 +84,8 @@ def is_ready(statistics: Statistics | None) -> Readiness:
     """Whether lanes and sinks are ready, and every source that connects has done so."""
     if statistics is None:
         return Readiness(("the run is being started",))
+    if statistics.ending:
+        return Readiness((statistics.ending,))
     if statistics.stopping:
         return Readiness(("the run is being stopped",))
     missing: list[str] = []

@@ -329,6 +329,8 @@ class Statistics:
     """Whether lanes and sinks are ready."""
     stopping: bool = False
     """Whether the run was asked to stop."""
+    ending: str = ""
+    """Why the run ends itself; empty while it does not."""
     trouble: Trouble | None = None
     """With state: what the outside refused since the run last got something done, such as a database that is away."""
     load: Load = field(default_factory=Load)

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidemill.clock import Clock
+from tidemill.core.dead_rate import DeadRate, MaxDead
 from tidemill.core.heartbeat import Heartbeat
 from tidemill.core.patience import ConnectAnew, GiveUp, Patience
 from tidemill.engine.health import STALL_S, Health, is_ready, judged, stalls
 from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Statistics
 from tidemill.engine.service_manager import ServiceManager
-from tidemill.errors import OutsideError, PlanError, Stalled, TidemillError
+from tidemill.errors import OutsideError, PlanError, Stalled, TidemillError, TooManyDead
+from tidemill.letters import DeadLetter
 
 __all__ = ["Oversight", "Terms"]
 
@@ -37,6 +39,7 @@ class Terms:
 
     stall_after: float | None = None
     silent_after: float | None = None
+    max_dead: MaxDead | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("stall_after", self.stall_after), ("silent_after", self.silent_after)):
@@ -71,7 +74,10 @@ class Oversight:
         self._heartbeat = Heartbeat(None if manager is None else manager.watchdog_s)
         self._read, self._connect_anew, self._stop = read, connect_anew, stop
         self._patience = Patience()
+        self._dead = None if terms.max_dead is None else DeadRate(terms.max_dead, clock.monotonic_ns())
         self._verdict: TidemillError | None = None
+        self.ending = ""
+        """Why the run is ended from here, without names that came from outside; empty while it is not."""
 
     async def watch(self) -> None:
         """Look, until cancelled: then the run is over, or nearly so."""
@@ -89,6 +95,12 @@ class Oversight:
         statistics = self._read()
         self._tell_manager(statistics)
         self._end_stalled(statistics)
+        self._end_dead(statistics)
+
+    def buried(self, letter: DeadLetter) -> None:
+        """A record has become a dead letter."""
+        if self._dead is not None:
+            self._dead.buried(letter.reason_code, sensor=letter.key, source=letter.source)
 
     def stopping(self) -> None:
         """The run is being stopped: whoever waits for it should know now, and not at the next look."""
@@ -132,11 +144,18 @@ class Oversight:
                 for source in sources:
                     self._connect_anew(source)
             case GiveUp(said):
-                self._end(Stalled(f"the run does not progress, and ends itself: {said}."))
+                self._end(said, Stalled(f"the run does not progress, and ends itself: {said}."))
             case None:
                 pass
 
-    def _end(self, verdict: TidemillError) -> None:
-        self._verdict = verdict
+    def _end_dead(self, statistics: Statistics | None) -> None:
+        if self._dead is None or statistics is None or statistics.stopping:
+            return
+        found = self._dead.look(statistics.records_in, self._clock.monotonic_ns())
+        if found is not None:
+            self._end(found.said, TooManyDead(f"{found.said}, and the run ends itself; {found.lead}."))
+
+    def _end(self, said: str, verdict: TidemillError) -> None:
+        self._verdict, self.ending = verdict, said
         _log.error("%s", verdict)
         self._stop()

@@ -120,7 +120,7 @@ class Readings:
         )
 
     def statistics(
-        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, by: str = ""
+        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, ending: str = "", by: str = ""
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
         now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outlets
@@ -164,6 +164,7 @@ class Readings:
             ready=attempt.running,
             stopping=attempt.stopping.asked.is_set(),
             trouble=trouble,
+            ending=ending,
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(

@@ -23,6 +23,7 @@ from typing import Any, Final
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
+from tidemill.core.dead_rate import MaxDead
 from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
@@ -77,6 +78,7 @@ class Run:
         metrics: bool | str = False,
         stall_after: float | None = None,
         silent_after: float | None = None,
+        max_dead: str | None = None,
         notify: bool = False,
     ) -> None:
         if seconds is not None and not seconds > 0:
@@ -96,7 +98,7 @@ class Run:
         self._dead_letters_path = dead_letters
         self._state = state_of(pipeline, state)
         self._showing = Showing(metrics)
-        self._terms = Terms(stall_after, silent_after)
+        self._terms = Terms(stall_after, silent_after, None if max_dead is None else MaxDead.of(max_dead))
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
@@ -260,6 +262,7 @@ class Run:
             letters=letters,
             keeper=keeper,
             watch=self._watched,
+            buried=self._oversight.buried,
             started=started,
         )
         return self._attempt
@@ -363,7 +366,8 @@ class Run:
             raise EngineError("the run has not started")
         self._look_for_progress()
         trouble = self._troubles.read(self._clock.monotonic_ns())
-        return self._readings.statistics(attempt, self._reader, trouble=trouble, by=by)
+        ending = self._oversight.ending
+        return self._readings.statistics(attempt, self._reader, trouble=trouble, ending=ending, by=by)
 
     def _seen(self) -> Seen:
         attempt = self._attempt
