@@ -140,6 +140,33 @@ async def test_a_broker_that_has_gone_quiet_is_connected_to_anew_and_then_given_
     assert caplog.text.count("source mqtt: connected, silent 312 s (limit 300): connecting anew") == 3
 
 
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_not_well_says_so_once_a_minute_and_once_when_it_is_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of its health."""
+    monkeypatch.setattr(oversight, "LOOK_S", 1_000.0)  # it is looked at by hand
+    caplog.set_level("INFO", "tidemill")
+    clock, source = ManualClock(), tm.sources.TCP()
+    async with tm.serve(live(source), lanes=0, state=False, clock=clock) as run:
+        for _ in range(302 + 150):
+            clock.advance(1.0)
+            run._oversight.look()
+        await send(source, reading(1))
+        while run.statistics().records_in < 1:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0)
+        run._oversight.look()
+    told = [record.getMessage() for record in caplog.records if "well" in record.getMessage()]
+    assert told == [
+        "not well for 0 s: source tcp: connected, silent 301 s (limit 300)",
+        "not well for 60 s: source tcp: connected, silent 361 s (limit 300)",
+        "not well for 120 s: source tcp: connected, silent 421 s (limit 300)",
+        "well again after 151 s",
+    ]
+
+
 # -- dead letters ------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,7 @@ def _run(
     stall_after: float | None = None,
     silent_after: float | None = None,
     max_dead: str | None = None,
+    log_format: Literal["text", "json"] = "text",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -119,6 +120,8 @@ def _run(
         The same when a source is connected, and has given nothing for so many seconds.
     max_dead
         End with 9 when more of the last records became dead letters: 50%/60s for a share of them, 100/60s for a number.
+    log_format
+        json makes every line on stderr a JSON object, whoever writes it.
     debug
         Show the traceback of an error.
     """
@@ -147,6 +150,7 @@ def _run(
             stall_after=stall_after,
             silent_after=silent_after,
             max_dead=max_dead,
+            log_format=log_format,
         )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidemill.clock import Clock
+from tidemill.core.complaint import Complaint
 from tidemill.core.dead_rate import DeadRate, MaxDead
 from tidemill.core.heartbeat import Heartbeat
 from tidemill.core.patience import ConnectAnew, GiveUp, Patience
@@ -73,6 +74,7 @@ class Oversight:
         self._manager = manager
         self._heartbeat = Heartbeat(None if manager is None else manager.watchdog_s)
         self._read, self._connect_anew, self._stop = read, connect_anew, stop
+        self._complaint = Complaint()
         self._patience = Patience()
         self._dead = None if terms.max_dead is None else DeadRate(terms.max_dead, clock.monotonic_ns())
         self._verdict: TidemillError | None = None
@@ -93,6 +95,7 @@ class Oversight:
     def look(self) -> None:
         """One look at the run, and what follows from it."""
         statistics = self._read()
+        self._tell_log(statistics)
         self._tell_manager(statistics)
         self._end_stalled(statistics)
         self._end_dead(statistics)
@@ -120,6 +123,14 @@ class Oversight:
             raise self._verdict from error
         if self._verdict is not None:
             raise self._verdict
+
+    def _tell_log(self, statistics: Statistics | None) -> None:
+        if statistics is None or statistics.stopping:
+            return
+        culprits = self._terms.judged(statistics).culprits
+        said = self._complaint.look(culprits, self._clock.monotonic_ns())
+        if said:
+            _log.log(logging.WARNING if culprits else logging.INFO, "%s", said, extra={"pipeline": statistics.name})
 
     def _tell_manager(self, statistics: Statistics | None) -> None:
         if self._manager is None:
