@@ -329,6 +329,8 @@ class Statistics:
     """Whether lanes and sinks are ready."""
     stopping: bool = False
     """Whether the run was asked to stop."""
+    keys_live: int = 0
+    """Sensors that had a record in the last five minutes; where a run has gone on from a checkpoint, all until then."""
     ending: str = ""
     """Why the run ends itself; empty while it does not."""
     trouble: Trouble | None = None

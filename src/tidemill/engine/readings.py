@@ -106,6 +106,7 @@ class Readings:
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
         mill, state = attempt.mill, attempt.state_statistics()
+        attempt.keys.look(self._clock.monotonic_ns())
         self._load.add(
             LoadSample(
                 self._clock.monotonic_ns(),
@@ -156,6 +157,7 @@ class Readings:
             latency=self._latency.quantiles(),
             loop_lag=self.loop_lag.histogram.quantiles(),
             keys=mill.keys_seen,
+            keys_live=mill.keys_live,
             sources=tuple(source.statistics() for source in attempt.pipeline.sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
             inline=self._inline,
