@@ -51,7 +51,7 @@ def test_the_culprit_is_named_in_one_sentence(sentence: str) -> None:
     """The whole of what is said."""
     health = judged(CASES[sentence])
     assert not health.progresses
-    assert str(health) == sentence
+    assert health.culprits == (sentence,)
 
 
 WELL = {
@@ -159,6 +159,46 @@ def test_what_an_error_said_is_one_line_of_bounded_length() -> None:
     said = str(judged(statistics(trouble=Trouble("sink rows", 2, "no\n" * 5_000))))
     assert "\n" not in said
     assert len(said) < 500
+
+
+# -- what will not go on for long ------------------------------------------------------------------------------
+
+STRAINED = {
+    "lane 1: its process was lost 6 times within 60 s; the dead letters say to which records, or the log to what else": (
+        statistics(lane_flows=(lane(0, lost_lately=2), lane(1, lost_lately=6)))
+    ),
+    "ingest log: full, so sources wait: the disk has 9 bytes left (log_min_free) or fewer; make room there": statistics(
+        state=state(
+            log_full=True,
+            log_room_bytes=0.0,
+            log_why_full="the disk has 9 bytes left (log_min_free) or fewer; make room there",
+        )
+    ),
+    "ingest log: 93% full; what is left is 70.0 MB and lasts 41 s at the present rate": statistics(
+        state=state(log_filled=0.93, log_room_bytes=70_000_000, log_seconds_left=41.2)
+    ),
+    "ingest log: 93% full; what is left is 70.0 MB": statistics(
+        state=state(log_filled=0.93, log_room_bytes=70_000_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", STRAINED)
+def test_what_will_not_go_on_for_long_is_told_while_the_run_progresses(sentence: str) -> None:
+    """It changes no answer from well to ill."""
+    health = judged(STRAINED[sentence])
+    assert health.progresses
+    assert str(health) == f"the run progresses\n{sentence}"
+
+
+def test_a_log_with_room_and_a_record_that_killed_its_lane_once_are_nothing_to_tell() -> None:
+    """Nor is a run without a log."""
+    for run in (
+        statistics(state=state(log_filled=0.8, log_room_bytes=200.0)),
+        statistics(state=state()),
+        statistics(lane_flows=(lane(0, lost_lately=2),)),
+    ):
+        assert judged(run).strained == ()
 
 
 # -- what ends a run that is asked to end itself ----------------------------------------------------------------

@@ -60,6 +60,8 @@ class LaneFlow:
     """Slabs it has not committed."""
     waiting_s: float
     """How long it has had slabs without finishing one."""
+    lost_lately: int = 0
+    """Processes of it that were lost within the last minute."""
 
 
 class SourceProgress:

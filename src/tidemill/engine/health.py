@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
+from tidemill.core.lately import LATELY_S
 from tidemill.core.patience import Stall
 from tidemill.engine.metrics import Statistics
 
@@ -21,6 +22,10 @@ __all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", 
 
 STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
+_OFTEN: Final = 3
+"""Lost processes of a lane within a minute: one record that kills its lane costs two."""
+_NEARLY: Final = 0.9
+"""Share of a log's room, above which it is nearly full."""
 _LONGEST: Final = 400
 """Characters of what an error said; a health page is read at a glance."""
 
@@ -30,14 +35,16 @@ class Health:
     """Whether a run progresses."""
 
     culprits: tuple[str, ...] = ()
-    """One sentence each, the one to look at first first; none when all is well."""
+    """One sentence each, the one to look at first first; none when the run progresses."""
+    strained: tuple[str, ...] = ()
+    """What goes on all the same, and will not for long, or not well; one sentence each."""
 
     @property
     def progresses(self) -> bool:
         return not self.culprits
 
     def __str__(self) -> str:
-        return "\n".join(self.culprits) if self.culprits else "the run progresses"
+        return "\n".join([*(self.culprits or ["the run progresses"]), *self.strained])
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: fl
     >>> judged(None).progresses
     True
     """
-    return Health(tuple(found.said for found in _found(statistics, limit_s, silent_s)))
+    return Health(tuple(found.said for found in _found(statistics, limit_s, silent_s)), tuple(_strained(statistics)))
 
 
 def stalls(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> list[Stall]:
@@ -185,6 +192,28 @@ def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, b
         elif not source.held_s and silent_for_s > allowed_s:
             told = f"source {source.name}: {_how(source)}, silent {_over(silent_for_s, allowed_s)}"
             yield _Culprit(told, silent_for_s, allowed_s, anew, merely_silent=source.connected)
+
+
+# -- what will not go on for long ---------------------------------------------------------------------------
+
+
+def _strained(statistics: Statistics | None) -> Iterator[str]:
+    if statistics is None or statistics.stopping:
+        return
+    yield from (
+        f"lane {lane.number}: its process was lost {lane.lost_lately:,} times within {LATELY_S:.0f} s; the dead letters say "
+        "to which records, or the log to what else"
+        for lane in statistics.lane_flows
+        if lane.lost_lately >= _OFTEN
+    )
+    state = statistics.state
+    if state is None:
+        return
+    if state.log_full:
+        yield f"ingest log: full, so sources wait: {state.log_why_full}"
+    elif state.log_filled > _NEARLY:
+        for_s = f" and lasts {_s(state.log_seconds_left)} s at the present rate" if state.log_seconds_left < 1e6 else ""
+        yield f"ingest log: {state.log_filled:.0%} full; what is left is {state.log_room_bytes / 1e6:,.1f} MB{for_s}"
 
 
 # -- words ------------------------------------------------------------------------------------------------

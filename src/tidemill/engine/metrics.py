@@ -290,6 +290,12 @@ class StateStatistics:
     """How long the log can go on taking what comes at the present rate, if nothing leaves it."""
     log_full: bool = False
     """Whether sources wait for room in the log."""
+    log_room_bytes: float = math.inf
+    """That the log may still take."""
+    log_filled: float = 0.0
+    """Share of what the log may take that is taken, 0 to 1."""
+    log_why_full: str = ""
+    """Which limit leaves no room, and what would make some; empty while there is room."""
     checkpoint_age_s: float = 0.0
     """Since the newest checkpoint was published, also if that was before this start; without one, since the run began."""
     waiting_s: float = 0.0

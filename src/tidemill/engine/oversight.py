@@ -127,10 +127,11 @@ class Oversight:
     def _tell_log(self, statistics: Statistics | None) -> None:
         if statistics is None or statistics.stopping:
             return
-        culprits = self._terms.judged(statistics).culprits
-        said = self._complaint.look(culprits, self._clock.monotonic_ns())
+        health = self._terms.judged(statistics)
+        wrong = [*health.culprits, *health.strained]
+        said = self._complaint.look(wrong, self._clock.monotonic_ns())
         if said:
-            _log.log(logging.WARNING if culprits else logging.INFO, "%s", said, extra={"pipeline": statistics.name})
+            _log.log(logging.WARNING if wrong else logging.INFO, "%s", said, extra={"pipeline": statistics.name})
 
     def _tell_manager(self, statistics: Statistics | None) -> None:
         if self._manager is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.clock import Clock, thread_cpu_ns
 from tidemill.core.flows import LaneFlow, SinkFlow, SinkProgress, Trouble
+from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.metrics import (
@@ -54,6 +55,7 @@ class Readings:
         self._lanes = max(lanes, 1)
         self._load = LoadMeter()
         self._sinks: dict[str, SinkProgress] = {}
+        self._lost = [Lately() for _ in range(self._lanes)]
         self._inline = not lanes
         self._latency = Histogram()
         self._visible = Histogram()
@@ -106,10 +108,13 @@ class Readings:
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
         mill, state = attempt.mill, attempt.state_statistics()
-        attempt.keys.look(self._clock.monotonic_ns())
+        now = self._clock.monotonic_ns()
+        attempt.keys.look(now)
+        for lane in mill.lanes:
+            self._lost[lane.number].look(lane.restarts, now)
         self._load.add(
             LoadSample(
-                self._clock.monotonic_ns(),
+                now,
                 mill.counts.records_in,
                 mill.counts.rows_out,
                 tuple(lane.busy_ns for lane in mill.lanes),
@@ -170,7 +175,12 @@ class Readings:
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(
-                LaneFlow(lane.number, slabs, (now - lane.went_on_ns) / 1e9 if slabs else 0.0)
+                LaneFlow(
+                    lane.number,
+                    slabs,
+                    (now - lane.went_on_ns) / 1e9 if slabs else 0.0,
+                    self._lost[lane.number].read(now),
+                )
                 for lane, slabs in zip(mill.lanes, in_flight, strict=True)
             ),
             sink_flows=tuple(
