@@ -6,6 +6,8 @@
     │   └── OutputExists  a sink's place is taken, and ``if_exists="fail"``: a run would not begin, a check may.
     ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
     ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
+    ├── Stalled          the run did not progress for as long as it may, and has ended itself.
+    ├── TooManyDead      more of the last records became dead letters than may, and the run has ended itself.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
     ├── CallError        a call on `Lanes` that cannot be made: an argument that cannot be pickled, closed lanes.
     │   └── LanesFull    as many calls wait as may: this one was refused, or dropped for a newer one.
@@ -32,7 +34,9 @@ __all__ = [
     "PlanError",
     "RemoteError",
     "StageError",
+    "Stalled",
     "TidemillError",
+    "TooManyDead",
 ]
 
 
@@ -54,6 +58,16 @@ class OutputExists(InputError):
 
 class OutsideError(TidemillError):
     """The outside world refused: a port in use, a full disk, a closed pipe, a database error."""
+
+
+class Stalled(TidemillError):
+    """The run has not progressed for as long as its ``stall_after`` or ``silent_after`` allows, and has ended itself;
+    what was in flight was given its ``grace``, as at any stop."""
+
+
+class TooManyDead(TidemillError):
+    """More of the last records became dead letters than ``max_dead`` allows, and the run has ended itself; what was in
+    flight was given its ``grace``, as at any stop."""
 
 
 class StageError(TidemillError):

@@ -74,12 +74,16 @@ def test_a_source_is_silent_since_its_last_record_and_held_while_a_batch_waits(s
 @given(st.lists(st.sampled_from(["fail", "over"]), max_size=30))
 def test_tries_are_those_since_something_was_done(steps: list[str]) -> None:
     """Whoever fails after that has failed once."""
-    book, tries = TroubleBook(), 0
-    for step in steps:
+    book, tries, began = TroubleBook(), 0, 0
+    for now, step in enumerate(steps):
         if step == "fail":
-            book.failed("sink rows", "no")
+            book.failed("sink rows", "no", now)
+            began = began if tries else now
             tries += 1
         else:
             book.over()
             tries = 0
-        assert (0 if book.now is None else book.now.tries) == tries
+        trouble = book.read(len(steps))
+        assert (0 if trouble is None else trouble.tries) == tries
+        assert trouble is None or trouble.lasts_s == (len(steps) - began) / 1e9
+        assert book.open == bool(tries)

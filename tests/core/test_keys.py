@@ -238,3 +238,36 @@ def test_keys_that_cannot_be_taken_are_refused():
     for wrong in (["a", "a"], [("", "x")], ["a", "\ud800"], [("a", "a"), ("a", "\ud800")], [("\ud800", "a")]):
         with pytest.raises(InputError, match="the saved key table"):
             KeyTable(2, 9).enter(wrong)
+
+
+SECOND = 1_000_000_000
+
+
+@given(st.lists(st.tuples(st.integers(1, 29), st.sets(st.integers(0, 5))), max_size=80), st.integers(1, 3))
+def test_live_are_those_that_had_a_record_lately(looks, lanes):
+    """To within a tenth of the time; and slots are what they are without a look at the time."""
+    table, plain = KeyTable(lanes, 100), KeyTable(lanes, 100)
+    now, last = 0, {}
+    for passed, sensors in looks:
+        now += passed
+        table.look(now * SECOND)
+        names = [f"S{sensor}" for sensor in sorted(sensors)]
+        codes = table.encode(keyed(*names))
+        assert table.slots(codes).tolist() == plain.slots(plain.encode(keyed(*names))).tolist()
+        last |= dict.fromkeys(names, now)
+        assert sum(now - then < 240 for then in last.values()) <= table.live
+        assert table.live <= sum(now - then <= 330 for then in last.values())
+
+
+def test_a_sensor_that_speaks_again_is_live_again_and_those_of_a_checkpoint_are_so_at_first():
+    """Nobody has fallen silent before the run could hear it."""
+    table = KeyTable(2, 5_000)
+    table.enter([f"S{number}" for number in range(3_000)])
+    table.look(0)
+    assert table.live == 3_000
+    for second in range(0, 400, 20):
+        table.look(second * SECOND)
+        table.slots(table.encode(keyed("S7", "new")))
+    assert table.live == 2
+    assert table.slots(table.encode(keyed("S8")))[0] < 3_000
+    assert table.live == 3

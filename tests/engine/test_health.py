@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.engine.readings_of_runs import lane, sink, source, state, statistics
 
 from tidemill.core.flows import Trouble
-from tidemill.engine.health import held_loop, is_ready, judged
+from tidemill.engine.health import held_loop, is_ready, judged, stalls
 from tidemill.engine.metrics import Statistics
 
 REFUSED = Trouble("sink postgres", 14, "connection refused.")
@@ -51,7 +51,7 @@ def test_the_culprit_is_named_in_one_sentence(sentence: str) -> None:
     """The whole of what is said."""
     health = judged(CASES[sentence])
     assert not health.progresses
-    assert str(health) == sentence
+    assert health.culprits == (sentence,)
 
 
 WELL = {
@@ -159,3 +159,81 @@ def test_what_an_error_said_is_one_line_of_bounded_length() -> None:
     said = str(judged(statistics(trouble=Trouble("sink rows", 2, "no\n" * 5_000))))
     assert "\n" not in said
     assert len(said) < 500
+
+
+# -- what will not go on for long ------------------------------------------------------------------------------
+
+STRAINED = {
+    "lane 1: its process was lost 6 times within 60 s; the dead letters say to which records, or the log to what else": (
+        statistics(lane_flows=(lane(0, lost_lately=2), lane(1, lost_lately=6)))
+    ),
+    "ingest log: full, so sources wait: the disk has 9 bytes left (log_min_free) or fewer; make room there": statistics(
+        state=state(
+            log_full=True,
+            log_room_bytes=0.0,
+            log_why_full="the disk has 9 bytes left (log_min_free) or fewer; make room there",
+        )
+    ),
+    "ingest log: 93% full; what is left is 70.0 MB and lasts 41 s at the present rate": statistics(
+        state=state(log_filled=0.93, log_room_bytes=70_000_000, log_seconds_left=41.2)
+    ),
+    "ingest log: 93% full; what is left is 70.0 MB": statistics(
+        state=state(log_filled=0.93, log_room_bytes=70_000_000)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", STRAINED)
+def test_what_will_not_go_on_for_long_is_told_while_the_run_progresses(sentence: str) -> None:
+    """It changes no answer from well to ill."""
+    health = judged(STRAINED[sentence])
+    assert health.progresses
+    assert str(health) == f"the run progresses\n{sentence}"
+
+
+def test_a_log_with_room_and_a_record_that_killed_its_lane_once_are_nothing_to_tell() -> None:
+    """Nor is a run without a log."""
+    for run in (
+        statistics(state=state(log_filled=0.8, log_room_bytes=200.0)),
+        statistics(state=state()),
+        statistics(lane_flows=(lane(0, lost_lately=2),)),
+    ):
+        assert judged(run).strained == ()
+
+
+# -- what ends a run that is asked to end itself ----------------------------------------------------------------
+
+QUIET = statistics(source_flows=(source(last_record_age_s=312.0),))
+AWAY = statistics(source_flows=(source(connected=False, tries=14, trouble="refused", last_record_age_s=312.0),))
+
+
+def test_a_source_that_is_merely_silent_stalls_only_for_whom_asks_for_it() -> None:
+    """It is named all the same; one that is not connected is not merely silent."""
+    assert not judged(QUIET).progresses
+    assert stalls(QUIET) == []
+    assert [stall.said for stall in stalls(QUIET, silent_s=200)] == ["source mqtt: connected, silent 312 s (limit 200)"]
+    assert stalls(QUIET, silent_s=400) == []
+    assert judged(QUIET, silent_s=400).progresses
+    assert [stall.said for stall in stalls(AWAY)] == ["source mqtt: 14 tries, refused"]
+
+
+def test_what_the_outside_refuses_stalls_when_that_has_lasted() -> None:
+    """Health names it at once."""
+    for lasts_s, stalled in ((0.0, False), (300.0, False), (301.0, True)):
+        run = statistics(trouble=Trouble("sink postgres", 3, "no", lasts_s))
+        assert not judged(run).progresses
+        assert bool(stalls(run)) == stalled
+
+
+def test_only_a_source_that_dials_can_be_connected_anew() -> None:
+    """One that listens waits for others."""
+    for dials, name in ((True, "mqtt"), (False, "")):
+        run = statistics(source_flows=(source(last_record_age_s=312.0, dials=dials),))
+        assert [(stall.source, stall.limit_s) for stall in stalls(run, silent_s=200)] == [(name, 200)]
+
+
+@pytest.mark.parametrize("sentence", CASES)
+def test_who_stalls_is_among_who_is_named(sentence: str) -> None:
+    """In the same words."""
+    run = CASES[sentence]
+    assert {stall.said for stall in stalls(run, silent_s=300)} <= set(judged(run, silent_s=300).culprits)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -28,6 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def answer(words: list[str]) -> int:
     """The exit code of one command line."""
+    if not _asks_for_json(words):
+        return _answered(words, _say)
+    from tidemill.app.json_stderr import stderr_as_json
+    from tidemill.app.logs import json_line
+
+    with stderr_as_json():  # before anything is said: a mistake in the command line is told to a machine too
+        return _answered(words, lambda said: sys.stderr.write(json_line("ERROR", "tidemill", said, {}) + "\n"))
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
+def _answered(words: list[str], say: Callable[[str], object]) -> int:
     import cyclopts
 
     from tidemill.app.commands import application
@@ -37,7 +52,7 @@ def answer(words: list[str]) -> int:
     try:
         command, bound, _ = application().parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        _say(f"{_one_paragraph(str(error))} See: tidemill {_command_of(words)}--help")
+        say(f"{_one_paragraph(str(error))} See: tidemill {_command_of(words)}--help")
         return ExitCode.USAGE
     try:
         code = command(*bound.args, **bound.kwargs)
@@ -50,7 +65,7 @@ def answer(words: list[str]) -> int:
         code = code_of(error)
         if debug:
             traceback.print_exc()
-        _say(_explained(error, code, debug=debug))
+        say(_explained(error, code, debug=debug))
     return code if isinstance(code, int) else ExitCode.DONE
 
 

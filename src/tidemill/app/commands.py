@@ -60,6 +60,10 @@ def _run(
     if_exists: Literal["fail", "append", "replace"] = "fail",
     metrics: str | None = None,
     no_metrics: bool = False,
+    stall_after: float | None = None,
+    silent_after: float | None = None,
+    max_dead: str | None = None,
+    log_format: Literal["text", "json"] = "text",
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -109,6 +113,15 @@ def _run(
         anyway, at 127.0.0.1:9464.
     no_metrics
         Show nothing.
+    stall_after
+        End with 8 when the run has not progressed for so many seconds, though there is something to do. A source that has
+        a connection of its own connects anew first. A source that is merely silent counts with --silent-after alone.
+    silent_after
+        The same when a source is connected, and has given nothing for so many seconds.
+    max_dead
+        End with 9 when more of the last records became dead letters: 50%/60s for a share of them, 100/60s for a number.
+    log_format
+        json makes every line on stderr a JSON object, whoever writes it.
     debug
         Show the traceback of an error.
     """
@@ -134,6 +147,10 @@ def _run(
             grace=grace,
             state=kept,
             metrics=metrics or (not no_metrics and not pipeline.finite),
+            stall_after=stall_after,
+            silent_after=silent_after,
+            max_dead=max_dead,
+            log_format=log_format,
         )
 
 

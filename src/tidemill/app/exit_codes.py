@@ -17,7 +17,9 @@ from tidemill.errors import (
     PlanError,
     RemoteError,
     StageError,
+    Stalled,
     TidemillError,
+    TooManyDead,
 )
 
 __all__ = ["ExitCode", "at_once", "code_of"]
@@ -51,6 +53,8 @@ class ExitCode(enum.IntEnum):
         7,
         "a check found a function that looks at its neighbours in the batch, or rows that are not as in --expect",
     )
+    STALLED = 8, "the run did not progress for --stall-after or --silent-after seconds, and ended itself"
+    TOO_MANY_DEAD = 9, "more of the last records became dead letters than --max-dead allows, and the run ended itself"
     BUG = 70, "a promise of tidemill itself was broken; please report it"
     UNFINISHED = (
         75,
@@ -65,6 +69,8 @@ _BY_ERROR: dict[type[TidemillError], ExitCode] = {
     InputError: ExitCode.BAD_INPUT,
     OutsideError: ExitCode.OUTSIDE,
     StageError: ExitCode.FAILED,
+    Stalled: ExitCode.STALLED,
+    TooManyDead: ExitCode.TOO_MANY_DEAD,
     BadResult: ExitCode.FAILED,
     LaneDied: ExitCode.FAILED,
     RemoteError: ExitCode.FAILED,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tidemill import files
 from tidemill.app.exit_codes import ExitCode
-from tidemill.app.logs import logging_to_stderr
+from tidemill.app.logs import LogFormat, logging_to_stderr
 from tidemill.app.status import summary, watching
 from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.entrance import run
@@ -29,6 +29,10 @@ def perform(
     grace: float = 10.0,
     state: State | bool | None = None,
     metrics: bool | str = False,
+    stall_after: float | None = None,
+    silent_after: float | None = None,
+    max_dead: str | None = None,
+    log_format: LogFormat = "text",
 ) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
@@ -38,7 +42,7 @@ def perform(
     for option, path in (("--report", report), ("--dead-letters", dead_letters)):
         if path is not None and not files.absolute(path).parent.is_dir():
             raise InputError(f"{option} {files.absolute(path)} has no folder to be written to; make it first.")
-    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr():
+    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(log_format):
         made = run(
             pipeline,
             lanes=lanes,
@@ -49,6 +53,10 @@ def perform(
             on_statistics=watch,
             state=state,
             metrics=metrics,
+            stall_after=stall_after,
+            silent_after=silent_after,
+            max_dead=max_dead,
+            notify=True,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:

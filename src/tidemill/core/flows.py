@@ -6,7 +6,7 @@ Every waiting has a beginning here, so that whoever asks can tell a quiet edge f
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["LaneFlow", "SinkFlow", "SinkProgress", "SourceFlow", "SourceProgress", "Trouble", "TroubleBook"]
 
@@ -34,6 +34,8 @@ class SourceFlow:
     """Why it is not connected, where it knows."""
     lost: int = 0
     """What was lost before it could be read, as far as the system tells."""
+    dials: bool = False
+    """It opens its connection itself, so it can open another."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class LaneFlow:
     """Slabs it has not committed."""
     waiting_s: float
     """How long it has had slabs without finishing one."""
+    lost_lately: int = 0
+    """Processes of it that were lost within the last minute."""
 
 
 class SourceProgress:
@@ -150,6 +154,8 @@ class Trouble:
     """Such as ``sink postgres``; empty where it cannot be said."""
     tries: int
     said: str
+    lasts_s: float = 0.0
+    """Since the first of these tries failed."""
 
 
 class TroubleBook:
@@ -159,20 +165,32 @@ class TroubleBook:
     until then: a sink that lets itself be opened and fails at each commit has had its tries, too.
 
     >>> book = TroubleBook()
-    >>> for _ in range(2):
-    ...     book.failed("sink rows", "connection refused")
-    >>> book.now
-    Trouble(culprit='sink rows', tries=2, said='connection refused')
-    >>> book.over(); book.now
+    >>> for second in (1, 4):
+    ...     book.failed("sink rows", "connection refused", second * 1_000_000_000)
+    >>> book.read(10_000_000_000)
+    Trouble(culprit='sink rows', tries=2, said='connection refused', lasts_s=9.0)
+    >>> book.over(); book.read(10_000_000_000)
     """
 
     def __init__(self) -> None:
-        self.now: Trouble | None = None
+        self._last: Trouble | None = None
+        self._since_ns = 0
 
-    def failed(self, culprit: str, said: str) -> None:
+    def failed(self, culprit: str, said: str, now_ns: int) -> None:
         """An attempt has ended so."""
-        self.now = Trouble(culprit, 1 if self.now is None else self.now.tries + 1, said)
+        if self._last is None:
+            self._since_ns = now_ns
+        self._last = Trouble(culprit, 1 if self._last is None else self._last.tries + 1, said)
 
     def over(self) -> None:
         """Something was done since, or there is nothing to do."""
-        self.now = None
+        self._last = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is any."""
+        return self._last is not None
+
+    def read(self, now_ns: int) -> Trouble | None:
+        """What there is, now."""
+        return None if self._last is None else replace(self._last, lasts_s=max(now_ns - self._since_ns, 0) / 1e9)

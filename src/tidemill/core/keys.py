@@ -22,11 +22,16 @@ from tidemill.column import Column, object_array
 from tidemill.core.pairs import MISSING, PairCodes
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "lanes_of", "place"]
+__all__ = ["HEARD_NS", "UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "lanes_of", "place"]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
 _UNSEEN: Final = -2  # in a recoding: no row had this text yet
+HEARD_NS: Final = 300_000_000_000
+"""A key without a record for so long, or up to a tenth less, is silent."""
+_TICKS: Final = 10  # in that time
+_UNHEARD: Final = 1 << 30
+"""In the slot of a key that has had no record since the last tick: looking up slots shows it, at no cost while there is none."""
 _ROOM: Final = 1_024  # keys, to begin with
 _NEW_AT_ONCE: Final = 1_024  # sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
@@ -88,6 +93,10 @@ class KeyTable:
         """By name, or by device and name."""
         self._lane = np.zeros(_ROOM, np.int16)
         self._slot = np.zeros(_ROOM, np.int32)
+        self._heard = np.zeros(_ROOM, np.int32)
+        """The tick at which a key last had a record."""
+        self._tick = 0
+        self._ticked_ns: int | None = None
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
@@ -193,8 +202,10 @@ class KeyTable:
         if code == len(self._lane):
             self._lane = np.append(self._lane, np.zeros_like(self._lane))
             self._slot = np.append(self._slot, np.zeros_like(self._slot))
+            self._heard = np.append(self._heard, np.zeros_like(self._heard))
         self._lane[code] = lane
         self._slot[code] = len(self._by_lane[lane])
+        self._heard[code] = self._tick
         self._by_lane[lane].append(key)
         return code
 
@@ -229,6 +240,7 @@ class KeyTable:
         room = max(len(names), _ROOM)
         self._lane, self._slot = np.zeros(room, np.int16), np.zeros(room, np.int32)
         self._lane[: len(names)] = lanes
+        self._heard = np.full(room, self._tick, np.int32)
         self._slot[order] = np.arange(len(names)) - firsts[lanes[order]]
         for lane, (first, stop) in enumerate(pairwise(firsts.tolist())):
             self._by_lane[lane] = [names[code] for code in order[first:stop].tolist()]
@@ -238,8 +250,36 @@ class KeyTable:
         return self._lane.take(codes, mode="wrap")  # no code is outside, and "raise" takes twice as long to say so
 
     def slots(self, codes: NDArray[np.int32], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
-        """The slot of each code in its lane's state memory."""
-        return self._slot.take(codes, out=out, mode="wrap")
+        """The slot of each code in its lane's state memory; its key is heard."""
+        slots = self._slot.take(codes, out=out, mode="wrap")
+        if len(slots) and np.maximum.reduce(slots) >= _UNHEARD:
+            heard = codes[slots >= _UNHEARD]
+            self._heard[heard] = self._tick
+            self._slot[heard] &= _UNHEARD - 1
+            np.bitwise_and(slots, _UNHEARD - 1, out=slots)
+        return slots
+
+    def look(self, now_ns: int) -> None:
+        """Let time pass for what is `live`; to be called more often than each thirty seconds."""
+        ticks = 1 if self._ticked_ns is None else (now_ns - self._ticked_ns) * _TICKS // HEARD_NS
+        if ticks > 0:
+            self._tick += ticks
+            self._ticked_ns = now_ns
+            self._slot[: len(self._codes)] |= _UNHEARD
+
+    @property
+    def live(self) -> int:
+        """How many keys had a record lately, or were entered lately.
+
+        >>> table = KeyTable(lanes=1, max_keys=10)
+        >>> codes = table.encode(Column.of_texts(["S1", "S2"]))
+        >>> for second in range(0, 600, 10):
+        ...     table.look(second * 1_000_000_000)
+        ...     slots = table.slots(codes[:1])
+        >>> table.live, len(table)
+        (1, 2)
+        """
+        return int(np.count_nonzero(self._heard[: len(self._codes)] > self._tick - _TICKS))
 
     def count(self, lane: int) -> int:
         """How many keys the lane has."""

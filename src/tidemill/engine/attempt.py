@@ -91,13 +91,14 @@ class Attempt:
         letters: DeadLetterFile,
         keeper: Keeper | None,
         watch: Callable[[], None],
+        buried: Callable[[DeadLetter], None],
         started: asyncio.Event,
     ) -> None:
         self.pipeline, self.checked, self._inflow = pipeline, checked, inflow
         self._lanes, self._server = lanes, server
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
-        self._watched, self.started = watch, started
+        self._watched, self._buried, self.started = watch, buried, started
         self.letters = letters
         self._letter_order = LetterOrder(letters.add)
         self._learning = checked.schemas[-1].open
@@ -341,6 +342,7 @@ class Attempt:
 
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1
+        self._buried(letter)
         self._reject_row(letter)
         self._check_idle()  # it may have been the last record
 

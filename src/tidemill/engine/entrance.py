@@ -17,7 +17,6 @@ from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.batching import Limits
 from tidemill.engine.first_error import first_error
-from tidemill.engine.health import STALL_S
 from tidemill.engine.loading import stop_if_loading
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
@@ -41,7 +40,10 @@ class Options(TypedDict, total=False):
     on_statistics: Callable[[Statistics], None] | None
     state: bool | str | Path | State | None
     metrics: bool | str
-    stall_after: float
+    stall_after: float | None
+    silent_after: float | None
+    max_dead: str | None
+    notify: bool
 
 
 async def run_async(
@@ -70,7 +72,10 @@ def run(
     handle_signals: bool = True,
     state: bool | str | Path | State | None = None,
     metrics: bool | str = False,
-    stall_after: float = STALL_S,
+    stall_after: float | None = None,
+    silent_after: float | None = None,
+    max_dead: str | None = None,
+    notify: bool = False,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -87,7 +92,14 @@ def run(
 
     ``metrics``       show /metrics, /healthz and /readyz over HTTP: at ``"HOST:PORT"``, or with True at 127.0.0.1:9464,
                       where a port that is taken is a warning and no error
-    ``stall_after``   seconds without progress, of a source or a sink with work to do, after which /healthz says so
+    ``stall_after``   end the run with `Stalled` when it has not progressed for so many seconds, though there is something to
+                      do; /healthz names the culprit then, and after 300 seconds where none are given. A source that
+                      can is connected anew first, and has as long again
+    ``silent_after``  the same for a source that is connected and gives nothing for so many seconds
+    ``max_dead``      end the run with `TooManyDead` when more of the last records became dead letters: a share as ``"50%/60s"``,
+                      or a number as ``"100/60s"``
+    ``notify``        tell the service manager that has started this process, such as systemd, when the run is ready, that
+                      it is alive while it progresses, and when it stops; without one it does nothing
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -107,6 +119,9 @@ def run(
         state=state,
         metrics=metrics,
         stall_after=stall_after,
+        silent_after=silent_after,
+        max_dead=max_dead,
+        notify=notify,
     )
     if _in_loop():
         return _in_thread(execution, report)
@@ -148,11 +163,12 @@ async def serve(
 
 
 async def _executed(execution: Run, path: str | Path | None, handle_signals: bool) -> Report:
-    with _signals(execution) if handle_signals else contextlib.nullcontext():
-        report = await execution.execute()
-    if path is not None:
-        await asyncio.to_thread(files.write_atomic, path, report.to_json().encode() + b"\n")
-    return report
+    try:
+        with _signals(execution) if handle_signals else contextlib.nullcontext():
+            return await execution.execute()
+    finally:  # also of a run that ended itself
+        if path is not None and (report := execution.report) is not None:
+            await asyncio.to_thread(files.write_atomic, path, report.to_json().encode() + b"\n")
 
 
 def _in_loop() -> bool:

@@ -11,12 +11,13 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from tidemill.engine.health import STALL_S, is_ready, judged
+from tidemill.engine.health import is_ready
 from tidemill.engine.metrics import Distribution, Spread, StateStatistics, Statistics
+from tidemill.engine.oversight import Terms
 from tidemill.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Reading:
 
     statistics: Statistics
     spread: Spread
-    limit_s: float = STALL_S
+    terms: Terms = field(default_factory=Terms)
 
 
 Values = Iterable[tuple[str, float]]
@@ -155,7 +156,7 @@ def _lanes(read: Callable[[Any], float]) -> Callable[[Reading], Values]:
 
 METRICS: Final = (
     Metric("progressing", "gauge", "1 while the run progresses, as /healthz says.",
-           lambda r: [("", float(judged(r.statistics, r.limit_s).progresses))]),
+           lambda r: [("", float(r.terms.judged(r.statistics).progresses))]),
     Metric("ready", "gauge", "1 when lanes, sinks and connections are ready, as /readyz says.",
            _one(lambda s: float(is_ready(s).ready))),
     Metric("run_seconds", "gauge", "Since the run began.", _one(lambda s: s.seconds)),
@@ -170,8 +171,13 @@ METRICS: Final = (
     Metric("counted", "counter", "What stages counted, such as windows that may lack a record.",
            lambda r: _words(r.statistics.counters), "what"),
     Metric("sensors", "gauge", "Sensors seen so far.", _one(lambda s: s.keys)),
+    Metric("sensors_live", "gauge", "Sensors with a record in the last 300 s.", _one(lambda s: s.keys_live)),
+    Metric("sensors_silent", "gauge", "Sensors seen, and without a record for 300 s.",
+           _one(lambda s: s.keys - s.keys_live)),
     Metric("source_connected", "gauge", "1 while the source is connected, or listens.",
            _each("source_flows", lambda f: f.connected), "source"),
+    Metric("source_tries", "gauge", "Times the source has tried to connect in vain since it was connected last.",
+           _each("source_flows", lambda f: f.tries), "source"),
     Metric("source_records", "counter", "Records that the source gave.",
            _each("source_flows", lambda f: f.records), "source"),
     Metric("source_rejected", "counter", "Records of the source that could not be read.",
@@ -195,6 +201,9 @@ METRICS: Final = (
            _kept(lambda s: s.behind)),
     Metric("checkpoint_seconds", "gauge", "How long the newest checkpoint took.", _kept(lambda s: s.checkpoint_s)),
     Metric("log_bytes", "gauge", "Of the ingest log.", _kept(lambda s: s.log_bytes)),
+    Metric("log_room_bytes", "gauge", "That the ingest log may still take.", _kept(lambda s: s.log_room_bytes)),
+    Metric("log_filled_ratio", "gauge", "Share of what the ingest log may take that is taken.",
+           _kept(lambda s: s.log_filled)),
     Metric("log_waiting_entries", "gauge", "Entries of the ingest log that the lanes have not been given.",
            _kept(lambda s: s.log_waiting)),
     Metric("log_seconds_left", "gauge", "How long the ingest log can take what comes, if nothing leaves it.",

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
+from tidemill.core.lately import LATELY_S
+from tidemill.core.patience import Stall
 from tidemill.engine.metrics import Statistics
 
-__all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged"]
+__all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", "stalls"]
 
 STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
+_OFTEN: Final = 3
+"""Lost processes of a lane within a minute: one record that kills its lane costs two."""
+_NEARLY: Final = 0.9
+"""Share of a log's room, above which it is nearly full."""
 _LONGEST: Final = 400
 """Characters of what an error said; a health page is read at a glance."""
 
@@ -29,14 +35,16 @@ class Health:
     """Whether a run progresses."""
 
     culprits: tuple[str, ...] = ()
-    """One sentence each, the one to look at first first; none when all is well."""
+    """One sentence each, the one to look at first first; none when the run progresses."""
+    strained: tuple[str, ...] = ()
+    """What goes on all the same, and will not for long, or not well; one sentence each."""
 
     @property
     def progresses(self) -> bool:
         return not self.culprits
 
     def __str__(self) -> str:
-        return "\n".join(self.culprits) if self.culprits else "the run progresses"
+        return "\n".join([*(self.culprits or ["the run progresses"]), *self.strained])
 
 
 @dataclass(frozen=True)
@@ -53,18 +61,25 @@ class Readiness:
         return "\n".join(self.missing) if self.missing else "ready"
 
 
-def judged(statistics: Statistics | None, limit_s: float = STALL_S) -> Health:
-    """Whether the run progresses; None stands for one that has only just begun.
+def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> Health:
+    """Whether the run progresses; None stands for one that has only just begun. A source may be silent for ``silent_s``
+    seconds, else as long as all others may stand still.
 
     >>> judged(None).progresses
     True
     """
-    if statistics is None or statistics.stopping:
-        return Health()
-    stuck = [*_refused(statistics), *_stuck(statistics, limit_s)]
-    if not stuck:
-        stuck = [*_waiting_for_checkpoint(statistics, limit_s)]
-    return Health((*stuck, *_silent(statistics, limit_s, blameless=bool(stuck))))
+    return Health(tuple(found.said for found in _found(statistics, limit_s, silent_s)), tuple(_strained(statistics)))
+
+
+def stalls(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> list[Stall]:
+    """Who has kept the run from progressing for longer than is allowed. A source that is connected and silent is none of
+    these, unless ``silent_s`` says how long it may be so: a plant may have its quiet hours. ``limit_s`` may be infinite."""
+    found = (
+        one
+        for one in _found(statistics, limit_s, silent_s)
+        if one.lasts_s > one.limit_s and (silent_s is not None or not one.merely_silent)
+    )
+    return [Stall(one.said, one.source, one.limit_s) for one in found]
 
 
 def held_loop(seconds: float) -> Health:
@@ -76,11 +91,13 @@ def is_ready(statistics: Statistics | None) -> Readiness:
     """Whether lanes and sinks are ready, and every source that connects has done so."""
     if statistics is None:
         return Readiness(("the run is being started",))
+    if statistics.ending:
+        return Readiness((statistics.ending,))
     if statistics.stopping:
         return Readiness(("the run is being stopped",))
     missing: list[str] = []
     if statistics.trouble is not None:
-        missing += _refused(statistics)
+        missing += [found.said for found in _refused(statistics, STALL_S)]
     elif not statistics.ready:
         missing.append("lanes and sinks are being made ready")
     missing += [
@@ -94,19 +111,40 @@ def is_ready(statistics: Statistics | None) -> Readiness:
 # -- the culprits, from the sinks back to the sources -------------------------------------------------------
 
 
-def _refused(statistics: Statistics) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Culprit:
+    said: str
+    lasts_s: float
+    limit_s: float
+    source: str = ""
+    """Its name, if it is one that can be connected anew."""
+    merely_silent: bool = False
+    """It is a source that is connected: perhaps there is nothing to say."""
+
+
+def _found(statistics: Statistics | None, limit_s: float, silent_s: float | None) -> list[_Culprit]:
+    if statistics is None or statistics.stopping:
+        return []
+    stuck = [*_refused(statistics, limit_s), *_stuck(statistics, limit_s)]
+    if not stuck:
+        stuck = [*_waiting_for_checkpoint(statistics, limit_s)]
+    return [*stuck, *_silent(statistics, limit_s, silent_s, blameless=bool(stuck))]
+
+
+def _refused(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
     trouble = statistics.trouble
     if trouble is not None:
-        said = " ".join(trouble.said.split()).rstrip(".")
-        yield f"{trouble.culprit or 'the outside'}: {_tries(trouble.tries)}, {_cut(said)}"
+        told = f"{trouble.culprit or 'the outside'}: {_tries(trouble.tries)}, {_line(trouble.said)}"
+        yield _Culprit(told, trouble.lasts_s, limit_s)
 
 
-def _stuck(statistics: Statistics, limit_s: float) -> Iterator[str]:
+def _stuck(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
     if statistics.trouble is not None:
         return  # it begins again: nothing that waits has a place yet
     if not statistics.ready:
         if statistics.seconds > limit_s:
-            yield f"start: lanes and sinks are not ready after {_over(statistics.seconds, limit_s)}"
+            told = f"start: lanes and sinks are not ready after {_over(statistics.seconds, limit_s)}"
+            yield _Culprit(told, statistics.seconds, limit_s)
         return
     more_s = 0.0 if statistics.state is None else statistics.state.interval_s  # rows wait so long for their commit
     stuck_sinks = [sink for sink in statistics.sink_flows if sink.waiting_s > limit_s + more_s]
@@ -115,36 +153,67 @@ def _stuck(statistics: Statistics, limit_s: float) -> Iterator[str]:
         yield from (_stuck_lane(lane, limit_s) for lane in statistics.lane_flows if lane.waiting_s > limit_s)
 
 
-def _stuck_sink(sink: SinkFlow, limit_s: float) -> str:
+def _stuck_sink(sink: SinkFlow, limit_s: float) -> _Culprit:
     batches = "1 batch waits" if sink.waiting == 1 else f"{sink.waiting:,} batches wait"
-    return f"sink {sink.name}: {batches}, the oldest for {_over(sink.waiting_s, limit_s)}"
+    told = f"sink {sink.name}: {batches}, the oldest for {_over(sink.waiting_s, limit_s)}"
+    return _Culprit(told, sink.waiting_s, limit_s)
 
 
-def _stuck_lane(lane: LaneFlow, limit_s: float) -> str:
+def _stuck_lane(lane: LaneFlow, limit_s: float) -> _Culprit:
     slabs = "1 slab" if lane.in_flight == 1 else f"{lane.in_flight:,} slabs"
-    return f"lane {lane.number}: {slabs}, none finished for {_over(lane.waiting_s, limit_s)}"
+    told = f"lane {lane.number}: {slabs}, none finished for {_over(lane.waiting_s, limit_s)}"
+    return _Culprit(told, lane.waiting_s, limit_s)
 
 
-def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[str]:
+def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
     state = statistics.state
     if state is not None and state.waiting_s > limit_s + state.interval_s and statistics.ready:
-        yield f"checkpoint: {state.behind:,} inputs have waited for one for {_over(state.waiting_s, limit_s + state.interval_s)}"
+        over = _over(state.waiting_s, limit_s + state.interval_s)
+        told = f"checkpoint: {state.behind:,} inputs have waited for one for {over}"
+        yield _Culprit(told, state.waiting_s, limit_s + state.interval_s)
 
 
-def _silent(statistics: Statistics, limit_s: float, *, blameless: bool) -> Iterator[str]:
+def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, blameless: bool) -> Iterator[_Culprit]:
+    connected_s = limit_s if silent_s is None else silent_s
     for source in statistics.source_flows:
+        anew = source.name if source.dials else ""
+        allowed_s = connected_s if source.connected else min(connected_s, limit_s)
+        silent_for_s = source.last_record_age_s
         if source.ended or not source.live:
             continue
         if source.tries and not source.connected:
-            yield f"source {source.name}: {_how(source)}"
+            yield _Culprit(f"source {source.name}: {_how(source)}", silent_for_s, allowed_s, anew)
         elif source.held_s > limit_s:
             if not blameless:
-                full = (
-                    "the ingest log is full" if statistics.state and statistics.state.log_full else "it is not taken in"
-                )
-                yield f"source {source.name}: what it gave has waited for {_over(source.held_s, limit_s)}: {full}"
-        elif not source.held_s and source.last_record_age_s > limit_s:
-            yield f"source {source.name}: {_how(source)}, silent {_over(source.last_record_age_s, limit_s)}"
+                log_full = statistics.state is not None and statistics.state.log_full
+                why = "the ingest log is full" if log_full else "it is not taken in"
+                told = f"source {source.name}: what it gave has waited for {_over(source.held_s, limit_s)}: {why}"
+                yield _Culprit(told, source.held_s, limit_s)
+        elif not source.held_s and silent_for_s > allowed_s:
+            told = f"source {source.name}: {_how(source)}, silent {_over(silent_for_s, allowed_s)}"
+            yield _Culprit(told, silent_for_s, allowed_s, anew, merely_silent=source.connected)
+
+
+# -- what will not go on for long ---------------------------------------------------------------------------
+
+
+def _strained(statistics: Statistics | None) -> Iterator[str]:
+    if statistics is None or statistics.stopping:
+        return
+    yield from (
+        f"lane {lane.number}: its process was lost {lane.lost_lately:,} times within {LATELY_S:.0f} s; the dead letters say "
+        "to which records, or the log to what else"
+        for lane in statistics.lane_flows
+        if lane.lost_lately >= _OFTEN
+    )
+    state = statistics.state
+    if state is None:
+        return
+    if state.log_full:
+        yield f"ingest log: full, so sources wait: {state.log_why_full}"
+    elif state.log_filled > _NEARLY:
+        for_s = f" and lasts {_s(state.log_seconds_left)} s at the present rate" if state.log_seconds_left < 1e6 else ""
+        yield f"ingest log: {state.log_filled:.0%} full; what is left is {state.log_room_bytes / 1e6:,.1f} MB{for_s}"
 
 
 # -- words ------------------------------------------------------------------------------------------------
@@ -153,7 +222,7 @@ def _silent(statistics: Statistics, limit_s: float, *, blameless: bool) -> Itera
 def _how(source: SourceFlow) -> str:
     if source.connected:
         return "connected"
-    why = [_cut(" ".join(source.trouble.split()).rstrip("."))] if source.trouble else []
+    why = [_line(source.trouble)] if source.trouble else []
     return ", ".join([_tries(source.tries), *why] if source.tries else ["not connected", *why])
 
 
@@ -174,5 +243,11 @@ def _s(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.3g}"
 
 
-def _cut(said: str) -> str:
-    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+def _line(said: str) -> str:
+    """One line of what was said, and no more than a page has room for.
+
+    >>> _line("refused by\\n  the host.")
+    'refused by the host'
+    """
+    line = " ".join(said.split()).rstrip(".")
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

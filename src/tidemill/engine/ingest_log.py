@@ -286,8 +286,20 @@ class IngestLog:
         What is buffered counts as taken. The free space of the disk is as the last `sync`, `forget` or `look` has found it.
         """
         with self._lock:
-            kept = sum(segment.size for segment in self._segments[:-1]) + self._last.place
-            return max(min(self._max_bytes - kept, self._free) - self._buffered, 0)
+            return self._room()
+
+    @property
+    def filled(self) -> float:
+        """Share of what the log may take that is taken, 0 to 1."""
+        with self._lock:
+            taken = self._kept() + self._buffered
+            return taken / max(taken + self._room(), 1)
+
+    def _room(self) -> int:
+        return max(min(self._max_bytes - self._kept(), self._free) - self._buffered, 0)
+
+    def _kept(self) -> int:
+        return sum(segment.size for segment in self._segments[:-1]) + self._last.place
 
     def why_full(self) -> str:
         """Which limit leaves no `room`, and what would make some."""

@@ -129,6 +129,12 @@ class Journal:
 
     # -- in ------------------------------------------------------------------------------------------------
 
+    def begins(self, source: str) -> None:
+        """A stream of this source begins, in which its batches are counted from the first on."""
+        self._append_letters(source)
+        self._given[source] = 0
+        self._unacknowledged = deque(one for one in self._unacknowledged if one[1] != source)
+
     def refuse(self, letter: DeadLetter, source: str) -> None:
         """A source could not make a record of something; it comes before the source's next batch."""
         letters = self._letters.setdefault(source, [])

@@ -292,6 +292,9 @@ class Saving:
             log_waiting=log.waiting,
             log_seconds_left=log.seconds_left,
             log_full=log.full,
+            log_room_bytes=log.room_bytes,
+            log_filled=journal.log.filled,
+            log_why_full=journal.log.why_full() if log.full else "",
         )
 
     def turn(self) -> None:

@@ -62,4 +62,7 @@ class LoggedSources:
         def refuse(letter: DeadLetter) -> None:
             self._journal.refuse(letter, source.name)
 
-        await self._reader.read(source, give=give, refuse=refuse, gather=self._journal.synced)
+        def begins() -> None:
+            self._journal.begins(source.name)
+
+        await self._reader.read(source, give=give, refuse=refuse, gather=self._journal.synced, begins=begins)

@@ -292,6 +292,12 @@ class StateStatistics:
     """How long the log can go on taking what comes at the present rate, if nothing leaves it."""
     log_full: bool = False
     """Whether sources wait for room in the log."""
+    log_room_bytes: float = math.inf
+    """That the log may still take."""
+    log_filled: float = 0.0
+    """Share of what the log may take that is taken, 0 to 1."""
+    log_why_full: str = ""
+    """Which limit leaves no room, and what would make some; empty while there is room."""
     checkpoint_age_s: float = 0.0
     """Since the newest checkpoint was published, also if that was before this start; without one, since the run began."""
     waiting_s: float = 0.0
@@ -331,6 +337,10 @@ class Statistics:
     """Whether lanes and sinks are ready."""
     stopping: bool = False
     """Whether the run was asked to stop."""
+    keys_live: int = 0
+    """Sensors that had a record in the last five minutes; where a run has gone on from a checkpoint, all until then."""
+    ending: str = ""
+    """Why the run ends itself; empty while it does not."""
     trouble: Trouble | None = None
     """With state: what the outside refused since the run last got something done, such as a database that is away."""
     load: Load = field(default_factory=Load)

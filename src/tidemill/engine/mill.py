@@ -195,6 +195,11 @@ class Mill:
         return len(self._keys)
 
     @property
+    def keys_live(self) -> int:
+        """Sensors that had a record lately."""
+        return self._keys.live
+
+    @property
     def reached(self) -> int:
         """Up to where in the input all has left the lanes, and is with the sinks."""
         return self._intake.entered if self._intake is not None and self.idle else self.done

@@ -8,14 +8,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from tidemill.engine.exposition import Reading, exposed, missing_library
-from tidemill.engine.health import STALL_S, held_loop, is_ready, judged
+from tidemill.engine.health import held_loop, is_ready
 from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Spread, Statistics
+from tidemill.engine.oversight import Terms
 
 __all__ = ["Page", "Seen", "page"]
 
@@ -37,7 +38,7 @@ class Seen:
 
     statistics: Statistics | None
     spread: Spread | None = None
-    limit_s: float = STALL_S
+    terms: Terms = field(default_factory=Terms)
 
 
 def page(target: str, see: Callable[[], Seen], *, accept: str = "") -> Page:
@@ -64,12 +65,12 @@ def _metrics(seen: Seen, accept: str) -> Page:
         return _said(501, missing)
     if seen.statistics is None or seen.spread is None:
         return _said(503, "the run is being started")
-    content_type, body = exposed(Reading(seen.statistics, seen.spread, seen.limit_s), accept)
+    content_type, body = exposed(Reading(seen.statistics, seen.spread, seen.terms), accept)
     return Page(200, content_type, body)
 
 
 def _health(seen: Seen, *, verbose: bool) -> Page:
-    health = judged(seen.statistics, seen.limit_s)
+    health = seen.terms.judged(seen.statistics)
     lines = [str(health)]
     if verbose:
         lines.append(limiting(seen.statistics))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +35,8 @@ class SourceReader:
     stopping: asyncio.Event
     tells_kept: bool = True
     _progress: dict[str, SourceProgress] = field(default_factory=dict)
+    _ending: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Of each source that can be connected anew, what tells its stream to end."""
 
     def flow(self, source: Source) -> SourceFlow:
         """How a source gives, now; one that was not begun yet has not fallen silent."""
@@ -52,7 +55,13 @@ class SourceReader:
             tries=told.tries,
             trouble=told.trouble,
             lost=told.lost,
+            dials=told.dials,
         )
+
+    def connect_anew(self, source: str) -> None:
+        """Let a source that dials end its stream, in order, and begin another; nothing that it has read is lost."""
+        if source in self._ending:
+            self._ending[source].set()
 
     async def read(
         self,
@@ -61,8 +70,9 @@ class SourceReader:
         give: Callable[[Batch], Awaitable[object]],
         refuse: Callable[[DeadLetter], object],
         gather: Callable[[], Awaitable[None]] = at_once,
+        begins: Callable[[], None] = lambda: None,
     ) -> None:
-        """Read until the source ends."""
+        """Read until the source ends; ``begins`` is called before each of its streams."""
         accepted = rejected = 0
         progress = self._progress[source.name] = SourceProgress(self.clock.monotonic_ns())
 
@@ -75,18 +85,42 @@ class SourceReader:
                 fields = {"source": source.name, "rejected": rejected}
                 _log.warning("the first %d records were all rejected: %s", rejected, source.explain(), extra=fields)
 
-        stream = source.stream(SourceContext(self.clock, reject, self.held, self.stopping, gather, self.tells_kept))
-        try:
-            async for batch in stream:
-                accepted += len(batch)
-                progress.gave(len(batch), self.clock.monotonic_ns())
-                await give(batch)
-                progress.taken()
-            progress.ended = True
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
+        while True:
+            begins()
+            async with self._stopping(source) as stopping:
+                context = SourceContext(self.clock, reject, self.held, stopping, gather, self.tells_kept)
+                stream = source.stream(context)
+                try:
+                    async for batch in stream:
+                        accepted += len(batch)
+                        progress.gave(len(batch), self.clock.monotonic_ns())
+                        await give(batch)
+                        progress.taken()
+                finally:
+                    close = getattr(stream, "aclose", None)
+                    if close is not None:
+                        await close()
+                if self.stopping.is_set() or not stopping.is_set():
+                    break
+        progress.ended = True
         if 0 < rejected < ALL_REJECTED and not accepted:
             fields = {"source": source.name, "rejected": rejected}
             _log.warning("all %d records were rejected: %s", rejected, source.explain(), extra=fields)
+
+    @contextlib.asynccontextmanager
+    async def _stopping(self, source: Source) -> AsyncIterator[asyncio.Event]:
+        """What ends a stream of the source: the wish to stop the run, and `connect_anew`."""
+        if not source.statistics().dials:
+            yield self.stopping
+            return
+        ending = self._ending[source.name] = asyncio.Event()
+
+        async def follow() -> None:
+            await self.stopping.wait()
+            ending.set()
+
+        following = asyncio.ensure_future(follow())
+        try:
+            yield ending
+        finally:
+            following.cancel()

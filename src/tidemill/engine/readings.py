@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.clock import Clock, thread_cpu_ns
 from tidemill.core.flows import LaneFlow, SinkFlow, SinkProgress, Trouble
+from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.metrics import (
@@ -55,6 +56,7 @@ class Readings:
         self._lanes = max(lanes, 1)
         self._load = LoadMeter()
         self._sinks: dict[str, SinkProgress] = {}
+        self._lost = [Lately() for _ in range(self._lanes)]
         self._inline = not lanes
         self._latency = Histogram()
         self._visible = Histogram()
@@ -107,9 +109,13 @@ class Readings:
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
         mill, state = attempt.mill, attempt.state_statistics()
+        now = self._clock.monotonic_ns()
+        attempt.keys.look(now)
+        for lane in mill.lanes:
+            self._lost[lane.number].look(lane.restarts, now)
         self._load.add(
             LoadSample(
-                self._clock.monotonic_ns(),
+                now,
                 mill.counts.records_in,
                 mill.counts.rows_out,
                 tuple(lane.busy_ns for lane in mill.lanes),
@@ -121,7 +127,7 @@ class Readings:
         )
 
     def statistics(
-        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, by: str = ""
+        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, ending: str = "", by: str = ""
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
         now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outlets
@@ -157,6 +163,7 @@ class Readings:
             latency=self._latency.quantiles(),
             loop_lag=self.loop_lag.histogram.quantiles(),
             keys=mill.keys_seen,
+            keys_live=mill.keys_live,
             sources=tuple(source.statistics() for source in attempt.pipeline.sources),
             sinks={outlet.name: outlet.rows for outlet in outlets},
             inline=self._inline,
@@ -165,10 +172,16 @@ class Readings:
             ready=attempt.running,
             stopping=attempt.stopping.asked.is_set(),
             trouble=trouble,
+            ending=ending,
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(
-                LaneFlow(lane.number, slabs, (now - lane.went_on_ns) / 1e9 if slabs else 0.0)
+                LaneFlow(
+                    lane.number,
+                    slabs,
+                    (now - lane.went_on_ns) / 1e9 if slabs else 0.0,
+                    self._lost[lane.number].read(now),
+                )
                 for lane, slabs in zip(mill.lanes, in_flight, strict=True)
             ),
             sink_flows=tuple(

@@ -23,13 +23,13 @@ from typing import Any, Final
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
+from tidemill.core.dead_rate import MaxDead
 from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
 from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
-from tidemill.engine.health import STALL_S
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
@@ -37,11 +37,13 @@ from tidemill.engine.keeper import Keeper
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
+from tidemill.engine.oversight import Oversight, Terms
 from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
+from tidemill.engine.service_manager import service_manager
 from tidemill.engine.showing import Showing
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
@@ -74,14 +76,15 @@ class Run:
         on_statistics: Callable[[Statistics], None] | None = None,
         state: bool | str | Path | State | None = None,
         metrics: bool | str = False,
-        stall_after: float = STALL_S,
+        stall_after: float | None = None,
+        silent_after: float | None = None,
+        max_dead: str | None = None,
+        notify: bool = False,
     ) -> None:
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
         if not grace >= 0:
             raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
-        if not stall_after > 0:
-            raise PlanError(f"stall_after={stall_after!r} must be more than 0 seconds.")
         self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
         """Set when the run has ended."""
@@ -95,10 +98,18 @@ class Run:
         self._dead_letters_path = dead_letters
         self._state = state_of(pipeline, state)
         self._showing = Showing(metrics)
-        self._stall_after = stall_after
+        self._terms = Terms(stall_after, silent_after, None if max_dead is None else MaxDead.of(max_dead))
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
+        self._oversight = Oversight(
+            self._terms,
+            self._clock,
+            read=self._overseen,
+            connect_anew=self._reader.connect_anew,
+            stop=self.stop_soon,
+            manager=service_manager() if notify else None,
+        )
         self._attempt: Attempt | None = None
         self._troubles = TroubleBook()
         self._shown_before = 0
@@ -111,7 +122,8 @@ class Run:
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
         async with self._showing.of(self._seen):
-            return await self._executed()
+            with self._oversight.last_word():
+                return await self._executed()
 
     async def _executed(self) -> Report:
         with self._kept() as keeper:
@@ -165,6 +177,7 @@ class Run:
             background = [
                 group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
+                group.create_task(self._oversight.watch()),
             ]
             if keeper is not None and keeper.found is None and keeper.state.warm is not None:
                 await self._warm(keeper.state.warm, server, keeper)
@@ -219,7 +232,9 @@ class Run:
                     wait_s = _BACK_OFF_S[0]
                 self._look_for_progress()
                 self._shown_before = self._readings.shown
-                self._troubles.failed("" if attempt is None else attempt.culprit, str(first))
+                self._troubles.failed(
+                    "" if attempt is None else attempt.culprit, str(first), self._clock.monotonic_ns()
+                )
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -248,6 +263,7 @@ class Run:
             letters=letters,
             keeper=keeper,
             watch=self._watched,
+            buried=self._oversight.buried,
             started=started,
         )
         return self._attempt
@@ -321,6 +337,7 @@ class Run:
     def stop_soon(self) -> None:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
         self._stopping.ask()
+        self._oversight.stopping()
 
     async def wait(self) -> Report:
         """Wait until it has ended by itself (inside `serve`)."""
@@ -349,18 +366,23 @@ class Run:
         if attempt is None:
             raise EngineError("the run has not started")
         self._look_for_progress()
-        return self._readings.statistics(attempt, self._reader, trouble=self._troubles.now, by=by)
+        trouble = self._troubles.read(self._clock.monotonic_ns())
+        ending = self._oversight.ending
+        return self._readings.statistics(attempt, self._reader, trouble=trouble, ending=ending, by=by)
 
     def _seen(self) -> Seen:
         attempt = self._attempt
         if attempt is None:
             return Seen(None)
-        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._stall_after)
+        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._terms)
+
+    def _overseen(self) -> Statistics | None:
+        return None if self._attempt is None else self._statistics("oversight")
 
     def _look_for_progress(self) -> None:
         """What failed is over once rows were shown since, or the run goes on and has nothing to do."""
         attempt = self._attempt
-        if self._troubles.now is None or attempt is None:
+        if not self._troubles.open or attempt is None:
             return
         if self._readings.shown > self._shown_before or attempt.idle:
             self._troubles.over()

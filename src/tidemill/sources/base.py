@@ -62,6 +62,8 @@ class SourceStatistics:
     """Connections that were not taken, because there were too many."""
     lost: int = 0
     """What was lost before it could be read, as far as the system tells: datagrams for which there was no room."""
+    dials: bool = False
+    """It opens its connection itself: a run that hears nothing ends its stream, and begins another."""
 
 
 class Source(Named, abc.ABC):

@@ -177,7 +177,13 @@ class MQTT(EdgedSource):
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(
-            self.name, self._connected, self._records, self._rejected, int(self._connected), self._skipped
+            self.name,
+            self._connected,
+            self._records,
+            self._rejected,
+            int(self._connected),
+            self._skipped,
+            dials=True,
         )
 
     async def wait_subscribed(self) -> None:

@@ -1,0 +1,122 @@
+"""Faults of a real run: what its pages say meanwhile names the cause.
+
+Databases that are away, sources that are silent and loops that are held are in ``test_pages.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.small_plants import small_disk
+from tests.engine.test_pages import ANYWHERE, ask, ask_until, live, reading, send, told
+
+import tidemill as tm
+from tidemill.testing import ManualClock
+
+
+async def test_sensors_that_fall_silent_are_counted_beside_those_that_go_on() -> None:
+    """A gateway that has lost half of its devices is connected, and gives records."""
+    clock, source = ManualClock(), tm.sources.TCP()
+    async with tm.serve(live(source), lanes=0, state=False, clock=clock, metrics=ANYWHERE) as run:
+        await send(source, *map(reading, range(3)))
+        for number in range(30):
+            while run.statistics().records_in < 3 + number:  # noqa: ASYNC110 - records come without a word
+                await asyncio.sleep(0)
+            clock.advance(20.0)
+            run._watched()
+            await send(source, reading(3 * number))
+        await ask_until(run, "/healthz?verbose", lambda _, text: "33 records in" in text)
+        counts = await told(run)
+        assert counts["tidemill_sensors", ""] == 3
+        assert counts["tidemill_sensors_live", ""] == 1
+        assert counts["tidemill_sensors_silent", ""] == 2
+
+
+async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:
+    """With the tries, as long as it lasts; then it is forgotten, and nothing is missing."""
+    with small_disk(tmp_path / "disk") as disk:
+        source, sink = tm.sources.TCP(), tm.sinks.SQLite(disk.place / "out.db", name="features")
+        async with tm.serve(live(source, sink), lanes=0, state=tmp_path / "state", metrics=ANYWHERE) as run:
+            await send(source, *map(reading, range(10)))
+            while not (await told(run))["tidemill_sink_records_total", "features"]:
+                pass
+            await asyncio.to_thread(disk.fill)
+            await send(source, *map(reading, range(10, 2_000)))
+            text = await ask_until(run, "/healthz?verbose", lambda status, _: status == 503)
+            assert text.startswith("sink features: ")
+            assert "disk is full" in text.splitlines()[0]
+            assert "the sink features is the limit: nothing gets through" in text
+            counts = await told(run)
+            assert counts["tidemill_progressing", ""] == counts["tidemill_ready", ""] == 0
+            assert counts["tidemill_tries", ""] >= 1
+            await asyncio.to_thread(disk.empty)
+            await ask_until(run, "/healthz", lambda status, _: status == 200)
+        assert run.report is not None
+        assert run.report.position == 2_000
+
+
+async def test_a_log_that_fills_up_is_told_before_it_is_full_and_when_it_is(tmp_path: Path) -> None:
+    """While a sink takes nothing; how much is left, and then what would make room."""
+    source, going = tm.sources.TCP(), asyncio.Event()
+
+    async def take(_: tm.Batch) -> None:
+        await going.wait()
+
+    pipeline = live(source, tm.sinks.Callback(take, name="screen"))
+    state = tm.State(tmp_path / "state", log_max_bytes=1 << 20, log_min_free=0)
+    wide = [b'{"sensor": "a", "value": 1, "more": "%d%s"}' % (number, b"x" * 2_000) for number in range(2_000)]
+    async with tm.serve(pipeline, lanes=0, state=state, metrics=ANYWHERE) as run:
+        sent = 0
+        while (await told(run))["tidemill_log_room_bytes", ""] > 80_000:
+            await send(source, *wide[sent : sent + 10])
+            sent += 10
+            while run.statistics().source_flows[0].records < sent:  # noqa: ASYNC110 - records come without a word
+                await asyncio.sleep(0)
+        status, text = await ask(run, "/healthz")
+        assert status == 200
+        assert text.startswith("the run progresses\ningest log: 9")
+        assert "% full; what is left is 0." in text
+        counts = await told(run)
+        assert counts["tidemill_log_full", ""] == 0
+        assert 0 < counts["tidemill_log_seconds_left", ""] < float("inf")
+        _, writer = await asyncio.open_connection(*source.address)
+        writer.write(b"\n".join(wide[1_000:1_100]) + b"\n")
+        text = await ask_until(run, "/healthz", lambda _, text: "ingest log: full" in text)
+        assert text.endswith(
+            "ingest log: full, so sources wait: 1048576 bytes are in it (log_max_bytes), and the sinks are behind\n"
+        )
+        assert (await told(run))["tidemill_log_full", ""] == 1
+        going.set()
+        await ask_until(run, "/healthz", lambda _, text: "ingest log" not in text)
+        assert (await told(run))["tidemill_log_full", ""] == 0
+        writer.close()
+
+
+def strikes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Poison: the process ends."""
+    if any(row["value"] < 0 for row in rows):
+        os._exit(3)
+    return rows
+
+
+async def test_a_lane_that_is_lost_over_and_over_is_named_and_so_is_what_became_of_its_records(tmp_path: Path) -> None:
+    """All others go through."""
+    source = tm.sources.TCP()
+    pipeline = tm.Pipeline(source, tm.Plan(tm.MapRows(strikes)), tm.sinks.Latest(), name="plant")
+    options: Any = {"lanes": 1, "state": tmp_path / "state", "metrics": ANYWHERE}
+    async with tm.serve(pipeline, dead_letters=tmp_path / "dead.ndjson", **options) as run:
+        for number in range(2):
+            await send(source, reading(number), b'{"sensor": "p", "time": 1, "value": -1}')
+            while run.statistics().dead_letters <= number:  # noqa: ASYNC110 - letters come without a word
+                await asyncio.sleep(0)
+        text = await ask_until(run, "/healthz", lambda _, text: " 4 times " in text)
+        assert text == (
+            "the run progresses\nlane 0: its process was lost 4 times within 60 s; "
+            "the dead letters say to which records, or the log to what else\n"
+        )
+        counts = await told(run)
+        assert counts["tidemill_lane_restarts_total", "0"] == 4
+        assert counts["tidemill_dead_total", "killed_lane"] == 2
