@@ -79,6 +79,14 @@ def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert told.splitlines() == ["[200]", "True", "True", "True"]
 
 
+def test_the_page_about_secrets_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """It prints what it shows, and nothing that it refers to need be there for that."""
+    page = ROOT / "docs" / "howto" / "secrets.md"
+    told = executed("\n".join(python_of(page)), tmp_path)
+    shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    assert told.splitlines() == shown
+
+
 def test_the_page_about_devices_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined, print what it shows, and that wide records and lanes give the same."""
     page = ROOT / "docs" / "howto" / "devices.md"

@@ -12,6 +12,7 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.schema import Schema
+from tidemill.secret import Written
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
@@ -37,7 +38,7 @@ class HTTP(EdgedSource):
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``path``            where to post to
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
-                        loopback) there must be one
+                        loopback) there must be one. Better ``"${env:NAME}"`` or ``"${file:PATH}"`` than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``limit``           bytes of one body, unpacked
@@ -105,7 +106,7 @@ class HTTP(EdgedSource):
         self.path = path
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
-        self._token = token
+        self._token = Written(token, "token= of HTTP") if token is not None else None
         self._certificate = (cert, cert_key)
         self._wanted_port = checked_port(port, "HTTP")
         self._address: tuple[str, int] | None = None
@@ -132,6 +133,8 @@ class HTTP(EdgedSource):
 
     def check(self) -> None:
         _require_libraries()
+        if self._token is not None:
+            self._token.check()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -159,12 +162,13 @@ class HTTP(EdgedSource):
         self._inbox = inbox
         self._pending = Acknowledgements()
         self._yielded = 0
+        token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
         listening = bound(self.host, self._wanted_port, "HTTP")
         server = Server(
             inbox,
             context.clock,
             path=self.path,
-            token=self._token,
+            token=token,
             limit=self.limit,
             tls=server_context(*self._certificate),
         )
