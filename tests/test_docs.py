@@ -15,7 +15,7 @@ import pytest
 import tidemill as tm
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")})
+PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("deploy/*.md")})
 
 
 def python_of(page: Path) -> list[str]:
