@@ -31,6 +31,8 @@ def free_port() -> int:
 class MosquittoServer:
     """Started and stopped by hand. ``port`` takes anybody, ``guarded_port`` those who know the password."""
 
+    password = PASSWORD
+
     def __init__(self, **settings: object) -> None:
         self._program = program()
         self.folder = Path(tempfile.mkdtemp(prefix="tidemill-mosquitto-"))

@@ -15,7 +15,7 @@ import pytest
 import tidemill as tm
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")})
+PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("deploy/*.md")})
 
 
 def python_of(page: Path) -> list[str]:
@@ -77,6 +77,14 @@ def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined, find the reading that stands out, and print that the rest holds."""
     told = executed("\n".join(python_of(ROOT / "docs" / "howto" / "models.md")), tmp_path)
     assert told.splitlines() == ["[200]", "True", "True", "True"]
+
+
+def test_the_page_about_secrets_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """It prints what it shows, and nothing that it refers to need be there for that."""
+    page = ROOT / "docs" / "howto" / "secrets.md"
+    told = executed("\n".join(python_of(page)), tmp_path)
+    shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    assert told.splitlines() == shown
 
 
 def test_the_page_about_devices_runs_from_top_to_bottom(tmp_path: Path) -> None:

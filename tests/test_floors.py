@@ -28,6 +28,7 @@ FLOORS = {
             "held",
             "files",
             "tls",
+            "secret",
         ),
         0,
     ),
@@ -50,8 +51,8 @@ EDGES = {"sources", "lanes", "sinks"}
 NO_IO = {"stages", "formats", "core"}
 """Parts that compute only."""
 
-OWN_DOORS = {"tidemill.clock", "tidemill.files"}
-"""The house's own doors to time and disk."""
+OWN_DOORS = {"tidemill.clock", "tidemill.files", "tidemill.secret"}
+"""The house's own doors to time, disk and environment."""
 
 DOORS = {
     "asyncio",
@@ -68,6 +69,7 @@ DOORS = {
 """Modules that lead outside, or to another time."""
 
 OPENED = {
+    "tidemill.formats.brokers": {"tidemill.secret"},  # of a broker's address parts may be kept elsewhere
     "tidemill.stages.onnx_runtime": {"os"},  # a variable that the library reads at its import
     "tidemill.stages.tables": {"os"},  # os.PathLike, a type
     "tidemill.stages.statistics.compiled": {

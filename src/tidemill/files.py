@@ -30,6 +30,7 @@ __all__ = [
     "free_space",
     "head",
     "is_private",
+    "is_readable_by_all",
     "leftovers",
     "lock",
     "make_folder",
@@ -409,6 +410,14 @@ def is_private(folder: str | os.PathLike[str]) -> bool:
         return False
     open_to_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not open_to_others
+
+
+def is_readable_by_all(path: str | os.PathLike[str]) -> bool:
+    """Whether every user may read the file, as far as its own mode says."""
+    try:
+        return bool(os.stat(absolute(path)).st_mode & stat.S_IROTH)  # noqa: PTH116 - as the other doors here
+    except OSError:
+        return False
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes | None:

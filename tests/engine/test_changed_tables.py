@@ -146,6 +146,62 @@ async def test_a_table_whose_columns_would_be_others_is_refused(tmp_path, caplog
     assert "its columns would be" in caplog.text
 
 
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_who_asks_for_a_look_need_not_wait(tmp_path, lanes, caplog):
+    """No second look is needed to see that the file stands still: the clock does not move. What has not changed is said so."""
+    caplog.set_level("INFO", "tidemill")
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    plant = Plant(path, lanes)
+    async with plant.serve() as run:
+        first = await plant.record()
+        table(path, 4)
+        run.look_at_files()
+        await told(caplog, f"the new {path} counts from record 2 on")
+        second = await plant.record()
+        run.look_at_files()
+        await told(caplog, f"{path} is as it was")
+        assert (await plant.record())["version"] == second["version"] != first["version"]
+        plant.source.feed.put_nowait(None)
+    assert (first["normalized"], second["normalized"]) == (9, 6)
+
+
+async def test_what_could_not_serve_is_tried_again_when_somebody_asks(tmp_path, caplog):
+    """It may be something else than the file that was mended, such as another file that it names."""
+    path = tmp_path / "calibration.csv"
+    table(path, 1)
+    plant = Plant(path, 0)
+    async with plant.serve() as run:
+        await plant.record()
+        table(path, 2, scale=0)
+        for _ in range(2):
+            run.look_at_files()
+            await told(caplog, "the old one stays in use")
+            caplog.clear()
+        assert (await plant.record())["normalized"] == 9
+        plant.source.feed.put_nowait(None)
+
+
+async def test_without_a_file_there_is_nothing_to_look_at(caplog):
+    """A plan without tables says so, and so does a recording."""
+    caplog.set_level("INFO", "tidemill")
+    plant = Plant(None, 0, tm.Plan(tm.Filter("value > 0")))
+    async with plant.serve() as run:
+        await plant.record()
+        run.look_at_files()
+        await told(caplog, "no stage has a file that could be read again")
+        plant.source.feed.put_nowait(None)
+    async with tm.serve(tm.Pipeline(tm.sources.Records([]), tm.Plan(), ListSink()), lanes=0) as run:
+        run.look_at_files()
+    assert "a recording is worked through with tables and models as they were" in caplog.text
+
+
+async def told(caplog, text):
+    """Return when the log says it; its looks are threads'."""
+    while text not in caplog.text:
+        await asyncio.to_thread(int)
+
+
 def test_a_recording_is_worked_with_one_table(tmp_path):
     """A finite run does not look: the same input gives the same output."""
     path = tmp_path / "calibration.csv"

@@ -11,7 +11,7 @@ import pytest
 from tidemill.lanes.fork_client import ForkServer
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_to_the_whole_group_ends_no_server_that_is_not_ready_yet(number: signal.Signals) -> None:
     """A Ctrl-C just after the start reaches it at whatever it imports: it is the application's to stop, and it goes on."""
     server = ForkServer()

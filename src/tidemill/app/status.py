@@ -192,6 +192,7 @@ def summary(report: Report) -> str:
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
         *(f"lost before {source} could read it: {count:,}" for source, count in report.lost.items()),
         *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
+        *(f"deleted by {sink}: {rows:,} rows that were too old" for sink, rows in report.deleted.items()),
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
         f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",

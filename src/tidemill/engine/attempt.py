@@ -137,6 +137,7 @@ class Attempt:
         self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
         readings.attempt_begins([outlet.name for outlet in self.outlets])
         self._has_failed = False
+        self._file_watch: FileWatch | None = None
         self.culprit = ""
         """Which of the edges failed, if one has."""
         self.intake = self._made_intake(Beginning())
@@ -441,7 +442,17 @@ class Attempt:
             stale = await asyncio.to_thread(keeper.stale, plan.stages)
             watch = FileWatch(plan, schemas, self._clock, change, load=lambda: keeper.files.loader({}), stale=stale)
         await self._ready.wait()
+        self._file_watch = watch
         await watch.run()
+
+    def look_at_files(self) -> None:
+        """Now, and not at the next look of the watch."""
+        if self.pipeline.finite:
+            _log.info("a recording is worked through with tables and models as they were when it was begun")
+        elif self._file_watch is None:
+            _log.info("tables and models are being read at the moment")
+        else:
+            self._file_watch.look_now()
 
     async def _raise_failure(self) -> None:
         """What fails in a callback ends the attempt here."""

@@ -103,7 +103,8 @@ def run(
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
-    once. So does an interrupt of a notebook's cell, which is raised once the run has stopped. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
+    once. So does an interrupt of a notebook's cell, which is raised once the run has stopped. SIGHUP has the files of tables
+    and models looked at now (`Run.look_at_files`), and nothing else read again. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
     refuses, `StageError` under ``on_error="stop"``.
     """
     stop_if_loading(pipeline)
@@ -223,8 +224,10 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> No
 
 @contextlib.contextmanager
 def _signals(execution: Run) -> Iterator[None]:
-    """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process."""
+    """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process. SIGHUP: look at the
+    files of tables and models, unless it tells that the terminal is gone in which the run was started: then stop in order."""
     loop = asyncio.get_running_loop()
+    terminals = [standard for standard in (0, 1, 2) if os.isatty(standard)]
     seen = 0
 
     def caught(number: int) -> None:
@@ -236,10 +239,19 @@ def _signals(execution: Run) -> Iterator[None]:
         _log.info("%s: stopping; once more to leave at once", name, extra={"signal": name})
         execution.stop_soon()
 
+    def hung_up() -> None:
+        if terminals and not any(map(os.isatty, terminals)):
+            _log.info("the terminal is gone: stopping", extra={"signal": "SIGHUP"})
+            execution.stop_soon()
+        else:
+            _log.info("SIGHUP: looking at the files of tables and models", extra={"signal": "SIGHUP"})
+            execution.look_at_files()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, caught, number)
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)

@@ -2,7 +2,8 @@
 
 A file that has changed, and then stood still from one look to the next, is read and checked in a thread. Only a stage
 that is whole takes the place of the old one, for all lanes behind one record; what cannot serve is told of, and the old
-one stays.
+one stays. Who asks for a look, by SIGHUP, says that the files are whole: they need not stand still, and one that could not
+serve is tried again.
 """
 
 from __future__ import annotations
@@ -56,28 +57,52 @@ class FileWatch:
         self._load = load
         self._seen = {number: _stamp(stage) for number, stage in self._stages.items()}
         self._known = {number: None if number in stale else stamp for number, stamp in self._seen.items()}
+        self._asked = asyncio.Event()
+        self._refused: set[int] = set()
         self.changes = 0
         """New files that have taken effect."""
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while self._stages:
-            await self._clock.sleep(_EVERY_S)
+            asked = await self._asked_within(_EVERY_S)
             for number in self._stages:
-                await self._look(number)
+                await self._look(number, asked=asked)
 
-    async def _look(self, number: int) -> None:
+    def look_now(self) -> None:
+        """Somebody has put new files in place; the log says what comes of it."""
+        if not self._stages:
+            _log.info("no stage has a file that could be read again; everything else needs a new start")
+        self._asked.set()
+
+    async def _asked_within(self, seconds: float) -> bool:
+        waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._asked.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        asked = self._asked.is_set()
+        self._asked.clear()
+        return asked
+
+    async def _look(self, number: int, *, asked: bool) -> None:
         stage = self._stages[number]
         now = await asyncio.to_thread(_stamp, stage)
         before, self._seen[number] = self._seen[number], now
-        if now == self._known[number] or now != before:
+        if asked and now == self._known[number] and number not in self._refused:
+            _log.info("%s: %s is as it was", stage.name, stage.path, extra={"stage": stage.name})
+            return
+        if not asked and (now == self._known[number] or now != before):
             return  # nothing new, or it is still being written
         self._known[number] = now
+        self._refused.discard(number)
         try:
             made = await asyncio.to_thread(self._made, number)
         except TidemillError as error:
             told = "%s: the file has changed and cannot serve, so the old one stays in use: %s"
             _log.error(told, stage.name, error, extra={"stage": stage.name})
+            self._refused.add(number)
             return
         if await asyncio.to_thread(_stamp, stage) != now:
             self._known[number] = None  # written to while it was read: once more

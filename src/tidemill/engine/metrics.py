@@ -260,6 +260,8 @@ class Report:
     """Per source that lost some, datagrams that the system dropped before they could be read."""
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     """Per sink, values that it had no place for, by their field."""
+    deleted: dict[str, int] = field(default_factory=dict)
+    """Per sink, rows that it has deleted in this run, since they were older than they are to be kept."""
     kernels: str = ""
     cold_s: float = 0.0
     """Seconds spent making the kernels ready."""

@@ -70,10 +70,12 @@ class Outlet(abc.ABC):
     """Rows the sink has written."""
     left_out: Mapping[str, int] = MappingProxyType({})
     """Values that the sink had no place for, by their field."""
+    deleted = 0
+    """Rows that it has deleted, since they were too old."""
 
-    def note(self, rows: int, left_out: Mapping[str, int]) -> None:
+    def note(self, rows: int, left_out: Mapping[str, int], deleted: int = 0) -> None:
         """What the sink tells of itself."""
-        self.rows = rows
+        self.rows, self.deleted = rows, deleted
         for name in left_out.keys() - self.left_out.keys():
             why = self.sink.why_left_out(name)
             _log.warning("sink %s: %s", self.name, why, extra={"sink": self.name, "field": name})
@@ -228,7 +230,7 @@ class ThreadOutlet(Outlet):
             return
         await self._call(self._host.write, self._host.written + 1, todo.batch)
         statistics = self.sink.statistics()
-        self.note(statistics.rows, statistics.left_out)
+        self.note(statistics.rows, statistics.left_out, statistics.deleted)
         todo.written()
         self._unseen.add(self._host.written, todo.shown)
         todo.taken()

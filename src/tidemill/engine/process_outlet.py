@@ -128,8 +128,8 @@ class ProcessOutlet(Outlet):
 
     def _received(self, message: FromLane, _: Payload) -> None:
         match message:
-            case Written(number, flushed, rows, _, left_out):
-                self.note(rows, left_out)
+            case Written(number, flushed, rows, _, left_out, deleted):
+                self.note(rows, left_out, deleted)
                 while self._sent and self._sent[0][0] <= number:
                     sent, region, delivery = self._sent.popleft()
                     self._free.append(region)
@@ -146,8 +146,8 @@ class ProcessOutlet(Outlet):
                 self.resumed_at = position
             case Kept(position):
                 self.kept(position)
-            case SinkClosed(rows, _, left_out):
-                self.note(rows, left_out)
+            case SinkClosed(rows, _, left_out, deleted):
+                self.note(rows, left_out, deleted)
                 self._unseen.show_rest()
                 if not self._closed.done():
                     self._closed.set_result(None)

@@ -240,6 +240,7 @@ class Readings:
             sinks={outlet.name: outlet.rows for outlet in outlets},
             lost={told.name: told.lost for told in (source.statistics() for source in sources) if told.lost},
             left_out={outlet.name: dict(outlet.left_out) for outlet in outlets if outlet.left_out},
+            deleted={outlet.name: outlet.deleted for outlet in outlets if outlet.deleted},
             kernels=self.kernels,
             cold_s=self.cold_s,
             start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,

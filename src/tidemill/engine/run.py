@@ -339,6 +339,12 @@ class Run:
         self._stopping.ask()
         self._oversight.stopping()
 
+    def look_at_files(self) -> None:
+        """Look at the files of tables and models now, whose changes a live run finds by itself within seconds; returns at
+        once. Nothing else is read again. The log says what comes of it."""
+        if self._attempt is not None:
+            self._attempt.look_at_files()
+
     async def wait(self) -> Report:
         """Wait until it has ended by itself (inside `serve`)."""
         assert self._task is not None

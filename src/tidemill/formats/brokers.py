@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
+from tidemill.secret import Written
 
-__all__ = ["VERSIONS", "Broker", "broker_of", "refusal"]
+__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "refusal"]
 
 VERSIONS: Final = ("5", "3.1.1")
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -23,14 +24,18 @@ class Broker:
     tls: bool
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    written: str = ""
+    """Its address as people are shown it, where that is not all of it: parts are kept elsewhere."""
 
     def __str__(self) -> str:
         """Which broker it is, with nothing of who may use it."""
+        if self.written:
+            return self.written
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
 
-def broker_of(url: object, username: str | None = None, password: str | None = None) -> Broker:
+def broker_of(url: object, username: str | None = None, password: str | None = None, *, written: str = "") -> Broker:
     """The broker of a URL. Raises `PlanError` that does not show it: there may be a password in it.
 
     >>> print(broker_of("mqtts://me:s3cret@plant.example"), broker_of("mqtt://localhost:1884").port)
@@ -49,7 +54,48 @@ def broker_of(url: object, username: str | None = None, password: str | None = N
         password = unquote(parts.password)
     if password is not None and username is None:
         raise PlanError("MQTT(...) has a password and no username=.")
-    return Broker(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts", username, password)
+    return Broker(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts", username, password, written)
+
+
+class Access:
+    """A broker's address and who comes, as they were written: each may refer to what is kept elsewhere.
+
+    ``broker`` is what is known of it before that is looked up. Raises `PlanError` for what cannot become an address.
+
+    >>> Access("mqtts://mill:${file:/run/secrets/mqtt}@${env:BROKER}").broker.written
+    'mqtts://${env:BROKER}'
+    """
+
+    def __init__(self, url: object, username: str | None = None, password: str | None = None) -> None:
+        self._url = Written(url if isinstance(url, str) else "", "the address of MQTT")
+        self._username = None if username is None else Written(username, "username= of MQTT")
+        self._password = None if password is None else Written(password, "password= of MQTT")
+        written = self._url.shown(_without_login) if self._url.refers else ""
+        if self._url.whole:
+            self.broker = Broker("", 0, tls=True, written=written)
+        else:
+            logins = [None if each is None else each.standing_in("1") for each in (self._username, self._password)]
+            self.broker = broker_of(self._url.standing_in("1"), *logins, written=written)
+
+    def check(self) -> None:
+        """What they refer to is there. Raises `InputError`."""
+        for each in (self._url, self._username, self._password):
+            if each is not None:
+                each.check()
+
+    def looked_up(self) -> Broker:
+        """The broker as it is to be reached now; blocks for a moment. Raises `InputError`."""
+        username = None if self._username is None else self._username.resolved()
+        password = None if self._password is None else self._password.resolved()
+        try:
+            return broker_of(self._url.in_url(), username, password, written=self.broker.written)
+        except PlanError as error:
+            raise InputError(f"with what the options of MQTT refer to, they cannot be used: {error}") from None
+
+
+def _without_login(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
 _WHO: Final = "check username and password"

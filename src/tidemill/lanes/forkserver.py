@@ -27,7 +27,7 @@ import msgspec
 
 __all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "main"]
 
-HELD: Final = frozenset({signal.SIGINT, signal.SIGTERM})
+HELD: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that are for the application alone, though a Ctrl-C reaches the whole group: who starts the server blocks them for it,
 since one that came in its first moments would end it."""
 MAX_FDS: Final = 64
@@ -99,6 +99,7 @@ def main(fd: int) -> None:
     os.close(opened)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # one that came before is overlooked too
     control = socket.socket(fileno=fd)
     _import_roles()
@@ -222,6 +223,7 @@ class _Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             self._control.close()
             os.close(self._wake)
             _die_with_parent(server)

@@ -159,21 +159,26 @@ class _Loop:
         assert self._host is not None
         statistics = self._host.sink.statistics()
         written = Written(
-            self._host.written, self._host.flushed, statistics.rows, statistics.bytes, dict(statistics.left_out)
+            self._host.written,
+            self._host.flushed,
+            statistics.rows,
+            statistics.bytes,
+            dict(statistics.left_out),
+            statistics.deleted,
         )
         self._parent.send(written)
 
     def _stop(self) -> None:
         """Only a sink that has flushed and closed without complaint may say so."""
         host = self._host
-        rows, size, left_out = 0, 0, {}
+        closed = SinkClosed(0, 0)
         if host is not None:
             host.flush()
             host.sink.close()
             statistics = host.sink.statistics()
-            rows, size, left_out = statistics.rows, statistics.bytes, dict(statistics.left_out)
+            closed = SinkClosed(statistics.rows, statistics.bytes, dict(statistics.left_out), statistics.deleted)
         self._host = None
-        self._parent.send(SinkClosed(rows, size, left_out))
+        self._parent.send(closed)
 
     def close(self) -> None:
         """After an error, or when the parent is gone."""

@@ -249,6 +249,7 @@ class Written(Message, frozen=True):
     rows: int
     bytes: int
     left_out: dict[str, int] = {}
+    deleted: int = 0
 
 
 class Commit(Message, frozen=True):
@@ -269,6 +270,7 @@ class SinkClosed(Message, frozen=True):
     rows: int
     bytes: int
     left_out: dict[str, int] = {}
+    deleted: int = 0
 
 
 # -- to and from a lane that takes calls (`tidemill.engine.lanes`) ---------------------------------------

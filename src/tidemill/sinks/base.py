@@ -35,6 +35,8 @@ class SinkStatistics:
     """Bytes written so far, where the sink knows."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Values that the sink has no place for, by their field: a CSV file's header is written once."""
+    deleted: int = 0
+    """Rows that it has deleted so far, since they are older than they are to be kept."""
 
 
 @dataclass(frozen=True)

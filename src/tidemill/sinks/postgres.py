@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, PlanError
 from tidemill.schema import Kind, Schema
+from tidemill.secret import Written
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.postgres_connection import connected, named, require_library, shown
 from tidemill.sinks.postgres_copy import OpenCopy
@@ -32,7 +33,8 @@ class PostgreSQL(ProcessSink):
     """Rows into a table of PostgreSQL, by binary COPY.
 
     ``database``  a URL, ``postgresql://user@host/database``, or words, ``"host=... dbname=..."``, as libpq reads them;
-                  a password is better kept in ``~/.pgpass`` or PGPASSWORD. It is never shown.
+                  a password is better kept in ``~/.pgpass`` or PGPASSWORD, or referred to: ``${env:NAME}``,
+                  ``${file:PATH}``, looked up at each connection. It is never shown.
     ``table``     the table; made when it is not there
     ``schema``    the schema it is in; by default the first one of the user's search path
 
@@ -87,7 +89,7 @@ class PostgreSQL(ProcessSink):
                 )
         if table == POSITIONS:
             raise PlanError(f"table={table!r} is where tidemill keeps positions; choose another name.")
-        self._dsn = database
+        self._database = Written(database, "the database of PostgreSQL")
         self.table = table
         self.schema = schema
         self._connection: Connection | None = None
@@ -108,11 +110,12 @@ class PostgreSQL(ProcessSink):
 
     @property
     def place(self) -> str:
-        return f"{shown(self._dsn)}, table {self._qualified!r}"
+        return f"{shown(self._database)}, table {self._qualified!r}"
 
     def check(self) -> None:
         """Try to connect, and refuse what is there already or may not be written."""
-        with contextlib.closing(connected(self._dsn)) as connection, self._refusals():
+        self._database.check()
+        with contextlib.closing(connected(self._database)) as connection, self._refusals():
             found_table(connection, self._place, self.schema, self.table).require(self.if_exists)
 
     def open(self, schema: Schema) -> None:
@@ -181,7 +184,7 @@ class PostgreSQL(ProcessSink):
         self.close()
         self._schema = schema
         self._began = False
-        self._connection = connected(self._dsn)
+        self._connection = connected(self._database)
         position = None
         with self._refusals():
             found = found_table(self._connection, self._place, self.schema, self.table)
@@ -252,7 +255,7 @@ class PostgreSQL(ProcessSink):
 
     @property
     def _place(self) -> str:
-        return shown(self._dsn)
+        return shown(self._database)
 
     def _opened(self) -> tuple[Connection, Table]:
         if self._connection is None or self._table is None:
@@ -275,5 +278,7 @@ class PostgreSQL(ProcessSink):
             if copying is not None:
                 copying.abandon()
             if isinstance(error, psycopg.Error):
-                raise named(error, self._place, f"refused rows for table {self._qualified!r}") from error
+                raise named(error, self._database, f"refused rows for table {self._qualified!r}") from (
+                    None if self._database.refers else error  # whose words may hold what is referred to
+                )
             raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError, TidemillError
+from tidemill.secret import Written
 
 if TYPE_CHECKING:
     import psycopg
@@ -35,14 +36,18 @@ def require_library() -> None:
         raise MissingExtra("psycopg", "postgres", "Tables of PostgreSQL") from None
 
 
-def shown(dsn: str) -> str:
+def shown(database: Written) -> str:
     """Which database it is, with nothing of who may use it: no name of a user, no password.
 
-    >>> shown("postgresql://me:secret@db.plant/history?sslmode=require&password=secret")
+    >>> shown(Written("postgresql://me:secret@db.plant/history?sslmode=require&password=secret", ""))
     'postgresql://db.plant/history'
-    >>> shown("host=db.plant dbname=history user=me password='se cret'")
-    'postgresql://db.plant/history'
+    >>> shown(Written("host=${env:DB} dbname=history user=me password='se cret'", ""))
+    'postgresql://${env:DB}/history'
     """
+    return database.shown(_without_login)
+
+
+def _without_login(dsn: str) -> str:
     if _URL.match(dsn):
         place, _, query = dsn.partition("://")[2].partition("?")
         server, _, database = place.rpartition("@")[2].partition("/")
@@ -59,15 +64,18 @@ def shown(dsn: str) -> str:
     return f"postgresql://{server}/{database}"
 
 
-def connected(dsn: str) -> Connection:
+def connected(database: Written) -> Connection:
     """A connection without an open transaction. What the user's string says, or the environment, comes before what is ours.
 
-    Raises `MissingExtra`, `PlanError` for a string that libpq cannot read, and what `named` makes of a refusal.
+    Raises `MissingExtra`, `PlanError` for a string that libpq cannot read, `InputError` for what it refers to and is not
+    there, and what `named` makes of a refusal.
     """
     require_library()
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
+    is_url = _URL.match(database.standing_in("x")) is not None
+    dsn = database.in_url() if is_url else database.in_words()
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
@@ -94,7 +102,7 @@ def connected(dsn: str) -> Connection:
             **options,
         )
     except psycopg.Error as error:
-        raise named(error, shown(dsn), "could not be reached") from error
+        raise named(error, database, "could not be reached") from (None if database.refers else error)
 
 
 _LASTING: Final = (
@@ -135,10 +143,10 @@ _LASTING_STATES: Final[dict[str, str]] = {
 }
 
 
-def named(error: psycopg.Error, place: str, doing: str) -> TidemillError:
+def named(error: psycopg.Error, database: Written, doing: str) -> TidemillError:
     """`InputError` for what stays so until somebody changes it, `OutsideError` for what may pass by itself."""
     state = error.sqlstate or ""
-    said = _said(error)
+    place, said = shown(database), database.hidden(_said(error))
     for prefix in (state, state[:2]):
         if prefix in _LASTING_STATES:
             return InputError(_sentence(place, doing, said, _LASTING_STATES[prefix]))

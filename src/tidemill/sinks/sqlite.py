@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,14 @@ import msgspec
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import Column
+from tidemill.durations import duration_ns
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.sqlite_ages import TABLE as AGES
+from tidemill.sinks.sqlite_ages import Ages
 from tidemill.sinks.sqlite_insert import Insert
 from tidemill.sinks.sqlite_positions import TABLE, KeptPosition
 from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted
@@ -51,6 +55,14 @@ class SQLite(ProcessSink):
     bool INTEGER, text TEXT, time INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads
     one), nested values JSON in TEXT. A field that comes later becomes a new column, NULL in the rows before it. SQLite
     does not tell ``a`` from ``A``: the second becomes ``A_2``.
+
+    ``keep``  how long rows are kept, by their event time: ``"7d"``. What is that much older than the newest row is deleted,
+    in the order in which it came, some with each transaction: no more than 10,000 rows, or twice those that it adds. A row
+    is never deleted sooner; it may stay for longer by a hundredth of the time, and until the rows before it are old, too. A
+    time more than an hour ahead of the clock counts for nothing. Deleted rows are counted in `SinkStatistics.deleted` and in
+    the report. Their pages are used again, so that the file stays as large as it has been at most; it does not shrink. The
+    table must be one that this sink has made, and written to by nobody else: rows of others, and all of them after VACUUM,
+    are then taken to be as new as what comes next.
 
     Delivery: each flush (at least every 0.25 s) is one transaction; its rows become visible together, in input order,
     and survive a crash of the program. After a crash, rows since the last flush are not there; a re-run with
@@ -90,6 +102,7 @@ class SQLite(ProcessSink):
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
+        keep: str | float | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
@@ -97,10 +110,13 @@ class SQLite(ProcessSink):
             raise PlanError(f"table={table!r} cannot be a table of SQLite: the name is empty, or reserved by SQLite.")
         if folded(table) == TABLE:
             raise PlanError(f"table={table!r} is where SQLite notes the positions of pipelines; choose another name.")
+        if folded(table) == AGES:
+            raise PlanError(f"table={table!r} is where SQLite notes how old rows are; choose another name.")
         if str(path).startswith(":memory:") or not str(path):
             raise PlanError(f"SQLite({str(path)!r}) has no file: rows are written by another process, so give a path.")
         self.path = files.absolute(path)
         self.table = table
+        self._ages = None if keep is None else Ages(table, duration_ns(keep, name="SQLite: keep"))
         self._connection: sqlite3.Connection | None = None
         self._schema = Schema(open=True)
         self._declared: dict[str, str] | None = None
@@ -159,6 +175,8 @@ class SQLite(ProcessSink):
         self._names = ColumnNames()
         self._inserts.clear()
         self._failed = False
+        if self._ages is not None:
+            self._ages.begin()
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -178,6 +196,8 @@ class SQLite(ProcessSink):
                 connection.execute("BEGIN IMMEDIATE")
             self._make_room(connection, batch.columns)
             self._insert(connection, batch)
+            if self._ages is not None:
+                self._ages.wrote(len(batch), batch.time_ns, time.time_ns())
         self._rows += len(batch)
 
     def flush(self) -> None:
@@ -186,7 +206,7 @@ class SQLite(ProcessSink):
         connection = self._opened()
         with self._refusals():
             if connection.in_transaction:
-                connection.execute("COMMIT")
+                self._end(connection)
                 self._bytes = self._size()
 
     def commit(self, position: int) -> None:
@@ -200,8 +220,13 @@ class SQLite(ProcessSink):
                     return
                 connection.execute("BEGIN IMMEDIATE")
             self._kept.move(connection, position)
-            connection.execute("COMMIT")
+            self._end(connection)
         self._bytes = self._size()
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        if self._ages is not None:
+            self._ages.settle(connection, time.time_ns())
+        connection.execute("COMMIT")
 
     def close(self) -> None:
         if self._kept is not None:
@@ -218,7 +243,7 @@ class SQLite(ProcessSink):
                 connection.execute("BEGIN IMMEDIATE")
                 self._make_room(connection, self._foreseen())
             if connection.in_transaction:
-                connection.execute("COMMIT")
+                self._end(connection)
         self._bytes = self._size()
 
     def _foreseen(self) -> dict[str, Column]:
@@ -227,7 +252,8 @@ class SQLite(ProcessSink):
 
     def statistics(self) -> SinkStatistics:
         """``bytes`` is the size of the file and its WAL at the last flush."""
-        return SinkStatistics(self.name, self._rows, self._bytes)
+        deleted = 0 if self._ages is None else self._ages.deleted
+        return SinkStatistics(self.name, self._rows, self._bytes, deleted=deleted)
 
     # -- with state ----------------------------------------------------------------------------------
 
@@ -330,6 +356,11 @@ class SQLite(ProcessSink):
                 f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
             )
         rows = connection.execute(f"PRAGMA table_info({quoted(self.table)})").fetchall()
+        if self._ages is not None and any(row[5] for row in rows):
+            raise InputError(
+                f"The table {self.table!r} in {self.path} has a primary key of its own, so that its rows do not lie in the order "
+                "in which they came; keep= needs a table that SQLite(...) has made."
+            )
         return {folded(row[1]): row[2] for row in rows}
 
     def _make_room(self, connection: sqlite3.Connection, columns: dict[str, Column]) -> None:

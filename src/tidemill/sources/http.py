@@ -16,6 +16,7 @@ from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
+from tidemill.secret import Written
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
@@ -47,7 +48,7 @@ class HTTP(EdgedSource):
                         holds for JSON objects and arrays too
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
-                        loopback) there must be one
+                        loopback) there must be one. Better ``"${env:NAME}"`` or ``"${file:PATH}"`` than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``limit``           bytes of one body, unpacked
@@ -128,7 +129,7 @@ class HTTP(EdgedSource):
         self._most = checked_count(connections, "connections", "HTTP")
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
         self._admission = Admission(connections, per_host, "")
-        self._token = token
+        self._token = Written(token, "token= of HTTP") if token is not None else None
         self._certificate = (cert, cert_key)
         self._wanted_port = checked_port(port, "HTTP")
         self._address: tuple[str, int] | None = None
@@ -155,6 +156,8 @@ class HTTP(EdgedSource):
 
     def check(self) -> None:
         _require_libraries()
+        if self._token is not None:
+            self._token.check()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -184,6 +187,7 @@ class HTTP(EdgedSource):
         self._inbox = inbox
         self._pending = Acknowledgements()
         self._yielded = 0
+        token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
         listening = bound(self.host, self._wanted_port, "HTTP")
         keep_alive(listening)
         self._admission = admission(self._most, self._per_host, self.host)
@@ -191,7 +195,7 @@ class HTTP(EdgedSource):
             inbox,
             context.clock,
             path=self.path,
-            token=self._token,
+            token=token,
             limit=self.limit,
             form=self._form,
             turn=self._turn,

@@ -16,7 +16,7 @@ from tidemill.batch import Batch
 from tidemill.core.backoff import Backoff
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
-from tidemill.formats.brokers import VERSIONS, broker_of
+from tidemill.formats.brokers import VERSIONS, Access, Broker
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.topics import TopicPattern
@@ -42,6 +42,7 @@ _TOPICS: Final = 100_000
 """Topics whose columns are remembered."""
 _UNNAMED_EXPIRY_S: Final = 3_600
 """For how long the session of a run without a client_id outlives its connection: while it connects anew."""
+_NOT_TLS: Final = "ca= and cert= of MQTT are for TLS; write mqtts:// in the address."
 _log = logging.getLogger("tidemill")
 
 
@@ -64,7 +65,8 @@ class MQTT(EdgedSource):
     ``clean_start``     have the broker forget what it has kept for ``client_id`` (under 3.1.1 at each connection)
     ``session_expiry``  how long it keeps it, from MQTT 5 on (``"7d"``)
     ``version``         ``"5"`` (default) or ``"3.1.1"``
-    ``username``, ``password``  may also be in the address; never shown
+    ``username``, ``password``  may also be in the address; never shown. These and the address may refer to what is kept
+                        elsewhere: ``"${env:MQTT_PASSWORD}"``, ``"${file:/run/secrets/mqtt}"``, looked up at each connection
     ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
     ``limit``           bytes of one message, topic included; a longer one is rejected, and never held whole
     ``buffer``          bytes of messages that wait to be decoded; above, the connection is not read, so that the broker waits
@@ -119,7 +121,8 @@ class MQTT(EdgedSource):
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
-        self._broker = broker_of(url, username, password)
+        self._access = Access(url, username, password)
+        self._broker = self._access.broker
         self._patterns = [TopicPattern(each) for each in ([topics] if isinstance(topics, str) else topics)]
         if not self._patterns:
             raise PlanError("topics= of MQTT is empty; name at least one topic.")
@@ -134,7 +137,7 @@ class MQTT(EdgedSource):
         if clean_start and client_id is None:
             raise PlanError("clean_start=True of MQTT needs a client_id=; without one each run starts clean.")
         if not self._broker.tls and (ca is not None or cert is not None):
-            raise PlanError("ca= and cert= of MQTT are for TLS; write mqtts:// in the address.")
+            raise PlanError(_NOT_TLS)
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of MQTT must be a number of bytes above 0.")
         self.qos = qos
@@ -165,9 +168,11 @@ class MQTT(EdgedSource):
         return f"MQTT({str(self._broker)!r}, {list(self.topics)!r})"
 
     def check(self) -> None:
-        """The library and the certificates are there. A broker that is not may come yet: it is not asked."""
+        """The library, the certificates and what the options refer to are there. A broker that is not may come yet: it is
+        not asked."""
         _require_library()
-        self._tls()
+        self._access.check()
+        self._tls(self._access.looked_up())
 
     def peek(self) -> Schema:
         bound = dict.fromkeys(name for pattern in self._patterns for name in pattern.names)
@@ -333,12 +338,15 @@ class MQTT(EdgedSource):
         backoff = Backoff()
         half_way: set[int] = set()
         made_id = f"tidemill-{secrets.token_hex(8)}"
-        tls = self._tls()  # once: files that are being replaced must not end a run
+        tls: ssl.SSLContext | None = None
         ever = False
         while True:
-            session = self._session(self.client_id or made_id, tls, ever, half_way)
-            self._connection = connection = Connection(session, inbox.put, context.clock)
+            connection = None
             try:
+                broker = await asyncio.to_thread(self._access.looked_up)
+                tls = tls or self._tls(broker)  # once: files that are being replaced must not end a run
+                session = self._session(broker, self.client_id or made_id, tls, ever, half_way)
+                self._connection = connection = Connection(session, inbox.put, context.clock)
                 await connection.open(resubscribe=not ever)
                 if inbox.paused or context.stopping.is_set():
                     connection.pause()
@@ -354,7 +362,8 @@ class MQTT(EdgedSource):
                 why = str(error)
             finally:
                 self._connected = False
-                await connection.close()
+                if connection is not None:
+                    await connection.close()
             wait_s = backoff.failed(context.clock.monotonic_ns())
             _log.warning(
                 "source %s: %s. Connecting again in %.1f s.",
@@ -380,14 +389,16 @@ class MQTT(EdgedSource):
                 extra={"source": self.name},
             )  # fmt: skip
 
-    def _session(self, client_id: str, tls: ssl.SSLContext | None, again: bool, half_way: set[int]) -> Session:
+    def _session(
+        self, broker: Broker, client_id: str, tls: ssl.SSLContext | None, again: bool, half_way: set[int]
+    ) -> Session:
         from tidemill.sources.mqtt_connection import Session
 
         five = self.version == "5"
         named = self.client_id is not None
         clean = (self.clean_start or not named) and not (five and again)
         return Session(
-            broker=self._broker,
+            broker=broker,
             tls=tls,
             client_id=client_id,
             five=five,
@@ -400,8 +411,12 @@ class MQTT(EdgedSource):
             half_way=half_way,
         )
 
-    def _tls(self) -> ssl.SSLContext | None:
-        return client_context(*self._certificates) if self._broker.tls else None
+    def _tls(self, broker: Broker) -> ssl.SSLContext | None:
+        if broker.tls:
+            return client_context(*self._certificates)
+        if any(self._certificates):
+            raise InputError(_NOT_TLS)
+        return None
 
 
 def _require_library() -> None:
