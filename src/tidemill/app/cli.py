@@ -80,7 +80,9 @@ def _one_paragraph(message: str) -> str:
 
 
 def _command_of(words: list[str]) -> str:
-    return next((f"{word} " for word in words if word in ("run", "check", "demo", "status", "checkpoint", "log")), "")
+    return next(
+        (f"{word} " for word in words if word in ("new", "run", "check", "demo", "status", "checkpoint", "log")), ""
+    )
 
 
 def _say(message: str) -> None:
