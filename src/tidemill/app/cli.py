@@ -86,7 +86,9 @@ def _command_of(words: list[str]) -> str:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"tidemill: {message}\n")
+    from tidemill.app.printable import printable
+
+    sys.stderr.write(f"tidemill: {printable(message)}\n")
 
 
 def _detach_stdout() -> None:

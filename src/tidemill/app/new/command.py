@@ -43,7 +43,7 @@ def new(plan: str, recording: str, given: Given, *, force: bool) -> ExitCode:
     roles = roles_of(head, given)
     draft = _draft(places[0], path, head.layout, roles)
     survey = surveyed(_source(path, draft), roles.value)
-    draft = replace(draft, rejected=survey.rejected > 0)
+    draft = replace(draft, rejected=survey.rejected.count > 0)
     texts = draft.plan_text(), calibration_text(survey.calibrated), draft.test_text()
     for place, text in zip(places, texts, strict=True):
         files.write_atomic(place, text.encode())
@@ -138,8 +138,8 @@ def _told(
     plan, calibration, test = map(_near, places)
     yield "wrote", f"{plan}, {calibration}, {test}"
     yield "read", f"{_near(path)}: {head.layout}; {_records(survey)}"
-    if survey.rejected:
-        yield "", f"{survey.rejected:,} records would be dead letters: {survey.reason}"
+    for sentence in survey.rejected.told:
+        yield "", sentence
     yield "sensor", _role(f"key={roles.key!r}", roles.doubt("key"))
     yield "time", _role(f"time={roles.time!r}, {roles.seen.words}", roles.doubt("time"))
     if not roles.seen.zoned:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tidemill.app.new.roles import Place, at_place
 from tidemill.app.new.sniffing import number_of
 from tidemill.app.new.templates import MOST_SENSORS, Calibrated
+from tidemill.app.recording import Rejected
 from tidemill.batch import Batch
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError
-from tidemill.letters import DeadLetter
 from tidemill.schema import Kind
 from tidemill.sources.base import Source, SourceContext
 
@@ -50,9 +50,7 @@ class Survey:
     records: int = 0
     all: bool = True
     """Whether the recording ended within the records that are looked at."""
-    rejected: int = 0
-    reason: str = ""
-    """Why the first of those was."""
+    rejected: Rejected = field(default_factory=Rejected)
     first_ns: int = 0
     last_ns: int = 0
     sensors: dict[str, _Moments] = field(default_factory=dict)
@@ -97,15 +95,8 @@ def surveyed(source: Source, value: Place) -> Survey:
 
 async def _surveyed(source: Source, value: Place) -> Survey:
     source.check()
-    letters: list[DeadLetter] = []
     survey = Survey()
-
-    def reject(letter: DeadLetter) -> None:
-        survey.rejected += 1
-        if not letters:
-            letters.append(letter)
-
-    context = SourceContext(SystemClock(), reject)
+    context = SourceContext(SystemClock(), survey.rejected.add)
     stream = source.stream(context)
     async for batch in stream:
         if len(batch):
@@ -116,8 +107,7 @@ async def _surveyed(source: Source, value: Place) -> Survey:
     context.stopping.set()
     await stream.aclose()  # type: ignore[attr-defined] # of an asynchronous generator, as every source's is
     if not survey.records:
-        raise InputError(source.explain() if letters else f"{source.name} has no records.")
-    survey.reason = letters[0].reason if letters else ""
+        raise InputError(source.explain() if survey.rejected.count else f"{source.name} has no records.")
     return survey
 
 
