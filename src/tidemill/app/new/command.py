@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from tidemill import files, sources
 from tidemill.app.check import aligned
 from tidemill.app.exit_codes import ExitCode
-from tidemill.app.new.roles import Given, Roles, roles_of, shown_place
+from tidemill.app.new.roles import ARRIVAL, Given, Roles, roles_of, shown_place
 from tidemill.app.new.sniffing import BLANKS, Head, Layout, sniffed
 from tidemill.app.new.survey import LOOKED_AT, Survey, surveyed
 from tidemill.app.new.templates import MOST_SENSORS, Draft, calibration_text
-from tidemill.column import Column
 from tidemill.errors import InputError, MissingExtra, OutputExists
-from tidemill.formats.json_lines import time_texts
-from tidemill.schema import Kind
 from tidemill.sources.base import Source
 
-__all__ = ["new"]
+__all__ = ["finish", "near", "new", "places_of"]
 
 _HEAD: Final = 1 << 18
 """Bytes by which a recording is judged."""
@@ -37,22 +32,27 @@ def new(plan: str, recording: str, given: Given, *, force: bool) -> ExitCode:
     Raises `InputError` for a recording that nothing can be made of, saying what was seen and which option to give,
     and `OutputExists` when one of the files is there already, unless ``force``. Nothing is written then.
     """
-    places = _places(plan, force=force)
+    places = places_of(plan, force=force)
     path = _recording(recording)
     head = _head(path)
     roles = roles_of(head, given)
     draft = _draft(places[0], path, head.layout, roles)
     survey = surveyed(_source(path, draft), roles.value)
     draft = replace(draft, rejected=survey.rejected.count > 0)
-    texts = draft.plan_text(), calibration_text(survey.calibrated), draft.test_text()
-    for place, text in zip(places, texts, strict=True):
-        files.write_atomic(place, text.encode())
-    sys.stdout.write(aligned(_told(places, path, recording, head, roles, survey)))
+    finish(places, draft, survey, read=f"{near(path)}: {head.layout}; {survey}", again=_again(recording, head.layout))
     return ExitCode.DONE
 
 
-def _places(plan: str, *, force: bool) -> tuple[Path, Path, Path]:
-    """Where the three files go."""
+def finish(places: Sequence[Path], draft: Draft, survey: Survey, *, read: str, again: str) -> None:
+    """Write the three files, and say what was written, seen and guessed."""
+    texts = draft.plan_text(), calibration_text(survey.calibrated), draft.test_text()
+    for place, text in zip(places, texts, strict=False):
+        files.write_atomic(place, text.encode())
+    sys.stdout.write(aligned(_told(places, draft.roles, survey, read, again)))
+
+
+def places_of(plan: str, *more: str, force: bool) -> tuple[Path, ...]:
+    """Where the three files go, and ``more`` beside them. Raises `OutputExists` and `InputError`."""
     path = files.absolute(plan)
     if path.suffix != ".py":
         raise InputError(
@@ -60,7 +60,7 @@ def _places(plan: str, *, force: bool) -> tuple[Path, Path, Path]:
         )
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; make it first, or give another place.")
-    places = path, path.with_name("calibration.csv"), path.with_name(f"test_{path.stem}.py")
+    places = path, path.with_name("calibration.csv"), path.with_name(f"test_{path.stem}.py"), *map(path.with_name, more)
     there = [str(place) for place in places if files.stamp(place) is not None]
     if there and not force:
         verb = "is" if len(there) == 1 else "are"
@@ -131,17 +131,16 @@ def _frame(path: Path, draft: Draft) -> Any:
 # -- words ---------------------------------------------------------------------------------------------------
 
 
-def _told(
-    places: tuple[Path, Path, Path], path: Path, recording: str, head: Head, roles: Roles, survey: Survey
-) -> Iterator[tuple[str, str]]:
+def _told(places: Sequence[Path], roles: Roles, survey: Survey, read: str, again: str) -> Iterator[tuple[str, str]]:
     """Labels and texts: what was written, what was seen, what is a guess, what to type next."""
-    plan, calibration, test = map(_near, places)
-    yield "wrote", f"{plan}, {calibration}, {test}"
-    yield "read", f"{_near(path)}: {head.layout}; {_records(survey)}"
+    plan, calibration, test, *_ = names = [near(place) for place in places]
+    yield "wrote", ", ".join(names)
+    yield "read", read
     for sentence in survey.rejected.told:
         yield "", sentence
     yield "sensor", _role(f"key={roles.key!r}", roles.doubt("key"))
-    yield "time", _role(f"time={roles.time!r}, {roles.seen.words}", roles.doubt("time"))
+    time = roles.seen.words if roles.seen is ARRIVAL else f"time={roles.time!r}, {roles.seen.words}"
+    yield "time", _role(time, roles.doubt("time"))
     if not roles.seen.zoned:
         yield "zone", _role(f"tz={roles.tz!r}", roles.doubt("tz"))
     yield "reading", _role(shown_place(roles.value), roles.doubt("value"))
@@ -152,24 +151,21 @@ def _told(
             "",
             f"{calibration} has the first {MOST_SENSORS:,} sensors; {more:,} more have no line, and are NaN until they do",
         )
-    again = "" if not head.layout.plain or not head.layout.named else f" --input {shlex.quote(recording)}"
     yield "next", f"tidemill check {shlex.quote(plan)}{again}"
     yield "", f"tidemill run {shlex.quote(plan)}"
     yield "", f"python -m pytest {shlex.quote(test)}"
 
 
-def _records(survey: Survey) -> str:
-    first, last = time_texts(Column(Kind.TIME, np.array([survey.first_ns, survey.last_ns])))
-    count = f"{survey.records:,} records" if survey.all else f"the first {survey.records:,} records"
-    sensors = len(survey.sensors)
-    return f"{count} of {sensors:,} sensor{'s' * (sensors != 1)}, {first} to {last}"
+def _again(recording: str, layout: Layout) -> str:
+    """The option that gives a check the recording, where `sources.Replay` reads it."""
+    return f" --input {shlex.quote(recording)}" if layout.plain and layout.named else ""
 
 
 def _role(what: str, doubt: str) -> str:
     return f"{what} ({doubt})" if doubt else what
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """The path as a person in this folder writes it."""
     try:
         return str(path.relative_to(os.getcwd()))  # noqa: PTH109 - as the other doors

@@ -26,14 +26,21 @@ from tidemill.app.new.vocabulary import (
     words_of,
 )
 from tidemill.errors import InputError
+from tidemill.formats.edge import DEFAULT_TIME
 from tidemill.formats.key_template import KeyTemplate
 
-__all__ = ["STEM", "Given", "Roles", "at_place", "roles_of", "shown_place"]
+__all__ = ["ARRIVAL", "STEM", "Given", "Roles", "at_place", "roles_of", "shown_place"]
 
 STEM: Final = "stem"
 """What every file knows, and its fields do not say: its own name."""
 Place = tuple[str, ...]
+ARRIVAL: Final = TimeSeen("the arrival: no field tells it", zoned=True)
 
+_OTHERWISE: Final = {
+    "{stem}": "the file is taken for one, and its name for the sensor's",
+    "{topic}": "each topic is taken for one",
+}
+"""What is done then, by the key that does it."""
 _FIELDS_SHOWN: Final = 12
 _DEEPEST: Final = 4
 """Objects in objects that are looked into for numbers."""
@@ -47,6 +54,10 @@ class Given:
     time: str | None = None
     tz: str | None = None
     value: str | None = None
+    otherwise: str = "{stem}"
+    """The key when no field names a sensor: of a recording the file's name, of messages the topic."""
+    arrival: bool = False
+    """Whether records without a time have that of their arrival."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class Roles:
     """Further numbers, each a reading of its own perhaps."""
     doubts: Mapping[str, str] | None = None
     """What is a guess, and about what: ``key``, ``time``, ``tz``, ``value``."""
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """What makes the key: fields, or what a source knows besides."""
+        return KeyTemplate(self.key).names
 
     def doubt(self, role: str) -> str:
         """Why a role is a guess; empty when it is none."""
@@ -167,6 +183,8 @@ def _time(head: Head, columns: Mapping[Place, list[Any]], given: Given, doubts: 
         score = (not seen.is_number) + 2 * named
         if best is None or score > best[0]:
             best = score, place, name, seen
+    if best is None and given.arrival:
+        return DEFAULT_TIME, ARRIVAL
     if best is None:
         raise InputError(_no_time(head, columns))
     name, seen = best[2:]
@@ -246,8 +264,8 @@ def _key(head: Head, columns: Mapping[Place, list[Any]], given: Given, time: str
     if texts:
         doubts["key"] = "a guess: the one field whose texts come again"
         return texts[0]
-    doubts["key"] = "no field names a sensor: the file is taken for one, and its name for the sensor's"
-    return f"{{{STEM}}}"
+    doubts["key"] = f"no field names a sensor: {_OTHERWISE[given.otherwise]}"
+    return given.otherwise
 
 
 def _names_things(head: Head, items: Sequence[Any]) -> bool:
@@ -290,12 +308,11 @@ def _repeats(items: Sequence[Any]) -> bool:
 def _value(
     head: Head, columns: Mapping[Place, list[Any]], given: Given, taken: set[str], doubts: dict[str, str]
 ) -> tuple[Place, tuple[Place, ...]]:
-    decimal = head.layout.decimal
     numbers = {
         path: found
         for path, items in columns.items()
         if not (len(path) == 1 and path[0] in taken)
-        for found in [_numbers_in(items, decimal)]
+        for found in [_readings_in(head, items)]
         if len(found) >= 0.5 * len(items) > 0 and _readable(columns, path)
     }
     if given.value is not None:
@@ -316,6 +333,13 @@ def _value(
     if rivals:
         doubts["value"] = "a guess among the numbers"
     return best, rivals
+
+
+def _readings_in(head: Head, items: Iterable[Any]) -> list[float]:
+    """Numbers; in JSON, where a text is a text, those that are written as such."""
+    if head.layout.kind == "ndjson":
+        items = (item for item in items if not isinstance(item, str))
+    return _numbers_in(items, head.layout.decimal)
 
 
 def _readable(columns: Mapping[Place, list[Any]], path: Place) -> bool:

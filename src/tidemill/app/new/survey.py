@@ -15,7 +15,9 @@ from tidemill.app.new.templates import MOST_SENSORS, Calibrated
 from tidemill.app.recording import Rejected
 from tidemill.batch import Batch
 from tidemill.clock import SystemClock
+from tidemill.column import Column
 from tidemill.errors import InputError
+from tidemill.formats.json_lines import time_texts
 from tidemill.schema import Kind
 from tidemill.sources.base import Source, SourceContext
 
@@ -54,6 +56,12 @@ class Survey:
     first_ns: int = 0
     last_ns: int = 0
     sensors: dict[str, _Moments] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        first, last = time_texts(Column(Kind.TIME, np.array([self.first_ns, self.last_ns])))
+        count = f"{self.records:,} records" if self.all else f"the first {self.records:,} records"
+        sensors = len(self.sensors)
+        return f"{count} of {sensors:,} sensor{'s' * (sensors != 1)}, {first} to {last}"
 
     @property
     def calibrated(self) -> list[Calibrated]:

@@ -6,16 +6,16 @@ Names of fields, sensors and files come from outside: they stand in the texts as
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from string import Template
 from typing import Any, Final
 
-from tidemill.app.new.roles import STEM, Place, Roles, shown_place
+from tidemill.app.new.roles import ARRIVAL, STEM, Place, Roles, shown_place
 from tidemill.app.new.sniffing import BLANKS, Layout
 from tidemill.formats.key_template import KeyTemplate
 
-__all__ = ["MOST_SENSORS", "Calibrated", "Draft", "calibration_text"]
+__all__ = ["MOST_SENSORS", "Calibrated", "Draft", "Live", "calibration_text"]
 
 MOST_SENSORS: Final = 1_000
 """Lines of the calibration."""
@@ -106,6 +106,45 @@ def _cell(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Live:
+    """The source of messages."""
+
+    url: str
+    """Without anything secret in it."""
+    pattern: str
+    seen: str
+    """A few words on the pattern, for a comment."""
+    username: str | None
+    password: bool
+    """Whether one was given; the plan reads it from the environment."""
+    client_id: str
+    paths: Mapping[str, Place] = field(default_factory=dict)
+    """Where in the messages each column is, when the reading is inside of other fields."""
+
+    def options(self) -> list[str]:
+        """The first options of `sources.MQTT`, a line each."""
+        lines = [f"{literal(self.url)},", f"# {self.seen}; name the levels as you like", f"{literal(self.pattern)},"]
+        if self.username is not None:
+            lines.append(f"username={literal(self.username)},")
+        if self.password:
+            lines.append('password=os.environ["MQTT_PASSWORD"],')
+        if self.paths:
+            told = ", ".join(f"{literal(name)}: {literal(path_of(place))}" for name, place in self.paths.items())
+            lines.append(f"value={{{told}}},")
+        return [*lines, f"client_id={literal(self.client_id)},  # the broker keeps what comes while no run is there"]
+
+
+def path_of(place: Place) -> str:
+    """The place as `sources.MQTT` takes it.
+
+    >>> path_of(("data", "temp")), path_of(("data", "a.b"))
+    ('data.temp', 'data["a.b"]')
+    """
+    steps = [f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in place]
+    return "".join(steps).removeprefix(".")
+
+
+@dataclass(frozen=True)
 class Draft:
     """What the texts are made of."""
 
@@ -120,6 +159,8 @@ class Draft:
     roles: Roles
     rejected: bool = False
     """Whether some of its records are dead letters."""
+    live: Live | None = None
+    """The plan's own source, when the recording is only what was heard of it."""
 
     # -- the plan --------------------------------------------------------------------------------------------
 
@@ -133,7 +174,15 @@ class Draft:
         if nested:
             stages.append(f"tm.MapRows(opened, adds={{{column}: float}}),")
         return _PLAN.substitute(
-            imports=_lines(["from pathlib import Path", "", *pandas, "import tidemill as tm"]),
+            imports=_lines(
+                [
+                    *(["import os"] if self.live is not None and self.live.password else []),
+                    "from pathlib import Path",
+                    "",
+                    *pandas,
+                    "import tidemill as tm",
+                ]
+            ),
             functions=opened if nested else "",
             source=self._source(),
             stages=_lines(stages, "    "),
@@ -144,7 +193,9 @@ class Draft:
         """The source with all its options, a line each."""
         roles, of = self.roles, "Replay"
         options = [f"{self._place},"]
-        if not self.layout.plain:
+        if self.live is not None:
+            of, options = "MQTT", self.live.options()
+        elif not self.layout.plain:
             of = "Frame"
             options = [f"# {self.layout}: pandas reads it, into memory", f"{self._read_csv()}{self._named()},"]
         elif not self.layout.named:
@@ -152,7 +203,11 @@ class Draft:
         options += self._comment("key", 'or a field; or several: "{line}/{machine}"')
         options.append(f"key={literal(self.key)},")
         options += self._comment("time", "say which field holds the time")
-        options.append(f"time={literal(roles.time)},  # {roles.seen.words}")
+        options.append(
+            f"# time= is {roles.seen.words}"
+            if roles.seen is ARRIVAL
+            else f"time={literal(roles.time)},  # {roles.seen.words}"
+        )
         if roles.seen.format is not None:
             options.append(f"time_format={literal(roles.seen.format)},")
         if not roles.seen.zoned:
