@@ -73,6 +73,25 @@ def test_the_notebook_of_the_page_about_parity_is_what_check_finds(tmp_path: Pat
     assert done.stdout.endswith(shown[1])
 
 
+def test_the_page_about_new_shows_what_new_writes(tmp_path: Path) -> None:
+    """The command as it is shown says what is shown, and writes the plan that is shown; a recording without times is
+    answered as shown."""
+    page = (ROOT / "docs" / "howto" / "new.md").read_text()
+    shown = [block.removeprefix("\n") for block in page.split("```")[1::2] if block.startswith("\n")]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "ecg.csv").write_text("sample,MLII\n0,995\n1,995\n")
+    commands = [shown[0].split()[1:], ["new", "other/ecg.py", "--from", "ecg.csv"]]
+    done = [
+        subprocess.run([sys.executable, "-m", "tidemill", *words], cwd=tmp_path, capture_output=True, text=True)  # noqa: PLW1510
+        for words in commands
+    ]
+    assert (done[0].stdout, done[0].returncode) == (shown[1], 0)
+    assert (tmp_path / "plant.py").read_text() == python_of(ROOT / "docs" / "howto" / "new.md")[0]
+    assert done[1].stderr.replace(f"{tmp_path}/", "") == shown[3]
+    assert done[1].returncode == 4
+
+
 def test_the_page_about_models_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Its blocks, joined, find the reading that stands out, and print that the rest holds."""
     told = executed("\n".join(python_of(ROOT / "docs" / "howto" / "models.md")), tmp_path)

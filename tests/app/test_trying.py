@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tidemill as tm
+from tidemill.app.check import aligned
 from tidemill.app.recording import read_first
 from tidemill.app.trying import table_of, told, try_stages
 from tidemill.batch import Batch
@@ -97,6 +98,18 @@ def test_the_first_rows_as_a_table() -> None:
     assert table_of(Batch({}, rows=3)) == []
 
 
+HOSTILE = "\x1b[31mpump\x07\u202e\r\n"
+
+
+def test_names_from_outside_cannot_reach_the_terminal() -> None:
+    """What clears, colours, reorders or breaks lines in a sensor's or a field's name is shown escaped."""
+    table = table_of(Batch.from_rows([{"sensor": HOSTILE, HOSTILE: 1.0}]))
+    assert table[1].split()[0] == r"\x1b[31mpump\x07\u202e"
+    assert all(line.isprintable() for line in table)
+    listed = aligned([("stage 1", HOSTILE)])
+    assert listed == "stage 1   \\x1b[31mpump\\x07\\u202e\n"
+
+
 def test_the_first_records_of_a_recording(tmp_path: Path) -> None:
     """So many of them, over several blocks, with the rejects before; none at all is an error that says why."""
     path = tmp_path / "plant.csv"
@@ -105,8 +118,10 @@ def test_the_first_records_of_a_recording(tmp_path: Path) -> None:
     path.write_text("sensor,time,value\n" + "".join(lines))
     recording = read_first(tm.sources.Replay(path), 20_000)
     assert len(recording.batch) == 20_000
-    assert recording.rejected == 1
-    assert "'soon'" in str(recording)
+    assert recording.rejected.told == [
+        "1 rejected as wrong_type: field 'time' is float and this record has the text 'soon'"
+    ]
+    assert str(recording).endswith("; rejected on the way: 1")
     assert str(recording).startswith("the first 20,000 records, of 3 sensors, 1970-01-01T00:00:00Z to ")
     assert len(read_first(tm.sources.Replay(path), 50_000).batch) == 29_999
     path.write_text("sensor,time,value\nS1,soon,2\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from tidemill.app.printable import printable
 from tidemill.app.replace import NO_SINK, Edges, said_as_options
 from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
@@ -46,8 +47,8 @@ def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None
 
 
 def aligned(rows: Iterable[tuple[str, str]]) -> str:
-    """Labels and texts in two columns, a line each."""
-    return "".join(f"{label:<{LABEL}}{text}".rstrip() + "\n" for label, text in rows)
+    """Labels and texts in two columns, a line each, whatever is in the texts."""
+    return "".join(printable(f"{label:<{LABEL}}{text}".rstrip()) + "\n" for label, text in rows)
 
 
 def warn_of_outputs(pipeline: Pipeline, edges: Edges, *, resumes: bool = False) -> None:

@@ -95,11 +95,15 @@ def _one_paragraph(message: str) -> str:
 
 
 def _command_of(words: list[str]) -> str:
-    return next((f"{word} " for word in words if word in ("run", "check", "demo", "status", "checkpoint", "log")), "")
+    return next(
+        (f"{word} " for word in words if word in ("new", "run", "check", "demo", "status", "checkpoint", "log")), ""
+    )
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"tidemill: {message}\n")
+    from tidemill.app.printable import printable
+
+    sys.stderr.write(f"tidemill: {printable(message)}\n")
 
 
 def _detach_stdout() -> None:

@@ -22,6 +22,7 @@ def application() -> cyclopts.App:
         help_format="plaintext",
         default_parameter=cyclopts.Parameter(negative=()),
     )
+    app.command(_new, name="new")
     app.command(_run, name="run")
     app.command(_check, name="check")
     app.command(_demo, name="demo")
@@ -35,6 +36,63 @@ def _version() -> str:
     import tidemill
 
     return f"tidemill {tidemill.__version__}"
+
+
+def _new(
+    file: str,
+    /,
+    *,
+    recording: Annotated[str | None, cyclopts.Parameter(name="--from")] = None,
+    mqtt: str | None = None,
+    topic: str = "#",
+    seconds: float = 10.0,
+    key: str | None = None,
+    time: str | None = None,
+    tz: str | None = None,
+    value: str | None = None,
+    force: bool = False,
+    debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
+) -> int:
+    """Look at a recording, or listen to a broker, and write a plan, a calibration, and a test of the plan against pandas.
+
+    Parameters
+    ----------
+    file
+        The plan to write, PLAN.py; calibration.csv and test_PLAN.py come beside it.
+    recording
+        A recording to look at: CSV or NDJSON, also with .gz.
+    mqtt
+        A broker to listen to: mqtt://HOST:PORT, or mqtt://USER@HOST with the password in MQTT_PASSWORD. What was heard is
+        kept as heard.ndjson, beside the plan.
+    topic
+        What to listen to there; by default, everything.
+    seconds
+        How long.
+    key
+        The field that names the sensor, when it cannot be guessed: a field, or "{line}/{machine}", or "{stem}" for the
+        file's own name.
+    time
+        The field that holds the time, when it cannot be guessed.
+    tz
+        The zone of times without one.
+    value
+        The field that holds the reading; inside of other fields as data.temp.
+    force
+        Write over files that are there.
+    debug
+        Show the traceback of an error.
+    """
+    from tidemill.app.new.command import new
+    from tidemill.app.new.live_command import new_live
+    from tidemill.app.new.roles import Given
+    from tidemill.errors import InputError
+
+    given = Given(key, time, tz, value)
+    if mqtt is not None and recording is None:
+        return new_live(file, mqtt, topic, seconds, given, force=force)
+    if recording is None or mqtt is not None:
+        raise InputError("new looks at one thing: give --from RECORDING, or --mqtt URL.")
+    return new(file, recording, given, force=force)
 
 
 def _run(

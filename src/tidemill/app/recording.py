@@ -16,7 +16,27 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Kind
 from tidemill.sources.base import Source, SourceContext
 
-__all__ = ["Recording", "read_first"]
+__all__ = ["Recording", "Rejected", "read_first"]
+
+
+class Rejected:
+    """Counts dead letters, by their reason codes; remembers the first reason of each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._by_code: dict[str, tuple[int, str]] = {}
+
+    def add(self, letter: DeadLetter) -> None:
+        """One more."""
+        self.count += 1
+        count, first = self._by_code.get(letter.reason_code, (0, letter.reason))
+        self._by_code[letter.reason_code] = count + 1, first
+
+    @property
+    def told(self) -> list[str]:
+        """A sentence for each reason code, the most frequent first."""
+        found = sorted(self._by_code.items(), key=lambda item: -item[1][0])
+        return [f"{count:,} rejected as {code}: {first}" for code, (count, first) in found]
 
 
 @dataclass(frozen=True)
@@ -24,19 +44,15 @@ class Recording:
     """The beginning of what a source brings."""
 
     batch: Batch
-    rejected: int
-    """Records that could not become one, up to the last of the batch."""
-    reason: str
-    """Why the first of these could not."""
+    rejected: Rejected
+    """What could not become a record, up to the last of the batch."""
 
     def __str__(self) -> str:
         batch = self.batch
         first, last = time_texts(Column(Kind.TIME, np.array([batch.time.min(), batch.time.max()])))
         sensors = len(set(batch.key.tolist()))
         told = f"the first {len(batch):,} records, of {sensors:,} sensors, {first} to {last}"
-        return (
-            f"{told}; {self.rejected:,} before the last of them were rejected: {self.reason}" if self.rejected else told
-        )
+        return f"{told}; rejected on the way: {self.rejected.count:,}" if self.rejected.count else told
 
 
 def read_first(source: Source, most: int) -> Recording:
@@ -45,9 +61,9 @@ def read_first(source: Source, most: int) -> Recording:
 
 
 async def _read_first(source: Source, most: int) -> Recording:
-    letters: list[DeadLetter] = []
+    rejected = Rejected()
     parts: list[Batch] = []
-    context = SourceContext(SystemClock(), letters.append)
+    context = SourceContext(SystemClock(), rejected.add)
     stream = source.stream(context)
     async for batch in stream:
         if len(batch):
@@ -57,5 +73,5 @@ async def _read_first(source: Source, most: int) -> Recording:
     context.stopping.set()
     await stream.aclose()  # type: ignore[attr-defined] # of an asynchronous generator, as every source's is
     if not parts:
-        raise InputError(source.explain() if letters else f"{source.name} has no records to check with.")
-    return Recording(Batch.concat(parts), len(letters), letters[0].reason if letters else "")
+        raise InputError(source.explain() if rejected.count else f"{source.name} has no records to check with.")
+    return Recording(Batch.concat(parts), rejected)

@@ -19,6 +19,7 @@ from typing import Any, Final
 import cloudpickle
 
 from tidemill.app.hints import hint_for, stages_named
+from tidemill.app.printable import printable
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.core.neighbours import Habit, habit_of, whole_of
@@ -185,7 +186,7 @@ def table_of(batch: Batch) -> list[str]:
             break
         names.insert(0, name)
     left_out = len(columns) - len(names)
-    more = [f"(and {left_out} columns before these)"] if left_out else []
+    more = [f"(and {left_out} column{'s' * (left_out > 1)} before these)"] if left_out else []
     rows = zip(*([cell.ljust(widths[name]) for cell in columns[name]] for name in names), strict=True)
     return ["  ".join(row).rstrip() for row in rows] + more
 
@@ -200,5 +201,5 @@ def _cells(column: Column) -> Iterator[str]:
 
 
 def _cut(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."

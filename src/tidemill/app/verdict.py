@@ -57,6 +57,7 @@ def _try(questions: Questions, pipeline: Pipeline, compiled: Checked) -> bool:
     recording = read_first(pipeline.sources[0], questions.records)
     sensors = len(set(recording.batch.key.tolist()))
     _say([("", ""), ("tried on", f"{recording}; {state_of(compiled, sensors)}")])
+    _say(("", sentence) for sentence in recording.rejected.told)
     _say(("", f"  {line}") for line in table_of(recording.batch))
     tried = try_stages(compiled.plan.stages, recording.batch, lanes=questions.lanes)
     _say(told(tried))

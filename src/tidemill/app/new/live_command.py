@@ -1,0 +1,129 @@
+"""``tidemill new plant.py --mqtt URL``: listen to a broker, keep what was heard as a recording, and write the same files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from tidemill import files, sources
+from tidemill.app.exit_codes import ExitCode
+from tidemill.app.new.command import finish, near, places_of
+from tidemill.app.new.live import Heard, heard
+from tidemill.app.new.roles import Given, Roles, at_place, roles_of
+from tidemill.app.new.sniffing import Head, Layout
+from tidemill.app.new.survey import surveyed
+from tidemill.app.new.templates import Draft, Live
+from tidemill.app.new.topics_seen import TopicsSeen, topics_seen
+from tidemill.column import Column
+from tidemill.errors import InputError
+from tidemill.formats.brokers import broker_of
+from tidemill.formats.edge import DEFAULT_TIME
+from tidemill.formats.json_lines import time_texts
+from tidemill.formats.topics import TopicPattern
+from tidemill.schema import Kind
+
+__all__ = ["new_live"]
+
+HEARD: Final = "heard.ndjson"
+"""What was heard, as records: the test compares them."""
+PASSWORD: Final = "MQTT_PASSWORD"  # noqa: S105 - a variable's name
+"""The variable of the environment that holds the password, here and in the plan, unless the address has it."""
+_OTHERS_SHOWN: Final = 3
+
+Row = dict[str, Any]
+
+
+def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, force: bool) -> ExitCode:
+    """Write the plan, the calibration and the test, and what was heard beside them.
+
+    The password in an address goes to no file: the plan reads it from the environment. Raises what `new` raises, and
+    `OutsideError` when no broker answers. Nothing is written then.
+    """
+    if not seconds > 0:
+        raise InputError(f"--seconds {seconds:g} must be more than 0.")
+    places = places_of(plan, HEARD, force=force)
+    broker = broker_of(url)
+    if broker.username is not None and broker.password is None:
+        broker = broker_of(url, password=os.environ.get(PASSWORD))
+    found = heard(url, broker.password, topic, seconds)
+    topics = topics_seen(found.topics)
+    rows = _rows(found, topics)
+    fields = tuple(dict.fromkeys(name for row in rows for name in row if name != _ARRIVED))
+    head = Head(str(broker), Layout("ndjson"), fields, tuple(rows))
+    roles = roles_of(head, replace(given, key=given.key or topics.key, otherwise="{topic}", arrival=True))
+    paths = _paths(roles, TopicPattern(topics.pattern).names)
+    recorded = [_recorded(row, roles, paths) for row in rows]
+    count = f"{len(rows):,} messages on {len({row['topic'] for row in rows}):,} topics in {seconds:g} s"
+    live = Live(
+        str(broker),
+        topics.pattern,
+        f"a guess from {count}",
+        broker.username,
+        broker.password is not None,
+        f"tidemill-{places[0].stem}",
+        paths,
+    )
+    roles = replace(roles, value=roles.value[-1:] if paths else roles.value)
+    draft = Draft(places[0].name, HEARD, True, places[0].stem, Layout("ndjson"), roles, live=live)
+    survey = surveyed(sources.Records(recorded, key=roles.key, time=roles.time, tz=roles.tz), roles.value)
+    files.write_atomic(places[-1], msgspec.json.Encoder().encode_lines(recorded))
+    finish(
+        places,
+        replace(draft, rejected=survey.rejected.count > 0),
+        survey,
+        read=f"{broker}, {topics.pattern!r}: {count}, of {len(survey.sensors):,} sensors{_others(topics, found)}",
+        again=f" --input {near(places[-1])}",
+    )
+    return ExitCode.DONE
+
+
+_ARRIVED: Final = ""
+"""The field that carries the arrival until it is known whether it is needed."""
+
+
+def _rows(found: Heard, topics: TopicsSeen) -> list[Row]:
+    """The readings on topics of the pattern, with what it binds and the topic, as the source will make them."""
+    pattern = TopicPattern(topics.pattern)
+    bound = {topic: pattern.match(topic) for topic in found.topics}
+    return [
+        {**columns, **record, **columns, "topic": topic, _ARRIVED: arrived_ns}
+        for topic, arrived_ns, record in found.messages
+        if (columns := bound[topic]) is not None
+    ]
+
+
+def _paths(roles: Roles, bound: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Where each column is, once the reading is inside of other fields: a source takes these columns, and no others."""
+    if len(roles.value) == 1:
+        return {}
+    own = [name for name in (*roles.key_fields, roles.time) if name not in (*bound, "topic")]
+    return {roles.value[-1]: roles.value, **{name: (name,) for name in own if name != roles.value[-1]}}
+
+
+def _recorded(row: Row, roles: Roles, paths: dict[str, tuple[str, ...]]) -> Row:
+    """A reading as a record of a recording, which tells its time."""
+    made = dict(row)
+    arrived_ns = made.pop(_ARRIVED)
+    if paths:
+        taken = {name: item for name, place in paths.items() if (item := at_place(row, place)) is not None}
+        made = {name: made[name] for name in (*roles.key_fields, "topic") if name in made} | taken
+    if roles.time == DEFAULT_TIME and made.get(DEFAULT_TIME) is None:
+        made[DEFAULT_TIME] = time_texts(Column(Kind.TIME, np.array([arrived_ns])))[0]
+    return made
+
+
+def _others(topics: TopicsSeen, found: Heard) -> str:
+    """What is not in the plan."""
+    parts = []
+    if topics.others:
+        shown = ", ".join(map(repr, topics.others[:_OTHERS_SHOWN]))
+        parts.append(f"{len(topics.others):,} topics are left out ({shown})")
+    if found.unread:
+        why, _ = found.unread.most_common(1)[0]
+        parts.append(f"{found.unread.total():,} messages hold no reading ({why})")
+    return f"; {'; '.join(parts)}" if parts else ""

@@ -1,0 +1,355 @@
+"""The three files, as texts: the plan, the calibration, and the test against pandas. No I/O.
+
+Names of fields, sensors and files come from outside: they stand in the texts as Python literals, never bare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Template
+from typing import Any, Final
+
+from tidemill.app.new.roles import ARRIVAL, STEM, Place, Roles, shown_place
+from tidemill.app.new.sniffing import BLANKS, Layout
+from tidemill.formats.key_template import KeyTemplate
+
+__all__ = ["MOST_SENSORS", "Calibrated", "Draft", "Live", "calibration_text"]
+
+MOST_SENSORS: Final = 1_000
+"""Lines of the calibration."""
+_OTHERS_SHOWN: Final = 6
+
+_PLAN: Final = Template('''\
+"""Rolling statistics of each sensor in a recording. A first draft by ``tidemill new``; it is yours from here on."""
+
+${imports}
+HERE = Path(__file__).parent
+
+${functions}source = ${source}
+plan = tm.Plan(
+${stages}    tm.Calibrate(HERE / "calibration.csv", ${column}),  # (reading - baseline) / scale, of its own sensor
+    tm.Rolling("normalized", window=50, stats=["mean", "std", "min", "max"]),  # of each sensor's last 50 records
+)
+pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(HERE / "features.db"))
+''')
+
+_OPENED: Final = Template('''\
+
+def opened(rows: list[dict]) -> list[dict]:
+    """Each record, and the number inside of it as a field of its own."""
+    for row in rows:
+        item = row
+        for name in ${value}:
+            item = item.get(name) if isinstance(item, dict) else None
+        row[${column}] = item
+    return rows
+
+
+''')
+
+_TEST: Final = Template('''\
+"""The plan and pandas make the same numbers of the first records."""
+
+${imports}
+HERE = Path(__file__).parent
+MOST = 5_000  # records
+
+
+def test_the_plan_makes_what_pandas_makes():
+    plan = runpy.run_path(str(HERE / ${plan}))["plan"]
+${head}
+    table = pd.read_csv(HERE / "calibration.csv", dtype={"sensor": str}, keep_default_na=False).set_index("sensor")
+    sensor = ${sensor}
+    normalized = (frame[${value}].astype(float) - sensor.map(table["baseline"])) / sensor.map(table["scale"])
+    windows = normalized.groupby(sensor).rolling(50, min_periods=1)
+    for name in ["mean", "std", "min", "max"]:
+        expected = getattr(windows, name)().droplevel(0).sort_index()
+        got = made[f"normalized_{name}_50"].astype(float)
+        # pandas keeps running sums, whose error shows where a window hardly varies
+        pd.testing.assert_series_equal(got, expected, check_names=False, rtol=1e-6, atol=1e-6)
+''')
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A sensor, and the numbers seen of it."""
+
+    sensor: str
+    mean: float
+    spread: float
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """A line of the calibration; a sensor without numbers, or whose number never changes, gets the scale 1."""
+        mean = self.mean if math.isfinite(self.mean) else 0.0
+        varies = math.isfinite(self.spread) and self.spread > max(1e-9 * abs(mean), 1e-300)
+        return self.sensor, f"{mean:.6g}", f"{self.spread:.6g}" if varies else "1"
+
+
+def calibration_text(sensors: Sequence[Calibrated]) -> str:
+    """A line for each of these sensors.
+
+    >>> print(calibration_text([Calibrated("S1", 20.5, 1.25), Calibrated("still, or stuck", 3.0, 0.0)]), end="")
+    sensor,baseline,scale
+    S1,20.5,1.25
+    "still, or stuck",3,1
+    """
+    rows = [("sensor", "baseline", "scale"), *(one.cells for one in sensors)]
+    return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """As CSV has it; `csv.writer` leaves a lone carriage return bare."""
+    return '"' + text.replace('"', '""') + '"' if set(',"\r\n') & set(text) else text
+
+
+@dataclass(frozen=True)
+class Live:
+    """The source of messages."""
+
+    url: str
+    """Without anything secret in it."""
+    pattern: str
+    seen: str
+    """A few words on the pattern, for a comment."""
+    username: str | None
+    password: bool
+    """Whether one was given; the plan reads it from the environment."""
+    client_id: str
+    paths: Mapping[str, Place] = field(default_factory=dict)
+    """Where in the messages each column is, when the reading is inside of other fields."""
+
+    def options(self) -> list[str]:
+        """The first options of `sources.MQTT`, a line each."""
+        lines = [f"{literal(self.url)},", f"# {self.seen}; name the levels as you like", f"{literal(self.pattern)},"]
+        if self.username is not None:
+            lines.append(f"username={literal(self.username)},")
+        if self.password:
+            lines.append('password=os.environ["MQTT_PASSWORD"],')
+        if self.paths:
+            told = ", ".join(f"{literal(name)}: {literal(path_of(place))}" for name, place in self.paths.items())
+            lines.append(f"value={{{told}}},")
+        return [*lines, f"client_id={literal(self.client_id)},  # the broker keeps what comes while no run is there"]
+
+
+def path_of(place: Place) -> str:
+    """The place as `sources.MQTT` takes it.
+
+    >>> path_of(("data", "temp")), path_of(("data", "a.b"))
+    ('data.temp', 'data["a.b"]')
+    """
+    steps = [f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in place]
+    return "".join(steps).removeprefix(".")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the texts are made of."""
+
+    plan: str
+    """The plan's file name."""
+    recording: str
+    """The recording's path: from the plan's folder when it lies ``inside``, else from the root."""
+    inside: bool
+    stem: str
+    """The recording's name without its suffixes."""
+    layout: Layout
+    roles: Roles
+    rejected: bool = False
+    """Whether some of its records are dead letters."""
+    live: Live | None = None
+    """The plan's own source, when the recording is only what was heard of it."""
+
+    # -- the plan --------------------------------------------------------------------------------------------
+
+    def plan_text(self) -> str:
+        """The plan as a person would write it, with a comment at each guess."""
+        nested = len(self.roles.value) > 1
+        column = literal(self.roles.value[-1])
+        opened = _OPENED.substitute(value=literal(self.roles.value), column=column)
+        pandas = () if self.layout.plain else ("import pandas as pd",)
+        stages = self._comment("value", f"others are {_listed(self.roles.others)}")
+        if nested:
+            stages.append(f"tm.MapRows(opened, adds={{{column}: float}}),")
+        return _PLAN.substitute(
+            imports=_lines(
+                [
+                    *(["import os"] if self.live is not None and self.live.password else []),
+                    "from pathlib import Path",
+                    "",
+                    *pandas,
+                    "import tidemill as tm",
+                ]
+            ),
+            functions=opened if nested else "",
+            source=self._source(),
+            stages=_lines(stages, "    "),
+            column=column,
+        )
+
+    def _source(self) -> str:
+        """The source with all its options, a line each."""
+        roles, of = self.roles, "Replay"
+        options = [f"{self._place},"]
+        if self.live is not None:
+            of, options = "MQTT", self.live.options()
+        elif not self.layout.plain:
+            of = "Frame"
+            options = [f"# {self.layout}: pandas reads it, into memory", f"{self._read_csv()}{self._named()},"]
+        elif not self.layout.named:
+            options.append(f"format={literal(self.layout.kind)},")
+        options += self._comment("key", 'or a field; or several: "{line}/{machine}"')
+        options.append(f"key={literal(self.key)},")
+        options += self._comment("time", "say which field holds the time")
+        options.append(
+            f"# time= is {roles.seen.words}"
+            if roles.seen is ARRIVAL
+            else f"time={literal(roles.time)},  # {roles.seen.words}"
+        )
+        if roles.seen.format is not None:
+            options.append(f"time_format={literal(roles.seen.format)},")
+        if not roles.seen.zoned:
+            options += self._comment("tz", 'say where the clock was, such as "Europe/Berlin"')
+            options.append(f"tz={literal(roles.tz)},")
+        return f"tm.sources.{of}(\n{_lines(options, '    ')})"
+
+    @property
+    def key(self) -> str:
+        """The key as the plan's source takes it: a table knows nothing of its file, and gets a column with its name."""
+        return self.roles.key if self.layout.plain or self.roles.key != f"{{{STEM}}}" else STEM
+
+    @property
+    def by_stem(self) -> bool:
+        """Whether the file's own name is in the key."""
+        return STEM in KeyTemplate(self.roles.key).names and "{" in self.roles.key
+
+    def _comment(self, role: str, change: str) -> list[str]:
+        doubt = self.roles.doubt(role)
+        return [f"# {doubt}; {change}"] if doubt else []
+
+    @property
+    def _place(self) -> str:
+        return f"HERE / {literal(self.recording)}" if self.inside else literal(self.recording)
+
+    def _named(self) -> str:
+        return f".assign(stem={literal(self.stem)})" if self.by_stem else ""
+
+    def _read_csv(self, *more: str) -> str:
+        """pandas' words for the recording."""
+        layout = self.layout
+        types = ", ".join(f"{literal(name)}: str" for name in self.key_fields)
+        options = [
+            *(
+                []
+                if layout.separator == ","
+                else [f"sep={literal(layout.separator)}" if layout.separator != BLANKS else 'sep=r"\\s+"']
+            ),
+            *([] if layout.quote == '"' else [f"quotechar={literal(layout.quote)}"]),
+            *([f"skiprows={layout.skipped}"] if layout.skipped else []),
+            *([] if layout.decimal == "." else [f"decimal={literal(layout.decimal)}"]),
+            *([] if layout.encoding == "utf-8" else [f"encoding={literal(layout.encoding)}"]),
+            *([] if layout.separator == BLANKS else ["skipinitialspace=True"]),
+            *([f"dtype={{{types}}}"] if types else []),
+            *more,
+        ]
+        return f"pd.read_csv({', '.join([self._place, *options])})"
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The fields of the recording that make the key; the file's own name is none."""
+        return tuple(name for name in KeyTemplate(self.roles.key).names if not (self.by_stem and name == STEM))
+
+    # -- the test --------------------------------------------------------------------------------------------
+
+    def test_text(self) -> str:
+        """The plan against pandas, on the head of the recording."""
+        json = self.layout.kind == "ndjson"
+        modules = [
+            *(["import gzip"] if self._packed and json else []),
+            *(["import json"] if json else []),
+            "import runpy",
+        ]
+        names = [*(["from itertools import islice"] if json else []), "from pathlib import Path"]
+        return _TEST.substitute(
+            imports=_lines([*modules, *names, "", "import pandas as pd"]),
+            plan=literal(self.plan),
+            head=_lines(self._json_head() if json else self._csv_head(), "    "),
+            sensor=self._sensor(),
+            value=literal(".".join(self.roles.value)),
+        )
+
+    @property
+    def _packed(self) -> bool:
+        return self.recording.lower().endswith(".gz")
+
+    def _csv_head(self) -> list[str]:
+        roles, value = self.roles, literal(self.roles.value[0])
+        wanted = list(dict.fromkeys([*self.key_fields, roles.time, roles.value[0]]))
+        bad = ('on_bad_lines="skip"',) if self.rejected else ()
+        lines = [f"frame = {self._read_csv('nrows=MOST', *bad)}[{literal(wanted)}]{self._named()}"]
+        if self.rejected:
+            lines += [
+                "# what a run rejects never comes to the plan",
+                f'frame[{value}] = pd.to_numeric(frame[{value}], errors="coerce")',
+                "frame = frame.dropna().reset_index(drop=True)",
+            ]
+        if roles.seen.format is not None:
+            lines.append(
+                f"frame[{literal(roles.time)}] = pd.to_datetime(frame[{literal(roles.time)}], format={literal(roles.seen.format)})"
+            )
+        return [
+            *lines,
+            f"made = plan.apply(frame, key={literal(roles.key)}, time={literal(roles.time)}, tz={literal(roles.tz)})",
+        ]
+
+    def _json_head(self) -> list[str]:
+        roles = self.roles
+        lines = [
+            f'with {"gzip.open" if self._packed else "open"}({self._place}, "rt", encoding="utf-8") as lines:',
+            "    records = [json.loads(line) for line in islice(lines, MOST) if line.strip()]",
+        ]
+        if self.rejected:
+            needed = [*self.key_fields, roles.time]
+            lines += [
+                "# what a run rejects never comes to the plan",
+                f"records = [one for one in records if all(one.get(name) is not None for name in {literal(needed)})]",
+            ]
+        if self.by_stem:
+            lines.append(f'records = [{{**one, "stem": {literal(self.stem)}}} for one in records]')
+        return [
+            *lines,
+            "frame = pd.json_normalize(records)",
+            f"made = pd.DataFrame(plan.apply(records, key={literal(roles.key)}, time={literal(roles.time)}, tz={literal(roles.tz)}))",
+        ]
+
+    def _sensor(self) -> str:
+        """The key in pandas' words."""
+        template = KeyTemplate(self.roles.key)
+        if template.field is not None:
+            return f"frame[{literal(template.field)}].astype(str)"
+        return f"frame.astype(str).apply({literal(self.roles.key)}.format_map, axis=1)"
+
+
+def literal(item: Any) -> str:
+    """A value as Python writes it, texts in double quotes where that changes nothing else.
+
+    >>> literal("sensor"), literal(["it's", "new\\nline"])
+    ('"sensor"', '["it\\'s", "new\\\\nline"]')
+    """
+    if isinstance(item, str):
+        told = repr(item)
+        return told if set("'\"") & set(item) else f'"{told[1:-1]}"'
+    if isinstance(item, (list, tuple)):
+        return f"[{', '.join(map(literal, item))}]"
+    return repr(item)
+
+
+def _lines(lines: Sequence[str], indent: str = "") -> str:
+    return "".join(f"{indent}{line}".rstrip() + "\n" for line in lines)
+
+
+def _listed(places: Sequence[Place]) -> str:
+    told = ", ".join(map(shown_place, places[:_OTHERS_SHOWN]))
+    return f"{told} and {len(places) - _OTHERS_SHOWN} more" if len(places) > _OTHERS_SHOWN else told

@@ -1,0 +1,58 @@
+"""What fields are called that mean something: times, sensors, quantities, readings, and what is none of these."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = [
+    "METRICS",
+    "NO_READINGS",
+    "NO_SENSORS",
+    "PHYSICAL",
+    "READINGS",
+    "SENSORS",
+    "TIMES",
+    "WEAK_SENSORS",
+    "words_of",
+]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a field's name.
+
+    >>> words_of("deviceName"), words_of("Mote-ID"), words_of("devEUI")
+    (['device', 'name'], ['mote', 'id'], ['dev', 'eui'])
+    """
+    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TIMES: Final = _words("time timestamp ts date datetime when at clock epoch stamp utc zeit datum heure fecha")
+SENSORS: Final = _words(
+    "sensor device mote node machine asset equipment tag station thing meter eui host hostname topic channel series "
+    "location name id key"
+)
+"""The best first."""
+WEAK_SENSORS: Final = _words("name id key")
+"""Of these, what names rows as often as sensors."""
+METRICS: Final = _words("metric channel parameter measurement quantity variable param signal property measure")
+"""What a reading is of, where a device has several."""
+READINGS: Final = _words("value reading val wert valeur valor")
+PHYSICAL: Final = _words(
+    "temperature temp humidity pressure level flow speed power voltage current vibration energy co2 distance weight "
+    "force torque load rpm acceleration salinity ph usage utilization"
+)
+NO_READINGS: Final = _words(
+    "lat latitude lon lng long longitude altitude elevation depth id index idx seq sequence counter fcnt cnt port fport "
+    "version label flag code status epoch year month day hour minute second row sample number no nr dr redundancy test "
+    "score size"
+)
+"""Numbers all the same: taken when there is nothing else."""
+NO_SENSORS: Final = _words(
+    "unit units status state quality flag label comment type kind message text version note data payload"
+)
+"""Texts that come again and name no sensor."""

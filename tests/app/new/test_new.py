@@ -1,0 +1,206 @@
+"""``tidemill new``: three files, and each does what it is for."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import os
+import runpy
+import sqlite3
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tidemill as tm
+from tidemill.app.load import load
+from tidemill.app.new.command import new
+from tidemill.app.new.roles import Given, Roles
+from tidemill.app.new.sniffing import Layout
+from tidemill.app.new.templates import Calibrated, Draft, calibration_text
+from tidemill.app.new.times_seen import TimeSeen
+from tidemill.errors import InputError, OutputExists
+
+
+def cut(recording: Path, folder: Path, lines: int) -> Path:
+    """The first lines of a recording."""
+    place = folder / recording.name
+    opened = gzip.open if recording.suffix == ".gz" else open
+    with opened(recording, "rb") as whole, opened(place, "wb") as part:
+        part.writelines(islice(whole, lines))
+    return place
+
+
+def tried(recording: Path, folder: Path, **given: str) -> tuple[tm.Report, Any]:
+    """What becomes of the plan that ``new`` makes: it is run, and its test is run."""
+    plan = folder / "plant.py"
+    assert new(str(plan), str(recording), Given(**given), force=False) == 0
+    report = tm.run(load(str(plan)).pipeline, lanes=0, dead_letters=folder / "dead.ndjson")
+    runpy.run_path(str(folder / "test_plant.py"))["test_the_plan_makes_what_pandas_makes"]()
+    return report, plan.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "records", "words"),
+    [
+        ("nab/data/realKnownCause/machine_temperature_system_failure.csv", {}, 800, ['key="{stem}"', 'tz="UTC"']),
+        ("nab/data/realAWSCloudwatch/ec2_network_in_257a54.csv", {}, 800, ['"timestamp"']),
+        ("ioos_qartod/20363_1000427.csv.gz", {}, 800, ['time="time",  # ISO 8601']),
+        ("ioos_qartod/water_level_example.csv", {}, 800, ['"sea_surface_height_above_sea_level"']),
+        ("ioos_qartod/attenuated_salinity_example.csv", {}, 799, ['quotechar="\'"', "skiprows=1", "sources.Frame"]),
+        ("mitbih_ecg/100_adc.csv.gz", {"time": "sample"}, 800, ['"MLII"', "seconds since 1970"]),
+        ("uncg_wsn/singlehop/data.csv", {"time": "reading"}, 800, ['key="mote_id"', '"humidity"', "others are 'temperature'"]),
+        ("uncg_wsn/singlehop/singlehop_outdoor_moteid3_data.txt", {"time": "Reading#"}, 800, ['sep=r"\\s+"']),
+        ("campusiot_lorawan/d1d1e80000000033_campusiot.ndjson.gz", {}, 801, ["def opened", '"object", "temperature"']),
+        ("campusiot_lorawan/ems-tourperret-A81758FFFE04B1C1.ndjson.gz", {}, 801, ['["decoded", "payload", "temperature"]']),
+    ],
+    ids=lambda item: item.rpartition("/")[2] if isinstance(item, str) else "",
+)  # fmt: skip
+def test_every_kind_of_recording_gives_a_plan_that_runs_and_agrees_with_pandas(
+    recordings: Path, tmp_path: Path, name: str, given: dict[str, str], records: int, words: list[str]
+) -> None:
+    """Its first records, of one recording of each kind that there is."""
+    report, plan = tried(cut(recordings / name, tmp_path, 801), tmp_path, **given)
+    assert (report.records_in, report.rows_out, report.dead_letters) == (records, records, 0)
+    assert [each for each in words if each not in plan] == []
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_recording_with_bad_records_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are told, and the test passes over them as the run does."""
+    lines = [f"S{n % 3},{1_700_000_000 + n},{n * 7 % 11}.5\n" for n in range(300)]
+    lines[5:5] = ["S1,1700000005,n/a broken\n", "S1,1,2,3\n", ",1700000005,3\n"]
+    report, _ = tried(written(tmp_path, "march.csv", "sensor,time,value\n" + "".join(lines)), tmp_path)
+    assert (report.rows_out, report.dead_letters) == (300, 3)
+    told = capsys.readouterr().out
+    assert "1 rejected as wrong_type: field 'value' is float" in told
+    assert "1 rejected as no_key: " in told
+
+
+def test_a_recording_of_a_spreadsheet(tmp_path: Path) -> None:
+    """Semicolons, decimal commas, days first, blanks before texts: pandas reads it into a frame."""
+    rows = [f"{n % 28 + 1:02}.03.2024 12:00; S{n % 2};{n},5\n" for n in range(100)]
+    report, plan = tried(written(tmp_path, "m\u00e4rz.csv", "Zeit;Sensor;Wert\n" + "".join(rows)), tmp_path)
+    assert report.rows_out == 100
+    assert 'time_format="%d.%m.%Y %H:%M"' in plan
+    assert (tmp_path / "calibration.csv").read_text().splitlines()[1].startswith("S0,49.5,")
+
+
+def test_several_quantities_of_each_device(tmp_path: Path) -> None:
+    """Long records: the device and the quantity together are the sensor."""
+    rows = [f"pump-{n % 2},{'flow' if n % 4 < 2 else 'power'},{1_700_000_000 + n},{n * 13 % 17}\n" for n in range(200)]
+    report, plan = tried(written(tmp_path, "a.csv", "device,metric,time,value\n" + "".join(rows)), tmp_path)
+    assert report.rows_out == 200
+    assert 'key="{device}/{metric}"' in plan
+    assert len((tmp_path / "calibration.csv").read_text().splitlines()) == 5
+
+
+def test_records_of_one_sensor_a_file_in_json_without_a_suffix_that_says_so(tmp_path: Path) -> None:
+    """The format is given, and the file's name is the sensor."""
+    rows = [json.dumps({"ts": 1_700_000_000_000 + n, "x": n % 7}) + "\n" for n in range(100)]
+    report, plan = tried(written(tmp_path, "pump.log", "".join(rows)), tmp_path)
+    assert report.rows_out == 100
+    assert 'format="ndjson"' in plan
+    with sqlite3.connect(tmp_path / "features.db") as database:
+        assert database.execute("SELECT avg(normalized) FROM features").fetchone()[0] == pytest.approx(0, abs=1e-5)
+    database.close()
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    """One of the three is enough; --force replaces them; a recording that cannot be told leaves nothing behind."""
+    march = written(tmp_path, "march.csv", "sensor,time,value\nS1,1700000000,20\nS1,1700000001,21\n")
+    written(tmp_path, "calibration.csv", "mine")
+    with pytest.raises(OutputExists, match=r"calibration.csv is there already.*--force"):
+        new(str(tmp_path / "plant.py"), str(march), Given(), force=False)
+    bad = written(tmp_path, "bad.csv", "sensor,value\nS1,20\n")
+    with pytest.raises(InputError, match="--time"):
+        new(str(tmp_path / "plant.py"), str(bad), Given(), force=True)
+    assert (tmp_path / "calibration.csv").read_text() == "mine"
+    assert not (tmp_path / "plant.py").exists()
+    assert new(str(tmp_path / "plant.py"), str(march), Given(), force=True) == 0
+    assert (tmp_path / "calibration.csv").read_text() == "sensor,baseline,scale\nS1,20.5,0.5\n"
+
+
+def test_more_sensors_than_a_calibration_has_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many more is said, and they are NaN in the plan as in pandas."""
+    rows = [f"S{n % 1_200},{1_700_000_000 + n},{n % 7}\n" for n in range(2_400)]
+    report, _ = tried(written(tmp_path, "a.csv", "sensor,time,value\n" + "".join(rows)), tmp_path)
+    assert report.rows_out == 2_400
+    assert len((tmp_path / "calibration.csv").read_text().splitlines()) == 1_001
+    assert "the first 1,000 sensors; 200 more" in capsys.readouterr().out
+
+
+def test_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was written, what was seen, what is a guess, and what to type next."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "march.csv", "timestamp,value\n2024-03-01 12:00:00,20\n2024-03-01 12:00:01,21\n")
+    new("plant.py", "march.csv", Given(), force=False)
+    told = capsys.readouterr().out
+    assert told.startswith(
+        "wrote     plant.py, calibration.csv, test_plant.py\nread      march.csv: CSV with commas; 2 records of 1 sensor, "
+    )
+    assert "\nzone      tz='UTC' (a guess: the times name no zone)\n" in told
+    assert told.endswith(
+        "next      tidemill check plant.py --input march.csv\n          tidemill run plant.py\n          python -m pytest test_plant.py\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"), [("plant", "does not end in .py"), ("no/such/plant.py", "there is no folder")]
+)
+def test_a_place_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str, said: str) -> None:
+    """Before the recording is read."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        new(plan, "nothing.csv", Given(), force=False)
+
+
+# -- texts -----------------------------------------------------------------------------------------------------
+
+words = st.text(min_size=1, max_size=12) | st.sampled_from(
+    ['"""', "\\", "'", '"', "${value}", "\n", "#", "{x}", "\u2028"]
+)
+
+
+@settings(max_examples=50)
+@given(words, words, words, st.lists(words, min_size=1, max_size=3), st.booleans(), st.sampled_from(["csv", "ndjson"]))
+def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place, time, value, inside, kind) -> None:
+    """Names come from outside: each is a literal in the code, and nothing of it is code or ends a comment."""
+    layout = Layout(kind, separator=";" if inside else ",")
+    doubts = {"key": "a guess", "time": "a guess", "tz": "a guess", "value": "a guess"}
+    key = "{stem}" if set("{}") & set(place) else place
+    roles = Roles(key, time, TimeSeen("ISO 8601", zoned=False), "UTC", tuple(value), ((place, time),), doubts)
+    draft = Draft(plan, place, inside, place, layout, roles, rejected=True)
+    for text in (draft.plan_text(), draft.test_text()):
+        tree = ast.parse(text.encode("utf-8"))
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert {place, time} <= constants
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert names <= {
+            "HERE", "MOST", "Path", "__file__", "dict", "expected", "float", "frame", "getattr", "got", "gzip", "isinstance",
+            "islice", "item", "json", "line", "lines", "list", "made", "name", "normalized", "one", "open", "opened", "pd",
+            "pipeline", "plan", "records", "row", "rows", "runpy", "sensor", "source", "str", "table", "tm", "windows", "all",
+        }  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.tuples(words.map(str.strip).filter(bool), st.floats(), st.floats(min_value=0)),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda one: one[0],
+    )
+)
+def test_a_calibration_of_any_sensors_is_one(tmp_path_factory, sensors) -> None:
+    """`Calibrate` reads it, whatever was seen of them."""
+    place = tmp_path_factory.getbasetemp() / "calibration.csv"
+    place.write_bytes(calibration_text([Calibrated(*one) for one in sensors]).encode("utf-8", "replace"))
+    tm.Plan(tm.Calibrate(os.fspath(place))).apply([{"sensor": "S1", "time": 0, "value": 1.0}])

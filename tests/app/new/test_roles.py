@@ -1,0 +1,131 @@
+"""Which field is the sensor, which the time, which the reading."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.app.new.roles import Given, Roles, at_place, roles_of
+from tidemill.app.new.sniffing import Head, Layout, sniffed
+from tidemill.errors import InputError, TidemillError
+
+
+def roles(text: str, *, suffix: str = ".csv", **given: str) -> Roles:
+    return roles_of(sniffed("plant", suffix, text.encode(), whole=True), Given(**given))
+
+
+def lines(*records: dict) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "time", "value"),
+    [
+        ("sensor,time,value\nS1,1700000000,20.5\n", "sensor", "time", ("value",)),
+        ("timestamp,value\n2024-03-01 00:00:00,20.5\n", "{stem}", "timestamp", ("value",)),
+        ("time,time_epoch,lat,lon,value\n2024-03-01T00:00:00Z,1709251200,40.7,-124.1,6\n", "{stem}", "time", ("value",)),
+        ("time,z,level\n2024-03-01T00:00:00Z,0,1\n2024-03-01T00:00:01Z,0,2\n", "{stem}", "time", ("level",)),
+        ("ts,deviceName,humidity,temp\n1700000000250,a,40,20.5\n", "deviceName", "ts", ("temp",)),
+        ("id,ts,mote_id,x\n1,1700000000,7,1.5\n2,1700000001,7,2.5\n3,1700000002,7,0.5\n", "mote_id", "ts", ("x",)),
+        ("id,ts,x\n1,1700000000,1.5\n2,1700000001,2.5\n3,1700000002,0.5\n", "{stem}", "ts", ("x",)),
+        ("hall,ts,x\na,1700000000,1.5\na,1700000001,2\nb,1700000000,2.5\nb,1700000001,2\n", "hall", "ts", ("x",)),
+        ("machine,metric,ts,value\nm1,temp,1700000000,1\nm1,flow,1700000000,2\n", "{machine}/{metric}", "ts", ("value",)),
+        ("Zeit,Sensor,Wert\n31.12.2024 12:00,S1,4\n31.12.2024 12:01,S1,5\n", "Sensor", "Zeit", ("Wert",)),
+        ("when,bytes\n1700000000,1500000000.5\n1700000001,1400000000\n", "{stem}", "when", ("bytes",)),
+        ("a,bytes\n1700000000,1500000000.5\n1700000001,1400000000\n", "{stem}", "a", ("bytes",)),
+        (lines({"devEUI": "d1", "fCnt": 7, "_date": "2024-03-01T00:00:00Z", "object": {"t": {"temperature": 20.5}}}), "devEUI", "_date", ("object", "t", "temperature")),
+        (lines({"sensor": "S1", "time": 1700000000, "ok": True, "n": 3}), "sensor", "time", ("n",)),
+    ],
+)  # fmt: skip
+def test_roles(text: str, key: str, time: str, value: tuple[str, ...]) -> None:
+    """By name, by what stands in the fields, and by both."""
+    found = roles(text)
+    assert (found.key, found.time, found.value) == (key, time, value)
+
+
+def test_what_is_a_guess_is_said_to_be_one() -> None:
+    """And what is told by the recording is not."""
+    sure = roles("sensor,time,value\nS1,1700000000,20.5\n")
+    assert sure.doubts == {}
+    unsure = roles("timestamp,temperature,humidity\n2024-03-01 00:00:00,20,40\n2024-03-01 00:00:01,21,41\n")
+    assert set(unsure.doubts or ()) == {"key", "tz", "value"}
+    assert unsure.others == (("humidity",),)
+    assert roles("time_utc,value\n2024-03-01 00:00:00,20\n").doubt("tz") == ""
+    assert roles("t,value\n2024-03-01 00:00:00,20\n", tz="Europe/Berlin").doubt("tz") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sample,V5\n0,995\n1,990\n2,995\n", ["no field looks like a time", "'V5' ('995', '990')", "--time sample", "'sample' counts up"]),
+        ("Reading#,V5\n0,995\n1,990\n2,995\n", ["--time 'Reading#' reads it"]),
+        ("a,b,ts,x\np,q,1,1\np,q,2,2\nr,s,3,3\nr,s,4,4\n".replace(",1,", ",1700000001,").replace(",2,", ",1700000002,").replace(",3,", ",1700000003,").replace(",4,", ",1700000004,"), ["several might name them: 'a', 'b'", "--key a", "--key '{stem}'"]),
+        ("date,hour,x\n2024-03-01,12:00:00,1\n", ["in two columns, 'date' (the day) and 'hour'", "--time"]),
+        ("sensor,time,state\nS1,1700000000,on\n", ["no field holds numbers", "'state' ('on')"]),
+        (lines({"sensor": "S1", "meta": {"time": 1700000000}, "value": 3}), ["inside of another field, at 'meta.time'", "--time"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_asked_for(text: str, said: list[str]) -> None:
+    """With the fields seen, what stands in them, and the option to give."""
+    with pytest.raises(InputError) as refused:
+        roles(text)
+    assert all(words in str(refused.value) for words in said), refused.value
+
+
+def test_what_is_given_is_taken() -> None:
+    """Also a template, the file's name, a counter as time, and a place inside of a record."""
+    counter = roles("sample,V5\n0,995\n1,990\n", time="sample", key="{stem}")
+    assert (counter.time, counter.key) == ("sample", "{stem}")
+    assert "seconds since 1970" in counter.doubt("time")
+    assert roles("a,b,ts,x\np,q,1700000000,1\n", key="{a}/{b}").key == "{a}/{b}"
+    nested = lines({"sensor": "S1", "time": 1700000000, "value": 3, "data": {"raw": 4}})
+    assert roles(nested, value="data.raw").value == ("data", "raw")
+    assert roles(nested, value="value").value == ("value",)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"time": "when"}, "no field 'when', which --time names; the fields seen are: 'sensor', 'time', 'value'"),
+        ({"key": "{line}/{sensor}"}, "no field 'line', which --key names"),
+        ({"value": "x"}, "field 'x' is not there"),
+        ({"value": "sensor"}, "field 'sensor' holds no numbers"),
+        ({"time": "sensor"}, "holds no times"),
+    ],
+)
+def test_what_is_given_and_not_there_is_refused(given: dict, said: str) -> None:
+    """Naming the option."""
+    with pytest.raises(InputError, match=said.replace("{", r"\{")):
+        roles("sensor,time,value\nS1,1700000000,20\n", **given)
+
+
+names = st.text(min_size=1, max_size=6)
+items = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.dictionaries(names | st.sampled_from(["time", "sensor", "value", "ts"]), items), min_size=1, max_size=8)
+)
+def test_any_records_have_roles_or_are_refused_in_one_sentence(rows) -> None:
+    """Of what is found, every field is there; nothing else happens."""
+    fields = tuple(dict.fromkeys(name for row in rows for name in row))
+    try:
+        found = roles_of(Head("plant", Layout("ndjson"), fields, tuple(rows)), Given())
+    except TidemillError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert refused.startswith("plant")
+        assert len(refused) < 2_000
+    else:
+        assert found.time in fields
+        assert any(isinstance(at_place(row, found.value), (int, float, str)) for row in rows)
