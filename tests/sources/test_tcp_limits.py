@@ -119,6 +119,7 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(cap
             assert await asyncio.to_thread(closed_by_the_other_side, sockets[-1])
             sockets.pop().close()
             assert (source.statistics().connections, source.statistics().turned_away) == (3, 1)
+            assert run.statistics().source_flows[0].turned_away == 1
             sockets[0].sendall(line(1))
             await until(lambda: run.statistics().records_in == 1)
             sockets.pop().close()

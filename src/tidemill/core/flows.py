@@ -34,6 +34,8 @@ class SourceFlow:
     """Why it is not connected, where it knows."""
     lost: int = 0
     """What was lost before it could be read, as far as the system tells."""
+    turned_away: int = 0
+    """Connections that were not taken, because there were too many."""
     dials: bool = False
     """It opens its connection itself, so it can open another."""
 

@@ -184,6 +184,8 @@ METRICS: Final = (
            _each("source_flows", lambda f: f.rejected), "source"),
     Metric("source_lost", "counter", "Datagrams to the source that the system dropped before they could be read.",
            _each("source_flows", lambda f: f.lost), "source"),
+    Metric("source_turned_away", "counter", "Connections to the source that were not taken, because there were too many.",
+           _each("source_flows", lambda f: f.turned_away), "source"),
     Metric("source_last_record_age_seconds", "gauge", "Since the source's last record.",
            _each("source_flows", lambda f: f.last_record_age_s), "source"),
     Metric("source_held_seconds", "gauge", "How long the source has waited for the engine to take what it gave.",

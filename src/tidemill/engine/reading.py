@@ -55,6 +55,7 @@ class SourceReader:
             tries=told.tries,
             trouble=told.trouble,
             lost=told.lost,
+            turned_away=told.turned_away,
             dials=told.dials,
         )
 
