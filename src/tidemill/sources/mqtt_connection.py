@@ -15,7 +15,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from tidemill.clock import Clock
 from tidemill.errors import InputError, OutsideError
-from tidemill.formats.brokers import Broker, refusal
+from tidemill.formats.brokers import Broker, no_tls, refusal, untrusted
 from tidemill.formats.mqtt_packets import PacketLimit
 from tidemill.sources.mqtt_client import Client, Message, Wire, expiring
 from tidemill.tls import refused_certificate
@@ -145,14 +145,8 @@ class Connection:
         except ssl.SSLError as error:
             why = refused_certificate(error)
             if why:
-                raise InputError(
-                    f"{broker} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed "
-                    "it, and the name that is in it in the address"
-                ) from None
-            said = (error.reason or str(error)).replace("_", " ").lower()
-            raise InputError(
-                f"{broker} refuses TLS: {said}; is this its port for TLS, and does it want a cert=?"
-            ) from None
+                raise InputError(untrusted(broker, why)) from None
+            raise InputError(no_tls(broker, error.reason or str(error))) from None
         except OSError as error:
             raise OutsideError(f"{broker} ended the connection during TLS: {error.strerror or error}") from None
 
