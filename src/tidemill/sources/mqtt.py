@@ -149,6 +149,8 @@ class MQTT(EdgedSource):
         self._certificates = (ca, cert, cert_key)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
         self._skipped = 0
+        self._tries = 0
+        self._trouble = ""
         self._connection: Connection | None = None
         self._inbox: Inbox[Block] | None = None
         self._pending: Acknowledgements[Connection] = Acknowledgements()
@@ -177,7 +179,14 @@ class MQTT(EdgedSource):
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(
-            self.name, self._connected, self._records, self._rejected, int(self._connected), self._skipped
+            self.name,
+            self._connected,
+            self._records,
+            self._rejected,
+            connections=int(self._connected),
+            skipped=self._skipped,
+            tries=self._tries,
+            trouble=self._trouble,
         )
 
     async def wait_subscribed(self) -> None:
@@ -349,6 +358,8 @@ class MQTT(EdgedSource):
             finally:
                 self._connected = False
                 await connection.close()
+            self._tries += 1
+            self._trouble = why.rstrip(".")
             wait_s = backoff.failed(context.clock.monotonic_ns())
             _log.warning(
                 "source %s: %s. Connecting again in %.1f s.",
@@ -363,6 +374,7 @@ class MQTT(EdgedSource):
 
     def _say_connected(self, again: bool) -> None:
         self._connected = True
+        self._tries, self._trouble = 0, ""
         self._subscribed.set()
         _log.info(
             "source %s: %s to %s", self.name, "connected again" if again else "connected", self._broker,

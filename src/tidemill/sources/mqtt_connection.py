@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections import deque
@@ -134,7 +135,9 @@ class Connection:
         except TimeoutError:
             raise OutsideError(f"{broker} does not answer") from None
         except OSError as error:
-            raise OutsideError(f"{broker} cannot be reached: {error.strerror or error}") from None
+            # asyncio's own words ("Connect call failed") say less than the system's
+            said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            raise OutsideError(f"{broker} cannot be reached: {said}") from None
         if self._session.tls is None:
             return connected
         try:
