@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -29,11 +31,15 @@ def free_port() -> int:
 
 
 class MosquittoServer:
-    """Started and stopped by hand. ``port`` takes anybody, ``guarded_port`` those who know the password."""
+    """Started and stopped by hand. ``port`` takes anybody, ``guarded_port`` those who know the password; with ``tls``, a
+    certificate and its key, ``tls_port`` shows that; with ``acl``, lines of such a file, ``port`` keeps to it; with
+    ``mute`` nobody may subscribe there."""
 
     password = PASSWORD
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(
+        self, *, tls: tuple[Path, Path] | None = None, acl: str = "", mute: bool = False, **settings: object
+    ) -> None:
         self._program = program()
         self.folder = Path(tempfile.mkdtemp(prefix="tidemill-mosquitto-"))
         self.port, self.guarded_port = free_port(), free_port()
@@ -55,12 +61,35 @@ class MosquittoServer:
         self._listeners = [
             f"listener {self.port} 127.0.0.1",
             "allow_anonymous true",
+            *self._only(acl),
+            *(self._muted() if mute else []),
             f"listener {self.guarded_port} 127.0.0.1",
             f"password_file {passwords}",
         ]
+        if tls is not None:
+            self.tls_port = free_port()
+            self._listeners += [f"listener {self.tls_port} 127.0.0.1", "allow_anonymous true"]
+            self._listeners += [f"certfile {tls[0]}", f"keyfile {tls[1]}"]
         if _AS_ROOT:
             self._settings["user"] = "root"  # else it becomes a user who may not write in the folder
         self._process: subprocess.Popen[bytes] | None = None
+
+    def _only(self, acl: str) -> list[str]:
+        if not acl:
+            return []
+        path = self.folder / "acl"
+        path.write_text(acl)
+        path.chmod(0o600)
+        return [f"acl_file {path}"]
+
+    def _muted(self) -> list[str]:
+        """By the broker's own plugin: files of ACL say nothing about subscriptions."""
+        plugin = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"))
+        may = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
+        config = {"defaultACLAccess": may, "clients": [], "groups": [{"groupname": "all", "roles": []}], "roles": []}
+        path = self.folder / "security.json"
+        path.write_text(json.dumps({**config, "anonymousGroup": "all"}))
+        return [f"plugin {plugin}", f"plugin_opt_config_file {path}"]
 
     @property
     def url(self) -> str:
@@ -104,6 +133,11 @@ class MosquittoServer:
             getattr(self._process, how)()
             self._process.wait(20)
             self._process = None
+
+    def hold(self, signal_number: int = signal.SIGSTOP) -> None:
+        """It is there, and says nothing any more; SIGCONT lets it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal_number)
 
     def restart(self) -> None:
         self.stop()

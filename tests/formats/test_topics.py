@@ -60,19 +60,29 @@ def test_what_no_broker_takes_is_refused_at_once(pattern: str) -> None:
         TopicPattern(pattern)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=6), min_size=2, max_size=2))
-def test_a_rows_topic_has_the_levels_of_its_template(values: list[str]) -> None:
-    """Whatever is in the columns: nobody gets into another level, or makes a wildcard."""
-    topic = TopicTemplate("features/{site}/{sensor}/x").of(values)
-    levels = topic.split("/")
-    assert len(levels) == 4
-    assert all(levels)
-    assert (levels[0], levels[3]) == ("features", "x")
-    assert not set(topic) & set("+#\0")
-    topic.encode()
+_LEVELS = st.one_of(
+    st.text(st.characters(exclude_categories=[]), max_size=6),
+    st.sampled_from(["", "a/b", "+", "#", "$SYS", "S1", 7, None, 1.5]),
+)
 
 
-@pytest.mark.parametrize("template", ["", "a/+", "a/#", "$SYS/a", "a/{", "a/}", "a/{}", None])
+@given(st.tuples(_LEVELS, _LEVELS))
+def test_a_rows_topic_is_the_one_that_is_meant_or_there_is_none(values: tuple[object, object]) -> None:
+    """Whatever is in the columns: the pattern reads back what the template was given, and each refusal names a column."""
+    for shape in ("features/{site}/{sensor}/x", "{site}/{sensor}"):
+        template = TopicTemplate(shape)
+        topic = template.of(values)
+        if topic is None:
+            culprit = values[template.names.index(template.unfit(values))]
+            odd = not isinstance(culprit, str) or culprit == "" or set(culprit) & set("/+#\0$")
+            assert odd or not culprit.isprintable() or any("\ud800" <= one <= "\udfff" for one in culprit)
+        else:
+            assert TopicPattern(shape).match(topic) == {"site": str(values[0]), "sensor": str(values[1])}
+            assert not set(topic) & set("+#\0")
+            topic.encode()
+
+
+@pytest.mark.parametrize("template", ["", "a/+", "a/#", "$SYS/a", "a/{", "a/}", "a/{}", "a" * 70_000, None])
 def test_what_makes_no_topic_is_refused_at_once(template: str) -> None:
     """By its name."""
     with pytest.raises(PlanError, match="topic="):

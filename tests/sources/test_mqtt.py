@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import tidemill as tm
 from tidemill.clock import SystemClock
+from tidemill.engine.health import judged
 from tidemill.errors import InputError, PlanError
 from tidemill.letters import DeadLetter
 from tidemill.sources import MQTT, SourceContext
@@ -257,12 +259,40 @@ async def test_a_password_that_is_refused_ends_the_run_in_one_sentence(
 
 
 async def test_a_broker_that_is_away_is_asked_again(root: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says why, and when."""
+    """The log says why, and when; the source's statistics count the tries, and say why, too."""
     source = MQTT("mqtt://127.0.0.1:1", f"{root}/{{sensor}}")
+    assert (source.statistics().tries, source.statistics().trouble) == (0, "")
     keeper = Keeper(source)
     with caplog.at_level("WARNING", "tidemill"):
-        await soon(lambda: "Connecting again in" in caplog.text, keeper.task)
+        await soon(lambda: source.statistics().tries == 2, keeper.task)
+    assert "Connecting again in" in caplog.text
+    assert source.statistics().trouble == "mqtt://127.0.0.1:1 cannot be reached: Connection refused"
     await keeper.stop()
+
+
+async def test_tries_begin_anew_with_each_connection(own_mosquitto: Any, root: str) -> None:
+    """A broker that is there again is no trouble any more."""
+    broker = own_mosquitto()
+    source = MQTT(broker.url, f"{root}/{{sensor}}")
+    async with kept(source) as keeper:
+        broker.kill()
+        await soon(lambda: source.statistics().tries >= 2, keeper.task)
+        assert "cannot be reached" in source.statistics().trouble
+        broker.start()
+        await soon(lambda: source.statistics().connected, keeper.task)
+        assert (source.statistics().tries, source.statistics().trouble) == (0, "")
+
+
+async def test_health_says_why_a_source_is_not_connected(root: str) -> None:
+    """Who is on call reads it in one line."""
+    source = MQTT("mqtt://127.0.0.1:1", f"{root}/{{sensor}}")
+    pipeline = tm.Pipeline(source, tm.Lag("value"), tm.sinks.Callback(lambda _: None))
+    async with tm.serve(pipeline, lanes=0) as run:
+        while source.statistics().tries < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        told = str(judged(run.statistics()))
+        await run.stop()
+    assert re.fullmatch(r"source mqtt: \d+ tries, mqtt://127\.0\.0\.1:1 cannot be reached: Connection refused", told)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Attempt:
         self._released = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving: Saving | None = None
-        self._numbers_rows = any(isinstance(sink, LoopSink) for sink in pipeline.sinks)
+        self._numbers_rows = any(isinstance(sink, LoopSink) or sink.numbered for sink in pipeline.sinks)
         self.rows = 0
         """Rows that have left the lanes, with state since the pipeline's first start."""
         self._ready = asyncio.Event()

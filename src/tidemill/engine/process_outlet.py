@@ -118,7 +118,8 @@ class ProcessOutlet(Outlet):
         self._number += 1
         self._sent.append((self._number, region, delivery))
         assert self._channel is not None
-        self._channel.send(Write(self._number, region, packed))
+        from_row = int(batch.sequence[0]) if self.sink.numbered and batch.sequence is not None and len(batch) else -1
+        self._channel.send(Write(self._number, region, packed, from_row))
         delivery.taken()
 
     def _wanted(self, batch: Batch) -> list[str] | None:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import Written
 
-__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "refusal"]
+__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "no_tls", "refusal", "untrusted"]
 
 VERSIONS: Final = ("5", "3.1.1")
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -98,6 +98,21 @@ def _without_login(url: str) -> str:
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
 
+def untrusted(broker: Broker, why: str) -> str:
+    """What is told of a certificate that is refused, without a full stop."""
+    return (
+        f"{broker} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed it, and the "
+        "name that is in it in the address"
+    )
+
+
+def no_tls(broker: Broker, said: str) -> str:
+    """What is told of a broker that refuses TLS, without a full stop."""
+    return (
+        f"{broker} refuses TLS: {said.replace('_', ' ').lower()}; is this its port for TLS, and does it want a cert=?"
+    )
+
+
 _WHO: Final = "check username and password"
 _OLD: Final = 'it does not speak this version of MQTT; try version="3.1.1"'
 _ID: Final = "it does not take this client_id; choose another one"
@@ -123,6 +138,7 @@ _PASSING: Final = {
     141: "it heard nothing from us for too long",
     142: "another client with the same client_id has taken over; give each run one of its own",
     143: "the topic filter is not valid there",
+    144: "the topic is not valid there",
     145: "a packet identifier was in use",
     147: "more messages than agreed were under way",
     149: "a packet was too large for it",

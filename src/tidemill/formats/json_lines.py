@@ -14,6 +14,7 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
 from tidemill.formats.decoded import BadLine
+from tidemill.formats.json_limits import excess, may_exceed, some_may_exceed
 from tidemill.formats.lines import text_of
 from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
@@ -27,12 +28,14 @@ _DECODER: Final = msgspec.json.Decoder()
 def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """The records of a block of whole lines, in order, and the lines that are none; never raises.
 
-    Empty lines are passed over. A bad line touches no other line. As in most readers of JSON, the last of two fields
+    Empty lines are passed over. A bad line touches no other line; one that exceeds a limit of `json_limits` is bad. As in most readers of JSON, the last of two fields
     with one name wins.
 
     >>> decode_json_lines(b'{"value": 1}\\n{"value": NaN}\\n')[0]
     [{'value': 1}]
     """
+    if some_may_exceed(block):
+        return _one_by_one(block.replace(b"\r\n", b"\n").split(b"\n"))
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
     ended = block.endswith(b"\n")
@@ -62,7 +65,10 @@ def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadL
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             bad.append(BadLine(*_reason(error, line), text_of(line)))
             continue
-        if type(row) is dict:
+        why = excess(row, line) if may_exceed(line) else ""
+        if why:
+            bad.append(BadLine(MALFORMED, f"the line {why}", text_of(line)))
+        elif type(row) is dict:
             rows.append(row)
         else:
             bad.append(BadLine(MALFORMED, f"the line holds a JSON {_json_type(row)}, not an object", text_of(line)))

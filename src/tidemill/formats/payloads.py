@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from tidemill.errors import PlanError
+from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.lines import text_of
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
@@ -90,6 +91,9 @@ class PayloadReader:
             if number is None:
                 return [], [BadReading(*_reason(error, payload), text_of(payload))]
             message = number
+        why = excess(message, payload) if may_exceed(payload) else ""
+        if why:
+            return [], [BadReading(MALFORMED, f"the message {why}", text_of(payload))]
         if self._columns:
             return self._by_path(message, payload)
         if type(message) is dict:

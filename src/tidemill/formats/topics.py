@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from tidemill.errors import PlanError
@@ -93,10 +94,9 @@ class TopicTemplate:
 
     Raises `PlanError` for what makes no topic.
 
-    >>> TopicTemplate("features/{site}/{sensor}").names
-    ('site', 'sensor')
-    >>> TopicTemplate("features/{sensor}").of(["S/1"])
-    'features/S_1'
+    >>> template = TopicTemplate("features/{site}/{sensor}")
+    >>> template.names, template.of(("north", "S1")), template.unfit(("north", "S/1"))
+    (('site', 'sensor'), 'features/north/S1', 'sensor')
     """
 
     def __init__(self, template: str) -> None:
@@ -107,18 +107,43 @@ class TopicTemplate:
         self._literals = parts[::2]
         self.names = tuple(parts[1::2])
         """The columns that it needs."""
-        if re.search(r"[+#{}\0]", "".join(self._literals)) or template.startswith("$"):
+        literal = "".join(self._literals)
+        if (
+            re.search(r"[+#{}\0\ud800-\udfff]", literal)
+            or template.startswith("$")
+            or len(literal.encode()) > _MOST_BYTES
+        ):
             raise PlanError(
                 f"topic={template!r} of MQTT is no topic that can be published to: it may hold columns in braces, and "
-                "neither + nor #, nor a $ at its beginning."
+                f"neither + nor #, nor a $ at its beginning, nor more than {_MOST_BYTES} bytes."
             )
 
-    def of(self, values: list[str]) -> str:
-        """The topic of these values of `names`. What would end a level, or be a wildcard, becomes ``_``."""
+    def of(self, values: Sequence[object]) -> str | None:
+        """The topic of these values of `names`; None when it would be another one than meant: see `unfit`."""
         made = [self._literals[0]]
         for value, literal in zip(values, self._literals[1:], strict=True):
-            made += (_UNSAFE.sub("_", value) or "_", literal)
-        return "".join(made)
+            level = _level(value)
+            if level is None:
+                return None
+            made += (level, literal)
+        topic = "".join(made)
+        return None if topic.startswith("$") or len(topic.encode()) > _MOST_BYTES else topic
+
+    def unfit(self, values: Sequence[object]) -> str:
+        """The column whose value is no level of a topic: neither a text nor a whole number, empty, or with ``/``, ``+``,
+        ``#``, NUL or half a surrogate pair in it, or a ``$`` where the topic begins; the last one for a topic that is too
+        long."""
+        for name, value in zip(self.names, values, strict=True):
+            level = _level(value)
+            if level is None or (name == self.names[0] and not self._literals[0] and level.startswith("$")):
+                return name
+        return self.names[-1]
 
 
 _UNSAFE: Final = re.compile(r"[/+#\0\ud800-\udfff]")
+
+
+def _level(value: object) -> str | None:
+    if type(value) is str:
+        return value if value and not _UNSAFE.search(value) else None
+    return str(value) if type(value) is int else None

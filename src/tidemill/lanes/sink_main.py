@@ -9,6 +9,8 @@ import time
 import traceback
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
@@ -59,8 +61,12 @@ class SinkHost:
             return None
         return self.sink.resume(schema, self._keeping)
 
-    def write(self, number: int, batch: Batch) -> None:
-        """Write a batch; flush when rows have waited long enough."""
+    def write(self, number: int, batch: Batch, first: int = -1) -> None:
+        """Write a batch; flush when rows have waited long enough. ``first`` is the number of its first row, if it has one
+        that it does not know itself."""
+        if first >= 0:
+            batch.sequence = np.arange(first, first + len(batch))
+            batch.epoch = self._keeping.epoch
         self.sink.write(self.sink.chosen(batch))
         self.written = number
         if self._keeping is not None:
@@ -143,7 +149,7 @@ class _Loop:
             case Write():
                 assert self._host is not None
                 batch = self._unpacker.batch(message.packed, self._regions[message.region])
-                self._host.write(message.number, batch)
+                self._host.write(message.number, batch, message.first)
                 self._tell()
             case Commit():
                 assert self._host is not None

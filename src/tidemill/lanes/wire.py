@@ -239,6 +239,8 @@ class Write(Message, frozen=True):
     number: int
     region: int
     packed: Packed
+    first: int = -1
+    """The number of its first row since the pipeline's first start, where the sink wants it."""
 
 
 class Written(Message, frozen=True):

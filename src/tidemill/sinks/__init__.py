@@ -1,6 +1,6 @@
 """Where rows go. Each sink says in its docstring what it guarantees and when rows become visible.
 
-`SQLite`, `PostgreSQL`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
+`SQLite`, `PostgreSQL`, `MQTT`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
 event loop. `for_path` picks one by a path's suffix or a URL. A sink imports its own library only when it is opened.
 """
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from tidemill.sinks.callback import Callback
     from tidemill.sinks.latest import Latest
     from tidemill.sinks.lines import Lines
+    from tidemill.sinks.mqtt import MQTT
     from tidemill.sinks.parquet import Parquet
     from tidemill.sinks.paths import for_path
     from tidemill.sinks.postgres import PostgreSQL
     from tidemill.sinks.sqlite import SQLite
 
 __all__ = [
+    "MQTT",
     "Callback",
     "Latest",
     "Lines",
@@ -38,6 +40,7 @@ _HOMES: Final = {
     "Latest": "latest",
     "Lines": "lines",
     "LoopSink": "base",
+    "MQTT": "mqtt",
     "Parquet": "parquet",
     "PostgreSQL": "postgres",
     "ProcessSink": "base",

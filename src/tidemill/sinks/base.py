@@ -80,6 +80,9 @@ class Sink(Named, abc.ABC):
     keeps_position: bool = False
     """Whether it commits rows and their position together (`ProcessSink.resume`, `commit`): then each row is there
     exactly once. One sink of a class may not, when what it writes to cannot be taken back: standard output."""
+    numbered: bool = False
+    """Whether it wants ``batch.sequence`` and ``batch.epoch``, with which its reader can leave out what comes twice; a run
+    that keeps state gives them."""
     delivery: str = "at-least-once"
     """The guarantee without state on disk, for the report."""
     delivery_with_state: str = "at-least-once"

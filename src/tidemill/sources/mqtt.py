@@ -152,6 +152,8 @@ class MQTT(EdgedSource):
         self._certificates = (ca, cert, cert_key)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
         self._skipped = 0
+        self._tries = 0
+        self._trouble = ""
         self._connection: Connection | None = None
         self._inbox: Inbox[Block] | None = None
         self._pending: Acknowledgements[Connection] = Acknowledgements()
@@ -186,8 +188,10 @@ class MQTT(EdgedSource):
             self._connected,
             self._records,
             self._rejected,
-            int(self._connected),
-            self._skipped,
+            connections=int(self._connected),
+            skipped=self._skipped,
+            tries=self._tries,
+            trouble=self._trouble,
             dials=True,
         )
 
@@ -364,6 +368,8 @@ class MQTT(EdgedSource):
                 self._connected = False
                 if connection is not None:
                     await connection.close()
+            self._tries += 1
+            self._trouble = why.rstrip(".")
             wait_s = backoff.failed(context.clock.monotonic_ns())
             _log.warning(
                 "source %s: %s. Connecting again in %.1f s.",
@@ -378,6 +384,7 @@ class MQTT(EdgedSource):
 
     def _say_connected(self, again: bool) -> None:
         self._connected = True
+        self._tries, self._trouble = 0, ""
         self._subscribed.set()
         _log.info(
             "source %s: %s to %s", self.name, "connected again" if again else "connected", self._broker,

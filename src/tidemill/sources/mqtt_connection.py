@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections import deque
@@ -15,7 +16,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from tidemill.clock import Clock
 from tidemill.errors import InputError, OutsideError
-from tidemill.formats.brokers import Broker, refusal
+from tidemill.formats.brokers import Broker, no_tls, refusal, untrusted
 from tidemill.formats.mqtt_packets import PacketLimit
 from tidemill.sources.mqtt_client import Client, Message, Wire, expiring
 from tidemill.tls import refused_certificate
@@ -134,7 +135,9 @@ class Connection:
         except TimeoutError:
             raise OutsideError(f"{broker} does not answer") from None
         except OSError as error:
-            raise OutsideError(f"{broker} cannot be reached: {error.strerror or error}") from None
+            # asyncio's own words ("Connect call failed") say less than the system's
+            said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            raise OutsideError(f"{broker} cannot be reached: {said}") from None
         if self._session.tls is None:
             return connected
         try:
@@ -145,14 +148,8 @@ class Connection:
         except ssl.SSLError as error:
             why = refused_certificate(error)
             if why:
-                raise InputError(
-                    f"{broker} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed "
-                    "it, and the name that is in it in the address"
-                ) from None
-            said = (error.reason or str(error)).replace("_", " ").lower()
-            raise InputError(
-                f"{broker} refuses TLS: {said}; is this its port for TLS, and does it want a cert=?"
-            ) from None
+                raise InputError(untrusted(broker, why)) from None
+            raise InputError(no_tls(broker, error.reason or str(error))) from None
         except OSError as error:
             raise OutsideError(f"{broker} ended the connection during TLS: {error.strerror or error}") from None
 
