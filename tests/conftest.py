@@ -274,3 +274,9 @@ async def doorbell() -> AsyncIterator[Doorbell]:
 def home():
     """The function that calls home; ``home(port, name)``."""
     return call_home
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Signs certificates, of `tests/certificates.py`."""
+    return _beside("certificates").Authority(tmp_path_factory.mktemp("certificates"))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,16 +25,6 @@ _NUMBERS = itertools.count(1)
 def root() -> str:
     """A topic that no other test knows."""
     return f"refused{next(_NUMBERS)}"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    spec = importlib.util.spec_from_file_location("certificates", Path(__file__).parents[1] / "certificates.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

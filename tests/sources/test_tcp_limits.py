@@ -10,9 +10,9 @@ import resource
 import socket
 import ssl
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,42 +259,16 @@ def test_a_network_of_the_plants_own_may_be_said_to_be_one() -> None:
     assert TCP("0.0.0.0", cert="c.pem", ca="ca.pem").host == "0.0.0.0"
 
 
-def signed(folder: Path, name: str, by: str | None = None) -> tuple[Path, Path]:
-    """A certificate and its key; without ``by``, one that can sign others."""
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    signer = [] if by is None else ["-CA", str(folder / f"{by}.pem"), "-CAkey", str(folder / f"{by}.key")]
-    more = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run([*command, *signer, *more], check=True, capture_output=True, timeout=60)
-    return cert, key
-
-
-async def test_only_who_shows_a_certificate_of_the_plants_may_send(tmp_path: Path) -> None:
+async def test_only_who_shows_a_certificate_of_the_plants_may_send(authority: Any) -> None:
     """One without, and one with a certificate that somebody else has signed, are turned away at the handshake."""
-    authority, _ = signed(tmp_path, "plant")
-    cert, key = signed(tmp_path, "us", by="plant")
-    senders = {
-        "sensor": signed(tmp_path, "sensor", by="plant"),
-        "stranger": signed(tmp_path, "stranger"),
-        "nobody": None,
-    }
-    source, sink = TCP(cert=cert, cert_key=key, ca=authority), ListSink()
+    cert, key = authority.signed("us")
+    senders = {"sensor": authority.signed("sensor"), "stranger": authority.alone("stranger"), "nobody": None}
+    source, sink = TCP(cert=cert, cert_key=key, ca=authority.ca), ListSink()
     came = []
     async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=False) as run:
         _, port = await source.wait_listening()
         for name, shown in senders.items():
-            trusting = client_context(authority, *(shown or ()))
+            trusting = client_context(authority.ca, *(shown or ()))
             with contextlib.suppress(ssl.SSLError, ConnectionError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
                 writer.write(b'{"sensor":"%s","time":1,"value":1.5}\n' % name.encode())

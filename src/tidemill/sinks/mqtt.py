@@ -14,7 +14,7 @@ import msgspec
 
 from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
-from tidemill.formats.brokers import VERSIONS, broker_of
+from tidemill.formats.brokers import VERSIONS, Access, Broker
 from tidemill.formats.json_lines import encode_json_lines
 from tidemill.formats.topics import TopicTemplate
 from tidemill.schema import Schema
@@ -91,7 +91,8 @@ class MQTT(ProcessSink):
         name: str | None = None,
     ) -> None:
         super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
-        self._broker = broker_of(url, username, password)
+        self._access = Access(url, username, password)
+        self._broker = self._access.broker
         self._topic = TopicTemplate(topic)
         if qos not in (0, 1, 2) or isinstance(qos, bool):
             raise PlanError(f"qos={qos!r} of MQTT must be 0, 1 or 2.")
@@ -129,9 +130,11 @@ class MQTT(ProcessSink):
     # -- the contract of a sink ----------------------------------------------------------------------
 
     def check(self) -> None:
-        """The library and the certificates are there. A broker that is not may come yet: it is not asked."""
+        """The library, the certificates and what the options refer to are there. A broker that is not may come yet: it is not
+        asked."""
         _require_library()
-        self._tls()
+        self._access.check()
+        self._tls(self._access.looked_up())
 
     def bind(self, schema: Schema) -> None:
         for column in dict.fromkeys((*self._topic.names, *(self.columns or ()))):
@@ -144,9 +147,10 @@ class MQTT(ProcessSink):
         from tidemill.sinks.mqtt_publisher import Publisher
 
         self.close()
+        broker = self._access.looked_up()
         publisher = Publisher(
-            self._broker,
-            self._tls(),
+            broker,
+            self._tls(broker),
             self.client_id or f"tidemill-{secrets.token_hex(8)}",
             five=self.version == "5",
             qos=self.qos,
@@ -271,8 +275,8 @@ class MQTT(ProcessSink):
             publisher.close()
             raise
 
-    def _tls(self) -> ssl.SSLContext | None:
-        return client_context(*self._certificates) if self._broker.tls else None
+    def _tls(self, broker: Broker) -> ssl.SSLContext | None:
+        return client_context(*self._certificates) if broker.tls else None
 
 
 def _bare(row: Mapping[str, Any], name: str) -> bytes | None:
