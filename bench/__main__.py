@@ -26,6 +26,7 @@ _ALL = (
     "window_functions",
     "keyed",
     "durability",
+    "edges",
 )
 _ASKED = ("streams", "stages")
 """Only when named: half an hour each; `streams` wants what `make bench-peers` makes."""

@@ -44,9 +44,9 @@ CAMPAIGNS: dict[str, Kind] = {
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
     "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 16_000}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
-    "postgres": Kind("R25", databases.struck_in_commits, 12, 1_600, 6, POSTGRES, ANY, databases.PostgresCampaign),
+    "postgres": Kind("R25", databases.struck_in_commits, 12, 800, 6, POSTGRES, ANY, databases.PostgresCampaign),
     "postgres-live": Kind(
-        "R25", live_databases.struck_on_line, 6, 1_000, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
+        "R25", live_databases.struck_on_line, 6, 600, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
     ),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
