@@ -22,7 +22,7 @@ class Broker:
     host: str
     port: int
     tls: bool
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     written: str = ""
     """Its address as people are shown it, where that is not all of it: parts are kept elsewhere."""
