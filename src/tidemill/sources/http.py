@@ -12,7 +12,7 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.schema import Schema
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
@@ -106,7 +106,7 @@ class HTTP(EdgedSource):
         self.path = path
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
-        self._token = Written(token, "token= of HTTP") if token is not None else None
+        self._token = SecretText(token, "token= of HTTP") if token is not None else None
         self._certificate = (cert, cert_key)
         self._wanted_port = checked_port(port, "HTTP")
         self._address: tuple[str, int] | None = None
