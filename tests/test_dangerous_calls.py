@@ -7,7 +7,7 @@ reaches it; the list holds for one function each, so that the next one in the sa
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -170,9 +170,9 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
 
-def found_in(path: Path) -> Iterator[tuple[str, str, int]]:
-    for line, function, what in read(path.read_text()):
-        yield f"{name_of(path)}:{function}", what, line
+@cache
+def found_in(path: Path) -> list[tuple[str, str, int]]:
+    return [(f"{name_of(path)}:{function}", what, line) for line, function, what in read(path.read_text())]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

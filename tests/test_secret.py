@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 import tidemill as tm
 from tidemill.errors import InputError, PlanError
 from tidemill.formats.brokers import Access
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 from tidemill.sinks.postgres_connection import shown
 
 CANARY = "c4nary'of \\the/plant@: %41"
@@ -46,7 +46,7 @@ def test_a_reference_stands_for_what_is_kept(secret: str, before: str, after: st
         file.write(secret.encode() + b"\n")
         file.flush()
         for reference in ("${env:PLANT_ANY}", f"${{file:{file.name}}}"):
-            written = Written(f"{before}{reference}{after}", "password=")
+            written = SecretText(f"{before}{reference}{after}", "password=")
             as_it_was = pickle.dumps(written)
             assert written.resolved() == f"{before}{secret}{after}"
             assert reference in repr(written)
@@ -59,14 +59,14 @@ def test_a_part_of_an_address_is_that_part_whatever_it_holds(secret: str) -> Non
     os.environ["PLANT_ANY"] = secret
     broker = Access("mqtts://mill:${env:PLANT_ANY}@broker.plant:1884").looked_up()
     assert (broker.username, broker.password, broker.host, broker.port) == ("mill", secret, "broker.plant", 1884)
-    url = Written("postgresql://mill:${env:PLANT_ANY}@db.plant/history", "")
+    url = SecretText("postgresql://mill:${env:PLANT_ANY}@db.plant/history", "")
     assert unquote(urlsplit(url.in_url()).password or "") == secret
     assert conninfo_to_dict(url.in_url())["password"] == secret
     for words in (
         "host=db.plant password=${env:PLANT_ANY} user=mill",
         "password='${env:PLANT_ANY}' host=db.plant user=mill",
     ):
-        read = conninfo_to_dict(Written(words, "").in_words())
+        read = conninfo_to_dict(SecretText(words, "").in_words())
         assert read == {"host": "db.plant", "password": secret, "user": "mill"}
 
 
@@ -74,7 +74,7 @@ def test_a_part_of_an_address_is_that_part_whatever_it_holds(secret: str) -> Non
 def test_what_others_say_is_repeated_without_it(secret: str, said: str) -> None:
     """A server that quotes what it was given is quoted with the reference."""
     os.environ["PLANT_ANY"] = secret
-    hidden = Written("${env:PLANT_ANY}", "").hidden(f"{said}{secret}{said}")
+    hidden = SecretText("${env:PLANT_ANY}", "").hidden(f"{said}{secret}{said}")
     assert secret not in hidden.replace("${env:PLANT_ANY}", "\0")
 
 
@@ -106,13 +106,13 @@ def test_what_is_shown_is_what_was_written(kept: Path) -> None:
         ("${env:DATABASE_URL}", "${env:DATABASE_URL}"),
         ("postgresql://me:written-0ut@db/history", "postgresql://db/history"),
     ):
-        assert shown(Written(database, "")) == seen
+        assert shown(SecretText(database, "")) == seen
         assert repr(tm.sinks.PostgreSQL(database)) == f"PostgreSQL({seen}, table 'features')"
     for made in (
         tm.sources.MQTT("mqtt://me:written-0ut@broker", "a"),
         tm.sources.MQTT("mqtt://broker", "a", username="me", password="written-0ut"),
         tm.sources.HTTP(token="written-0ut"),
-        Written("written-0ut", "token= of HTTP"),
+        SecretText("written-0ut", "token= of HTTP"),
     ):
         assert "written-0ut" not in repr(made)
 
@@ -166,7 +166,7 @@ def test_a_reference_that_is_none_is_refused_when_it_is_written(text: str) -> No
 def test_a_dollar_sign_is_no_reference() -> None:
     """Passwords have them."""
     for text in ("pa$$word", "$HOME", "${HOME}", "{env:A}", "a}${b"):
-        assert Written(text, "").resolved() == text
+        assert SecretText(text, "").resolved() == text
 
 
 def test_a_file_that_all_may_read_is_warned_of(kept: Path, caplog: pytest.LogCaptureFixture) -> None:

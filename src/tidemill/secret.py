@@ -12,7 +12,7 @@ from urllib.parse import quote
 from tidemill import files
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["Written"]
+__all__ = ["SecretText"]
 
 _REFERENCE: Final = re.compile(r"\$\{(env|file):([^{}]+)\}")
 _LIKE_ONE: Final = re.compile(r"\$\{\w*:")
@@ -26,17 +26,17 @@ _FIRST_TOKEN: Final = 0xE000
 _log = logging.getLogger("tidemill")
 
 
-class Written:
+class SecretText:
     """An option as it was written. What it refers to is looked up by `resolved` and `in_url`, at each call, and kept nowhere:
-    who holds a `Written`, shows, pickles or saves it has the references alone. Nor is a secret that was written out shown.
+    who holds a `SecretText`, shows, pickles or saves it has the references alone. Nor is a secret that was written out shown.
 
     ``option`` names it in messages: ``"password= of MQTT"``. Raises `PlanError` for a reference that is none.
 
     >>> import os
     >>> os.environ["PLANT_PASSWORD"] = "a/b c"
-    >>> url = Written("mqtts://mill:${env:PLANT_PASSWORD}@broker.plant", "the address of MQTT")
+    >>> url = SecretText("mqtts://mill:${env:PLANT_PASSWORD}@broker.plant", "the address of MQTT")
     >>> url
-    Written(the address of MQTT, refers to ${env:PLANT_PASSWORD})
+    SecretText(the address of MQTT, refers to ${env:PLANT_PASSWORD})
     >>> url.in_url()
     'mqtts://mill:a%2Fb%20c@broker.plant'
     """
@@ -52,7 +52,7 @@ class Written:
 
     def __repr__(self) -> str:
         references = ", ".join(match[0] for match in _REFERENCE.finditer(self._text))
-        return f"Written({self.option}, {f'refers to {references}' if references else 'not shown'})"
+        return f"SecretText({self.option}, {f'refers to {references}' if references else 'not shown'})"
 
     @property
     def refers(self) -> bool:

@@ -140,6 +140,9 @@ class Logged:
         keeper = self._keeper
         place = keeper.place
         offsets = dict(place.get("offsets", {}))
+        start, end = place.get("entry", 0), self._journal.log.durable
+        if start >= end:
+            keeper.refuse_newer_outputs(attempt)
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
             if isinstance(entry, RecordsEntry):
@@ -153,8 +156,10 @@ class Logged:
                 if (decided := self._decided.pop(number, None)) is not None and not decided.done():
                     decided.set_result(position)
             keeper.places.add(attempt.intake.entered, {"entry": number + 1, "offsets": dict(offsets)})
+            if number + 1 == end:
+                keeper.refuse_newer_outputs(attempt)
 
-        await self._journal.feed(place.get("entry", 0), give)
+        await self._journal.feed(start, give)
 
     def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:

@@ -209,6 +209,18 @@ class Keeper:
                     "removed? Restore it, or start over with --fresh and another output."
                 )
 
+    def refuse_newer_outputs(self, attempt: Attempt) -> None:
+        """All that the log held has entered. What a sink has seen had been there before, so an output that reaches further has
+        seen other inputs at the places of those that come next: they would be taken for written, and be nowhere."""
+        entered = attempt.intake.entered
+        for outlet in attempt.outlets:
+            if outlet.resumed_at > entered:
+                raise InputError(
+                    f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
+                    f"{self.folder.place} knows of {entered:,} inputs: was the state put back from an older copy? Put both back "
+                    "from the same moment, or start over with --fresh."
+                )
+
     def saving(self, attempt: Attempt) -> Saving:
         """The checkpoints of an attempt."""
         epochs = Epochs(

@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from tidemill.errors import InputError, PlanError
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 
 __all__ = ["VERSIONS", "Access", "Broker", "broker_of", "no_tls", "refusal", "untrusted"]
 
@@ -22,7 +22,7 @@ class Broker:
     host: str
     port: int
     tls: bool
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     written: str = ""
     """Its address as people are shown it, where that is not all of it: parts are kept elsewhere."""
@@ -67,9 +67,9 @@ class Access:
     """
 
     def __init__(self, url: object, username: str | None = None, password: str | None = None) -> None:
-        self._url = Written(url if isinstance(url, str) else "", "the address of MQTT")
-        self._username = None if username is None else Written(username, "username= of MQTT")
-        self._password = None if password is None else Written(password, "password= of MQTT")
+        self._url = SecretText(url if isinstance(url, str) else "", "the address of MQTT")
+        self._username = None if username is None else SecretText(username, "username= of MQTT")
+        self._password = None if password is None else SecretText(password, "password= of MQTT")
         written = self._url.shown(_without_login) if self._url.refers else ""
         if self._url.whole:
             self.broker = Broker("", 0, tls=True, written=written)

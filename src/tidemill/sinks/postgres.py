@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, PlanError
 from tidemill.schema import Kind, Schema
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
 from tidemill.sinks.postgres_connection import connected, named, require_library, shown
 from tidemill.sinks.postgres_copy import OpenCopy
@@ -89,7 +89,7 @@ class PostgreSQL(ProcessSink):
                 )
         if table == POSITIONS:
             raise PlanError(f"table={table!r} is where tidemill keeps positions; choose another name.")
-        self._database = Written(database, "the database of PostgreSQL")
+        self._database = SecretText(database, "the database of PostgreSQL")
         self.table = table
         self.schema = schema
         self._connection: Connection | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError, TidemillError
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 
 if TYPE_CHECKING:
     import psycopg
@@ -36,12 +36,12 @@ def require_library() -> None:
         raise MissingExtra("psycopg", "postgres", "Tables of PostgreSQL") from None
 
 
-def shown(database: Written) -> str:
+def shown(database: SecretText) -> str:
     """Which database it is, with nothing of who may use it: no name of a user, no password.
 
-    >>> shown(Written("postgresql://me:secret@db.plant/history?sslmode=require&password=secret", ""))
+    >>> shown(SecretText("postgresql://me:secret@db.plant/history?sslmode=require&password=secret", ""))
     'postgresql://db.plant/history'
-    >>> shown(Written("host=${env:DB} dbname=history user=me password='se cret'", ""))
+    >>> shown(SecretText("host=${env:DB} dbname=history user=me password='se cret'", ""))
     'postgresql://${env:DB}/history'
     """
     return database.shown(_without_login)
@@ -64,7 +64,7 @@ def _without_login(dsn: str) -> str:
     return f"postgresql://{server}/{database}"
 
 
-def connected(database: Written) -> Connection:
+def connected(database: SecretText) -> Connection:
     """A connection without an open transaction. What the user's string says, or the environment, comes before what is ours.
 
     Raises `MissingExtra`, `PlanError` for a string that libpq cannot read, `InputError` for what it refers to and is not
@@ -143,7 +143,7 @@ _LASTING_STATES: Final[dict[str, str]] = {
 }
 
 
-def named(error: psycopg.Error, database: Written, doing: str) -> TidemillError:
+def named(error: psycopg.Error, database: SecretText, doing: str) -> TidemillError:
     """`InputError` for what stays so until somebody changes it, `OutsideError` for what may pass by itself."""
     state = error.sqlstate or ""
     place, said = shown(database), database.hidden(_said(error))

@@ -16,7 +16,7 @@ from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
-from tidemill.secret import Written
+from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, until_told
@@ -129,7 +129,7 @@ class HTTP(EdgedSource):
         self._most = checked_count(connections, "connections", "HTTP")
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
         self._admission = Admission(connections, per_host, "")
-        self._token = Written(token, "token= of HTTP") if token is not None else None
+        self._token = SecretText(token, "token= of HTTP") if token is not None else None
         self._certificate = (cert, cert_key)
         self._wanted_port = checked_port(port, "HTTP")
         self._address: tuple[str, int] | None = None
