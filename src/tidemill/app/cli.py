@@ -99,7 +99,9 @@ def _command_of(words: list[str]) -> str:
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"tidemill: {message}\n")
+    from tidemill.app.logs import escaped
+
+    sys.stderr.write(f"tidemill: {escaped(message)}\n")
 
 
 def _detach_stdout() -> None:
