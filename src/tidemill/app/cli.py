@@ -99,9 +99,7 @@ def _command_of(words: list[str]) -> str:
 
 
 def _say(message: str) -> None:
-    from tidemill.app.logs import escaped
-
-    sys.stderr.write(f"tidemill: {escaped(message)}\n")
+    sys.stderr.write(f"tidemill: {message}\n")
 
 
 def _detach_stdout() -> None:

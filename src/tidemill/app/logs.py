@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
-__all__ = ["LogFormat", "escaped", "json_line", "logging_to_stderr"]
+__all__ = ["LogFormat", "json_line", "logging_to_stderr"]
 
 LogFormat = Literal["text", "json"]
 
@@ -48,7 +48,7 @@ class _Text(logging.Formatter):
         super().__init__("%(asctime)sZ %(levelname)s %(message)s", _TIME)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's word
-        record.message = escaped(record.message)
+        record.message = _escaped(record.message)
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,10 +68,10 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
 
 
-def escaped(text: str) -> str:
+def _escaped(text: str) -> str:
     """As it is, but for what is no letter: line breaks, orders to a terminal, marks that turn the reading round.
 
-    >>> escaped("pump\\n7 \\x1b[2J")
+    >>> _escaped("pump\\n7 \\x1b[2J")
     'pump\\\\n7 \\\\u001b[2J'
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
