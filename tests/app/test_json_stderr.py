@@ -105,9 +105,9 @@ def told(tmp_path: Path, *options: str, on_error: str = "dead_letter", code: int
     return objects
 
 
-def test_everything_that_a_run_writes_to_stderr_is_json(tmp_path: Path, lanes: int) -> None:
+def test_everything_that_a_run_writes_to_stderr_is_json(tmp_path: Path) -> None:
     """What the file of the pipeline says, its functions, a thread's traceback, the log, the summary."""
-    objects = told(tmp_path, "--lanes", str(lanes))
+    objects = told(tmp_path, "--lanes", "1")
     messages = [one["message"] for one in objects]
     assert {"not a log line", "from below Python", "KeyError: 'gone'"} <= set(messages)
     assert "in a lane" in messages

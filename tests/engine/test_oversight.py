@@ -211,6 +211,28 @@ async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: P
     assert unready == f"503 {said}\n"
 
 
+async def test_a_run_that_ends_itself_acknowledges_what_is_on_the_disk_and_nothing_else(tmp_path: Path) -> None:
+    """The next run works on what was not acknowledged; here, all that was is in the dead letters or the sink."""
+    source = tm.sources.TCP(columns={"value": float}, ack=True)
+    said = b""
+
+    async def act(_: Any) -> None:
+        nonlocal said
+        reader, writer = await asyncio.open_connection(*await source.wait_listening())
+        for number in range(200):
+            writer.write((untyped(number) if number % 2 else reading(number)) + b"\n")
+        said = await reader.read()
+        writer.close()
+
+    options: Any = {"state": tmp_path / "state", "report": tmp_path / "report.json", "max_dead": "50/60s"}
+    assert isinstance(await ended(live(source), act, **options), tm.TooManyDead)
+    report = json.loads((tmp_path / "report.json").read_text())
+    acknowledged = int(said.split()[-1])
+    assert 100 < acknowledged <= report["records_in"] == report["position"]
+    assert report["rows_out"] + report["dead_letters"] == report["records_in"]
+    assert report["in_flight"] == 0
+
+
 def page(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:

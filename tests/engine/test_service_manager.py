@@ -67,6 +67,7 @@ pipeline = tm.Pipeline(tm.sources.TCP(), tm.Plan(), tm.sinks.Lines("rows.ndjson"
 """
 
 
+@pytest.mark.parametrize("manager", ["abstract"], indirect=True)
 def test_a_run_of_the_command_line_is_ready_alive_and_then_stops(tmp_path: Path, manager: Manager) -> None:
     """A real process, asked to stop as a service is."""
     (tmp_path / "plant.py").write_text(LIVE)
