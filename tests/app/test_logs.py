@@ -47,4 +47,4 @@ def test_what_comes_from_outside_makes_no_line_of_its_own_and_gives_no_orders(mo
     """A sensor may be called anything."""
     line = told(monkeypatch, "sensor %s is new", "a\n2026-01-01T00:00:00Z ERROR all is lost\x1b[2J\u202e")
     assert line.count("\n") == 1
-    assert line.endswith(r"WARNING sensor a\n2026-01-01T00:00:00Z ERROR all is lost\u001b[2J\u202e is new" + "\n")
+    assert line.endswith(r"WARNING sensor a\n2026-01-01T00:00:00Z ERROR all is lost\x1b[2J\u202e is new" + "\n")

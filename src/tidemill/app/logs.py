@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
+from tidemill.app.printable import printable
+
 __all__ = ["LogFormat", "json_line", "logging_to_stderr"]
 
 LogFormat = Literal["text", "json"]
@@ -48,7 +50,7 @@ class _Text(logging.Formatter):
         super().__init__("%(asctime)sZ %(levelname)s %(message)s", _TIME)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's word
-        record.message = _escaped(record.message)
+        record.message = printable(record.message)
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -66,15 +68,6 @@ class _Json(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}
-
-
-def _escaped(text: str) -> str:
-    """As it is, but for what is no letter: line breaks, orders to a terminal, marks that turn the reading round.
-
-    >>> _escaped("pump\\n7 \\x1b[2J")
-    'pump\\\\n7 \\\\u001b[2J'
-    """
-    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _shown(value: object) -> str:

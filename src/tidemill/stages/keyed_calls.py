@@ -27,7 +27,7 @@ from tidemill.rows import fields_of_rows, rows_of_lists
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
 from tidemill.stages.functions import made_column, own_items, shown_type
-from tidemill.stages.narrowing import printable, rejected
+from tidemill.stages.narrowing import encodable, rejected
 from tidemill.stages.objects import Full, Held, Objects
 
 __all__ = ["BatchCalls", "Calls", "RecordCalls"]
@@ -114,7 +114,7 @@ class Calls(abc.ABC):
             return
         if type(name) is not str:
             raise self._unfit(f"the field {name!r} was returned; names must be text")
-        if printable(name) != name:
+        if encodable(name) != name:
             raise self._unfit(f"the field {name!r} was returned, whose name has half of a surrogate pair")
         self._names.add(name)
 
@@ -122,7 +122,7 @@ class Calls(abc.ABC):
         try:
             pickle.dumps(items, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
-            told = printable(str(error))
+            told = encodable(str(error))
             raise self._unfit(
                 f"a value of {name!r} was returned that cannot be sent to another process: {told}"
             ) from error

@@ -12,7 +12,7 @@ from tidemill.errors import BadResult, StageError, TidemillError
 from tidemill.letters import RAISED, Reject
 from tidemill.stages.base import Stage
 
-__all__ = ["Piece", "narrowed", "printable", "rejected", "told"]
+__all__ = ["Piece", "encodable", "narrowed", "rejected", "told"]
 
 _CALLS: Final = 32
 """Calls spent on halving a batch in which the user's function fails, before going row by row."""
@@ -71,7 +71,7 @@ def rejected(stage: Stage, error: BaseException, row: int = 0) -> Reject:
     Call it where the error was caught: the traceback that it quotes is the present one's.
     """
     if stage.on_error == "stop":
-        trace = printable(traceback.format_exc())
+        trace = encodable(traceback.format_exc())
         raise StageError(f"{stage.name} failed: {told(error)}\n{trace}") from error
     return Reject(row, error.reason_code if isinstance(error, BadResult) else RAISED, told(error))
 
@@ -79,7 +79,7 @@ def rejected(stage: Stage, error: BaseException, row: int = 0) -> Reject:
 def told(error: BaseException) -> str:
     """One line: what was raised, and where in the user's code."""
     try:
-        text = printable(str(error))
+        text = encodable(str(error))
     except Exception:  # noqa: BLE001 - the message is code of the user's too
         text = "its message cannot be shown"
     if isinstance(error, TidemillError):
@@ -89,6 +89,6 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{place}"
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """Text as UTF-8 can hold it."""
     return text.encode("utf-8", "backslashreplace").decode()
