@@ -14,7 +14,7 @@ from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import Stage, Step
-from tidemill.stages.narrowing import printable
+from tidemill.stages.narrowing import encodable
 
 __all__ = ["MadeColumns"]
 
@@ -52,7 +52,7 @@ class MadeColumns:
             if column is before.columns.get(name):
                 continue
             if name not in before.columns and name not in self._names:
-                if printable(name) != name:
+                if encodable(name) != name:
                     message = f"{stage.name} returned the field {name!r}, whose name has half of a surrogate pair"
                     raise BadResult(WRONG_TYPE, message)
                 self._names.add(name)
@@ -61,7 +61,7 @@ class MadeColumns:
                     pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
                 except Exception as error:
                     message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
-                    raise BadResult(WRONG_TYPE, message + printable(str(error))) from error
+                    raise BadResult(WRONG_TYPE, message + encodable(str(error))) from error
 
     def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """A column that a function adds has one kind for the whole run: the first that it was seen with."""
