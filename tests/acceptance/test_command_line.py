@@ -189,3 +189,28 @@ def test_questions_that_make_no_sense(tidemill, write, words, code, said) -> Non
     assert told.returncode == code, told.stdout + told.stderr
     assert said in told.stderr
     assert told.stderr.count("\n") == 1
+
+
+def test_standard_input_may_be_nothing_at_all(tidemill, write, tmp_path) -> None:
+    """As a job of cron or systemd has it: a run without records, no fault."""
+    write(
+        "plant.py",
+        "import tidemill as tm\npipeline = tm.Pipeline(tm.sources.Lines('-'), [], tm.sinks.Lines('out.ndjson'))\n",
+    )
+    command = [sys.executable, "-m", "tidemill", "run", "plant.py", "--lanes", "0"]
+    told = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)  # noqa: PLW1510
+    assert (told.returncode, "0 records in" in told.stderr) == (0, True), told.stderr
+
+
+def test_new_run_and_its_test_from_a_recording(tidemill, tmp_path) -> None:
+    """What a newcomer types, as ``new`` says it."""
+    rows = "".join(f"S{n % 3},{1_700_000_000 + n},{n * 7 % 11}\n" for n in range(200))
+    (tmp_path / "march.csv").write_text("sensor,time,value\n" + rows)
+    told = tidemill("new", "plant.py", "--from", "march.csv")
+    assert told.returncode == 0, told.stderr
+    commands = [line.removeprefix("next").split() for line in told.stdout.splitlines()[-3:]]
+    for command in commands:
+        program = [sys.executable, "-m", *command] if command[0] == "tidemill" else [sys.executable, *command[1:]]
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=100)  # noqa: PLW1510
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert tidemill("new", "plant.py").returncode == tidemill("new", "plant.py", "--from", "march.csv").returncode == 4

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import threading
 
 import pytest
 
@@ -41,3 +44,36 @@ def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog
         tm.run(pipeline, lanes=0)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told == "sink lines: there is no column 'vlue' so far; the columns are: sensor, time, value, x"
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([tm.Rolling("valeu", window=2)], ["Rolling('valeu', 2) reads column 'valeu'"]),
+        ([tm.Calibrate({"S1": (0.0, 1.0)}, "valeu"), tm.Rolling("normalized", window=2)], ["Calibrate('valeu')"]),
+        ([tm.Rolling("value", window=2)], []),
+        ([tm.Rolling("value", window=2), tm.Select("value_mean_2")], []),
+        ([tm.Aggregate(tm.tumbling("2s"), {"value": "mean"})], []),
+        ([tm.Map(lambda batch: {"y": batch["value"]}), tm.Rolling("y", window=2)], []),
+        ([tm.Rolling("value", window=2), tm.MapRows(lambda rows: [{"z": 1.0} for _ in rows])], []),
+    ],
+)
+def test_a_stage_whose_column_does_not_come_is_told(
+    tmp_path, caplog: pytest.LogCaptureFixture, stages: list, told: list[str]
+) -> None:
+    """Of lines, whose columns only the first records show; with the columns that there are. What stages drop is not missed."""
+    path = tmp_path / "in.pipe"
+    os.mkfifo(path)
+    lines = b"".join(json.dumps({**row, "time": row["time"]}).encode() + b"\n" for row in ROWS)
+    pipeline = tm.Pipeline(tm.sources.Lines(path), tm.Plan(*stages), ListSink())
+    writing = threading.Thread(target=path.write_bytes, args=(lines,))
+    writing.start()
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(pipeline, lanes=0, state=None)
+    writing.join()
+    heard = [record.getMessage() for record in caplog.records]
+    assert len(heard) == len(told)
+    assert all(
+        words in line and "their columns are: sensor, time, value" in line
+        for words, line in zip(told, heard, strict=True)
+    )

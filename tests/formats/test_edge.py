@@ -208,3 +208,18 @@ def test_a_letter_has_the_roles_that_its_record_would_have_had() -> None:
     assert (templated.key, templated.time_ns, templated.arrival) == (None, None, False)
     whole = Edge(key="{stem}", time="t").refuse(MALFORMED, "why", "{", known={"stem": "pump"})
     assert whole.key == "pump"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["humidity", "mote", "stamp"], "key='mote', time='stamp'"),
+        (["humidity", "moteId", "timestamp_ms"], "key='moteId', time='timestamp_ms'"),
+        (["timestamp", "name"], "key='name', time='timestamp'"),
+        (["humidity", "val"], "key='FIELD', time='FIELD'"),
+        (["sensorid", "mytime"], "key='sensorid', time='mytime'"),
+    ],
+)
+def test_what_is_suggested_is_called_as_sensors_and_times_are(fields: list[str], said: str) -> None:
+    """By its words: there is an ``id`` in humidity, and it is no sensor. What is not there is not suggested."""
+    assert Edge().suggestion(fields) == said

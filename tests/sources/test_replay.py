@@ -221,3 +221,12 @@ async def _rows(source: Replay) -> list[dict[str, Any]]:
     return [
         row async for batch in source.stream(SourceContext(SystemClock(), lambda _: None)) for row in batch.to_rows()
     ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_cells_that_are_apart_by_something_else_are_told(tmp_path: Path, mark: str) -> None:
+    """With what to type instead."""
+    path = tmp_path / "a.csv"
+    path.write_text(mark.join(["sensor", "time", "value"]) + "\n" + mark.join(["S1", "1", "2"]) + "\n")
+    with pytest.raises(InputError, match=r"only commas are read.*tidemill new plan.py --from .*a\.csv"):
+        Replay(path).check()

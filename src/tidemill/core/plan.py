@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tidemill.errors import PlanError
-from tidemill.schema import NAMING, Schema
+from tidemill.schema import NAMING, Field, Kind, Schema
 from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
@@ -14,6 +15,9 @@ __all__ = ["Plan"]
 
 _ENDING_AT_ONCE: Final = 8
 """Rows that stages may make of each sensor with one slab: room in the undo logs of those behind, taken only when used."""
+
+_STRANGER: Final = Field("\0stranger", Kind.FLOAT)
+"""A column that no stage knows."""
 
 
 class Plan:
@@ -67,6 +71,20 @@ class Plan:
                 return None
             names |= read
         return names
+
+    def awaited(self, schemas: Sequence[Schema], there: Collection[str]) -> list[tuple[str, str]]:
+        """Stage and column, of columns that a stage reads and that the first records did not have.
+
+        ``schemas``  what enters the first stage, then what leaves each
+        ``there``    the columns of the first rows that came out; where a stage may have dropped one, nothing is said of it
+        """
+        found = []
+        for place, stage in enumerate(self.stages):
+            entering = schemas[place]
+            absent = [name for name in sorted(stage.reads() or ()) if name not in entering and name not in there]
+            if absent and entering.open and all(map(_carries, self.stages[place:], schemas[place:])):
+                found += [(stage.name, name) for name in absent]
+        return found
 
     @property
     def learns(self) -> bool:
@@ -131,6 +149,13 @@ class Plan:
         if self.follows_watermark:  # a slab with which many windows end has more rows than it has records
             max_records += _ENDING_AT_ONCE * max_keys
         return StateLayout(fields, max_keys, max_records)
+
+
+def _carries(stage: Stage, entering: Schema) -> bool:
+    """Whether columns that a stage does not know come out of it."""
+    if stage.may_lose_columns or stage.absorbs:
+        return False
+    return _STRANGER.name in copy.copy(stage).bind(entering.adding([_STRANGER]))
 
 
 def _flattened(stages: Iterable[Any]) -> Iterable[Stage]:

@@ -389,6 +389,9 @@ class Attempt:
         if self._learning and not self.mill.probing:
             self._learning = False
             _log.info("the columns are: %s", batch.schema)
+            for stage, name in self.checked.plan.awaited(self.checked.schemas, batch.names):
+                told = "%s reads column %r, which the first records do not have, and makes nothing of them; their columns are: %s"
+                _log.warning(told, stage, name, ", ".join(batch.names), extra={"stage": stage})
             for sink in self.pipeline.sinks:
                 for name in set(sink.columns or ()) - set(batch.columns):
                     told = "sink %s: there is no column %r so far; the columns are: %s"

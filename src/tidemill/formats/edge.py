@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, NAT, NULL_TAG, Column
+from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.key_template import KeyTemplate, is_nested
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
@@ -274,7 +275,9 @@ class Edge:
 
     def suggestion(self, fields: Sequence[str]) -> str:
         """The options to try when the fields of the records are these."""
-        return f"key={_likely(fields, _KEY_WORDS, DEFAULT_KEY)!r}, time={_likely(fields, _TIME_WORDS, DEFAULT_TIME)!r}"
+        time = likely(fields, TIMES)
+        key = likely([field for field in fields if field != time], SENSORS)
+        return f"key={key or 'FIELD'!r}, time={time or 'FIELD'!r}"
 
     @property
     def accepted(self) -> int:
@@ -482,15 +485,3 @@ def _known_at(known: Known | None, row: int, name: str) -> str | None:
 def _short(item: Any) -> str:
     text = repr(item)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_KEY_WORDS: Final = ("sensor", "device", "machine", "tag", "station", "id", "name", "key", "host", "mote", "topic")
-_TIME_WORDS: Final = ("timestamp", "time", "date", "ts", "when", "clock")
-
-
-def _likely(fields: Sequence[str], words: Sequence[str], default: str) -> str:
-    for word in words:
-        for field in fields:
-            if word in field.lower():
-                return field
-    return default

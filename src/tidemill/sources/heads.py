@@ -59,6 +59,12 @@ def _kind_of(item: object) -> Kind:
 
 def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) -> None:
     hint = f"the fields seen are: {', '.join(fields)}; try {edge.suggestion(fields)}"
+    apart = next((mark for mark in ";\t|" if len(fields) == 1 and mark in fields[0]), None)
+    if apart is not None:
+        raise InputError(
+            f"{path} has one column, {fields[0]!r}: its cells are apart by {apart!r}, it seems, and only commas are read. "
+            f"This writes a plan that reads it: tidemill new plan.py --from {path}"
+        )
     if edge.time not in fields and not edge.arrival:
         raise InputError(f"{path} has no field {edge.time!r} to read the time from; {hint}.")
     for name in edge.key_fields:

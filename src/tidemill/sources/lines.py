@@ -145,8 +145,7 @@ class Lines(RecordedSource):
         decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit, precision=self.precision)
         self._connected = True
         try:
-            waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-            blocks = _as_they_come(descriptor, context) if waits else _of_file(descriptor, context)
+            blocks = _as_they_come(descriptor, context) if _waits(descriptor) else _of_file(descriptor, context)
             async for block, arrived_ns, wall_ns in blocks:
                 for piece in self._decoded(context, decoder, block, arrived_ns, wall_ns):
                     yield piece
@@ -173,6 +172,12 @@ class Lines(RecordedSource):
         else:
             batch, letters = decoder.feed(block, arrived_ns=arrived_ns, wall_ns=wall_ns)
         return list(pieces(self.accept(context, batch, letters)))
+
+
+def _waits(descriptor: int) -> bool:
+    """Whether the loop can be told when there is something to read: not of a file, and not of /dev/null."""
+    mode = os.fstat(descriptor).st_mode
+    return not stat.S_ISREG(mode) and not (stat.S_ISCHR(mode) and not os.isatty(descriptor))
 
 
 async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:

@@ -115,6 +115,9 @@ class Stage(abc.ABC):
     changes_columns: ClassVar[bool] = True
     """False for a stage that only drops rows: every column that comes out is what went in."""
 
+    may_lose_columns: ClassVar[bool] = False
+    """Whether a user's function may leave out columns that came in."""
+
     drops: ClassVar[bool] = False
     """Whether it leaves records out by its own judgement; of any other, each record goes on or is rejected."""
 

@@ -73,6 +73,7 @@ class Keyed(Stage):
     narrows_itself: ClassVar[bool] = True
     keeps_objects: ClassVar[bool] = True
     fixes_kinds: ClassVar[bool] = True
+    may_lose_columns: ClassVar[bool] = True
 
     def __init__(
         self,

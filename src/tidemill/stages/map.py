@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from tidemill.batch import Batch
 from tidemill.column import Column
@@ -178,6 +178,8 @@ class MapFrame(FunctionStage):
     was in the record (an integer an integer). Another number of rows raises `BadResult`, which costs the records it
     fails on; use `Filter` to leave records out.
     """
+
+    may_lose_columns: ClassVar[bool] = True
 
     def __init__(
         self,

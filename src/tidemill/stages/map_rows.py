@@ -43,6 +43,7 @@ class MapRows(FunctionStage):
     """
 
     fixes_kinds: ClassVar[bool] = True
+    may_lose_columns: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -170,7 +170,7 @@ words = st.text(min_size=1, max_size=12) | st.sampled_from(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(words, words, words, st.lists(words, min_size=1, max_size=3), st.booleans(), st.sampled_from(["csv", "ndjson"]))
 def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place, time, value, inside, kind) -> None:
     """Names come from outside: each is a literal in the code, and nothing of it is code or ends a comment."""
@@ -191,6 +191,7 @@ def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place
         }  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(words.map(str.strip).filter(bool), st.floats(), st.floats(min_value=0)),

@@ -100,6 +100,7 @@ def test_readings_inside_of_messages(broker: Any, retain: Publish, hears: Any, t
 
 def test_devices_that_share_a_topic(broker: Any, retain: Publish, hears: Any, tmp_path: Path) -> None:
     """A list of records on one topic: the key is a field, as in a recording."""
+    hears(9)
     retain(
         {
             "telemetry": json.dumps(

@@ -110,7 +110,7 @@ items = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     st.lists(st.dictionaries(names | st.sampled_from(["time", "sensor", "value", "ts"]), items), min_size=1, max_size=8)
 )

@@ -41,7 +41,7 @@ def heard(url: str, password: str | None, topic: str, seconds: float) -> Heard:
 
     Raises `OutsideError` when no broker answers, `InputError` when it refuses, or nothing comes, saying what to give.
     """
-    source = sources.MQTT(url, topic, password=password, key="{topic}", qos=0, retained="take")
+    source = sources.MQTT(url, topic, password=password, key="{topic}", retained="take")
     source.check()
     found = asyncio.run(_heard(source, url, seconds))
     if not found.messages:
@@ -71,7 +71,7 @@ async def _heard(source: sources.MQTT, url: str, seconds: float) -> Heard:
         if len(found.messages) + found.unread.total() >= _MOST:
             context.stopping.set()
 
-    context = SourceContext(clock, reject)
+    context = SourceContext(clock, reject, tells_kept=False)
     subscribed = asyncio.ensure_future(source.wait_subscribed())
     ending = asyncio.ensure_future(_end(subscribed, context, seconds))
     try:

@@ -20,13 +20,11 @@ from tidemill.app.new.vocabulary import (
     NO_SENSORS,
     PHYSICAL,
     READINGS,
-    SENSORS,
-    TIMES,
     WEAK_SENSORS,
-    words_of,
 )
 from tidemill.errors import InputError
 from tidemill.formats.edge import DEFAULT_TIME
+from tidemill.formats.field_names import SENSORS, TIMES, words_of
 from tidemill.formats.key_template import KeyTemplate
 
 __all__ = ["ARRIVAL", "STEM", "Given", "Roles", "at_place", "roles_of", "shown_place"]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tidemill.app.new.vocabulary import METRICS, PHYSICAL, READINGS, words_of
+from tidemill.app.new.vocabulary import METRICS, PHYSICAL, READINGS
+from tidemill.formats.field_names import words_of
 
 __all__ = ["TopicsSeen", "topics_seen"]
 
@@ -55,6 +56,11 @@ def _families(topics: Iterable[str]) -> Iterator[list[str]]:
         root, _, _ = topic.partition("/")
         by_depth.setdefault(topic.count("/"), {}).setdefault(root, []).append(topic)
     for by_root in by_depth.values():
+        yield from (
+            by_root.pop(root) for root in list(by_root) if root.startswith("$")
+        )  # a wildcard does not take these
+        if not by_root:
+            continue
         tails = Counter(topic.partition("/")[2] for topics in by_root.values() for topic in topics)
         sizes = map(len, by_root.values())
         if max(tails.values()) == 1 and max(sizes) > 1:

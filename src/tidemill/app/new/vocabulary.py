@@ -1,8 +1,7 @@
-"""What fields are called that mean something: times, sensors, quantities, readings, and what is none of these."""
+"""What fields are called that hold quantities and readings, and what is none of these."""
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 __all__ = [
@@ -11,34 +10,16 @@ __all__ = [
     "NO_SENSORS",
     "PHYSICAL",
     "READINGS",
-    "SENSORS",
-    "TIMES",
     "WEAK_SENSORS",
-    "words_of",
 ]
-
-
-def words_of(name: str) -> list[str]:
-    """The words of a field's name.
-
-    >>> words_of("deviceName"), words_of("Mote-ID"), words_of("devEUI")
-    (['device', 'name'], ['mote', 'id'], ['dev', 'eui'])
-    """
-    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower())
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-TIMES: Final = _words("time timestamp ts date datetime when at clock epoch stamp utc zeit datum heure fecha")
-SENSORS: Final = _words(
-    "sensor device mote node machine asset equipment tag station thing meter eui host hostname topic channel series "
-    "location name id key"
-)
-"""The best first."""
 WEAK_SENSORS: Final = _words("name id key")
-"""Of these, what names rows as often as sensors."""
+"""Of the words for sensors, those that name rows as often."""
 METRICS: Final = _words("metric channel parameter measurement quantity variable param signal property measure")
 """What a reading is of, where a device has several."""
 READINGS: Final = _words("value reading val wert valeur valor")
