@@ -127,7 +127,7 @@ class Live:
         if self.username is not None:
             lines.append(f"username={literal(self.username)},")
         if self.password:
-            lines.append('password=os.environ["MQTT_PASSWORD"],')
+            lines.append('password="${env:MQTT_PASSWORD}",')
         if self.paths:
             told = ", ".join(f"{literal(name)}: {literal(path_of(place))}" for name, place in self.paths.items())
             lines.append(f"value={{{told}}},")
@@ -176,7 +176,6 @@ class Draft:
         return _PLAN.substitute(
             imports=_lines(
                 [
-                    *(["import os"] if self.live is not None and self.live.password else []),
                     "from pathlib import Path",
                     "",
                     *pandas,
