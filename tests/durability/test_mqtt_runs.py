@@ -9,9 +9,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _RUN = """
 import asyncio, pathlib, sys
@@ -102,6 +105,20 @@ while more or under_way:
 """In a few lines of its own, since it must be faster than who is tried. Whatever is not acknowledged is published again."""
 
 
+_STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _runs_end() -> Iterator[None]:
+    """Also those of a test that fails."""
+    yield
+    while _STARTED:
+        left = _STARTED.pop()
+        if left.poll() is None:
+            os.killpg(left.pid, signal.SIGKILL)
+            left.wait()
+
+
 class Plant:
     """A run in a folder, as a process group of its own."""
 
@@ -114,6 +131,7 @@ class Plant:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _RUN, *self._arguments], cwd=self._folder, start_new_session=True
         )
+        _STARTED.append(self.process)
         self.until((self._folder / "subscribed").exists)
 
     def kill(self) -> None:
