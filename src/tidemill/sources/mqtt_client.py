@@ -54,6 +54,8 @@ class Wire:
         self._place = 0
         self._going = bytearray()
         self.open = True
+        self.lingers = False
+        """Whether `close`, which paho calls by itself, leaves the socket to whoever waits for the broker's end."""
 
     @property
     def ready(self) -> bool:
@@ -86,7 +88,7 @@ class Wire:
 
     def flush(self) -> bool:
         """Send what waits, as far as it goes; whether all has gone. Raises `OSError` when the connection is lost."""
-        while self._going and self.open:
+        while self._going and (self.open or self.lingers):
             try:
                 sent = self._socket.send(self._going)
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -100,7 +102,21 @@ class Wire:
             with contextlib.suppress(OSError):
                 self.flush()
             self.open = False
+        if not self.lingers:
             self._socket.close()
+
+    def shut(self) -> None:
+        """Nothing more will be sent. Raises `OSError`."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def ended(self) -> bool:
+        """Read what came, for nobody; whether the other side has ended it. Raises `OSError`."""
+        try:
+            while self._socket.recv(_READ):
+                pass
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        return True
 
 
 class Client(paho.Client):

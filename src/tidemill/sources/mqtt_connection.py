@@ -25,6 +25,8 @@ __all__ = ["Block", "Connection", "Session"]
 
 _ANSWER_S: Final = 10.0
 """In which a broker must answer, to each of: the connection, TLS, CONNECT, SUBSCRIBE."""
+_GOODBYE_S: Final = 2.0
+"""For how long it may read what it was told last."""
 _KEEPALIVE_S: Final = 30
 _MISC_S: Final = 1.0
 """How often paho looks whether a ping is due."""
@@ -205,7 +207,7 @@ class Connection:
             self._client.loop_misc()
 
     async def close(self) -> None:
-        """Say goodbye and let go."""
+        """Say goodbye, and let go when the broker has heard all of it."""
         if self._misc is not None:
             self._misc.cancel()
             await asyncio.gather(self._misc, return_exceptions=True)
@@ -214,13 +216,30 @@ class Connection:
                 handle.cancel()
         if self._client is not None and self._wire is not None:
             if self._wire.open:
+                self._wire.lingers = True
                 session = self._session
                 properties = expiring(session.expiry_s if session.leaves else 0, "DISCONNECT") if session.five else None
                 self._client.disconnect(properties=properties)
                 self._client.loop_write()
-            self._forget_socket()
+                self._forget_socket()
+                await self._heard(self._wire)
+                self._wire.lingers = False
             self._wire.close()
         self._lose("we have ended it")
+
+    async def _heard(self, wire: Wire) -> None:
+        """Wait until the broker has ended the connection, as it does when it has come to our goodbye, but not for ever.
+
+        Until then, acknowledgements may lie unread on its side. A socket that is closed with something unread on ours has
+        them thrown away, and so does a broker, when the next start comes and takes the session over.
+        """
+        with contextlib.suppress(OSError):  # a TimeoutError, too
+            async with asyncio.timeout(_GOODBYE_S):
+                while not wire.flush():
+                    await _ready(self._loop.add_writer, self._loop.remove_writer, wire)
+                wire.shut()
+                while not wire.ended():
+                    await _ready(self._loop.add_reader, self._loop.remove_reader, wire)
 
     # -- what comes --------------------------------------------------------------------------------------
 
@@ -344,7 +363,7 @@ async def _shaken(connected: socket.socket, context: ssl.SSLContext, host: str) 
         raise
 
 
-async def _ready(add: Callable[..., object], remove: Callable[[int], object], waiting: socket.socket) -> None:
+async def _ready(add: Callable[..., object], remove: Callable[[int], object], waiting: socket.socket | Wire) -> None:
     woken = asyncio.Event()
     add(waiting.fileno(), woken.set)
     try:
