@@ -109,7 +109,7 @@ def test_records_of_one_sensor_a_file_in_json_without_a_suffix_that_says_so(tmp_
     report, plan = tried(written(tmp_path, "pump.log", "".join(rows)), tmp_path)
     assert report.rows_out == 100
     assert 'format="ndjson"' in plan
-    with sqlite3.connect(tmp_path / "features.db") as database:
+    with sqlite3.connect(tmp_path / "plant.db") as database:
         assert database.execute("SELECT avg(normalized) FROM features").fetchone()[0] == pytest.approx(0, abs=1e-5)
     database.close()
 

@@ -32,7 +32,7 @@ plan = tm.Plan(
 ${stages}    tm.Calibrate(HERE / "calibration.csv", ${column}),  # (reading - baseline) / scale, of its own sensor
     tm.Rolling("normalized", window=50, stats=["mean", "std", "min", "max"]),  # of each sensor's last 50 records
 )
-pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(HERE / "features.db"))
+pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(HERE / ${database}))
 ''')
 
 _OPENED: Final = Template('''\
@@ -186,6 +186,7 @@ class Draft:
             source=self._source(),
             stages=_lines(stages, "    "),
             column=column,
+            database=literal(f"{self.plan.removesuffix('.py')}.db"),
         )
 
     def _source(self) -> str:
