@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill.formats.json_limits import DEPTH, DIGITS, KEYS, excess, may_exceed, some_may_exceed
 from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.line_formats import line_format
 from tidemill.formats.payloads import PayloadReader
 
 
@@ -20,8 +21,8 @@ def nested(depth: int) -> bytes:
 
 
 def named(count: int) -> bytes:
-    """As many fields, in two objects."""
-    inner = {f"b{n}": n for n in range(count - 3)}
+    """As many fields, in an object within another."""
+    inner = {f"b{n}": n for n in range(count)}
     return json.dumps({"a": 1, "c": 2, "inner": inner}).encode()
 
 
@@ -91,3 +92,10 @@ def test_too_many_names_are_seen_wherever_the_line_begins(count: int, before: in
     for each in (line, tiny):
         block = b'{"pad":"%b"}\n' % (b"x" * before) + each + (b"\n{}\n" if ended else b"")
         assert some_may_exceed(block) or count <= KEYS
+
+
+def test_a_batch_of_a_thousand_metrics_is_no_message_with_too_many_names() -> None:
+    """The limit is each object's own: Telegraf sends as many metrics in one line as it likes."""
+    metric = {"name": "cpu", "tags": {"host": "a"}, "fields": {"a": 1.0, "b": 2.0}, "timestamp": 1_700_000_000}
+    decoded = line_format("telegraf-json").decode(json.dumps({"metrics": [metric] * 1_000}).encode())
+    assert (len(decoded.rows), decoded.bad) == (1_000, [])

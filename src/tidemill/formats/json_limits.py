@@ -14,7 +14,7 @@ __all__ = ["DEPTH", "DIGITS", "KEYS", "excess", "may_exceed", "some_may_exceed"]
 DEPTH: Final = 32
 """Objects and arrays within each other."""
 KEYS: Final = 1_024
-"""Names of fields in a message or on a line, in all its objects together."""
+"""Names of fields in one object: a batch may have many objects."""
 DIGITS: Final = 64
 """Of one number, its point included."""
 
@@ -76,17 +76,16 @@ def excess(value: Any, data: bytes) -> str:
     """
     if _LONG.search(data) and _LONG.search(_TEXT.sub(b'""', data)):
         return f"holds a number of more than {DIGITS} digits"
-    names, level = 0, [value]
+    level = [value]
     for _ in range(DEPTH):
         inner: list[Any] = []
         for each in level:
             if type(each) is dict:
-                names += len(each)
+                if len(each) > KEYS:
+                    return f"has more than {KEYS:,} fields"
                 inner += each.values()
             elif type(each) is list:
                 inner += each
-        if names > KEYS:
-            return f"has more than {KEYS:,} fields"
         level = [each for each in inner if type(each) is dict or type(each) is list]
         if not level:
             return ""

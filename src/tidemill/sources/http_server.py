@@ -22,6 +22,7 @@ from starlette.routing import Route
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.formats.decoded import BadLine, Decoded
+from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.sources.http_connection import connections_through
 from tidemill.sources.inbox import Inbox
@@ -234,6 +235,8 @@ class Server(uvicorn.Server):
             raise _Refused(400, f"the body is not JSON: {error}") from None
         body = _Body()
         items = document if isinstance(document, list) else [document]
+        if may_exceed(data) and (why := excess(document, data)):
+            raise _Refused(400, f"the body {why}")
         if not await body.takes(self._form.items(items), known):
             number, reason = _first_bad(self._form.items, ([item] for item in items))
             raise _Refused(400, f"item {number}: {reason}", item=number)
