@@ -111,6 +111,10 @@ def expressions() -> Iterator[tuple[str, str]]:
 LIVE = [b'{"sensor": "S1", "value": 1}\n', b'{"sensor": "S2", "value": -1}\n', b"no JSON\n"]
 
 
+LATER = ("dead_total", "records_gone_total", "lane_busy_ratio")
+"""What a page shows once there is something to show."""
+
+
 @pytest.fixture(scope="module")
 def page() -> dict[str, set[str]]:
     """The samples that a real run shows, with their labels: one that keeps state, and has had bad luck with a record."""
@@ -127,7 +131,7 @@ def page() -> dict[str, set[str]]:
 
             def scraped() -> str:
                 text = ""
-                while not ("tidemill_dead_total{" in text and "tidemill_records_gone_total{" in text):
+                while not all(f"tidemill_{name}{{" in text for name in LATER):
                     with urllib.request.urlopen(f"{live.metrics_url}/metrics", timeout=30) as answered:
                         text = answered.read().decode()
                 return text

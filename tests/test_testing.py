@@ -138,8 +138,8 @@ async def test_a_crash_and_what_comes_behind_it() -> None:
     with pytest.raises(OutsideError, match="told to crash"):
         await anext(stream)
     assert source.pulled == 2
-    assert [batch.keys.tolist() for batch in await run.read(source)] == [["S2"]]
-    assert [batch.keys.tolist() for batch in await run.read(source)] == [["S3"]]
+    assert [row["sensor"] for batch in await run.read(source) for row in batch.to_rows()] == ["S2"]
+    assert [row["sensor"] for batch in await run.read(source) for row in batch.to_rows()] == ["S3"]
     with pytest.raises(OutsideError, match="told to crash"):
         await run.read(source)
     assert source.statistics().records == 4
