@@ -116,13 +116,15 @@ LATER = ("dead_total", "records_gone_total", "lane_busy_ratio")
 
 
 @pytest.fixture(scope="module")
-def page() -> dict[str, set[str]]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The samples that a real run shows, with their labels: one that keeps state, and has had bad luck with a record."""
+
+    folder = tmp_path_factory.mktemp("deployed")
 
     async def run() -> str:
         source = tm.sources.TCP()
         pipeline = tm.Pipeline(source, tm.Plan(tm.Filter("value > 0")), tm.sinks.Latest(), name="deployed")
-        async with tm.serve(pipeline, lanes=1, metrics="127.0.0.1:0") as live:
+        async with tm.serve(pipeline, lanes=1, state=tm.State(folder), metrics="127.0.0.1:0") as live:
             _, writer = await asyncio.open_connection(*await source.wait_listening())
             writer.writelines(LIVE)
             await writer.drain()
