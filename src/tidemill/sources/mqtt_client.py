@@ -25,9 +25,12 @@ from paho.mqtt.properties import Properties
 
 from tidemill.formats.mqtt_packets import PacketLimit
 
-__all__ = ["Client", "Message", "Wire", "expiring"]
+__all__ = ["Client", "Message", "Wire", "asking", "expiring"]
 
 _READ: Final = 1 << 16
+_UNDER_WAY: Final = 4_096
+"""Messages that the broker sends before it waits for an acknowledgement: as many may come twice after a crash. They are
+acknowledged in groups, as the log syncs them, some milliseconds apart."""
 """Bytes taken from the socket at a time."""
 
 
@@ -188,6 +191,13 @@ class Client(paho.Client):
         mid = int.from_bytes(packet[:2], "big")
         self._half_way.discard(mid)
         return self._send_pubcomp(mid)
+
+
+def asking(expiry_s: int) -> Properties:
+    """What a ``CONNECT`` of MQTT 5 asks for."""
+    made = expiring(expiry_s, "CONNECT")
+    made.ReceiveMaximum = _UNDER_WAY
+    return made
 
 
 def expiring(seconds: int, packet: str) -> Properties:

@@ -18,14 +18,14 @@ from tidemill.clock import Clock
 from tidemill.errors import InputError, OutsideError
 from tidemill.formats.brokers import Broker, no_tls, refusal, untrusted
 from tidemill.formats.mqtt_packets import PacketLimit
-from tidemill.sources.mqtt_client import Client, Message, Wire, expiring
+from tidemill.sources.mqtt_client import Client, Message, Wire, asking, expiring
 from tidemill.tls import refused_certificate
 
 __all__ = ["Block", "Connection", "Session"]
 
 _ANSWER_S: Final = 10.0
 """In which a broker must answer, to each of: the connection, TLS, CONNECT, SUBSCRIBE."""
-_GOODBYE_S: Final = 2.0
+_GOODBYE_S: Final = 8.0
 """For how long it may read what it was told last."""
 _KEEPALIVE_S: Final = 30
 _MISC_S: Final = 1.0
@@ -117,7 +117,7 @@ class Connection:
         client.username_pw_set(session.broker.username, session.broker.password)
         options: dict[str, Any] = {}
         if session.five:
-            options = {"clean_start": session.clean, "properties": expiring(session.expiry_s, "CONNECT")}
+            options = {"clean_start": session.clean, "properties": asking(session.expiry_s)}
         client.connect_async(session.broker.host, session.broker.port, _KEEPALIVE_S, **options)
         client.reconnect()
         self._loop.add_reader(wire.fileno(), self._read)
