@@ -18,6 +18,8 @@ SHELL = [line for kind, block in BLOCKS if not kind for line in block.splitlines
 COMMANDS = [line for line in SHELL if line.startswith(("make ", "tidemill ", "sqlite3 "))]
 NEW = re.search(r"`(tidemill new [^`]*)`", README)
 """Said in a sentence."""
+OURS = ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+"""What a `make` that runs these tests leaves in the environment."""
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +46,7 @@ def typed(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """In a shell, as it stands; what runs until Ctrl-C gets one after some seconds."""
     if command.split()[1] == "demo":
         command = f"timeout --signal INT 6 {command}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMILL")}
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
     environment |= {"PATH": f"{folder}/.venv/bin:{os.environ['PATH']}", "PYTHONPATH": f"{folder}/src"}
     return subprocess.run(  # noqa: PLW1510 - what it ended with is asked below
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=100

@@ -57,7 +57,7 @@ def test_a_full_disk_below_the_state_ends_the_run_and_the_next_goes_on(
     recording(tmp_path, RECORDS)
     rows, dead = golden(tmp_path)
     state = disk.place / "state"
-    with Replayed(tmp_path, lanes, state=state, **PACED) as plant:
+    with Replayed(tmp_path, lanes, state=state, pace=300.0) as plant:  # ten seconds, of which it needs three
         for _ in patient():
             if (state / "epoch").exists() and published(state) >= after:
                 break
