@@ -16,7 +16,6 @@ from bench._edges_run import LIMIT_S, in_turn, taken
 
 MESSAGES = 100_000
 SENSORS = 1_000
-TOPICS = "plant/+/+"
 _AT_ONCE = 10_000
 """Messages that the publisher has under way; it can keep 65,535."""
 
@@ -31,7 +30,7 @@ def measure(options: argparse.Namespace, table: Table) -> None:
 
             def ours(qos: int = qos) -> Any:
                 _fill(broker.port, "ours", qos)
-                source = tm.sources.MQTT(broker.url, "plant/{site}/{sensor}", qos=qos, client_id="ours")
+                source = tm.sources.MQTT(broker.url, "ours/{site}/{sensor}", qos=qos, client_id="ours")
                 return taken(source, MESSAGES, _nothing, options.folder)
 
             in_turn(options, table, f"{what} / paho-mqtt's loop", MESSAGES, target, bare, ours)
@@ -60,10 +59,11 @@ def _connected(port: int, name: str) -> Any:
 
 
 def _fill(port: int, name: str, qos: int) -> None:
-    """A session with all messages in it, and nobody there."""
+    """A session with all messages in it, and nobody there; each has topics of its own, since a session that is kept gets
+    what comes for the others too."""
     subscriber = _connected(port, name)
     subscribed = []
-    subscriber.on_connect = lambda *_: subscriber.subscribe(TOPICS, qos)
+    subscriber.on_connect = lambda *_: subscriber.subscribe(f"{name}/+/+", qos)
     subscriber.on_subscribe = lambda *_: subscribed.append(True)
     while not subscribed:
         subscriber.loop(0.1)
@@ -75,7 +75,7 @@ def _fill(port: int, name: str, qos: int) -> None:
     publisher.connect("127.0.0.1", port)
     publisher.loop_start()
     for number in range(MESSAGES):
-        sent = publisher.publish(f"plant/a/S{number % SENSORS}", b'{"value":%r,"level":3}' % (number % 997 / 8), qos)
+        sent = publisher.publish(f"{name}/a/S{number % SENSORS}", b'{"value":%r,"level":3}' % (number % 997 / 8), qos)
         if number % _AT_ONCE == _AT_ONCE - 1 or number == MESSAGES - 1:
             sent.wait_for_publish(LIMIT_S)
     publisher.disconnect()
