@@ -49,7 +49,7 @@ CAMPAIGNS: dict[str, Kind] = {
         "R25", live_databases.struck_on_line, 6, 600, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
     ),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
-    "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
+    "scripts": Kind("R28", scripts.played, 120, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
     "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 

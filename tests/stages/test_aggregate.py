@@ -119,7 +119,7 @@ def test_rows_do_not_depend_on_the_order_of_arrival_within_the_lateness(rows, wi
     pd.testing.assert_frame_equal(applied(plan, rows, lag=0), applied(plan, shuffled, lag=0))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     rows=records,
     window=windows,
@@ -137,7 +137,7 @@ def test_rows_do_not_depend_on_where_batches_end(rows, window, cut, lateness, la
     assert (one.late, one.absorbed) == (other.late, other.absorbed)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(rows=records, lateness=st.integers(0, 15))
 def test_a_record_is_late_against_the_watermark_just_before_it(rows, lateness):
     _, report = run(

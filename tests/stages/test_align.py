@@ -131,7 +131,7 @@ def test_rows_do_not_depend_on_the_order_of_arrival_within_the_lateness(rows, me
     pd.testing.assert_frame_equal(applied(plan, rows, lag=0), applied(plan, shuffled, lag=0))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     rows=readings,
     method=methods,
@@ -151,7 +151,7 @@ def test_rows_do_not_depend_on_where_batches_end(rows, method, on, tolerance, la
     assert (one.late, one.absorbed) == (other.late, other.absorbed)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(rows=readings, lateness=st.integers(0, 15))
 def test_a_record_is_late_when_the_watermark_has_passed_its_time(rows, lateness):
     """By more than the allowed lateness, just before the record came."""

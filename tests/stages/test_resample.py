@@ -148,7 +148,7 @@ def test_rows_come_out_as_the_rules_told_point_by_point_say(rows, method, gap, l
     same(seen(plan.apply(dicts(rows), lag=lag)), told(rows, method, gap, lateness, lag)[0])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     rows=readings, method=methods, gap=gaps, lateness=st.integers(0, 20), lag=st.integers(0, 5), cut=st.integers(1, 9)
 )

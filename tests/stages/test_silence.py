@@ -92,7 +92,7 @@ def test_events_come_out_where_the_rules_told_record_by_record_say(rows, after, 
     assert seen(made) == told(rows, after, lag)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(rows=recordings, after=st.integers(1, 60), lag=st.integers(0, 30), cut=st.integers(1, 7))
 def test_rows_do_not_depend_on_where_batches_end(rows, after, lag, cut):
     parts, _ = run(tm.Silence(after), dicts(rows), max_records=cut, lag=lag)
