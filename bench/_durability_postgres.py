@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -16,6 +15,7 @@ import psycopg
 import tidemill as tm
 from bench import _common
 from bench._common import Table
+from bench._servers import server_module
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.schema import Kind, Schema
@@ -131,13 +131,7 @@ def _require_rows(server: Any) -> None:
 
 def _server() -> Any:
     """The tests' own, with fsync."""
-    path = Path(__file__).parents[1] / "tests" / "postgres_server.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.PostgresServer(durable=True)
+    server = server_module("postgres_server").PostgresServer(durable=True)
     server.start()
     return server
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import tidemill as tm
 from bench._common import Table, Wrong
 from bench._edges_run import LIMIT_S, in_turn, taken
+from bench._servers import server_module
 
 MESSAGES = 100_000
 SENSORS = 1_000
@@ -107,13 +106,9 @@ def _paho(port: int, name: str, qos: int) -> float:
 @contextmanager
 def _broker() -> Iterator[Any]:
     """The tests' own, which keeps all that comes, in memory."""
-    path = Path(__file__).parents[1] / "tests" / "mosquitto_server.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = module.MosquittoServer(persistence="false", queue_qos0_messages="true", autosave_on_changes="false")
+    server = server_module("mosquitto_server").MosquittoServer(
+        persistence="false", queue_qos0_messages="true", autosave_on_changes="false"
+    )
     server.start()
     try:
         yield server
