@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText
 
-__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "no_tls", "refusal", "untrusted"]
+__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "check_session", "no_tls", "refusal", "untrusted"]
 
 VERSIONS: Final = ("5", "3.1.1")
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -55,6 +55,16 @@ def broker_of(url: object, username: str | None = None, password: str | None = N
     if password is not None and username is None:
         raise PlanError("MQTT(...) has a password and no username=.")
     return Broker(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts", username, password, written)
+
+
+def check_session(qos: object, version: object, client_id: object) -> None:
+    """What is asked of a broker can be. Raises `PlanError`."""
+    if qos not in (0, 1, 2) or isinstance(qos, bool):
+        raise PlanError(f"qos={qos!r} of MQTT must be 0, 1 or 2.")
+    if version not in VERSIONS:
+        raise PlanError(f"version={version!r} of MQTT must be {' or '.join(map(repr, VERSIONS))}.")
+    if client_id is not None and (not isinstance(client_id, str) or not 1 <= len(client_id.encode()) <= 65_535):
+        raise PlanError(f"client_id={client_id!r} of MQTT must be a text.")
 
 
 class Access:

@@ -14,7 +14,7 @@ import msgspec
 
 from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
-from tidemill.formats.brokers import VERSIONS, Access, Broker
+from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.json_lines import encode_json_lines
 from tidemill.formats.topics import TopicTemplate
 from tidemill.schema import Schema
@@ -94,12 +94,7 @@ class MQTT(ProcessSink):
         self._access = Access(url, username, password)
         self._broker = self._access.broker
         self._topic = TopicTemplate(topic)
-        if qos not in (0, 1, 2) or isinstance(qos, bool):
-            raise PlanError(f"qos={qos!r} of MQTT must be 0, 1 or 2.")
-        if version not in VERSIONS:
-            raise PlanError(f"version={version!r} of MQTT must be {' or '.join(map(repr, VERSIONS))}.")
-        if client_id is not None and (not isinstance(client_id, str) or not 1 <= len(client_id.encode()) <= 65_535):
-            raise PlanError(f"client_id={client_id!r} of MQTT must be a text.")
+        check_session(qos, version, client_id)
         if payload is not None and (columns is not None or numbered):
             raise PlanError("payload= of MQTT makes one column the message; columns= and numbered= are for JSON.")
         if not self._broker.tls and (ca is not None or cert is not None):

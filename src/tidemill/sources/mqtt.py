@@ -16,7 +16,7 @@ from tidemill.batch import Batch
 from tidemill.core.backoff import Backoff
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
-from tidemill.formats.brokers import VERSIONS, Access, Broker
+from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.topics import TopicPattern
@@ -126,14 +126,9 @@ class MQTT(EdgedSource):
         self._patterns = [TopicPattern(each) for each in ([topics] if isinstance(topics, str) else topics)]
         if not self._patterns:
             raise PlanError("topics= of MQTT is empty; name at least one topic.")
-        if qos not in (0, 1, 2) or isinstance(qos, bool):
-            raise PlanError(f"qos={qos!r} of MQTT must be 0, 1 or 2.")
+        check_session(qos, version, client_id)
         if retained not in ("skip", "take"):
             raise PlanError(f'retained={retained!r} of MQTT must be "skip" or "take".')
-        if version not in VERSIONS:
-            raise PlanError(f"version={version!r} of MQTT must be {' or '.join(map(repr, VERSIONS))}.")
-        if client_id is not None and (not isinstance(client_id, str) or not 1 <= len(client_id.encode()) <= 65_535):
-            raise PlanError(f"client_id={client_id!r} of MQTT must be a text.")
         if clean_start and client_id is None:
             raise PlanError("clean_start=True of MQTT needs a client_id=; without one each run starts clean.")
         if not self._broker.tls and (ca is not None or cert is not None):
