@@ -19,9 +19,9 @@ from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.edged import EdgedSource, checked_limit, until_told
+from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import admission, bound, checked_count, checked_port, is_loopback, keep_alive
+from tidemill.sources.listening import ListeningSource, admission, bound, checked_count, is_loopback, keep_alive
 from tidemill.tls import server_context
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _ROWS: Final = 1_000
 _log = logging.getLogger("tidemill")
 
 
-class HTTP(EdgedSource):
+class HTTP(ListeningSource):
     """Records that are posted: ``POST /ingest`` with lines, or with a JSON object or array (``Content-Type:
     application/json``), also packed (``Content-Encoding: gzip``).
 
@@ -103,7 +103,7 @@ class HTTP(EdgedSource):
         time_format: str | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if not path.startswith("/"):
             raise PlanError(f"path={path!r} of HTTP must begin with a slash.")
         if token == "":
@@ -119,7 +119,6 @@ class HTTP(EdgedSource):
                     f"HTTP on {host!r} would send its token in the clear; give it cert= and cert_key=, or write "
                     "plaintext=True if a proxy in front of it does TLS."
                 )
-        self.host = host
         self.path = path
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
@@ -131,23 +130,10 @@ class HTTP(EdgedSource):
         self._admission = Admission(connections, per_host, "")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
         self._certificate = (cert, cert_key)
-        self._wanted_port = checked_port(port, "HTTP")
-        self._address: tuple[str, int] | None = None
         self._inbox: Inbox[Posted] | None = None
         self._pending: Acknowledgements[Posted] = Acknowledgements()
         self._yielded = 0
         self._told = asyncio.Event()
-        self._started = asyncio.Event()
-
-    @property
-    def port(self) -> int:
-        """The port listened on; before the run, the one asked for."""
-        return self._address[1] if self._address is not None else self._wanted_port
-
-    async def wait_listening(self) -> tuple[str, int]:
-        """Return host and port once bodies are taken."""
-        await self._started.wait()
-        return self.host, self.port
 
     @property
     def buffered(self) -> int:

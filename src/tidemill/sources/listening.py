@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import resource
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
+from tidemill.sources.edged import EdgedSource
 
-__all__ = ["BACKLOG", "admission", "bound", "checked_count", "checked_port", "is_loopback", "keep_alive"]
+__all__ = [
+    "BACKLOG",
+    "ListeningSource",
+    "admission",
+    "bound",
+    "checked_count",
+    "checked_port",
+    "is_loopback",
+    "keep_alive",
+]
 
 BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
 _KEPT_FREE: Final = 128
 """Of the files that a process may open: for the log, checkpoints, sinks and lanes that are replaced."""
+
+
+class ListeningSource(EdgedSource):
+    """A source that senders find at an address, ``host`` and a port, once it says that it has `_started`."""
+
+    def __init__(self, host: str, port: int, **roles: Any) -> None:
+        super().__init__(**roles)
+        self.host = host
+        self._wanted_port = checked_port(port, type(self).__name__)
+        self._address: tuple[str, int] | None = None
+        self._started = asyncio.Event()
+
+    @property
+    def port(self) -> int:
+        """The port listened on; before the run, the one asked for."""
+        return self._address[1] if self._address is not None else self._wanted_port
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return (self.host, self.port)
+
+    async def wait_listening(self) -> tuple[str, int]:
+        """Return the address once what is sent there is taken."""
+        await self._started.wait()
+        return self.address
 
 
 def checked_port(port: int, source: str) -> int:

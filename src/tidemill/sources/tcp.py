@@ -19,9 +19,17 @@ from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import READ, batch_of, bytes_of_a_turn
-from tidemill.sources.edged import EdgedSource, checked_limit, until_told
+from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import BACKLOG, admission, bound, checked_count, checked_port, is_loopback, keep_alive
+from tidemill.sources.listening import (
+    BACKLOG,
+    ListeningSource,
+    admission,
+    bound,
+    checked_count,
+    is_loopback,
+    keep_alive,
+)
 from tidemill.sources.tcp_connection import Block, Connection
 from tidemill.tls import server_context
 
@@ -34,7 +42,7 @@ _HANDSHAKE_S: Final = 10.0
 _log = logging.getLogger("tidemill")
 
 
-class TCP(EdgedSource):
+class TCP(ListeningSource):
     """Lines from any number of TCP connections.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
@@ -97,7 +105,7 @@ class TCP(EdgedSource):
         idle: str | float | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         if cert is None and (cert_key is not None or ca is not None):
@@ -110,7 +118,6 @@ class TCP(EdgedSource):
                 "and ca=, so that senders show a certificate, write exposed=True if only the plant reaches it, or listen "
                 "on 127.0.0.1."
             )
-        self.host = host
         self._form = line_format(format, precision, source="TCP")
         set_up(self.edge, self._form)
         self._turn = bytes_of_a_turn(format)
@@ -121,8 +128,6 @@ class TCP(EdgedSource):
         self._certificate = (cert, cert_key, ca)
         self.buffer = buffer
         self.ack = ack
-        self._wanted_port = checked_port(port, "TCP")
-        self._address: tuple[str, int] | None = None
         self._connections: set[Connection] = set()
         self._inbox: Inbox[Block] | None = None
         self._lost: list[DeadLetter] = []
@@ -130,22 +135,6 @@ class TCP(EdgedSource):
         self._admission = Admission(connections, per_host, "")
         self._pending: Acknowledgements[Connection] = Acknowledgements()
         self._told = asyncio.Event()
-        self._started = asyncio.Event()
-
-    @property
-    def port(self) -> int:
-        """The port listened on; before the run, the one asked for."""
-        return self._address[1] if self._address is not None else self._wanted_port
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return (self.host, self.port)
-
-    async def wait_listening(self) -> tuple[str, int]:
-        """Return the address once connections are accepted."""
-        await self._started.wait()
-        return self.address
 
     @property
     def buffered(self) -> int:

@@ -20,9 +20,9 @@ from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import batch_of, bytes_of_a_turn
-from tidemill.sources.edged import EdgedSource, checked_limit
+from tidemill.sources.edged import checked_limit
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import bound, checked_port, is_loopback
+from tidemill.sources.listening import ListeningSource, bound, is_loopback
 from tidemill.sources.udp_losses import Losses
 
 __all__ = ["UDP"]
@@ -52,7 +52,7 @@ class _Datagrams:
     letters: tuple[DeadLetter, ...] = ()
 
 
-class UDP(EdgedSource):
+class UDP(ListeningSource):
     """Lines from any number of senders by UDP: one or more in a datagram, whose end ends a line.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
@@ -99,38 +99,19 @@ class UDP(EdgedSource):
         exposed: bool = False,
         name: str | None = None,
     ) -> None:
-        super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if not exposed and not is_loopback(host):
             raise PlanError(
                 f"UDP on {host!r} can be reached from other machines, and anybody there could send; write exposed=True if only "
                 "the plant reaches it, or listen on 127.0.0.1."
             )
-        self.host = host
         self.limit = checked_limit(limit, "UDP")
         self.buffer = checked_limit(buffer, "UDP")
         self._form = line_format(format, precision, source="UDP")
         set_up(self.edge, self._form)
         self._turn = bytes_of_a_turn(format)
-        self._wanted_port = checked_port(port, "UDP")
-        self._address: tuple[str, int] | None = None
         self._losses = Losses()
         self._inbox: Inbox[_Datagrams] | None = None
-        self._started = asyncio.Event()
-
-    @property
-    def port(self) -> int:
-        """The port listened on; before the run, the one asked for."""
-        return self._address[1] if self._address is not None else self._wanted_port
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        return (self.host, self.port)
-
-    async def wait_listening(self) -> tuple[str, int]:
-        """Return the address once datagrams are taken."""
-        await self._started.wait()
-        return self.address
 
     @property
     def buffered(self) -> int:
