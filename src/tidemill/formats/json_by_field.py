@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tidemill.formats.json_limits import may_have_long_number
 from tidemill.rows import RowsByField
 
-__all__ = ["JsonByField"]
+__all__ = ["SMALLEST", "JsonByField"]
 
-_SMALLEST: Final = 1 << 11
+SMALLEST: Final = 1 << 14
 """Bytes below which looking for a shape takes longer than the dicts would."""
 _MOST_FIELDS: Final = 64
 _MOST_PASSED: Final = 63
@@ -32,9 +32,11 @@ _Value = str | float | int | bool | None
 
 
 class JsonByField:
-    """Reads blocks of one input. It remembers only how often it was in vain, so as not to be tried on each block."""
+    """Reads blocks of one input, of ``smallest`` bytes at least. It remembers only how often it was in vain, so as not to be
+    tried on each block."""
 
-    def __init__(self) -> None:
+    def __init__(self, smallest: int = SMALLEST) -> None:
+        self._smallest = smallest
         self._in_vain = 0
         self._pass = 0
 
@@ -43,10 +45,10 @@ class JsonByField:
         None. Never raises.
 
         >>> lines = b'{"sensor": "S1", "value": 20}\\n' * 100
-        >>> JsonByField().rows(lines)[99]
+        >>> JsonByField(smallest=0).rows(lines)[99]
         {'sensor': 'S1', 'value': 20}
         """
-        if len(block) < _SMALLEST:
+        if len(block) < self._smallest:
             return None
         if self._pass:
             self._pass -= 1

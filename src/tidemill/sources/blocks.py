@@ -19,7 +19,7 @@ READ: Final = 1 << 17
 """Bytes taken from one sender at a time."""
 _TURN: Final = {"ndjson": READ}
 """Bytes that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
-_TURN_OF_OTHERS: Final = 1 << 14
+_TURN_OF_OTHERS: Final = 1 << 15
 
 
 def bytes_of_a_turn(format_: str) -> int:
