@@ -57,6 +57,7 @@ def perform(
             silent_after=silent_after,
             max_dead=max_dead,
             notify=True,
+            ends_process=True,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:
