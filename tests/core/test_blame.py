@@ -103,8 +103,25 @@ def test_deaths_outside_user_code_end_the_run():
     blame.committed(9)
     for _ in range(4):
         blame.died(death(slab=0, user=False))
-    with pytest.raises(TooManyDeaths, match="killed by signal 11"):
+    with pytest.raises(TooManyDeaths, match="killed by signal 11") as raised:
         blame.died(death(user=False))
+    assert not raised.value.from_outside
+
+
+def test_kills_from_outside_are_given_up_on_later_and_say_so():
+    """Whoever kills lanes, such as a machine without memory, says nothing of us; one death by itself among them does."""
+    blame = Blame()
+    for _ in range(19):
+        blame.died(death(user=False, signal=KILL))
+    with pytest.raises(TooManyDeaths, match="killed by signal 9") as raised:
+        blame.died(death(user=False, signal=KILL))
+    assert raised.value.from_outside
+    blame.committed(9)
+    for _ in range(4):
+        blame.died(death(user=False, signal=KILL))
+    with pytest.raises(TooManyDeaths) as raised:
+        blame.died(death(user=False))
+    assert not raised.value.from_outside
 
 
 def test_statistics_count_deaths_and_name_suspects():

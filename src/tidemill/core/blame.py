@@ -19,10 +19,16 @@ __all__ = ["Blame", "BlameStatistics", "Cursor", "Death", "Orders", "TooManyDeat
 _SIGKILL: Final = 9
 _FRUITLESS_DEATHS: Final = 5
 """Deaths in a row without one committed slab, none of them in a user's function, before the run gives up."""
+_FRUITLESS_KILLS: Final = 20
+"""The same where every one of them was a kill from outside, which says nothing of us: a retry may well succeed."""
 
 
 class TooManyDeaths(Exception):
-    """The lane dies again and again outside any user's function: nothing that a retry can mend."""
+    """The lane dies again and again outside any user's function; ``from_outside`` when somebody has killed it each time."""
+
+    def __init__(self, how: str, *, from_outside: bool) -> None:
+        super().__init__(how)
+        self.from_outside = from_outside
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Blame:
         self._struck: dict[Cursor, int] = {}
         self._tried_again: set[int] = set()
         self._fruitless = 0
+        self._by_itself = False
+        """Whether any of these deaths was no kill from outside."""
         self._deaths = 0
 
     def orders(self, slab: int) -> Orders:
@@ -106,7 +114,7 @@ class Blame:
 
     def committed(self, slab: int) -> None:
         """The slab is through; its orders are void."""
-        self._fruitless = 0
+        self._fruitless, self._by_itself = 0, False
         if self._orders.pop(slab, None) is not None:
             self._tried_again.discard(slab)
             self._struck = {cursor: times for cursor, times in self._struck.items() if cursor.slab != slab}
@@ -115,13 +123,14 @@ class Blame:
         """Take note of a death; the orders for the slab it happened in. Raises `TooManyDeaths`."""
         cursor = death.cursor
         self._deaths += 1
+        from_outside = death.signal == _SIGKILL and not death.ours
         if not cursor.slab or not death.in_user_code:
             self._fruitless += 1
-            if self._fruitless >= _FRUITLESS_DEATHS:
-                raise TooManyDeaths(str(death))
+            self._by_itself |= not from_outside
+            if self._fruitless >= (_FRUITLESS_DEATHS if self._by_itself else _FRUITLESS_KILLS):
+                raise TooManyDeaths(str(death), from_outside=not self._by_itself)
             return self.orders(cursor.slab)
         orders = self._orders.setdefault(cursor.slab, Orders())
-        from_outside = death.signal == _SIGKILL and not death.ours
         if from_outside and cursor.slab not in self._tried_again:
             self._tried_again.add(cursor.slab)
             return orders

@@ -37,7 +37,7 @@ from tidemill.engine.metrics import BatchSizes, Counts
 from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
 from tidemill.engine.stage_times import StageTimes
-from tidemill.errors import EngineError, StageError
+from tidemill.errors import EngineError, OutsideError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
@@ -64,6 +64,15 @@ _log = logging.getLogger("tidemill")
 _TURN_NS = 500_000
 _NOBODY = np.empty(0, np.int32)
 _NO_TEXTS = np.empty(0, object)
+
+
+def _dies_again(lane: Lane, death: TooManyDeaths) -> Exception:
+    told = f"lane {lane.number} dies again and again ({death}), outside any function of yours"
+    if death.from_outside:
+        return OutsideError(
+            f"{told}: the machine may be short of memory (its kernel's log says so), or somebody kills it."
+        )
+    return EngineError(told)
 
 
 @dataclass(frozen=True)
@@ -514,7 +523,7 @@ class Mill:
             _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how, extra=fields)
             self.pump()
         except TooManyDeaths as death:
-            self._fail(EngineError(f"lane {lane.number} dies again and again ({death}), outside any function of yours"))
+            self._fail(_dies_again(lane, death))
         except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
             self._fail(error)
 
