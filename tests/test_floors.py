@@ -29,6 +29,7 @@ FLOORS = {
             "files",
             "tls",
             "secret",
+            "configured",
         ),
         0,
     ),

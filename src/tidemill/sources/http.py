@@ -22,7 +22,7 @@ from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import ListeningSource, admission, bound, checked_count, is_loopback, keep_alive
-from tidemill.tls import server_context
+from tidemill.tls import passphrase, server_context
 
 if TYPE_CHECKING:
     from tidemill.sources.http_server import Posted, Server
@@ -51,6 +51,7 @@ class HTTP(ListeningSource):
                         loopback) there must be one. Better ``"${env:NAME}"`` or ``"${file:PATH}"`` than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
+    ``cert_password``   the passphrase of a private key that has one, better referred to too
     ``limit``           bytes of one body, unpacked
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
@@ -79,6 +80,8 @@ class HTTP(ListeningSource):
     push = True
     finite = False
     arrival = True
+    looked_up_options = frozenset({"host", "cert", "cert_key"})
+    secret_options = frozenset({"token", "cert_password"})
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class HTTP(ListeningSource):
         token: str | None = None,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         plaintext: bool = False,
         format: str = "ndjson",  # noqa: A002 - the user's word
         precision: str | None = None,
@@ -129,7 +133,8 @@ class HTTP(ListeningSource):
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
         self._admission = Admission(connections, per_host, "")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
-        self._certificate = (cert, cert_key)
+        self._cert_password = passphrase(cert_password, "HTTP")
+        self._certificate = (cert, cert_key, self._cert_password)
         self._inbox: Inbox[Posted] | None = None
         self._pending: Acknowledgements[Posted] = Acknowledgements()
         self._yielded = 0
@@ -142,8 +147,9 @@ class HTTP(ListeningSource):
 
     def check(self) -> None:
         _require_libraries()
-        if self._token is not None:
-            self._token.check()
+        for secret in (self._token, self._cert_password):
+            if secret is not None:
+                secret.check()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -174,6 +180,7 @@ class HTTP(ListeningSource):
         self._pending = Acknowledgements()
         self._yielded = 0
         token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
+        tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "HTTP")
         keep_alive(listening)
         self._admission = admission(self._most, self._per_host, self.host)
@@ -185,7 +192,7 @@ class HTTP(ListeningSource):
             limit=self.limit,
             form=self._form,
             turn=self._turn,
-            tls=server_context(*self._certificate),
+            tls=tls,
             door=self._admission,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))

@@ -54,6 +54,7 @@ class Lines(RecordedSource):
 
     push = True
     arrival = True
+    looked_up_options = frozenset({"path"})
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ from tidemill.sources.listening import (
     keep_alive,
 )
 from tidemill.sources.tcp_connection import Block, Connection
-from tidemill.tls import server_context
+from tidemill.tls import passphrase, server_context
 
 __all__ = ["TCP"]
 
@@ -52,6 +52,7 @@ class TCP(ListeningSource):
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state
     ``cert``, ``cert_key``, ``ca``  PEM files, for TLS; with ``ca``, senders must show a certificate that it has signed
+    ``cert_password``   the passphrase of a private key that has one; better ``"${env:NAME}"`` or ``"${file:PATH}"``
     ``exposed``         beyond this machine (a ``host`` other than loopback) senders must show a certificate; or this says that
                         whoever reaches the port may send, as in a network of the plant's own
     ``connections``     at a time; more are turned away and counted. Never more than the process may have files open
@@ -80,6 +81,8 @@ class TCP(ListeningSource):
     finite = False
     arrival = True
     fallback = "peer"
+    looked_up_options = frozenset({"host", "cert", "cert_key", "ca"})
+    secret_options = frozenset({"cert_password"})
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class TCP(ListeningSource):
         ack: bool = False,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         exposed: bool = False,
         connections: int = 10_000,
@@ -108,9 +112,10 @@ class TCP(ListeningSource):
         super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
-        if cert is None and (cert_key is not None or ca is not None):
+        if cert is None and (cert_key, cert_password, ca) != (None, None, None):
             raise PlanError(
-                "cert_key= and ca= of TCP are for TLS, which needs cert=, the certificate that it shows itself."
+                "cert_key=, cert_password= and ca= of TCP are for TLS, which needs cert=, the certificate that it shows "
+                "itself."
             )
         if ca is None and not exposed and not is_loopback(host):
             raise PlanError(
@@ -125,7 +130,8 @@ class TCP(ListeningSource):
         self._most = checked_count(connections, "connections", "TCP")
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", "TCP")
         self._idle_ns = None if idle is None else duration_ns(idle, name="idle of TCP")
-        self._certificate = (cert, cert_key, ca)
+        self._cert_password = passphrase(cert_password, "TCP")
+        self._certificate = (cert, cert_key, self._cert_password, ca)
         self.buffer = buffer
         self.ack = ack
         self._connections: set[Connection] = set()
@@ -142,6 +148,9 @@ class TCP(ListeningSource):
         return self._unfinished + (self._inbox.size if self._inbox is not None else 0)
 
     def check(self) -> None:
+        if self._cert_password is not None:
+            self._cert_password.check()
+        server_context(*self._certificate)
         bound(self.host, self._wanted_port, "TCP").close()
 
     def peek(self) -> Schema:

@@ -81,6 +81,7 @@ class UDP(ListeningSource):
     finite = False
     arrival = True
     fallback = "peer_host"
+    looked_up_options = frozenset({"host"})
 
     def __init__(
         self,
