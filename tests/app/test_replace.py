@@ -75,6 +75,17 @@ def test_a_plan_needs_both_edges() -> None:
     assert made.sinks[0].if_exists == "append"
 
 
+def test_the_edges_may_refer_to_what_is_kept_elsewhere(tmp_path, monkeypatch):
+    """A recording by its path, a broker by its address."""
+    monkeypatch.setenv("PLANT_ROOT", str(tmp_path))
+    edges = Edges(input="${env:PLANT_ROOT}/march.csv", output="mqtt://${env:BROKER}/features/{sensor}")
+    made = replaced(found(), edges)
+    assert made.sources[0].path == f"{tmp_path}/march.csv"
+    assert repr(made.sinks[0]) == "MQTT('mqtt://${env:BROKER}', 'features/{sensor}')"
+    with pytest.raises(tm.InputError, match=r"path= of Replay refers to \$\{env:NOT_THERE\}"):
+        replaced(found(), Edges(input="${env:NOT_THERE}", output="-"))
+
+
 def test_an_output_without_a_known_suffix_is_refused() -> None:
     """With the suffixes that are known."""
     with pytest.raises(tm.PlanError, match=r"\.parquet"):
