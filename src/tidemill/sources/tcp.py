@@ -18,7 +18,7 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import READ, batch_of, bytes_of_a_turn
+from tidemill.sources.blocks import READ, bytes_of_a_turn, turns_of
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import (
@@ -224,13 +224,14 @@ class TCP(ListeningSource):
                     if inbox.size < read // 2:
                         await context.gather()
                     blocks = inbox.take(self._turn)
-                    batch, letters = batch_of(self.edge, self._form, blocks)
-                    batch = self.accept(context, batch, letters + self._taken_lost())
-                    if self.ack:
-                        self._pending.yielded({block.sender: block.count for block in blocks})
-                    if len(batch) or self.ack:
-                        yield batch
-                    await asyncio.sleep(0)
+                    counts = {block.sender: block.count for block in blocks}
+                    for batch, letters, ends in turns_of(self.edge, self._form, blocks):
+                        self.accept(context, batch, letters + self._taken_lost())
+                        if self.ack:
+                            self._pending.yielded(counts if ends else {})
+                        if len(batch) or self.ack:
+                            yield batch
+                        await asyncio.sleep(0)
                 await until_told(context, lambda: self._pending.waiting, self._told)
         finally:
             self._connected = False
