@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.core.admission import Admission
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
@@ -21,7 +19,7 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import ListeningSource, admission, bound, checked_count, is_loopback, keep_alive
+from tidemill.sources.listening import ConnectedSource, bound, is_loopback, keep_alive
 from tidemill.tls import passphrase, server_context
 
 if TYPE_CHECKING:
@@ -35,10 +33,9 @@ _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
-_log = logging.getLogger("tidemill")
 
 
-class HTTP(ListeningSource):
+class HTTP(ConnectedSource):
     """Records that are posted: ``POST /ingest`` with lines, or with a JSON object or array (``Content-Type:
     application/json``), also packed (``Content-Encoding: gzip``).
 
@@ -107,7 +104,10 @@ class HTTP(ListeningSource):
         time_format: str | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(
+            host, port, connections=connections, per_host=per_host,
+            key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name,
+        )  # fmt: skip
         if not path.startswith("/"):
             raise PlanError(f"path={path!r} of HTTP must begin with a slash.")
         if token == "":
@@ -129,9 +129,6 @@ class HTTP(ListeningSource):
         self._turn = _TURN if format == "ndjson" else _TURN // 4
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
-        self._most = checked_count(connections, "connections", "HTTP")
-        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
-        self._admission = Admission(connections, per_host, "")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
         self._cert_password = passphrase(cert_password, "HTTP")
         self._certificate = (cert, cert_key, self._cert_password)
@@ -183,7 +180,6 @@ class HTTP(ListeningSource):
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "HTTP")
         keep_alive(listening)
-        self._admission = admission(self._most, self._per_host, self.host)
         server = Server(
             inbox,
             context.clock,
@@ -193,7 +189,7 @@ class HTTP(ListeningSource):
             form=self._form,
             turn=self._turn,
             tls=tls,
-            door=self._admission,
+            door=self._begin_admission(),
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
@@ -204,12 +200,10 @@ class HTTP(ListeningSource):
         self._connected = True
         self._started.set()
         try:
-            async with inbox.until_stopping(context, server.refuse_more):
+            async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
                     if inbox.size < _TAKEN // 2:
                         await context.gather()
-                    if (told := self._admission.tell(context.clock.monotonic_ns())) is not None:
-                        _log.warning("source %s: %s", self.name, told)
                     for batch in self._batches(context, inbox.take(_TAKEN)):
                         yield batch
                         if not context.tells_kept:

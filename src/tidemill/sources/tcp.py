@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from tidemill.batch import Batch
-from tidemill.core.admission import Admission
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
 from tidemill.formats.line_formats import line_format, set_up
@@ -23,10 +21,8 @@ from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import (
     BACKLOG,
-    ListeningSource,
-    admission,
+    ConnectedSource,
     bound,
-    checked_count,
     is_loopback,
     keep_alive,
 )
@@ -37,12 +33,10 @@ __all__ = ["TCP"]
 
 _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
-_SWEEP_S: Final = 5.0
 _HANDSHAKE_S: Final = 10.0
-_log = logging.getLogger("tidemill")
 
 
-class TCP(ListeningSource):
+class TCP(ConnectedSource):
     """Lines from any number of TCP connections.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
@@ -109,7 +103,10 @@ class TCP(ListeningSource):
         idle: str | float | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(
+            host, port, connections=connections, per_host=per_host,
+            key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name,
+        )  # fmt: skip
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
         if cert is None and (cert_key, cert_password, ca) != (None, None, None):
@@ -127,8 +124,6 @@ class TCP(ListeningSource):
         set_up(self.edge, self._form)
         self._turn = bytes_of_a_turn(format)
         self.limit = checked_limit(limit, "TCP")
-        self._most = checked_count(connections, "connections", "TCP")
-        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "TCP")
         self._idle_ns = None if idle is None else duration_ns(idle, name="idle of TCP")
         self._cert_password = passphrase(cert_password, "TCP")
         self._certificate = (cert, cert_key, self._cert_password, ca)
@@ -138,7 +133,6 @@ class TCP(ListeningSource):
         self._inbox: Inbox[Block] | None = None
         self._lost: list[DeadLetter] = []
         self._unfinished = 0
-        self._admission = Admission(connections, per_host, "")
         self._pending: Acknowledgements[Connection] = Acknowledgements()
         self._told = asyncio.Event()
 
@@ -184,7 +178,7 @@ class TCP(ListeningSource):
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "TCP")
         keep_alive(listening)
-        self._admission = admission(self._most, self._per_host, self.host)
+        self._begin_admission()
         read = min(READ, self._turn)
         shared = memoryview(bytearray(read))
         server = await loop.create_server(
@@ -199,15 +193,8 @@ class TCP(ListeningSource):
         self._address = server.sockets[0].getsockname()[:2]
         self._connected = True
         self._started.set()
-        sweeping = loop.call_later(_SWEEP_S, lambda: None)
-
-        def sweep() -> None:
-            nonlocal sweeping
-            self._sweep(context.clock.monotonic_ns())
-            sweeping = loop.call_later(_SWEEP_S, sweep)
 
         def stop() -> None:
-            sweeping.cancel()
             server.close()
             for connection in list(self._connections):
                 connection.cut()
@@ -217,9 +204,8 @@ class TCP(ListeningSource):
             for connection in list(self._connections):
                 connection.abort()
 
-        sweep()
         try:
-            async with inbox.until_stopping(context, stop):
+            async with self._swept(context.clock), inbox.until_stopping(context, stop):
                 while await inbox.filled():
                     if inbox.size < read // 2:
                         await context.gather()
@@ -245,11 +231,10 @@ class TCP(ListeningSource):
         return lost
 
     def _sweep(self, now_ns: int) -> None:
-        """Close those that are slower than anybody who means it, and say who was turned away."""
+        """Close those that are slower than anybody who means it, too."""
         for connection in list(self._connections):
             connection.check(now_ns, self._idle_ns)
-        if (told := self._admission.tell(now_ns)) is not None:
-            _log.warning("source %s: %s", self.name, told)
+        super()._sweep(now_ns)
 
     def _pause(self) -> None:
         for connection in self._connections:
