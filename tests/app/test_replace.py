@@ -8,7 +8,8 @@ import pytest
 
 import tidemill as tm
 from tidemill.app.load import Found
-from tidemill.app.replace import Edges, replaced, said_as_options
+from tidemill.app.replace import replaced, said_as_options
+from tidemill.app.run_options import Edges
 
 PLAN = tm.Plan(tm.Select("value"))
 

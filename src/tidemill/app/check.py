@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from tidemill.app.printable import printable
-from tidemill.app.replace import NO_SINK, Edges, said_as_options
+from tidemill.app.replace import NO_SINK, said_as_options
+from tidemill.app.run_options import Edges
 from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
