@@ -23,6 +23,7 @@ FLOORS = {
             "interchange",
             "letters",
             "named",
+            "printable",
             "durations",
             "clock",
             "held",

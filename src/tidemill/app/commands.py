@@ -299,7 +299,8 @@ def _log(
     """
     from tidemill.app.exit_codes import ExitCode
     from tidemill.app.log_command import survey, told
+    from tidemill.printable import lines_printable
 
     found = survey(folder)
-    sys.stdout.write(told(found))
+    sys.stdout.write(lines_printable(told(found)))
     return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT

@@ -12,6 +12,7 @@ from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.state import State
 from tidemill.errors import InputError
+from tidemill.printable import lines_printable
 from tidemill.sources.base import Source
 
 __all__ = ["resumption", "state_asked_for"]
@@ -39,8 +40,7 @@ def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: t
         sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
         return
     matching = matched(read_identities(found.facts["stages"]), identify(compiled.plan, compiled.place_by))
-    sys.stdout.write(
-        f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
-    )
+    told = f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
+    sys.stdout.write(lines_printable(told))
     sys.stdout.flush()
     check_resume(matching, drop_state)
