@@ -87,6 +87,13 @@ def test_the_edges_may_refer_to_what_is_kept_elsewhere(tmp_path, monkeypatch):
         replaced(found(), Edges(input="${env:NOT_THERE}", output="-"))
 
 
+def test_a_url_is_no_recording():
+    """Its password is not repeated."""
+    with pytest.raises(tm.PlanError, match="mqtt:// is no recording; write the source into the file") as told:
+        replaced(found(), Edges(input="mqtt://me:c4nary@broker/plant", output="-"))
+    assert "c4nary" not in str(told.value)
+
+
 def test_an_output_without_a_known_suffix_is_refused() -> None:
     """With the suffixes that are known."""
     with pytest.raises(tm.PlanError, match=r"\.parquet"):

@@ -87,6 +87,9 @@ def source_of(recording: str, pipeline: Pipeline) -> Source:
 
 def _source(edges: Edges, own: Iterable[Source]) -> Source:
     assert edges.input is not None
+    scheme, mark, _ = edges.input.partition("://")
+    if mark:  # not to be shown whole: it may hold a password
+        raise PlanError(f"{scheme}:// is no recording; write the source into the file, such as sources.MQTT(...).")
     given = {"key": edges.key, "time": edges.time, "tz": edges.tz}
     options = {name: value if value is not None else _agreed(name, own) for name, value in given.items()}
     key, time, tz = options["key"], options["time"], options["tz"] or "UTC"
