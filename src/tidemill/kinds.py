@@ -84,6 +84,8 @@ class Kinds:
         if known in (None, Kind.FLOAT) and (floats := _floats(items)) is not None:
             self.learn(name, Kind.FLOAT)
             return Column(Kind.FLOAT, floats), []
+        if known is Kind.FLOAT and (whole := _small_integers(items)) is not None:
+            return Column(Kind.FLOAT, whole, tags=np.full(len(items), INTEGER_TAG, np.uint8)), []
         types = set(map(type, items))
         if types == {str} and known in (None, Kind.TEXT):
             self.learn(name, Kind.TEXT)
@@ -129,6 +131,23 @@ def _floats(items: Sequence[Any]) -> NDArray[np.float64] | None:
         return None
     cells = np.frombuffer(data, _FLOAT_CELL, len(items), _FLOATS_AT)
     return cells["value"].astype(np.float64) if bool((cells["type"] == ord("g")).all()) else None
+
+
+_INTEGER_CELL: Final = np.dtype([("type", "u1"), ("value", "<i4")])
+
+
+def _small_integers(items: Sequence[Any]) -> NDArray[np.float64] | None:
+    """The same for ints of 32 bits: marshal writes such an int, no bool and no subclass, as "i" and its four bytes."""
+    if not items or type(items[0]) is not int:
+        return None
+    try:
+        data: bytes = marshal.dumps(items, 2)  # type: ignore[arg-type] # what it cannot write it refuses
+    except ValueError:
+        return None
+    if len(data) != _FLOATS_AT + len(items) * _INTEGER_CELL.itemsize:
+        return None
+    cells = np.frombuffer(data, _INTEGER_CELL, len(items), _FLOATS_AT)
+    return cells["value"].astype(np.float64) if bool((cells["type"] == ord("i")).all()) else None
 
 
 class _Texts:

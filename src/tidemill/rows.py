@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, repeat
 from operator import setitem
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,58 @@ from tidemill.column import ABSENT, ABSENT_TAG
 from tidemill.kinds import Kinds
 from tidemill.letters import Reject
 
-__all__ = ["Fields", "batch_of_rows", "fields_of_rows", "rows_of_batch", "rows_of_lists"]
+__all__ = ["Fields", "RowsByField", "batch_of_rows", "fields_of_rows", "joined", "rows_of_batch", "rows_of_lists"]
 
 Fields = tuple[tuple[str, ...], list[Sequence[Any]], tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None]
 """Names, one list of values per name (`ABSENT` where a row lacks it), and the field orders where they differ."""
 
 
+class RowsByField(Sequence[dict[str, Any]]):
+    """Rows that all have the same fields in the same order, kept field by field: one list of values for each name.
+
+    A row is made for whoever asks for it, so that rows which nobody looks at singly cost no dict.
+
+    >>> rows = RowsByField(("sensor", "value"), [["S1", "S2"], [20.5, 21.0]])
+    >>> len(rows), rows[1]
+    (2, {'sensor': 'S2', 'value': 21.0})
+    """
+
+    def __init__(self, names: tuple[str, ...], lists: list[Sequence[Any]]) -> None:
+        self.names = names
+        self.lists = lists
+
+    def __len__(self) -> int:
+        return len(self.lists[0])
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> RowsByField: ...
+    def __getitem__(self, place: int | slice) -> dict[str, Any] | RowsByField:
+        if isinstance(place, slice):
+            return RowsByField(self.names, [items[place] for items in self.lists])
+        return {name: items[place] for name, items in zip(self.names, self.lists, strict=True)}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(_dicts(self.names, self.lists))
+
+
+def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
+    """Rows of several, one after another; by field where all of them are, with the same fields."""
+    if len(parts) == 1:
+        return parts[0]
+    by_field = [part for part in parts if isinstance(part, RowsByField)]
+    if not by_field or len(by_field) < len(parts) or any(part.names != by_field[0].names for part in by_field):
+        return list(chain.from_iterable(parts))
+    return RowsByField(
+        by_field[0].names, [list(chain(*lists)) for lists in zip(*(part.lists for part in by_field), strict=True)]
+    )
+
+
 def fields_of_rows(rows: Sequence[dict[str, Any]]) -> Fields:
     """Rows turned on their side; quick when all have the same fields in the same order."""
+    if isinstance(rows, RowsByField):
+        return rows.names, rows.lists, None
     names = tuple(rows[0]) if rows else ()
     # Each row's fields are distinct, so the fields of all rows in one line can only equal the first row's, repeated,
     # when every row has exactly those.
@@ -60,8 +104,9 @@ def batch_of_rows(
         batch.columns[name], wrong = kinds.column(name, items)
         for reject in wrong:
             rejects.setdefault(reject.row, reject)
-    batch.origin = rows
-    batch.origin_names = frozenset(names)
+    if not isinstance(rows, RowsByField):  # whose dicts would only be made for it
+        batch.origin = rows
+        batch.origin_names = frozenset(names)
     return batch, [rejects[row] for row in sorted(rejects)]
 
 

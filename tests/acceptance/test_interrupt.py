@@ -153,3 +153,56 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path: Path) -> None:
         assert process.wait(END_S) == 5
     assert "Traceback" not in (tmp_path / "told").read_text()
     assert all_gone(children)
+
+
+LATE = """
+import atexit, os, signal
+import tidemill as tm
+
+def late():
+    for name in {names}:
+        os.kill(os.getpid(), signal.Signals[name])
+
+atexit.register(late)
+pipeline = tm.Pipeline(tm.sources.Records([{{"sensor": "a", "time": 1, "value": 1.0}}]), tm.Plan(), tm.sinks.Lines("o.ndjson"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["SIGTERM"], 0),
+        (["SIGINT"], 0),
+        (["SIGHUP", "SIGHUP"], 0),
+        (["SIGINT", "SIGINT"], 130),
+        (["SIGINT", "SIGTERM"], 143),
+    ],
+)
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(tmp_path: Path, names: list[str], code: int) -> None:
+    """The run has ended, and its exit code is known, while the process takes its last breaths; a second one is still heeded."""
+    with running(tmp_path, LATE.format(names=names), "--lanes", 0) as process:
+        assert process.wait(END_S) == code
+    assert (tmp_path / "o.ndjson").read_text().count("\n") == 1
+    assert "Traceback" not in (tmp_path / "told").read_text()
+
+
+AFTER = """
+import signal
+import tidemill as tm
+
+def mine(number, frame):
+    print("mine", flush=True)
+
+signal.signal(signal.SIGTERM, mine)
+pipeline = tm.Pipeline(tm.sources.Records([{"sensor": "a", "time": 1, "value": 1.0}]), tm.Plan(), tm.sinks.Lines("o.ndjson"))
+tm.run(pipeline, lanes=0)
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_after_a_run_an_application_has_its_own_handlers_again(tmp_path: Path) -> None:
+    """Those that it had before."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER], cwd=tmp_path, capture_output=True, text=True, timeout=END_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "mine\n")

@@ -15,7 +15,7 @@ from tests.chaos.harness import Campaign, Strike, end_well
 from tests.chaos.kills import Writing, kill_a_lane, kill_the_engine, moment, waited
 from tests.chaos.plant import Plant
 
-PACED = {"more": {"PLANT_PACE": "20"}, "options": ("--report", "report.json", "--grace", "60")}
+PACED = {"more": {"PLANT_PACE": "20"}, "options": ("--report", "report.json", "--grace", "600")}
 """A recording at so many times its speed is not read to its end at once: there is something left after a stop."""
 UNPACED = {"more": {}, "work": 0.0}
 HOW_SIGNALS = ("SIGTERM", "SIGINT", "SIGINT to all", "SIGTERM twice", "SIGINT twice", "SIGHUP")

@@ -141,6 +141,37 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
 
 
+async def test_a_killed_fork_server_costs_a_live_run_nothing_but_time(tmp_path):
+    """Somebody, or a machine without memory, ends it, and all lanes and sinks with it: the run starts another, and goes on from
+    the last checkpoint, while the source is read on."""
+    source = tm.sources.TCP()
+    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+    pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(tmp_path / "out.db"), name="plant")
+    plant = Plant.__new__(Plant)
+    plant.folder = tmp_path
+    killed = set()
+    async with tm.serve(pipeline, lanes=2, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
+        host, port = await source.wait_listening()
+        plant.sender = socket.create_connection((host, port))
+        for start in range(0, 1_500, 500):
+            plant.send(start, 500)
+            while len(plant.rows()) < start + 500:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+            server = run._server._process.pid
+            killed.add(server)
+            os.kill(server, signal.SIGKILL)
+            plant.sender.sendall(b"no json\n")
+        plant.send(1_500, 500)
+        while len(plant.rows()) < 2_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        run.stop_soon()
+        plant.sender.close()
+    assert len(killed) == 3
+    assert plant.rows() == wanted(2_000)
+    assert run.report.in_flight == 0
+    assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
+
+
 async def test_what_is_acknowledged_is_in_the_log_and_dead_letters_are_acknowledged_too(tmp_path, lanes):
     """A sender that was told of all its lines may go; bad ones are safe among the dead letters."""
     source = tm.sources.TCP(ack=True)

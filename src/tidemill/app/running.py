@@ -43,6 +43,7 @@ def perform(pipeline: Pipeline, *, lanes: int | None, state: State | bool | None
             silent_after=ends.silent_after,
             max_dead=ends.max_dead,
             notify=True,
+            ends_process=True,
         )
     sys.stderr.write(summary(made))
     if made.dead_letters:

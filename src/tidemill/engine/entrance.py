@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 from tidemill import files
 from tidemill.clock import Clock
@@ -25,6 +25,7 @@ from tidemill.engine.state import State
 
 __all__ = ["run", "run_async", "serve"]
 
+_HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _log = logging.getLogger("tidemill")
 
 
@@ -76,6 +77,7 @@ def run(
     silent_after: float | None = None,
     max_dead: str | None = None,
     notify: bool = False,
+    ends_process: bool = False,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -100,6 +102,8 @@ def run(
                       or a number as ``"100/60s"``
     ``notify``        tell the service manager that has started this process, such as systemd, when the run is ready, that
                       it is alive while it progresses, and when it stops; without one it does nothing
+    ``ends_process``  nothing comes after the run in this process: a first SIGINT or SIGTERM that comes when it has ended is too
+                      late to change anything, and a second one leaves at once as before
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -127,7 +131,7 @@ def run(
     if _in_loop():
         return _in_thread(execution, report)
     handle_signals = handle_signals and threading.current_thread() is threading.main_thread()
-    return asyncio.run(_executed(execution, report, handle_signals))
+    return asyncio.run(_executed(execution, report, handle_signals, ends_process=ends_process))
 
 
 @contextlib.asynccontextmanager
@@ -163,9 +167,11 @@ async def serve(
         raise first_error(errors) from None
 
 
-async def _executed(execution: Run, path: str | Path | None, handle_signals: bool) -> Report:
+async def _executed(
+    execution: Run, path: str | Path | None, handle_signals: bool, *, ends_process: bool = False
+) -> Report:
     try:
-        with _signals(execution) if handle_signals else contextlib.nullcontext():
+        with _signals(execution, ends_process) if handle_signals else contextlib.nullcontext():
             return await execution.execute()
     finally:  # also of a run that ended itself
         if path is not None and (report := execution.report) is not None:
@@ -223,9 +229,12 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> No
 
 
 @contextlib.contextmanager
-def _signals(execution: Run) -> Iterator[None]:
+def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
     """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process. SIGHUP: look at the
-    files of tables and models, unless it tells that the terminal is gone in which the run was started: then stop in order."""
+    files of tables and models, unless it tells that the terminal is gone in which the run was started: then stop in order.
+
+    Afterwards they do what they did before, without a moment in between."""
+    before = {number: signal.getsignal(number) for number in _HANDLED}
     loop = asyncio.get_running_loop()
     terminals = [standard for standard in (0, 1, 2) if os.isatty(standard)]
     seen = 0
@@ -247,11 +256,22 @@ def _signals(execution: Run) -> Iterator[None]:
             _log.info("SIGHUP: looking at the files of tables and models", extra={"signal": "SIGHUP"})
             execution.look_at_files()
 
+    def late(number: int, _frame: object) -> None:
+        nonlocal seen
+        seen += number != signal.SIGHUP
+        if seen > 1:
+            os._exit(128 + number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, caught, number)
     loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            for number in _HANDLED:
+                loop.remove_signal_handler(number)
+                signal.signal(number, late if ends_process else before[number] or signal.SIG_DFL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.clock import Clock
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow, Trouble
@@ -45,7 +47,7 @@ class Histogram:
     """
 
     def __init__(self) -> None:
-        self._counts = [0] * (64 << _SUB)
+        self._counts = array("q", bytes(8 * (64 << _SUB)))
         self._max = 0
         self._total = 0
         self._sum = 0
@@ -63,9 +65,13 @@ class Histogram:
         """The duration below which a share ``q`` of the counts lies, in nanoseconds; 0 when empty."""
         if not self._total:
             return 0
-        bucket = int(np.searchsorted(np.cumsum(self._counts), max(q * self._total, 1)))
+        bucket = int(np.searchsorted(self._up_to(), max(q * self._total, 1)))
         shift = max((bucket >> _SUB) - 1, 0)
         return min((bucket - (shift << _SUB)) << shift, self._max)
+
+    def _up_to(self) -> NDArray[np.int64]:
+        """How many lie in each bucket and those below it."""
+        return np.cumsum(np.frombuffer(self._counts, np.int64))
 
     @property
     def max(self) -> int:
@@ -80,7 +86,7 @@ class Histogram:
         >>> histogram.distribution((4, 50))
         Distribution(bounds=(4, 50), up_to=(1, 2), samples=3, total=66)
         """
-        counted = np.cumsum(self._counts)
+        counted = self._up_to()
         up_to = []
         for bound in bounds:
             shift = max(bound.bit_length() - _SUB - 1, 0)

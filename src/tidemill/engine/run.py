@@ -111,6 +111,7 @@ class Run:
             manager=service_manager() if notify else None,
         )
         self._attempt: Attempt | None = None
+        self._server: ForkServer | None = None
         self._troubles = TroubleBook()
         self._shown_before = 0
         self._task: asyncio.Task[Report] | None = None
@@ -135,15 +136,15 @@ class Run:
             letters.check()
             if not self._lanes:
                 _warn_of_deadlines(checked.plan)
-            server = ForkServer() if self._lanes else None
-            if server is not None:
-                server.begin()  # its imports take longest; everything else happens meanwhile
+            if self._lanes:
+                self._server = ForkServer()
+                self._server.begin()  # its imports take longest; everything else happens meanwhile
             try:
                 with responsive():
-                    attempt = await self._tried(checked, server, keeper, letters)
+                    attempt = await self._tried(checked, keeper, letters)
             finally:
-                if server is not None:
-                    await server.aclose()
+                if self._server is not None:
+                    await self._server.aclose()
         self.report = self._readings.report(
             attempt.mill,
             self.pipeline.sources,
@@ -169,9 +170,7 @@ class Run:
         finally:
             folder.close()
 
-    async def _tried(
-        self, checked: Checked, server: ForkServer | None, keeper: Keeper | None, letters: DeadLetterFile
-    ) -> Attempt:
+    async def _tried(self, checked: Checked, keeper: Keeper | None, letters: DeadLetterFile) -> Attempt:
         """The run's tasks; the attempt that went well."""
         async with one_error(), asyncio.TaskGroup() as group:
             background = [
@@ -180,14 +179,14 @@ class Run:
                 group.create_task(self._oversight.watch()),
             ]
             if keeper is not None and keeper.found is None and keeper.state.warm is not None:
-                await self._warm(keeper.state.warm, server, keeper)
+                await self._warm(keeper.state.warm, keeper)
             async with self._inflow(keeper, group) as inflow:
-                attempt = await self._attempts(checked, server, keeper, letters, inflow)
+                attempt = await self._attempts(checked, keeper, letters, inflow)
             for task in background:
                 task.cancel()
         return attempt
 
-    async def _warm(self, history: Source, server: ForkServer | None, keeper: Keeper) -> None:
+    async def _warm(self, history: Source, keeper: Keeper) -> None:
         """Work on a history, for the state it leaves."""
         pipeline = self.pipeline.between(history, Latest(name="nowhere"))
         keeper.warming = True
@@ -195,7 +194,6 @@ class Run:
             pipeline,
             keeper.check(pipeline),
             Warming(history, self._reader, keeper),
-            server,
             keeper,
             DeadLetterFile(keeper.folder.place / "dead_letters.warm.ndjson"),
             asyncio.Event(),
@@ -208,7 +206,6 @@ class Run:
     async def _attempts(
         self,
         checked: Checked,
-        server: ForkServer | None,
         keeper: Keeper | None,
         letters: DeadLetterFile,
         inflow: Inflow,
@@ -218,11 +215,15 @@ class Run:
         while True:
             attempt: Attempt | None = None
             try:
+                if again and self._server is not None and not self._server.alive:
+                    await self._server.aclose()
+                    self._server = ForkServer()
+                    self._server.begin()
                 if keeper is not None and again:
                     await keeper.begin_again()
                     letters = self._letters(keeper)
                     checked = keeper.check(self.pipeline, edges=False)
-                attempt = self._made_attempt(self.pipeline, checked, inflow, server, keeper, letters, self.started)
+                attempt = self._made_attempt(self.pipeline, checked, inflow, keeper, letters, self.started)
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
@@ -245,7 +246,6 @@ class Run:
         pipeline: Pipeline,
         checked: Checked,
         inflow: Inflow,
-        server: ForkServer | None,
         keeper: Keeper | None,
         letters: DeadLetterFile,
         started: asyncio.Event,
@@ -255,7 +255,7 @@ class Run:
             checked,
             inflow,
             lanes=self._lanes,
-            server=server,
+            server=self._server,
             clock=self._clock,
             limits=self._limits,
             readings=self._readings,
@@ -269,8 +269,10 @@ class Run:
         return self._attempt
 
     def _passes(self, error: BaseException) -> bool:
-        """Whether waiting may help: the outside of a live run, whose input goes on meanwhile."""
-        return isinstance(error, OutsideError) and not self.pipeline.finite and not self._stopping.asked.is_set()
+        """Whether waiting may help: the outside of a live run, whose input goes on meanwhile, or somebody who has killed the
+        fork server, and with it lanes and sinks."""
+        passes = isinstance(error, OutsideError) or (self._server is not None and not self._server.alive)
+        return passes and not self.pipeline.finite and not self._stopping.asked.is_set()
 
     async def _back_off(self, error: BaseException, wait_s: float) -> float:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ class BadLine:
 class Decoded:
     """A block of lines, decoded."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: Sequence[dict[str, Any]] = ()
     bad: list[BadLine] = field(default_factory=list)
     known: list[Mapping[str, str]] | None = None
     """What is known of each record besides its fields, which its key may be made of."""

@@ -30,7 +30,7 @@ from tidemill.letters import (
     Reject,
 )
 from tidemill.printable import NAME, printable
-from tidemill.rows import Fields, batch_of_rows, fields_of_rows
+from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
 __all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "Known"]
@@ -132,7 +132,7 @@ class Edge:
 
         ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
         """
-        plain = set(map(type, rows)) <= {dict}
+        plain = isinstance(rows, RowsByField) or set(map(type, rows)) <= {dict}
         learned = self.kinds.learned
         made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws, parsed)
         if made is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-__all__ = ["DEPTH", "DIGITS", "KEYS", "excess", "may_exceed", "some_may_exceed"]
+__all__ = ["DEPTH", "DIGITS", "KEYS", "excess", "may_exceed", "may_have_long_number", "some_may_exceed"]
 
 DEPTH: Final = 32
 """Objects and arrays within each other."""
@@ -43,7 +43,7 @@ def may_exceed(data: bytes) -> bool:
     """
     return len(data) > _SHORTEST and (
         data.count(b"{") + data.count(b"[") > DEPTH
-        or _may_have_long_number(data)
+        or may_have_long_number(data)
         or (len(data) > _MANY and data.count(b":") > KEYS)
     )
 
@@ -52,7 +52,7 @@ def some_may_exceed(block: bytes) -> bool:
     """The same of any line of a block."""
     if len(block) <= _SHORTEST:
         return False
-    if _may_be_deep(block) or _may_have_long_number(block):
+    if _may_be_deep(block) or may_have_long_number(block):
         return True
     half = _MANY // 2
     if all(block.find(b"\n", place, place + half) >= 0 for place in range(0, len(block) - half + 1, half)):
@@ -64,7 +64,7 @@ def _may_be_deep(data: bytes) -> bool:
     return _DEEP in data.translate(_OPENING, _OTHERS)
 
 
-def _may_have_long_number(data: bytes) -> bool:
+def may_have_long_number(data: bytes) -> bool:
     return _RUN in data[::_STRIDE].translate(_AS_DIGITS)
 
 
@@ -74,7 +74,7 @@ def excess(value: Any, data: bytes) -> str:
     >>> excess([[1]], b"[[1]]"), excess(0.0, b"0." + 64 * b"0")
     ('', 'holds a number of more than 64 digits')
     """
-    if _may_have_long_number(data) and _LONG.search(_TEXT.sub(b'""', data)):
+    if may_have_long_number(data) and _LONG.search(_TEXT.sub(b'""', data)):
         return f"holds a number of more than {DIGITS} digits"
     level = [value]
     for _ in range(DEPTH):

@@ -9,9 +9,11 @@ from tidemill.errors import PlanError
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.edge import Edge, Known
 from tidemill.formats.influx_lines import TIME, InfluxLines
+from tidemill.formats.json_by_field import JsonByField
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
+from tidemill.rows import RowsByField
 from tidemill.schema import Kind
 
 __all__ = ["LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
@@ -29,6 +31,10 @@ class LineFormat(Protocol):
 
     def decode(self, block: bytes) -> Decoded: ...
 
+    def by_field(self, block: bytes) -> RowsByField | None:
+        """The records of a block, one for each line, if it can be told at little cost that they all have the same fields; what
+        they are does not depend on it."""
+
     def parts(self, block: bytes) -> Iterator[Decoded]:
         """The same in parts, so that not even a long line holds whoever takes them for long."""
 
@@ -39,8 +45,15 @@ class LineFormat(Protocol):
 class _JsonLines:
     fallback: str | None = None
 
+    def __init__(self) -> None:
+        self._by_field = JsonByField()
+
     def decode(self, block: bytes) -> Decoded:
-        return Decoded(*decode_json_lines(block))
+        rows = self.by_field(block)
+        return Decoded(*decode_json_lines(block)) if rows is None else Decoded(rows)
+
+    def by_field(self, block: bytes) -> RowsByField | None:
+        return self._by_field.rows(block.replace(b"\r\n", b"\n") if b"\r" in block else block)
 
     def parts(self, block: bytes) -> Iterator[Decoded]:
         yield self.decode(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tidemill.formats.decoded import BadLine, Decoded
@@ -26,6 +27,18 @@ class _Bad(Exception):
         self.sound = sound
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is decoded so far."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadLine] = field(default_factory=list)
+    known: list[Mapping[str, str]] = field(default_factory=list)
+
+    def decoded(self) -> Decoded:
+        return Decoded(self.rows, self.bad, self.known)
+
+
 class TelegrafJson:
     """Metrics as records like those of `InfluxLines`: ``measurement``, then one field for each tag, ``time``, and one for
     each field.
@@ -47,24 +60,23 @@ class TelegrafJson:
 
     def decode(self, block: bytes) -> Decoded:
         """The records of a block of whole lines, in order, and what is none; never raises."""
-        known: list[Mapping[str, str]] = []
-        made = Decoded([], [], known)
+        whole = _Part()
         for part in self.parts(block):
-            made.rows.extend(part.rows)
-            made.bad.extend(part.bad)
-            known.extend(part.known or ())
-        return made
+            whole.rows.extend(part.rows)
+            whole.bad.extend(part.bad)
+            whole.known.extend(part.known or ())
+        return whole.decoded()
 
     def parts(self, block: bytes) -> Iterator[Decoded]:
         """The same, two hundred metrics at a time: a batch of Telegraf's has a thousand by default."""
         lines, bad = decode_json_lines(block)
-        return self._parts(lines, Decoded([], bad, []))
+        return self._parts(lines, _Part(bad=bad))
 
     def items(self, items: list[Any]) -> Iterator[Decoded]:
         """The records of what was read of JSON, each item like a line of `parts`."""
-        return self._parts(items, Decoded([], [], []))
+        return self._parts(items, _Part())
 
-    def _parts(self, items: list[Any], made: Decoded) -> Iterator[Decoded]:
+    def _parts(self, items: list[Any], made: _Part) -> Iterator[Decoded]:
         for item in items:
             metrics = item[_BATCH] if type(item) is dict and _BATCH in item and "fields" not in item else [item]
             if type(metrics) is not list:
@@ -73,12 +85,14 @@ class TelegrafJson:
             for metric in metrics:
                 self._take(metric, made)
                 if len(made.rows) + len(made.bad) >= _PART:
-                    yield made
-                    made = Decoded([], [], [])
-        yield made
+                    yield made.decoded()
+                    made = _Part()
+        yield made.decoded()
 
-    def _take(self, metric: Any, made: Decoded) -> None:
-        assert made.known is not None
+    def by_field(self, block: bytes) -> None:
+        """Nothing: metrics are nested."""
+
+    def _take(self, metric: Any, made: _Part) -> None:
         try:
             row, series = self._record(metric)
         except _Bad as error:

@@ -181,6 +181,7 @@ class ForkServer:
         try:
             socket.send_fds(self._control, [request], memories)
         except OSError as error:
+            self.alive = False
             raise EngineError("the fork server was killed, and with it every process that it had started") from error
 
     def kill(self, child: int) -> None:

@@ -9,17 +9,18 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.formats.decoded import Decoded
-from tidemill.formats.edge import Edge
+from tidemill.formats.edge import Edge, Known
 from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.letters import DeadLetter
+from tidemill.rows import joined
 
 __all__ = ["READ", "Lines", "Turn", "bytes_of_a_turn", "turns_of"]
 
-READ: Final = 1 << 15
+READ: Final = 1 << 17
 """Bytes taken from one sender at a time."""
-_TURN: Final = {"ndjson": 2 * READ}
+_TURN: Final = {"ndjson": READ}
 """Bytes that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
-_TURN_OF_OTHERS: Final = READ // 2
+_TURN_OF_OTHERS: Final = 1 << 15
 
 
 def bytes_of_a_turn(format_: str) -> int:
@@ -51,50 +52,46 @@ class Turn(NamedTuple):
 
 def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines]) -> Iterator[Turn]:
     """The records in order, and what is none: all in one turn, but where a format takes a line apart since it is long."""
-    made = _Rows(edge, blocks)
+    of_sender = any(name in blocks[0].known for name in (*edge.key_fields, edge.fallback))
+    rows = form.by_field(b"".join(block.lines for block in blocks)) if len(blocks) > 1 else None
+    if rows is not None:
+        shares = [_Share(block, block.lines.count(b"\n"), block.known if of_sender else {}) for block in blocks]
+        yield Turn(*_batch_of(edge, rows, shares), ends=True)
+        return
+    gathered: list[tuple[Lines, Decoded]] = []
     for block in blocks:
         parts = form.parts(block.lines)
-        part = next(parts)
-        for more in parts:
-            made.add(part, block)
-            yield Turn(*made.taken(), ends=False)
-            part = more
-        made.add(part, block)
-    yield Turn(*made.taken(), ends=True)
+        gathered.append((block, next(parts)))
+        for part in parts:
+            yield Turn(*_gathered(edge, gathered, of_sender=of_sender), ends=False)
+            gathered = [(block, part)]
+    yield Turn(*_gathered(edge, gathered, of_sender=of_sender), ends=True)
 
 
-class _Rows:
-    """Gathers what becomes one batch."""
+class _Share(NamedTuple):
+    """Of one batch, the rows of one block."""
 
-    def __init__(self, edge: Edge, blocks: Sequence[Lines]) -> None:
-        self._edge = edge
-        self._arrived_ns = blocks[0].arrived_ns
-        of_sender = (*edge.key_fields, edge.fallback)
-        self._of_sender = any(name in blocks[0].known for name in of_sender)
-        self._begin()
+    block: Lines
+    rows: int
+    known: Known
 
-    def _begin(self) -> None:
-        self._rows: list[Any] = []
-        self._walls: list[int] = []
-        self._counts: list[int] = []
-        self._known: list[Mapping[str, str]] = []
-        self._letters: list[DeadLetter] = []
 
-    def add(self, made: Decoded, block: Lines) -> None:
-        self._rows += made.rows
-        self._walls.append(block.wall_ns)
-        self._counts.append(len(made.rows))
-        told = known_of(made, block.known if self._of_sender else {})
-        self._known += [told] * len(made.rows) if isinstance(told, Mapping) else told
-        refuse = self._edge.refuse
-        self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
+def _gathered(edge: Edge, parts: Sequence[tuple[Lines, Decoded]], *, of_sender: bool) -> tuple[Batch, list[DeadLetter]]:
+    shares = [_Share(block, len(made.rows), known_of(made, block.known if of_sender else {})) for block, made in parts]
+    letters = [
+        edge.refuse(line.reason_code, line.reason, line.raw, known=block.known)
+        for block, made in parts
+        for line in made.bad
+    ]
+    batch, more = _batch_of(edge, joined([made.rows for _, made in parts]), shares)
+    return batch, letters + more
 
-    def taken(self) -> tuple[Batch, list[DeadLetter]]:
-        """And begin the next."""
-        wall_ns = np.repeat(np.array(self._walls, np.int64), self._counts)
-        batch, more = self._edge.rows(
-            self._rows, arrived_ns=self._arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True
-        )
-        letters = self._letters + more
-        self._begin()
-        return batch, letters
+
+def _batch_of(edge: Edge, rows: Sequence[Any], shares: Sequence[_Share]) -> tuple[Batch, list[DeadLetter]]:
+    known: list[Mapping[str, str]] = []
+    for share in shares:
+        known += [share.known] * share.rows if isinstance(share.known, Mapping) else share.known
+    walls = np.array([share.block.wall_ns for share in shares], np.int64)
+    wall_ns = np.repeat(walls, [share.rows for share in shares])
+    arrived_ns = shares[0].block.arrived_ns
+    return edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)

@@ -38,7 +38,7 @@ def fields_at_head(
     batch, letters = delivery
     raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
     if by_vote:
-        learn_kinds(edge, [*(batch.origin or ()), *raws])
+        learn_kinds(edge, [*batch.to_rows(), *raws])
     names = looking.fields or batch.names
     if len(batch) or raws or (kind == "csv" and names):
         _require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader, edge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from tidemill.batch import Batch
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
+from tidemill.rows import joined
 from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
@@ -226,7 +227,7 @@ class HTTP(ConnectedSource):
 
     def _batches(self, context: SourceContext, bodies: list[Posted]) -> Iterator[Batch]:
         """A thousand rows at a time; a body is safe with the last of its rows."""
-        rows: list[Any] = []
+        parts: list[Sequence[dict[str, Any]]] = []
         known: list[Mapping[str, str]] = []
         walls: list[int] = []
         ended: list[Posted] = []
@@ -235,25 +236,25 @@ class HTTP(ConnectedSource):
             start = 0
             letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in posted.bad]
             while start < len(posted.rows) or not posted.rows:
-                some = posted.rows[start : start + _ROWS - len(rows)]
+                some = posted.rows[start : start + _ROWS - len(walls)]
                 known += posted.known[start : start + len(some)]
                 start += len(some)
-                rows += some
+                parts.append(some)
                 walls += [posted.wall_ns] * len(some)
                 if start == len(posted.rows):
                     ended.append(posted)
-                if len(rows) == _ROWS:
-                    yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns, letters)
-                    rows, known, walls, ended, letters = [], [], [], [], []
+                if len(walls) == _ROWS:
+                    yield self._made(context, joined(parts), known, walls, ended, bodies[0].arrived_ns, letters)
+                    parts, known, walls, ended, letters = [], [], [], [], []
                 if not posted.rows:
                     break
         if ended:
-            yield self._made(context, rows, known, walls, ended, bodies[0].arrived_ns, letters)
+            yield self._made(context, joined(parts), known, walls, ended, bodies[0].arrived_ns, letters)
 
     def _made(
         self,
         context: SourceContext,
-        rows: list[Any],
+        rows: Sequence[dict[str, Any]],
         known: list[Mapping[str, str]],
         walls: list[int],
         ended: list[Posted],

@@ -8,7 +8,7 @@ import hmac
 import socket
 import ssl
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from tidemill.core.admission import Admission
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat, known_of
+from tidemill.rows import joined
 from tidemill.sources.http_connection import connections_through
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import BACKLOG
@@ -42,7 +43,8 @@ _LAST_S: Final = 2
 class _Body:
     """What is in one."""
 
-    rows: list[Any] = field(default_factory=list)
+    rows: list[Sequence[dict[str, Any]]] = field(default_factory=list)
+    """Of each part."""
     known: list[Mapping[str, str]] = field(default_factory=list)
     """What is known of each row."""
     bad: list[BadLine] = field(default_factory=list)
@@ -54,7 +56,7 @@ class _Body:
             if not all(bad.sound for bad in part.bad):
                 return False
             known = known_of(part, common)
-            self.rows.extend(part.rows)
+            self.rows.append(part.rows)
             self.known.extend([known] * len(part.rows) if isinstance(known, Mapping) else known)
             self.bad.extend(part.bad)
             await asyncio.sleep(0)
@@ -65,7 +67,7 @@ class Posted:
     """One body."""
 
     def __init__(self, body: _Body, arrived_ns: int, wall_ns: int) -> None:
-        self.rows = body.rows
+        self.rows = joined(body.rows)
         self.known = body.known
         self.bad = body.bad
         self.arrived_ns = arrived_ns
