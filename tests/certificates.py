@@ -44,6 +44,12 @@ class Authority:
         )  # fmt: skip
         return cert, key
 
+    def locked(self, key: Path, passphrase: str) -> Path:
+        """The same private key, with a passphrase, beside it."""
+        made = key.with_suffix(".locked")
+        self._run("pkey", "-in", key, "-aes256", "-passout", f"pass:{passphrase}", "-out", made)
+        return made
+
     def _asking(self, name: str, address: str, key: Path) -> list[str | Path]:
         kind = "IP" if address.replace(".", "").isdigit() else "DNS"
         return [

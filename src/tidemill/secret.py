@@ -12,7 +12,7 @@ from urllib.parse import quote
 from tidemill import files
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["SecretText"]
+__all__ = ["SecretText", "refers"]
 
 _REFERENCE: Final = re.compile(r"\$\{(env|file):([^{}]+)\}")
 _LIKE_ONE: Final = re.compile(r"\$\{\w*:")
@@ -24,6 +24,15 @@ _SEPARATORS: Final = re.compile(r"([\s'\\])")
 _FIRST_TOKEN: Final = 0xE000
 """Of the characters that Unicode leaves to programs: no address has one."""
 _log = logging.getLogger("tidemill")
+
+
+def refers(text: str) -> bool:
+    """Whether there is a reference in it, or what was meant to be one.
+
+    >>> refers("mqtt://${env:BROKER}"), refers("${evn:BROKER}"), refers("pa$$word"), refers("${HOME}")
+    (True, True, False, False)
+    """
+    return "${" in text and _LIKE_ONE.search(text) is not None
 
 
 class SecretText:
@@ -84,6 +93,17 @@ class SecretText:
         for number, reference in enumerate(references):
             left = left.replace(chr(_FIRST_TOKEN + number), reference)
         return left
+
+    def parted(self, at: str, *, behind: str) -> tuple[str, str]:
+        """The text before and after the first ``at`` that is behind ``behind``, if that is there; marks in references are none.
+
+        >>> SecretText("mqtt://mill:${file:/run/mqtt}@broker/plant/{sensor}", "").parted("/", behind="://")
+        ('mqtt://mill:${file:/run/mqtt}@broker', 'plant/{sensor}')
+        """
+        covered = _REFERENCE.sub(lambda match: "$" * len(match[0]), self._text)
+        start = covered.find(behind)
+        place = covered.find(at, start + len(behind) if start >= 0 else 0)
+        return (self._text, "") if place < 0 else (self._text[:place], self._text[place + len(at) :])
 
     # -- looked up ---------------------------------------------------------------------------------------
 

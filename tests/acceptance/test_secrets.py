@@ -28,6 +28,7 @@ pipeline = tm.Pipeline(
     [
         tm.sources.MQTT({broker!r}, "{root}/{{sensor}}", username="tidemill", password={mqtt!r}, client_id={root!r}),
         tm.sources.HTTP(token={token!r}),
+        tm.sources.TCP(cert={cert!r}, cert_key={cert_key!r}, cert_password={key!r}),
     ],
     tm.Plan(),
     tm.sinks.PostgreSQL({database!r}, {root!r}),
@@ -41,11 +42,18 @@ WAIT_S = 30.0
 class Plant:
     """One in a folder of its own, with the passwords kept one way."""
 
-    def __init__(self, folder: Path, postgres: Any, mosquitto: Any, way: str) -> None:
+    def __init__(self, folder: Path, postgres: Any, mosquitto: Any, authority: Any, way: str) -> None:
         self.folder = folder
         self.root = f"secrets_{uuid.uuid4().hex}"
         self.mosquitto = mosquitto
-        self.secrets = {"MQTT": mosquitto.password, "DATABASE": f"{self.root}@/: '", "TOKEN": f"t0ken-{self.root}"}
+        self.secrets = {
+            "MQTT": mosquitto.password,
+            "DATABASE": f"{self.root}@/: '",
+            "TOKEN": f"t0ken-{self.root}",
+            "KEY": f"k3y-{self.root}",
+        }
+        cert, open_key = authority.alone("plant")
+        self.certificate = {"cert": str(cert), "cert_key": str(authority.locked(open_key, self.secrets["KEY"]))}
         self.postgres = postgres
         self.url = f"postgresql://{self.root}:{{}}@127.0.0.1:{postgres.port}/postgres"
         postgres.query(
@@ -66,6 +74,8 @@ class Plant:
                 broker=self.mosquitto.guarded_url,
                 mqtt=as_written["MQTT"],
                 token=as_written["TOKEN"],
+                key=as_written["KEY"],
+                **self.certificate,
                 root=self.root,
                 database=self.url.format(as_written["DATABASE"]),
             )
@@ -121,9 +131,9 @@ class Plant:
 
 
 @pytest.fixture
-def made(tmp_path: Path, postgres: Any, mosquitto: Any) -> Callable[[str], Plant]:
+def made(tmp_path: Path, postgres: Any, mosquitto: Any, authority: Any) -> Callable[[str], Plant]:
     """Makes the one of the test."""
-    return lambda way: Plant(tmp_path, postgres, mosquitto, way)
+    return lambda way: Plant(tmp_path, postgres, mosquitto, authority, way)
 
 
 def read(url: str) -> str:

@@ -59,7 +59,7 @@ def test_too_many_dead_letters_end_a_run_that_was_told_so(capsys: pytest.Capture
     assert answer(["run", "plant.py", "--lanes", "0", "--max-dead", "100/60s"]) == 9
     told = (
         r"tidemill: (\d+) of \1 records of the last 60 s are dead letters \(limit 100\), \1 of them wrong_type, "
-        r'and the run ends itself; at least \1 of these are of sensor "a\\u001bb"\.'
+        r"and the run ends itself; at least \1 of these are of sensor 'a\\x1bb'\."
     )
     assert (found := re.fullmatch(told, last_said(capsys)))
     assert len(Path("dead_letters.ndjson").read_text().splitlines()) >= int(found[1])

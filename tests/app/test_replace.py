@@ -8,7 +8,8 @@ import pytest
 
 import tidemill as tm
 from tidemill.app.load import Found
-from tidemill.app.replace import Edges, replaced, said_as_options
+from tidemill.app.replace import replaced, said_as_options
+from tidemill.app.run_options import Edges
 
 PLAN = tm.Plan(tm.Select("value"))
 
@@ -73,6 +74,24 @@ def test_a_plan_needs_both_edges() -> None:
     made = replaced(found(), Edges(input="march.csv", output="out.db", if_exists="append"))
     assert made.name == "plant"
     assert made.sinks[0].if_exists == "append"
+
+
+def test_the_edges_may_refer_to_what_is_kept_elsewhere(tmp_path, monkeypatch):
+    """A recording by its path, a broker by its address."""
+    monkeypatch.setenv("PLANT_ROOT", str(tmp_path))
+    edges = Edges(input="${env:PLANT_ROOT}/march.csv", output="mqtt://${env:BROKER}/features/{sensor}")
+    made = replaced(found(), edges)
+    assert made.sources[0].path == f"{tmp_path}/march.csv"
+    assert repr(made.sinks[0]) == "MQTT('mqtt://${env:BROKER}', 'features/{sensor}')"
+    with pytest.raises(tm.InputError, match=r"path= of Replay refers to \$\{env:NOT_THERE\}"):
+        replaced(found(), Edges(input="${env:NOT_THERE}", output="-"))
+
+
+def test_a_url_is_no_recording():
+    """Its password is not repeated."""
+    with pytest.raises(tm.PlanError, match="mqtt:// is no recording; write the source into the file") as told:
+        replaced(found(), Edges(input="mqtt://me:c4nary@broker/plant", output="-"))
+    assert "c4nary" not in str(told.value)
 
 
 def test_an_output_without_a_known_suffix_is_refused() -> None:

@@ -207,7 +207,7 @@ async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: P
     with pytest.raises(tm.TooManyDead) as caught:
         await whole()
     said = "31 of 51 records of the last 60 s are dead letters (limit 50 %), 31 of them wrong_type"
-    assert str(caught.value) == f'{said}, and the run ends itself; at least 31 of these are of sensor "pump\\n7".'
+    assert str(caught.value) == f"{said}, and the run ends itself; at least 31 of these are of sensor 'pump\\n7'."
     assert unready == f"503 {said}\n"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from tidemill import sinks
-from tidemill.errors import PlanError
+from tidemill.errors import PlanError, TidemillError
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,76 @@ def test_another_suffix_is_refused_with_those_known(path: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PlanError, match=r"\.db.*\.parquet.*\.ndjson, \.jsonl, \.csv"):
         sinks.for_path(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("mqtt://broker/features/{sensor}", "MQTT('mqtt://broker:1883', 'features/{sensor}')"),
+        ("mqtts://me:written-0ut@broker:1884/a/b c?/{s}/", "MQTT('mqtts://broker:1884', 'a/b c?/{s}/')"),
+        ("mqtt://broker//rooted", "MQTT('mqtt://broker:1883', '/rooted')"),
+        ("mqtts://me:${file:/run/mqtt}@${env:HOST}/a/{s}", "MQTT('mqtts://${env:HOST}', 'a/{s}')"),
+        ("${env:BROKER}/a/{s}", "MQTT('${env:BROKER}', 'a/{s}')"),
+        ("mqtt://broker/${env:LINE}/{s}", "MQTT('mqtt://broker:1883', '7/{s}')"),
+        ("postgresql://me:${env:SECRET}@db/history", "PostgreSQL(postgresql://db/history, table 'features')"),
+        ("${env:DATABASE}", "PostgreSQL(${env:DATABASE}, table 'features')"),
+    ],
+)
+def test_a_url_says_the_server_and_refers_to_what_is_kept(url: str, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it refers to is looked up by the sink, and neither shown nor kept by it."""
+    for name, kept in {
+        "BROKER": "mqtts://me:c4nary@broker",
+        "DATABASE": "postgresql://me:c4nary@db",
+        "LINE": "7",
+        "SECRET": "c4nary",
+    }.items():
+        monkeypatch.setenv(name, kept)
+    sink = sinks.for_path(url, if_exists="append", columns=["a"])
+    assert repr(sink) == seen
+    assert sink.if_exists == "append"
+    assert b"c4nary" not in pickle.dumps(sink)
+    assert "written-0ut" not in repr(sink)
+
+
+def test_what_is_kept_may_say_the_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its suffix, as if it had been written."""
+    monkeypatch.setenv("OUT", str(tmp_path / "out.parquet"))
+    monkeypatch.setenv("KIND", "csv")
+    monkeypatch.setenv("STREAM", "-")
+    assert sinks.for_path("${env:OUT}").place == str(tmp_path / "out.parquet")
+    lines = sinks.for_path(Path("out.${env:KIND}"))
+    assert isinstance(lines, sinks.Lines)
+    assert lines.format == "csv"
+    stream = sinks.for_path("${env:STREAM}")
+    assert isinstance(stream, sinks.Lines)
+    assert stream.path is None
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("mqtt://broker", "names the topic too: mqtt://HOST/TOPIC"),
+        ("mqtt://me:${file:/run/mqtt}@broker/", "names the topic too: mqtt://HOST/TOPIC"),
+        ("${env:WHOLE}", "names the topic too: mqtt://HOST/TOPIC"),
+        (
+            "http://me:c4nary@host/ingest",
+            "^http:// is not the beginning of a sink's URL; those known are postgresql://, mqtt",
+        ),
+        ("${env:OTHER}", "^what it refers to is not the beginning of a sink's URL"),
+        ("${env:NONE}", r"'\$\{env:NONE\}' does not say which sink it is"),
+        ("${env:NOT_THERE}", "the path of the output refers to .*, and the environment has no NOT_THERE"),
+    ],
+)
+def test_what_says_no_sink_is_refused_without_what_is_kept(
+    path: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence."""
+    monkeypatch.setenv("WHOLE", "mqtt://me:c4nary@broker/a")
+    monkeypatch.setenv("OTHER", "c4nary://c4nary")
+    monkeypatch.setenv("NONE", "c4nary")
+    with pytest.raises(TidemillError, match=said) as caught:
+        sinks.for_path(path)
+    assert "c4nary" not in str(caught.value)
 
 
 def test_all_names_are_there() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
 import tidemill as tm
 from tidemill.errors import PlanError
-from tidemill.sources import HTTP, http_connection
+from tidemill.sources import HTTP, http_connection, listening
 from tidemill.testing import ListSink
 
 BODY = b'{"sensor":"S1","time":1,"value":1.5}\n'
@@ -52,8 +53,12 @@ async def test_a_head_that_does_not_end_is_not_waited_for(said: bytes, monkeypat
         await run.wait()
 
 
-async def test_connections_beyond_the_limit_are_turned_away_and_counted() -> None:
-    """Those that are there are answered; when one leaves, there is room."""
+async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there are answered; it is told although nobody posts anything; when one leaves, there is room."""
+    caplog.set_level(logging.WARNING, "tidemill")
+    monkeypatch.setattr(listening, "_SWEEP_S", 0.01)
     source = HTTP(connections=2)
     async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
         _, port = await source.wait_listening()
@@ -65,6 +70,11 @@ async def test_connections_beyond_the_limit_are_turned_away_and_counted() -> Non
         assert await closed(third)
         its_writer.close()
         assert source.statistics().turned_away == 1
+        async with asyncio.timeout(30):
+            while not caplog.records:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.005)
+        told = f"source {source.name}: 1 connection was turned away, the last from 127.0.0.1: 2 are open, and connections=2"
+        assert [record.getMessage() for record in caplog.records] == [told]
         first[1].close()
         await first[1].wait_closed()
         async with asyncio.timeout(30):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +16,12 @@ from tests.sources.test_http import Engine, Sender
 from tests.sources.test_tcp import Running, running, send
 from tests.sources.test_tcp_ack import Keeper, soon
 
+from tidemill.batch import Batch
+from tidemill.clock import SystemClock
 from tidemill.errors import PlanError
 from tidemill.formats.line_formats import line_format
 from tidemill.letters import MALFORMED
-from tidemill.sources import HTTP, TCP
+from tidemill.sources import HTTP, TCP, UDP, Lines, Source, SourceContext
 
 LINES = "".join(f"{line}\n" for line in SAMPLES).encode()
 METRICS = [
@@ -139,6 +144,91 @@ async def test_a_long_batch_of_telegrafs_json_is_whole() -> None:
     async with Engine(HTTP(format="telegraf-json")) as engine:
         assert (await Sender(engine.source.port).post(json.dumps({"metrics": metrics}).encode()))[0] == 202
     assert [row["n"] for row in engine.rows] == list(range(2_345))
+
+
+LONG = json.dumps({"metrics": [{**METRICS[0], "fields": {"n": n}} for n in range(2_345)]}).encode() + b"\n"
+"""Batches of a line near the limit of 256 KiB."""
+
+
+class Drained:
+    """A source that is being drained, with the turn of the loop in which each batch came."""
+
+    def __init__(self, source: Source) -> None:
+        self.batches: list[Batch] = []
+        self.turns: list[int] = []
+        self._turn = 0
+        self._context = SourceContext(SystemClock(), lambda _: None)
+        self._tasks = [asyncio.ensure_future(self._drain(source)), asyncio.ensure_future(self._count())]
+
+    async def _drain(self, source: Source) -> None:
+        async for batch in source.stream(self._context):
+            self.batches.append(batch)
+            self.turns.append(self._turn)
+
+    async def _count(self) -> None:
+        while True:
+            self._turn += 1
+            await asyncio.sleep(0)
+
+    @property
+    def values(self) -> list[int]:
+        return [int(row["n"]) for batch in self.batches for row in batch.to_rows()]
+
+    async def stop(self) -> None:
+        self._context.stopping.set()
+        await self._tasks[0]
+        self._tasks[1].cancel()
+
+    def check(self) -> None:
+        """All of the long line is there, in its order, and no turn of the loop had more than a small part of it."""
+        assert self.values == list(range(2_345))
+        assert max(map(len, self.batches)) <= 200
+        assert len(set(self.turns)) == len(self.turns)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_a_long_line_of_a_pipe_takes_many_turns(tmp_path: Path, end: bytes) -> None:
+    """So that nobody else waits for it; also the last one, without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    drained = Drained(Lines(tmp_path / "pipe", format="telegraf-json"))
+    writing = asyncio.to_thread((tmp_path / "pipe").write_bytes, LONG.removesuffix(b"\n") + end)
+    async with asyncio.timeout(30):
+        await writing
+        await soon(lambda: len(drained.values) == 2_345)
+        await drained.stop()
+    drained.check()
+
+
+async def test_a_long_line_by_tcp_takes_many_turns_and_is_safe_with_its_last_record() -> None:
+    """Not before: the sender would let go of the rest."""
+    source = TCP(format="telegraf-json", ack=True)
+    drained = Drained(source)
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(*(await source.wait_listening()))
+        writer.write(LONG)
+        await soon(lambda: len(drained.values) == 2_345)
+        source.kept(len(drained.batches) - 1)
+        assert source._pending.waiting
+        source.kept(len(drained.batches))
+        assert await reader.readline() == b"1\n"
+        writer.close()
+        await drained.stop()
+    drained.check()
+
+
+async def test_a_long_datagram_takes_many_turns() -> None:
+    """As long as they may be."""
+    source = UDP(format="telegraf-json")
+    drained = Drained(source)
+    metrics = [{"name": "m", "fields": {"n": n}} for n in range(1_500)]
+    async with asyncio.timeout(30):
+        address = await source.wait_listening()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(json.dumps({"metrics": metrics}).encode(), address)
+        await soon(lambda: len(drained.values) == 1_500)
+        await drained.stop()
+    assert max(map(len, drained.batches)) <= 200
+    assert len(set(drained.turns)) == len(drained.turns)
 
 
 REFUSED = {

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from tidemill.app.printable import printable
-from tidemill.app.replace import NO_SINK, Edges, said_as_options
+from tidemill.app.replace import NO_SINK, said_as_options
+from tidemill.app.run_options import Edges
 from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import SINK_BYTES
 from tidemill.engine.slabs import SLAB_BYTES, SLAB_COUNT
 from tidemill.errors import OutputExists
+from tidemill.printable import printable
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import ProcessSink
 from tidemill.sources.base import Source
@@ -64,7 +65,7 @@ def warn_of_outputs(pipeline: Pipeline, edges: Edges, *, resumes: bool = False) 
             with said_as_options(edges):
                 sink.check()
         except OutputExists as there:
-            sys.stderr.write(f"tidemill: a run would not begin: {there}\n")
+            sys.stderr.write(f"tidemill: a run would not begin: {printable(str(there))}\n")
 
 
 def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from tidemill.app.units import in_units
 from tidemill.engine import checkpoint_store
 from tidemill.engine.checkpoint_store import Listed
 from tidemill.errors import InputError
+from tidemill.printable import lines_printable, printable
 
 __all__ = ["checkpoint", "folder_of", "table"]
 
@@ -33,10 +34,10 @@ def checkpoint(place: Path, *, verify: bool = False, prune: int | None = None) -
     if not found:
         sys.stdout.write(f"no checkpoints in {folder}\n")
         return ExitCode.DONE
-    sys.stdout.write(table(found, verified=verify))
+    sys.stdout.write(lines_printable(table(found, verified=verify)))
     bad = [one for one in found if not one.whole]
     for one in bad:
-        sys.stderr.write(f"tidemill: {one.path} cannot be used: {one.why}.\n")
+        sys.stderr.write(f"tidemill: {printable(f'{one.path} cannot be used: {one.why}')}.\n")
     return ExitCode.BAD_INPUT if bad else ExitCode.DONE
 
 

@@ -64,7 +64,9 @@ def _answered(words: list[str], say: Callable[[str], object]) -> int:
     except Exception as error:  # noqa: BLE001 - every error becomes a paragraph and an exit code
         code = code_of(error)
         if debug:
-            traceback.print_exc()
+            from tidemill.printable import lines_printable
+
+            sys.stderr.write(lines_printable(traceback.format_exc()))
         say(_explained(error, code, debug=debug))
     return code if isinstance(code, int) else ExitCode.DONE
 
@@ -101,7 +103,7 @@ def _command_of(words: list[str]) -> str:
 
 
 def _say(message: str) -> None:
-    from tidemill.app.printable import printable
+    from tidemill.printable import printable
 
     sys.stderr.write(f"tidemill: {printable(message)}\n")
 

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+from tidemill.app.run_options import Edges, Ends, Keeps, Place, Tells
+
 __all__ = ["application"]
 
-Place = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]  # - is stdin, or stdout
+_EDGES, _KEEPS, _ENDS, _TELLS = Edges(), Keeps(), Ends(), Tells()
 
 
 def application() -> cyclopts.App:
@@ -99,29 +101,11 @@ def _run(
     file: str,
     /,
     *,
-    input: Place | None = None,  # noqa: A002 - the option's word
-    output: Place | None = None,
-    key: str | None = None,
-    time: str | None = None,
-    tz: str | None = None,
+    edges: Edges = _EDGES,
+    keeps: Keeps = _KEEPS,
     lanes: int | None = None,
-    seconds: float | None = None,
-    report: Path | None = None,
-    dead_letters: Path | None = None,
-    grace: float = 10.0,
-    state: Path | None = None,
-    no_state: bool = False,
-    fresh: bool = False,
-    checkpoint_s: float = 1.0,
-    warm: str | None = None,
-    drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None,
-    if_exists: Literal["fail", "append", "replace"] = "fail",
-    metrics: str | None = None,
-    no_metrics: bool = False,
-    stall_after: float | None = None,
-    silent_after: float | None = None,
-    max_dead: str | None = None,
-    log_format: Literal["text", "json"] = "text",
+    ends: Ends = _ENDS,
+    tells: Tells = _TELLS,
     debug: bool = False,  # noqa: ARG001 - `answer` reads it, for errors in the other words too
 ) -> int:
     """Run the pipeline in a Python file.
@@ -130,86 +114,24 @@ def _run(
     ----------
     file
         FILE.py, or FILE.py:NAME when it holds several pipelines.
-    input
-        Read this instead of the pipeline's own source: a file, a folder or a pattern; - for stdin.
-    output
-        Write here instead of the pipeline's own sink; the suffix says the format; - for stdout.
-    key
-        The field that names the sensor, for --input; by default as in the file.
-    time
-        The field that holds the time, for --input; by default as in the file.
-    tz
-        The zone of times without one, for --input; by default as in the file, else UTC.
     lanes
         Worker processes; 0 runs everything in this process. By default, what the machine may use.
-    seconds
-        Stop reading after this long.
-    report
-        Write the report of the run here, as JSON.
-    dead_letters
-        Write rejected records here, with their reasons.
-    grace
-        Seconds to finish what is in flight once asked to stop.
-    state
-        Keep state in this folder, and go on where the run before it was stopped. A live pipeline does so anyway, in
-        .tidemill/ and the file's name.
-    no_state
-        Keep none.
-    fresh
-        Start over; the state so far is moved aside.
-    checkpoint_s
-        Seconds between checkpoints: how long rows wait to be seen in a sink that commits them.
-    warm
-        A recording to work on first, if there is no checkpoint yet: no sink gets its rows, and windows are full when the
-        run's own input begins.
-    drop_state
-        A stage that is not in the plan any more, and whose state may go.
-    if_exists
-        What to do when the output of --output is there already.
-    metrics
-        HOST:PORT where the run shows /metrics, /healthz and /readyz; port 0 takes a free one. A live pipeline does so
-        anyway, at 127.0.0.1:9464.
-    no_metrics
-        Show nothing.
-    stall_after
-        End with 8 when the run has not progressed for so many seconds, though there is something to do. A source that has
-        a connection of its own connects anew first. A source that is merely silent counts with --silent-after alone.
-    silent_after
-        The same when a source is connected, and has given nothing for so many seconds.
-    max_dead
-        End with 9 when more of the last records became dead letters: 50%/60s for a share of them, 100/60s for a number.
-    log_format
-        json makes every line on stderr a JSON object, whoever writes it.
     debug
         Show the traceback of an error.
     """
     from tidemill.app.keeping import state_asked_for
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced, said_as_options, source_of
+    from tidemill.app.replace import replaced, said_as_options, source_of
     from tidemill.app.running import perform
     from tidemill.errors import InputError
 
-    if no_metrics and metrics is not None:
-        raise InputError(f"--no-metrics shows nothing, so it does not go with --metrics {metrics}.")
-    edges = Edges(input, output, key, time, tz, if_exists)
+    if tells.no_metrics and tells.metrics is not None:
+        raise InputError(f"--no-metrics shows nothing, so it does not go with --metrics {tells.metrics}.")
     pipeline = replaced(load(file), edges)
-    history = None if warm is None else source_of(warm, pipeline)
-    kept = state_asked_for(pipeline, state, no_state, fresh, checkpoint_s, history, tuple(drop_state or ()))
+    warm = None if keeps.warm is None else source_of(keeps.warm, pipeline)
+    state = state_asked_for(pipeline, keeps, warm)
     with said_as_options(edges):
-        return perform(
-            pipeline,
-            lanes=lanes,
-            seconds=seconds,
-            report=report,
-            dead_letters=dead_letters,
-            grace=grace,
-            state=kept,
-            metrics=metrics or (not no_metrics and not pipeline.finite),
-            stall_after=stall_after,
-            silent_after=silent_after,
-            max_dead=max_dead,
-            log_format=log_format,
-        )
+        return perform(pipeline, lanes=lanes, state=state, ends=ends, tells=tells)
 
 
 def _check(
@@ -267,7 +189,7 @@ def _check(
     from tidemill.app.check import checked, described, warn_of_outputs
     from tidemill.app.keeping import resumption
     from tidemill.app.load import load
-    from tidemill.app.replace import Edges, replaced
+    from tidemill.app.replace import replaced
     from tidemill.app.verdict import Questions, answer
 
     edges = Edges(input, output, key, time, tz, if_exists)
@@ -377,7 +299,8 @@ def _log(
     """
     from tidemill.app.exit_codes import ExitCode
     from tidemill.app.log_command import survey, told
+    from tidemill.printable import lines_printable
 
     found = survey(folder)
-    sys.stdout.write(told(found))
+    sys.stdout.write(lines_printable(told(found)))
     return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT

@@ -6,33 +6,28 @@ import sys
 from pathlib import Path
 
 from tidemill.app.checkpoint_command import folder_of
+from tidemill.app.run_options import Keeps
 from tidemill.core.resume import check_resume, described, identify, matched, read_identities
 from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.state import State
 from tidemill.errors import InputError
+from tidemill.printable import lines_printable
 from tidemill.sources.base import Source
 
 __all__ = ["resumption", "state_asked_for"]
 
 
-def state_asked_for(
-    pipeline: Pipeline,
-    place: Path | None,
-    no_state: bool,
-    fresh: bool,
-    checkpoint_s: float,
-    warm: Source | None,
-    drop_state: tuple[str, ...],
-) -> State | bool:
+def state_asked_for(pipeline: Pipeline, keeps: Keeps, warm: Source | None) -> State | bool:
     """The state that a run keeps; False for none. Raises `InputError` for options that contradict each other."""
-    if no_state and (place is not None or fresh or warm or drop_state):
+    if keeps.no_state and (keeps.state is not None or keeps.fresh or warm or keeps.drop_state):
         raise InputError("--no-state keeps nothing, so it does not go with --state, --fresh, --warm or --drop-state.")
-    if no_state or (place is None and pipeline.finite):
-        if fresh or warm or drop_state:
+    if keeps.no_state or (keeps.state is None and pipeline.finite):
+        if keeps.fresh or warm or keeps.drop_state:
             raise InputError("a recording keeps no state by itself; name the folder with --state DIR.")
         return False
-    return State(place, fresh=fresh, checkpoint_s=checkpoint_s, warm=warm, drop_state=drop_state)
+    dropped = tuple(keeps.drop_state or ())
+    return State(keeps.state, fresh=keeps.fresh, checkpoint_s=keeps.checkpoint_s, warm=warm, drop_state=dropped)
 
 
 def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: tuple[str, ...]) -> None:
@@ -45,8 +40,7 @@ def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: t
         sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
         return
     matching = matched(read_identities(found.facts["stages"]), identify(compiled.plan, compiled.place_by))
-    sys.stdout.write(
-        f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
-    )
+    told = f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
+    sys.stdout.write(lines_printable(told))
     sys.stdout.flush()
     check_resume(matching, drop_state)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
-from tidemill.app.printable import printable
+from tidemill.printable import lines_printable, printable
 
 __all__ = ["LogFormat", "json_line", "logging_to_stderr"]
 
@@ -52,6 +52,9 @@ class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's word
         record.message = printable(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's word
+        return lines_printable(super().formatException(ei))
 
     def format(self, record: logging.LogRecord) -> str:
         fields = [f"{name}={_shown(value)}" for name, value in _fields(record).items()]

@@ -5,33 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from tidemill import sinks, sources
 from tidemill.app.load import Found
+from tidemill.app.run_options import Edges
 from tidemill.core.plan import Plan
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import InputError, PlanError
-from tidemill.sinks.base import IfExists
 from tidemill.sources.base import Source
 
-__all__ = ["NO_SINK", "Edges", "replaced", "said_as_options"]
+__all__ = ["NO_SINK", "replaced", "said_as_options", "source_of"]
 
 STANDARD_STREAM = "-"
 NO_SINK = "none"
 """The name of the sink of a plan that is only checked."""
-
-
-@dataclass(frozen=True)
-class Edges:
-    """What the command line says about the ends of a pipeline; None leaves the file's word."""
-
-    input: str | None = None
-    output: str | None = None
-    key: str | None = None
-    time: str | None = None
-    tz: str | None = None
-    if_exists: IfExists = "fail"
 
 
 def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
@@ -95,11 +82,14 @@ def _require_ends(found: Found, edges: Edges, *, sinkless: bool) -> None:
 
 def source_of(recording: str, pipeline: Pipeline) -> Source:
     """A recording, read as the pipeline's own sources are: of the same sensor, time and zone."""
-    return _source(Edges(recording, None, None, None, None, "fail"), pipeline.sources)
+    return _source(Edges(recording), pipeline.sources)
 
 
 def _source(edges: Edges, own: Iterable[Source]) -> Source:
     assert edges.input is not None
+    scheme, mark, _ = edges.input.partition("://")
+    if mark:  # not to be shown whole: it may hold a password
+        raise PlanError(f"{scheme}:// is no recording; write the source into the file, such as sources.MQTT(...).")
     given = {"key": edges.key, "time": edges.time, "tz": edges.tz}
     options = {name: value if value is not None else _agreed(name, own) for name, value in given.items()}
     key, time, tz = options["key"], options["time"], options["tz"] or "UTC"

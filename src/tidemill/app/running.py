@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from tidemill import files
 from tidemill.app.exit_codes import ExitCode
-from tidemill.app.logs import LogFormat, logging_to_stderr
+from tidemill.app.logs import logging_to_stderr
+from tidemill.app.run_options import Ends, Tells
 from tidemill.app.status import summary, watching
 from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.entrance import run
@@ -19,43 +19,29 @@ from tidemill.errors import InputError
 __all__ = ["ended", "perform"]
 
 
-def perform(
-    pipeline: Pipeline,
-    *,
-    lanes: int | None = None,
-    seconds: float | None = None,
-    report: Path | None = None,
-    dead_letters: Path | None = None,
-    grace: float = 10.0,
-    state: State | bool | None = None,
-    metrics: bool | str = False,
-    stall_after: float | None = None,
-    silent_after: float | None = None,
-    max_dead: str | None = None,
-    log_format: LogFormat = "text",
-) -> ExitCode:
+def perform(pipeline: Pipeline, *, lanes: int | None, state: State | bool | None, ends: Ends, tells: Tells) -> ExitCode:
     """Run to the end, showing how it goes on stderr; rows may be on stdout.
 
     Raises `InputError` at once when there is no folder for the report or the dead letters: a run of a week must not end
     in that discovery.
     """
-    for option, path in (("--report", report), ("--dead-letters", dead_letters)):
+    for option, path in (("--report", tells.report), ("--dead-letters", tells.dead_letters)):
         if path is not None and not files.absolute(path).parent.is_dir():
             raise InputError(f"{option} {files.absolute(path)} has no folder to be written to; make it first.")
-    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(log_format):
+    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(tells.log_format):
         made = run(
             pipeline,
             lanes=lanes,
-            seconds=seconds,
-            report=report,
-            dead_letters=dead_letters,
-            grace=grace,
+            seconds=ends.seconds,
+            report=tells.report,
+            dead_letters=tells.dead_letters,
+            grace=ends.grace,
             on_statistics=watch,
             state=state,
-            metrics=metrics,
-            stall_after=stall_after,
-            silent_after=silent_after,
-            max_dead=max_dead,
+            metrics=tells.metrics or (not tells.no_metrics and not pipeline.finite),
+            stall_after=ends.stall_after,
+            silent_after=ends.silent_after,
+            max_dead=ends.max_dead,
             notify=True,
             ends_process=True,
         )
@@ -63,9 +49,8 @@ def perform(
     if made.dead_letters:
         kept = state_of(pipeline, state)
         default = DEFAULT_PATH if kept is None else kept.place_of(pipeline.name) / DEFAULT_PATH
-        sys.stderr.write(
-            f"The dead letters are in {dead_letters or default}; tm.sources.DeadLetters reads them after a fix.\n"
-        )
+        place = tells.dead_letters or default
+        sys.stderr.write(f"The dead letters are in {place}; tm.sources.DeadLetters reads them after a fix.\n")
     return ended(made)
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
 from tidemill.engine.metrics import Quantiles, Report, Statistics
+from tidemill.printable import NAME, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -201,7 +202,7 @@ def summary(report: Report) -> str:
 
 
 def _named(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    return ", ".join(f"{count:,} {printable(name, longest=NAME)}" for name, count in counts.items())
 
 
 def _lanes(report: Report) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from tidemill.app.exit_codes import ExitCode
 from tidemill.errors import InputError, OutsideError
+from tidemill.printable import lines_printable
 
 __all__ = ["status"]
 
@@ -40,7 +41,7 @@ def status(url: str) -> ExitCode:
         ) from None
     if code not in (200, 503):
         raise OutsideError(f"what answers at {asked} is no run of tidemill: it says {code}.")
-    sys.stdout.write(text.decode("utf-8", "replace"))
+    sys.stdout.write(lines_printable(text.decode("utf-8", "replace")))  # whoever answers may be anybody
     return ExitCode.DONE if code == 200 else ExitCode.FAILED
 
 

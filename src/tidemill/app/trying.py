@@ -19,7 +19,6 @@ from typing import Any, Final
 import cloudpickle
 
 from tidemill.app.hints import hint_for, stages_named
-from tidemill.app.printable import printable
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.core.neighbours import Habit, habit_of, whole_of
@@ -28,6 +27,7 @@ from tidemill.engine.lanes import Lanes
 from tidemill.errors import LaneDied, StageError
 from tidemill.formats.json_lines import time_texts
 from tidemill.letters import WRONG_LENGTH
+from tidemill.printable import printable
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Final
 
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
+from tidemill.printable import quoted
 
 __all__ = ["DeadRate", "MaxDead", "TooMany"]
 
@@ -19,8 +19,6 @@ _SENDERS: Final = 64
 """Sensors that are counted in a slice of the time. Whoever sends makes up their names, so there may be any number of them."""
 _SLICES: Final = 60
 """Of the time that is looked at."""
-_LONGEST: Final = 80
-"""Characters of a sensor's name."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class DeadRate:
     >>> for _ in range(3): rate.buried("missing_field", sensor="pump 7", source="mqtt")
     >>> rate.look(5, now_ns=1_000_000_000)
     TooMany(said='3 of 5 records of the last 60 s are dead letters (limit 2), 3 of them missing_field', \
-lead='at least 3 of these are of sensor "pump 7"')
+lead='at least 3 of these are of sensor 'pump 7'')
     """
 
     def __init__(self, bound: MaxDead, now_ns: int) -> None:
@@ -139,18 +137,9 @@ lead='at least 3 of these are of sensor "pump 7"')
         lead = "none of many sensors leads"
         if theirs:
             (kind, name), most = theirs.most_common(1)[0]
-            lead = f"at least {most:,} of these are of {kind} {_quoted(name)}"
+            lead = f"at least {most:,} of these are of {kind} {quoted(name)}"
         last = f"the last {self._bound.span_ns / 1e9:g} s"
         return TooMany(
             f"{dead:,} of {records:,} records of {last} are dead letters ({self._bound}), {times:,} of them {reason}",
             lead,
         )
-
-
-def _quoted(name: str) -> str:
-    """In one line that no terminal and no log takes for anything else.
-
-    >>> _quoted("pump\\n\\x1b[2J")
-    '"pump\\\\n\\\\u001b[2J"'
-    """
-    return json.dumps(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…")

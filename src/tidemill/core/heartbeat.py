@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tidemill.printable import in_one_line
+
 __all__ = ["Heartbeat"]
 
 _STATUS_EVERY_NS: Final = 10_000_000_000
@@ -54,7 +56,7 @@ class Heartbeat:
         if progresses and self._is_due(now_ns):
             self._alive_ns = now_ns
             said.append("WATCHDOG=1")
-        line = _one_line(status)
+        line = in_one_line(status, longest=_LONGEST)  # what follows a line break would be an order to the manager
         if line and line != self._status and (news or self._is_old(now_ns)):
             self._status, self._status_ns = line, now_ns
             said.append(f"STATUS={line}")
@@ -65,9 +67,3 @@ class Heartbeat:
 
     def _is_old(self, now_ns: int) -> bool:
         return self._status_ns is None or now_ns - self._status_ns >= _STATUS_EVERY_NS
-
-
-def _one_line(status: str) -> str:
-    """What follows a line break would be an order to the manager, and part of the text may come from outside."""
-    line = "".join(char if char.isprintable() else " " for char in status)
-    return " ".join(line.split())[:_LONGEST]

@@ -17,6 +17,7 @@ from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
 from tidemill.core.lately import LATELY_S
 from tidemill.core.patience import Stall
 from tidemill.engine.metrics import Statistics
+from tidemill.printable import in_one_line
 
 __all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", "stalls"]
 
@@ -249,5 +250,4 @@ def _line(said: str) -> str:
     >>> _line("refused by\\n  the host.")
     'refused by the host'
     """
-    line = " ".join(said.split()).rstrip(".")
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+    return in_one_line(said.rstrip(" \n."), longest=_LONGEST)

@@ -17,6 +17,7 @@ from tidemill.engine.health import held_loop, is_ready
 from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Spread, Statistics
 from tidemill.engine.oversight import Terms
+from tidemill.printable import lines_printable
 
 __all__ = ["Page", "Seen", "page"]
 
@@ -97,4 +98,4 @@ def _details(statistics: Statistics) -> Iterator[str]:
 
 
 def _said(status: int, text: str) -> Page:
-    return Page(status, _TEXT, f"{text}\n".encode())
+    return Page(status, _TEXT, f"{lines_printable(text)}\n".encode())

@@ -29,6 +29,7 @@ from tidemill.letters import (
     DeadLetter,
     Reject,
 )
+from tidemill.printable import NAME, printable
 from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
@@ -266,7 +267,7 @@ class Edge:
     def explain(self) -> str:
         """Why nothing came through: the fields seen, and the ``key=`` and ``time=`` to try."""
         worst = max(self._reasons, key=lambda reason: self._reasons[reason], default="nothing was rejected")
-        seen = ", ".join(self._fields) or "none"
+        seen = ", ".join(printable(field, longest=NAME) for field in self._fields) or "none"
         named = f"source {self.source}: " if self.source else ""
         return (
             f"{named}{worst}. The fields seen are: {seen}. The key is read from {self.key!r} and the time from "

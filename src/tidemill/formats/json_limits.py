@@ -74,7 +74,7 @@ def excess(value: Any, data: bytes) -> str:
     >>> excess([[1]], b"[[1]]"), excess(0.0, b"0." + 64 * b"0")
     ('', 'holds a number of more than 64 digits')
     """
-    if _LONG.search(data) and _LONG.search(_TEXT.sub(b'""', data)):
+    if may_have_long_number(data) and _LONG.search(_TEXT.sub(b'""', data)):
         return f"holds a number of more than {DIGITS} digits"
     level = [value]
     for _ in range(DEPTH):

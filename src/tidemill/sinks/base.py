@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
+from tidemill.configured import Configured
 from tidemill.errors import PlanError, StageError
 from tidemill.named import Named
 from tidemill.schema import Kind, Schema
@@ -51,7 +52,7 @@ class Keeping:
     """The number of this start; greater than that of every start before."""
 
 
-class Sink(Named, abc.ABC):
+class Sink(Named, Configured, abc.ABC):
     """Where rows go.
 
     ``where``      a function Batch -> boolean mask of the rows wanted here, or an expression over columns as `Filter`

@@ -98,6 +98,7 @@ class Lines(ProcessSink):
     ['sensor,value', 'S1,20.5']
     """
 
+    looked_up_options = frozenset({"path"})
     keeps_position = True
     delivery = "at-least-once; whole lines, in order"
     delivery_with_state = "exactly-once; whole lines, in order, on disk and visible at each commit"

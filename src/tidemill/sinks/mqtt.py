@@ -19,7 +19,7 @@ from tidemill.formats.json_lines import encode_json_lines
 from tidemill.formats.topics import TopicTemplate
 from tidemill.schema import Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
-from tidemill.tls import client_context
+from tidemill.tls import client_context, passphrase
 
 if TYPE_CHECKING:
     from tidemill.sinks.mqtt_publisher import Publisher
@@ -46,8 +46,10 @@ class MQTT(ProcessSink):
                    each once. Needs a run that keeps state; without it they are left out
     ``client_id``  what the sink calls itself; each needs one of its own (default: made up)
     ``version``    ``"5"`` (default) or ``"3.1.1"``
-    ``username``, ``password``  may also be in the address; never shown
+    ``username``, ``password``  may also be in the address; never shown. These and the address may refer to what is
+                   kept elsewhere: ``"${env:MQTT_PASSWORD}"``, ``"${file:/run/secrets/mqtt}"``, looked up at each start
     ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
+    ``cert_password``   the passphrase of a private key that has one
 
     A text and a whole number can be a level of a topic. Any other value, and a text that is empty or has ``/``, ``+``, ``#``
     or NUL in it, would make another topic than meant: such a row is not published, and counted under the column's name in
@@ -69,6 +71,9 @@ class MQTT(ProcessSink):
     (MQTT('mqtt://localhost:1883', 'features/{sensor}'), 'at-least-once; acknowledged by the broker, in order')
     """
 
+    looked_up_options = frozenset({"topic", "client_id", "ca", "cert", "cert_key"})
+    secret_options = frozenset({"url", "username", "password", "cert_password"})
+
     def __init__(
         self,
         url: str,
@@ -85,6 +90,7 @@ class MQTT(ProcessSink):
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
@@ -112,7 +118,8 @@ class MQTT(ProcessSink):
             self.columns = tuple(dict.fromkeys((*self._shown, *self._topic.names)))
         self.delivery = "at-least-once; acknowledged by the broker, in order" if qos else "at-most-once; in order"
         self.delivery_with_state = self.delivery
-        self._certificates = (ca, cert, cert_key)
+        self._cert_password = passphrase(cert_password, "MQTT")
+        self._certificates = (ca, cert, cert_key, self._cert_password)
         self._topics: dict[tuple[object, ...], str | None] = {}
         self._publisher: Publisher | None = None
         self._rows = 0
@@ -129,6 +136,8 @@ class MQTT(ProcessSink):
         asked."""
         _require_library()
         self._access.check()
+        if self._cert_password is not None:
+            self._cert_password.check()
         self._tls(self._access.looked_up())
 
     def bind(self, schema: Schema) -> None:

@@ -70,6 +70,7 @@ class Parquet(ProcessSink):
     [{'sensor': 'S1', 'value': 20.5}, {'sensor': 'S2', 'value': None}]
     """
 
+    looked_up_options = frozenset({"path"})
     keeps_position = True
     delivery = "at-least-once; a file appears whole or not at all"
     delivery_with_state = "exactly-once; on disk at each commit, visible file by file, each whole or not at all"

@@ -8,12 +8,14 @@ from typing import Any, Final
 
 from tidemill import files
 from tidemill.errors import PlanError
+from tidemill.secret import SecretText, refers
 from tidemill.sinks.base import ProcessSink
 
 __all__ = ["for_path"]
 
 _DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _SERVERS: Final = ("postgresql://", "postgres://")
+_BROKERS: Final = ("mqtt://", "mqtts://")
 _LINES: Final = (".ndjson", ".jsonl", ".csv")
 
 
@@ -22,7 +24,10 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
 
     ``.db`` or ``.sqlite`` → `SQLite`; ``.parquet``, or a folder (it ends with ``/``, or is there) → `Parquet`;
     ``.ndjson``, ``.jsonl``, ``.csv``, each also with ``.gz``, and ``-`` for standard output → `Lines`;
-    ``postgresql://...`` → `PostgreSQL`.
+    ``postgresql://...`` → `PostgreSQL`; ``mqtt://host/topic`` or ``mqtts://...`` → `MQTT`, with the topic as it is
+    written there: ``mqtt://broker/features/{sensor}``.
+
+    It may refer to what is kept elsewhere, in whole or in part: ``${env:NAME}``, ``${file:PATH}``.
 
     Raises `PlanError` naming the suffixes known.
 
@@ -30,17 +35,23 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     ('SQLite', 'Parquet', 'Lines')
     """
     text = os.fspath(path)
-    if text.startswith(_SERVERS):
+    meant = _meant(text)
+    if meant.startswith(_SERVERS):
         from tidemill.sinks.postgres import PostgreSQL
 
         return PostgreSQL(text, **options)
-    if "://" in text:  # not to be shown whole: it may hold a password
+    if meant.startswith(_BROKERS):
+        from tidemill.sinks.mqtt import MQTT
+
+        return MQTT(*_broker_and_topic(text), **options)
+    if "://" in meant:  # not to be shown whole: it may hold a password
+        begins = "what it refers to" if refers(text) else f"{text.partition('://')[0]}://"
         raise PlanError(
-            f"{text.partition('://')[0]}:// is not the beginning of a sink's URL; the one known is postgresql://."
+            f"{begins} is not the beginning of a sink's URL; those known are postgresql://, mqtt:// and mqtts://."
         )
-    suffix = files.suffix(text)
-    packed = text.lower().endswith(".gz")
-    if text == "-" or suffix in _LINES:
+    suffix = files.suffix(meant)
+    packed = meant.lower().endswith(".gz")
+    if meant == "-" or suffix in _LINES:
         from tidemill.sinks.lines import Lines
 
         return Lines(path, **options)
@@ -48,12 +59,29 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
         from tidemill.sinks.sqlite import SQLite
 
         return SQLite(path, **options)
-    if (suffix == ".parquet" and not packed) or text.endswith("/") or files.absolute(text).is_dir():
+    if (suffix == ".parquet" and not packed) or meant.endswith("/") or files.absolute(meant).is_dir():
         from tidemill.sinks.parquet import Parquet
 
         return Parquet(path, **options)
     raise PlanError(
         f"{text!r} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
         f"folder that ends with / (Parquet), {', '.join(_LINES)} with or without .gz, - for standard output, and "
-        f"postgresql://... for a server."
+        f"postgresql://... or mqtt://HOST/TOPIC for a server."
     )
+
+
+def _meant(text: str) -> str:
+    """What says which sink it is: of a server's URL that begins as one nothing is looked up here."""
+    if not refers(text) or text.startswith((*_SERVERS, *_BROKERS)):
+        return text
+    return SecretText(text, "the path of the output").resolved()
+
+
+def _broker_and_topic(url: str) -> tuple[str, str]:
+    address, topic = SecretText(url, "the address of MQTT").parted("/", behind="://")
+    if not topic:
+        raise PlanError(
+            "The URL of an MQTT sink names the topic too: mqtt://HOST/TOPIC, such as mqtt://broker/features/{sensor}. Of what "
+            "is kept elsewhere, the topic is no part: ${env:BROKER}/features/{sensor}."
+        )
+    return address, topic

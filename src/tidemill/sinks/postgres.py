@@ -62,6 +62,8 @@ class PostgreSQL(ProcessSink):
     postgresql://db.plant/history, table 'features'
     """
 
+    looked_up_options = frozenset({"table", "schema"})
+    secret_options = frozenset({"database"})
     keeps_position = True
     delivery = "at-least-once; rows are committed in order, all rows of a flush or none"
     delivery_with_state = "exactly-once; rows and position in one transaction, on disk and visible at each commit"

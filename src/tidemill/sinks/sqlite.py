@@ -90,6 +90,7 @@ class SQLite(ProcessSink):
     [('S1', 20, None)]
     """
 
+    looked_up_options = frozenset({"path", "table"})
     keeps_position = True
     delivery = "at-least-once; rows are committed in order, all rows of a flush or none"
     delivery_with_state = "exactly-once; rows and position in one transaction, on disk and visible at each commit"

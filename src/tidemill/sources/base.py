@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.configured import Configured
 from tidemill.errors import PlanError
 from tidemill.letters import DeadLetter
 from tidemill.named import Named
@@ -66,7 +67,7 @@ class SourceStatistics:
     """It opens its connection itself: a run that hears nothing ends its stream, and begins another."""
 
 
-class Source(Named, abc.ABC):
+class Source(Named, Configured, abc.ABC):
     """Where records come from.
 
     ``key``      the field that names the sensor (default ``sensor``), or a template over fields and what the source

@@ -64,6 +64,7 @@ class DeadLetters(RecordedSource):
     """
 
     arrival = True
+    looked_up_options = frozenset({"path"})
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.core.admission import Admission
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
@@ -22,8 +20,8 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import ListeningSource, admission, bound, checked_count, is_loopback, keep_alive
-from tidemill.tls import server_context
+from tidemill.sources.listening import ConnectedSource, bound, is_loopback, keep_alive
+from tidemill.tls import passphrase, server_context
 
 if TYPE_CHECKING:
     from tidemill.sources.http_server import Posted, Server
@@ -36,10 +34,9 @@ _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
-_log = logging.getLogger("tidemill")
 
 
-class HTTP(ListeningSource):
+class HTTP(ConnectedSource):
     """Records that are posted: ``POST /ingest`` with lines, or with a JSON object or array (``Content-Type:
     application/json``), also packed (``Content-Encoding: gzip``).
 
@@ -52,6 +49,7 @@ class HTTP(ListeningSource):
                         loopback) there must be one. Better ``"${env:NAME}"`` or ``"${file:PATH}"`` than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
+    ``cert_password``   the passphrase of a private key that has one, better referred to too
     ``limit``           bytes of one body, unpacked
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
@@ -80,6 +78,8 @@ class HTTP(ListeningSource):
     push = True
     finite = False
     arrival = True
+    looked_up_options = frozenset({"host", "cert", "cert_key"})
+    secret_options = frozenset({"token", "cert_password"})
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class HTTP(ListeningSource):
         token: str | None = None,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         plaintext: bool = False,
         format: str = "ndjson",  # noqa: A002 - the user's word
         precision: str | None = None,
@@ -104,7 +105,10 @@ class HTTP(ListeningSource):
         time_format: str | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(
+            host, port, connections=connections, per_host=per_host,
+            key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name,
+        )  # fmt: skip
         if not path.startswith("/"):
             raise PlanError(f"path={path!r} of HTTP must begin with a slash.")
         if token == "":
@@ -126,11 +130,9 @@ class HTTP(ListeningSource):
         self._turn = _TURN if format == "ndjson" else _TURN // 4
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
-        self._most = checked_count(connections, "connections", "HTTP")
-        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "HTTP")
-        self._admission = Admission(connections, per_host, "")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
-        self._certificate = (cert, cert_key)
+        self._cert_password = passphrase(cert_password, "HTTP")
+        self._certificate = (cert, cert_key, self._cert_password)
         self._inbox: Inbox[Posted] | None = None
         self._pending: Acknowledgements[Posted] = Acknowledgements()
         self._yielded = 0
@@ -143,8 +145,9 @@ class HTTP(ListeningSource):
 
     def check(self) -> None:
         _require_libraries()
-        if self._token is not None:
-            self._token.check()
+        for secret in (self._token, self._cert_password):
+            if secret is not None:
+                secret.check()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -175,9 +178,9 @@ class HTTP(ListeningSource):
         self._pending = Acknowledgements()
         self._yielded = 0
         token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
+        tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "HTTP")
         keep_alive(listening)
-        self._admission = admission(self._most, self._per_host, self.host)
         server = Server(
             inbox,
             context.clock,
@@ -186,8 +189,8 @@ class HTTP(ListeningSource):
             limit=self.limit,
             form=self._form,
             turn=self._turn,
-            tls=server_context(*self._certificate),
-            door=self._admission,
+            tls=tls,
+            door=self._begin_admission(),
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
@@ -198,12 +201,10 @@ class HTTP(ListeningSource):
         self._connected = True
         self._started.set()
         try:
-            async with inbox.until_stopping(context, server.refuse_more):
+            async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
                     if inbox.size < _TAKEN // 2:
                         await context.gather()
-                    if (told := self._admission.tell(context.clock.monotonic_ns())) is not None:
-                        _log.warning("source %s: %s", self.name, told)
                     for batch in self._batches(context, inbox.take(_TAKEN)):
                         yield batch
                         if not context.tells_kept:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import checked_limit, pieces
 from tidemill.sources.heads import fields_at_head
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.readers import Decoder, Reader, decoder_for
+from tidemill.sources.readers import Decoder, Delivery, LinesDecoder, Reader, decoder_for
 from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["Lines"]
@@ -29,6 +29,9 @@ __all__ = ["Lines"]
 _SUFFIXES: Final = {".csv": "csv", ".influx": "influx", ".lp": "influx"}
 _READ: Final = 1 << 15
 _BUFFER: Final = 1 << 20
+
+_Block = tuple[bytes | None, int, int]
+"""What one read brought, and when; None at the end."""
 
 
 class Lines(RecordedSource):
@@ -54,6 +57,7 @@ class Lines(RecordedSource):
 
     push = True
     arrival = True
+    looked_up_options = frozenset({"path"})
 
     def __init__(
         self,
@@ -147,11 +151,10 @@ class Lines(RecordedSource):
         try:
             blocks = _as_they_come(descriptor, context) if _waits(descriptor) else _of_file(descriptor, context)
             async for block, arrived_ns, wall_ns in blocks:
-                for piece in self._decoded(context, decoder, block, arrived_ns, wall_ns):
-                    yield piece
-                await asyncio.sleep(0)
-            for piece in self._decoded(context, decoder, None, context.clock.monotonic_ns(), context.clock.wall_ns()):
-                yield piece
+                for batch, letters in _deliveries(decoder, block, arrived_ns, wall_ns):
+                    for piece in pieces(self.accept(context, batch, letters)):
+                        yield piece
+                    await asyncio.sleep(0)
         finally:
             self._connected = False
             if own:
@@ -164,14 +167,15 @@ class Lines(RecordedSource):
         except OSError as error:
             raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
 
-    def _decoded(
-        self, context: SourceContext, decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int
-    ) -> list[Batch]:
-        if block is None:
-            batch, letters = decoder.finish(arrived_ns=arrived_ns, wall_ns=wall_ns)
-        else:
-            batch, letters = decoder.feed(block, arrived_ns=arrived_ns, wall_ns=wall_ns)
-        return list(pieces(self.accept(context, batch, letters)))
+
+def _deliveries(decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int) -> Iterator[Delivery]:
+    """The records of each turn of the loop."""
+    if isinstance(decoder, LinesDecoder):
+        yield from decoder.parts(block, arrived_ns=arrived_ns, wall_ns=wall_ns)
+    elif block is None:
+        yield decoder.finish(arrived_ns=arrived_ns, wall_ns=wall_ns)
+    else:
+        yield decoder.feed(block, arrived_ns=arrived_ns, wall_ns=wall_ns)
 
 
 def _waits(descriptor: int) -> bool:
@@ -180,12 +184,13 @@ def _waits(descriptor: int) -> bool:
     return not stat.S_ISREG(mode) and not (stat.S_ISCHR(mode) and not os.isatty(descriptor))
 
 
-async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+async def _of_file(descriptor: int, context: SourceContext) -> AsyncIterator[_Block]:
     while not context.stopping.is_set() and (block := await asyncio.to_thread(os.read, descriptor, _READ)):
         yield block, context.clock.monotonic_ns(), context.clock.wall_ns()
+    yield None, context.clock.monotonic_ns(), context.clock.wall_ns()
 
 
-async def _as_they_come(descriptor: int, context: SourceContext) -> AsyncIterator[tuple[bytes, int, int]]:
+async def _as_they_come(descriptor: int, context: SourceContext) -> AsyncIterator[_Block]:
     """Reads when there is something to read: the loop never waits, and no thread is left behind in a read."""
     loop = asyncio.get_running_loop()
     clock = context.clock
@@ -216,5 +221,6 @@ async def _as_they_come(descriptor: int, context: SourceContext) -> AsyncIterato
             while await inbox.filled():
                 for item in inbox.take(_READ):
                     yield item
+        yield None, clock.monotonic_ns(), clock.wall_ns()
     finally:
         pause()

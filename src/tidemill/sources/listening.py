@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
+import logging
 import resource
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
 from tidemill.sources.edged import EdgedSource
 
 __all__ = [
     "BACKLOG",
+    "ConnectedSource",
     "ListeningSource",
-    "admission",
     "bound",
-    "checked_count",
     "checked_port",
     "is_loopback",
     "keep_alive",
@@ -27,8 +30,10 @@ __all__ = [
 
 BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
+_SWEEP_S: Final = 5.0
 _KEPT_FREE: Final = 128
 """Of the files that a process may open: for the log, checkpoints, sinks and lanes that are replaced."""
+_log = logging.getLogger("tidemill")
 
 
 class ListeningSource(EdgedSource):
@@ -55,6 +60,43 @@ class ListeningSource(EdgedSource):
         """Return the address once what is sent there is taken."""
         await self._started.wait()
         return self.address
+
+
+class ConnectedSource(ListeningSource):
+    """One that senders connect to: no more than ``connections`` at a time, and ``per_host`` of these from one host. Those that
+    are turned away are counted, and told of once in a while, whether anything else happens or not."""
+
+    def __init__(self, host: str, port: int, *, connections: int, per_host: int | None, **roles: Any) -> None:
+        super().__init__(host, port, **roles)
+        source = type(self).__name__
+        self._most = checked_count(connections, "connections", source)
+        self._per_host = None if per_host is None else checked_count(per_host, "per_host", source)
+        self._admission = Admission(connections, per_host, "")
+
+    def _begin_admission(self) -> Admission:
+        """A new run's."""
+        self._admission = admission(self._most, self._per_host, self.host)
+        return self._admission
+
+    @contextlib.asynccontextmanager
+    async def _swept(self, clock: Clock) -> AsyncIterator[None]:
+        """While inside, `_sweep` every few seconds."""
+
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(_SWEEP_S)  # whatever the clock of the records says
+                self._sweep(clock.monotonic_ns())
+
+        sweeping = asyncio.ensure_future(sweep())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+
+    def _sweep(self, now_ns: int) -> None:
+        """Say who was turned away."""
+        if (told := self._admission.tell(now_ns)) is not None:
+            _log.warning("source %s: %s", self.name, told, extra={"source": self.name})
 
 
 def checked_port(port: int, source: str) -> int:

@@ -26,7 +26,7 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.edged import EdgedSource, checked_limit, pause, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.tls import client_context
+from tidemill.tls import client_context, passphrase
 
 if TYPE_CHECKING:
     from tidemill.sources.mqtt_client import Message
@@ -68,6 +68,7 @@ class MQTT(EdgedSource):
     ``username``, ``password``  may also be in the address; never shown. These and the address may refer to what is kept
                         elsewhere: ``"${env:MQTT_PASSWORD}"``, ``"${file:/run/secrets/mqtt}"``, looked up at each connection
     ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
+    ``cert_password``   the passphrase of a private key that has one
     ``limit``           bytes of one message, topic included; a longer one is rejected, and never held whole
     ``buffer``          bytes of messages that wait to be decoded; above, the connection is not read, so that the broker waits
 
@@ -93,6 +94,8 @@ class MQTT(EdgedSource):
     finite = False
     arrival = True
     fallback = "topic"
+    looked_up_options = frozenset({"topics", "client_id", "ca", "cert", "cert_key"})
+    secret_options = frozenset({"url", "username", "password", "cert_password"})
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class MQTT(EdgedSource):
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         limit: int = 256 << 10,
         buffer: int = 4 << 20,
         key: str | None = None,
@@ -144,7 +148,8 @@ class MQTT(EdgedSource):
         self.buffer = buffer
         self._expiry_s = duration_ns(session_expiry, name="session_expiry of MQTT", zero=True) // 10**9
         self._payloads = PayloadReader(value)
-        self._certificates = (ca, cert, cert_key)
+        self._cert_password = passphrase(cert_password, "MQTT")
+        self._certificates = (ca, cert, cert_key, self._cert_password)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
         self._skipped = 0
         self._tries = 0
@@ -169,6 +174,8 @@ class MQTT(EdgedSource):
         not asked."""
         _require_library()
         self._access.check()
+        if self._cert_password is not None:
+            self._cert_password.check()
         self._tls(self._access.looked_up())
 
     def peek(self) -> Schema:

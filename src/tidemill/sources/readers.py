@@ -13,6 +13,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import InputError, MissingExtra
 from tidemill.formats.csv_lines import CsvDecoder
+from tidemill.formats.decoded import Decoded
 from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LineFormat, known_of, line_format
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
@@ -76,13 +77,17 @@ class LinesDecoder:
         self._splitter = LineSplitter(limit, begun=begun)
 
     def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery:
-        return self._decode(self._splitter.feed(data), arrived_ns, wall_ns)
+        return self._delivered(self._form.decode(self._splitter.feed(data)), arrived_ns, wall_ns)
 
     def finish(self, *, arrived_ns: int = 0, wall_ns: int = 0) -> Delivery:
-        return self._decode(self._splitter.finish(), arrived_ns, wall_ns)
+        return self._delivered(self._form.decode(self._splitter.finish()), arrived_ns, wall_ns)
 
-    def _decode(self, block: bytes, arrived_ns: int, wall_ns: int) -> Delivery:
-        made = self._form.decode(block)
+    def parts(self, data: bytes | None, *, arrived_ns: int = 0, wall_ns: int = 0) -> Iterator[Delivery]:
+        """What `feed` makes, or of None `finish`, but of a long line in parts."""
+        block = self._splitter.finish() if data is None else self._splitter.feed(data)
+        return (self._delivered(made, arrived_ns, wall_ns) for made in self._form.parts(block))
+
+    def _delivered(self, made: Decoded, arrived_ns: int, wall_ns: int) -> Delivery:
         letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in made.bad]
         for line in self._splitter.oversize:
             reason = f"the line is longer than {self._splitter.limit} bytes"

@@ -47,6 +47,8 @@ class Replay(RecordedSource):
     'replay'
     """
 
+    looked_up_options = frozenset({"path"})
+
     def __init__(
         self,
         path: str | os.PathLike[str],

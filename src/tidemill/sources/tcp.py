@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from tidemill.batch import Batch
-from tidemill.core.admission import Admission
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
 from tidemill.formats.line_formats import line_format, set_up
@@ -18,31 +16,27 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import READ, batch_of, bytes_of_a_turn
+from tidemill.sources.blocks import READ, bytes_of_a_turn, turns_of
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import (
     BACKLOG,
-    ListeningSource,
-    admission,
+    ConnectedSource,
     bound,
-    checked_count,
     is_loopback,
     keep_alive,
 )
 from tidemill.sources.tcp_connection import Block, Connection
-from tidemill.tls import server_context
+from tidemill.tls import passphrase, server_context
 
 __all__ = ["TCP"]
 
 _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
-_SWEEP_S: Final = 5.0
 _HANDSHAKE_S: Final = 10.0
-_log = logging.getLogger("tidemill")
 
 
-class TCP(ListeningSource):
+class TCP(ConnectedSource):
     """Lines from any number of TCP connections.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
@@ -52,6 +46,7 @@ class TCP(ListeningSource):
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state
     ``cert``, ``cert_key``, ``ca``  PEM files, for TLS; with ``ca``, senders must show a certificate that it has signed
+    ``cert_password``   the passphrase of a private key that has one; better ``"${env:NAME}"`` or ``"${file:PATH}"``
     ``exposed``         beyond this machine (a ``host`` other than loopback) senders must show a certificate; or this says that
                         whoever reaches the port may send, as in a network of the plant's own
     ``connections``     at a time; more are turned away and counted. Never more than the process may have files open
@@ -80,6 +75,8 @@ class TCP(ListeningSource):
     finite = False
     arrival = True
     fallback = "peer"
+    looked_up_options = frozenset({"host", "cert", "cert_key", "ca"})
+    secret_options = frozenset({"cert_password"})
 
     def __init__(
         self,
@@ -98,6 +95,7 @@ class TCP(ListeningSource):
         ack: bool = False,
         cert: str | os.PathLike[str] | None = None,
         cert_key: str | os.PathLike[str] | None = None,
+        cert_password: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         exposed: bool = False,
         connections: int = 10_000,
@@ -105,12 +103,16 @@ class TCP(ListeningSource):
         idle: str | float | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(host, port, key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
+        super().__init__(
+            host, port, connections=connections, per_host=per_host,
+            key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name,
+        )  # fmt: skip
         if buffer < 1:
             raise PlanError(f"buffer={buffer!r} of TCP must be a number of bytes above 0.")
-        if cert is None and (cert_key is not None or ca is not None):
+        if cert is None and (cert_key, cert_password, ca) != (None, None, None):
             raise PlanError(
-                "cert_key= and ca= of TCP are for TLS, which needs cert=, the certificate that it shows itself."
+                "cert_key=, cert_password= and ca= of TCP are for TLS, which needs cert=, the certificate that it shows "
+                "itself."
             )
         if ca is None and not exposed and not is_loopback(host):
             raise PlanError(
@@ -122,17 +124,15 @@ class TCP(ListeningSource):
         set_up(self.edge, self._form)
         self._turn = bytes_of_a_turn(format)
         self.limit = checked_limit(limit, "TCP")
-        self._most = checked_count(connections, "connections", "TCP")
-        self._per_host = None if per_host is None else checked_count(per_host, "per_host", "TCP")
         self._idle_ns = None if idle is None else duration_ns(idle, name="idle of TCP")
-        self._certificate = (cert, cert_key, ca)
+        self._cert_password = passphrase(cert_password, "TCP")
+        self._certificate = (cert, cert_key, self._cert_password, ca)
         self.buffer = buffer
         self.ack = ack
         self._connections: set[Connection] = set()
         self._inbox: Inbox[Block] | None = None
         self._lost: list[DeadLetter] = []
         self._unfinished = 0
-        self._admission = Admission(connections, per_host, "")
         self._pending: Acknowledgements[Connection] = Acknowledgements()
         self._told = asyncio.Event()
 
@@ -142,6 +142,9 @@ class TCP(ListeningSource):
         return self._unfinished + (self._inbox.size if self._inbox is not None else 0)
 
     def check(self) -> None:
+        if self._cert_password is not None:
+            self._cert_password.check()
+        server_context(*self._certificate)
         bound(self.host, self._wanted_port, "TCP").close()
 
     def peek(self) -> Schema:
@@ -175,7 +178,7 @@ class TCP(ListeningSource):
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = bound(self.host, self._wanted_port, "TCP")
         keep_alive(listening)
-        self._admission = admission(self._most, self._per_host, self.host)
+        self._begin_admission()
         read = min(READ, self._turn)
         shared = memoryview(bytearray(read))
         server = await loop.create_server(
@@ -190,15 +193,8 @@ class TCP(ListeningSource):
         self._address = server.sockets[0].getsockname()[:2]
         self._connected = True
         self._started.set()
-        sweeping = loop.call_later(_SWEEP_S, lambda: None)
-
-        def sweep() -> None:
-            nonlocal sweeping
-            self._sweep(context.clock.monotonic_ns())
-            sweeping = loop.call_later(_SWEEP_S, sweep)
 
         def stop() -> None:
-            sweeping.cancel()
             server.close()
             for connection in list(self._connections):
                 connection.cut()
@@ -208,20 +204,20 @@ class TCP(ListeningSource):
             for connection in list(self._connections):
                 connection.abort()
 
-        sweep()
         try:
-            async with inbox.until_stopping(context, stop):
+            async with self._swept(context.clock), inbox.until_stopping(context, stop):
                 while await inbox.filled():
                     if inbox.size < read // 2:
                         await context.gather()
                     blocks = inbox.take(self._turn)
-                    batch, letters = batch_of(self.edge, self._form, blocks)
-                    batch = self.accept(context, batch, letters + self._taken_lost())
-                    if self.ack:
-                        self._pending.yielded({block.sender: block.count for block in blocks})
-                    if len(batch) or self.ack:
-                        yield batch
-                    await asyncio.sleep(0)
+                    counts = {block.sender: block.count for block in blocks}
+                    for batch, letters, ends in turns_of(self.edge, self._form, blocks):
+                        self.accept(context, batch, letters + self._taken_lost())
+                        if self.ack:
+                            self._pending.yielded(counts if ends else {})
+                        if len(batch) or self.ack:
+                            yield batch
+                        await asyncio.sleep(0)
                 await until_told(context, lambda: self._pending.waiting, self._told)
         finally:
             self._connected = False
@@ -235,11 +231,10 @@ class TCP(ListeningSource):
         return lost
 
     def _sweep(self, now_ns: int) -> None:
-        """Close those that are slower than anybody who means it, and say who was turned away."""
+        """Close those that are slower than anybody who means it, too."""
         for connection in list(self._connections):
             connection.check(now_ns, self._idle_ns)
-        if (told := self._admission.tell(now_ns)) is not None:
-            _log.warning("source %s: %s", self.name, told)
+        super()._sweep(now_ns)
 
     def _pause(self) -> None:
         for connection in self._connections:

@@ -19,7 +19,7 @@ from tidemill.formats.lines import shown
 from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import batch_of, bytes_of_a_turn
+from tidemill.sources.blocks import bytes_of_a_turn, turns_of
 from tidemill.sources.edged import checked_limit
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import ListeningSource, bound, is_loopback
@@ -81,6 +81,7 @@ class UDP(ListeningSource):
     finite = False
     arrival = True
     fallback = "peer_host"
+    looked_up_options = frozenset({"host"})
 
     def __init__(
         self,
@@ -147,12 +148,13 @@ class UDP(ListeningSource):
                         await context.gather()
                     taken = inbox.take(self._turn)
                     letters = [letter for datagrams in taken for letter in datagrams.letters]
-                    batch, more = batch_of(self.edge, self._form, taken)
                     self._tell_of_losses()
-                    batch = self.accept(context, batch, letters + more)
-                    if len(batch):
-                        yield batch
-                    await asyncio.sleep(0)
+                    for batch, more, _ in turns_of(self.edge, self._form, taken):
+                        self.accept(context, batch, letters + more)
+                        letters = []
+                        if len(batch):
+                            yield batch
+                        await asyncio.sleep(0)
         finally:
             self._connected = False
             self._started.clear()

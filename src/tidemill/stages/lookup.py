@@ -12,6 +12,7 @@ from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
+from tidemill.printable import quoted
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.state import StageState
@@ -75,7 +76,7 @@ def with_unknown(
         return whole
     if on_error == "stop":
         row = int(np.flatnonzero(~known)[0])
-        raise StageError(f"{stage}: the table has no row for the sensor {batch.keys[batch.key[row]]!r}{when}.")
+        raise StageError(f"{stage}: the table has no row for the sensor {quoted(batch.keys[batch.key[row]])}{when}.")
     reason = f"{stage}: the table has no row for this sensor{when}"
     rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
     kept = np.flatnonzero(known)
