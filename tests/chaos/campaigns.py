@@ -40,7 +40,7 @@ CAMPAIGNS: dict[str, Kind] = {
     "lanes": Kind("R1", kills.lanes_killed, 50, 1_000, 20, {"records": 16_000}),
     "crash-points": Kind("R3", crash_points.crashed, 45, 1_000, 2, {**SMALL, "lanes": 0}, NO_SHARES),
     "crash-points-lanes": Kind("R3", crash_points.crashed, 15, 400, 1, SMALL, NO_SHARES),
-    "failing-calls": Kind("R9, R10", crash_points.failing, 16, 300, 1, {**SMALL, "lanes": 0}, NO_SHARES),
+    "failing-calls": Kind("R9, R10", crash_points.failing, 12, 300, 1, {**SMALL, "lanes": 0}, NO_SHARES),
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
     "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 16_000}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
@@ -49,8 +49,8 @@ CAMPAIGNS: dict[str, Kind] = {
         "R25", live_databases.struck_on_line, 6, 600, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
     ),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
-    "scripts": Kind("R28", scripts.played, 120, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
-    "signals": Kind("R24", stops.stopped, 10, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
+    "scripts": Kind("R28", scripts.played, 80, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
+    "signals": Kind("R24", stops.stopped, 8, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 
 TINY = {"records": 6_000, "sinks": ("sqlite", "ndjson")}
