@@ -221,7 +221,11 @@ async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_whe
         status, text = await ask(run, "/readyz")
         assert status == 503
         assert text.startswith("sink history: ")
-        assert (await told(run))["tidemill_tries", ""] >= 3
+        counts = await told(run)
+        assert counts["tidemill_tries", ""] >= 3
+        assert counts["tidemill_log_waiting_entries", ""] > 0  # for as long as nobody can write them
+        assert counts["tidemill_log_seconds_left", ""] > 0
+        assert counts["tidemill_log_full", ""] == 0
         await asyncio.to_thread(server.start)
         await ask_until(run, "/healthz", lambda status, _: status == 200)
         assert (await told(run))["tidemill_tries", ""] == 0

@@ -36,6 +36,7 @@ from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.state_readings import read_state
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
@@ -160,7 +161,8 @@ class Attempt:
 
     def state_statistics(self) -> StateStatistics | None:
         """How the state on disk is; None without."""
-        return None if self._saving is None else self._saving.statistics()
+        keeper = self._keeper
+        return None if keeper is None else read_state(keeper, self._saving, self._clock.monotonic_ns())
 
     # -- the way through -------------------------------------------------------------------------------------
 

@@ -127,6 +127,10 @@ class Journal:
             if name in self._sources and self._sources[name].seekable:
                 self._sources[name].seek(offset)
 
+    def rewind(self, start: int) -> None:
+        """All from entry ``start`` on is to be given once more."""
+        self._fed = start
+
     # -- in ------------------------------------------------------------------------------------------------
 
     def begins(self, source: str) -> None:
@@ -162,7 +166,7 @@ class Journal:
         wall_ns, stands = self._clock.wall_ns(), self._sources[source]
         offset = stands.offset() if stands.seekable else None
         try:
-            return self._append(RecordsEntry(source, batch, letters, wall_ns, offset))
+            return self._append(RecordsEntry(source, batch.without_origin(), letters, wall_ns, offset))
         except InputError:
             unkept = find_unkept(batch)
             if not unkept:
@@ -174,7 +178,7 @@ class Journal:
             DeadLetter(reject.reason_code, reject.reason, row, source, key=str(away.keys[code]), time_ns=ns)
             for reject, row, code, ns in rows
         ]
-        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
+        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost)).without_origin()
         return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns, offset))
 
     def decide(self, entry: ControlEntry) -> int:
