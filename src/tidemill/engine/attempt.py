@@ -465,6 +465,7 @@ class Attempt:
 
     def _fail(self, error: BaseException) -> None:
         self.mill.stop()  # a lane that ends now was not lost
+        self.culprit = self.culprit or self.mill.culprit
         if not self._failed.done():
             self._failed.set_exception(error)
 

@@ -121,7 +121,7 @@ class Run:
 
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
-        async with self._showing.of(self._seen):
+        async with one_error(), self._showing.of(self._seen):
             with self._oversight.last_word():
                 return await self._executed()
 
