@@ -125,6 +125,11 @@ class DeadLetterFile:
         else:
             self._wake.set()
 
+    @property
+    def pending(self) -> bool:
+        """Whether some are not in the file yet."""
+        return bool(self._waiting) or self._writing is not None
+
     async def write(self) -> None:
         """Write what comes, until cancelled; `aclose` writes the rest."""
         while True:
