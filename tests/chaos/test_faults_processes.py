@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from tests.chaos.small_plants import Live, Replayed, lines, patient, recording, wanted
 
 FIRST_USER = 61_000
@@ -45,6 +47,24 @@ tm.serve = seen
 """
 
 
+def by_root(test: Callable[[Path], None]) -> Callable[..., None]:
+    """Only root may be another user: for whoever is not, root runs the test."""
+
+    def run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+        if os.geteuid() == 0:
+            test(tmp_path)
+            return
+        there = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
+        command = ["sudo", "-n", "env", there, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        done = subprocess.run(  # noqa: PLW1510 - it is looked at below
+            [*command, request.node.nodeid], cwd=request.config.rootpath, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
 def limited(user: int, most: int) -> list[str]:
     """What follows runs as a user who may have so many processes and threads; it may still read what root may. Root itself, and
     who may lift limits, is not held to any."""
@@ -69,6 +89,7 @@ def others(user: int, count: int) -> Iterator[None]:
             sleeper.wait()
 
 
+@by_root
 def test_a_run_that_gets_no_process_or_thread_says_so_in_one_sentence(tmp_path: Path) -> None:
     """Whatever it is that it does not get: the process that forks, a thread, a lane, its sink's."""
     plants = {}
@@ -103,6 +124,7 @@ def cpu_s(pids: list[int]) -> float:
     return sum(one.user + one.system for one in times)
 
 
+@by_root
 def test_a_run_that_loses_a_lane_while_there_is_no_process_to_be_had_goes_on_when_there_is(tmp_path: Path) -> None:
     """What comes meanwhile is kept, its pages name the lane, and it waits instead of trying all the time."""
     with Live(tmp_path, lanes=1, changes=PAGES, under=limited(FIRST_USER, LIMIT)) as plant, plant.connected() as sender:

@@ -12,7 +12,7 @@ from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.formats.edge import Edge
 
-BATCHES, RECORDS = 40, 500
+BATCHES, RECORDS = 12, 500
 
 
 def batch(edge: Edge, number: int) -> tm.Batch:
