@@ -174,6 +174,13 @@ class Batch:
         made.orders = None
         return made
 
+    def without_origin(self) -> Batch:
+        """The same records, without the dicts as which they came: these weigh several times as much as columns do, and
+        `to_rows` makes them anew."""
+        made = self._like(self.columns)
+        made.origin, made.origin_names = None, frozenset()
+        return made
+
     def take(self, rows: NDArray[Any]) -> Batch:
         """The records at these positions, in this order."""
         made = self._like(

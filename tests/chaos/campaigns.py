@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import crash_points, databases, kills, live_databases, scripts, stops, zombies
+from tests.chaos import crash_points, databases, kills, live_databases, outages, scripts, stops, zombies
 from tests.chaos.harness import Campaign, Figures, Round
 
 SEED = 1
 THREE = ("sqlite", "ndjson", "parquet")
 SMALL = {"records": 2_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
 POSTGRES = {"records": 4_000, "sinks": ("sqlite",), "checkpoint_s": 0.02}
+SHORT_OUTAGE = {"records": 0, "at_once": 1, "away_s": 0.0, "whats": ("server",)}
 NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
 ANY = {"in_flight": 0.5, **NO_SHARES}
 """These say what they struck in the name of the strike."""
@@ -48,6 +49,7 @@ CAMPAIGNS: dict[str, Kind] = {
     "postgres-live": Kind(
         "R25", live_databases.struck_on_line, 6, 600, 3, {"records": 0}, ANY, live_databases.LivePostgresCampaign
     ),
+    "outage": Kind("outages", outages.struck_by_outages, 2, 20, 10, {"records": 0}, ANY, outages.OutageCampaign),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "scripts": Kind("R28", scripts.played, 80, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
     "signals": Kind("R24", stops.stopped, 8, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
@@ -60,6 +62,7 @@ SMALL_CAMPAIGNS: dict[str, Kind] = {
     "small-crash-points": Kind(
         "R29", crash_points.crashed, 12, 12, 2, {**SMALL, "sinks": ("sqlite",), "lanes": 0}, ANY
     ),
+    "small-outage": Kind("outages", outages.struck_by_outages, 1, 1, 1, SHORT_OUTAGE, ANY, outages.OutageCampaign),
 }
 """Enough to catch a bug that is there; not among those that are run to find one."""
 

@@ -37,15 +37,11 @@ class LivePostgresCampaign(LiveCampaign):
 
 
 class PostgresScript(Script):
-    """One whose only sink is PostgreSQL, at the end of a line."""
-
-    def __init__(self, campaign: Campaign, plant: Plant, rng: random.Random, between: Between) -> None:
-        super().__init__(campaign, plant, rng)
-        self._between = between
+    """One whose first sink is PostgreSQL."""
 
     def start(self, lanes: int) -> Family:
         """With a process for the sink."""
-        return self.campaign.start(through(self._between, replace(self.plant, lanes=max(lanes, 1))))
+        return self.campaign.start(replace(self.plant, lanes=max(lanes, 1)))
 
     def newest(self) -> float | None:
         with contextlib.suppress(psycopg.Error), psycopg.connect(self.plant.more["PLANT_POSTGRES"]) as connection:
@@ -54,13 +50,24 @@ class PostgresScript(Script):
         return None
 
 
+class LineScript(PostgresScript):
+    """One whose database is at the end of a line."""
+
+    def __init__(self, campaign: Campaign, plant: Plant, rng: random.Random, between: Between) -> None:
+        super().__init__(campaign, plant, rng)
+        self._between = between
+
+    def start(self, lanes: int) -> Family:
+        return self.campaign.start(through(self._between, replace(self.plant, lanes=max(lanes, 1))))
+
+
 def struck_on_line(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed: int) -> list[Strike]:
     """R25: one start, struck at windows of its commits, in turn by `CASES`; all that was sent is there after each."""
     assert isinstance(campaign, LivePostgresCampaign)
     strikes: list[Strike] = []
     server = campaign.servers.of(seed)
     with contextlib.closing(Between(server.port)) as between:
-        script = PostgresScript(campaign, plant, rng, between)
+        script = LineScript(campaign, plant, rng, between)
         try:
             script.check()
             family, _ = script.started()

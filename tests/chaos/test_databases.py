@@ -17,3 +17,9 @@ def test_a_table_does_not_know_in_which_commits_its_run_was_killed(tmp_path):
 def test_a_table_does_not_know_what_a_live_run_has_gone_through(tmp_path):
     """R25: the line, the server and the sink's process, in the same windows, of a run that goes on by itself."""
     campaign("postgres-live", tmp_path)
+
+
+def test_a_server_that_is_away_under_load_leaves_no_gap(tmp_path):
+    """What comes meanwhile goes into the log and is acknowledged; memory is flat, and the pages name the sink and count tries.
+    It comes back after some of these; `python -m tests.chaos outage` leaves it away for a minute."""
+    campaign("small-outage", tmp_path)

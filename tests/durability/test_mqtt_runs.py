@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,15 +21,16 @@ _RUN = """
 import asyncio, pathlib, sys
 import tidemill as tm
 
-url, qos = sys.argv[1:]
+url, qos, name = sys.argv[1:]
 value = {"seq": "seq", "time": "seq", "eui": "it.devEUI", "rssi": "it.rxInfo[0].rssi"}
-source = tm.sources.MQTT(url, "lora/{sensor}/+", value=value, qos=int(qos), client_id="run")
+source = tm.sources.MQTT(url, "lora/{sensor}/+", value=value, qos=int(qos), client_id=name)
 plan = tm.Plan(tm.Dedup(within=20_000, max_records=20_000))
 pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite("out.db"), name="plant")
 
 
 async def main():
-    async with tm.serve(pipeline, lanes=1, state=tm.State("state", checkpoint_s=0.5), handle_signals=True) as run:
+    state = tm.State("state", checkpoint_s=0.5)
+    async with tm.serve(pipeline, lanes=1, state=state, report="report.json", handle_signals=True) as run:
         await source.wait_subscribed()
         pathlib.Path("subscribed").touch()
         await run.wait()
@@ -123,7 +125,10 @@ class Plant:
     """A run in a folder, as a process group of its own."""
 
     def __init__(self, folder: Path, url: str, qos: int) -> None:
-        self._folder, self._arguments = folder, [url, str(qos)]
+        folder.mkdir(exist_ok=True)
+        self.name = folder.name
+        """Of its session."""
+        self._folder, self._arguments = folder, [url, str(qos), self.name]
 
     def start(self) -> None:
         """Return when it has subscribed."""
@@ -152,6 +157,14 @@ class Plant:
                 return database.execute("SELECT sensor, seq FROM features").fetchall()
             except sqlite3.OperationalError:
                 return []  # no table yet
+
+    def count(self, sensor: int) -> int:
+        return [name for name, _ in self.rows()].count(str(sensor))
+
+    def report(self) -> dict[str, Any]:
+        """Of its last start, which has ended."""
+        made: dict[str, Any] = json.loads((self._folder / "report.json").read_text())
+        return made
 
     def until_rows(self, count: int) -> None:
         self.until(lambda: len(self.rows()) >= count)
@@ -195,36 +208,50 @@ def test_all_messages_of_a_recording_come_once_though_the_engine_is_killed(
 def test_a_broker_that_is_killed_five_times_loses_nothing_that_the_engine_had_acknowledged(
     own_mosquitto: Any, tmp_path: Path
 ) -> None:
-    """With QoS 1: what a killed broker had taken and not saved is its own loss; the broker's log tells whose each one is."""
-    broker = own_mosquitto(log_type="all")
-    plant = Plant(tmp_path, broker.url, 1)
-    plant.start()
+    """With QoS 1 and with QoS 2: what a killed broker had taken and not saved is its own loss, and what comes twice it has sent
+    twice; its log tells whose each one is. It numbers messages from where it had saved, here at the beginning, so that numbers
+    come again which are half-way in the run."""
+    broker = own_mosquitto(log_type="all", autosave_on_changes="false", autosave_interval=0)
+    plants = [Plant(tmp_path / f"run-{qos}", broker.url, qos) for qos in (1, 2)]
+    for plant in plants:
+        plant.start()
+    broker.restart()
     for turn in range(5):
-        sender = publisher(broker.port, 1, 20, *[0] * turn, 300)  # the others are named in the topic by their turn
-        plant.until(lambda turn=turn: len([seq for sensor, seq in plant.rows() if sensor == str(turn)]) >= 50)
+        sender = publisher(broker.port, 2, 20, *[0] * turn, 300)  # the others are named in the topic by their turn
+        for plant in plants:
+            plant.until(lambda plant=plant, turn=turn: plant.count(turn) >= 50)
         broker.kill()
         broker.start()
         assert sender.wait(60) == 0
-    assert publisher(broker.port, 1, 20, *[0] * 5, 1).wait(60) == 0
-    plant.until(lambda: ("5", 0) in plant.rows())  # all before it came before, or never will
-    plant.stop()
-    rows = plant.rows()
-    assert len(rows) == len(set(rows))
-    acknowledged = acknowledged_by("run", (broker.folder / "mosquitto.log").read_text())
-    assert len(acknowledged) > 500
-    assert acknowledged <= set(rows)
+    sender = publisher(broker.port, 2, 20, *[0] * 5, 100)
+    for plant in plants:
+        plant.until(lambda plant=plant: ("5", 99) in plant.rows())  # all before it came before, or never will
+        plant.stop()
+    assert sender.wait(60) == 0
+    log = (broker.folder / "mosquitto.log").read_text()
+    for plant in plants:
+        rows = plant.rows()
+        assert len(rows) == len(set(rows))
+        sent, acknowledged = sent_to(plant.name, log)
+        assert len(acknowledged) > 500
+        assert acknowledged <= set(rows), sorted(acknowledged - set(rows))
+        report = plant.report()
+        assert report["records_in"] == report["rows_out"] + report["deduplicated"] <= sent
 
 
-def acknowledged_by(client: str, log: str) -> set[tuple[str, int]]:
-    """The last two levels of the topics of messages that the broker sent to a client, and that it acknowledged."""
+def sent_to(client: str, log: str) -> tuple[int, set[tuple[str, int]]]:
+    """How many messages the broker sent to a client, some of them twice; and by the last two levels of their topics those that
+    it acknowledged, of QoS 2 with the first of its two words, after which the broker sends them no more."""
     sent: dict[str, tuple[str, int]] = {}
-    done = set()
+    times, done = 0, set()
     for mid, sensor, seq, acknowledged in re.findall(
-        rf"Sending PUBLISH to {client} \(\w+, \w+, \w+, m(\d+), '[^']*/(\d+)/(\d+)'|Received PUBACK from {client} \(Mid: (\d+)",
+        rf"Sending PUBLISH to {client} \(\w+, \w+, \w+, m(\d+), '[^']*/(\d+)/(\d+)'"
+        rf"|Received PUB(?:ACK|REC) from {client} \(Mid: (\d+)",
         log,
     ):
         if seq:
+            times += 1
             sent[mid] = (sensor, int(seq))
         else:
             done.add(sent[acknowledged])
-    return done
+    return times, done

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import logging
+import re
 import socket
 import threading
 import urllib.error
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.postgres_server import PostgresServer
 
 import tidemill as tm
 from tidemill.engine import page_server, showing
+from tidemill.engine.pages import Seen, page
 from tidemill.testing import ManualClock
 
 ANYWHERE = "127.0.0.1:0"
@@ -221,7 +225,11 @@ async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_whe
         status, text = await ask(run, "/readyz")
         assert status == 503
         assert text.startswith("sink history: ")
-        assert (await told(run))["tidemill_tries", ""] >= 3
+        counts = await told(run)
+        assert counts["tidemill_tries", ""] >= 3
+        assert counts["tidemill_log_waiting_entries", ""] > 0  # for as long as nobody can write them
+        assert counts["tidemill_log_seconds_left", ""] > 0
+        assert counts["tidemill_log_full", ""] == 0
         await asyncio.to_thread(server.start)
         await ask_until(run, "/healthz", lambda status, _: status == 200)
         assert (await told(run))["tidemill_tries", ""] == 0
@@ -291,6 +299,44 @@ async def test_without_the_library_the_run_goes_on_and_says_once_how_to_get_it(
         )
         assert await ask(run, "/healthz") == (200, "the run progresses\n")
         assert caplog.text.count('pip install "tidemill[metrics]"') == 1
+
+
+@pytest.mark.parametrize("target", ["/metrics", "/healthz", "/readyz", "/healthz?verbose"])
+async def test_a_name_that_was_made_to_lead_here_shows_nothing(target: str) -> None:
+    """A web page may ask any port of this machine, in a name of its own: only an address or localhost is answered."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        address = ("127.0.0.1", int(run.metrics_url.rpartition(":")[2]))
+        for host, status in (
+            ("127.0.0.1", b"200"),
+            (f"localhost:{address[1]}", b"200"),
+            ("[::1]:1", b"200"),
+            (f"rebound.example:{address[1]}", b"403"),
+            ("localhost.rebound.example", b"403"),
+            ("127.0.0.1.rebound.example", b"403"),
+            ("[rebound.example]", b"403"),
+            ("\u00e9\x00", b"403"),
+        ):
+            for method in (b"GET", b"HEAD"):
+                request = b"%b %b HTTP/1.0\r\nHost: %b\r\n\r\n" % (method, target.encode(), host.encode())
+                answer = await asyncio.to_thread(exchanged, address, request)
+                assert answer.split()[1] == status, (host, answer)
+                assert status == b"200" or b"tidemill_" not in answer
+
+
+ENDS = st.sampled_from(["etc/passwd", "", "metrics", "healthz", "\x00", "C:\\x", "[", "@[", "?" + "a&" * 40])
+UPS = st.sampled_from(
+    ["..", "%2e%2e", "%252e%252e", "..%2f", "%c0%ae%c0%ae", "..\\", ".", "", "//", "\u202e", "metrics"]
+)
+
+
+@given(st.lists(UPS, max_size=6), ENDS, st.sampled_from(["/", "//", "", "http://127.0.0.1/", "/metrics/", "/healthz;"]))
+def test_no_target_leads_anywhere_but_to_the_pages(ups: list[str], end: str, begin: str) -> None:
+    """Nor does any bring out a fault: there is no file behind a page."""
+    target = begin + "/".join([*ups, end])
+    path = target.partition("?")[0].partition("#")[0]
+    made = page(target, lambda: Seen(None))
+    known = re.fullmatch(r"(http://127\.0\.0\.1|//[^/]*)?/(metrics|healthz|readyz)", path) is not None
+    assert made.status in ((200, 503, 501) if known else (404, 400)), target
 
 
 def exchanged(address: tuple[str, int], request: bytes) -> bytes:

@@ -211,6 +211,20 @@ async def test_a_token_must_be_shown() -> None:
         assert len(engine.rows) == 1
 
 
+async def test_what_a_web_page_posts_is_not_taken_without_a_token() -> None:
+    """Any page that is looked at on this machine may post to its ports, and its browser says that it is one."""
+    async with Engine(HTTP()) as engine:
+        for origin in ("https://elsewhere.example", f"http://rebound.example:{engine.source.port}", "null", ""):
+            status, told, _ = await Sender(engine.source.port).post(lines(1), Origin=origin)
+            assert status == 403, origin
+            assert "web page" in told["error"]
+        assert (await Sender(engine.source.port).post(lines(2)))[0] == 202
+        assert len(engine.rows) == 1
+    async with Engine(HTTP(token="secret")) as engine:
+        headers = {"Origin": "https://plant.example", "Authorization": "Bearer secret"}
+        assert (await Sender(engine.source.port).post(lines(1), **headers))[0] == 202
+
+
 async def test_other_paths_and_methods_are_not_there() -> None:
     """404 and 405, as everywhere."""
     async with Engine(HTTP(path="/in")) as engine:

@@ -265,6 +265,27 @@ async def test_a_broker_that_is_restarted_loses_nothing_that_it_had_taken(own_mo
     assert first == list(range(150))
 
 
+async def test_a_broker_that_counts_anew_from_where_it_had_saved_has_its_new_messages_taken(
+    own_mosquitto: Any, root: str
+) -> None:
+    """With QoS 2 a message that comes again is known by its number, until the broker has said that it forgets it. A broker that
+    was killed has forgotten what it had numbered since it saved, and gives these numbers to other messages."""
+    broker = own_mosquitto(autosave_on_changes="false", autosave_interval=0)
+    source = MQTT(broker.url, f"{root}/{{sensor}}", qos=2, client_id=root)
+    async with kept(source, keeps=False) as keeper:
+        await asyncio.to_thread(broker.restart)  # so that it has saved the session
+        for turn in range(2):
+            await soon(lambda: source.statistics().connected, keeper.task)
+            publisher = Publisher(broker.port)
+            for number in range(3 * turn, 3 * turn + 3):
+                publisher.publish(f"{root}/S", str(number), 2)
+            await keeper.until(3 * turn + 3)
+            publisher.close()
+            await asyncio.to_thread(broker.kill)
+            await asyncio.to_thread(broker.start)
+    assert [row["value"] for row in keeper.rows] == list(range(6))
+
+
 @pytest.mark.parametrize("password", [None, "wrong-canary"])
 async def test_a_password_that_is_refused_ends_the_run_in_one_sentence(
     mosquitto: Any, root: str, password: str | None

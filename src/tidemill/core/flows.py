@@ -193,6 +193,11 @@ class TroubleBook:
         """Whether there is any."""
         return self._last is not None
 
+    @property
+    def culprit(self) -> str:
+        """Of the last failure; empty without any."""
+        return "" if self._last is None else self._last.culprit
+
     def read(self, now_ns: int) -> Trouble | None:
         """What there is, now."""
         return None if self._last is None else replace(self._last, lasts_s=max(now_ns - self._since_ns, 0) / 1e9)

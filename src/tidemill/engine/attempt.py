@@ -13,8 +13,9 @@ The tasks: the inflow, one per outlet, the dead letters, the watch over deadline
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -36,13 +37,17 @@ from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.state_readings import read_state
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.sinks.base import LoopSink, ProcessSink
 
-__all__ = ["Attempt", "Inflow"]
+__all__ = ["CHECKPOINT", "Attempt", "Inflow"]
+
+CHECKPOINT: Final = "checkpoint"
+"""The culprit when one cannot be written."""
 
 _PRELOAD_S: Final = 2.0
 """Seconds after which a run says why it has not begun."""
@@ -150,8 +155,20 @@ class Attempt:
     @property
     def idle(self) -> bool:
         """Whether it goes on, and all that has come in is done."""
+        if not self.running or self._has_failed or self.letters.pending or not self.mill.idle:
+            return False
         state = self.state_statistics()
-        return self.running and not self._has_failed and self.mill.idle and not (state and state.log_waiting)
+        return state is None or not state.log_waiting
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether no checkpoint has what was worked on."""
+        return self._saving is not None and self._saving.reached > self.saved_up_to
+
+    @property
+    def published_ns(self) -> int:
+        """When the newest checkpoint was published; 0 without state."""
+        return 0 if self._keeper is None else self._keeper.published_ns
 
     @property
     def saved_up_to(self) -> int:
@@ -160,7 +177,8 @@ class Attempt:
 
     def state_statistics(self) -> StateStatistics | None:
         """How the state on disk is; None without."""
-        return None if self._saving is None else self._saving.statistics()
+        keeper = self._keeper
+        return None if keeper is None else read_state(keeper, self._saving, self._clock.monotonic_ns())
 
     # -- the way through -------------------------------------------------------------------------------------
 
@@ -171,7 +189,7 @@ class Attempt:
                 background = [group.create_task(work) for work in self._background()]
                 inflow = [] if self._inflow.waits else self._begun(group)
                 await self._started_by(group.create_task(self._start()))
-                background += [group.create_task(self._named(outlet, outlet.run)) for outlet in self.outlets]
+                background += [group.create_task(self._of_sink(outlet, outlet.run)) for outlet in self.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
                 await self._drained()
@@ -202,7 +220,11 @@ class Attempt:
     def _background(self) -> list[Coroutine[Any, Any, None]]:
         """What goes on until all else has ended."""
         live = [] if self.pipeline.finite else [self._watch_files()]
-        return [*live, self.letters.write(), self._watch(), self._raise_failure()]
+        return [*live, self._write_letters(), self._watch(), self._raise_failure()]
+
+    async def _write_letters(self) -> None:
+        with self._blamed("dead letters"):
+            await self.letters.write()
 
     async def _started_by(self, starting: asyncio.Task[None]) -> None:
         """A database that never answers must not keep a run from being stopped."""
@@ -233,14 +255,19 @@ class Attempt:
 
     async def _open_outlets(self) -> None:
         for outlet in self.outlets:
-            await self._named(outlet, outlet.open, self.checked.schemas[-1])
+            await self._of_sink(outlet, outlet.open, self.checked.schemas[-1])
 
-    async def _named(self, outlet: Outlet, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """What fails of a sink has that sink as its culprit."""
-        try:
+    async def _of_sink(self, outlet: Outlet, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        with self._blamed(f"sink {outlet.name}"):
             await work(*arguments)
+
+    @contextlib.contextmanager
+    def _blamed(self, who: str) -> Iterator[None]:
+        """What fails here has this one as its culprit."""
+        try:
+            yield
         except Exception:
-            self.culprit = self.culprit or f"sink {outlet.name}"
+            self.culprit = self.culprit or who
             raise
 
     def _made_intake(self, beginning: Beginning) -> Intake:
@@ -428,7 +455,8 @@ class Attempt:
             if self.running and live and ticks % _TICK_EVERY == 0 and (tick := self.mill.tick()):
                 self._inflow.tick(self, tick)
             if self.running and self._saving is not None:
-                self._saving.turn()
+                with self._blamed(CHECKPOINT):
+                    self._saving.turn()
             if ticks % 12 == 0:
                 self._watched()
 
@@ -463,6 +491,7 @@ class Attempt:
 
     def _fail(self, error: BaseException) -> None:
         self.mill.stop()  # a lane that ends now was not lost
+        self.culprit = self.culprit or self.mill.culprit
         if not self._failed.done():
             self._failed.set_exception(error)
 

@@ -30,6 +30,7 @@ NEWEST: Final = 100
 _WRITE_EVERY_S: Final = 0.2
 _SAMPLE_LETTERS: Final = 2_000  # of a line
 _DEEPEST: Final = 50  # levels of nesting that are written as such
+_AS_WHO_WRITES: Final = os.access in os.supports_effective_ids
 _log = logging.getLogger("tidemill")
 
 
@@ -99,7 +100,7 @@ class DeadLetterFile:
             why = "it is a folder"
         elif not folder.is_dir():
             why = f"{folder} is {'not a folder' if folder.exists() else 'not there'}"
-        elif not os.access(tried if tried.exists() else folder, os.W_OK):
+        elif not os.access(tried if tried.exists() else folder, os.W_OK, effective_ids=_AS_WHO_WRITES):
             why = "this user may not write there"
         else:
             return
@@ -123,6 +124,11 @@ class DeadLetterFile:
             self._keep_newest()
         else:
             self._wake.set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether some are not in the file yet."""
+        return bool(self._waiting) or self._writing is not None
 
     async def write(self) -> None:
         """Write what comes, until cancelled; `aclose` writes the rest."""

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
+
+from tidemill.errors import OutsideError
+from tidemill.lanes.fork_client import NO_ROOM
 
 __all__ = ["first_error", "one_error"]
+
+_NO_THREAD: Final = "can't start new thread"
+"""All that Python says of it."""
 
 
 @contextlib.asynccontextmanager
@@ -13,12 +20,17 @@ async def one_error() -> AsyncIterator[None]:
     """Around a TaskGroup: raises the first leaf of what it raises."""
     try:
         yield
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+    except (BaseExceptionGroup, RuntimeError) as error:
+        first = first_error(error)
+        if first is error:
+            raise
+        raise first from None
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first leaf of a group: the others followed from it."""
+    """The first leaf of a group: the others followed from it. That there is no thread to be had is the outside's fault."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if type(error) is RuntimeError and str(error) == _NO_THREAD:
+        return OutsideError(f"no thread could be started. {NO_ROOM}")
     return error

@@ -14,6 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,6 +94,8 @@ class Journal:
         """Whether sources wait for room in the log."""
         self._fed = 0
         self._syncing: asyncio.Future[int] | None = None
+        self._thread = ThreadPoolExecutor(1, "tidemill-log")
+        """Of its own: neither work of the application nor a limit on threads, once it is there, keeps the log from the disk."""
 
     def statistics(self) -> JournalStatistics:
         """How it is, now."""
@@ -126,6 +129,10 @@ class Journal:
         for name, offset in found.items():
             if name in self._sources and self._sources[name].seekable:
                 self._sources[name].seek(offset)
+
+    def rewind(self, start: int) -> None:
+        """All from entry ``start`` on is to be given once more."""
+        self._fed = start
 
     # -- in ------------------------------------------------------------------------------------------------
 
@@ -162,7 +169,7 @@ class Journal:
         wall_ns, stands = self._clock.wall_ns(), self._sources[source]
         offset = stands.offset() if stands.seekable else None
         try:
-            return self._append(RecordsEntry(source, batch, letters, wall_ns, offset))
+            return self._append(RecordsEntry(source, batch.without_origin(), letters, wall_ns, offset))
         except InputError:
             unkept = find_unkept(batch)
             if not unkept:
@@ -174,7 +181,7 @@ class Journal:
             DeadLetter(reject.reason_code, reject.reason, row, source, key=str(away.keys[code]), time_ns=ns)
             for reject, row, code, ns in rows
         ]
-        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
+        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost)).without_origin()
         return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns, offset))
 
     def decide(self, entry: ControlEntry) -> int:
@@ -210,7 +217,9 @@ class Journal:
                 self.full = True
                 _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
-            await asyncio.to_thread(log.look)  # with nothing to sync, nobody else would see that there is room again
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, log.look
+            )  # with nothing to sync, nobody else would see that there is room again
         if self.full:
             self.full = False
             _log.info("the ingest log has room again")
@@ -223,7 +232,7 @@ class Journal:
             await self._appended.wait()
             self._appended.clear()
             while self.log.durable < self.log.end:
-                self._syncing = asyncio.ensure_future(asyncio.to_thread(self.log.sync))
+                self._syncing = asyncio.get_running_loop().run_in_executor(self._thread, self.log.sync)
                 await asyncio.shield(self._syncing)
                 self._tell()
                 async with self._synced:
@@ -242,6 +251,7 @@ class Journal:
         """Return when no thread syncs any more; raises nothing."""
         if self._syncing is not None:
             await asyncio.gather(self._syncing, return_exceptions=True)
+        self._thread.shutdown(wait=False)
 
     async def tell_of_room(self) -> None:
         """After some seconds of input: how long the sinks may be away."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,6 @@ from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
 from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
-from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
@@ -86,6 +85,8 @@ class Keeper:
         written = now if self.found is None else int(self.found.facts.get("written_ns", now))
         self.published_ns = run_began - max(now - written, 0)
         """When the newest checkpoint was published, on the clock of this process; the run's beginning before the first."""
+        self.reached = 0
+        """Up to where in the input all has left the lanes, in any attempt."""
         self.warming = False
         """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
@@ -94,6 +95,11 @@ class Keeper:
     def place(self) -> Place:
         """Where the inflow begins again; empty at the very beginning."""
         return {} if self.found is None else self.found.facts["place"]
+
+    @property
+    def number(self) -> int:
+        """Of the newest checkpoint; 0 before the first."""
+        return 0 if self.found is None else self.found.number
 
     @property
     def position(self) -> int:
@@ -119,6 +125,8 @@ class Keeper:
         """Another attempt comes: it goes on from the newest checkpoint, with a number of its own."""
         self.found = await asyncio.to_thread(self.store.newest)
         self.folder.begin_epoch()
+        if self.journal is not None:
+            self.journal.rewind(self.place.get("entry", 0))
 
     async def restore(self, attempt: Attempt) -> Beginning:
         """Give the attempt the state of the newest checkpoint; where its input begins."""
@@ -227,7 +235,7 @@ class Keeper:
             lanes=len(attempt.mill.lanes),
             sinks=len(attempt.outlets),
             interval_ns=round(self.state.checkpoint_s * 1e9),
-            number=0 if self.found is None else self.found.number,
+            number=self.number,
             position=self.position,
             now_ns=self._clock.monotonic_ns(),
             records=self.state.checkpoint_records,
@@ -265,7 +273,8 @@ class Saving:
         self._keeper, self._attempt, self.epochs, self._clock = keeper, attempt, epochs, clock
         self._at_barrier: _Facts | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._waiting_since_ns: int | None = None
+        self.waiting_since_ns: int | None = None
+        """Since when inputs that were worked on have waited for a checkpoint."""
         self._written: int | None = None
         """Of the letters that the checkpoint under way covers, the bytes on the disk; None until they are there."""
         self._unchanging = {
@@ -282,32 +291,10 @@ class Saving:
     def _kept_by(self, sink: int) -> Callable[[int], None]:
         return lambda position: self.epochs.committed(sink, position)
 
-    def statistics(self) -> StateStatistics:
-        """How it is, now."""
-        epochs, journal, now = self.epochs.statistics(), self._keeper.journal, self._clock.monotonic_ns()
-        since = self._waiting_since_ns
-        kept = StateStatistics(
-            epochs.published,
-            epochs.position,
-            max(self._attempt.mill.reached - epochs.position, 0),
-            epochs.seconds,
-            checkpoint_age_s=max(now - self._keeper.published_ns, 0) / 1e9,
-            waiting_s=0.0 if since is None else max(now - since, 0) / 1e9,
-            interval_s=self._keeper.state.checkpoint_s,
-        )
-        if journal is None:
-            return kept
-        log = journal.statistics()
-        return replace(
-            kept,
-            log_bytes=journal.log.statistics().bytes,
-            log_waiting=log.waiting,
-            log_seconds_left=log.seconds_left,
-            log_full=log.full,
-            log_room_bytes=log.room_bytes,
-            log_filled=journal.log.filled,
-            log_why_full=journal.log.why_full() if log.full else "",
-        )
+    @property
+    def reached(self) -> int:
+        """Up to where in the input all has left the lanes."""
+        return self._attempt.mill.reached
 
     def turn(self) -> None:
         """Do what is due; raises what went wrong with the checkpoint that was being written."""
@@ -315,10 +302,11 @@ class Saving:
             writing, self._writing = self._writing, None
             writing.result()
         now, mill = self._clock.monotonic_ns(), self._attempt.mill
+        self._keeper.reached = max(self._keeper.reached, mill.reached)
         if mill.handed_up_to <= self.epochs.position:
-            self._waiting_since_ns = None
-        elif self._waiting_since_ns is None:
-            self._waiting_since_ns = now
+            self.waiting_since_ns = None
+        elif self.waiting_since_ns is None:
+            self.waiting_since_ns = now
         if self._keeper.warming:
             pass
         elif self.epochs.due(now, mill.handed_up_to, pressed=self._keeper.pressed):
@@ -410,4 +398,4 @@ class Saving:
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
         await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())
-        self._waiting_since_ns = None
+        self.waiting_since_ns = None

@@ -11,7 +11,7 @@ import numpy as np
 from tidemill.core.blame import Blame, Cursor, Death
 from tidemill.engine.kept_objects import KeptObjects
 from tidemill.lanes.channel import Exit
-from tidemill.lanes.fork_client import ForkServer
+from tidemill.lanes.fork_client import PATIENCE_S, ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline import InlineLane
 from tidemill.lanes.memory import Shared
@@ -132,4 +132,4 @@ class LaneFactory:
             )
             return
         memories = [lane.state.fd, lane.copy.fd, *(slab.fd for slab in self._slabs)]
-        lane.attach(self._server.spawn("lane", memories, received, died, nice=NICE))
+        lane.attach(self._server.spawn("lane", memories, received, died, nice=NICE, patience_s=PATIENCE_S))

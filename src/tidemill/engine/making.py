@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,9 +108,8 @@ class Making:
 
     def died(self, process: CallProcess, how: Exit) -> CallError | LaneDied:
         """A process ended before it was ready."""
-        assert process.channel is not None
-        if process.channel.pid is None and how.code is not None:  # see the fork server
-            return CallError(self._refusal("A process of the lanes", f"could not be forked ({os.strerror(how.code)})"))
+        if how.error:
+            return CallError(self._refusal("A process of the lanes", str(how)))
         told = self._refusal(self._initializer, f"ended its process ({how})")
         return LaneDied(told, how.signal, how.code, process.last_words())
 

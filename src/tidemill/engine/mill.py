@@ -40,6 +40,7 @@ from tidemill.engine.stage_times import StageTimes
 from tidemill.errors import EngineError, OutsideError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
+from tidemill.lanes.fork_client import NO_ROOM
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import (
     Admit,
@@ -133,6 +134,8 @@ class Mill:
         self.sizes = BatchSizes()
         self.stage_times = StageTimes(plan)
         self.first_done_ns = 0
+        self.culprit = ""
+        """Who failed, where the outside is to blame."""
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
         self._controls = Controls()
@@ -509,6 +512,10 @@ class Mill:
     def _died(self, lane: Lane, how: Exit) -> None:
         """Replace the process: same state memory, rolled back by the newcomer; what is owed is sent again."""
         if self._stopping:
+            return
+        if how.error:  # there was none: nobody is to blame
+            self.culprit = f"lane {lane.number}"
+            self._fail(OutsideError(f"the process of lane {lane.number} {how}. {NO_ROOM}"))
             return
         try:
             # Committed in the memory, but the word of it was lost with the process: its result came before, and holds.

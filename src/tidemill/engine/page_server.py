@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from tidemill.engine.exposition import load_library
-from tidemill.engine.pages import Page, Seen, page
+from tidemill.engine.pages import Page, Seen, page, refused
 from tidemill.engine.showing import Address
 from tidemill.errors import OutsideError
 
@@ -111,6 +111,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, family: int, address: Address, answer: Callable[[str, str], Page]) -> None:
         self.address_family = family
         self.answer = answer
+        self.loopback = address.loopback
         self._room = threading.BoundedSemaphore(_CLIENTS)
         super().__init__((address.host, address.port), _Handler)
 
@@ -119,10 +120,13 @@ class _Server(socketserver.ThreadingTCPServer):
         self.socket.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be had, just when somebody wants to know what is wrong: then in this one
+            self.process_request_thread(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -148,7 +152,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answered(with_body=False)
 
     def _answered(self, *, with_body: bool) -> None:
-        made = self.server.answer(self.path, self.headers.get("Accept", ""))
+        denied = refused(self.headers.get("Host", "")) if self.server.loopback else None
+        made = denied or self.server.answer(self.path, self.headers.get("Accept", ""))
         self.send_response(made.status)
         self.send_header("Content-Type", made.content_type)
         self.send_header("Content-Length", str(len(made.body)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,7 +20,7 @@ from tidemill.engine.metrics import Spread, Statistics
 from tidemill.engine.oversight import Terms
 from tidemill.printable import lines_printable
 
-__all__ = ["Page", "Seen", "page"]
+__all__ = ["Page", "Seen", "page", "refused"]
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -42,9 +43,32 @@ class Seen:
     terms: Terms = field(default_factory=Terms)
 
 
+def refused(host: str) -> Page | None:
+    """The answer to a request that calls this machine by another name: None for an address, ``localhost`` or no name at all.
+
+    A web page whose name was made to lead here would read what only this machine may see.
+
+    >>> [refused(host) is None for host in ("127.0.0.1:9464", "[::1]:9464", "localhost", "", "a.example:9464")]
+    [True, True, True, True, False]
+    """
+    name = host.strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return None
+    try:
+        ip_address(name)
+    except ValueError:
+        return _said(403, "this is for this machine alone, and it is not asked for by that name; ask for 127.0.0.1")
+    return None
+
+
 def page(target: str, see: Callable[[], Seen], *, accept: str = "") -> Page:
     """The page at ``target``, a path with a query. ``see`` raises `TimeoutError` with the seconds that the loop was given."""
-    url = urlsplit(target)
+    try:
+        url = urlsplit(target)
+        asked = parse_qs(url.query, keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        return _said(400, "this is no address of a page")
     if url.path not in ("/metrics", "/healthz", "/readyz"):
         return _said(404, "there are /metrics, /healthz, /healthz?verbose and /readyz")
     try:
@@ -58,7 +82,7 @@ def page(target: str, see: Callable[[], Seen], *, accept: str = "") -> Page:
             readiness = is_ready(seen.statistics)
             return _said(200 if readiness.ready else 503, str(readiness))
         case _:
-            return _health(seen, verbose="verbose" in parse_qs(url.query, keep_blank_values=True, max_num_fields=20))
+            return _health(seen, verbose="verbose" in asked)
 
 
 def _metrics(seen: Seen, accept: str) -> Page:

@@ -15,7 +15,7 @@ from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError
 from tidemill.formats.packed import Full, Packer, TextTables
 from tidemill.lanes.channel import Exit, ProcessChannel
-from tidemill.lanes.fork_client import ForkServer
+from tidemill.lanes.fork_client import NO_ROOM, PATIENCE_S, ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Commit, Failed, FromLane, Kept, OpenSink, SinkClosed, Stop, Write, Written
@@ -61,7 +61,9 @@ class ProcessOutlet(Outlet):
 
     async def open(self, schema: Schema) -> None:
         memories = [region.fd for region in self._regions]
-        self._channel = self._server.spawn("sink", memories, self._received, self._died, nice=_NICE)
+        self._channel = self._server.spawn(
+            "sink", memories, self._received, self._died, nice=_NICE, patience_s=PATIENCE_S
+        )
         keeping = pickle.dumps(self.keeping) if self.keeping is not None else b""
         self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S, keeping))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
@@ -162,7 +164,9 @@ class ProcessOutlet(Outlet):
             self._failed.set_exception(error)
 
     def _died(self, how: Exit) -> None:
-        if not self._closed.done():
+        if how.error:
+            self._fail(OutsideError(f"the process of sink {self.name} {how}. {NO_ROOM}"))
+        elif not self._closed.done():
             lost = "; rows not yet flushed are lost" if self.keeping is None else ""
             self._fail(OutsideError(f"the process of sink {self.name} ended: {how}{lost}."))
 

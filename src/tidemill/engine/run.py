@@ -27,7 +27,7 @@ from tidemill.core.dead_rate import MaxDead
 from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
-from tidemill.engine.attempt import Attempt, Inflow
+from tidemill.engine.attempt import CHECKPOINT, Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
@@ -57,6 +57,8 @@ __all__ = ["Run"]
 
 _BACK_OFF_S: Final = (0.2, 30.0)
 """Seconds before the next attempt: at first, and at most; doubled each time, and spread by chance."""
+_STATE_FOLDER: Final = "state folder"
+"""The culprit when another attempt cannot even begin."""
 _log = logging.getLogger("tidemill")
 
 
@@ -113,7 +115,7 @@ class Run:
         self._attempt: Attempt | None = None
         self._server: ForkServer | None = None
         self._troubles = TroubleBook()
-        self._shown_before = 0
+        self._done_before = (0, 0)
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -122,7 +124,7 @@ class Run:
 
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
-        async with self._showing.of(self._seen):
+        async with one_error(), self._showing.of(self._seen):
             with self._oversight.last_word():
                 return await self._executed()
 
@@ -229,13 +231,12 @@ class Run:
                 first = first_error(error)
                 if keeper is None or _is_cancelled() or not self._passes(first):
                     raise first from None
-                if attempt is not None and attempt.running:
-                    wait_s = _BACK_OFF_S[0]
                 self._look_for_progress()
-                self._shown_before = self._readings.shown
-                self._troubles.failed(
-                    "" if attempt is None else attempt.culprit, str(first), self._clock.monotonic_ns()
-                )
+                if not self._troubles.open:
+                    wait_s = _BACK_OFF_S[0]
+                self._done_before = self._done
+                culprit = _STATE_FOLDER if attempt is None else attempt.culprit
+                self._troubles.failed(culprit, str(first), self._clock.monotonic_ns())
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -388,12 +389,19 @@ class Run:
         return None if self._attempt is None else self._statistics("oversight")
 
     def _look_for_progress(self) -> None:
-        """What failed is over once rows were shown since, or the run goes on and has nothing to do."""
+        """What failed is over once it was done since, or the run goes on and has nothing to do."""
         attempt = self._attempt
         if not self._troubles.open or attempt is None:
             return
-        if self._readings.shown > self._shown_before or attempt.idle:
+        of_state = self._troubles.culprit in (CHECKPOINT, _STATE_FOLDER)
+        idle = attempt.idle and not (of_state and attempt.unsaved)
+        if idle or self._done[of_state] > self._done_before[of_state]:
             self._troubles.over()
+
+    @property
+    def _done(self) -> tuple[int, int]:
+        """Batches that sinks have shown, and when the newest checkpoint was published."""
+        return self._readings.shown, 0 if self._attempt is None else self._attempt.published_ns
 
     def _watched(self) -> None:
         if self._attempt is not None:

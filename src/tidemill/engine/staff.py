@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.making import ATTEMPTS, Making
 from tidemill.engine.wear import is_worn
-from tidemill.errors import EngineError
+from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
@@ -114,7 +114,7 @@ class Staff:
     def _spawn(self) -> None:
         try:
             process = self._forked()
-        except (EngineError, OSError) as error:  # the server was killed this instant, or there is no descriptor left
+        except (EngineError, OutsideError, OSError) as error:  # the server was killed this instant, or nothing is left
             self._failed(self._round, error)
             return
         self.processes.add(process)

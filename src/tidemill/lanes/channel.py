@@ -31,10 +31,14 @@ class Exit:
 
     signal: int | None
     code: int | None
+    error: int = 0
+    """Of the system, if it could not be forked: then there was no child."""
 
     @classmethod
-    def of(cls, status: int) -> Exit:
-        """From what ``os.waitpid`` gave."""
+    def of(cls, status: int, error: int = 0) -> Exit:
+        """From what ``os.waitpid`` gave, or the number of the system's error."""
+        if error:
+            return cls(None, None, error)
         if os.WIFSIGNALED(status):
             return cls(os.WTERMSIG(status), None)
         return cls(None, os.WEXITSTATUS(status))
@@ -42,6 +46,8 @@ class Exit:
     def __str__(self) -> str:
         import signal
 
+        if self.error:
+            return f"could not be forked ({os.strerror(self.error)})"
         if self.signal is not None:
             return f"killed by {signal.Signals(self.signal).name}"
         return f"exit code {self.code}"
@@ -190,11 +196,11 @@ class ProcessChannel:
         self._loop.remove_writer(self._socket)
         self._end()
 
-    def exited(self, status: int, *, reaped: bool = True) -> None:
+    def exited(self, status: int, error: int = 0, *, reaped: bool = True) -> None:
         """It ended. When it was ``reaped``, what it wrote is all there: processes that it started may keep the socket
         open and would hide the end.
         """
-        self._exit = Exit.of(status)
+        self._exit = Exit.of(status, error)
         if reaped and not self._eof:
             self._deliver(float("inf"))  # what was read before and not handed on
         while reaped and not self._eof:

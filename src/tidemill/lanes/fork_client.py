@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -11,17 +12,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Final
 
 import msgspec
 
-from tidemill.errors import EngineError
+from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.forkserver import HELD, Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FromLane
 
-__all__ = ["ForkServer"]
+__all__ = ["NO_ROOM", "PATIENCE_S", "ForkServer"]
+
+PATIENCE_S: Final = 2.0
+"""How long a run asks for a process that the system does not give, before it says so."""
+NO_ROOM: Final = (
+    "Its user, container or unit has as many processes and threads as it may (ulimit -u, pids.max, TasksMax), or no memory; "
+    "end others, raise that limit, or use fewer lanes."
+)
+"""What is said where no process or thread can be had."""
 
 _replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
@@ -84,9 +94,11 @@ class ForkServer:
                     stdin=subprocess.DEVNULL,
                     env=environment,
                 )
-        except OSError:
+        except OSError as error:
             ours.close()
-            raise
+            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+                raise
+            raise OutsideError(f"the process that forks lanes {Exit.of(0, error.errno)}. {NO_ROOM}") from error
         finally:
             os.close(control)
         ours.setblocking(False)
@@ -121,10 +133,10 @@ class ForkServer:
             case Spawned(child, pid):
                 if child in self._channels:
                     self._channels[child].pid = pid
-            case Exited(child, status):
+            case Exited(child, status, error):
                 channel = self._channels.pop(child, None)
                 if channel is not None:
-                    channel.exited(status)
+                    channel.exited(status, error)
 
     def _lost(self) -> None:
         """The server ended. Its children end with it; each is then reported as killed."""
@@ -157,8 +169,10 @@ class ForkServer:
         died: Callable[[Exit], None],
         *,
         nice: int = 0,
+        patience_s: float = 0.0,
     ) -> ProcessChannel:
-        """Fork a child with these memories; messages can be sent to it at once."""
+        """Fork a child with these memories; messages can be sent to it at once. While the system has no process to give, it is
+        asked again for so long; then the child has died of that."""
         assert self._control is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in (ours, theirs):
@@ -166,7 +180,7 @@ class ForkServer:
                 end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
         self._next += 1
         try:
-            self._ask(_encode(Spawn(self._next, role, nice)), [theirs.fileno(), *memories])
+            self._ask(_encode(Spawn(self._next, role, nice, patience_s)), [theirs.fileno(), *memories])
         except EngineError:
             ours.close()
             raise
@@ -200,7 +214,7 @@ class ForkServer:
         self._control.close()
         self._control = None
         process, self._process = self._process, None
-        await asyncio.to_thread(process.wait)
+        await _reaped(process)
 
     async def aclose(self) -> None:
         """End the server; children that are left are killed by it."""
@@ -214,4 +228,12 @@ class ForkServer:
             channel.close()
         self._channels.clear()
         process, self._process = self._process, None
+        await _reaped(process)
+
+
+async def _reaped(process: subprocess.Popen[bytes]) -> None:
+    """It ends by itself, since nobody holds the other end of its socket any more."""
+    try:
         await asyncio.to_thread(process.wait)
+    except RuntimeError:  # there is no thread to be had, and it may be in the way itself
+        process.wait()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -30,6 +32,8 @@ __all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", 
 HELD: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Signals that are for the application alone, though a Ctrl-C reaches the whole group: who starts the server blocks them for it,
 since one that came in its first moments would end it."""
+_FIRST_WAIT_S: Final = 0.02
+_LONGEST_WAIT_S: Final = 0.5
 MAX_FDS: Final = 64
 """Descriptors of one spawn: the socket, the state memory and the slabs."""
 
@@ -40,6 +44,8 @@ class Spawn(msgspec.Struct, array_like=True, tag=True, frozen=True):
     child: int
     role: str
     nice: int
+    patience_s: float = 0.0
+    """How long to go on trying while the system has no process to give."""
 
 
 class Kill(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -80,12 +86,12 @@ class Spawned(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 class Exited(msgspec.Struct, array_like=True, tag=True, frozen=True):
-    """A child was reaped: ``status`` as ``os.waitpid`` gave it. For one that could not be forked, and so was not
-    `Spawned`, the exit code is the number of the system's error.
-    """
+    """A child was reaped: ``status`` as ``os.waitpid`` gave it."""
 
     child: int
     status: int
+    error: int = 0
+    """Of one that could not be forked, and so was not `Spawned`: the number of the system's error."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -159,10 +165,28 @@ def _printing_to_stderr() -> Iterator[None]:
         os.close(stdout)
 
 
+@dataclass
+class _Pending:
+    """A child that is to be forked."""
+
+    spawn: Spawn
+    fds: list[int]
+    until: float
+    due: float = 0.0
+    wait_s: float = _FIRST_WAIT_S
+
+    def put_off(self, now: float) -> None:
+        """Until a while later, which is twice as long each time."""
+        self.due = min(now + self.wait_s, self.until)
+        self.wait_s = min(2 * self.wait_s, _LONGEST_WAIT_S)
+
+
 class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, int] = {}  # pid -> child
+        self._pending: list[_Pending] = []
+        """Those for which the system had no process."""
         self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -172,12 +196,13 @@ class _Server:
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            for fd, _ in poll.poll(self._until_due_ms()):
                 if fd == self._wake:
                     self._reap()
                 elif not self._request():
                     self._leave()
                     return
+            self._fork_due()
 
     def _request(self) -> bool:
         try:
@@ -188,8 +213,9 @@ class _Server:
             return False
         match _requests.decode(data):
             case Spawn() as spawn:
-                self._spawn(spawn, fds)
+                self._fork(_Pending(spawn, fds, time.monotonic() + spawn.patience_s))
             case Kill(child):
+                self._give_up(child)
                 for pid, owner in self._children.items():
                     if owner == child:
                         _kill_group(pid)
@@ -198,14 +224,24 @@ class _Server:
                 _close(fds)
         return True
 
-    def _spawn(self, spawn: Spawn, fds: list[int]) -> None:
-        server = os.getpid()
+    def _until_due_ms(self) -> int | None:
+        """Rounded up: a turn that comes too early would be one of many."""
+        due = min((pending.due for pending in self._pending), default=None)
+        return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
+
+    def _fork_due(self) -> None:
+        now = time.monotonic()
+        due = [pending for pending in self._pending if pending.due <= now]
+        self._pending = [pending for pending in self._pending if pending.due > now]
+        for pending in due:
+            self._fork(pending)
+
+    def _fork(self, pending: _Pending) -> None:
+        spawn, fds, server = pending.spawn, pending.fds, os.getpid()
         try:
             pid = os.fork()
         except OSError as error:  # no process or no memory is left, for the moment: the others go on
-            os.write(2, f"tidemill: a process could not be forked: {error}\n".encode())
-            _close(fds)
-            self.tell(_encode(Exited(spawn.child, (error.errno or errno.EAGAIN) << 8)))
+            self._not_forked(pending, error)
             return
         if pid == 0:
             self._become(spawn, fds, server)
@@ -214,6 +250,24 @@ class _Server:
         _close(fds)  # else a lane's death would not close its socket
         self._children[pid] = spawn.child
         self.tell(_encode(Spawned(spawn.child, pid)))
+
+    def _not_forked(self, pending: _Pending, error: OSError) -> None:
+        now = time.monotonic()
+        if not pending.due:
+            os.write(2, f"tidemill: a process could not be forked: {error}\n".encode())
+        if now < pending.until:
+            pending.put_off(now)
+            self._pending.append(pending)
+            return
+        _close(pending.fds)
+        self.tell(_encode(Exited(pending.spawn.child, 0, error.errno or errno.EAGAIN)))
+
+    def _give_up(self, child: int) -> None:
+        """Nobody wants it any more, if it waits for its process."""
+        for pending in [one for one in self._pending if one.spawn.child == child]:
+            self._pending.remove(pending)
+            _close(pending.fds)
+            self.tell(_encode(Exited(child, signal.SIGKILL)))
 
     def _become(self, spawn: Spawn, fds: list[int], server: int) -> None:
         """In the child: never returns."""

@@ -62,7 +62,8 @@ class HTTP(ConnectedSource):
       complete and no record (no time that can be read, no sensor, a name that is a tag and a field) is safe among the dead
       letters, and no reason to send the body again.
     - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol. Nothing of the body was taken.
-    - 401 without the token, 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
+    - 401 without the token; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
+    - 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
     - 429 with ``Retry-After`` when too much waits, 503 when the run ends. Nothing was taken, or not known to be safe.
 
     A record without the default time field gets the time of its arrival. ``key=`` may use ``{peer_host}``, the sender's address.

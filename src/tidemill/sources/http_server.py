@@ -180,6 +180,8 @@ class Server(uvicorn.Server):
             shown = request.headers.get("authorization", "").encode("latin-1", "replace")
             if not hmac.compare_digest(shown, self._token):
                 raise _Refused(401, "show the token: Authorization: Bearer TOKEN")
+        elif "origin" in request.headers:  # any page that somebody on this machine looks at could post here
+            raise _Refused(403, "this comes from a web page, and needs a token; give HTTP a token= that the page shows")
         if self._ending:
             raise _Refused(503, "the run ends; send these records again")
         if self._inbox.paused:

@@ -179,7 +179,7 @@ class Client(paho.Client):
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
         message = Message(topic, bytes(packet[end:]), mid, qos, bool(command & 1))
         if qos == 2:
-            message.again = mid in self._half_way
+            message.again = mid in self._half_way and bool(command & 8)  # DUP: else the broker has begun to count anew
             self._half_way.add(mid)
         self._came(message)
         return MQTTErrorCode.MQTT_ERR_SUCCESS

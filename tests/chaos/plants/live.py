@@ -1,8 +1,10 @@
-"""The plant on line: sensors send over TCP. What it writes is in the current folder, the port that it listens on in ``port``.
+"""The plant on line: sensors send over TCP. What it writes is in the current folder, the port that it listens on in ``port``,
+where it shows its pages in ``pages``.
 
 PLANT_SINKS       which sinks: those of the plant on record
 PLANT_LANES       how many lanes
 PLANT_CHECKPOINT  seconds from one checkpoint to the next
+PLANT_METRICS     where it shows its pages; nowhere where this is not set
 """
 
 from __future__ import annotations
@@ -39,22 +41,24 @@ OPEN = {
 
 
 async def main() -> None:
-    """Run until a signal comes; the port is told under a name that is there at once or not at all."""
+    """Run until a signal comes; what is told has a name that is there at once or not at all."""
     source = tm.sources.TCP(ack=True)
     sinks = [OPEN[name]() for name in os.environ["PLANT_SINKS"].split(",")]
     state = tm.State("state", checkpoint_s=float(os.environ["PLANT_CHECKPOINT"]))
     pipeline = tm.Pipeline(source, PLAN, sinks, name="plant")
-    async with tm.serve(pipeline, lanes=int(os.environ["PLANT_LANES"]), state=state, handle_signals=True) as run:
+    options: Any = {"lanes": int(os.environ["PLANT_LANES"]), "metrics": os.environ.get("PLANT_METRICS") or False}
+    async with tm.serve(pipeline, state=state, handle_signals=True, **options) as run:
         await source.wait_listening()
-        tell(source.port)
+        tell("pages", run.metrics_url)
+        tell("port", str(source.port))
         await run.wait()
 
 
-def tell(port: int) -> None:
-    """To whoever wants to send."""
-    hidden = Path(".port")
-    hidden.write_text(str(port))
-    hidden.rename("port")
+def tell(name: str, what: str) -> None:
+    """To whoever wants to send, or to look."""
+    hidden = Path(f".{name}")
+    hidden.write_text(what)
+    hidden.rename(name)
 
 
 if __name__ == "__main__":
