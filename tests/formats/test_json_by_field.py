@@ -16,7 +16,7 @@ from tidemill.formats.json_by_field import SMALLEST, JsonByField
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.line_formats import line_format
 from tidemill.rows import RowsByField, joined
-from tidemill.sources.blocks import batch_of
+from tidemill.sources.blocks import turns_of
 
 plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), max_size=6)
 scalars = (
@@ -135,7 +135,9 @@ def test_many_senders_with_few_lines_each_are_read_together(key: str | None) -> 
     ]
     for number, block in enumerate(blocks):
         block.wall_ns = number
-    together, letters = batch_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks)
+    (turn,) = turns_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks, step=1 << 20)
+    assert turn is not None
+    together, letters = turn.batch, turn.letters
     edge, apart = Edge(key=key, arrival=True), []
     for block in blocks:
         batch, more = edge.rows(

@@ -14,18 +14,25 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.letters import DeadLetter
 from tidemill.rows import joined
 
-__all__ = ["READ", "Lines", "Turn", "bytes_of_a_turn", "turns_of"]
-
-READ: Final = 1 << 17
-"""Bytes taken from one sender at a time."""
-_TURN: Final = {"ndjson": READ}
-"""Bytes that become one batch in one turn of the loop, when as many wait: about a millisecond's work."""
-_TURN_OF_OTHERS: Final = 1 << 15
+__all__ = ["Amounts", "Lines", "Turn", "amounts", "turns_of"]
 
 
-def bytes_of_a_turn(format_: str) -> int:
-    """How much is decoded before the loop goes on, by how long the decoder takes."""
-    return _TURN.get(format_, _TURN_OF_OTHERS)
+class Amounts(NamedTuple):
+    """Bytes of lines, by how long a format takes to decode them."""
+
+    step: int
+    """Read from one sender at a time, and decoded before the loop goes on: about a millisecond's work."""
+    batch: int
+    """That become one batch when as many wait: what a batch costs however small it is, many lines share."""
+
+
+_AMOUNTS: Final = {"ndjson": Amounts(1 << 17, 1 << 18)}
+_AMOUNTS_OF_OTHERS: Final = Amounts(1 << 14, 1 << 17)
+
+
+def amounts(format_: str) -> Amounts:
+    """How much of a format is taken at a time."""
+    return _AMOUNTS.get(format_, _AMOUNTS_OF_OTHERS)
 
 
 class Lines(Protocol):
@@ -50,48 +57,82 @@ class Turn(NamedTuple):
     """Whether it is the last of these blocks."""
 
 
-def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines]) -> Iterator[Turn]:
-    """The records in order, and what is none: all in one turn, but where a format takes a line apart since it is long."""
-    of_sender = any(name in blocks[0].known for name in (*edge.key_fields, edge.fallback))
-    rows = form.by_field(b"".join(block.lines for block in blocks)) if len(blocks) > 1 else None
-    if rows is not None:
-        shares = [_Share(block, block.lines.count(b"\n"), block.known if of_sender else {}) for block in blocks]
-        yield Turn(*_batch_of(edge, rows, shares), ends=True)
-        return
-    gathered: list[tuple[Lines, Decoded]] = []
+def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -> Iterator[Turn | None]:
+    """The records in order, and what is none: all in one batch, but where a format takes a line apart since it is long. None
+    where about ``step`` bytes have been decoded, more are to come, and the loop should have its turn."""
+    made = _Gathered(edge, blocks[0])
+    for number, some in enumerate(_steps(blocks, step)):
+        if number:
+            yield None
+        rows = form.by_field(b"".join(block.lines for block in some)) if len(some) > 1 else None
+        if rows is not None:
+            made.add_together(rows, some)
+            continue
+        for block in some:
+            parts = form.parts(block.lines)
+            made.add(next(parts), block)
+            for part in parts:
+                yield Turn(*made.taken(), ends=False)
+                made.add(part, block)
+    yield Turn(*made.taken(), ends=True)
+
+
+def _steps(blocks: Sequence[Lines], step: int) -> Iterator[list[Lines]]:
+    some: list[Lines] = []
+    size = 0
     for block in blocks:
-        parts = form.parts(block.lines)
-        gathered.append((block, next(parts)))
-        for part in parts:
-            yield Turn(*_gathered(edge, gathered, of_sender=of_sender), ends=False)
-            gathered = [(block, part)]
-    yield Turn(*_gathered(edge, gathered, of_sender=of_sender), ends=True)
+        if some and size + len(block.lines) > step:
+            yield some
+            some, size = [], 0
+        some.append(block)
+        size += len(block.lines)
+    yield some
 
 
-class _Share(NamedTuple):
-    """Of one batch, the rows of one block."""
+class _Gathered:
+    """What becomes one batch."""
 
-    block: Lines
-    rows: int
-    known: Known
+    def __init__(self, edge: Edge, first: Lines) -> None:
+        self._edge = edge
+        self._of_sender = any(name in first.known for name in (*edge.key_fields, edge.fallback))
+        self._begin()
 
+    def _begin(self) -> None:
+        self._rows: list[Sequence[Any]] = []
+        self._counts: list[int] = []
+        self._walls: list[int] = []
+        self._known: list[Mapping[str, str]] = []
+        self._letters: list[DeadLetter] = []
+        self._arrived_ns = 0
 
-def _gathered(edge: Edge, parts: Sequence[tuple[Lines, Decoded]], *, of_sender: bool) -> tuple[Batch, list[DeadLetter]]:
-    shares = [_Share(block, len(made.rows), known_of(made, block.known if of_sender else {})) for block, made in parts]
-    letters = [
-        edge.refuse(line.reason_code, line.reason, line.raw, known=block.known)
-        for block, made in parts
-        for line in made.bad
-    ]
-    batch, more = _batch_of(edge, joined([made.rows for _, made in parts]), shares)
-    return batch, letters + more
+    def add(self, made: Decoded, block: Lines) -> None:
+        """What is decoded of one block."""
+        self._rows.append(made.rows)
+        self._note(block, len(made.rows), known_of(made, self._known_of(block)))
+        refuse = self._edge.refuse
+        self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
 
+    def add_together(self, rows: Sequence[Any], blocks: Sequence[Lines]) -> None:
+        """The rows of several blocks, one for each of their lines."""
+        self._rows.append(rows)
+        for block in blocks:
+            self._note(block, block.lines.count(b"\n"), self._known_of(block))
 
-def _batch_of(edge: Edge, rows: Sequence[Any], shares: Sequence[_Share]) -> tuple[Batch, list[DeadLetter]]:
-    known: list[Mapping[str, str]] = []
-    for share in shares:
-        known += [share.known] * share.rows if isinstance(share.known, Mapping) else share.known
-    walls = np.array([share.block.wall_ns for share in shares], np.int64)
-    wall_ns = np.repeat(walls, [share.rows for share in shares])
-    arrived_ns = shares[0].block.arrived_ns
-    return edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
+    def _known_of(self, block: Lines) -> Mapping[str, str]:
+        return block.known if self._of_sender else {}
+
+    def _note(self, block: Lines, rows: int, known: Known) -> None:
+        self._arrived_ns = self._arrived_ns or block.arrived_ns
+        self._counts.append(rows)
+        self._walls.append(block.wall_ns)
+        self._known += [known] * rows if isinstance(known, Mapping) else known
+
+    def taken(self) -> tuple[Batch, list[DeadLetter]]:
+        """And begin the next."""
+        wall_ns = np.repeat(np.array(self._walls, np.int64), self._counts)
+        batch, more = self._edge.rows(
+            joined(self._rows), arrived_ns=self._arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True
+        )
+        letters = self._letters + more
+        self._begin()
+        return batch, letters

@@ -67,6 +67,14 @@ class Inbox(Generic[Item]):
             await self._wake.wait()
         return bool(self._items)
 
+    async def growing(self, most: int) -> None:
+        """Wait while each turn of the loop brings more, up to a size of ``most``: who sends fast is taken many at a time, and
+        nobody else waits for longer than one turn."""
+        before = 0
+        while before < self.size < most and not self.paused:
+            before = self.size
+            await asyncio.sleep(0)
+
     @contextlib.asynccontextmanager
     async def until_stopping(self, context: SourceContext, stop: Callable[[], object]) -> AsyncIterator[None]:
         """While inside: when the run wants to end, ``stop`` is called and the inbox closed."""

@@ -16,7 +16,7 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import READ, bytes_of_a_turn, turns_of
+from tidemill.sources.blocks import amounts, turns_of
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import (
@@ -122,7 +122,7 @@ class TCP(ConnectedSource):
             )
         self._form = line_format(format, precision, source="TCP")
         set_up(self.edge, self._form)
-        self._turn = bytes_of_a_turn(format)
+        self._amounts = amounts(format)
         self.limit = checked_limit(limit, "TCP")
         self._idle_ns = None if idle is None else duration_ns(idle, name="idle of TCP")
         self._cert_password = passphrase(cert_password, "TCP")
@@ -179,8 +179,8 @@ class TCP(ConnectedSource):
         listening = bound(self.host, self._wanted_port, "TCP")
         keep_alive(listening)
         self._begin_admission()
-        read = min(READ, self._turn)
-        shared = memoryview(bytearray(read))
+        step = self._amounts.step
+        shared = memoryview(bytearray(step))
         server = await loop.create_server(
             lambda: Connection(self, inbox, context.clock, shared),
             sock=listening,
@@ -207,16 +207,18 @@ class TCP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, stop):
                 while await inbox.filled():
-                    if inbox.size < read // 2:
+                    if inbox.size < step // 2:
                         await context.gather()
-                    blocks = inbox.take(self._turn)
+                    await inbox.growing(self._amounts.batch)
+                    blocks = inbox.take(self._amounts.batch)
                     counts = {block.sender: block.count for block in blocks}
-                    for batch, letters, ends in turns_of(self.edge, self._form, blocks):
-                        self.accept(context, batch, letters + self._taken_lost())
-                        if self.ack:
-                            self._pending.yielded(counts if ends else {})
-                        if len(batch) or self.ack:
-                            yield batch
+                    for turn in turns_of(self.edge, self._form, blocks, step):
+                        if turn is not None:
+                            self.accept(context, turn.batch, turn.letters + self._taken_lost())
+                            if self.ack:
+                                self._pending.yielded(counts if turn.ends else {})
+                            if len(turn.batch) or self.ack:
+                                yield turn.batch
                         await asyncio.sleep(0)
                 await until_told(context, lambda: self._pending.waiting, self._told)
         finally:

@@ -19,7 +19,7 @@ from tidemill.formats.lines import shown
 from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import bytes_of_a_turn, turns_of
+from tidemill.sources.blocks import amounts, turns_of
 from tidemill.sources.edged import checked_limit
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import ListeningSource, bound, is_loopback
@@ -110,7 +110,7 @@ class UDP(ListeningSource):
         self.buffer = checked_limit(buffer, "UDP")
         self._form = line_format(format, precision, source="UDP")
         set_up(self.edge, self._form)
-        self._turn = bytes_of_a_turn(format)
+        self._amounts = amounts(format)
         self._losses = Losses()
         self._inbox: Inbox[_Datagrams] | None = None
 
@@ -144,16 +144,17 @@ class UDP(ListeningSource):
         try:
             async with inbox.until_stopping(context, reader.read_rest):
                 while await inbox.filled():
-                    if inbox.size < self._turn // 2:
+                    if inbox.size < self._amounts.step // 2:
                         await context.gather()
-                    taken = inbox.take(self._turn)
+                    taken = inbox.take(self._amounts.batch)
                     letters = [letter for datagrams in taken for letter in datagrams.letters]
                     self._tell_of_losses()
-                    for batch, more, _ in turns_of(self.edge, self._form, taken):
-                        self.accept(context, batch, letters + more)
-                        letters = []
-                        if len(batch):
-                            yield batch
+                    for turn in turns_of(self.edge, self._form, taken, self._amounts.step):
+                        if turn is not None:
+                            self.accept(context, turn.batch, letters + turn.letters)
+                            letters = []
+                            if len(turn.batch):
+                                yield turn.batch
                         await asyncio.sleep(0)
         finally:
             self._connected = False
@@ -205,7 +206,7 @@ class _Reader:
         it took there, at least."""
         came: list[tuple[tuple[str, int], bytes]] = []
         size = 0
-        while len(came) < _DATAGRAMS and size < self._source._turn and (one := self._next()) is not None:
+        while len(came) < _DATAGRAMS and size < self._source._amounts.step and (one := self._next()) is not None:
             came.append(one)
             size += len(one[1])
         now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
