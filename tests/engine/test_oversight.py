@@ -131,6 +131,7 @@ async def test_a_broker_that_has_gone_quiet_is_connected_to_anew_and_then_given_
             await publisher.published()
             while run.statistics().records_in <= number:  # noqa: ASYNC110 - records come without a word
                 await asyncio.sleep(0)
+            run._oversight.look()  # as it does each second, of which our clock leaves out three hundred
         await connected_anew()
         clock.advance(301.0)
 

@@ -85,7 +85,7 @@ class DeadRate:
     >>> for _ in range(3): rate.buried("missing_field", sensor="pump 7", source="mqtt")
     >>> rate.look(5, now_ns=1_000_000_000)
     TooMany(said='3 of 5 records of the last 60 s are dead letters (limit 2), 3 of them missing_field', \
-lead='at least 3 of these are of sensor 'pump 7'')
+lead="at least 3 of these are of sensor 'pump 7'")
     """
 
     def __init__(self, bound: MaxDead, now_ns: int) -> None:
