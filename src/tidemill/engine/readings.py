@@ -154,7 +154,7 @@ class Readings:
             rows_out=counts.rows_out,
             dead_letters=counts.dead_letters,
             filtered=counts.filtered,
-            records_per_s=(counts.records_in - records) / span * 1e9,
+            records_per_s=max(counts.records_in - records, 0) / span * 1e9,  # an attempt counts anew
             lanes=lanes,
             queue_records=queue.waiting,
             queue_limit=queue.high_records,
