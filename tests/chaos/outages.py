@@ -6,8 +6,6 @@ import contextlib
 import random
 import sqlite3
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from tests.chaos.family import Family, wait_for
 from tests.chaos.harness import Campaign, Strike
 from tests.chaos.live_databases import LivePostgresCampaign, PostgresScript
 from tests.chaos.plant import Plant
+from tests.web import asked
 
 WHATS: Final = ("server", "file")
 """Which sink is away, in turn: PostgreSQL, whose server has crashed, or SQLite, whose file another program has locked."""
@@ -85,13 +84,7 @@ class LoadScript(PostgresScript):
 
     def page(self, name: str) -> tuple[int, str]:
         """Status and text."""
-        url = (self.plant.folder / "pages").read_text() + name
-        try:
-            with urllib.request.urlopen(url, timeout=20) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return asked((self.plant.folder / "pages").read_text() + name)
 
     def metrics(self) -> dict[str, float]:
         """Those without labels, and of the last sink, source or lane."""

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.chaos.small_plants import Live, Replayed, lines, patient, recording, wanted
+from tests.web import asked
 
 FIRST_USER = 61_000
 """Nobody's: the processes and threads of each user are counted together."""
@@ -111,12 +110,7 @@ def test_a_run_that_gets_no_process_or_thread_says_so_in_one_sentence(tmp_path: 
 
 
 def page(folder: Path, name: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen((folder / "pages").read_text() + name, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+    return asked((folder / "pages").read_text() + name)
 
 
 def cpu_s(pids: list[int]) -> float:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.sources.test_mqtt import Publisher
+from tests.web import asked
 
 import tidemill as tm
 from tidemill.engine import oversight
@@ -235,12 +234,7 @@ async def test_a_run_that_ends_itself_acknowledges_what_is_on_the_disk_and_nothi
 
 
 def page(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            return f"{answer.status} {answer.read().decode()}"
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"{error.code} {error.read().decode()}"
+    return "{} {}".format(*asked(url))
 
 
 def test_what_is_no_bound_of_dead_letters_is_refused() -> None:

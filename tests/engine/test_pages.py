@@ -9,8 +9,6 @@ import logging
 import re
 import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.postgres_server import PostgresServer
+from tests.web import asked
 
 import tidemill as tm
 from tidemill.engine import page_server, showing
@@ -28,16 +27,6 @@ from tidemill.engine.pages import Seen, page
 from tidemill.testing import ManualClock
 
 ANYWHERE = "127.0.0.1:0"
-
-
-def asked(url: str) -> tuple[int, str]:
-    """Status and text of a page."""
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 async def ask(run: Any, path: str) -> tuple[int, str]:
