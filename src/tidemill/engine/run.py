@@ -139,8 +139,7 @@ class Run:
             if not self._lanes:
                 _warn_of_deadlines(checked.plan)
             if self._lanes:
-                self._server = ForkServer()
-                self._server.begin()  # its imports take longest; everything else happens meanwhile
+                self._begin_server()  # its imports take longest; everything else happens meanwhile
             try:
                 with responsive():
                     attempt = await self._tried(checked, keeper, letters)
@@ -158,6 +157,10 @@ class Run:
         )
         _tell_of_letters(attempt.letters, self.report.records_in)
         return self.report
+
+    def _begin_server(self) -> None:
+        self._server = ForkServer()
+        self._server.begin()
 
     @contextlib.contextmanager
     def _kept(self) -> Any:
@@ -219,8 +222,7 @@ class Run:
             try:
                 if again and self._server is not None and not self._server.alive:
                     await self._server.aclose()
-                    self._server = ForkServer()
-                    self._server.begin()
+                    self._begin_server()
                 if keeper is not None and again:
                     await keeper.begin_again()
                     letters = self._letters(keeper)
