@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +60,34 @@ async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:
         assert run.report.position == 2_000
 
 
-async def test_a_log_that_fills_up_is_told_before_it_is_full_and_when_it_is(tmp_path: Path) -> None:
-    """While a sink takes nothing; how much is left, and then what would make room."""
+WIDE = [b'{"sensor": "a", "value": 1, "more": "%d%s"}' % (number, b"x" * 2_000) for number in range(2_000)]
+"""Of two kilobytes each, so that few fill a small log."""
+
+
+@contextlib.asynccontextmanager
+async def behind_a_standing_sink(state: Path) -> AsyncIterator[tuple[Any, tm.sources.TCP, asyncio.Event]]:
+    """A run whose log takes 500 of the wide lines, and whose sink takes nothing until the event is set."""
     source, going = tm.sources.TCP(), asyncio.Event()
 
     async def take(_: tm.Batch) -> None:
         await going.wait()
 
     pipeline = live(source, tm.sinks.Callback(take, name="screen"))
-    state = tm.State(tmp_path / "state", log_max_bytes=1 << 20, log_min_free=0)
-    wide = [b'{"sensor": "a", "value": 1, "more": "%d%s"}' % (number, b"x" * 2_000) for number in range(2_000)]
-    async with tm.serve(pipeline, lanes=0, state=state, metrics=ANYWHERE) as run, contextlib.AsyncExitStack() as end:
-        end.callback(going.set)
-        for sent in range(0, 480, 10):  # of two kilobytes each
-            await send(source, *wide[sent : sent + 10])
-            while run.statistics().source_flows[0].records < sent + 10:  # noqa: ASYNC110 - records come without a word
-                await asyncio.sleep(0)
-        # What is being synced counts twice meanwhile, which is much of so small a log.
+    small = tm.State(state, log_max_bytes=1 << 20, log_min_free=0)
+    async with tm.serve(pipeline, lanes=0, state=small, metrics=ANYWHERE) as run:
+        try:
+            for sent in range(0, 480, 10):
+                await send(source, *WIDE[sent : sent + 10])
+                while run.statistics().source_flows[0].records < sent + 10:  # noqa: ASYNC110 - they come without a word
+                    await asyncio.sleep(0)
+            yield run, source, going
+        finally:
+            going.set()
+
+
+async def test_a_log_that_fills_up_is_told_before_it_is_full_and_when_it_is(tmp_path: Path) -> None:
+    """While a sink takes nothing; how much is left, and then what would make room."""
+    async with behind_a_standing_sink(tmp_path / "state") as (run, source, going):
         text = await ask_until(run, "/healthz", lambda _, text: "ingest log: 9" in text)
         assert text.startswith("the run progresses\n")
         assert "% full; what is left is 0." in text
@@ -83,16 +95,27 @@ async def test_a_log_that_fills_up_is_told_before_it_is_full_and_when_it_is(tmp_
         assert counts["tidemill_log_full", ""] == 0
         assert 0 < counts["tidemill_log_seconds_left", ""] < float("inf")
         _, writer = await asyncio.open_connection(*source.address)
-        writer.write(b"\n".join(wide[1_000:1_100]) + b"\n")
-        text = await ask_until(run, "/healthz", lambda _, text: "ingest log: full" in text)
-        assert text.endswith(
-            "ingest log: full, so sources wait: 1048576 bytes are in it (log_max_bytes), and the sinks are behind\n"
-        )
-        assert (await told(run))["tidemill_log_full", ""] == 1
+        try:
+            writer.write(b"\n".join(WIDE[1_000:1_100]) + b"\n")
+            text = await ask_until(run, "/healthz", lambda _, text: "ingest log: full" in text)
+            assert text.endswith(
+                "ingest log: full, so sources wait: 1048576 bytes are in it (log_max_bytes), and the sinks are behind\n"
+            )
+            assert (await told(run))["tidemill_log_full", ""] == 1
+            going.set()
+            await ask_until(run, "/healthz", lambda _, text: "ingest log" not in text)
+            assert (await told(run))["tidemill_log_full", ""] == 0
+        finally:
+            writer.close()
+
+
+async def test_a_log_that_is_nearly_full_is_emptied_though_no_more_comes(tmp_path: Path) -> None:
+    """It keeps what the third last checkpoint needs, and with no input none would come to take its place."""
+    async with behind_a_standing_sink(tmp_path / "state") as (run, _, going):
+        await ask_until(run, "/healthz", lambda _, text: "ingest log: 9" in text)
         going.set()
         await ask_until(run, "/healthz", lambda _, text: "ingest log" not in text)
-        assert (await told(run))["tidemill_log_full", ""] == 0
-        writer.close()
+        assert run.statistics().records_in == 480
 
 
 def strikes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

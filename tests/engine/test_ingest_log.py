@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tidemill import files
 from tidemill.engine.ingest_log import IngestLog
+from tidemill.engine.log_segments import Last
 from tidemill.errors import EngineError, OutsideError
 from tidemill.formats.log_frames import FRAME_BYTES, FRAMES_AT, MAX_ENTRY
 
@@ -101,6 +102,24 @@ def test_the_statistics_tell_what_is_where(opened: Opened) -> None:
     assert log.room() == 0
     log.sync()
     assert entries(log, 4) == [bytes(476), bytes(10_000)]
+
+
+def test_what_is_being_synced_counts_once(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else sources would be stopped for a log that has room, for as long as the disk takes."""
+    log = opened(max_bytes=10_000, segment_bytes=2_000)
+    seen: list[tuple[int, float]] = []
+    real = Last.sync
+
+    def look(last: Last) -> None:
+        real(last)
+        seen.append((log.room(), log.filled))
+
+    monkeypatch.setattr(Last, "sync", look)
+    log.append(bytes(976))
+    before = log.room(), log.filled
+    log.sync()
+    assert seen == [before]
+    assert (log.room(), log.filled) == before
 
 
 def test_the_free_space_that_must_stay_limits_the_room(tmp_path: Path) -> None:

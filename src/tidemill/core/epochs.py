@@ -15,7 +15,10 @@ from typing import Final
 
 from tidemill.errors import EngineError
 
-__all__ = ["Epochs", "EpochsStatistics"]
+__all__ = ["NEARLY_FULL", "Epochs", "EpochsStatistics"]
+
+NEARLY_FULL: Final = 0.9
+"""Share of the log's room above which it is told to be filling up, and checkpoints are pressed."""
 
 _SHARE: Final = 10
 """A checkpoint is begun no sooner than so many times what writing the last one took, so that it takes a tenth of the time
@@ -118,8 +121,8 @@ class Epochs:
     def due(self, now_ns: int, position: int, *, pressed: bool = False) -> bool:
         """Whether a barrier should go behind what was handed out, which reaches up to ``position``.
 
-        ``pressed``: the log is full, and lets go only of what no checkpoint needs that is kept. Then one is due at once, and
-        another at the same position, since no input comes by which it could grow.
+        ``pressed``: the log is nearly full, and lets go only of what no checkpoint needs that is kept. Then one is due at
+        once, and another at the same position, since no input comes by which it could grow.
         """
         if self._barrier is not None or position < self._position or (position == self._position and not pressed):
             return False

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from tidemill.core.epochs import NEARLY_FULL
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
 from tidemill.core.lately import LATELY_S
 from tidemill.core.patience import Stall
@@ -25,8 +26,6 @@ STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
 _OFTEN: Final = 3
 """Lost processes of a lane within a minute: one record that kills its lane costs two."""
-_NEARLY: Final = 0.9
-"""Share of a log's room, above which it is nearly full."""
 _LONGEST: Final = 400
 """Characters of what an error said; a health page is read at a glance."""
 
@@ -212,7 +211,7 @@ def _strained(statistics: Statistics | None) -> Iterator[str]:
         return
     if state.log_full:
         yield f"ingest log: full, so sources wait: {state.log_why_full}"
-    elif state.log_filled > _NEARLY:
+    elif state.log_filled > NEARLY_FULL:
         for_s = f" and lasts {_s(state.log_seconds_left)} s at the present rate" if state.log_seconds_left < 1e6 else ""
         yield f"ingest log: {state.log_filled:.0%} full; what is left is {state.log_room_bytes / 1e6:,.1f} MB{for_s}"
 

@@ -85,11 +85,13 @@ class IngestLog:
         self._lock = threading.Lock()  # for the buffer and the list of segments; never held while the disk is used
         self._buffer: list[list[bytes]] = []
         self._buffered = 0  # bytes that are not on disk, those which a sync is writing included
+        self._kept = 0  # bytes that are on disk, those which a sync is writing not included
         self._broken = ""
         self._closed = False
         self._segments: list[Segment] = []
         try:
             self._last = self._open()
+            self._kept = self._size()
             self._free = self._look()
         except OSError as error:
             raise self._outside(error, "cannot be opened") from error
@@ -155,6 +157,7 @@ class IngestLog:
             raise
         with self._lock:
             self._free = free
+            self._kept = self._size()
             self._buffered -= taken
             self.durable += len(group)
             return self.durable
@@ -258,6 +261,7 @@ class IngestLog:
                 oldest = self._segments[0]
                 with self._lock:
                     self._segments = self._segments[1:]
+                    self._kept -= oldest.size
                 files.remove(oldest.path)
                 freed += oldest.size
             free = self._look()
@@ -292,13 +296,13 @@ class IngestLog:
     def filled(self) -> float:
         """Share of what the log may take that is taken, 0 to 1."""
         with self._lock:
-            taken = self._kept() + self._buffered
+            taken = self._kept + self._buffered
             return taken / max(taken + self._room(), 1)
 
     def _room(self) -> int:
-        return max(min(self._max_bytes - self._kept(), self._free) - self._buffered, 0)
+        return max(min(self._max_bytes - self._kept, self._free) - self._buffered, 0)
 
-    def _kept(self) -> int:
+    def _size(self) -> int:
         return sum(segment.size for segment in self._segments[:-1]) + self._last.place
 
     def why_full(self) -> str:

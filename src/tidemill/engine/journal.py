@@ -22,6 +22,7 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.core.epochs import NEARLY_FULL
 from tidemill.core.rate import Rate
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.errors import InputError, OutsideError
@@ -206,6 +207,11 @@ class Journal:
             self._bytes -= self._remembered.popleft().size
         self._appended.set()
         return number
+
+    @property
+    def nearly_full(self) -> bool:
+        """Whether sources wait for room in the log, or soon will."""
+        return self.full or self.log.filled > NEARLY_FULL
 
     async def _wait_for_room(self) -> None:
         log = self.log

@@ -244,9 +244,11 @@ class Keeper:
 
     @property
     def pressed(self) -> bool:
-        """Whether the ingest log is full, and would be less so if the checkpoints that are kept were all as the newest."""
+        """Whether the ingest log is nearly full, and would be less so if the checkpoints that are kept were all as the newest.
+        Full alone would be too late: a log that was full, and is nearly so when no more comes, would stay that for ever.
+        """
         kept = self._kept_places
-        return self.journal is not None and self.journal.full and (len(kept) < KEPT or kept[0] != kept[-1])
+        return self.journal is not None and self.journal.nearly_full and (len(kept) < KEPT or kept[0] != kept[-1])
 
     def published(self, place: Place) -> None:
         """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
