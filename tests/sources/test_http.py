@@ -9,6 +9,7 @@ import http.client
 import json
 import ssl
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
@@ -209,6 +210,19 @@ async def test_a_token_must_be_shown() -> None:
             assert "secret" not in told["error"]
         assert (await Sender(engine.source.port).post(lines(1), Authorization="Bearer secret"))[0] == 202
         assert len(engine.rows) == 1
+
+
+async def test_who_guesses_at_the_token_is_told_to_wait_and_the_right_one_is_taken() -> None:
+    """None of them gets in, all of them are counted, and others behind the same address are not silenced."""
+    async with Engine(HTTP(token="secret")) as engine:
+        answers = Counter()
+        for number in range(1_000):
+            status, _, headers = await Sender(engine.source.port).post(lines(1), Authorization=f"Bearer {number}")
+            answers[status, headers.get("retry-after")] += 1
+        assert (await Sender(engine.source.port).post(lines(1), Authorization="Bearer secret"))[0] == 202
+        assert answers == {(401, None): 10, (429, "60"): 990}
+        assert len(engine.rows) == 1
+        assert engine.source.statistics().refused == 1_000
 
 
 async def test_what_a_web_page_posts_is_not_taken_without_a_token() -> None:

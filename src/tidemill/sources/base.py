@@ -61,6 +61,8 @@ class SourceStatistics:
     """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
     turned_away: int = 0
     """Connections that were not taken, because there were too many."""
+    refused: int = 0
+    """Requests that were not taken, and answered why."""
     lost: int = 0
     """What was lost before it could be read, as far as the system tells: datagrams for which there was no room."""
     dials: bool = False

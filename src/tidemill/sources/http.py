@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.core.refusals import Refusals
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
 from tidemill.letters import DeadLetter
@@ -34,6 +36,7 @@ _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
+_log = logging.getLogger("tidemill")
 
 
 class HTTP(ConnectedSource):
@@ -62,7 +65,8 @@ class HTTP(ConnectedSource):
       complete and no record (no time that can be read, no sensor, a name that is a tag and a field) is safe among the dead
       letters, and no reason to send the body again.
     - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol. Nothing of the body was taken.
-    - 401 without the token; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
+    - 401 without the token, 429 instead to a host that has shown ten wrong ones within a minute, though the right one is
+      always taken; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
     - 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
     - 429 with ``Retry-After`` when too much waits, 503 when the run ends. Nothing was taken, or not known to be safe.
 
@@ -134,6 +138,7 @@ class HTTP(ConnectedSource):
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
         self._cert_password = passphrase(cert_password, "HTTP")
         self._certificate = (cert, cert_key, self._cert_password)
+        self._refusals = Refusals()
         self._inbox: Inbox[Posted] | None = None
         self._pending: Acknowledgements[Posted] = Acknowledgements()
         self._yielded = 0
@@ -157,7 +162,9 @@ class HTTP(ConnectedSource):
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(
-            *(self.name, self._connected, self._records, self._rejected), turned_away=self._admission.turned_away
+            *(self.name, self._connected, self._records, self._rejected),
+            turned_away=self._admission.turned_away,
+            refused=self._refusals.count,
         )
 
     @property
@@ -192,6 +199,7 @@ class HTTP(ConnectedSource):
             turn=self._turn,
             tls=tls,
             door=self._begin_admission(),
+            refusals=self._refusals,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
@@ -216,6 +224,11 @@ class HTTP(ConnectedSource):
             self._connected = False
             self._started.clear()
             await self._end(server, serving)
+
+    def _sweep(self, now_ns: int) -> None:
+        super()._sweep(now_ns)
+        if (told := self._refusals.tell(now_ns)) is not None:
+            _log.warning("source %s: %s", self.name, told, extra={"source": self.name})
 
     async def _end(self, server: Server, serving: asyncio.Future[None]) -> None:
         """Whoever still waits for an answer learns that nothing is known of its records."""

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
+from tidemill.core.refusals import Refusals
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat, known_of
@@ -83,12 +84,12 @@ class Posted:
 class _Refused(Exception):
     """What is answered to a request that is not taken."""
 
-    def __init__(self, status: int, error: str, **more: Any) -> None:
+    def __init__(self, status: int, error: str, *, again_s: int = 1, **more: Any) -> None:
         super().__init__(error)
         self.status = status
         self.headers = {"Connection": "close"}  # the rest of its body is read no more
         if status in (429, 503):
-            self.headers["Retry-After"] = "1"
+            self.headers["Retry-After"] = str(again_s)
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
         self.content = {"error": error, **more}
@@ -112,6 +113,7 @@ class Server(uvicorn.Server):
         turn: int,
         tls: ssl.SSLContext | None,
         door: Admission,
+        refusals: Refusals,
     ) -> None:
         app = Starlette(routes=[Route(path, self._ingest, methods=["POST"])])
         config = uvicorn.Config(
@@ -131,6 +133,7 @@ class Server(uvicorn.Server):
         config.ssl = tls
         self.listening = asyncio.Event()
         self._inbox, self._clock = inbox, clock
+        self._refusals = refusals
         self._token = None if token is None else f"Bearer {token}".encode()
         self._limit = limit
         self._form = form
@@ -164,21 +167,28 @@ class Server(uvicorn.Server):
 
     async def _ingest(self, request: Request) -> Response:
         try:
-            self._check(request)
-            posted = await self._read(request)
+            return await self._taken(request)
         except _Refused as refused:
+            self._refusals.count += 1
             return refused.answer()
         except ClientDisconnect:
             return Response(status_code=400)
-        if await posted.safe:
-            return JSONResponse({"records": len(posted.rows)}, 202)
-        return _Refused(503, "the run ended before these records were known to be safe; send them again").answer()
+
+    async def _taken(self, request: Request) -> Response:
+        self._check(request)
+        posted = await self._read(request)
+        if not await posted.safe:
+            raise _Refused(503, "the run ended before these records were known to be safe; send them again")
+        return JSONResponse({"records": len(posted.rows)}, 202)
 
     def _check(self, request: Request) -> None:
         """All that is known before the body comes."""
         if self._token is not None:
             shown = request.headers.get("authorization", "").encode("latin-1", "replace")
             if not hmac.compare_digest(shown, self._token):
+                host = request.client.host if request.client is not None else ""
+                if shown and not self._refusals.wrong_token(host, self._clock.monotonic_ns()):
+                    raise _Refused(429, "too many wrong tokens came from here; show the right one", again_s=60)
                 raise _Refused(401, "show the token: Authorization: Bearer TOKEN")
         elif "origin" in request.headers:  # any page that somebody on this machine looks at could post here
             raise _Refused(403, "this comes from a web page, and needs a token; give HTTP a token= that the page shows")
