@@ -5,10 +5,20 @@ Every waiting has a beginning here, so that whoever asks can tell a quiet edge f
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-__all__ = ["LaneFlow", "SinkFlow", "SinkProgress", "SourceFlow", "SourceProgress", "Trouble", "TroubleBook"]
+__all__ = [
+    "LaneFlow",
+    "SinkCounts",
+    "SinkFlow",
+    "SinkProgress",
+    "SourceFlow",
+    "SourceProgress",
+    "Trouble",
+    "TroubleBook",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class SourceFlow:
     """What was lost before it could be read, as far as the system tells."""
     turned_away: int = 0
     """Connections that were not taken, because there were too many."""
+    refused: int = 0
+    """Requests that were not taken, and answered why."""
     dials: bool = False
     """It opens its connection itself, so it can open another."""
 
@@ -53,6 +65,30 @@ class SinkFlow:
     """How long the oldest of these has waited."""
     commit_age_s: float
     """Since rows were last committed, or flushed in a run without state; before the first time, since the run began."""
+
+
+@dataclass(frozen=True)
+class SinkCounts:
+    """What a sink has done.
+
+    >>> SinkCounts(3, left_out={"unit": 1}) + SinkCounts(4, left_out={"unit": 2})
+    SinkCounts(rows=7, deleted=0, left_out={'unit': 3})
+    """
+
+    rows: int = 0
+    deleted: int = 0
+    """Rows that it has deleted, since they were too old."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Values that it had no place for, by their field."""
+
+    def __add__(self, more: SinkCounts) -> SinkCounts:
+        left_out = Counter(self.left_out) + Counter(more.left_out)
+        return SinkCounts(self.rows + more.rows, self.deleted + more.deleted, dict(left_out))
+
+    def since(self, before: SinkCounts) -> SinkCounts:
+        """What came after what had been done before."""
+        left_out = Counter(self.left_out) - Counter(before.left_out)
+        return SinkCounts(self.rows - before.rows, self.deleted - before.deleted, dict(left_out))
 
 
 @dataclass(frozen=True)
@@ -106,7 +142,7 @@ class SourceProgress:
 
 
 class SinkProgress:
-    """What a sink was handed, and what of it its readers can see; both in one order.
+    """What a sink was handed, and what of it its readers can see; both in one order. What it has written is told by itself.
 
     >>> progress = SinkProgress(0)
     >>> progress.given(1_000_000_000); progress.given(2_000_000_000); progress.shown(3_000_000_000)
@@ -119,6 +155,7 @@ class SinkProgress:
         self._committed_ns = now_ns
         self.commits = 0
         """Batches that were shown so far."""
+        self._earlier = self._kept = SinkCounts()
 
     def given(self, now_ns: int) -> None:
         """A batch was handed to it."""
@@ -135,7 +172,16 @@ class SinkProgress:
         """That of the next attempt: what was handed over and not shown comes once more, and this one hears of no more."""
         made = SinkProgress(self._committed_ns)
         made.commits = self.commits
+        made._earlier = made._kept = self._kept
         return made
+
+    def kept(self, counts: SinkCounts) -> None:
+        """So much of what it has done since its attempt began will not come again."""
+        self._kept = self._earlier + counts
+
+    def total(self, counts: SinkCounts) -> SinkCounts:
+        """What it has done in the whole run, when it is so much since its attempt began."""
+        return self._earlier + counts
 
     @property
     def waiting(self) -> int:

@@ -26,9 +26,8 @@ class Lately:
         self._times: deque[int] = deque(maxlen=_MOST)
 
     def look(self, count: int, now_ns: int) -> None:
-        """It has happened so often, in all; fewer times than before are those of another attempt."""
-        new = count - self._count if count >= self._count else count
-        self._times.extend([now_ns] * min(new, _MOST))
+        """It has happened so often, in all."""
+        self._times.extend([now_ns] * min(count - self._count, _MOST))
         self._count = count
 
     def read(self, now_ns: int) -> int:

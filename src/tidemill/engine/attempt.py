@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
-
-import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
@@ -30,15 +30,16 @@ from tidemill.engine.file_watch import FileWatch
 from tidemill.engine.intake import Beginning, Intake
 from tidemill.engine.keeper import Keeper, Saving
 from tidemill.engine.lane import LaneFactory
-from tidemill.engine.letter_order import LetterOrder
 from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
+from tidemill.engine.outflow import Outflow
 from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
 from tidemill.engine.state_readings import read_state
 from tidemill.engine.stopping import Stopping
+from tidemill.engine.tally import Tally
 from tidemill.errors import OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
@@ -53,8 +54,6 @@ _PRELOAD_S: Final = 2.0
 """Seconds after which a run says why it has not begun."""
 _TICK_EVERY: Final = 10
 """Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
-_MOST_LETTERS: Final = 20_000
-"""Dead letters that may wait for records ahead of them: then the inflow waits too."""
 _log = logging.getLogger("tidemill")
 T = TypeVar("T")
 
@@ -104,43 +103,38 @@ class Attempt:
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
         self._watched, self._buried, self.started = watch, buried, started
-        self.letters = letters
-        self._letter_order = LetterOrder(letters.add)
-        self._learning = checked.schemas[-1].open
         self._lanes_ready = asyncio.Event()
         self._idle = asyncio.Event()
-        self._released = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving: Saving | None = None
-        self._numbers_rows = any(isinstance(sink, LoopSink) or sink.numbered for sink in pipeline.sinks)
-        self.rows = 0
-        """Rows that have left the lanes, with state since the pipeline's first start."""
         self._ready = asyncio.Event()
         self.has_ended = False
         """Whether the input has come to its end, and nothing will ever follow."""
         self.keys = KeyTable(max(lanes, 1), pipeline.max_keys)
         self.watermark = pipeline.watermark()
+        outlets = [self._outlet(sink) for sink in pipeline.sinks]
+        readings.attempt_begins([outlet.name for outlet in outlets])
+        epoch = None if keeper is None else keeper.folder.epoch
+        self.outflow = Outflow(checked, outlets, letters, readings, epoch=epoch, taken=self._check_idle)
         self.mill = Mill(
             checked.plan,
             checked.schemas[0],
-            lanes=lanes,
             keys=self.keys,
             batcher=Batcher(limits),
             clock=clock,
             max_keys=pipeline.max_keys,
             watermark=self.watermark,
+            work=readings.work,
             emit=self._emit,
             fail=self._fail,
             reject=self._reject,
-            reject_row=self._reject_row,
+            reject_row=self.outflow.bury,
             defer=asyncio.get_running_loop().call_soon,
             ready=self._lanes_ready.set,
             copied=self._lane_copied,
             passed=self._barrier_passed,
             moved=self._check_idle,
         )
-        self.outlets = [self._outlet(sink) for sink in pipeline.sinks]
-        readings.attempt_begins([outlet.name for outlet in self.outlets])
         self._has_failed = False
         self._file_watch: FileWatch | None = None
         self.culprit = ""
@@ -155,7 +149,7 @@ class Attempt:
     @property
     def idle(self) -> bool:
         """Whether it goes on, and all that has come in is done."""
-        if not self.running or self._has_failed or self.letters.pending or not self.mill.idle:
+        if not self.running or self._has_failed or self.outflow.letters.pending or not self.mill.idle:
             return False
         state = self.state_statistics()
         return state is None or not state.log_waiting
@@ -175,6 +169,24 @@ class Attempt:
         """With state: up to where in the input the newest checkpoint reaches."""
         return 0 if self._saving is None else self._saving.epochs.statistics().position
 
+    def tally(self) -> Tally:
+        """What was counted, where nothing is in flight of what is before the place, and all that is behind it may be: letters
+        behind it are held."""
+        counts = replace(self.mill.counts, dead_letters=self.mill.counts.dead_letters - self.outflow.held)
+        counts.records_in -= counts.in_flight
+        letters = self.outflow.letters
+        return Tally(counts, dict(self.mill.counters), Counter(letters.reasons), tuple(letters.samples))
+
+    def go_on_from(self, tally: Tally) -> None:
+        """Count on from there."""
+        self.mill.counts = replace(tally.counts)
+        self.mill.counters.update(tally.counters)
+        self.outflow.letters.go_on_from(tally.reasons, tally.samples)
+
+    def kept(self, outlet: Outlet) -> None:
+        """What this sink has written so far will not be put again."""
+        self._readings.kept(outlet)
+
     def state_statistics(self) -> StateStatistics | None:
         """How the state on disk is; None without."""
         keeper = self._keeper
@@ -189,7 +201,7 @@ class Attempt:
                 background = [group.create_task(work) for work in self._background()]
                 inflow = [] if self._inflow.waits else self._begun(group)
                 await self._started_by(group.create_task(self._start()))
-                background += [group.create_task(self._of_sink(outlet, outlet.run)) for outlet in self.outlets]
+                background += [group.create_task(self._of_sink(outlet, outlet.run)) for outlet in self.outflow.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
                 await self._drained()
@@ -200,13 +212,13 @@ class Attempt:
                     task.cancel()
         except BaseException:
             self._has_failed = True
-            for outlet in self.outlets:
+            for outlet in self.outflow.outlets:
                 await outlet.abandon()
             raise
         finally:
             try:
                 try:
-                    await self.letters.aclose()
+                    await self.outflow.letters.aclose()
                 finally:
                     if self._saving is not None:
                         await self._saving.aclose()
@@ -224,7 +236,7 @@ class Attempt:
 
     async def _write_letters(self) -> None:
         with self._blamed("dead letters"):
-            await self.letters.write()
+            await self.outflow.letters.write()
 
     async def _started_by(self, starting: asyncio.Task[None]) -> None:
         """A database that never answers must not keep a run from being stopped."""
@@ -254,7 +266,7 @@ class Attempt:
         self.started.set()
 
     async def _open_outlets(self) -> None:
-        for outlet in self.outlets:
+        for outlet in self.outflow.outlets:
             await self._of_sink(outlet, outlet.open, self.checked.schemas[-1])
 
     async def _of_sink(self, outlet: Outlet, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
@@ -340,7 +352,7 @@ class Attempt:
 
     async def _finished(self) -> None:
         """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
-        tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self.outlets}
+        tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self.outflow.outlets}
         try:
             late = await self.stopping.until(set(tasks), more_s=1.0)
             for task in tasks - late:
@@ -359,9 +371,7 @@ class Attempt:
         before = self.intake.entered
         self.mill.counts.records_in += len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
         await self.intake.put(batch, source, wall_ns)
-        while len(self._letter_order) > _MOST_LETTERS:
-            self._released.clear()
-            await self._released.wait()
+        await self.outflow.room()
 
     def refuse(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""
@@ -371,58 +381,13 @@ class Attempt:
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1
         self._buried(letter)
-        self._reject_row(letter)
+        self.outflow.bury(letter)
         self._check_idle()  # it may have been the last record
-
-    def _reject_row(self, letter: DeadLetter) -> None:
-        """One of a row that a stage had made: no record."""
-        self._letter_order.add(letter)
-        if self._keeper is None:
-            self._letter_order.release(None)
 
     # -- out -------------------------------------------------------------------------------------------------
 
     def _emit(self, finished: Finished) -> None:
-        """A slab's rows, to every sink that has not committed them; its memory is free when the last has taken them."""
-        self._release_letters(finished.position)
-        self._deliver(finished)
-
-    def _deliver(self, finished: Finished) -> None:
-        if self._keeper is not None and self._numbers_rows:
-            finished.batch.sequence = np.arange(self.rows, self.rows + len(finished.batch))
-            finished.batch.epoch = self._keeper.folder.epoch
-        self.rows += len(finished.batch)
-        outlets = [outlet for outlet in self.outlets if outlet.resumed_at < finished.position]
-        left = len(outlets)
-
-        def taken() -> None:
-            nonlocal left
-            left -= 1
-            if left <= 0:
-                finished.freed()
-                self._check_idle()
-
-        if not len(finished.batch) or not outlets:
-            left = 1
-            taken()
-            return
-        self._tell_learned(finished)
-        for outlet in outlets:
-            outlet.put(self._readings.delivery(outlet.name, finished.batch, finished.arrivals, taken))
-
-    def _tell_learned(self, finished: Finished) -> None:
-        """The columns, once a record has shown what the functions add."""
-        batch = finished.batch
-        if self._learning and not self.mill.probing:
-            self._learning = False
-            _log.info("the columns are: %s", batch.schema)
-            for stage, name in self.checked.plan.awaited(self.checked.schemas, batch.names):
-                told = "%s reads column %r, which the first records do not have, and makes nothing of them; their columns are: %s"
-                _log.warning(told, stage, name, ", ".join(batch.names), extra={"stage": stage})
-            for sink in self.pipeline.sinks:
-                for name in set(sink.columns or ()) - set(batch.columns):
-                    told = "sink %s: there is no column %r so far; the columns are: %s"
-                    _log.warning(told, sink.name, name, ", ".join(batch.columns), extra={"sink": sink.name})
+        self.outflow.emit(finished, learned=not self.mill.probing)
 
     def _lane_copied(self, lane: int) -> None:
         if self._saving is not None:
@@ -430,17 +395,13 @@ class Attempt:
 
     def _barrier_passed(self) -> None:
         if self._saving is not None and (position := self._saving.epochs.waits_at) is not None:
-            self._release_letters(position)
+            self.outflow.release(position)
             self._saving.passed()
 
     def _check_idle(self) -> None:
         if self.mill.idle:
-            self._release_letters(self.intake.entered)
+            self.outflow.release(self.intake.entered)
             self._idle.set()
-
-    def _release_letters(self, position: int) -> None:
-        self._letter_order.release(position)
-        self._released.set()
 
     # -- watching --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import math
 import os
 import reprlib
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +110,11 @@ class DeadLetterFile:
     @property
     def count(self) -> int:
         return self.reasons.total()
+
+    def go_on_from(self, reasons: Counter[str], samples: Iterable[DeadLetter]) -> None:
+        """Before the first letter: those of an earlier attempt, which are in the file."""
+        self.reasons.update(reasons)
+        self.samples.extend(samples)
 
     def statistics(self) -> DeadLettersStatistics:
         """How it is, now."""

@@ -39,6 +39,14 @@ class Reading:
     statistics: Statistics
     spread: Spread
     terms: Terms = field(default_factory=Terms)
+    told: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Counters as they were told last, by name and label. What a run works on again is no new input, and whoever scrapes takes
+    a counter that goes back for one that began anew: until it is past what was told, that is told again."""
+
+    def highest(self, name: str, label: str, value: float) -> float:
+        """What to tell of a counter that is so high now."""
+        self.told[name, label] = highest = max(value, self.told.get((name, label), 0.0))
+        return highest
 
 
 Values = Iterable[tuple[str, float]]
@@ -107,7 +115,8 @@ class _Families:
             if values:
                 family = made[metric.kind](name, metric.told, labels=[metric.label] if metric.label else [])
                 for label, value in values:
-                    family.add_metric([_label(label)] if metric.label else [], value)
+                    told = self._reading.highest(name, label, value) if metric.kind == "counter" else value
+                    family.add_metric([_label(label)] if metric.label else [], told)
                 yield family
 
 
@@ -186,6 +195,8 @@ METRICS: Final = (
            _each("source_flows", lambda f: f.lost), "source"),
     Metric("source_turned_away", "counter", "Connections to the source that were not taken, because there were too many.",
            _each("source_flows", lambda f: f.turned_away), "source"),
+    Metric("source_refused", "counter", "Requests to the source that were not taken, and answered why.",
+           _each("source_flows", lambda f: f.refused), "source"),
     Metric("source_last_record_age_seconds", "gauge", "Since the source's last record.",
            _each("source_flows", lambda f: f.last_record_age_s), "source"),
     Metric("source_held_seconds", "gauge", "How long the source has waited for the engine to take what it gave.",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import StateFolder
+from tidemill.engine.tally import Tally
 from tidemill.errors import InputError
 from tidemill.sinks.base import Keeping
 from tidemill.stages.base import Stage
@@ -90,6 +91,7 @@ class Keeper:
         self.warming = False
         """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
+        self._tallies: dict[int, Tally] = {}
 
     @property
     def place(self) -> Place:
@@ -128,9 +130,15 @@ class Keeper:
         if self.journal is not None:
             self.journal.rewind(self.place.get("entry", 0))
 
+    def tallied(self, number: int, tally: Tally) -> None:
+        """A checkpoint of this run is about to be written, at which so much had been counted."""
+        self._tallies[number] = tally
+        for old in sorted(self._tallies)[: -(KEPT + 1)]:
+            del self._tallies[old]
+
     async def restore(self, attempt: Attempt) -> Beginning:
-        """Give the attempt the state of the newest checkpoint; where its input begins."""
-        cuts = sorted({outlet.resumed_at for outlet in attempt.outlets if outlet.resumed_at})
+        """Give the attempt the state of the newest checkpoint, and what this run had counted there; where its input begins."""
+        cuts = sorted({outlet.resumed_at for outlet in attempt.outflow.outlets if outlet.resumed_at})
         if self.found is None:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
@@ -145,7 +153,8 @@ class Keeper:
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
-        attempt.rows = facts["rows"]
+        attempt.go_on_from(self._tallies.get(self.number, Tally()))
+        attempt.outflow.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
         attempt.mill.learned_before(
@@ -202,7 +211,7 @@ class Keeper:
 
     def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
         """A sink had committed all up to the checkpoint, or there would be none."""
-        for outlet in attempt.outlets:
+        for outlet in attempt.outflow.outlets:
             if outlet.name not in facts["sinks"] and 0 < outlet.resumed_at < facts["position"]:
                 _log.warning(
                     "the sink %s was left out for a while: of inputs %d to %d it has no rows",
@@ -221,7 +230,7 @@ class Keeper:
         """All that the log held has entered. What a sink has seen had been there before, so an output that reaches further has
         seen other inputs at the places of those that come next: they would be taken for written, and be nowhere."""
         entered = attempt.intake.entered
-        for outlet in attempt.outlets:
+        for outlet in attempt.outflow.outlets:
             if outlet.resumed_at > entered:
                 raise InputError(
                     f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
@@ -233,7 +242,7 @@ class Keeper:
         """The checkpoints of an attempt."""
         epochs = Epochs(
             lanes=len(attempt.mill.lanes),
-            sinks=len(attempt.outlets),
+            sinks=len(attempt.outflow.outlets),
             interval_ns=round(self.state.checkpoint_s * 1e9),
             number=self.number,
             position=self.position,
@@ -266,6 +275,7 @@ class _Facts:
     keys: list[Any]
     slots: list[int]
     letters: asyncio.Future[int] | None = None
+    tally: Tally = field(default_factory=Tally)
 
 
 class Saving:
@@ -282,16 +292,20 @@ class Saving:
         self._unchanging = {
             "epoch": keeper.folder.epoch,
             "lanes": len(attempt.mill.lanes),
-            "sinks": [outlet.name for outlet in attempt.outlets if outlet.sink.keeps_position],
+            "sinks": [outlet.name for outlet in attempt.outflow.outlets if outlet.sink.keeps_position],
             "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
         }
         """Facts that are the same in every checkpoint of the attempt."""
-        for number, outlet in enumerate(attempt.outlets):
+        for number, outlet in enumerate(attempt.outflow.outlets):
             outlet.kept = self._kept_by(number)
             epochs.committed(number, outlet.resumed_at)
 
     def _kept_by(self, sink: int) -> Callable[[int], None]:
-        return lambda position: self.epochs.committed(sink, position)
+        def kept(position: int) -> None:
+            self._attempt.kept(self._attempt.outflow.outlets[sink])
+            self.epochs.committed(sink, position)
+
+        return kept
 
     @property
     def reached(self) -> int:
@@ -346,16 +360,16 @@ class Saving:
         waits_at = self.epochs.waits_at
         if waits_at is None or self._at_barrier is None:
             return
-        self._at_barrier.letters = self._attempt.letters.bookmark()
-        self._at_barrier.facts["rows"] = self._attempt.rows
+        self._at_barrier.letters = self._attempt.outflow.letters.bookmark()
+        self._at_barrier.facts["rows"] = self._attempt.outflow.rows
+        if not self._keeper.warming:
+            self._at_barrier.tally = self._attempt.tally()
         self.epochs.pass_barrier()
         self._commit(waits_at)
         self.epochs.told(self._clock.monotonic_ns(), waits_at)
 
     def _commit(self, position: int) -> None:
-        for outlet in self._attempt.outlets:
-            if outlet.resumed_at < position:
-                outlet.commit(position)
+        self._attempt.outflow.commit(position)
 
     def _raise_barrier(self, now: int) -> None:
         attempt, mill = self._attempt, self._attempt.mill
@@ -392,11 +406,12 @@ class Saving:
         facts = {
             **at_barrier.facts,
             **mill.learned(),
-            "letters": None if self._keeper.warming else str(self._attempt.letters.path),
+            "letters": None if self._keeper.warming else str(self._attempt.outflow.letters.path),
             "letters_bytes": length,
             "written_ns": self._clock.wall_ns(),
         }
         arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))
+        self._keeper.tallied(number, at_barrier.tally)
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
         await asyncio.to_thread(self._keeper.published, facts["place"])
         self.epochs.published(self._clock.monotonic_ns())

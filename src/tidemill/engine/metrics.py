@@ -206,7 +206,7 @@ class LaneStatistics:
     pid: int | None
     """Its process; None inline, or while a new one is being started."""
     busy_s: float = 0.0
-    """Seconds that it worked, since the run's attempt began."""
+    """Seconds that it worked, since the run began."""
 
 
 @dataclass(frozen=True)

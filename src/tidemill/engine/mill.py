@@ -33,10 +33,10 @@ from tidemill.engine.filling import Filler, Slab
 from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.learned import Learned
-from tidemill.engine.metrics import BatchSizes, Counts
+from tidemill.engine.metrics import Counts
 from tidemill.engine.outlets import error_of
 from tidemill.engine.slabs import Slabs
-from tidemill.engine.stage_times import StageTimes
+from tidemill.engine.work import Work
 from tidemill.errors import EngineError, OutsideError, StageError
 from tidemill.formats.packed import Full, Unpacker
 from tidemill.lanes.channel import Exit
@@ -90,7 +90,7 @@ class Finished:
 class Mill:
     """Lanes, slabs and the books of one run.
 
-    ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
+    What the lanes do is added to ``work``. ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
     records, ``reject_row`` those of rows that stages had made.
     ``ready`` is called when all lanes have loaded the plan, ``copied`` when a lane has copied its state at a barrier, and
     ``passed`` when all before the barrier has been emitted, and nothing behind it; ``moved`` when a control record has
@@ -102,12 +102,12 @@ class Mill:
         plan: Plan,
         schema: Schema,
         *,
-        lanes: int,
         keys: KeyTable,
         batcher: Batcher,
         clock: Clock,
         max_keys: int,
         watermark: Watermark,
+        work: Work,
         emit: Callable[[Finished], None],
         fail: Callable[[BaseException], None],
         reject: Callable[[DeadLetter], None],
@@ -125,15 +125,13 @@ class Mill:
         self._emit, self._fail, self._defer = emit, fail, defer
         self._ready_to_work, self._moved = ready, moved
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
-        self.lanes = [Lane(number, self._layout) for number in range(max(lanes, 1))]
+        self.lanes = [Lane(number, self._layout, work) for number, work in enumerate(work.lanes)]
         self.ledger = Ledger(len(self.lanes))
         self.slabs = Slabs()
         self.counts = Counts()
         self.counters: dict[str, int] = {}
         self._burials = Burials(plan, self.counters, reject, reject_row)
-        self.sizes = BatchSizes()
-        self.stage_times = StageTimes(plan)
-        self.first_done_ns = 0
+        self._work = work
         self.culprit = ""
         """Who failed, where the outside is to blame."""
         self._watermark = watermark
@@ -258,14 +256,14 @@ class Mill:
 
     def read_counters(self) -> dict[str, int]:
         """What stages counted, and what was counted of them; nothing that never happened."""
-        own = {"over_budget": self.stage_times.over_budget, "time_ahead": self._watermark.ahead}
+        own = {"over_budget": self._work.stages.over_budget, "time_ahead": self._watermark.ahead}
         return self.counters | {what: times for what, times in own.items() if times}
 
     def enforce_deadlines(self) -> None:
         """Tell of functions that run long, and kill lanes whose function has run too long; called several times per
         deadline."""
         now = self._clock.monotonic_ns()
-        self.stage_times.watch(self.lanes, now)
+        self._work.stages.watch(self.lanes, now)
         for lane in self.lanes:
             if lane.overdue(now, self._deadlines):
                 told = "lane %d: a function passed its deadline and is stopped"
@@ -329,7 +327,7 @@ class Mill:
                 taken = intake.put_back(taken, len(taken.batch) // 2)
                 packer.rewind()
         self._batcher.sent(len(taken.batch))
-        self.sizes.add(len(taken.batch))
+        self._work.batches.add(len(taken.batch))
         if slab.marks is not None:
             self._advance(taken, slab.marks[1])
         self._hand_out(slab)
@@ -448,14 +446,12 @@ class Mill:
         slab.shares[lane.number] = Share(slab.rows[lane.number][1], result, payload, names)
         if len(slab.taken.batch):
             self._batcher.measured(len(slab.taken.batch), result.busy_ns / 1e9, lane.number)
-        self.stage_times.add(result.stage_ns)
+        self._work.stages.add(result.stage_ns)
         lane.objects.committed(result.objects)
         lane.went_on_ns = self._clock.monotonic_ns()
-        lane.busy_ns += result.busy_ns
-        lane.batches += 1
+        lane.work.busy_ns += result.busy_ns
+        lane.work.batches += 1
         lane.blame.committed(number)
-        for what, times in result.counts.items():
-            self.counters[what] = self.counters.get(what, 0) + times
         first = not self._ready
         self._ready.extend(self.ledger.committed(lane.number, number))
         if first:
@@ -477,8 +473,8 @@ class Mill:
     def _finish(self, number: int) -> None:
         """All lanes are through with a slab, and with all before it."""
         slab = self._open.pop(number)
-        if not self.first_done_ns:
-            self.first_done_ns = self._clock.monotonic_ns()
+        if not self._work.first_done_ns:
+            self._work.first_done_ns = self._clock.monotonic_ns()
         shares = self._learned.settled([slab.shares[lane] for lane in sorted(slab.shares)])
         if self._learned.kinds_from(shares):
             for lane in self.lanes:
@@ -489,6 +485,9 @@ class Mill:
         self.counts.rows_from_records += records
         self.counts.emitted += made
         self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
+        for share in shares:
+            for what, times in share.result.counts.items():
+                self.counters[what] = self.counters.get(what, 0) + times
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
         self.done = slab.taken.end
@@ -526,7 +525,7 @@ class Mill:
             self.barriers.recall(lane, lane.memory.committed + 1)
             self._blame(lane, how)
             self._replace(lane)
-            fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.restarts}
+            fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.work.restarts}
             _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how, extra=fields)
             self.pump()
         except TooManyDeaths as death:
@@ -545,7 +544,7 @@ class Mill:
                 raise StageError(f"{self._plan.stages[stage].name} failed: {next(iter(rows.values()))[1]}")
 
     def _replace(self, lane: Lane) -> None:
-        lane.restarts += 1
+        lane.work.restarts += 1
         lane.detach()
         self._start(lane)
         for step in self._controls.among(self.ledger.owed(lane.number)):

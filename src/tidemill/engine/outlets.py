@@ -12,13 +12,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 from tidemill import errors
 from tidemill.batch import Batch
+from tidemill.core.flows import SinkCounts
 from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError, StageError, TidemillError
 from tidemill.lanes.sink_main import SinkHost
@@ -66,20 +66,15 @@ class Outlet(abc.ABC):
     kept: Callable[[int], None] = staticmethod(lambda _: None)
     resumed_at = 0
     """Up to where in the input the sink had committed when it was opened: those rows are not put again."""
-    rows = 0
-    """Rows the sink has written."""
-    left_out: Mapping[str, int] = MappingProxyType({})
-    """Values that the sink had no place for, by their field."""
-    deleted = 0
-    """Rows that it has deleted, since they were too old."""
+    counts = SinkCounts()
+    """What the sink has done since it was opened."""
 
-    def note(self, rows: int, left_out: Mapping[str, int], deleted: int = 0) -> None:
+    def note(self, counts: SinkCounts) -> None:
         """What the sink tells of itself."""
-        self.rows, self.deleted = rows, deleted
-        for name in left_out.keys() - self.left_out.keys():
+        for name in counts.left_out.keys() - self.counts.left_out.keys():
             why = self.sink.why_left_out(name)
             _log.warning("sink %s: %s", self.name, why, extra={"sink": self.name, "field": name})
-        self.left_out = left_out
+        self.counts = counts
 
     @abc.abstractmethod
     async def open(self, schema: Schema) -> None:
@@ -114,6 +109,7 @@ class LoopOutlet(Outlet):
         self.sink = sink
         self._timed = timed
         self.name = sink.name
+        self._before = _counts(sink)
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._to_close = False
 
@@ -135,7 +131,7 @@ class LoopOutlet(Outlet):
                 self._waiting.task_done()
                 continue
             await self._named(self._timed(self._write(delivery.batch)))
-            self.rows = self.sink.statistics().rows
+            self.counts = _counts(self.sink).since(self._before)
             delivery.written()
             delivery.shown()
             delivery.taken()
@@ -175,6 +171,7 @@ class ThreadOutlet(Outlet):
         self.keeping = keeping
         self._host = SinkHost(sink, FLUSH_S, keeping)
         self.name = sink.name
+        self._before = _counts(sink)
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._came = asyncio.Event()
         self._unseen = Unseen()
@@ -229,8 +226,7 @@ class ThreadOutlet(Outlet):
             self.kept(todo.position)
             return
         await self._call(self._host.write, self._host.written + 1, todo.batch)
-        statistics = self.sink.statistics()
-        self.note(statistics.rows, statistics.left_out, statistics.deleted)
+        self.note(_counts(self.sink).since(self._before))
         todo.written()
         self._unseen.add(self._host.written, todo.shown)
         todo.taken()
@@ -249,6 +245,12 @@ class ThreadOutlet(Outlet):
             closing = asyncio.get_running_loop().run_in_executor(self._thread, self.sink.close)
             await _closed(self.name, closing)
         self._thread.shutdown(wait=False)
+
+
+def _counts(sink: LoopSink | ProcessSink) -> SinkCounts:
+    """Since the sink was made, which may have been for an earlier attempt."""
+    told = sink.statistics()
+    return SinkCounts(told.rows, told.deleted, told.left_out)
 
 
 async def _closed(name: str, closing: Awaitable[None]) -> None:

@@ -41,6 +41,7 @@ class Seen:
     statistics: Statistics | None
     spread: Spread | None = None
     terms: Terms = field(default_factory=Terms)
+    told: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def refused(host: str) -> Page | None:
@@ -90,7 +91,7 @@ def _metrics(seen: Seen, accept: str) -> Page:
         return _said(501, missing)
     if seen.statistics is None or seen.spread is None:
         return _said(503, "the run is being started")
-    content_type, body = exposed(Reading(seen.statistics, seen.spread, seen.terms), accept)
+    content_type, body = exposed(Reading(seen.statistics, seen.spread, seen.terms, seen.told), accept)
     return Page(200, content_type, body)
 
 

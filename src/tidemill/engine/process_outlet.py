@@ -10,6 +10,7 @@ from typing import Final
 import cloudpickle
 
 from tidemill.batch import Batch
+from tidemill.core.flows import SinkCounts
 from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Commitment, Delivery, Outlet, error_of
 from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError
@@ -132,7 +133,7 @@ class ProcessOutlet(Outlet):
     def _received(self, message: FromLane, _: Payload) -> None:
         match message:
             case Written(number, flushed, rows, _, left_out, deleted):
-                self.note(rows, left_out, deleted)
+                self.note(SinkCounts(rows, deleted, left_out))
                 while self._sent and self._sent[0][0] <= number:
                     sent, region, delivery = self._sent.popleft()
                     self._free.append(region)
@@ -150,7 +151,7 @@ class ProcessOutlet(Outlet):
             case Kept(position):
                 self.kept(position)
             case SinkClosed(rows, _, left_out, deleted):
-                self.note(rows, left_out, deleted)
+                self.note(SinkCounts(rows, deleted, left_out))
                 self._unseen.show_rest()
                 if not self._closed.done():
                     self._closed.set_result(None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock, thread_cpu_ns
-from tidemill.core.flows import LaneFlow, SinkFlow, SinkProgress, Trouble
+from tidemill.core.flows import LaneFlow, SinkCounts, SinkFlow, SinkProgress, Trouble
 from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
+from tidemill.core.plan import Plan
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.metrics import (
     Histogram,
@@ -25,6 +26,7 @@ from tidemill.engine.mill import Mill
 from tidemill.engine.outlets import Delivery, Outlet
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.slabs import SLAB_COUNT
+from tidemill.engine.work import Work
 from tidemill.held import Held
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
@@ -49,11 +51,12 @@ _SIZES: Final = (1, 10, 100, 1_000, 10_000, 100_000)
 class Readings:
     """The clocks of one run, which starts when this is made; ``lanes`` is 0 inline, where one lane is measured."""
 
-    def __init__(self, clock: Clock, lanes: int) -> None:
+    def __init__(self, clock: Clock, lanes: int, plan: Plan) -> None:
         self._clock = clock
         self._begun_ns = clock.monotonic_ns()
         self._last: dict[str, tuple[int, int, list[int]]] = {}
         self._lanes = max(lanes, 1)
+        self.work = Work(plan, self._lanes)
         self._load = LoadMeter()
         self._sinks: dict[str, SinkProgress] = {}
         self._lost = [Lately() for _ in range(self._lanes)]
@@ -62,6 +65,8 @@ class Readings:
         self._visible = Histogram()
         self._user_code = Histogram()
         self.loop_lag = LagMonitor(clock)
+        self.told: dict[tuple[str, str], float] = {}
+        """Counters as others were told of them, by name and label: none goes back while inputs are worked on again."""
         self.kernels = ""
         """"compiled", "interpreted", or empty when no stage needs them."""
         self.cold_s = 0.0
@@ -95,10 +100,9 @@ class Readings:
                 histogram.add(now - arrived_ns, records)
 
     def attempt_begins(self, sinks: Sequence[str]) -> None:
-        """What is measured of an attempt begins anew; what sinks have shown so far does not."""
+        """How the resources are used is measured anew; what lanes and sinks have done so far stays."""
         now = self._clock.monotonic_ns()
         self._load = LoadMeter()
-        self._last.clear()
         self._sinks = {name: self._sinks[name].again() if name in self._sinks else SinkProgress(now) for name in sinks}
 
     @property
@@ -106,19 +110,23 @@ class Readings:
         """Batches that sinks have shown so far."""
         return sum(progress.commits for progress in self._sinks.values())
 
+    def kept(self, outlet: Outlet) -> None:
+        """What this sink has written so far will not be put again."""
+        self._sinks[outlet.name].kept(outlet.counts)
+
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
         mill, state = attempt.mill, attempt.state_statistics()
         now = self._clock.monotonic_ns()
         attempt.keys.look(now)
         for lane in mill.lanes:
-            self._lost[lane.number].look(lane.restarts, now)
+            self._lost[lane.number].look(lane.work.restarts, now)
         self._load.add(
             LoadSample(
                 now,
                 mill.counts.records_in,
                 mill.counts.rows_out,
-                tuple(lane.busy_ns for lane in mill.lanes),
+                tuple(work.busy_ns for work in self.work.lanes),
                 thread_cpu_ns(),
                 queue=attempt.intake.statistics().fill,
                 sinks=mill.ledger.statistics().in_sinks / SLAB_COUNT,
@@ -130,42 +138,42 @@ class Readings:
         self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, ending: str = "", by: str = ""
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
-        now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outlets
+        now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outflow.outlets
         then, records, busy = self._last.get(by, (self._begun_ns, 0, [0] * self._lanes))
         span = max(now - then, 1)
         in_flight = mill.ledger.in_flight()
         lanes = tuple(
             LaneStatistics(
-                min(1.0, (lane.busy_ns - before) / span),
-                lane.batches,
-                lane.restarts,
+                min(1.0, (lane.work.busy_ns - before) / span),
+                lane.work.batches,
+                lane.work.restarts,
                 slabs,
                 lane.pid,
-                lane.busy_ns / 1e9,
+                lane.work.busy_ns / 1e9,
             )
             for lane, before, slabs in zip(mill.lanes, busy, in_flight, strict=True)
         )
-        self._last[by] = (now, mill.counts.records_in, [lane.busy_ns for lane in mill.lanes])
+        self._last[by] = (now, mill.counts.records_in, [work.busy_ns for work in self.work.lanes])
         ledger, queue, counts = mill.ledger.statistics(), attempt.intake.statistics(), mill.counts
-        sinks = [(outlet, self._sinks[outlet.name]) for outlet in outlets]
+        sinks = [(name, progress, written.rows) for name, progress, written in self._written(outlets)]
         return Statistics(
             seconds=(now - self._begun_ns) / 1e9,
             records_in=counts.records_in,
             rows_out=counts.rows_out,
             dead_letters=counts.dead_letters,
             filtered=counts.filtered,
-            records_per_s=max(counts.records_in - records, 0) / span * 1e9,  # an attempt counts anew
+            records_per_s=max(counts.records_in - records, 0) / span * 1e9,  # what comes again is not counted twice
             lanes=lanes,
             queue_records=queue.waiting,
             queue_limit=queue.high_records,
             slabs_in_flight=ledger.in_lanes + ledger.done + ledger.in_sinks,
-            batch_records=mill.sizes.read(),
+            batch_records=self.work.batches.read(),
             latency=self._latency.quantiles(),
             loop_lag=self.loop_lag.histogram.quantiles(),
             keys=mill.keys_seen,
             keys_live=mill.keys_live,
             sources=tuple(source.statistics() for source in attempt.pipeline.sources),
-            sinks={outlet.name: outlet.rows for outlet in outlets},
+            sinks={name: rows for name, _, rows in sinks},
             inline=self._inline,
             state=attempt.state_statistics(),
             name=attempt.pipeline.name,
@@ -185,22 +193,26 @@ class Readings:
                 for lane, slabs in zip(mill.lanes, in_flight, strict=True)
             ),
             sink_flows=tuple(
-                SinkFlow(
-                    outlet.name, outlet.rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now)
-                )
-                for outlet, progress in sinks
+                SinkFlow(name, rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now))
+                for name, progress, rows in sinks
             ),
             gone={what: getattr(counts, what) for what in ("filtered", "late", "deduplicated", "dropped", "absorbed")},
-            dead_letters_by_reason=dict(attempt.letters.reasons),
+            dead_letters_by_reason=dict(attempt.outflow.letters.reasons),
             counters=mill.read_counters(),
         )
 
-    def spread(self, mill: Mill) -> Spread:
+    def _written(self, outlets: Sequence[Outlet]) -> Iterator[tuple[str, SinkProgress, SinkCounts]]:
+        """Each sink, with what it has done in the whole run."""
+        for outlet in outlets:
+            progress = self._sinks[outlet.name]
+            yield outlet.name, progress, progress.total(outlet.counts)
+
+    def spread(self) -> Spread:
         """The distributions so far."""
         return Spread(
             self._visible.distribution(_SECONDS_NS),
             self.loop_lag.histogram.distribution(_LAGS_NS),
-            mill.sizes.distribution(_SIZES),
+            self.work.batches.distribution(_SIZES),
         )
 
     def report(
@@ -216,7 +228,8 @@ class Readings:
     ) -> Report:
         """How the run was."""
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
-        counts = mill.counts
+        counts, work = mill.counts, self.work
+        written = {name: total for name, _, total in self._written(outlets)}
         return Report(
             **dataclasses.asdict(counts),
             rows_out=counts.rows_out,
@@ -227,21 +240,21 @@ class Readings:
             user_code=self._user_code.quantiles(),
             latency=self._latency.quantiles(),
             visible=self._visible.quantiles(),
-            lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in mill.lanes),
-            stages=mill.stage_times.report(),
+            lanes=tuple(LaneReport(lane.busy_ns / 1e9 / seconds, lane.batches, lane.restarts) for lane in work.lanes),
+            stages=work.stages.report(),
             inline=self._inline,
-            batch_records=mill.sizes.read(),
+            batch_records=work.batches.read(),
             resumed_at=resumed_at,
             position=position,
             delivery={sink.name: sink.delivery if position is None else sink.delivery_with_state for sink in sinks},
             memory=self.memory,
             dead_letters_by_reason=dict(letters.reasons),
             counters=mill.read_counters(),
-            sinks={outlet.name: outlet.rows for outlet in outlets},
+            sinks={name: total.rows for name, total in written.items()},
             lost={told.name: told.lost for told in (source.statistics() for source in sources) if told.lost},
-            left_out={outlet.name: dict(outlet.left_out) for outlet in outlets if outlet.left_out},
-            deleted={outlet.name: outlet.deleted for outlet in outlets if outlet.deleted},
+            left_out={name: dict(total.left_out) for name, total in written.items() if total.left_out},
+            deleted={name: total.deleted for name, total in written.items() if total.deleted},
             kernels=self.kernels,
             cold_s=self.cold_s,
-            start_s=max(mill.first_done_ns - self._begun_ns, 0) / 1e9,
+            start_s=max(work.first_done_ns - self._begun_ns, 0) / 1e9,
         )

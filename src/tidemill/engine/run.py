@@ -102,7 +102,7 @@ class Run:
         self._showing = Showing(metrics)
         self._terms = Terms(stall_after, silent_after, None if max_dead is None else MaxDead.of(max_dead))
         self._stopping = Stopping(self._clock, grace)
-        self._readings = Readings(self._clock, self._lanes)
+        self._readings = Readings(self._clock, self._lanes, self.pipeline.plan)
         self._reader = SourceReader(self._clock, self._readings.held, self._stopping.asked, self._state is not None)
         self._oversight = Oversight(
             self._terms,
@@ -150,12 +150,12 @@ class Run:
             attempt.mill,
             self.pipeline.sources,
             self.pipeline.sinks,
-            attempt.outlets,
-            attempt.letters,
+            attempt.outflow.outlets,
+            attempt.outflow.letters,
             resumed_at=resumed_at,
             position=None if keeper is None else attempt.saved_up_to,
         )
-        _tell_of_letters(attempt.letters, self.report.records_in)
+        _tell_of_letters(attempt.outflow.letters, self.report.records_in)
         return self.report
 
     def _begin_server(self) -> None:
@@ -385,7 +385,7 @@ class Run:
         attempt = self._attempt
         if attempt is None:
             return Seen(None)
-        return Seen(self._statistics("pages"), self._readings.spread(attempt.mill), self._terms)
+        return Seen(self._statistics("pages"), self._readings.spread(), self._terms, self._readings.told)
 
     def _overseen(self) -> Statistics | None:
         return None if self._attempt is None else self._statistics("oversight")
