@@ -17,7 +17,7 @@ PEERS_PYTHON ?= $(PYTHON)
 help:
 	@echo 'make demo        a thousand synthetic sensors and this machine'\''s own, live; ARGS="--seconds 10 --rate 50000"'
 	@echo 'make test        everything: check, then every test'
-	@echo 'make test-fast   the tests that are not slow: three to four minutes on two cores'
+	@echo 'make test-fast   the tests that are not slow: under two minutes on two cores'
 	@echo 'make check       ruff (format and lint), mypy --strict, and that nothing from outside is unpickled or evaluated'
 	@echo 'make chaos       kills, stops and failing disks by the thousand, each campaign up to an hour; ARGS="lanes --strikes 50"'
 	@echo 'make bench       the numbers of bench/README.md, as ratios measured in one run'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import socket
 import sys
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 from hypothesis import strategies as st
+from tests.slow import slow_tests
 
 import tidemill as tm
 
@@ -24,16 +26,26 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 _SLOW = ("acceptance", "bridge", "chaos", "durability")
-"""Folders of tests that start processes by the hundred; `make test-fast` leaves them out."""
+"""Folders of tests that start processes by the hundred; `make test-fast` leaves them out, and what ``slow.txt`` names."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frozen() -> Iterator[None]:
+    """What thousands of tests are made of is not looked through for garbage by each run that one of them begins."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named = slow_tests()
     for item in items:
-        if item.path.parent.name in _SLOW:
+        if item.path.parent.name in _SLOW or item.nodeid.partition("[")[0] in named:
             item.add_marker(pytest.mark.slow)
 
 

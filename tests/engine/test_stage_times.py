@@ -6,7 +6,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.core.plan import Plan
-from tidemill.engine.lane import Lane
+from tidemill.engine.lane import Lane, LaneWork
 from tidemill.engine.stage_times import StageTimes
 from tidemill.testing import ListSink
 
@@ -33,7 +33,7 @@ def test_the_report_has_the_seconds_of_every_stage(lanes):
 
 def test_a_call_that_passes_its_budget_is_told_of_once_and_goes_on(caplog):
     plan = Plan(tm.Filter("value > 1"), tm.Map(busy).within(0.5))
-    lane, times = Lane(0, plan.layout(4, 4)), StageTimes(plan)
+    lane, times = Lane(0, plan.layout(4, 4), LaneWork()), StageTimes(plan)
     lane.memory.begin(1)
     lane.memory.mark(1, 3, since_ns=1_000)
     for now_ns in (400_000_000, 600_000_000, 900_000_000):

@@ -19,16 +19,23 @@ YOUNG_OBJECTS: Final = 10_000
 @contextlib.contextmanager
 def responsive() -> Iterator[None]:
     """While open, neither another thread nor a full garbage collection (10 ms and more over all the application's
-    objects) holds the loop for long; the settings are given back afterwards."""
+    objects) holds the loop for long; the settings are given back afterwards.
+
+    An application that has frozen its objects itself, as another run in it has, keeps them frozen: to look through the rest is
+    not worth its time.
+    """
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(min(SWITCH_INTERVAL_S, interval))
-    gc.collect()
-    gc.freeze()
+    freezes = not gc.get_freeze_count()
+    if freezes:
+        gc.collect()
+        gc.freeze()
     if thresholds[0]:
         gc.set_threshold(max(thresholds[0], YOUNG_OBJECTS), *thresholds[1:])
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if freezes:
+            gc.unfreeze()
         sys.setswitchinterval(interval)
