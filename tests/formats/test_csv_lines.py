@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -185,6 +186,29 @@ def test_encoding_against_the_csv_module() -> None:
     assert read[2] == ["line\nbreak", "", "1970-01-01T00:00:01.5Z", "", "false"]
     assert [float(read[3][1]), read[3][2:]] == [1e300, ["", "x,y", "true"]]
     assert encode_csv(batch.slice(0, 0)) == b""
+
+
+FORMULAS = [
+    f"{lead}{start}{rest}"
+    for lead in ("", " ", "\u00a0", "\n")
+    for start in ("=", "+", "-", "@", "\t", "\r", "\t=")
+    for rest in ("1+1", 'HYPERLINK("http://elsewhere.example")', "cmd|' /C calc'!A0", "SUM(1,2)")
+]
+
+
+def test_no_cell_is_a_formula_when_a_spreadsheet_is_to_open_it() -> None:
+    """Texts of every column, nested ones and the names of columns; numbers and other texts stay as they are."""
+    rows = [{"s": text, "o": {"a": text}, text: -1.5, "n": -number} for number, text in enumerate(FORMULAS)]
+    rows += [{"s": "pump-1", "o": text, "n": 0} for text in FORMULAS]
+    read = list(
+        csv.reader(io.StringIO(encode_csv(Batch.from_rows(rows), header=True, plain=True).decode(), newline=""))
+    )
+    cells = [cell for line in read for cell in line]
+    texts = [cell for cell in cells if cell and not re.fullmatch(r"-?[0-9.]+", cell)]
+    assert not [cell for cell in texts if cell.lstrip()[:1] in set("=+-@") or cell[0] in "\t\r"]
+    assert {cell[1:] for cell in texts if cell.startswith("'")} == set(FORMULAS)
+    assert [line[read[0].index("n")] for line in read[1:3]] == ["0", "-1"]
+    assert "pump-1" in cells
 
 
 @given(

@@ -88,6 +88,16 @@ def test_append_to_csv_keeps_its_header(tmp_path: Path) -> None:
         write(path, [{"c": 1.5}], if_exists="append")
 
 
+def test_a_csv_for_a_spreadsheet_is_appended_to_under_its_names(tmp_path: Path) -> None:
+    """The apostrophe belongs to the file, not to the column; other formats have no use for it."""
+    path = tmp_path / "out.csv"
+    for start in ("fail", "append"):
+        write(path, [{"=a": "@b", "c": -1}], if_exists=start, spreadsheet=True)
+    assert path.read_text().splitlines() == ["'=a,c", "'@b,-1", "'@b,-1"]
+    with pytest.raises(PlanError, match="for CSV alone"):
+        sinks.Lines(tmp_path / "out.ndjson", spreadsheet=True)
+
+
 def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     """An unknown one is refused with those known; ``format`` overrules it."""
     with pytest.raises(PlanError, match=r"\.ndjson, \.jsonl, \.csv.*format="):

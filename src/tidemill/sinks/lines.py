@@ -64,6 +64,9 @@ class Lines(ProcessSink):
     ``integers``     of line protocol: False writes every number as a float, also ``5`` that came as an integer, unless its
                      column is declared ``int``: InfluxDB refuses a field that is one here and the other there
 
+    ``spreadsheet``  of CSV: True puts an apostrophe before each text that a spreadsheet would work out as a formula instead of
+                     showing it, ``=HYPERLINK(...)``: whoever names a sensor may do harm on the desk where the file is opened
+
     NDJSON keeps each record's fields, order and types; NaN is null, an absent field is left out. CSV has the columns
     that are known when the run starts, else those of its first batch, or those of ``columns=``; what is missing is empty.
     A field that comes later has no place under that header: the row is written without it, and the report counts it.
@@ -113,6 +116,7 @@ class Lines(ProcessSink):
         time: str | None = None,
         precision: str | None = None,
         integers: bool = True,
+        spreadsheet: bool = False,
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
         if_exists: IfExists = "fail",
@@ -140,6 +144,9 @@ class Lines(ProcessSink):
             raise PlanError(
                 'measurement=, tags=, time=, precision= and integers= of Lines are for format="influx" alone.'
             )
+        if spreadsheet and self.format != "csv":
+            raise PlanError("spreadsheet= of Lines is for CSV alone.")
+        self.spreadsheet = spreadsheet
         self._wanted = columns
         self._output: Output | None = None
         self._fence: Fence | None = None
@@ -251,7 +258,7 @@ class Lines(ProcessSink):
         if output is None:
             return
         names = () if self.format != "csv" or self._began else self._header or self._schema.names
-        header = csv_header(names) if names else b""  # a run without rows leaves a header
+        header = csv_header(names, plain=self.spreadsheet) if names else b""  # a run without rows leaves a header
         if isinstance(output, KeptOutput):
             assert self._fence is not None
             try:
@@ -349,7 +356,7 @@ class Lines(ProcessSink):
                 require_whole_gzip(self.path)
             if self.format == "csv":
                 wanted = () if self._fits else self._header or ()
-                self._header = self._fitting(header_of(self.path), wanted)
+                self._header = self._fitting(header_of(self.path, plain=self.spreadsheet), wanted)
 
     def _encoded(self, batch: Batch) -> bytes:
         if self._influx is not None:
@@ -367,7 +374,7 @@ class Lines(ProcessSink):
         starts, self._began = not self._began, True
         if batch.names != self._header:
             batch = self._aligned(batch, self._header)
-        return encode_csv(batch, header=starts)
+        return encode_csv(batch, header=starts, plain=self.spreadsheet)
 
     def _aligned(self, batch: Batch, header: tuple[str, ...]) -> Batch:
         for name, column in batch.columns.items():
