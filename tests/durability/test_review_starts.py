@@ -227,7 +227,7 @@ class Held(ListSink):
 
 async def test_letters_that_wait_for_a_sink_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They stand behind a record that is not through; all else that comes is in the log."""
-    monkeypatch.setattr("tidemill.engine.attempt._MOST_LETTERS", 10)
+    monkeypatch.setattr("tidemill.engine.outflow._MOST_LETTERS", 10)
     sink, bad = Held(), {"sensor": "S1", "time": "never", "value": 1}
     source = Endless([[record(1)], *[[bad, bad]] * 50, [record(2)]], name="scripted")
     pipeline = tm.Pipeline(source, tm.Plan(tm.Lag("value")), sink, name="plant")
