@@ -12,7 +12,7 @@ import pytest
 import tidemill as tm
 from tidemill.errors import LaneDied
 from tidemill.lanes.framing import frame
-from tidemill.lanes.wire import Committed, Failed, Returned
+from tidemill.lanes.wire import Committed, Failed, Partly, Returned
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -47,6 +47,9 @@ LIES = {
     "sizes beyond the payload": framed(Returned(2, 1, [False], [10**9]), b"x"),
     "a size below nothing": framed(Returned(2, 1, [False, False], [-1, 2]), b"x"),
     "two answers to one": framed(Returned(2, 1, [False, False], [1, 1]), b"xx"),
+    "a part of a call that has none": framed(Partly(2, [False], [1]), b"x"),
+    "a part of a call that never was": framed(Partly(10**9, [False], [1]), b"x"),
+    "a part that is beyond the payload": framed(Partly(2, [False], [10]), b"x"),
     "a place outside of the arena": framed(Returned(2, 1, [False], [1], 10**12, 100), b"x"),
     "a place of no size": framed(Returned(2, 1, [False], [1], 0, 0), b"x"),
 }

@@ -136,11 +136,11 @@ class Batcher:
     """
 
     START = 64
-    """Records of the first batch at most: its cost is not known yet."""
+    """Records of the first batch at most, where its maker says no other ``start``: its cost is not known yet."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, start: int = START) -> None:
         self.limits = limits or Limits()
-        self._cap = self._proven = min(self.START, self.limits.max_records)
+        self._cap = self._proven = min(start, self.limits.max_records)
         self._largest = 0  # sent since the cap last fell
         self._affordable = 0
         self._costs: dict[int, _Cost] = {}

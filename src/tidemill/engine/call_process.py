@@ -13,22 +13,35 @@ from tidemill.errors import EngineError
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
+from tidemill.lanes.finished import FINISHED_BYTES, Finished
 from tidemill.lanes.framing import Payload, pieces
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
+from tidemill.lanes.wire import Call, Forget, Function, Message, Partly, Returned, Revoke
 
 __all__ = ["CallProcess", "Request", "answers_of"]
 
 MAX_FUNCTIONS: Final = 256
 """Functions that a process keeps; the one sent first is forgotten."""
+_FINISHED_AT: Final = CURSOR_BYTES + LAST_WORDS_BYTES
 
 
 class Request:
     """A call as it is sent, and who is told of its end: once, with the answers or with why there are none."""
 
-    __slots__ = ("busy_ns", "function", "listed", "name", "parcels", "settle", "size", "timeout_s")
+    __slots__ = (
+        "busy_ns",
+        "finished",
+        "function",
+        "listed",
+        "name",
+        "parcels",
+        "settle",
+        "size",
+        "struck",
+        "timeout_s",
+    )
 
     def __init__(
         self,
@@ -49,6 +62,10 @@ class Request:
         self.timeout_s = timeout_s
         self.busy_ns = 0
         """Of the lane; known once it has answered."""
+        self.finished: list[Answer] = []
+        """Of a bundle, the first answers, which came before the others."""
+        self.struck = False
+        """Of a bundle, whether a process died in it: in the first call without an answer, if there is one."""
         self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
         """Bytes of its parcels."""
 
@@ -60,8 +77,9 @@ class CallProcess:
     """The number of the call that makes it ready; others have higher ones."""
 
     def __init__(self, round_: int = 0, arena_bytes: int = 0) -> None:
-        self.memory = Shared("cursor", CURSOR_BYTES + LAST_WORDS_BYTES)
+        self.memory = Shared("cursor", _FINISHED_AT + FINISHED_BYTES)
         self.cursor = Cursor(memoryview(self.memory.buffer)[:CURSOR_BYTES])
+        self.finished = Finished(memoryview(self.memory.buffer)[_FINISHED_AT:])
         self.large = LargeBuffers(arena_bytes, self._send) if arena_bytes else None
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
@@ -156,6 +174,10 @@ class CallProcess:
         """The end of what it wrote to its standard streams; once it has ended."""
         return last_words(memoryview(self.memory.buffer)[CURSOR_BYTES:])
 
+    def found(self, call: int) -> tuple[int, Sequence[Answer]]:
+        """Of a bundle, what is finished and was not sent, and the number of the first of it (`tidemill.lanes.finished`)."""
+        return self.finished.of(self.turns[call])
+
     def kill(self) -> None:
         assert self.channel is not None
         if not self.dying:
@@ -179,14 +201,19 @@ class CallProcess:
         del self.turns[message.call]
         answers_of(message, payload)[0].value()
 
-    def believes(self, message: Returned, payload: Payload) -> bool:
-        """Whether that can be the answer to a call that was sent: a function may have got hold of the socket."""
+    def has_answered(self, message: Partly | Returned, payload: Payload) -> bool:
+        """Whether these can be answers to a call that was sent."""
         return (
             message.call in self.turns
             and len(message.raised) == len(message.sizes) > 0
             and min(message.sizes) >= 0
             and sum(message.sizes) == len(payload)
-            and (message.at < 0 or (self.large is not None and self.large.holds(message.at, message.room)))
+        )
+
+    def believes(self, message: Returned, payload: Payload) -> bool:
+        """Whether that can be the answer to a call that was sent: a function may have got hold of the socket."""
+        return self.has_answered(message, payload) and (
+            message.at < 0 or (self.large is not None and self.large.holds(message.at, message.room))
         )
 
     def close(self, *, tell: bool = True) -> None:
@@ -196,11 +223,12 @@ class CallProcess:
         if self.large is not None:
             self.large.close(tell=tell)
         self.cursor.close()
+        self.finished.close()
         self.memory.buffer.close()
         self.memory.close()
 
 
-def answers_of(message: Returned, payload: Payload) -> list[Answer]:
+def answers_of(message: Partly | Returned, payload: Payload) -> list[Answer]:
     """One answer an item."""
     if len(message.sizes) == 1:
         return [Answer(message.raised[0], payload)]

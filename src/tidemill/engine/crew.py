@@ -17,13 +17,13 @@ from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send,
 from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
-from tidemill.engine.call_process import CallProcess, Request
+from tidemill.engine.call_process import CallProcess, Request, answers_of
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.wire import Returned
+from tidemill.lanes.wire import Partly, Returned
 
 __all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
 
@@ -45,6 +45,10 @@ class Feeder(Protocol):
 
     def feed(self) -> None: ...
     def fail(self, error: Exception) -> None: ...
+
+    def waiting_calls(self) -> tuple[int, int]:
+        """Calls that wait there and are told of with those of the lanes, and bytes of their arguments."""
+        ...
 
 
 @dataclass
@@ -139,6 +143,12 @@ class Crew:
 
     def feed_no_more(self, feeder: Feeder) -> None:
         self._feeders.pop(feeder, None)
+
+    def waiting_calls(self) -> tuple[int, int]:
+        """Calls that no lane has, and bytes of their arguments."""
+        calls = self.calls.statistics()
+        fed = [feeder.waiting_calls() for feeder in self._feeders]
+        return calls.waiting + sum(count for count, _ in fed), calls.waiting_bytes + sum(size for _, size in fed)
 
     def _feed(self) -> None:
         if self._feeding or not self._feeders or self.calls.waiting:
@@ -258,16 +268,20 @@ class Crew:
         """The lane has a process (`tidemill.engine.staff.Employer`)."""
         self._perform(self.calls.attached(lane))
 
-    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
-        """A call came back."""
+    def returned(self, process: CallProcess, message: Partly | Returned, payload: Payload) -> None:
+        """A call came back, or the first calls of a bundle."""
         lane = process.lane
         assert lane is not None
         request = self._requests.get(message.call)
         items = len(message.sizes)
-        if not process.believes(message, payload) or (request is not None and items != len(request.parcels)):
-            told, pid = "lane %d: process %s gave an answer that cannot be, and is killed", self.staff.pid(lane)
-            _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
-            process.kill()
+        if type(message) is Partly:
+            self._partly(process, lane, request, message, payload)
+            return
+        assert isinstance(message, Returned)
+        if not process.believes(message, payload) or (
+            request is not None and items + len(request.finished) != len(request.parcels)
+        ):
+            self._distrust(process, lane)
             return
         counts = self.lanes[lane]
         counts.busy_ns += message.busy_ns
@@ -295,6 +309,33 @@ class Crew:
             request.busy_ns = message.busy_ns
         process.answers(message, payload, _nobody if request is None else request.settle)
 
+    def _partly(
+        self, process: CallProcess, lane: int, request: Request | None, message: Partly, payload: Payload
+    ) -> None:
+        items = len(message.sizes)
+        if not process.has_answered(message, payload) or (
+            request is not None and items + len(request.finished) >= len(request.parcels)
+        ):
+            self._distrust(process, lane)
+            return
+        self.lanes[lane].items += items
+        self.lanes[lane].received_bytes += len(payload)
+        process.items += items
+        if request is not None:
+            request.finished += answers_of(message, payload)
+
+    def _distrust(self, process: CallProcess, lane: int) -> None:
+        told, pid = "lane %d: process %s gave an answer that cannot be, and is killed", self.staff.pid(lane)
+        _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
+        process.kill()
+
+    def finished(self, call: int) -> tuple[int, Sequence[Answer]]:
+        """Of a bundle that is under way, what is finished and was not sent, and the number of the first of it."""
+        for process in self.staff.seats:
+            if process is not None and call in process.turns:
+                return process.found(call)
+        return 0, []
+
     def _tell_oversized(self, message: Returned) -> None:
         self._told_oversized = True
         _log.warning(
@@ -316,6 +357,12 @@ class Crew:
     def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
         """The lane's process ended."""
         running = process.running()
+        request = self._requests.get(running)
+        if request is not None and len(request.parcels) > 1 and not request.listed:
+            first, answers = process.found(running)
+            if first == len(request.finished):
+                request.finished += answers
+            request.struck = True
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None

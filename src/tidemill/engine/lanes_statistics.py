@@ -21,9 +21,9 @@ class LaneUse:
     in_flight: int
     """Calls that it has and has not answered; the first of them is running."""
     done: int
-    """Calls that it answered; a batch of records is one."""
+    """Messages with calls that it answered; a batch of records is one, and short calls of a stream go together."""
     items: int
-    """Values and errors in its answers: more than calls where `Lanes.batched` put several records into one."""
+    """Values and errors in its answers: more than messages where `Lanes.batched` or `Lanes.stream` put several into one."""
     sent_bytes: int
     """Bytes of arguments that went to it."""
     received_bytes: int
@@ -118,10 +118,11 @@ class LanesReader:
         )
         self._at_ns, self._busy_ns = now_ns, [lane.busy_ns for lane in crew.lanes]
         door = crew.door
+        waiting, waiting_bytes = crew.waiting_calls()
         return LanesStatistics(
             lanes=uses,
-            waiting=calls.waiting,
-            waiting_bytes=calls.waiting_bytes,
+            waiting=waiting,
+            waiting_bytes=waiting_bytes,
             blocked=door.waits,
             rejected=door.rejected,
             dropped=door.dropped,

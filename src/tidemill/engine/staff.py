@@ -19,7 +19,7 @@ from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.inline_calls import InlineCalls
-from tidemill.lanes.wire import FromLane, Returned, Stop
+from tidemill.lanes.wire import FromLane, Partly, Returned, Stop
 
 __all__ = ["Making", "Staff"]
 
@@ -33,8 +33,8 @@ class Employer(Protocol):
     def seated(self, lane: int) -> None:
         """The lane has a process that is ready."""
 
-    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
-        """A process that has a lane answered a call."""
+    def returned(self, process: CallProcess, message: Partly | Returned, payload: Payload) -> None:
+        """A process that has a lane answered a call, or the first of a bundle."""
 
     def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
         """The process of the lane ended."""
@@ -146,10 +146,12 @@ class Staff:
         process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
 
         def received(message: FromLane, payload: Payload) -> None:
-            if self.closed or not isinstance(message, Returned):
+            if self.closed or not isinstance(message, (Partly, Returned)):
                 return
             if process.lane is not None:
                 self._employer.returned(process, message, payload)
+            elif isinstance(message, Partly):
+                return
             elif process in self._starting:
                 self._began(process, message, payload)
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any, Final, Protocol
 
-__all__ = ["streamed"]
+__all__ = ["Calling", "streamed"]
 
-Submit = Callable[[Any], tuple["asyncio.Future[Any]", int]]
+
+class Calling(Protocol):
+    """How the calls of a stream reach the lanes."""
+
+    def submit(self, value: Any) -> asyncio.Future[Any]:
+        """Call the function with the value; the future is the call's own."""
+
+    def abandon(self) -> None:
+        """Nobody asks for what is left any more: stop it."""
+
 
 _END: Final = object()
 
@@ -59,8 +68,7 @@ class _Source:
 
 
 async def streamed(
-    submit: Submit,
-    cancel: Callable[[int], None],
+    calling: Calling,
     values: Iterable[Any] | AsyncIterable[Any],
     window: int,
     *,
@@ -68,13 +76,13 @@ async def streamed(
 ) -> AsyncGenerator[Any, None]:
     """See `tidemill.Lanes.stream`."""
     source = _Source(values)
-    pending: deque[tuple[asyncio.Future[Any], int]] = deque()
+    pending: deque[asyncio.Future[Any]] = deque()
     try:
         while True:
             while not source.ended and len(pending) < window and (value := source.next_nowait()) is not _END:
-                pending.append(submit(value))
-            if pending and pending[0][0].done():
-                future, _ = pending.popleft()
+                pending.append(calling.submit(value))
+            if pending and pending[0].done():
+                future = pending.popleft()
                 error = future.exception()
                 if error is None:
                     yield future.result()
@@ -84,17 +92,17 @@ async def streamed(
                     raise error
             elif pending and source.reading is None:
                 with contextlib.suppress(Exception):  # told above, at its place
-                    await pending[0][0]
+                    await pending[0]
             elif pending or source.reading is not None:
-                waiting = [pending[0][0]] if pending else []
+                waiting = [pending[0]] if pending else []
                 if source.reading is not None:
                     waiting.append(source.reading)
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             elif source.ended:
                 return
     finally:
-        for future, call in pending:
-            cancel(call)
+        calling.abandon()
+        for future in pending:
             if future.done() and not future.cancelled():
                 future.exception()  # seen: nobody will ask for it
         await source.aclose()

@@ -10,7 +10,8 @@ import sys
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.control import Control
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
-from tidemill.lanes.last_words import keep_last_words
+from tidemill.lanes.finished import Finished
+from tidemill.lanes.last_words import LAST_WORDS_BYTES, keep_last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Stop
 
@@ -35,16 +36,17 @@ def main(control: socket.socket, memories: list[int]) -> None:
     words = os.dup(memories[0])
     memory = memoryview(Shared.of(memories[0]))
     keep_last_words(memory[CURSOR_BYTES:], words, CURSOR_BYTES)
+    finished = Finished(memory[CURSOR_BYTES + LAST_WORDS_BYTES :])
     cursor = Cursor(memory[:CURSOR_BYTES])
     cursor.use()
     arena = memoryview(Shared.of(memories[1])) if len(memories) > 1 else None
-    _Host(Control(control), cursor, arena).serve()
+    _Host(Control(control), cursor, arena, finished).serve()
 
 
 class _Host:
-    def __init__(self, parent: Control, cursor: Cursor, arena: memoryview | None) -> None:
+    def __init__(self, parent: Control, cursor: Cursor, arena: memoryview | None, finished: Finished) -> None:
         self._parent = parent
-        self._worker = CallWorker(cursor, parent.send, self._wait, arena)
+        self._worker = CallWorker(cursor, parent.send, self._wait, arena, finished)
         self._stopped = False
 
     def serve(self) -> None:

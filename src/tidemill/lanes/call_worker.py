@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tidemill.errors import BadResult
+from tidemill.errors import BadResult, CallError
 from tidemill.lanes.arena import ArenaBack
 from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
+from tidemill.lanes.finished import Finished
 from tidemill.lanes.framing import Payload, pieces
-from tidemill.lanes.wire import Call, Forget, Function, Message, Returned, Revoke
+from tidemill.lanes.wire import Call, Forget, Function, Message, Partly, Returned, Revoke
 
 __all__ = ["CallWorker"]
 
@@ -33,8 +34,16 @@ class CallWorker:
     will be none.
     """
 
-    def __init__(self, cursor: Cursor, send: Send, wait: Callable[[], bool], arena: memoryview | None = None) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        send: Send,
+        wait: Callable[[], bool],
+        arena: memoryview | None = None,
+        finished: Finished | None = None,
+    ) -> None:
         self._cursor = cursor
+        self._finished = finished
         self._arena = arena
         self._back = ArenaBack(arena) if arena is not None else None
         self._leases: list[tuple[int, weakref.ref[Any]]] = []
@@ -81,10 +90,13 @@ class CallWorker:
             start = time.perf_counter_ns()
             answers = self._answers(call, payload)
             busy_ns = time.perf_counter_ns() - start
-            if os.getpid() != self._pid:
-                os._exit(0)  # the function forked and both copies returned; one lane is enough
+            self._only_once()
             self._return(call, answers, busy_ns)
         return True
+
+    def _only_once(self) -> None:
+        if os.getpid() != self._pid:
+            os._exit(0)  # the function forked and both copies returned; one lane is enough
 
     def _return(self, call: Call, answers: list[_Answer], busy_ns: int) -> None:
         raised = [failed for failed, _ in answers]
@@ -116,6 +128,9 @@ class CallWorker:
             if call.listed:
                 assert function is not None
                 return _listed(function, pieces(payload, call.sizes))
+            if len(call.sizes) > 1:
+                assert function is not None
+                return self._bundle(function, call, payload)
             received = loads(payload) if call.at < 0 else self._leased(call, payload)
             if function is None:
                 function, arguments, options = received
@@ -129,6 +144,29 @@ class CallWorker:
         if self._back is not None and parcel.room > self._back.size:
             self._oversized = type(value).__qualname__
         return [(raised, parcel)]
+
+    def _bundle(self, function: Callable[..., Any], call: Call, payload: Payload) -> list[_Answer]:
+        """One call after the other; each is finished when the next begins, whatever becomes of that."""
+        assert self._finished is not None
+        self._finished.begin(call.turn)
+        answers: list[_Answer] = []
+        left = len(call.sizes)
+        for parcel in pieces(payload, call.sizes):
+            raised, result = self._given_up() if self._cursor.is_cancelled else _alone(function, parcel)
+            self._only_once()
+            data = result.data
+            result.buffers = ()  # they may be views of the arguments
+            answers.append((raised, Parcel(data)))
+            left -= 1
+            if not self._finished.add(raised, data) and left:
+                parts = [answer.head for _, answer in answers]
+                self._send(Partly(call.call, [failed for failed, _ in answers], list(map(len, parts))), b"".join(parts))
+                answers = []
+                self._finished.begin(call.turn, len(call.sizes) - left)
+        return answers
+
+    def _given_up(self) -> _Answer:
+        return _error(CallError("Nobody waits for this call any more."))
 
     def _leased(self, call: Call, payload: Payload) -> Any:
         """The arguments, with their large buffers where they lie in the arena."""
@@ -161,6 +199,16 @@ def _answer(value: Any) -> _Answer:
 
 def _error(error: BaseException) -> _Answer:
     return True, Parcel(dumps_error(_here(error)))
+
+
+def _alone(function: Callable[..., Any], parcel: memoryview) -> _Answer:
+    """One call of a bundle."""
+    try:
+        arguments, options = loads(parcel)
+        value = function(*arguments, **options)
+    except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
+        return _error(error)
+    return _answer(value)
 
 
 # -- calls with a list of records --------------------------------------------------------------------------

@@ -28,6 +28,7 @@ __all__ = [
     "Objects",
     "OpenSink",
     "Output",
+    "Partly",
     "Quarantined",
     "Ready",
     "Restore",
@@ -293,8 +294,9 @@ class Forget(Message, frozen=True):
 class Call(Message, frozen=True):
     """One call; its arguments are parcels in the payload, of ``sizes`` bytes each.
 
-    A plain call has one, of ``(args, kwargs)``, or of ``(function, args, kwargs)`` when ``function`` is 0. A ``listed``
-    call has one for each record; the function is called with the list of them.
+    A plain call has one, of ``(args, kwargs)``, or of ``(function, args, kwargs)`` when ``function`` is 0; of several such
+    parcels the function is called with each, one after the other: a bundle. A ``listed`` call has a parcel for each
+    record; the function is called with the list of them.
     """
 
     call: int
@@ -314,8 +316,17 @@ class Revoke(Message, frozen=True):
     turn: int
 
 
+class Partly(Message, frozen=True):
+    """What became of the next calls of a bundle, of which there is no room to keep more until all is done."""
+
+    call: int
+    raised: list[bool]
+    sizes: list[int]
+
+
 class Returned(Message, frozen=True):
-    """What became of a call: for each of its parcels a value or, where ``raised`` says so, an error."""
+    """What became of a call: for each of its parcels a value or, where ``raised`` says so, an error; of a bundle, for those
+    that `Partly` has not told of."""
 
     call: int
     busy_ns: int
@@ -347,4 +358,4 @@ ToLane = (
     | Call
     | Revoke
 )
-FromLane = Ready | Result | Committed | Copied | Failed | Written | Kept | SinkClosed | Returned
+FromLane = Ready | Result | Committed | Copied | Failed | Written | Kept | SinkClosed | Partly | Returned

@@ -1,0 +1,193 @@
+"""The calls of a stream on their way to the lanes: several to a message, as many as their cost allows.
+
+A call alone costs the parent some 100 us, most of it for the message and the waking. So calls wait here until a lane has
+room, and then go as a bundle that keeps it busy for a few milliseconds. Each keeps its own result, error and death: a bundle
+is run call by call, what is finished is known whatever the next one does to its process (`tidemill.lanes.finished`), and what
+was not begun runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from tidemill.core.batching import Batcher, Limits
+from tidemill.engine.call_process import Request
+from tidemill.engine.crew import Crew
+from tidemill.engine.endings import own, settle
+from tidemill.engine.functions_sent import SentFunction
+from tidemill.errors import CallError, LaneDied
+from tidemill.lanes.call_codec import Answer, Parcel
+
+__all__ = ["Bundles"]
+
+_MOST: Final = 64
+_BYTES: Final = 32 << 10
+"""Of the arguments of a bundle, and of its results, about: what is larger goes alone, and through the arena."""
+_LOOK_S: Final = 0.02
+"""After so long, the results of a bundle that are finished are taken, though another of its calls goes on."""
+
+
+class _Pending(asyncio.Future[Any]):
+    """One call's result, and its arguments until it is sent."""
+
+    parcel: Parcel
+
+
+class Bundles:
+    """Of one stream (`tidemill.engine.stream`): ``submit`` gives each value's future, ``abandon`` stops all that is left."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        check: Callable[[], object],
+        function: SentFunction,
+        pack: Callable[[Any], Parcel],
+        window: int,
+    ) -> None:
+        self._crew, self._check, self._function, self._pack = crew, check, function, pack
+        lanes = len(crew.lanes)
+        most = max(1, min(_MOST, window // (2 * lanes)))  # so that each lane may have one behind the one it works on
+        self._batcher = Batcher(Limits(max_records=most, max_bytes=_BYTES), start=1)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Pending] = deque()
+        self._under_way: dict[_Bundle, None] = {}
+        self._scheduled = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._result_bytes = 0.0
+        """Of one call, lately."""
+
+    def submit(self, value: Any) -> asyncio.Future[Any]:
+        """Call the function with the value as soon as a lane has room; the future is the call's own."""
+        pending = _Pending(loop=self._loop)
+        try:
+            self._check()
+            pending.parcel = self._pack(value)
+        except CallError as error:  # at its place in the order, like every other
+            pending.set_exception(error)
+            return pending
+        self._waiting.append(pending)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._begin)  # whatever else is submitted in this turn goes along
+        return pending
+
+    def abandon(self) -> None:
+        """Nobody asks for results any more."""
+        self._waiting.clear()
+        self._crew.feed_no_more(self)
+        for bundle in list(self._under_way):
+            self._crew.cancel(bundle.call)
+        self._under_way.clear()
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """The lanes are closing (`tidemill.engine.crew.Feeder`)."""
+        for pending in self._waiting:
+            if not pending.done():
+                pending.set_exception(own(error))
+        self._waiting.clear()
+
+    def waiting_calls(self) -> tuple[int, int]:
+        return len(self._waiting), sum(pending.parcel.size for pending in self._waiting)
+
+    # -- out -------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._scheduled = False
+        try:
+            self._check()
+        except CallError as error:  # closed in the same turn
+            self.fail(error)
+            return
+        if self._waiting:
+            self._crew.feed_from(self)
+
+    def feed(self) -> None:
+        """Send bundles while lanes have room (`tidemill.engine.crew.Feeder`)."""
+        while self._waiting:
+            records = self._batcher.records(
+                waiting=len(self._waiting), in_flight=self._crew.calls.in_flight(), one_lane=True
+            )
+            if not records:
+                return
+            taken = self._taken(records)
+            self._batcher.sent(len(taken))
+            self._send(taken)
+        self._crew.feed_no_more(self)
+
+    def _taken(self, records: int) -> list[_Pending]:
+        if self._result_bytes > 1:
+            records = max(1, min(records, int(_BYTES / self._result_bytes)))
+        records = self._batcher.fitting((pending.parcel.size for pending in self._waiting), records)
+        return [self._waiting.popleft() for _ in range(records)]
+
+    def _send(self, calls: list[_Pending]) -> None:
+        bundle = _Bundle(self, calls)
+        self._under_way[bundle] = None
+        parcels = [pending.parcel for pending in calls]
+        bundle.request = Request(self._function.call_name, self._function, parcels, bundle.settle)
+        bundle.call = self._crew.submit(bundle.request, kept=True)  # its bounds are the stream's window
+        if self._looking is None and len(calls) > 1:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    # -- back ------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """What is finished of bundles that are still under way."""
+        self._looking = None
+        several = [bundle for bundle in self._under_way if len(bundle.calls) > 1]
+        for bundle in several:
+            bundle.tell(0, bundle.request.finished)
+            bundle.tell(*self._crew.finished(bundle.call))
+        if several:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    def ended(self, bundle: _Bundle, outcome: Sequence[Answer] | Exception) -> None:
+        """It came back, or will not."""
+        self._under_way.pop(bundle, None)
+        finished = bundle.request.finished
+        if not isinstance(outcome, Exception):
+            answers = [*finished, *outcome]
+            size = sum(_size(answer) for answer in answers) / len(answers)
+            self._result_bytes += 0.5 * (size - self._result_bytes)
+            self._batcher.measured(len(answers), bundle.request.busy_ns * 1e-9)
+            bundle.tell(0, answers)
+            return
+        bundle.tell(0, finished)
+        left = bundle.calls[len(finished) :]
+        if bundle.request.struck and isinstance(outcome, LaneDied) and left:
+            settle(left[0], outcome)  # it ran; those behind it were not begun
+            if left[1:]:
+                self._send(left[1:])
+            return
+        for pending in left:
+            settle(pending, outcome)
+
+
+class _Bundle:
+    """Calls that went together."""
+
+    __slots__ = ("_of", "call", "calls", "request")
+
+    request: Request
+
+    def __init__(self, of: Bundles, calls: list[_Pending]) -> None:
+        self._of = of
+        self.calls = calls
+        self.call = 0
+
+    def tell(self, first: int, answers: Sequence[Answer]) -> None:
+        """These calls have these answers; one that was told before is not told again."""
+        for pending, answer in zip(self.calls[first:], answers, strict=False):
+            settle(pending, answer)
+
+    def settle(self, outcome: Sequence[Answer] | Exception) -> None:
+        self._of.ended(self, outcome)
+
+
+def _size(answer: Answer) -> int:
+    return len(answer.data) + (0 if answer.block is None else answer.block.nbytes)
