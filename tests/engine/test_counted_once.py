@@ -84,8 +84,11 @@ async def test_each_input_is_counted_once_however_many_attempts_have_worked_on_i
             await give(2 * fault + 1)
             while run.statistics().trouble is None:
                 await watched.look()
+            assert run.statistics().records_in >= 2 * fault * PART  # also while nothing can begin
             away.unlink()
             while run.statistics().sinks["sometimes"] < (2 * fault + 2) * PART * 7 // 10:
+                await watched.look()
+            while run.statistics().state.position < (2 * fault + 2) * PART:
                 await watched.look()
         await watched.look()
         statistics = run.statistics()

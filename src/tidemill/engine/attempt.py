@@ -140,6 +140,8 @@ class Attempt:
         self.culprit = ""
         """Which of the edges failed, if one has."""
         self.intake = self._made_intake(Beginning())
+        if keeper is not None:  # now, since a database that is away may keep it from beginning for long
+            self._go_on_from(keeper.tally)
 
     @property
     def running(self) -> bool:
@@ -177,8 +179,7 @@ class Attempt:
         letters = self.outflow.letters
         return Tally(counts, dict(self.mill.counters), Counter(letters.reasons), tuple(letters.samples))
 
-    def go_on_from(self, tally: Tally) -> None:
-        """Count on from there."""
+    def _go_on_from(self, tally: Tally) -> None:
         self.mill.counts = replace(tally.counts)
         self.mill.counters.update(tally.counters)
         self.outflow.letters.go_on_from(tally.reasons, tally.samples)

@@ -130,6 +130,11 @@ class Keeper:
         if self.journal is not None:
             self.journal.rewind(self.place.get("entry", 0))
 
+    @property
+    def tally(self) -> Tally:
+        """What this run had counted at the newest checkpoint."""
+        return self._tallies.get(self.number, Tally())
+
     def tallied(self, number: int, tally: Tally) -> None:
         """A checkpoint of this run is about to be written, at which so much had been counted."""
         self._tallies[number] = tally
@@ -137,7 +142,7 @@ class Keeper:
             del self._tallies[old]
 
     async def restore(self, attempt: Attempt) -> Beginning:
-        """Give the attempt the state of the newest checkpoint, and what this run had counted there; where its input begins."""
+        """Give the attempt the state of the newest checkpoint; where its input begins."""
         cuts = sorted({outlet.resumed_at for outlet in attempt.outflow.outlets if outlet.resumed_at})
         if self.found is None:
             self.places = Places(0, {})
@@ -153,7 +158,6 @@ class Keeper:
             await asyncio.to_thread(
                 fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
-        attempt.go_on_from(self._tallies.get(self.number, Tally()))
         attempt.outflow.rows = facts["rows"]
         attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
         learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
