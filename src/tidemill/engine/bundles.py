@@ -152,10 +152,13 @@ class Bundles:
         finished = bundle.request.finished
         if not isinstance(outcome, Exception):
             answers = [*finished, *outcome]
-            size = sum(_size(answer) for answer in answers) / len(answers)
+            size = sum(map(_size, answers)) / len(answers)
             self._result_bytes += 0.5 * (size - self._result_bytes)
             self._batcher.measured(len(answers), bundle.request.busy_ns * 1e-9)
             bundle.tell(0, answers)
+            if given_back := bundle.calls[len(answers) :]:  # those before them took long
+                self._waiting.extendleft(reversed(given_back))
+                self._crew.feed_from(self)
             return
         bundle.tell(0, finished)
         left = bundle.calls[len(finished) :]

@@ -69,6 +69,16 @@ class Request:
         self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
         """Bytes of its parcels."""
 
+    @property
+    def bundle(self) -> bool:
+        """Whether these are several calls."""
+        return len(self.parcels) > 1 and not self.listed
+
+    def can_have(self, answers: int) -> bool:
+        """Whether so many more answers can be right: of a bundle, the last calls may be given back."""
+        left = len(self.parcels) - len(self.finished)
+        return answers <= left if self.bundle else answers == left
+
 
 class CallProcess:
     """A forked process, or its inline twin, with its cursor and the functions it has."""

@@ -278,9 +278,7 @@ class Crew:
             self._partly(process, lane, request, message, payload)
             return
         assert isinstance(message, Returned)
-        if not process.believes(message, payload) or (
-            request is not None and items + len(request.finished) != len(request.parcels)
-        ):
+        if not process.believes(message, payload) or (request is not None and not request.can_have(items)):
             self._distrust(process, lane)
             return
         counts = self.lanes[lane]
@@ -314,7 +312,7 @@ class Crew:
     ) -> None:
         items = len(message.sizes)
         if not process.has_answered(message, payload) or (
-            request is not None and items + len(request.finished) >= len(request.parcels)
+            request is not None and not (request.bundle and request.can_have(items + 1))
         ):
             self._distrust(process, lane)
             return
@@ -358,7 +356,7 @@ class Crew:
         """The lane's process ended."""
         running = process.running()
         request = self._requests.get(running)
-        if request is not None and len(request.parcels) > 1 and not request.listed:
+        if request is not None and request.bundle:
             first, answers = process.found(running)
             if first == len(request.finished):
                 request.finished += answers

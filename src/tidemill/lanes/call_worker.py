@@ -7,11 +7,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from tidemill.errors import BadResult, CallError
+from tidemill.errors import BadResult
 from tidemill.lanes.arena import ArenaBack
 from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
@@ -23,6 +23,8 @@ __all__ = ["CallWorker"]
 
 Send = Callable[[Message, bytes], None]
 
+_LONG_NS: Final = 20_000_000
+"""After so long, what a bundle has left is given back: it was made of calls that were short, and other lanes may be idle."""
 _Answer = tuple[bool, Parcel]
 """Whether it raised, and what."""
 
@@ -146,27 +148,29 @@ class CallWorker:
         return [(raised, parcel)]
 
     def _bundle(self, function: Callable[..., Any], call: Call, payload: Payload) -> list[_Answer]:
-        """One call after the other; each is finished when the next begins, whatever becomes of that."""
+        """One call after the other; each is finished when the next begins, whatever becomes of that. When they take long, or
+        nobody wants them any more, those that are left are not begun here."""
         assert self._finished is not None
         self._finished.begin(call.turn)
         answers: list[_Answer] = []
         left = len(call.sizes)
+        until_ns = time.perf_counter_ns() + _LONG_NS
         for parcel in pieces(payload, call.sizes):
-            raised, result = self._given_up() if self._cursor.is_cancelled else _alone(function, parcel)
+            raised, result = _alone(function, parcel)
             self._only_once()
             data = result.data
             result.buffers = ()  # they may be views of the arguments
             answers.append((raised, Parcel(data)))
             left -= 1
-            if not self._finished.add(raised, data) and left:
+            kept = self._finished.add(raised, data)
+            if time.perf_counter_ns() >= until_ns or self._cursor.is_cancelled:
+                break
+            if not kept and left:
                 parts = [answer.head for _, answer in answers]
                 self._send(Partly(call.call, [failed for failed, _ in answers], list(map(len, parts))), b"".join(parts))
                 answers = []
                 self._finished.begin(call.turn, len(call.sizes) - left)
         return answers
-
-    def _given_up(self) -> _Answer:
-        return _error(CallError("Nobody waits for this call any more."))
 
     def _leased(self, call: Call, payload: Payload) -> Any:
         """The arguments, with their large buffers where they lie in the arena."""

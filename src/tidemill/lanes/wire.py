@@ -325,8 +325,8 @@ class Partly(Message, frozen=True):
 
 
 class Returned(Message, frozen=True):
-    """What became of a call: for each of its parcels a value or, where ``raised`` says so, an error; of a bundle, for those
-    that `Partly` has not told of."""
+    """What became of a call: for each of its parcels a value or, where ``raised`` says so, an error; of a bundle, for the
+    first of those that `Partly` has not told of. The others were not begun."""
 
     call: int
     busy_ns: int
