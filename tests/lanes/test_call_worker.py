@@ -12,7 +12,7 @@ from tidemill.lanes.call_codec import dumps_call, loads
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import FINISHED_BYTES, Finished
-from tidemill.lanes.framing import pieces
+from tidemill.lanes.framing import joined, pieces
 from tidemill.lanes.wire import Call, Partly, Returned
 
 Sent = list[tuple[Any, list[Any]]]
@@ -44,7 +44,7 @@ def run(function: Callable[[int], Any], values: list[int], cursor: Cursor | None
     worker = CallWorker(cursor or Cursor(bytearray(CURSOR_BYTES)), send, lambda: False, None, finished)
     worker._functions[1] = function
     parcels = [dumps_call((value,), {}).data for value in values]
-    worker.handle(Call(7, 1, 1, listed=False, sizes=list(map(len, parcels))), bytearray(b"".join(parcels)))
+    worker.handle(Call(7, 1, 1, listed=False, sizes=list(map(len, parcels))), bytearray(joined(parcels)))
     assert worker.run_next()
     return sent
 

@@ -7,11 +7,15 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 
 import tidemill as tm
@@ -68,6 +72,19 @@ async def test_each_call_has_its_effect_once_through_deaths(two: tm.Lanes, tmp_p
         -x for x in range(400) if x not in deadly
     ]
     assert noted(effects) == Counter(range(400))
+
+
+async def test_one_that_dies_alone_takes_none_with_it(two: tm.Lanes) -> None:
+    """The first of a stream goes alone, and those behind it wait."""
+
+    def fn(x: int) -> int:
+        if x in (0, 1):
+            os._exit(3)
+        return x
+
+    results = await all_of(two, fn, 100)
+    assert [type(result) for result in results[:2]] == [LaneDied, LaneDied]
+    assert results[2:] == list(range(2, 100))
 
 
 async def test_results_that_have_no_room_to_wait_are_sent_and_stay_in_their_places(
@@ -155,6 +172,106 @@ async def test_who_leaves_early_stops_what_was_not_begun(one: tm.Lanes, tmp_path
     await stream.aclose()
     assert await one.run(abs, -1) == 1
     assert noted(effects) in (Counter(range(300)), Counter(range(301)))  # it may not have been begun
+
+
+async def test_arrays_may_be_written_to_and_lie_where_they_should(two: tm.Lanes) -> None:
+    """Whatever goes along with them, and however their results came."""
+
+    def fn(x: Any) -> Any:
+        if isinstance(x, dict):
+            assert x["a"].flags.aligned
+            assert x["a"].flags.writeable
+            return {"a": x["a"] + 1}
+        return x
+
+    values = [{"a": np.arange(3.0)} if x % 3 else "y" * (x % 7) for x in range(400)]
+    results = [result async for result in two.stream(fn, values)]
+    for value, result in zip(values, results, strict=True):
+        if isinstance(value, dict):
+            assert result["a"].flags.aligned
+            result["a"] += 1
+            assert result["a"].tolist() == [2.0, 3.0, 4.0]
+        else:
+            assert result == value
+
+
+async def test_a_stream_has_its_turn_beside_calls_that_never_end(two: tm.Lanes) -> None:
+    """Others keep all lanes full, and more waits."""
+    ended = asyncio.Event()
+
+    async def loop() -> None:
+        while not ended.is_set():
+            await two.run(sum, range(10_000))
+
+    others = [asyncio.create_task(loop()) for _ in range(16)]
+    assert await all_of(two, lambda x: x + 1, 200) == [x + 1 for x in range(200)]
+    assert await asyncio.gather(*(all_of(two, lambda x: x + 1, 200) for _ in range(3)))
+    ended.set()
+    await asyncio.gather(*others)
+
+
+async def test_when_no_process_can_be_had_all_calls_of_a_stream_are_told() -> None:
+    """Those that were sent, and those that waited to be."""
+    with tempfile.TemporaryDirectory() as folder:
+        gone = Path(folder) / "gone"
+
+        def initialize() -> None:
+            if gone.exists():
+                raise RuntimeError("no licence")
+
+        def fn(x: int) -> int:
+            gone.touch()
+            os._exit(1)
+
+        async with tm.Lanes(2, initializer=initialize) as lanes:
+            results = await asyncio.wait_for(all_of(lanes, fn, 200), 60)
+    assert all(isinstance(result, (LaneDied, tm.CallError)) for result in results)
+    assert any("no licence" in str(result) for result in results)
+
+
+async def test_memory_that_a_dying_call_has_written_over_makes_no_call_run_twice(two: tm.Lanes, tmp_path: Path) -> None:
+    """Nobody can say then which of them were run: all that are left of the message are told of the death."""
+    effects = tmp_path / "effects"
+
+    def fn(x: int) -> int:
+        note(effects, x)
+        if x == 300:
+            import gc
+
+            from tidemill.lanes.finished import Finished
+
+            (finished,) = (found for found in gc.get_objects() if isinstance(found, Finished))
+            finished._cells[0] = 10**9
+            os._exit(2)
+        return x
+
+    results = await all_of(two, fn, 400)
+    died = {x for x, result in enumerate(results) if isinstance(result, LaneDied)}
+    assert 300 in died
+    assert all(result == x for x, result in enumerate(results) if x not in died)
+    assert set(noted(effects).values()) == {1}
+
+
+async def test_arguments_are_let_go_when_they_are_sent(two: tm.Lanes) -> None:
+    """A reader that takes its time holds results, and nothing else."""
+    arrays: list[weakref.ref[np.ndarray]] = []
+
+    def source() -> Iterator[np.ndarray]:
+        for number in range(32):
+            array = np.full(40_000, float(number))  # packed, it is still the array's own memory
+            arrays.append(weakref.ref(array))
+            yield array
+
+    def done() -> int:
+        return sum(lane.items for lane in two.statistics().lanes)
+
+    before = done()
+    stream = two.stream(lambda array: float(array.sum()), source(), window=32)
+    assert await anext(stream) == 0.0
+    while done() < before + 32:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0)
+    assert sum(array() is not None for array in arrays) <= 1  # the source's own
+    assert [result async for result in stream] == [40_000.0 * number for number in range(1, 32)]
 
 
 async def test_arguments_that_cannot_be_read_fail_alone(two: tm.Lanes) -> None:

@@ -188,10 +188,6 @@ class Batched:
             self._scheduled = True
             self._loop.call_soon(self._begin)
 
-    def waiting_calls(self) -> tuple[int, int]:
-        """None: records have statistics of their own."""
-        return 0, 0
-
     # -- batches ---------------------------------------------------------------------------------------
 
     def _begin(self) -> None:

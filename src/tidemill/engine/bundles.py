@@ -16,9 +16,9 @@ from typing import Any, Final
 from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import own, settle
+from tidemill.engine.endings import settle
 from tidemill.engine.functions_sent import SentFunction
-from tidemill.errors import CallError, LaneDied
+from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, Parcel
 
 __all__ = ["Bundles"]
@@ -31,13 +31,17 @@ _LOOK_S: Final = 0.02
 
 
 class _Pending(asyncio.Future[Any]):
-    """One call's result, and its arguments until it is sent."""
+    """One call's result, and its arguments until they are sent."""
 
-    parcel: Parcel
+    parcel: Parcel | None
 
 
 class Bundles:
-    """Of one stream (`tidemill.engine.stream`): ``submit`` gives each value's future, ``abandon`` stops all that is left."""
+    """Of one stream (`tidemill.engine.stream`): ``submit`` gives each value's future, ``abandon`` stops all that is left.
+
+    It has as many bundles under way as keep each lane busy and one behind it; among the calls of others they stand in line
+    as every call does.
+    """
 
     def __init__(
         self,
@@ -48,16 +52,19 @@ class Bundles:
         window: int,
     ) -> None:
         self._crew, self._check, self._function, self._pack = crew, check, function, pack
-        lanes = len(crew.lanes)
-        most = max(1, min(_MOST, window // (2 * lanes)))  # so that each lane may have one behind the one it works on
+        self._lanes = len(crew.lanes)
+        most = max(
+            1, min(_MOST, window // (2 * self._lanes))
+        )  # so that each lane may have one behind the one it works on
         self._batcher = Batcher(Limits(max_records=most, max_bytes=_BYTES), start=1)
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Pending] = deque()
         self._under_way: dict[_Bundle, None] = {}
-        self._scheduled = False
+        self._scheduled = self._abandoned = False
         self._looking: asyncio.TimerHandle | None = None
         self._result_bytes = 0.0
         """Of one call, lately."""
+        crew.lines[self] = None
 
     def submit(self, value: Any) -> asyncio.Future[Any]:
         """Call the function with the value as soon as a lane has room; the future is the call's own."""
@@ -76,23 +83,19 @@ class Bundles:
 
     def abandon(self) -> None:
         """Nobody asks for results any more."""
+        self._abandoned = True
         self._waiting.clear()
-        self._crew.feed_no_more(self)
         for bundle in list(self._under_way):
             self._crew.cancel(bundle.call)
+            del bundle.request
         self._under_way.clear()
+        self._crew.lines.pop(self, None)
         if self._looking is not None:
             self._looking.cancel()
 
-    def fail(self, error: Exception) -> None:
-        """The lanes are closing (`tidemill.engine.crew.Feeder`)."""
-        for pending in self._waiting:
-            if not pending.done():
-                pending.set_exception(own(error))
-        self._waiting.clear()
-
     def waiting_calls(self) -> tuple[int, int]:
-        return len(self._waiting), sum(pending.parcel.size for pending in self._waiting)
+        """Calls that wait here, and bytes of their arguments (`tidemill.engine.crew.Line`)."""
+        return len(self._waiting), sum(pending.parcel.size for pending in self._waiting if pending.parcel is not None)
 
     # -- out -------------------------------------------------------------------------------------------
 
@@ -101,36 +104,40 @@ class Bundles:
         try:
             self._check()
         except CallError as error:  # closed in the same turn
-            self.fail(error)
+            self._fail(error)
             return
-        if self._waiting:
-            self._crew.feed_from(self)
+        self._send_some()
 
-    def feed(self) -> None:
-        """Send bundles while lanes have room (`tidemill.engine.crew.Feeder`)."""
-        while self._waiting:
-            records = self._batcher.records(
-                waiting=len(self._waiting), in_flight=self._crew.calls.in_flight(), one_lane=True
-            )
+    def _send_some(self) -> None:
+        while self._waiting and not self._abandoned:
+            held, more = divmod(len(self._under_way), self._lanes)
+            in_flight = [held + (lane < more) for lane in range(self._lanes)]
+            records = self._batcher.records(waiting=len(self._waiting), in_flight=in_flight, one_lane=True)
             if not records:
                 return
             taken = self._taken(records)
             self._batcher.sent(len(taken))
             self._send(taken)
-        self._crew.feed_no_more(self)
 
     def _taken(self, records: int) -> list[_Pending]:
         if self._result_bytes > 1:
             records = max(1, min(records, int(_BYTES / self._result_bytes)))
-        records = self._batcher.fitting((pending.parcel.size for pending in self._waiting), records)
+        sizes = (0 if pending.parcel is None else pending.parcel.size for pending in self._waiting)
+        records = self._batcher.fitting(sizes, records)
         return [self._waiting.popleft() for _ in range(records)]
 
     def _send(self, calls: list[_Pending]) -> None:
+        parcels = [pending.parcel for pending in calls if pending.parcel is not None]
+        for pending in calls:
+            pending.parcel = None
         bundle = _Bundle(self, calls)
-        self._under_way[bundle] = None
-        parcels = [pending.parcel for pending in calls]
         bundle.request = Request(self._function.call_name, self._function, parcels, bundle.settle)
-        bundle.call = self._crew.submit(bundle.request, kept=True)  # its bounds are the stream's window
+        self._under_way[bundle] = None
+        try:
+            bundle.call = self._crew.submit(bundle.request, kept=True)  # its bounds are the stream's window
+        except Exception as error:  # noqa: BLE001 - a function that fits in no message, for example
+            self.ended(bundle, error)
+            return
         if self._looking is None and len(calls) > 1:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
 
@@ -142,33 +149,57 @@ class Bundles:
         several = [bundle for bundle in self._under_way if len(bundle.calls) > 1]
         for bundle in several:
             bundle.tell(0, bundle.request.finished)
-            bundle.tell(*self._crew.finished(bundle.call))
+            if (found := self._crew.finished(bundle.call)) is not None:
+                bundle.tell(*found)
         if several:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
 
     def ended(self, bundle: _Bundle, outcome: Sequence[Answer] | Exception) -> None:
         """It came back, or will not."""
         self._under_way.pop(bundle, None)
-        finished = bundle.request.finished
-        if not isinstance(outcome, Exception):
-            answers = [*finished, *outcome]
+        request = bundle.request
+        del bundle.request  # it knows the bundle: what was sent should be gone now, and not with the next collection
+        if isinstance(outcome, Exception):
+            bundle.tell(0, request.finished)
+            self._lost(bundle, request, outcome)
+        else:
+            answers = [*request.finished, *outcome]
             size = sum(map(_size, answers)) / len(answers)
             self._result_bytes += 0.5 * (size - self._result_bytes)
-            self._batcher.measured(len(answers), bundle.request.busy_ns * 1e-9)
+            self._batcher.measured(len(answers), request.busy_ns * 1e-9)
             bundle.tell(0, answers)
-            if given_back := bundle.calls[len(answers) :]:  # those before them took long
-                self._waiting.extendleft(reversed(given_back))
-                self._crew.feed_from(self)
-            return
-        bundle.tell(0, finished)
-        left = bundle.calls[len(finished) :]
-        if bundle.request.struck and isinstance(outcome, LaneDied) and left:
-            settle(left[0], outcome)  # it ran; those behind it were not begun
-            if left[1:]:
-                self._send(left[1:])
-            return
-        for pending in left:
-            settle(pending, outcome)
+            self._again(bundle, request, len(answers))  # those before them took long
+        self._send_some()
+
+    def _lost(self, bundle: _Bundle, request: Request, error: Exception) -> None:
+        known = len(request.finished)
+        left = bundle.calls[known:]
+        match request.struck:
+            case "here" if left:
+                settle(left[0], error)  # it ran; those behind it were not begun
+                self._again(bundle, request, known + 1)
+            case "here":
+                pass  # it died when all were finished
+            case "somewhere":  # any of them may have been run
+                for pending in left:
+                    settle(pending, error)
+            case _:  # no process can be had, or the lanes are closed
+                for pending in left:
+                    settle(pending, error)
+                self._fail(error)
+
+    def _again(self, bundle: _Bundle, request: Request, first: int) -> None:
+        """Calls from this one on were not begun: they come before all others."""
+        for number in range(len(bundle.calls) - 1, first - 1, -1):
+            pending = bundle.calls[number]
+            pending.parcel = request.parcels[number]
+            self._waiting.appendleft(pending)
+
+    def _fail(self, error: Exception) -> None:
+        """What waits here will not be run either."""
+        waiting, self._waiting = list(self._waiting), deque()
+        for pending in waiting:
+            settle(pending, error)
 
 
 class _Bundle:

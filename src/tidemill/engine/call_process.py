@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.large_buffers import LargeBuffers
@@ -14,7 +14,7 @@ from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import FINISHED_BYTES, Finished
-from tidemill.lanes.framing import Payload, pieces
+from tidemill.lanes.framing import Payload, joined, joined_size, pieces
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
@@ -64,8 +64,8 @@ class Request:
         """Of the lane; known once it has answered."""
         self.finished: list[Answer] = []
         """Of a bundle, the first answers, which came before the others."""
-        self.struck = False
-        """Of a bundle, whether a process died in it: in the first call without an answer, if there is one."""
+        self.struck: Literal["", "here", "somewhere"] = ""
+        """Whether a process died in it: of a bundle, in the first call without an answer, or nobody knows in which."""
         self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
         """Bytes of its parcels."""
 
@@ -134,7 +134,7 @@ class CallProcess:
             self._post(Call(call, turn, number, request.listed, [len(payload)]), payload)
             return
         parts = [parcel.data for parcel in request.parcels]
-        self._post(Call(call, turn, number, request.listed, list(map(len, parts))), b"".join(parts))
+        self._post(Call(call, turn, number, request.listed, list(map(len, parts))), joined(parts))
 
     def _introduce(self, function: SentFunction) -> None:
         if len(self.functions) == MAX_FUNCTIONS:
@@ -184,7 +184,7 @@ class CallProcess:
         """The end of what it wrote to its standard streams; once it has ended."""
         return last_words(memoryview(self.memory.buffer)[CURSOR_BYTES:])
 
-    def found(self, call: int) -> tuple[int, Sequence[Answer]]:
+    def found(self, call: int) -> tuple[int, Sequence[Answer]] | None:
         """Of a bundle, what is finished and was not sent, and the number of the first of it (`tidemill.lanes.finished`)."""
         return self.finished.of(self.turns[call])
 
@@ -217,7 +217,7 @@ class CallProcess:
             message.call in self.turns
             and len(message.raised) == len(message.sizes) > 0
             and min(message.sizes) >= 0
-            and sum(message.sizes) == len(payload)
+            and joined_size(message.sizes) == len(payload)
         )
 
     def believes(self, message: Returned, payload: Payload) -> bool:

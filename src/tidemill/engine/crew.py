@@ -46,9 +46,11 @@ class Feeder(Protocol):
     def feed(self) -> None: ...
     def fail(self, error: Exception) -> None: ...
 
-    def waiting_calls(self) -> tuple[int, int]:
-        """Calls that wait there and are told of with those of the lanes, and bytes of their arguments."""
-        ...
+
+class Line(Protocol):
+    """Where calls wait before they come here."""
+
+    def waiting_calls(self) -> tuple[int, int]: ...
 
 
 @dataclass
@@ -92,6 +94,8 @@ class Crew:
         self._requests: dict[int, Request] = {}
         self._numbers = itertools.count(CallProcess.FIRST_CALL + 1)
         self._feeders: dict[Feeder, None] = {}
+        self.lines: dict[Line, None] = {}
+        """Of streams; for the statistics."""
         self._feeding = False
         self._retiring: int | None = None
         self._clock = SystemClock()
@@ -147,8 +151,8 @@ class Crew:
     def waiting_calls(self) -> tuple[int, int]:
         """Calls that no lane has, and bytes of their arguments."""
         calls = self.calls.statistics()
-        fed = [feeder.waiting_calls() for feeder in self._feeders]
-        return calls.waiting + sum(count for count, _ in fed), calls.waiting_bytes + sum(size for _, size in fed)
+        more = [line.waiting_calls() for line in self.lines]
+        return calls.waiting + sum(count for count, _ in more), calls.waiting_bytes + sum(size for _, size in more)
 
     def _feed(self) -> None:
         if self._feeding or not self._feeders or self.calls.waiting:
@@ -327,12 +331,12 @@ class Crew:
         _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
         process.kill()
 
-    def finished(self, call: int) -> tuple[int, Sequence[Answer]]:
+    def finished(self, call: int) -> tuple[int, Sequence[Answer]] | None:
         """Of a bundle that is under way, what is finished and was not sent, and the number of the first of it."""
         for process in self.staff.seats:
             if process is not None and call in process.turns:
                 return process.found(call)
-        return 0, []
+        return None
 
     def _tell_oversized(self, message: Returned) -> None:
         self._told_oversized = True
@@ -356,11 +360,16 @@ class Crew:
         """The lane's process ended."""
         running = process.running()
         request = self._requests.get(running)
-        if request is not None and request.bundle:
-            first, answers = process.found(running)
-            if first == len(request.finished):
-                request.finished += answers
-            request.struck = True
+        if request is not None and not request.bundle:
+            request.struck = "here"
+        elif request is not None:
+            found = process.found(running)
+            if found is not None and found[0] == len(request.finished):
+                request.finished += found[1]
+                self.lanes[lane].items += len(found[1])
+                request.struck = "here"
+            else:
+                request.struck = "somewhere"
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None

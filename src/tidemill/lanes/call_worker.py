@@ -16,7 +16,7 @@ from tidemill.lanes.arena import ArenaBack
 from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
 from tidemill.lanes.finished import Finished
-from tidemill.lanes.framing import Payload, pieces
+from tidemill.lanes.framing import Payload, joined, pieces
 from tidemill.lanes.wire import Call, Forget, Function, Message, Partly, Returned, Revoke
 
 __all__ = ["CallWorker"]
@@ -113,7 +113,7 @@ class CallWorker:
             copied.buffers = ()  # they may be views of the arguments
         told = Returned(call.call, busy_ns, raised, list(map(len, parts)), at, room, self._released(), self._oversized)
         self._oversized = ""
-        self._send(told, b"".join(parts))
+        self._send(told, joined(parts))
 
     def _released(self) -> list[int]:
         """The turns of calls whose arguments nobody holds on to any more, in this process."""
@@ -125,14 +125,17 @@ class CallWorker:
     # -- one call --------------------------------------------------------------------------------------
 
     def _answers(self, call: Call, payload: Payload) -> list[_Answer]:
+        if len(call.sizes) > 1 and not call.listed:
+            try:
+                one = self._function(call.function)
+            except BaseException as error:  # noqa: BLE001 - what its pickle does
+                return [_error(error)] * len(call.sizes)
+            return self._bundle(one, call, payload)  # what fails in there but in a call ends the process
         try:
             function = self._function(call.function) if call.function else None
             if call.listed:
                 assert function is not None
                 return _listed(function, pieces(payload, call.sizes))
-            if len(call.sizes) > 1:
-                assert function is not None
-                return self._bundle(function, call, payload)
             received = loads(payload) if call.at < 0 else self._leased(call, payload)
             if function is None:
                 function, arguments, options = received
@@ -156,18 +159,16 @@ class CallWorker:
         left = len(call.sizes)
         until_ns = time.perf_counter_ns() + _LONG_NS
         for parcel in pieces(payload, call.sizes):
-            raised, result = _alone(function, parcel)
+            raised, answer = _alone(function, parcel)
             self._only_once()
-            data = result.data
-            result.buffers = ()  # they may be views of the arguments
-            answers.append((raised, Parcel(data)))
+            answers.append((raised, answer))
             left -= 1
-            kept = self._finished.add(raised, data)
+            kept = self._finished.add(raised, answer.head)
             if time.perf_counter_ns() >= until_ns or self._cursor.is_cancelled:
                 break
             if not kept and left:
                 parts = [answer.head for _, answer in answers]
-                self._send(Partly(call.call, [failed for failed, _ in answers], list(map(len, parts))), b"".join(parts))
+                self._send(Partly(call.call, [failed for failed, _ in answers], list(map(len, parts))), joined(parts))
                 answers = []
                 self._finished.begin(call.turn, len(call.sizes) - left)
         return answers
@@ -206,13 +207,12 @@ def _error(error: BaseException) -> _Answer:
 
 
 def _alone(function: Callable[..., Any], parcel: memoryview) -> _Answer:
-    """One call of a bundle."""
+    """One call of a bundle; its value in one piece, with nothing in it that lies elsewhere."""
     try:
         arguments, options = loads(parcel)
-        value = function(*arguments, **options)
-    except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
+        return False, Parcel(dumps_value(function(*arguments, **options)).data)
+    except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer, and so is a value too large for the memory
         return _error(error)
-    return _answer(value)
 
 
 # -- calls with a list of records --------------------------------------------------------------------------

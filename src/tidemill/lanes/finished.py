@@ -36,9 +36,8 @@ class Finished:
     >>> finished.add(False, b"51.3"), finished.add(True, b"no such sensor")
     (True, True)
     >>> finished.of(7)
-    (0, [Answer(raised=False, data=b'51.3', block=None), Answer(raised=True, data=b'no such sensor', block=None)])
+    (0, [Answer(raised=False, data=bytearray(b'51.3'), block=None), Answer(raised=True, data=bytearray(b'no such sensor'), block=None)])
     >>> finished.of(8)
-    (0, [])
     """
 
     def __init__(self, buffer: Any) -> None:
@@ -71,26 +70,28 @@ class Finished:
 
     # -- the parent ------------------------------------------------------------------------------------
 
-    def of(self, turn: int) -> tuple[int, Sequence[Answer]]:
-        """The number of the first answer of this bundle that is here, and all that are, now; copied."""
+    def of(self, turn: int) -> tuple[int, Sequence[Answer]] | None:
+        """The number of the first answer of this bundle that is here, and all that are, now; copied, since values may lie in them.
+        None when this is about another bundle, or the memory was written over by what died in it.
+        """
         with fence:
             here, first, packed = self._cells
         if here != turn:
-            return 0, []
+            return None
         data = bytes(self._data[: packed & 0xFFFF_FFFF])
         with fence:
             if tuple(self._cells[:2]) != (turn, first):
-                return 0, []  # it went on meanwhile: that is on its way
+                return None  # it went on meanwhile: that is on its way
         answers, at = [], 0
         for _ in range(packed >> 32):
             if at + _LENGTH.size > len(data):
-                return 0, []  # whoever died has written where it should not
+                return None
             (length,) = _LENGTH.unpack_from(data, at)
             at += _LENGTH.size
             raised, length = length < 0, -1 - length if length < 0 else length
             if at + length > len(data):
-                return 0, []
-            answers.append(Answer(raised, data[at : at + length]))
+                return None
+            answers.append(Answer(raised, bytearray(data[at : at + length])))
             at += length
         return first, answers
 

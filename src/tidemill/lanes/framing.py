@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 
 from tidemill.errors import EngineError
-from tidemill.lanes.memory import ALIGN
+from tidemill.lanes.memory import ALIGN, aligned
 from tidemill.lanes.wire import FromLane, Message, ToLane
 
-__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame", "pieces"]
+__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame", "joined", "joined_size", "pieces"]
 
 Payload = bytearray | memoryview
 """What came with a message: memory of the receiver's own, to be written to as it likes."""
@@ -31,6 +31,7 @@ _JOINED: Final = 16_384
 READ_BYTES: Final = 256 * 1024
 """Taken by one read. The memory is kept: to allocate that much for each read takes as long as four reads."""
 
+_PADS: Final = [bytes(-number % ALIGN) for number in range(ALIGN)]
 _encoder = msgspec.msgpack.Encoder()
 _to_lane = msgspec.msgpack.Decoder(ToLane)
 _from_lane = msgspec.msgpack.Decoder(FromLane)
@@ -47,12 +48,29 @@ def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> li
     return [head + header, payload]
 
 
+def joined(parts: Sequence[bytes | bytearray | memoryview]) -> bytes:
+    """A payload of several parts; each begins at a multiple of `ALIGN`, since arrays may lie in it.
+
+    >>> [bytes(part) for part in pieces(bytearray(joined([b"one", b"three"])), [3, 5])]
+    [b'one', b'three']
+    """
+    padded: list[bytes | bytearray | memoryview] = []
+    for part in parts:
+        padded += part, _PADS[len(part) % ALIGN]
+    return b"".join(padded[:-1])
+
+
+def joined_size(sizes: Sequence[int]) -> int:
+    """Bytes of a payload of parts of these sizes."""
+    return sum(map(aligned, sizes[:-1])) + sum(sizes[-1:])
+
+
 def pieces(payload: Payload, sizes: Sequence[int]) -> list[memoryview]:
-    """A payload of several parts, one behind the other, as these parts."""
+    """A payload of several parts, as these parts."""
     view, start, parts = memoryview(payload), 0, []
     for size in sizes:
         parts.append(view[start : start + size])
-        start += size
+        start += aligned(size)
     return parts
 
 
