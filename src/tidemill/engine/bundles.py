@@ -156,7 +156,9 @@ class Bundles:
 
     def ended(self, bundle: _Bundle, outcome: Sequence[Answer] | Exception) -> None:
         """It came back, or will not."""
-        self._under_way.pop(bundle, None)
+        if bundle not in self._under_way:
+            return  # it could not be sent, and was told so
+        del self._under_way[bundle]
         request = bundle.request
         del bundle.request  # it knows the bundle: what was sent should be gone now, and not with the next collection
         if isinstance(outcome, Exception):
