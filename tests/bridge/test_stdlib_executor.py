@@ -423,7 +423,7 @@ def test_within_an_asyncio_program(own_pool) -> None:
     assert asyncio.run(main()) == ([number * number for number in range(20)], 25)
 
 
-@pytest.mark.parametrize("how", ["forgotten", "pending", "atexit", "exit", "error", "daemon"])
+@pytest.mark.parametrize("how", ["forgotten", "pending", "atexit", "exit", "error", "thread"])
 def test_the_end_of_the_program(program, processes, how: str) -> None:
     """As with the standard library's: what was submitted is finished, then everything ends by itself."""
     ends = {
@@ -432,7 +432,8 @@ def test_the_end_of_the_program(program, processes, how: str) -> None:
         "atexit": "import atexit; atexit.register(lambda: print('atexit'))",
         "exit": "futures = [pool.submit(work, number) for number in range(5)]; sys.exit(3)",
         "error": "raise RuntimeError('mine')",
-        "daemon": "import threading; threading.Thread(target=lambda: list(pool.map(work, range(3)))).start()",
+        "thread": "import queue, threading; taken = queue.Queue(); "
+        "threading.Thread(target=lambda: (taken.put(results := pool.map(work, range(3))), list(results))).start(); taken.get()",
     }
     app = program(f"""
 import os, sys
@@ -450,6 +451,5 @@ print(pool.submit(os.getppid).result(), flush=True)
     end = app.ended()
     assert end.code == {"exit": 3, "error": 1}.get(how, 0)
     assert "Exception" not in end.err
-    if how in {"pending", "exit"}:
-        assert end.err.count("ran") == 5
+    assert end.err.count("ran") == {"pending": 5, "exit": 5, "thread": 3}.get(how, 0)
     asyncio.run(processes.gone(server))
