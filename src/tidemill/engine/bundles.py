@@ -1,7 +1,7 @@
 """The calls of a stream on their way to the lanes: several to a message, as many as their cost allows.
 
-A call alone costs the parent some 100 us, most of it for the message and the waking. So calls wait here until a lane has
-room, and then go as a bundle that keeps it busy for a few milliseconds. Each keeps its own result, error and death: a bundle
+A call alone costs the parent some 100 us, most of it for the message and the waking. So calls wait here and go as a bundle
+that keeps a lane busy for a few milliseconds. Each keeps its own result, error and death: a bundle
 is run call by call, what is finished is known whatever the next one does to its process (`tidemill.lanes.finished`), and what
 was not begun runs elsewhere.
 """

@@ -19,7 +19,7 @@ class LaneUse:
     busy: float
     """Share of the time since the last reading spent in calls that ended in it, 0 to 1."""
     in_flight: int
-    """Calls that it has and has not answered; the first of them is running."""
+    """Messages with calls that it has and has not answered; the first of them is running."""
     done: int
     """Messages with calls that it answered; a batch of records is one, and short calls of a stream go together."""
     items: int
