@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -311,3 +312,25 @@ async def test_the_oldest_is_dropped(one: tm.Lanes, telephone, home) -> None:
     results = await asyncio.gather(*futures, return_exceptions=True)
     assert [type(result) for result in results[:3]] == [LanesFull, LanesFull, asyncio.CancelledError]
     assert results[3:] == [6, 8]
+
+
+async def test_records_have_their_turn_beside_calls_that_never_end(two: tm.Lanes) -> None:
+    """Others keep all lanes full, and more waits, or streams do."""
+    ended = asyncio.Event()
+
+    async def loop() -> None:
+        while not ended.is_set():
+            await two.run(sum, range(10_000))
+
+    async def stream() -> None:
+        async for _ in two.stream(sum, itertools.repeat(range(10_000))):
+            if ended.is_set():
+                return
+
+    others = [asyncio.create_task(loop()) for _ in range(16)] + [asyncio.create_task(stream())]
+    double = two.batched(doubled)
+    for number in range(20):
+        assert await double(number) == 2 * number
+    assert await asyncio.gather(*map(double, range(500))) == [2 * number for number in range(500)]
+    ended.set()
+    await asyncio.gather(*others)

@@ -24,6 +24,8 @@ _running_loop: Final = asyncio._get_running_loop
 """None where no loop runs, in a tenth of the time that the public one takes to raise."""
 _PRUNE: Final = 1024
 """Records whose callers gave up that may lie among those that wait before they are swept out."""
+_PATIENCE_S: Final = 0.02
+"""Seconds that records wait for a lane with room before they take a place behind the calls of others."""
 
 
 class _Awaited(asyncio.Future[Any]):
@@ -73,7 +75,9 @@ class Batched:
         self._gone = 0  # among those that wait
         self._blocked: deque[_Awaited] = deque()
         self._batches: dict[_Batch, None] = {}
-        self._scheduled = False
+        self._scheduled = self._feeding = False
+        self._sent_s = 0.0
+        """When a batch was sent last, or records began to wait for a lane."""
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
@@ -199,23 +203,31 @@ class Batched:
             return
         self._unblock()
         if self._waiting:
+            if not self._feeding:
+                self._feeding, self._sent_s = True, self._time()
             self._crew.feed_from(self)
 
     def feed(self) -> None:
         """Form batches while lanes have room (`tidemill.engine.crew.Feeder`)."""
         self._unblock()
         while self._waiting:
-            in_flight = self._crew.calls.in_flight()
+            in_lanes = self._crew.calls.in_flight()
+            in_flight = [0] if self._is_passed_over() else in_lanes
             slack_s = inf if self._timeout_s is None else self._waiting[0].deadline_s - self._loop.time()
             records = self._batcher.records(
                 waiting=len(self._waiting), in_flight=in_flight, slack_s=slack_s, one_lane=True
             )
             if not records:
                 return
-            self._send(self._taken(records), alone=min(in_flight) == 0)
+            self._send(self._taken(records), alone=min(in_lanes, default=1) == 0)
             if self._blocked:
                 self._unblock()
+        self._feeding = False
         self._crew.feed_no_more(self)
+
+    def _is_passed_over(self) -> bool:
+        """Whether others have kept all lanes full for a while: then one batch stands in line with their calls."""
+        return not self._batches and self._time() - self._sent_s > _PATIENCE_S
 
     def _taken(self, records: int) -> list[_Awaited]:
         if self._waiting_bytes > self._batcher.limits.max_bytes:
@@ -231,6 +243,7 @@ class Batched:
     def _send(self, records: list[_Awaited], *, alone: bool = False) -> None:
         if records:
             self._batcher.sent(len(records))
+            self._sent_s = self._time()
             self._records += len(records)
             self._sent_batches += 1
             batch = _Batch(self, records, self._loop.time() if alone else None)

@@ -155,7 +155,7 @@ class Crew:
         return calls.waiting + sum(count for count, _ in more), calls.waiting_bytes + sum(size for _, size in more)
 
     def _feed(self) -> None:
-        if self._feeding or not self._feeders or self.calls.waiting:
+        if self._feeding or not self._feeders:
             return
         self._feeding = True
         try:
