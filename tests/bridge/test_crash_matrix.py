@@ -202,7 +202,7 @@ async def test_in_the_initializer(way, processes) -> None:
             pass
     if way.kills:
         way.check(caught.value)
-    assert processes.open_files() == files
+    assert processes.open_files() <= files  # what an earlier test has left may have gone meanwhile
     assert [pid for pid in processes.family(os.getpid()) - family if processes.lives(pid)] == []
 
 

@@ -82,7 +82,7 @@ async def test_forks_that_always_fail(module: MakeModule, tmp_path: Path, proces
     with pytest.raises(CallError, match=r"could not be forked \(Resource temporarily unavailable\), in each of"):
         async with tm.Lanes(2, preload=[name]):
             pass
-    assert processes.open_files() == files
+    assert processes.open_files() <= files  # what an earlier test has left may have gone meanwhile
 
 
 # -- preload -------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ async def test_an_initializer_that_hangs_is_one_clear_failure(processes) -> None
     with pytest.raises(CallError, match=r"initializer .*hangs.*initializer_timeout=0\.05.*in each of"):
         async with tm.Lanes(2, initializer=hangs, initializer_timeout=0.05):
             pass
-    assert processes.open_files() == files
+    assert processes.open_files() <= files  # what an earlier test has left may have gone meanwhile
     assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
 
 
