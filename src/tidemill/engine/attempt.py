@@ -184,10 +184,6 @@ class Attempt:
         self.mill.counters.update(tally.counters)
         self.outflow.letters.go_on_from(tally.reasons, tally.samples)
 
-    def kept(self, outlet: Outlet) -> None:
-        """What this sink has written so far will not be put again."""
-        self._readings.kept(outlet)
-
     def state_statistics(self) -> StateStatistics | None:
         """How the state on disk is; None without."""
         keeper = self._keeper

@@ -75,9 +75,9 @@ class Batched:
         self._gone = 0  # among those that wait
         self._blocked: deque[_Awaited] = deque()
         self._batches: dict[_Batch, None] = {}
-        self._scheduled = self._feeding = False
-        self._sent_s = 0.0
-        """When a batch was sent last, or records began to wait for a lane."""
+        self._scheduled = False
+        self._passed_over_s: float | None = None
+        """Since when records wait for a lane, and none was sent; None when none wait."""
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
         self._timer: asyncio.TimerHandle | None = None
@@ -203,13 +203,13 @@ class Batched:
             return
         self._unblock()
         if self._waiting:
-            if not self._feeding:
-                self._feeding, self._sent_s = True, self._time()
             self._crew.feed_from(self)
 
     def feed(self) -> None:
         """Form batches while lanes have room (`tidemill.engine.crew.Feeder`)."""
         self._unblock()
+        if self._passed_over_s is None:
+            self._passed_over_s = self._time()
         while self._waiting:
             in_lanes = self._crew.calls.in_flight()
             in_flight = [0] if self._is_passed_over() else in_lanes
@@ -222,12 +222,13 @@ class Batched:
             self._send(self._taken(records), alone=min(in_lanes, default=1) == 0)
             if self._blocked:
                 self._unblock()
-        self._feeding = False
+        self._passed_over_s = None
         self._crew.feed_no_more(self)
 
     def _is_passed_over(self) -> bool:
         """Whether others have kept all lanes full for a while: then one batch stands in line with their calls."""
-        return not self._batches and self._time() - self._sent_s > _PATIENCE_S
+        since_s = self._passed_over_s
+        return not self._batches and since_s is not None and self._time() - since_s > _PATIENCE_S
 
     def _taken(self, records: int) -> list[_Awaited]:
         if self._waiting_bytes > self._batcher.limits.max_bytes:
@@ -243,10 +244,10 @@ class Batched:
     def _send(self, records: list[_Awaited], *, alone: bool = False) -> None:
         if records:
             self._batcher.sent(len(records))
-            self._sent_s = self._time()
+            self._passed_over_s = now_s = self._time()
             self._records += len(records)
             self._sent_batches += 1
-            batch = _Batch(self, records, self._loop.time() if alone else None)
+            batch = _Batch(self, records, now_s if alone else None)
             self._batches[batch] = None
             parcels = [future.parcel for future in records]
             batch.request = Request(self._name, self._sent, parcels, batch.settle, listed=True)

@@ -16,12 +16,12 @@ from typing import Any, Final
 from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import settle
+from tidemill.engine.endings import settle, settler
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, Parcel
 
-__all__ = ["Bundles"]
+__all__ = ["Bundles", "OneByOne"]
 
 _MOST: Final = 64
 _BYTES: Final = 32 << 10
@@ -30,10 +30,32 @@ _LOOK_S: Final = 0.02
 """After so long, the results of a bundle that are finished are taken, though another of its calls goes on."""
 
 
-class _Pending(asyncio.Future[Any]):
-    """One call's result, and its arguments until they are sent."""
+_Waiting = tuple["asyncio.Future[Any]", Parcel]
+"""A call that was not sent: its future, and its arguments."""
 
-    parcel: Parcel | None
+
+class OneByOne:
+    """The calls of a stream that cannot go together: each with a time of its own, or a callable that travels with it."""
+
+    def __init__(self, crew: Crew, check: Callable[[], object], request: Callable[[Any, Any], Request]) -> None:
+        self._crew, self._check, self._request = crew, check, request
+        self._calls: dict[asyncio.Future[Any], int] = {}
+
+    def submit(self, value: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            self._check()
+            self._calls[future] = self._crew.submit(self._request(value, settler(future)), kept=True)  # by the window
+        except CallError as error:  # at its place in the order, like every other
+            future.set_exception(error)
+        else:
+            future.add_done_callback(lambda done: self._calls.pop(done, None))
+        return future
+
+    def abandon(self) -> None:
+        for call in list(self._calls.values()):
+            self._crew.cancel(call)
+        self._calls.clear()
 
 
 class Bundles:
@@ -53,12 +75,11 @@ class Bundles:
     ) -> None:
         self._crew, self._check, self._function, self._pack = crew, check, function, pack
         self._lanes = len(crew.lanes)
-        most = max(
-            1, min(_MOST, window // (2 * self._lanes))
-        )  # so that each lane may have one behind the one it works on
+        # Each lane may have one behind the one it works on.
+        most = max(1, min(_MOST, window // (2 * self._lanes)))
         self._batcher = Batcher(Limits(max_records=most, max_bytes=_BYTES), start=1)
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Pending] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._under_way: dict[_Bundle, None] = {}
         self._scheduled = self._abandoned = False
         self._looking: asyncio.TimerHandle | None = None
@@ -68,18 +89,17 @@ class Bundles:
 
     def submit(self, value: Any) -> asyncio.Future[Any]:
         """Call the function with the value as soon as a lane has room; the future is the call's own."""
-        pending = _Pending(loop=self._loop)
+        future = self._loop.create_future()
         try:
             self._check()
-            pending.parcel = self._pack(value)
+            self._waiting.append((future, self._pack(value)))
         except CallError as error:  # at its place in the order, like every other
-            pending.set_exception(error)
-            return pending
-        self._waiting.append(pending)
+            future.set_exception(error)
+            return future
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._begin)  # whatever else is submitted in this turn goes along
-        return pending
+        return future
 
     def abandon(self) -> None:
         """Nobody asks for results any more."""
@@ -95,7 +115,7 @@ class Bundles:
 
     def waiting_calls(self) -> tuple[int, int]:
         """Calls that wait here, and bytes of their arguments (`tidemill.engine.crew.Line`)."""
-        return len(self._waiting), sum(pending.parcel.size for pending in self._waiting if pending.parcel is not None)
+        return len(self._waiting), sum(parcel.size for _, parcel in self._waiting)
 
     # -- out -------------------------------------------------------------------------------------------
 
@@ -119,18 +139,15 @@ class Bundles:
             self._batcher.sent(len(taken))
             self._send(taken)
 
-    def _taken(self, records: int) -> list[_Pending]:
+    def _taken(self, records: int) -> list[_Waiting]:
         if self._result_bytes > 1:
             records = max(1, min(records, int(_BYTES / self._result_bytes)))
-        sizes = (0 if pending.parcel is None else pending.parcel.size for pending in self._waiting)
-        records = self._batcher.fitting(sizes, records)
+        records = self._batcher.fitting((parcel.size for _, parcel in self._waiting), records)
         return [self._waiting.popleft() for _ in range(records)]
 
-    def _send(self, calls: list[_Pending]) -> None:
-        parcels = [pending.parcel for pending in calls if pending.parcel is not None]
-        for pending in calls:
-            pending.parcel = None
-        bundle = _Bundle(self, calls)
+    def _send(self, calls: list[_Waiting]) -> None:
+        bundle = _Bundle(self, [future for future, _ in calls])
+        parcels = [parcel for _, parcel in calls]
         bundle.request = Request(self._function.call_name, self._function, parcels, bundle.settle)
         self._under_way[bundle] = None
         try:
@@ -176,32 +193,26 @@ class Bundles:
     def _lost(self, bundle: _Bundle, request: Request, error: Exception) -> None:
         known = len(request.finished)
         left = bundle.calls[known:]
-        match request.struck:
-            case "here" if left:
+        if request.struck == "here":
+            if left:  # else it died when all were finished
                 settle(left[0], error)  # it ran; those behind it were not begun
                 self._again(bundle, request, known + 1)
-            case "here":
-                pass  # it died when all were finished
-            case "somewhere":  # any of them may have been run
-                for pending in left:
-                    settle(pending, error)
-            case _:  # no process can be had, or the lanes are closed
-                for pending in left:
-                    settle(pending, error)
-                self._fail(error)
+            return
+        for future in left:  # any of them may have been run
+            settle(future, error)
+        if not request.struck:  # no process can be had, or the lanes are closed
+            self._fail(error)
 
     def _again(self, bundle: _Bundle, request: Request, first: int) -> None:
         """Calls from this one on were not begun: they come before all others."""
-        for number in range(len(bundle.calls) - 1, first - 1, -1):
-            pending = bundle.calls[number]
-            pending.parcel = request.parcels[number]
-            self._waiting.appendleft(pending)
+        calls = zip(bundle.calls[first:], request.parcels[first:], strict=True)
+        self._waiting.extendleft(reversed(list(calls)))
 
     def _fail(self, error: Exception) -> None:
         """What waits here will not be run either."""
         waiting, self._waiting = list(self._waiting), deque()
-        for pending in waiting:
-            settle(pending, error)
+        for future, _ in waiting:
+            settle(future, error)
 
 
 class _Bundle:
@@ -211,15 +222,15 @@ class _Bundle:
 
     request: Request
 
-    def __init__(self, of: Bundles, calls: list[_Pending]) -> None:
+    def __init__(self, of: Bundles, calls: list[asyncio.Future[Any]]) -> None:
         self._of = of
         self.calls = calls
         self.call = 0
 
     def tell(self, first: int, answers: Sequence[Answer]) -> None:
         """These calls have these answers; one that was told before is not told again."""
-        for pending, answer in zip(self.calls[first:], answers, strict=False):
-            settle(pending, answer)
+        for future, answer in zip(self.calls[first:], answers, strict=False):
+            settle(future, answer)
 
     def settle(self, outcome: Sequence[Answer] | Exception) -> None:
         self._of.ended(self, outcome)

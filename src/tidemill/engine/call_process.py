@@ -79,6 +79,14 @@ class Request:
         left = len(self.parcels) - len(self.finished)
         return answers <= left if self.bundle else answers == left
 
+    def strike(self, found: tuple[int, Sequence[Answer]] | None) -> None:
+        """The process died in it; ``found`` is what it had finished, and the number of the first of that (`CallProcess.found`)."""
+        if found is None or found[0] != len(self.finished):
+            self.struck = "somewhere"
+            return
+        self.struck = "here"
+        self.finished += found[1]
+
 
 class CallProcess:
     """A forked process, or its inline twin, with its cursor and the functions it has."""

@@ -272,16 +272,12 @@ class Crew:
         """The lane has a process (`tidemill.engine.staff.Employer`)."""
         self._perform(self.calls.attached(lane))
 
-    def returned(self, process: CallProcess, message: Partly | Returned, payload: Payload) -> None:
-        """A call came back, or the first calls of a bundle."""
+    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
+        """A call came back."""
         lane = process.lane
         assert lane is not None
         request = self._requests.get(message.call)
         items = len(message.sizes)
-        if type(message) is Partly:
-            self._partly(process, lane, request, message, payload)
-            return
-        assert isinstance(message, Returned)
         if not process.believes(message, payload) or (request is not None and not request.can_have(items)):
             self._distrust(process, lane)
             return
@@ -311,9 +307,11 @@ class Crew:
             request.busy_ns = message.busy_ns
         process.answers(message, payload, _nobody if request is None else request.settle)
 
-    def _partly(
-        self, process: CallProcess, lane: int, request: Request | None, message: Partly, payload: Payload
-    ) -> None:
+    def partly(self, process: CallProcess, message: Partly, payload: Payload) -> None:
+        """The first calls of a bundle came back."""
+        lane = process.lane
+        assert lane is not None
+        request = self._requests.get(message.call)
         items = len(message.sizes)
         if not process.has_answered(message, payload) or (
             request is not None and not (request.bundle and request.can_have(items + 1))
@@ -360,16 +358,10 @@ class Crew:
         """The lane's process ended."""
         running = process.running()
         request = self._requests.get(running)
-        if request is not None and not request.bundle:
-            request.struck = "here"
-        elif request is not None:
-            found = process.found(running)
-            if found is not None and found[0] == len(request.finished):
-                request.finished += found[1]
-                self.lanes[lane].items += len(found[1])
-                request.struck = "here"
-            else:
-                request.struck = "somewhere"
+        if request is not None:
+            known = len(request.finished)
+            request.strike(process.found(running) if request.bundle else (0, []))
+            self.lanes[lane].items += len(request.finished) - known
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None

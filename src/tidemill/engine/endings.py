@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer
 
-__all__ = ["own", "settle", "value_of"]
+__all__ = ["own", "settle", "settler", "value_of"]
 
 
 def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome: Answer | Exception) -> None:
@@ -22,6 +23,15 @@ def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome
         future.set_exception(error)
     else:
         future.set_result(value)
+
+
+def settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Exception], None]:
+    """The same for a request of one call."""
+
+    def done(outcome: Sequence[Answer] | Exception) -> None:
+        settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
+
+    return done
 
 
 def value_of(outcome: Answer | Exception) -> Any:

@@ -306,7 +306,8 @@ class Saving:
 
     def _kept_by(self, sink: int) -> Callable[[int], None]:
         def kept(position: int) -> None:
-            self._attempt.kept(self._attempt.outflow.outlets[sink])
+            outflow = self._attempt.outflow
+            outflow.kept(outflow.outlets[sink])
             self.epochs.committed(sink, position)
 
         return kept

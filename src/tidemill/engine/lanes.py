@@ -14,10 +14,10 @@ from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
 from tidemill.engine.batch_limits import BatchLimits
 from tidemill.engine.batched import Batched
-from tidemill.engine.bundles import Bundles
+from tidemill.engine.bundles import Bundles, OneByOne
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import settle
+from tidemill.engine.endings import settler
 from tidemill.engine.executor import LoopExecutor
 from tidemill.engine.functions_sent import FunctionsSent, call_name, name_of
 from tidemill.engine.keyed import Keyed
@@ -211,7 +211,7 @@ class Lanes:
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
             future = self._future()
-            call = crew.submit(self._request(fn, args, kwargs, _settler(future), timeout), pin)
+            call = crew.submit(self._request(fn, args, kwargs, settler(future), timeout), pin)
         finally:
             if entered:
                 crew.door.entered()
@@ -276,7 +276,7 @@ class Lanes:
         if sent is not None:
             calling = Bundles(crew, self._check_here, sent, lambda value: dumps_call((value,), {}), window)
         else:
-            calling = _OneByOne(
+            calling = OneByOne(
                 crew, self._check_here, lambda value, done: self._request(fn, (value,), {}, done, timeout)
             )
         return streamed(calling, source, window, return_exceptions=return_exceptions)
@@ -403,34 +403,3 @@ class Lanes:
         check_callable(fn)
         parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)})
         return Request(call_name(fn), None, [parcel], done, timeout_s=timeout)
-
-
-class _OneByOne:
-    """The calls of a stream that cannot go together: each with a time of its own, or a callable that travels with it."""
-
-    def __init__(self, crew: Crew, check: Callable[[], object], request: Callable[[Any, Any], Request]) -> None:
-        self._crew, self._check, self._request = crew, check, request
-        self._calls: dict[asyncio.Future[Any], int] = {}
-
-    def submit(self, value: Any) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            self._check()
-            self._calls[future] = self._crew.submit(self._request(value, _settler(future)), kept=True)  # by the window
-        except CallError as error:  # at its place in the order, like every other
-            future.set_exception(error)
-        else:
-            future.add_done_callback(lambda done: self._calls.pop(done, None))
-        return future
-
-    def abandon(self) -> None:
-        for call in list(self._calls.values()):
-            self._crew.cancel(call)
-        self._calls.clear()
-
-
-def _settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Exception], None]:
-    def done(outcome: Sequence[Answer] | Exception) -> None:
-        settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
-
-    return done

@@ -124,6 +124,10 @@ class Outflow:
                 told = "sink %s: there is no column %r so far; the columns are: %s"
                 _log.warning(told, outlet.name, name, ", ".join(batch.columns), extra={"sink": outlet.name})
 
+    def kept(self, outlet: Outlet) -> None:
+        """What this sink has written so far will not be put again."""
+        self._readings.kept(outlet)
+
     def commit(self, position: int) -> None:
         """Every sink that has not yet shall commit what it was put, which reaches up to there."""
         for outlet in self.outlets:

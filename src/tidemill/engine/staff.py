@@ -33,8 +33,11 @@ class Employer(Protocol):
     def seated(self, lane: int) -> None:
         """The lane has a process that is ready."""
 
-    def returned(self, process: CallProcess, message: Partly | Returned, payload: Payload) -> None:
-        """A process that has a lane answered a call, or the first of a bundle."""
+    def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:
+        """A process that has a lane answered a call."""
+
+    def partly(self, process: CallProcess, message: Partly, payload: Payload) -> None:
+        """A process that has a lane answered the first calls of a bundle."""
 
     def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
         """The process of the lane ended."""
@@ -146,14 +149,15 @@ class Staff:
         process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
 
         def received(message: FromLane, payload: Payload) -> None:
-            if self.closed or not isinstance(message, (Partly, Returned)):
+            if self.closed:
                 return
-            if process.lane is not None:
-                self._employer.returned(process, message, payload)
-            elif isinstance(message, Partly):
-                return
-            elif process in self._starting:
-                self._began(process, message, payload)
+            if isinstance(message, Returned):
+                if process.lane is not None:
+                    self._employer.returned(process, message, payload)
+                elif process in self._starting:
+                    self._began(process, message, payload)
+            elif isinstance(message, Partly) and process.lane is not None:
+                self._employer.partly(process, message, payload)
 
         try:
             if self._inline:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from tidemill.errors import EngineError
-from tidemill.lanes.memory import ALIGN, aligned
+from tidemill.lanes.memory import ALIGN, PADS, aligned
 from tidemill.lanes.wire import FromLane, Message, ToLane
 
 __all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame", "joined", "joined_size", "pieces"]
@@ -31,7 +31,6 @@ _JOINED: Final = 16_384
 READ_BYTES: Final = 256 * 1024
 """Taken by one read. The memory is kept: to allocate that much for each read takes as long as four reads."""
 
-_PADS: Final = [bytes(-number % ALIGN) for number in range(ALIGN)]
 _encoder = msgspec.msgpack.Encoder()
 _to_lane = msgspec.msgpack.Decoder(ToLane)
 _from_lane = msgspec.msgpack.Decoder(FromLane)
@@ -56,7 +55,7 @@ def joined(parts: Sequence[bytes | bytearray | memoryview]) -> bytes:
     """
     padded: list[bytes | bytearray | memoryview] = []
     for part in parts:
-        padded += part, _PADS[len(part) % ALIGN]
+        padded += part, PADS[len(part) % ALIGN]
     return b"".join(padded[:-1])
 
 

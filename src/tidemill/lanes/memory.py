@@ -7,10 +7,12 @@ import os
 import threading
 from typing import Final
 
-__all__ = ["ALIGN", "Shared", "aligned", "fence", "write_at"]
+__all__ = ["ALIGN", "PADS", "Shared", "aligned", "fence", "write_at"]
 
 ALIGN: Final = 16
 """Bytes; a buffer that another process reads where it lies begins at a multiple."""
+PADS: Final = [bytes(-number % ALIGN) for number in range(ALIGN)]
+"""What follows a buffer of so many bytes beyond a multiple, so that the next begins at one."""
 
 fence: Final = threading.Lock()
 """Never contended: taking it is a full memory barrier, which Python has no other word for."""

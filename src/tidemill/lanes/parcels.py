@@ -20,7 +20,7 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.lanes.column_codec import ColumnReader, columns_of
-from tidemill.lanes.memory import ALIGN, aligned
+from tidemill.lanes.memory import ALIGN, PADS, aligned
 
 __all__ = ["LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
 
@@ -35,7 +35,6 @@ _BARE: Final = 0
 _ALONE: Final = 1
 """Wrapped as ``((value,), {})``: the arguments of most calls."""
 _COUNT: Final = struct.Struct("<I")
-_PADS: Final = [bytes(-number % ALIGN) for number in range(ALIGN)]
 Buffer = Any
 """What ``bytes.join`` and ``memoryview`` take: contiguous memory."""
 
@@ -70,12 +69,12 @@ def room_of(buffer: Buffer) -> int:
 
 
 def _joined(head: bytes, buffers: Sequence[Buffer]) -> bytes:
-    parts: list[Buffer] = [head, _PADS[len(head) % ALIGN]]
+    parts: list[Buffer] = [head, PADS[len(head) % ALIGN]]
     for buffer in buffers:
         parts.append(buffer)
         size = buffer.nbytes if type(buffer) is np.ndarray else len(buffer)
         if size % ALIGN:
-            parts.append(_PADS[size % ALIGN])
+            parts.append(PADS[size % ALIGN])
     return b"".join(parts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +35,6 @@ _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
-_log = logging.getLogger("tidemill")
 
 
 class HTTP(ConnectedSource):
@@ -225,10 +223,8 @@ class HTTP(ConnectedSource):
             self._started.clear()
             await self._end(server, serving)
 
-    def _sweep(self, now_ns: int) -> None:
-        super()._sweep(now_ns)
-        if (told := self._refusals.tell(now_ns)) is not None:
-            _log.warning("source %s: %s", self.name, told, extra={"source": self.name})
+    def _news(self, now_ns: int) -> list[str | None]:
+        return [*super()._news(now_ns), self._refusals.tell(now_ns)]
 
     async def _end(self, server: Server, serving: asyncio.Future[None]) -> None:
         """Whoever still waits for an answer learns that nothing is known of its records."""

@@ -94,9 +94,14 @@ class ConnectedSource(ListeningSource):
             sweeping.cancel()
 
     def _sweep(self, now_ns: int) -> None:
-        """Say who was turned away."""
-        if (told := self._admission.tell(now_ns)) is not None:
-            _log.warning("source %s: %s", self.name, told, extra={"source": self.name})
+        """Say who was turned away, and what else there is to tell."""
+        for told in self._news(now_ns):
+            if told is not None:
+                _log.warning("source %s: %s", self.name, told, extra={"source": self.name})
+
+    def _news(self, now_ns: int) -> list[str | None]:
+        """Sentences, where there is something to tell that was not told lately."""
+        return [self._admission.tell(now_ns)]
 
 
 def checked_port(port: int, source: str) -> int:
