@@ -16,6 +16,8 @@ Rules of this file:
 - A batch of few records that takes nearly as long as one of many has a cost of its own, which is told apart from its
   records': it works at least twice as long as that. To see it, sizes must differ; so where all are as small as the cap,
   one in a while is of twice the size.
+- What waits long anyway may wait in larger batches: one may work for a quarter of the time that all that waits will take,
+  up to ten times ``target_s``, where nobody is in a hurry. Such batches grow to twice those before them at most.
 - Where it is known how long a batch travels: none is larger than makes nine tenths of the time work, idle lanes share
   what waits only if that saves more than a frame costs, and a lane that works gets a second batch as soon as that
   would keep it busy for twice the time of travel. Where it is not known, that second batch is a full one.
@@ -50,6 +52,10 @@ _STEADY: Final = 0.3
 """Weight of the last batch in what a batch costs however few records it has."""
 _OWN: Final = 0.05
 """Share of a batch's time that is its records' at least."""
+_PATIENT: Final = 0.25
+"""Of the time that what waits will take, what a batch may work: nothing is later by more than that for it."""
+_LONGEST: Final = 10.0
+"""Times the target that a batch may work, at most, however much waits."""
 _SOONER: Final = 0.3
 _LATER: Final = 0.02
 """Weights of a travel that was shorter or longer than thought: what held it up once is not its length."""
@@ -61,7 +67,7 @@ class Limits:
 
     max_records: int = 32_768
     target_s: float = 0.005
-    """Seconds a batch should keep its slowest lane busy."""
+    """Seconds a batch should keep its slowest lane busy; up to ten times as long while much waits."""
     queued_per_lane: int = 2
     """Batches that the least loaded lane may have before records wait for the next batch to fill."""
     max_bytes: int = 1 << 62
@@ -73,7 +79,7 @@ class BatcherStatistics:
     """How the batcher is."""
 
     cap: int
-    """The most records it would put in a batch now, as far as their cost goes."""
+    """The most records it would put in a batch now, as far as their cost goes, with little behind them."""
     cost_s: float
     """Seconds a record costs the slowest lane of its batch, as last measured; 0.0 before."""
     fixed_s: float
@@ -142,11 +148,14 @@ class Batcher:
         self.limits = limits or Limits()
         self._cap = self._proven = min(start, self.limits.max_records)
         self._largest = 0  # sent since the cap last fell
+        self._lately = 0  # sent, the larger of the last and of half of those before
+        self._before = 0  # measured
         self._affordable = 0
         self._costs: dict[int, _Cost] = {}
         self._cost_s = self._fixed_s = 0.0
+        self._target_s = self.limits.target_s
         self._travel_s = 0.0
-        self._same = 0  # batches in a row as large as the cap, of a cost that is not told apart yet
+        self._same = 0  # batches in a row of one size, the cap at least, of a cost that is not told apart yet
 
     # -- how many --------------------------------------------------------------------------------------
 
@@ -166,7 +175,7 @@ class Batcher:
         """
         if not waiting or not free_slabs or not in_flight:
             return 0
-        cap = self._cap if slack_s >= 2 * self.limits.target_s else self._hurried(slack_s)
+        cap = self._patient(waiting, slack_s) if slack_s >= 2 * self.limits.target_s else self._hurried(slack_s)
         if self._travel_s:
             cap = min(cap, self._working(_EFFICIENT))
         least = min(in_flight)
@@ -185,6 +194,13 @@ class Batcher:
             return self._cap
         in_time = int((slack_s / 2 - self._travel_s) / self._cost_s)
         return max(1, min(self._cap, max(in_time, self._working(_EFFICIENT))))
+
+    def _patient(self, waiting: int, slack_s: float) -> int:
+        """The cap, or more when so much waits that what a larger batch costs in time is little beside it."""
+        if 2 * self._cap <= self._affordable:  # it is on its way up
+            return self._cap
+        times = min(_PATIENT * min(waiting * self._cost_s, slack_s) / self._target_s, _LONGEST)
+        return max(self._cap, min(int(times * self._cap), 2 * self._lately, self.limits.max_records))
 
     def _working(self, times: float) -> int:
         """Records that keep a lane busy for so many times as long as their batch travels; at least 1."""
@@ -208,6 +224,7 @@ class Batcher:
 
     def sent(self, records: int) -> None:
         """A batch of so many records is on its way: the next may be twice as large, if its cost is known to fit."""
+        self._lately = max(records, self._lately // 2)
         if records == self._cap:
             self._largest = records
             self._grow()
@@ -226,7 +243,9 @@ class Batcher:
         dearest = max(self._costs.values(), key=lambda cost: cost.record_s)
         self._cost_s, self._fixed_s = dearest.record_s, dearest.fixed_s
         fixed_s = self._fixed_s
-        target_s = max(self.limits.target_s, 2 * fixed_s)  # at least half of a batch's time is its records'
+        self._target_s = target_s = max(
+            self.limits.target_s, 2 * fixed_s
+        )  # at least half of a batch's time is its records'
         self._affordable = max(1, min(self.limits.max_records, int((target_s - fixed_s) / self._cost_s)))
         if busy_s > target_s:
             over = (target_s - fixed_s) / max(busy_s - fixed_s, target_s - fixed_s)
@@ -234,11 +253,13 @@ class Batcher:
         if busy_s > _TELLING * target_s and self._affordable < self._cap:
             self._cap = self._proven = self._affordable
             self._largest = 0
-        elif busy_s <= target_s:
+        elif busy_s <= target_s or records > self._cap:
             self._cap = max(self._cap, min(2 * records, self._affordable))
             self._proven = max(self._proven, min(records, self._cap))
             self._grow()
-        self._same = self._same + 1 if records == self._cap and not own.tried else 0
+        alike = self._cap <= records and records in (self._cap, self._before)
+        self._same = self._same + 1 if alike and not own.tried else 0
+        self._before = records
         if self._same >= _UNVARIED and 2 * self._cap <= self.limits.max_records:
             self._same = 0
             self._cap *= 2
