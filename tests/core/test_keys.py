@@ -1,7 +1,6 @@
 """The key table: codes, lanes, slots, and what each lane was told."""
 
 import itertools
-import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from tidemill.column import Column, object_array
 from tidemill.core import keys
-from tidemill.core.keys import UNKNOWN, KeyTable, lane_of
+from tidemill.core.keys import UNKNOWN, KeyTable, in_turn, lanes_by_bytes, lanes_of, place
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 
@@ -20,14 +19,31 @@ def keyed(*names):
 
 
 @pytest.mark.parametrize(("key", "of_2", "of_3", "of_7"), [("S1", 0, 0, 4), ("S2", 0, 2, 0), ("plant/ü", 1, 0, 1)])
-def test_lanes_are_pinned(key, of_2, of_3, of_7):
-    """A key's lane follows from its bytes alone and is the same in every version: states on disk depend on it."""
-    assert (lane_of(key, 2), lane_of(key, 3), lane_of(key, 7)) == (of_2, of_3, of_7)
+def test_places_by_bytes_are_pinned(key, of_2, of_3, of_7):
+    """They are the same in every version: states on disk that an older one wrote depend on them."""
+    assert (place(key.encode(), 2), place(key.encode(), 3), place(key.encode(), 7)) == (of_2, of_3, of_7)
+    assert lanes_by_bytes([key], 7).tolist() == lanes_by_bytes([(key, "temp")], 7).tolist() == [of_7]
+
+
+def test_turns_are_pinned():
+    """The lane of the so manieth key is the same in every version: states on disk depend on it."""
+    assert [in_turn(number, 3) for number in range(12)] == [0, 1, 2, 2, 0, 1, 2, 0, 1, 1, 2, 0]
+
+
+@given(keys=st.integers(0, 3_000), lanes=st.integers(1, 9), period=st.integers(2, 12))
+def test_lanes_have_as_many_keys_of_every_kind(keys, lanes, period):
+    """No lane has more than one more than another; and of sensors whose kinds follow a pattern, about as many of each kind."""
+    turns = in_turn(np.arange(keys), lanes)
+    assert turns.tolist() == [in_turn(number, lanes) for number in range(keys)]
+    counts = np.bincount(turns, minlength=lanes)
+    assert counts.max() - counts.min() <= 1
+    of_a_kind = np.bincount(turns[::period], minlength=lanes)
+    assert of_a_kind.max() - of_a_kind.min() <= 6 + 2.5 * (keys / period) ** 0.5  # three times what chance alone makes
 
 
 @given(batches=st.lists(st.lists(st.text(max_size=3), max_size=20), max_size=6), lanes=st.integers(1, 4))
 def test_codes_follow_the_rows(batches, lanes):
-    """Codes are given in the order of rows, stay, and lead to the key's lane and its own slot there."""
+    """Codes are given in the order of rows, stay, and lead to the lane whose turn it was, and the key's own slot there."""
     table = KeyTable(lanes, 1000)
     expected = {}
     for names in batches:
@@ -39,7 +55,8 @@ def test_codes_follow_the_rows(batches, lanes):
     assert len(table) == len(expected)
     every = np.arange(len(expected), dtype=np.int32)
     owners, slots = table.lanes(every), table.slots(every)
-    assert owners.tolist() == [zlib.crc32(name.encode()) % lanes for name in expected]
+    assert owners.tolist() == [in_turn(code, lanes) for code in range(len(expected))]
+    assert owners.tolist() == lanes_of(table.entries(), lanes).tolist()
     for lane in range(lanes):
         assert slots[owners == lane].tolist() == list(range(int((owners == lane).sum())))
 
@@ -96,7 +113,7 @@ def test_the_table_grows_and_ends():
     assert len(table) == 5000
     assert table.code("S4999") == 4999
     assert table.code("new") == UNKNOWN
-    assert sorted(table.lanes(codes[:5000]).tolist()) == sorted(lane_of(name, 3) for name in names[:5000])
+    assert sorted(table.lanes(codes[:5000]).tolist()) == sorted(in_turn(number, 3) for number in range(5000))
 
 
 def test_no_text_and_broken_text_are_no_keys():
@@ -120,11 +137,11 @@ def test_each_lane_is_told_each_of_its_keys_once():
     table = KeyTable(2, 100)
     first = [f"S{n}" for n in range(10)]
     table.encode(keyed(*first))
-    mine = [name for name in first if lane_of(name, 2) == 0]
+    mine = [name for number, name in enumerate(first) if in_turn(number, 2) == 0]
     assert table.untold(0) == (0, mine)
     assert table.untold(0) == (len(mine), [])
     table.encode(keyed("S3", "S77", "S78", "S79"))
-    more = [name for name in ("S77", "S78", "S79") if lane_of(name, 2) == 0]
+    more = [name for number, name in enumerate(("S77", "S78", "S79"), 10) if in_turn(number, 2) == 0]
     assert table.untold(0) == (len(mine), more)
     table.forget_telling(0)
     assert table.untold(0) == (0, mine + more)
@@ -137,7 +154,7 @@ def test_statistics_say_how_many_there_are():
     table.encode(Column.of_texts(["a", "b", "c", "d"]))
     statistics = table.statistics()
     assert (statistics.keys, statistics.max_keys, sum(statistics.by_lane)) == (3, 3, 3)
-    assert statistics.by_lane == tuple(sum(lane_of(key, 2) == lane for key in "abc") for lane in (0, 1))
+    assert statistics.by_lane == (1, 2)
 
 
 placed = st.lists(
@@ -176,7 +193,9 @@ def test_sensors_of_devices_follow_the_rows(batches, lanes, max_keys, shared):
         assert codes.dtype == owners.dtype == np.int32
         assert list(zip(codes.tolist(), owners.tolist(), strict=True)) == told
     every = np.arange(len(expected), dtype=np.int32)
-    assert table.lanes(every).tolist() == [lane_of(device, lanes) for device, _ in expected]
+    owners = list(dict.fromkeys(device for device, _ in expected))
+    assert table.lanes(every).tolist() == [in_turn(owners.index(device), lanes) for device, _ in expected]
+    assert table.lanes(every).tolist() == lanes_of(table.entries(), lanes).tolist()
     for (_, sensor), lane, slot in zip(expected, table.lanes(every), table.slots(every), strict=True):
         assert table.names(int(lane))[slot] == sensor
 

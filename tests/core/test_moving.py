@@ -22,7 +22,7 @@ from tidemill.column import Column
 from tidemill.core.apply import with_roles
 from tidemill.core.chain import Chain
 from tidemill.core.differences import first_difference
-from tidemill.core.keys import KeyTable
+from tidemill.core.keys import KeyTable, in_turn, place
 from tidemill.core.moving import Saved, moved_objects, placed, restore, saved_arrays
 from tidemill.core.order import input_order
 from tidemill.core.placement import devices_of
@@ -308,6 +308,26 @@ def doubled(batch: Batch) -> dict[str, Any]:
 
 def again(batch: Batch) -> dict[str, Any]:
     return {"four": batch["twice"] * 2}
+
+
+@given(names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), unique=True, max_size=40),
+       lanes=st.integers(1, 4), now=st.integers(1, 4))  # fmt: skip
+def test_what_was_placed_by_bytes_is_found_and_placed_by_turns(names: list[str], lanes: int, now: int) -> None:
+    """States that an older tidemill saved: each sensor's row of its old lane goes to its lane and slot of today."""
+    old: list[list[str]] = [[] for _ in range(lanes)]
+    for name in names:
+        old[place(name.encode(), lanes)].append(name)
+    table = KeyTable(now, 100)
+    places = placed(lanes, names, table, now, by_bytes=True)
+    assert not places.same
+    for lane, mine in enumerate(old):
+        codes = np.array([names.index(name) for name in mine], np.int32)
+        assert (
+            places.lane_of[lane].tolist()
+            == table.lanes(codes).tolist()
+            == in_turn(codes.astype(np.int64), now).tolist()
+        )
+        assert places.slot_of[lane].tolist() == table.slots(codes).tolist()
 
 
 def test_a_lane_knows_the_columns_that_others_have_seen() -> None:

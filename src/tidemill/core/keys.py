@@ -1,10 +1,11 @@
 """The key table: every sensor of the run, its lane, and its slot in that lane's state memory.
 
-The only table that is run-wide. Append-only and bounded; a key's lane follows from its bytes alone.
+The only table that is run-wide. Append-only and bounded. Lanes get the keys by turns, in the order in which they first came
+(decision 55), so that no lane owns more than one more than another.
 
-Where sensors are placed by their device, the lane follows from the device's bytes. A sensor is then told by its device and
-its name: names need not differ between devices, and one that has moved begins anew, since what its lane knew of it may be
-out of reach. A device has a slot of its own, as the sensor of its own name, for what its sensors share.
+Where sensors are placed by their device, lanes get the devices by turns. A sensor is then told by its device and its name:
+names need not differ between devices, and one that has moved begins anew, since what its lane knew of it may be out of reach.
+A device has a slot of its own, as the sensor of its own name, for what its sensors share.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,17 @@ from tidemill.column import Column, object_array
 from tidemill.core.pairs import MISSING, PairCodes
 from tidemill.errors import InputError, PlanError
 
-__all__ = ["HEARD_NS", "UNKNOWN", "KeyTable", "KeysStatistics", "lane_of", "lanes_of", "place"]
+__all__ = [
+    "HEARD_NS",
+    "UNKNOWN",
+    "Entries",
+    "KeyTable",
+    "KeysStatistics",
+    "in_turn",
+    "lanes_by_bytes",
+    "lanes_of",
+    "place",
+]
 
 UNKNOWN: Final = -1
 """The code of a key that the table did not take: it is full, or the key's text is no valid Unicode."""
@@ -36,34 +47,61 @@ _ROOM: Final = 1_024  # keys, to begin with
 _NEW_AT_ONCE: Final = 1_024  # sensors
 _MOST_RECODINGS: Final = 16  # tables of texts that are remembered
 
+_GOLDEN: Final = 0x9E3779B1
+"""2**32 by the golden ratio, which has no pattern of its own; numbers multiplied by it twice and folded have none left."""
+_32_BITS: Final = 0xFFFF_FFFF
+
+Entries = Sequence[str] | Sequence[tuple[str, str]]
+"""Keys in the order of their codes: names, or pairs of device and name where sensors are placed by their device."""
+Number = TypeVar("Number", int, NDArray[np.int64])
 Recodings = dict[int, tuple[NDArray[np.object_], NDArray[np.int32]]]
 
 
-def lane_of(key: str, lanes: int) -> int:
-    """The lane that owns a key: a stable hash of its bytes, never Python's ``hash``, which differs per process.
+def in_turn(number: Number, lanes: int) -> Number:
+    """The lane of the so manieth key, from 0: each lane has one of every so many as there are lanes, in an order that differs,
+    so that of sensors that come in a pattern, light ones and heavy ones, no lane gets all of a kind.
 
-    Raises `UnicodeEncodeError` for text that UTF-8 cannot hold.
+    >>> [in_turn(number, 3) for number in range(9)]
+    [0, 1, 2, 2, 0, 1, 2, 0, 1]
     """
-    return place(key.encode(), lanes)
+    mixed = number // lanes * _GOLDEN & _32_BITS
+    mixed = (mixed ^ mixed >> 15) * _GOLDEN & _32_BITS
+    mixed = mixed ^ mixed >> 13
+    return (number + (mixed * lanes >> 32)) % lanes
+
+
+def lanes_of(entries: Entries, lanes: int) -> NDArray[np.int16]:
+    """The lane of each key of a table, as `KeyTable.entries` gives them; raises `InputError` for what is none."""
+    try:
+        if not entries or isinstance(entries[0], str):
+            "".join(cast("Sequence[str]", entries)).encode()
+            turns = np.arange(len(entries))
+        else:
+            turns = _turns_of_devices(cast("Sequence[tuple[str, str]]", entries))
+    except UnicodeEncodeError as error:
+        raise InputError(f"the saved key table has a key that is no text: {error}.") from error
+    return in_turn(turns, lanes).astype(np.int16)
+
+
+def _turns_of_devices(entries: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
+    turns: dict[str, int] = {}
+    for device, name in entries:
+        (device + name).encode()
+        if not device:
+            raise InputError("the saved key table has a device without a name.")
+        turns.setdefault(device, len(turns))
+    return np.fromiter((turns[device] for device, _ in entries), np.int64, len(entries))
+
+
+def lanes_by_bytes(entries: Entries, lanes: int) -> NDArray[np.int16]:
+    """The same of a table that an older tidemill saved, of one that placed each key, or device, by a hash of its bytes."""
+    owners = (entry if isinstance(entry, str) else entry[0] for entry in entries)
+    return np.fromiter((place(owner.encode(), lanes) for owner in owners), np.int16, len(entries))
 
 
 def place(key: bytes, lanes: int) -> int:
-    """The same for a key's bytes."""
+    """A lane for a key that nobody remembers: a stable hash of its bytes, never Python's ``hash``, which differs per process."""
     return zlib.crc32(key) % lanes
-
-
-def lanes_of(entries: Sequence[str] | Sequence[tuple[str, str]], lanes: int) -> NDArray[np.int16]:
-    """The lane of each key of a table, as `KeyTable.entries` gives them; raises `InputError` for what is none."""
-    try:
-        if entries and not isinstance(entries[0], str):
-            for device, name in cast("Sequence[tuple[str, str]]", entries):
-                name.encode()
-                if not device:
-                    raise InputError("the saved key table has a device without a name.")
-        owners = (entry if isinstance(entry, str) else entry[0] for entry in entries)
-        return np.fromiter((lane_of(owner, lanes) for owner in owners), np.int16, len(entries))
-    except UnicodeEncodeError as error:
-        raise InputError(f"the saved key table has a key that is no text: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,8 @@ class KeyTable:
         """The tick at which a key last had a record."""
         self._tick = 0
         self._ticked_ns: int | None = None
+        self._placed = 0
+        """Keys, or devices, to which a lane was given."""
         self._by_lane: list[list[str]] = [[] for _ in range(lanes)]
         self._told = [0] * lanes
         self._names: dict[int, NDArray[np.object_]] = {}
@@ -184,7 +224,7 @@ class KeyTable:
     def code(self, key: str, device: str | None = None) -> int:
         """The key's code, a new one if it is new; `UNKNOWN` when the table cannot take it.
 
-        With a ``device``, that of its sensor of this name; the device itself is ``code(device, device)``, and comes first.
+        With a ``device``, that of its sensor of this name; the device itself is ``code(device, device)``, and must come first.
         """
         name = key if device is None else (device, key)
         code = self._codes.get(name)
@@ -194,10 +234,14 @@ class KeyTable:
         if code >= self._max_keys or device == "":
             return UNKNOWN
         try:
-            lane = lane_of(key if device is None else device, self._lanes)
             key.encode()
         except UnicodeEncodeError:
             return UNKNOWN
+        if device is None or device == key:
+            lane = in_turn(self._placed, self._lanes)
+            self._placed += 1
+        else:
+            lane = int(self._lane[self._codes[device, device]])
         self._codes[name] = code
         if code == len(self._lane):
             self._lane = np.append(self._lane, np.zeros_like(self._lane))
@@ -209,17 +253,17 @@ class KeyTable:
         self._by_lane[lane].append(key)
         return code
 
-    def entries(self) -> list[str] | list[tuple[str, str]]:
-        """Every key in the order of codes: names, or pairs of device and name where sensors are placed by their device.
+    def entries(self) -> Entries:
+        """Every key in the order of codes.
 
         >>> table = KeyTable(lanes=2, max_keys=10)
         >>> table.enter([("A", "A"), ("A", "temp")])
         >>> table.entries(), table.code("temp", "A")
         ([('A', 'A'), ('A', 'temp')], 1)
         """
-        return cast("list[str] | list[tuple[str, str]]", list(self._codes))
+        return cast(Entries, list(self._codes))
 
-    def enter(self, entries: Sequence[str] | Sequence[tuple[str, str]]) -> None:
+    def enter(self, entries: Entries) -> None:
         """Take the keys of another table, in the order of its codes; to be called before any other.
 
         They have the same codes then and, among as many lanes, the same lanes and slots. No lane counts as told of them.
@@ -232,6 +276,7 @@ class KeyTable:
             )
         lanes = lanes_of(entries, self._lanes)
         self._codes = dict(zip(entries, range(len(entries)), strict=True))
+        self._placed = sum(isinstance(entry, str) or entry[0] == entry[1] for entry in entries)
         names = [entry if isinstance(entry, str) else entry[1] for entry in entries]
         if len(self._codes) < len(names):
             raise InputError("a key is in the saved key table twice.")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.core.keys import KeyTable, lanes_of
+from tidemill.core.keys import Entries, KeyTable, lanes_by_bytes, lanes_of
 from tidemill.errors import InputError, PlanError
 from tidemill.stages.base import Stage
 from tidemill.stages.object_states import ObjectStates
@@ -27,7 +27,6 @@ __all__ = ["Saved", "moved_objects", "placed", "restore", "saved_arrays"]
 _AT_ONCE: Final = 1 << 20
 """Bytes of rows that are gathered before they are scattered."""
 
-Keys = Sequence[str] | Sequence[tuple[str, str]]
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -48,25 +47,26 @@ class Saved:
     lanes: int
     stages: Sequence[Mapping[str, StateField]]
     """Per stage of the plan that it is of, the fields."""
-    keys: Keys
+    keys: Entries
     """`KeyTable.entries`."""
     arrays: Arrays
     """What `saved_arrays` gave, of all lanes."""
 
 
-def placed(lanes: int, entries: Keys, table: KeyTable, now: int) -> Places:
+def placed(lanes: int, entries: Entries, table: KeyTable, now: int, *, by_bytes: bool = False) -> Places:
     """Where the slots of ``lanes`` lanes with these keys are among the ``now`` lanes of ``table``, which takes the keys.
 
-    Raises what `KeyTable.enter` raises.
+    ``by_bytes`` is whether an older tidemill had placed them. Raises what `KeyTable.enter` raises.
     """
     table.enter(entries)
     codes = np.arange(len(entries), dtype=np.int32)
     was = new_lane = table.lanes(codes)
-    if lanes != now:
-        was = lanes_of(entries, lanes)
+    same = lanes == now and not by_bytes
+    if not same:
+        was = lanes_by_bytes(entries, lanes) if by_bytes else lanes_of(entries, lanes)
     new_slot = table.slots(codes)
     own = [was == lane for lane in range(lanes)]  # codes of one lane ascend with its slots
-    return Places(now, [new_lane[mine] for mine in own], [new_slot[mine] for mine in own], same=lanes == now)
+    return Places(now, [new_lane[mine] for mine in own], [new_slot[mine] for mine in own], same=same)
 
 
 def restore(

@@ -16,6 +16,7 @@ import msgspec
 from tidemill.clock import Clock
 from tidemill.core.controls import NewStage
 from tidemill.core.epochs import Epochs
+from tidemill.core.keys import Entries
 from tidemill.core.plan import Plan
 from tidemill.core.resume import Matching, check_resume, identify, matched, read_identities
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
@@ -276,7 +277,7 @@ class _Facts:
     """What was known at the barrier, and nowhere else later."""
 
     facts: dict[str, Any]
-    keys: list[Any]
+    keys: Entries
     slots: list[int]
     letters: asyncio.Future[int] | None = None
     tally: Tally = field(default_factory=Tally)
@@ -296,6 +297,7 @@ class Saving:
         self._unchanging = {
             "epoch": keeper.folder.epoch,
             "lanes": len(attempt.mill.lanes),
+            "by_turns": True,
             "sinks": [outlet.name for outlet in attempt.outflow.outlets if outlet.sink.keeps_position],
             "stages": msgspec.to_builtins(identify(attempt.checked.plan, attempt.checked.place_by)),
         }

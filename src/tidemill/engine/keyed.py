@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.core.keys import place
+from tidemill.core.keys import in_turn
 from tidemill.engine.backpressure import refused
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.crew import CLOSED, Crew
@@ -70,6 +70,7 @@ class Keyed:
         self._bytes = 0
         self._open = self._open_bytes = self._rejected = self._restored = 0
         self._blocked: deque[_Turn] = deque()
+        self._numbers = itertools.count()
         self._versions = itertools.count(1)
         self._loop = asyncio.get_running_loop()
 
@@ -172,8 +173,7 @@ class Keyed:
                 f"{self._name}: {len(self._objects):,} keys have an object, and max_keys={self._limits.max_keys:,}; "
                 "drop those that are done with .drop(key), or allow more."
             )
-        data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
-        known = self._objects[key] = _Object(place(data, self._lanes))
+        known = self._objects[key] = _Object(in_turn(next(self._numbers), self._lanes))
         return known
 
     def _next(self, key: Key, known: _Object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.core.keys import KeyTable
+from tidemill.core.keys import Entries, KeyTable
 from tidemill.core.moving import Saved, moved_objects, placed, restore, saved_arrays
 from tidemill.engine.checkpoint_store import Checkpoint
 from tidemill.engine.kept_objects import ObjectsCopy
@@ -19,11 +19,9 @@ from tidemill.stages.state import StateField, StateMemory
 
 __all__ = ["arrays_of", "fill"]
 
-Keys = Sequence[str] | Sequence[tuple[str, str]]
-
 
 def arrays_of(
-    lanes: Sequence[Lane], keys: Keys, slots: Sequence[int], objects: Mapping[int, ObjectsCopy]
+    lanes: Sequence[Lane], keys: Entries, slots: Sequence[int], objects: Mapping[int, ObjectsCopy]
 ) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
     """By name, as they were at the barrier where the lanes copied: to be called in the thread that writes them.
 
@@ -54,7 +52,7 @@ def fill(
     """
     before = int(found.facts["lanes"])
     entries = _keys(found)
-    places = placed(before, entries, keys, len(lanes))
+    places = placed(before, entries, keys, len(lanes), by_bytes=not found.facts.get("by_turns"))
     arrays = {name: found.array(name) for name in found.names if "/stage/" in name}
     saved = Saved(before, fields, entries, arrays)
     restore(saved, places, stages, [lane.memory for lane in lanes], sources)
@@ -67,7 +65,7 @@ def fill(
                 lane.objects.hold({stage: [own]})
 
 
-def _key_arrays(keys: Keys) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
+def _key_arrays(keys: Entries) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
     paired = bool(keys) and isinstance(keys[0], tuple)
     columns: list[Sequence[Any]] = list(zip(*keys, strict=True)) if paired else [keys]
     for name, texts in zip(("devices", "keys") if paired else ("keys",), columns, strict=True):
@@ -76,7 +74,7 @@ def _key_arrays(keys: Keys) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
         yield f"{name}/sizes", np.fromiter(map(len, data), np.int32, len(data))
 
 
-def _keys(found: Checkpoint) -> Keys:
+def _keys(found: Checkpoint) -> Entries:
     columns = [_texts(found, name) for name in ("devices", "keys") if f"{name}/sizes" in found.names]
     return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
