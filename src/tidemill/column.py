@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tidemill.errors import EngineError
 from tidemill.schema import Kind
 
-__all__ = ["ABSENT", "ABSENT_TAG", "DTYPES", "INTEGER_TAG", "NAT", "NULL_TAG", "VALUE_TAG", "Column"]
+__all__ = ["ABSENT", "ABSENT_TAG", "DTYPES", "INTEGER_TAG", "NAT", "NULL_TAG", "VALUE_TAG", "Column", "nanoseconds"]
 
 VALUE_TAG: Final = 0
 NULL_TAG: Final = 1
@@ -117,7 +117,8 @@ class Column:
     def of_array(cls, array: Any) -> Column:
         """A column from a NumPy array: every number a float, datetime64 a time, strings text, else objects.
 
-        Integer arrays become FLOAT columns that remember they were integers, as ``5`` in a record does.
+        Integer arrays become FLOAT columns that remember they were integers, as ``5`` in a record does. Raises
+        `OverflowError` for times beyond the years that nanoseconds reach.
         """
         array = np.asarray(array)
         if array.ndim != 1:
@@ -130,7 +131,7 @@ class Column:
             case "i" | "u":
                 return cls.of_integers(array)
             case "M":
-                return cls(Kind.TIME, array.astype("datetime64[ns]").view(np.int64))
+                return cls(Kind.TIME, nanoseconds(array))
             case "U" | "T":
                 return cls.of_texts(array.tolist())
             case _:
@@ -264,6 +265,22 @@ class Column:
                 exact.update({start + row: value for row, value in (part.exact or {}).items()})
                 start += len(part)
         return cls(kind, values, tags=tags, texts=texts, exact=exact or None)
+
+
+def nanoseconds(moments: NDArray[Any]) -> NDArray[np.int64]:
+    """datetime64 of any unit as int64 nanoseconds; raises `OverflowError` for times beyond 1677 to 2262.
+
+    >>> nanoseconds(np.array(["2024-03-01T00:00:00"], "datetime64[us]")).tolist()
+    [1709251200000000000]
+    """
+    made = moments.astype("datetime64[ns]")
+    beyond = np.flatnonzero(made.astype(moments.dtype) != moments)  # NaT differs from itself
+    beyond = beyond[~np.isnat(moments[beyond])]
+    if len(beyond):
+        raise OverflowError(
+            f"the time {moments[beyond[0]]}, which is beyond the years 1677 to 2262 that nanoseconds reach"
+        )
+    return made.view(np.int64)
 
 
 def object_array(items: Sequence[Any]) -> NDArray[np.object_]:

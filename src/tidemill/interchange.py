@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, INTEGER_TAG, NAT, NULL_TAG, Column, object_array
+from tidemill.column import ABSENT, INTEGER_TAG, NAT, NULL_TAG, Column, nanoseconds, object_array
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.kinds import Kinds
 from tidemill.rows import batch_of_rows
@@ -343,8 +343,11 @@ def _column_of_pandas(series: Any) -> Column:
 
 
 def _time_column(moments: NDArray[Any]) -> Column:
-    ns = moments.astype("datetime64[ns]").view(np.int64)
-    missing = ns == NAT
+    missing = np.isnat(moments)
+    try:
+        ns = nanoseconds(moments)
+    except OverflowError:  # as of Arrow
+        return _tagged(Column(Kind.OBJECT, object_array(list(map(str, moments)))), missing if missing.any() else None)
     return _tagged(Column(Kind.TIME, ns), missing if missing.any() else None)
 
 

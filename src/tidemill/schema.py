@@ -128,6 +128,16 @@ class Schema:
         merged.update({field.name: field for field in fields})
         return Schema(merged.values(), open=self.open, key=self.key)
 
+    def adding_new(self, fields: Iterable[Field], *, stage: str) -> Schema:
+        """The same, for fields that replace none; raises `PlanError` when one would."""
+        new = list(fields)
+        twice = next((field.name for field in new if field.name in self), None)
+        if twice is not None:
+            raise PlanError(
+                f"{stage} would replace the column {twice!r}, which is there already; give it names= of its own."
+            )
+        return self.adding(new)
+
     def opened(self) -> Schema:
         """The same fields, with more to come."""
         return Schema(self, open=True, key=self.key)

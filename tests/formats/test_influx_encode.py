@@ -55,7 +55,7 @@ def records(draw: st.DrawFn) -> tuple[list[str], list[dict[str, Any]]]:
             if draw(st.booleans()):
                 tag = st.one_of(TEXT.filter(lambda text: not text.endswith("\\")), st.none())
                 row[name] = draw(tag if name in tags else kinds[name])
-        row["time"] = draw(st.integers(-(2**63) + 2, 2**63 - 2))
+        row["time"] = draw(st.integers(-(2**62) + 1, 2**62 - 1))
         rows.append(row)
     return tags, rows
 

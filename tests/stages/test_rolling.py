@@ -90,8 +90,9 @@ def test_equals_numpy_on_each_window(drive, expected, stream, window, ddof, min_
         for stat in ALL:
             right = expected(stat, values[own], times[own], values[row], ddof=ddof, min_periods=min_periods)
             got = made[name_of(stat, window)][row]
-            # Spreads of nearly equal values are all rounding; the least time between two readings is 7 ms.
-            tolerance = {"zscore": 1e-6, "var": scale**2 * 1e-12, "slope": scale * 1e-9, "rate": scale * 1e-9}
+            # Spreads of nearly equal values are all rounding, and per second so are differences within a nanosecond.
+            per_s = max(1e-9, 1e-15 / min((gap for gap in np.diff(np.unique(times[own])) / 1e9), default=1.0))
+            tolerance = {"zscore": 1e-6, "var": scale**2 * 1e-12, "slope": scale * per_s, "rate": scale * per_s}
             atol = tolerance.get(stat, scale * 1e-12) + 1e-290  # where floats have fewer bits
             np.testing.assert_allclose(got, right, rtol=1e-9, atol=atol, err_msg=str(stat))
 

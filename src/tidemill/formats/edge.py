@@ -18,7 +18,7 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, NAT, NULL_TAG, Column
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.key_template import KeyTemplate, is_nested
-from tidemill.formats.times import TimeReader
+from tidemill.formats.times import FARTHEST, TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import (
@@ -360,6 +360,7 @@ class Edge:
                 )
             return np.zeros(len(batch), np.int64)
         ns, bad = self.times.column(column)
+        bad |= (ns > FARTHEST) | (ns < -FARTHEST)
         if not bad.any():
             return ns
         missing = _missing(column)
@@ -374,6 +375,8 @@ class Edge:
     def _bad_time(self, item: Any) -> str:
         if item is None or item is ABSENT:
             return f"the record has nothing in field {self.time!r}, which holds its time"
+        if self.times.is_time(item):
+            return f"the time {_short(item)} in field {self.time!r} is beyond the years 1823 to 2116 that this program works in"
         wanted = f"the format {self.times.time_format!r}" if self.times.time_format else "ISO 8601 or an epoch number"
         return f"the time {_short(item)} in field {self.time!r} is not {wanted}"
 

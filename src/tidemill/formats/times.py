@@ -3,6 +3,7 @@
 Text is ISO 8601 (``2024-03-01T12:00:00.25+01:00``, a space for the T, any number of fraction digits) or a number;
 numbers are epochs whose unit is told by their magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17
 microseconds, else nanoseconds. A fractional epoch is read to the microsecond where float64 holds no more than that.
+They lie in the years 1823 to 2116 (`FARTHEST`), so that the difference of two of them is no more than int64 holds.
 Times without a zone are local times of ``tz``; of an hour that happens twice, the first; in an hour that is skipped,
 the offset before the change.
 """
@@ -22,8 +23,10 @@ from tidemill.column import ABSENT, NAT, NULL_TAG, Column
 from tidemill.errors import InputError
 from tidemill.schema import Kind
 
-__all__ = ["TimeReader", "epochs"]
+__all__ = ["FARTHEST", "TimeReader", "epochs"]
 
+FARTHEST: Final = (1 << 62) - 1
+"""Nanoseconds either side of 1970 at which an event time may be at most."""
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EPOCH_NAIVE: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - a local time, on purpose
 _UNITS: Final = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (2.0**63, 1))
@@ -125,6 +128,35 @@ class TimeReader:
                 return NAT
             case _:
                 return NAT
+
+    def is_time(self, item: Any) -> bool:
+        """Whether a value is a time, also one that is too far away to be read."""
+        match item:
+            case bool():
+                return False
+            case int():
+                return True
+            case float():
+                return math.isfinite(item)
+            case dt.date() | np.datetime64():
+                return True
+            case str() if self.time_format is not None:
+                return self._parses(lambda: dt.datetime.strptime(item, self.time_format or ""))  # noqa: DTZ007
+            case str():
+                text = item.strip()
+                return (_is_number(text) and self._parses(lambda: float(text))) or self._parses(
+                    lambda: dt.datetime.fromisoformat(text)
+                )
+            case _:
+                return False
+
+    @staticmethod
+    def _parses(read: Callable[[], object]) -> bool:
+        try:
+            read()
+        except ValueError:
+            return False
+        return True
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """One time per text; NaT where it is none."""

@@ -31,6 +31,7 @@ from tidemill.stages.time_windows import Cut, Sliding, TimeWindow
 __all__ = ["Aggregate"]
 
 Late = Literal["drop", "dead_letter", "update"]
+_EDGES: Final = ("window_start", "window_end")
 _REVISION: Final = "revision"
 _BEGIN: Final = -(1 << 63)
 
@@ -110,7 +111,7 @@ class Aggregate(Stage):
             raise PlanError(
                 f'{self.name}: late="update" needs windows that no record can join to another: no sessions.'
             )
-        self.wanted = _wanted(stats, self.name)
+        self.wanted = _wanted(stats, self.name, _EDGES if late != "update" else (*_EDGES, _REVISION))
         """Per new column, the column it is of and the statistic."""
         self.columns = tuple(dict.fromkeys(column for column, _ in self.wanted.values()))
         self.adds = tuple(self.wanted)
@@ -131,7 +132,9 @@ class Aggregate(Stage):
         for column in self.columns:
             schema.require(column, stage=self.name, kinds=NUMERIC)
         key = KeyField(schema)
-        fields = [Field(key.name, key.kind), Field("window_start", Kind.TIME), Field("window_end", Kind.TIME)]
+        if key.name in self.adds:
+            raise PlanError(f"{self.name}: two columns would be called {key.name!r}, that of the key and another.")
+        fields = [Field(key.name, key.kind), *(Field(name, Kind.TIME) for name in _EDGES)]
         made = [Field(name, Kind.FLOAT) for name in self.adds]
         revision = [Field(_REVISION, Kind.FLOAT)] if self.late == "update" else []
         return Schema([*fields, *made, *revision], key=schema.key)
@@ -191,7 +194,9 @@ class Aggregate(Stage):
         return rows, sorted(rejects, key=lambda reject: reject.row), {**gone, "absorbed": len(rows)}
 
     def _records(self, batch: Batch, state: StageState, rows: NDArray[np.intp]) -> Waiting:
-        values = [numbers_of(batch, column, self.name)[rows] for column in self.columns]
+        values = [
+            numbers_of(batch, column, self.name)[rows] + 0.0 for column in self.columns
+        ]  # there is one zero: +0.0
         marks = [state.marks[state.places[rows]]] if self._dated else []
         return Waiting(state.slots[rows], batch.time[rows], (*values, *marks))
 
@@ -366,8 +371,8 @@ def _number(result: Any, name: str) -> float:
         ) from None
 
 
-def _wanted(stats: Mapping[str, Any], stage: str) -> dict[str, tuple[str, Any]]:
-    """Per new column what it is of."""
+def _wanted(stats: Mapping[str, Any], stage: str, taken: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Per new column what it is of; ``taken`` are names of others."""
     if not isinstance(stats, Mapping) or not stats:
         raise PlanError(f'{stage} needs statistics by column, such as {{"value": ["mean", "max"]}}; this is {stats!r}.')
     wanted: dict[str, tuple[str, Any]] = {}
@@ -383,7 +388,7 @@ def _wanted(stats: Mapping[str, Any], stage: str) -> dict[str, tuple[str, Any]]:
             own = [(f"{name}_{_name_of(stat, stage)}", (name, stat)) for stat in each]
         for column, (source, stat) in own:
             _name_of(stat, stage)
-            if column in wanted or column in ("window_start", "window_end", _REVISION):
+            if column in wanted or column in taken:
                 raise PlanError(f"{stage}: two columns would be called {column!r}.")
             wanted[column] = (source, stat)
     return wanted

@@ -150,7 +150,8 @@ class Dedup(Stage):
     def bind(self, schema: Schema) -> Schema:
         if self.counter is not None:
             schema.require(self.counter, stage=self.name, kinds=NUMERIC)
-        return schema.adding(Field(name, kind) for name, kind in zip(self.adds, (Kind.INT, Kind.BOOL), strict=False))
+        fields = [Field(name, kind) for name, kind in zip(self.adds, (Kind.INT, Kind.BOOL), strict=False)]
+        return schema.adding_new(fields, stage=self.name)
 
     def reads(self) -> frozenset[str]:
         return frozenset() if self.counter is None else frozenset({self.counter})

@@ -9,18 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
+from tidemill.column import ABSENT_TAG, NULL_TAG
 from tidemill.errors import PlanError
+from tidemill.schema import Kind
 
 __all__ = ["Expression"]
-
-
-def _is_in(value: Any, items: Any) -> Any:
-    found = np.zeros(np.shape(value), np.bool_)
-    for item in items:
-        found = found | (value == item)
-    return found
 
 
 _BINARY: Final[Mapping[type, Callable[[Any, Any], Any]]] = {
@@ -38,8 +34,6 @@ _COMPARE: Final[Mapping[type, Callable[[Any, Any], Any]]] = {
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
-    ast.In: _is_in,
-    ast.NotIn: lambda value, items: ~_is_in(value, items),
 }
 _UNARY: Final[Mapping[type, Callable[[Any], Any]]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
@@ -48,7 +42,8 @@ class Expression:
     """A checked expression: called with a `Batch`, it gives an array of one value per record.
 
     Column names, numbers, texts, True and False, ``and or not``, ``== != < <= > >= in``, ``+ - * / // %`` and brackets.
-    Raises `PlanError` for anything else.
+    Raises `PlanError` for anything else. A comparison in which something is missing (NaN, null, an absent field) is False, whichever
+    it is; ``not`` of it is True. Integers are compared as they are, also beyond 2**53.
 
     >>> from tidemill.batch import Batch
     >>> Expression("value * 2 > 5 and unit in ('C', 'F')")(Batch.from_rows([{"value": 4, "unit": "C"}]))
@@ -82,7 +77,7 @@ class Expression:
 
 _ALLOWED: Final = (
     ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.And,
-    ast.Or, ast.Not, *_BINARY, *_COMPARE, *_UNARY,
+    ast.Or, ast.Not, ast.In, ast.NotIn, *_BINARY, *_COMPARE, *_UNARY,
 )  # fmt: skip
 
 
@@ -104,12 +99,80 @@ def _value(node: ast.expr, batch: Batch) -> Any:
         case ast.BinOp(left=left, op=op, right=right):
             return _BINARY[type(op)](_value(left, batch), _value(right, batch))
         case ast.Compare(left=left, ops=ops, comparators=others):
-            values = [_value(left, batch), *(_value(other, batch) for other in others)]
-            pairs = zip(ops, values, values[1:], strict=False)
-            made = [_COMPARE[type(op)](a, b) for op, a, b in pairs]
+            pairs = zip(ops, [left, *others], others, strict=False)
+            made = [_compared(op, one, other, batch) for op, one, other in pairs]
             return made[0] if len(made) == 1 else np.logical_and.reduce(np.broadcast_arrays(*made))
     raise AssertionError(node)
 
 
 def _truth(node: ast.expr, batch: Batch) -> Any:
     return np.asarray(_value(node, batch)).astype(np.bool_)
+
+
+# -- comparisons -------------------------------------------------------------------------------------------
+
+
+def _compared(op: ast.cmpop, left: ast.expr, right: ast.expr, batch: Batch) -> NDArray[np.bool_]:
+    """Where both sides have a value, what Python says of them; elsewhere False."""
+    there = _there(left, batch)
+    if isinstance(op, ast.In | ast.NotIn):
+        items = right.elts if isinstance(right, ast.Tuple | ast.List) else [right]
+        found = np.zeros(len(batch), np.bool_)
+        for item in items:
+            found |= _compared(ast.Eq(), left, item, batch)
+        return found if isinstance(op, ast.In) else ~found & there
+    there = there & _there(right, batch)
+    compare = _COMPARE[type(op)]
+    one, other = np.asarray(_value(left, batch)), np.asarray(_value(right, batch))
+    made = np.zeros(len(batch), np.bool_)
+    rows = there if {one.dtype.kind, other.dtype.kind} & {"O"} else slice(None)  # None has no order
+    made[rows] = np.asarray(compare(_at(one, rows), _at(other, rows))).astype(np.bool_)
+    for row in np.flatnonzero(there & (_rounded(left, batch) | _rounded(right, batch))).tolist():
+        made[row] = compare(_exactly(left, batch, row), _exactly(right, batch, row))
+    return made & there
+
+
+def _at(value: NDArray[Any], rows: NDArray[np.bool_] | slice) -> NDArray[Any]:
+    return value[rows] if value.ndim else value
+
+
+def _there(node: ast.expr, batch: Batch) -> NDArray[np.bool_]:
+    """The records that have a value in every column that is read here, of which a number came."""
+    there = np.ones(len(batch), np.bool_)
+    for name in {own.id for own in ast.walk(node) if isinstance(own, ast.Name)}:
+        column = batch.column(name)
+        if column.tags is not None:
+            there &= (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
+        if column.kind is Kind.TEXT:
+            there &= column.values >= 0
+    if not isinstance(node, ast.Tuple | ast.List):
+        value = np.asarray(_value(node, batch))
+        if value.dtype.kind == "f":
+            there &= ~np.isnan(value)
+        elif value.dtype.kind == "M":
+            there &= ~np.isnat(value)
+    return there
+
+
+def _rounded(node: ast.expr, batch: Batch) -> NDArray[np.bool_]:
+    """The records in which a value of its own is not what its array shows: an integer that float64 does not hold."""
+    match node:
+        case ast.Name(id=name):
+            rounded = np.zeros(len(batch), np.bool_)
+            rounded[list(batch.column(name).exact or ())] = True
+            return rounded
+        case ast.Constant(value=int(value)) if abs(value) > 2**53 and int(float(value)) != value:
+            return np.ones(len(batch), np.bool_)
+        case _:
+            return np.zeros(len(batch), np.bool_)
+
+
+def _exactly(node: ast.expr, batch: Batch, row: int) -> Any:
+    match node:
+        case ast.Name(id=name):
+            return batch.column(name).slice(row, row + 1).to_list()[0]
+        case ast.Constant():
+            return node.value
+        case _:
+            shown = np.asarray(_value(node, batch))
+            return (shown[row] if shown.ndim else shown).item()

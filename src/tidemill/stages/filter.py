@@ -26,7 +26,8 @@ class Filter(FunctionStage):
     ``fn``  gets a `Batch` and returns a bool array of ``len(batch)`` (or one bool for all), or is an expression over
             the columns' names: comparisons, ``and``, ``or``, ``not``, ``in``, and arithmetic
 
-    A comparison with NaN or a missing text is False, so such a record does not pass it. Anything but a bool mask of
+    In an expression, a comparison in which a value is missing (NaN, null, an absent field) is False, ``!=`` and ``not in``
+    too, so such a record does not pass it; ``not`` before it makes it True. Anything but a bool mask of
     the right length raises `BadResult`.
 
     >>> from tidemill.batch import Batch

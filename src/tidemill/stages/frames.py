@@ -79,6 +79,7 @@ def _plain_series(series: Any) -> NDArray[Any]:
     if kind.startswith("datetime64") and "," in kind:  # pandas, with a zone
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
     if kind.startswith(("string", "str", "category")):
-        return object_array([None if item != item else item for item in series.tolist()])  # noqa: PLR0124 - NaN
+        missing = series.isna().tolist()
+        return object_array([None if gone else item for item, gone in zip(series.tolist(), missing, strict=True)])
     array: NDArray[Any] = np.asarray(series.to_numpy())
     return array

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import NULL_TAG, Column, object_array
+from tidemill.column import ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.errors import BadResult, PlanError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
@@ -113,7 +113,8 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
     """What a function returned for ``name`` as a column of ``len(batch)``; raises `BadResult`.
 
     An array, list or Series has one value per record; anything else is one value for all of them. Numbers become
-    float64 unless declared. What is still the batch's own column is given back as that column, tags and all.
+    float64 unless declared. A value that is still the batch's own is that, as the record held it: missing, or an int. So
+    what becomes of one record does not depend on the others of its batch.
     """
     rows = len(batch)
     own = batch.columns.get(name)
@@ -123,9 +124,39 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
             raise _wrong_length(stage, name, len(column), rows)
         return column
     array = _array(stage, name, given, rows)
-    if own is not None and declared in (None, own.kind) and _unchanged(own, array):
+    if own is None or declared not in (None, own.kind):
+        return _column(stage, name, array, declared)
+    if _unchanged(own, array):
         return own
-    return _column(stage, name, array, declared)
+    if own.kind is Kind.INT and _are_integers(array):
+        declared = Kind.INT
+    return _as_held(own, _column(stage, name, array, declared))
+
+
+def _are_integers(array: NDArray[Any]) -> bool:
+    """As far as there are values."""
+    if array.dtype == object:
+        return {type(item) for item in array.tolist() if not _is_missing(item)} <= {int, np.int64}
+    return array.dtype.kind in "iu"
+
+
+def _as_held(own: Column, column: Column) -> Column:
+    """``column``, and what the record's own said of a value that is the same: that it is missing, or was an int."""
+    if column.kind is not own.kind or (own.tags is None and own.exact is None):
+        return column
+    tags = np.zeros(len(own), np.uint8) if own.tags is None else own.tags
+    made = np.zeros(len(own), np.uint8) if column.tags is None else column.tags
+    if own.kind in (Kind.TEXT, Kind.OBJECT):
+        same = np.isin(tags, (NULL_TAG, ABSENT_TAG)) & np.isin(made, (NULL_TAG, ABSENT_TAG))
+    else:
+        bits = np.dtype(f"u{own.values.itemsize}")
+        same = own.values.view(bits) == np.ascontiguousarray(column.values).view(bits)
+    exact = {row: item for row, item in (column.exact or {}).items() if not same[row]}
+    exact |= {row: item for row, item in (own.exact or {}).items() if same[row]}
+    tags = np.where(same, tags, made).astype(np.uint8)
+    return Column(
+        column.kind, column.values, tags=tags if tags.any() else None, texts=column.texts, exact=exact or None
+    )
 
 
 def _wrong_length(stage: str, name: str, got: int, rows: int) -> BadResult:
@@ -177,7 +208,7 @@ def _unchanged(own: Column, array: NDArray[Any]) -> bool:
     return bool(np.array_equal(np.ascontiguousarray(array).view(width), np.ascontiguousarray(shown).view(width)))
 
 
-_FITS: Final[dict[Kind, str]] = {Kind.FLOAT: "fiu", Kind.INT: "iu", Kind.BOOL: "b", Kind.TIME: "M"}
+_FITS: Final[dict[Kind, str]] = {Kind.FLOAT: "fiu", Kind.INT: "i", Kind.BOOL: "b"}
 """The NumPy kinds that a declared column accepts; floats that are whole numbers are integers too."""
 
 
@@ -185,6 +216,8 @@ def _column(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -
     kind = array.dtype.kind
     if kind == "O" and declared is not Kind.OBJECT:
         return _column_of_objects(stage, name, array, declared)
+    if kind == "M" and declared in (None, Kind.TIME):
+        return _times(stage, name, array)
     if declared is None:
         if kind in "fiu":
             return Column(Kind.FLOAT, np.ascontiguousarray(array, np.float64))
@@ -193,14 +226,31 @@ def _column(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -
         return Column(Kind.OBJECT, object_array(array.tolist()))
     if declared is Kind.TEXT and kind in "UT":
         return Column.of_texts(array.tolist())
-    if declared is Kind.INT and kind == "f" and bool((array == np.rint(array)).all()):
-        return Column(Kind.INT, array.astype(np.int64))
+    if declared is Kind.INT and kind in "fu":
+        return Column(Kind.INT, _integers(stage, name, array))
     if kind not in _FITS.get(declared, ""):
         raise _wrong_kind(stage, name, declared, array.dtype.name)
-    if declared is Kind.TIME:
-        return Column.of_array(array)
     target = {Kind.FLOAT: np.float64, Kind.INT: np.int64, Kind.BOOL: np.bool_}[declared]
     return Column(declared, np.ascontiguousarray(array, target))
+
+
+def _times(stage: str, name: str, array: NDArray[Any]) -> Column:
+    try:
+        return Column.of_array(array)
+    except OverflowError as error:
+        raise BadResult(WRONG_TYPE, f"{stage} returned {name!r} with {error}") from None
+
+
+def _integers(stage: str, name: str, array: NDArray[Any]) -> NDArray[np.int64]:
+    """Floats that are whole numbers, or integers without a sign; raises `BadResult` for what int64 does not hold."""
+    fits = (array == np.rint(array)) & (np.abs(array) < 2.0**63) if array.dtype.kind == "f" else array < 2**63
+    if not fits.all():
+        wrong = array[np.argmin(fits)]
+        raise BadResult(
+            WRONG_TYPE,
+            f"{stage} returned {name!r} with {wrong}, which is no whole number of 64 bits; it is declared as int",
+        )
+    return array.astype(np.int64)
 
 
 def _wrong_kind(stage: str, name: str, declared: Kind, got: str) -> BadResult:
@@ -216,6 +266,10 @@ def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kin
     column, rejects = Kinds({} if declared is None else {name: declared}).column(name, items)
     if rejects:
         raise _wrong_kind(stage, name, declared or column.kind, shown_type(items[rejects[0].row]))
+    if declared is None and column.kind is Kind.FLOAT and column.tags is not None:  # as in an array without nulls
+        column = Column(
+            Kind.FLOAT, column.values, tags=np.where(column.tags == INTEGER_TAG, 0, column.tags).astype(np.uint8)
+        )
     return column
 
 

@@ -38,7 +38,10 @@ class KeyField:
             return Column(Kind.INT, np.array([int(name) for name in names], np.int64)[codes])
         whole = np.array([name.lstrip("-").isdigit() for name in names], np.bool_)[codes]
         tags = np.where(whole, INTEGER_TAG, 0).astype(np.uint8) if whole.any() else None
-        return Column(Kind.FLOAT, np.array([float(name) for name in names])[codes], tags=tags)
+        values = np.array([float(name) for name in names])[codes]
+        large = np.flatnonzero(whole & (np.abs(values) >= 2.0**53)).tolist()
+        exact = {row: int(names[codes[row]]) for row in large}
+        return Column(Kind.FLOAT, values, tags=tags, exact=exact or None)
 
 
 def crossings(state: StageState, thresholds: NDArray[np.int64]) -> NDArray[np.int32]:

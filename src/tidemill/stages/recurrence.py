@@ -41,6 +41,7 @@ class Recurrence(Stage):
             raise PlanError(f"{self.name} needs at least one column.")
         self._refuse_doubled("column", self.columns)
         own = tuple(f"{column}_{ending}" for column in self.columns for ending in endings)
+        self._renamed = names is not None
         self.adds = own if names is None else (names,) if isinstance(names, str) else tuple(names)
         """Names of the columns it adds."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
@@ -60,7 +61,8 @@ class Recurrence(Stage):
     def bind(self, schema: Schema) -> Schema:
         for column in self.columns:
             schema.require(column, stage=self.name, kinds=NUMERIC)
-        return schema.adding(Field(name, self.makes) for name in self.adds)
+        fields = [Field(name, self.makes) for name in self.adds]
+        return schema.adding(fields) if self._renamed else schema.adding_new(fields, stage=self.name)
 
     def reads(self) -> frozenset[str]:
         return frozenset(self.columns)

@@ -139,6 +139,7 @@ class Rolling(Stage):
         suffix = window if isinstance(window, int) else as_named(window, name="window")
         stats_named = self._functions.named(wanted.names, anyhow=names is not None)
         own = tuple(f"{column}_{stat}_{suffix}" for column in self.columns for stat in stats_named)
+        self._renamed = names is not None
         self.adds = own if names is None else tuple(names)
         """Names of the columns it adds, in the order columns x stats."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
@@ -198,7 +199,8 @@ class Rolling(Stage):
     def bind(self, schema: Schema) -> Schema:
         for column in self.columns:
             schema.require(column, stage=self.name, kinds=NUMERIC)
-        return schema.adding(Field(name, Kind.FLOAT) for name in self.adds)
+        fields = [Field(name, Kind.FLOAT) for name in self.adds]
+        return schema.adding(fields) if self._renamed else schema.adding_new(fields, stage=self.name)
 
     def reads(self) -> frozenset[str]:
         return frozenset(self.columns)

@@ -58,7 +58,8 @@ class Segments:
         below, above = self._at(ordered, first + low), self._at(ordered, first + high)
         share = place - low
         with np.errstate(invalid="ignore"):
-            return self._where_held(np.where(share > 0, below + (above - below) * share, below))
+            between = np.where(np.isinf(below) | np.isinf(above), below + above, below + (above - below) * share)
+            return self._where_held(np.where(share > 0, between, below))
 
     def each(self, function: Callable[[NDArray[np.float64]], Any], row: int) -> Any:
         """A function of one's own of one segment's values."""

@@ -1,0 +1,238 @@
+"""Faults that a hostile reading of the stages found, and that must stay found."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tidemill as tm
+from tidemill.column import ABSENT
+from tidemill.stages.expressions import Expression
+from tidemill.testing import check_map
+
+LARGE = 2**53 + 1
+"""An integer that float64 does not hold."""
+
+
+def rows_of(values, **more):
+    return [{"sensor": "S1", "time": n, "value": value, **more} for n, value in enumerate(values)]
+
+
+def out(plan, rows, name="value"):
+    return [row.get(name, "absent") for row in tm.Plan(plan).apply(rows)]
+
+
+# -- of each record alone ------------------------------------------------------------------------------------
+
+
+def clipped(batch):
+    return {"value": np.clip(batch["value"], 0, 100)}
+
+
+@given(st.lists(st.sampled_from([5, 5.0, None, 250, -3.5, LARGE, math.nan]), min_size=1, max_size=6))
+def test_a_value_that_stays_is_what_it_was_whatever_becomes_of_others(values):
+    """An int stays an int and a null a null, also where a neighbour in the batch was clipped."""
+    together = out(tm.Map(clipped), rows_of([0.5, *values]))[1:]
+    assert list(map(repr, together)) == [repr(out(tm.Map(clipped), rows_of([0.5, value]))[1]) for value in values]
+    check_map(clipped, batch=rows_of([0.5, *values]), lanes=0)
+
+
+def test_numbers_in_a_list_are_floats_whether_or_not_a_null_is_among_them():
+    def graded(batch):
+        return {"grade": [None if value != value else LARGE for value in batch["value"]]}
+
+    assert list(map(repr, out(tm.Map(graded), rows_of([1, None, 3]), "grade"))) == [
+        repr(2.0**53),
+        "None",
+        repr(2.0**53),
+    ]
+    check_map(graded, lanes=0)
+
+
+def test_texts_and_declared_integers_keep_what_is_absent_from_what_is_null():
+    def upper(batch):
+        return {"unit": [None if unit is None else unit.upper() for unit in batch["unit"]]}
+
+    rows = [
+        {"sensor": "S", "time": 0, "unit": "C"},
+        {"sensor": "S", "time": 1, "unit": None},
+        {"sensor": "S", "time": 2},
+    ]
+    assert out(tm.Map(upper), rows, "unit") == ["C", None, "absent"]
+    assert out(tm.Map(upper), [{**rows[0], "unit": "f"}, *rows[1:]], "unit") == ["F", None, "absent"]
+
+
+@pytest.mark.parametrize("wrong", [math.inf, 1e300, -1e300, 2.0**63, np.uint64(2**63), math.nan])
+def test_what_64_bits_do_not_hold_is_no_integer(wrong):
+    """It would come out as another number."""
+    stage = tm.Map(lambda batch: {"n": np.full(len(batch), wrong)}, adds={"n": int})
+    with pytest.raises(tm.StageError, match=r"returned 'n' with .*, which is no whole number of 64 bits"):
+        out(stage, rows_of([1.0]))
+    most = tm.Map(lambda batch: {"n": np.full(len(batch), np.uint64(2**63 - 1))}, adds={"n": int})
+    assert out(most, rows_of([1.0]), "n") == [2**63 - 1]
+
+
+def test_a_missing_text_in_a_frame_is_missing():
+    """pandas' NA is neither equal to itself nor different."""
+
+    def upper(frame):
+        return frame.assign(unit=frame["unit"].astype("string").str.upper())
+
+    rows = [{"sensor": "S", "time": n, "unit": unit} for n, unit in enumerate(["c", None, "f"])]
+    assert out(tm.MapFrame(upper), rows, "unit") == ["C", None, "F"]
+
+
+# -- numbers of sensors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sensors", [[LARGE - 1, LARGE], [2**80, -(2**70)], [7, 7.5], [2**63, 3]])
+def test_rows_that_windows_make_name_the_sensor_as_its_records_did(sensors):
+    """Also by a number that float64 does not hold, such as an EUI-64."""
+    rows = [{"sensor": sensor, "time": n, "value": float(n)} for n in range(2) for sensor in sensors]
+    made = out(tm.Aggregate(tm.tumbling("10s"), {"value": "mean"}), rows, "sensor")
+    assert sorted(map(repr, made)) == sorted(map(repr, sensors))
+
+
+# -- times ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["9999-12-31", "1772-01-01T00:00:00Z", dt.datetime(2300, 1, 1, tzinfo=dt.UTC), 2**62, "1e18", "5e18"],
+)
+def test_times_of_other_centuries_are_refused_as_that(time):
+    """What is older than the watermark can say would be late, and vanish; so would differences that int64 does not hold."""
+    rows = [{"sensor": "S", "time": time, "value": 1.0}]
+    if time == "1e18":  # 2001, in nanoseconds
+        assert len(out(tm.Rolling("value", 3), rows)) == 1
+        return
+    with pytest.raises(tm.InputError, match=r"the time .* in field 'time' is beyond the years 1823 to 2116"):
+        out(tm.Rolling("value", 3), rows)
+
+
+def test_every_time_that_is_taken_is_in_a_window():
+    """From the first year to the last, none is late in a notebook."""
+    times = pd.to_datetime([f"{year}-06-01" for year in range(1824, 2116)]).as_unit("ns")
+    frame = pd.DataFrame({"sensor": "S", "time": times, "value": 1.0})
+    assert len(tm.Plan(tm.Aggregate(tm.tumbling("1d"), {"value": "mean"})).apply(frame)) == len(frame)
+    assert len(tm.Plan(tm.Aggregate(tm.session("365d"), {"value": "count"})).apply(frame)) == len(frame)
+    rate = tm.Plan(tm.Rolling("value", 2, stats=["rate", "slope"])).apply(frame.assign(value=np.arange(len(frame))))
+    assert (rate[["value_rate_2", "value_slope_2"]].iloc[1:] > 0).all(axis=None)
+
+
+def test_times_that_nanoseconds_do_not_reach_stay_texts():
+    """A day far away means "for ever" in many tables; it is no time of another year."""
+    frame = pd.DataFrame(
+        {"sensor": ["a", "b"], "time": [0, 1], "value": [1.0, 2.0], "to": pd.to_datetime(["9999-12-31", "2024-01-01"])}
+    )
+    made = tm.Plan(tm.MapRows(lambda rows: [{"seen": row["to"]} for row in rows])).apply(frame)
+    assert [str(item)[:10] for item in made["seen"]] == ["9999-12-31", "2024-01-01"]
+    ends = tm.MapFrame(lambda own: own.assign(end=pd.to_datetime(["9999-12-31"] * len(own))))
+    with pytest.raises(tm.StageError, match=r"returned 'end' with the time 9999-12-31.* beyond the years 1677 to 2262"):
+        tm.Plan(ends).apply(frame)
+
+
+# -- expressions ---------------------------------------------------------------------------------------------
+
+MISSING = [
+    {"sensor": "S", "time": 0, "value": 1.0, "unit": "C", "ok": False},
+    {"sensor": "S", "time": 1, "value": math.nan, "unit": None, "ok": None},
+    {"sensor": "S", "time": 2},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        ("value != 5", [0]),
+        ("value not in (5, 6)", [0]),
+        ("not value > 5", [0, 1, 2]),
+        ("ok == False", [0]),
+        ("ok != True", [0]),
+        ("unit != 'K'", [0]),
+        ("unit < 'D'", [0]),
+        ("unit not in ('K', 'F')", [0]),
+        ("value + 1 != 7", [0]),
+        ("0 < value < 5 or unit > 'A'", [0]),
+        ("value == value", [0]),
+    ],
+)
+def test_a_comparison_with_what_is_missing_is_false(text, passing):
+    assert out(tm.Filter(text), MISSING, "time") == passing
+
+
+NUMBERS = st.sampled_from([LARGE, LARGE - 1, LARGE - 1.0, -LARGE, 7, 7.5, None, 2**80, ABSENT])
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=6), st.sampled_from(["<", "<=", "==", "!=", ">", ">="]),
+       st.sampled_from([LARGE, LARGE - 1, 7, 7.5, 2**80]))  # fmt: skip
+def test_numbers_are_compared_as_python_compares_them(pairs, op, constant):
+    """Whatever else is in the batch; also integers that float64 does not hold."""
+    rows = [{"sensor": "S", "time": n} | {k: v for k, v in zip("ab", pair, strict=True) if v is not ABSENT}
+            for n, pair in enumerate(pairs)]  # fmt: skip
+    rows.append({"sensor": "S", "time": len(rows), "a": 0.0, "b": 0.0})
+    batch = tm.Batch.from_rows(rows)
+    for text in (f"a {op} b", f"a {op} {constant}"):
+        right = text.rpartition(" ")[2]
+        expected = [
+            row.get("a") is not None
+            and (other := row.get("b") if right == "b" else constant) is not None
+            and eval(f"one {op} other", {"one": row["a"], "other": other})
+            for row in rows
+        ]
+        assert Expression(text)(batch).tolist() == expected, text
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def test_a_column_of_the_windows_cannot_have_the_sensors_name():
+    with pytest.raises(tm.PlanError, match="two columns would be called 'sensor'"):
+        out(tm.Aggregate(tm.tumbling("10s"), {"sensor": ("value", "mean")}), rows_of([1.0]))
+    assert out(tm.Aggregate(tm.tumbling("10s"), {"revision": ("value", "mean")}), rows_of([1.0]), "revision") == [1.0]
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (tm.Rolling("value", 3, stats=["std"]), tm.Rolling("value", 3, stats=["std"], ddof=0)),
+        (tm.Rate("value"), tm.Rate("value")),
+        (tm.Dedup(counter="n"), tm.Dedup(counter="n")),
+    ],
+)
+def test_a_column_is_not_replaced_unasked(stages):
+    """Neither that of another stage nor the record's own; whoever names it may."""
+    rows = rows_of([1.0, 2.0], n=1)
+    with pytest.raises(tm.PlanError, match=r"would replace the column '.*', which is there already; give it names="):
+        tm.Plan(*stages).apply(rows)
+    with pytest.raises(tm.PlanError, match="would replace the column 'value_rate'"):
+        out(tm.Rate("value"), rows_of([1.0], value_rate="mine"))
+    assert out(tm.Rate("value", names="value"), rows_of([1.0, 3.0]))[1] == 2.0
+
+
+# -- zeros and infinities ------------------------------------------------------------------------------------
+
+
+def test_windows_in_time_know_one_zero():
+    """Which of the two comes first changes no bit."""
+    stats = {"value": ["first", "last", "min", "max"]}
+    rows = [{"sensor": "S", "time": 0, "value": value} for value in (0.0, -0.0)]
+    made = [tm.Plan(tm.Aggregate(tm.tumbling("10s"), stats)).apply(order) for order in (rows, rows[::-1])]
+    assert repr(made[0]) == repr(made[1])
+
+
+@given(st.lists(st.sampled_from([math.inf, -math.inf, 1.0, 2.0]), min_size=1, max_size=7))
+def test_medians_of_infinities_are_those_of_pandas(values):
+    plan = tm.Plan(
+        tm.Map(lambda batch: {"value": np.array(values)[batch["value"].astype(int)]}),
+        tm.Aggregate(tm.tumbling("1h"), {"value": "median"}),
+    )
+    made = plan.apply(rows_of(range(len(values))))[0]["value_median"]
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_equal(made, pd.Series(values).median())
