@@ -374,18 +374,35 @@ def lock(path: str | os.PathLike[str]) -> Lock | None:
 
     The kernel lets go of it when the process ends, however it ends. A child forked without exec holds it too.
     """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if not _locked(handle):
+                os.close(handle)
+                return None
+            if _is_there(handle, path):
+                return Lock(handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # moved away meanwhile: to hold it keeps nobody out
+
+
+def _locked(handle: int) -> bool:
     import fcntl  # not on Windows, where this module is imported all the same
 
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
-        return None
-    except BaseException:
-        os.close(handle)
-        raise
-    return Lock(handle)
+        return False
+    return True
+
+
+def _is_there(handle: int, path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), Path(path).stat())
+    except FileNotFoundError:
+        return False
 
 
 def cache_folder() -> Path | None:
@@ -425,6 +442,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
     try:
         return Path(path).read_bytes()
     except OSError:
+        return None
+
+
+def read_there(path: str | os.PathLike[str]) -> bytes | None:
+    """The whole file; None when it is not there. Raises OSError when it is, and cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
         return None
 
 

@@ -232,10 +232,10 @@ def test_a_newer_format_is_never_passed_over(tmp_path):
     """Going back without a word would forget what the newer tidemill has done since."""
     store = CheckpointStore(tmp_path)
     write(store, 1)
-    with mock.patch.object(form, "VERSION", 2):
+    with mock.patch.object(form, "VERSION", 3):
         write(store, 2)
     with pytest.raises(
-        OutsideError, match=r"0002\.checkpoint.*format version 2, and this tidemill reads up to 1.*newer one"
+        OutsideError, match=r"0002\.checkpoint.*format version 3, and this tidemill reads up to 2.*newer one"
     ):
         store.newest()
     assert [one.whole for one in store.listed()] == [True, False]
@@ -557,17 +557,19 @@ TestStore.settings = settings(deadline=None, max_examples=60, stateful_step_coun
 # -- R21: what was written once can be read for ever --------------------------------------------------------
 
 
-def test_the_golden_checkpoint_of_version_1_is_read():
-    """Made by the first release; never made anew."""
-    assert_is(CheckpointStore(GOLDEN / "version-1").newest(), 7)
-    assert [one.written_ns for one in listed(GOLDEN / "version-1", verify=True)] == [1_700_000_000_000_000_000]
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_checkpoints_are_read(version):
+    """Of each version that a tidemill has written; never made anew."""
+    folder = GOLDEN / f"version-{version}"
+    assert_is(CheckpointStore(folder).newest(), 7)
+    assert [one.written_ns for one in listed(folder, verify=True)] == [1_700_000_000_000_000_000]
 
 
-def test_version_1_is_still_written_to_the_byte(tmp_path):
+def test_version_2_is_still_written_to_the_byte(tmp_path):
     """Whoever changes the format makes a new version of it, and a new golden one."""
-    assert form.VERSION == 1, "keep the golden one of version 1, and compare with that of the new version here"
+    assert form.VERSION == 2, "keep the golden one of version 2, and compare with that of the new version here"
     clock = ManualClock()
     with mock.patch.object(clock, "wall_ns", return_value=1_700_000_000_000_000_000):
         write(CheckpointStore(tmp_path, clock=clock), 7)
-    golden = path_of(GOLDEN / "version-1", 7)
+    golden = path_of(GOLDEN / "version-2", 7)
     assert path_of(tmp_path, 7).read_bytes() == golden.read_bytes()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tidemill as tm
+from tidemill.engine.checkpoint_store import CheckpointStore, newest
 from tidemill.sources.base import Source
 from tidemill.testing import ListSink, ManualClock
 
@@ -59,8 +60,8 @@ class Plant:
         self.pipeline = tm.Pipeline(self.source, plan, self.sink)
         self.lanes = lanes
 
-    def serve(self):
-        return tm.serve(self.pipeline, lanes=self.lanes, clock=self.clock, state=False)
+    def serve(self, state=False):
+        return tm.serve(self.pipeline, lanes=self.lanes, clock=self.clock, state=state)
 
     async def record(self, **fields):
         """Send one, and wait for its row."""
@@ -215,3 +216,32 @@ def test_a_recording_is_worked_with_one_table(tmp_path):
     )
     assert np.isclose(sink.rows[0]["normalized"], 2)
     assert Source.finite
+
+
+async def test_a_table_that_was_replaced_stays_with_its_stage_in_another_plan(tmp_path, monkeypatch, caplog):
+    """The log tells of it by its path: the plan that reads it has another stage in front, or none of that path."""
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    table(one, 1)
+    table(two, 0, scale=2)
+    calibrate = {path: tm.Calibrate(str(path), into=f"by_{path.stem}") for path in (one, two)}
+    state = tm.State(tmp_path / "state", checkpoint_s=1)
+    plant = Plant(one, 0, tm.Plan(calibrate[one]))
+    async with plant.serve(state):
+        await plant.record()
+        while newest(tmp_path / "state" / "checkpoints") is None:
+            await plant.looks(1)
+        monkeypatch.setattr(CheckpointStore, "write", lambda *_: 0)  # as if the run died before each other
+        await plant.record()
+        table(one, 0, scale=1_000)
+        await plant.looks()
+        await plant.record()
+        plant.source.feed.put_nowait(None)
+    assert [row["by_one"] for row in plant.sink.rows] == [9, 9, 0.01]
+    for stages in ([two, one], [two]):
+        again = Plant(one, 0, tm.Plan(*(calibrate[path] for path in stages)))
+        again.source.feed.put_nowait(None)
+        async with again.serve(state):
+            pass
+        assert [row["by_two"] for row in again.sink.rows] == [5, 5]
+        assert [row.get("by_one") for row in again.sink.rows] == ([9, 0.01] if one in stages else [None, None])
+    assert f"no stage of this plan reads {one}, whose change the log holds" in caplog.text

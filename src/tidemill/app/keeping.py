@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tidemill.app.checkpoint_command import folder_of
 from tidemill.app.run_options import Keeps
-from tidemill.core.resume import check_resume, described, identify, matched, read_identities
+from tidemill.core.resume import check_resume, described, identify, matched
 from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.saved_facts import facts_of
 from tidemill.engine.state import State
 from tidemill.errors import InputError
 from tidemill.printable import lines_printable
@@ -39,8 +40,9 @@ def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: t
     if found is None:
         sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
         return
-    matching = matched(read_identities(found.facts["stages"]), identify(compiled.plan, compiled.place_by))
-    told = f"{described(matching)}\n        behind input {found.facts['position']:,}, checkpoint {found.number}\n"
+    facts = facts_of(found)
+    matching = matched(facts.stages, identify(compiled.plan, compiled.place_by))
+    told = f"{described(matching)}\n        behind input {facts.position:,}, checkpoint {found.number}\n"
     sys.stdout.write(lines_printable(told))
     sys.stdout.flush()
     check_resume(matching, drop_state)

@@ -123,7 +123,7 @@ def _surveyed(path: Path, file: PlacedFile, first: int, seed: int, certain: int,
             number, place, count = number + 1, frame.end, count + 1
         if is_blank(file, place) and certain <= number:
             break
-        later = [_without_entry(frame) for frame in scattered(file, place, seed)]
+        later = [_without_entry(frame) for frame in scattered(file, place, seed, number)]
         on_disk = max([certain, *(frame.on_disk for frame in later)])
         if is_last and on_disk <= number:
             torn_at = place

@@ -14,15 +14,14 @@ from enum import Enum
 from itertools import accumulate
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from tidemill.core.plan import Plan
-from tidemill.errors import InputError, PlanError
+from tidemill.errors import PlanError
 from tidemill.stages.base import Stage
 from tidemill.stages.state import StateField
 
-__all__ = ["Matching", "StageIdentity", "check_resume", "described", "identify", "matched", "read_identities"]
+__all__ = ["Matching", "StageIdentity", "check_resume", "described", "identify", "matched"]
 
 _LONGEST: Final = 10_000
 """Of a longer list or table of a stage, its length alone is looked at: only stages without state have such."""
@@ -30,7 +29,7 @@ _LONGEST: Final = 10_000
 
 @dataclass(frozen=True)
 class StageIdentity:
-    """What a stage is known by; `msgspec.to_builtins` makes JSON of it, `read_identities` the reverse."""
+    """What a stage is known by; msgspec makes builtin values of it, as JSON has them, and the reverse."""
 
     kind: str
     """Its class."""
@@ -74,14 +73,6 @@ def identify(plan: Plan, placed_by: str | None = None) -> list[StageIdentity]:
     """
     before = accumulate((stage.delay_ns for stage in plan.stages), initial=0)
     return [_identity(stage, placed_by, behind_ns) for stage, behind_ns in zip(plan.stages, before, strict=False)]
-
-
-def read_identities(facts: Any) -> list[StageIdentity]:
-    """From what `msgspec.to_builtins` made of them; raises `InputError` for anything else."""
-    try:
-        return msgspec.convert(facts, list[StageIdentity])
-    except msgspec.ValidationError as error:
-        raise InputError(f"the saved state does not say what plan it is of: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ class Checkpoint:
         return f"Checkpoint({self.number}, position {self.facts.get('position')})"
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._path.parent
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What `array` and `blob` can be asked for."""
         return tuple(self._sections)

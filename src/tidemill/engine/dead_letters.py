@@ -181,8 +181,7 @@ class DeadLetterFile:
                 bookmark.settle(length)
 
     def _append(self, letters: list[DeadLetter | _Bookmark]) -> list[tuple[_Bookmark, int]]:
-        if self._bytes is None:
-            self._bytes = self._begin()
+        self._bytes = self._begin() if self._bytes is None else min(self._bytes, self._length())
         data = bytearray()
         marked: list[tuple[_Bookmark, int]] = []
         for letter in letters:
@@ -213,11 +212,15 @@ class DeadLetterFile:
 
     def _begin(self) -> int:
         """The length of the file; what is behind the checkpoint that the run goes on from comes again."""
-        there = self.path.stat().st_size if self.path.exists() else 0
+        there = self._length()
         if self._keep_bytes is None or there <= self._keep_bytes:
             return there
         files.truncate(self.path, self._keep_bytes)
         return self._keep_bytes
+
+    def _length(self) -> int:
+        """Less than was written when somebody has moved the file away meanwhile, as programs that rotate logs do."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
 
 def _short(letter: DeadLetter) -> DeadLetter:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tidemill.batch import Batch
 from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.core.watermark import BEGIN
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
 from tidemill.engine.reading import SourceReader
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
 __all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
+
+_log = logging.getLogger("tidemill")
 
 
 class _Decided:
@@ -166,10 +170,11 @@ class Logged:
             case "tick":
                 return attempt.intake.decide(Tick(entry.value["mark"]))
             case "stage":
-                made = self._keeper.stage_of(
-                    attempt.checked, attempt.pipeline.plan, entry.value["stage"], entry.value["file"]
-                )
-                return attempt.intake.decide(made)
+                made = self._keeper.stage_of(attempt.checked, attempt.pipeline.plan, entry.value)
+                if made is None:
+                    told = "no stage of this plan reads %s, whose change the log holds; it is passed over"
+                    _log.warning(told, entry.value.get("path", "a file"))
+                return attempt.intake.decide(made or Tick(BEGIN))  # its place in the input stays; nothing moves
             case "catch_up":
                 return attempt.intake.decide(CatchUp())
             case "end":
@@ -186,6 +191,7 @@ class Logged:
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self._journal.closed:
             return await decided  # the run ends before; the next start finds that the file has changed
-        number = self._journal.decide(ControlEntry("stage", {"stage": made.stage, "file": made.file}))
+        told = self._keeper.told_of(made, attempt.pipeline.plan.stages)
+        number = self._journal.decide(ControlEntry("stage", told))
         self._decided[number] = decided
         return await decided

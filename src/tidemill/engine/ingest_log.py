@@ -60,7 +60,7 @@ class IngestLog:
     second sync would report success for data that is lost. A new `IngestLog` on the folder goes on from what is there.
 
     **Threads.** `append`, `room` and `statistics` never wait for the disk. `sync`, `forget` and reading are each done by one
-    thread at a time, which may be three; `look` by any. The folder must belong to one process alone (`tidemill.files.lock`).
+    thread at a time, which may be three; `look` by any, `look_again` by the one that syncs. The folder must belong to one process alone (`tidemill.files.lock`).
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -86,6 +86,7 @@ class IngestLog:
         self._buffer: list[list[bytes]] = []
         self._buffered = 0  # bytes that are not on disk, those which a sync is writing included
         self._kept = 0  # bytes that are on disk, those which a sync is writing not included
+        self._needed_from = 0  # entries below are not
         self._broken = ""
         self._closed = False
         self._segments: list[Segment] = []
@@ -253,15 +254,13 @@ class IngestLog:
     def forget(self, before: int) -> int:
         """Delete the segments of which all entries are below ``before``; return the bytes that are free again. Blocks.
 
-        The last segment stays. An entry that is being read meanwhile is still read.
+        The last segment stays, till `look_again`. An entry that is being read meanwhile is still read.
         """
         freed = 0
+        with self._lock:
+            self._needed_from = max(self._needed_from, before)
         try:
-            while len(self._segments) > 1 and self._segments[1].first <= min(before, self.durable):
-                oldest = self._segments[0]
-                with self._lock:
-                    self._segments = self._segments[1:]
-                    self._kept -= oldest.size
+            while (oldest := self._let_go()) is not None:
                 files.remove(oldest.path)
                 freed += oldest.size
             free = self._look()
@@ -270,6 +269,32 @@ class IngestLog:
         with self._lock:
             self._free = free
         return freed
+
+    def _let_go(self) -> Segment | None:
+        """The oldest segment, if nothing in it is needed, which is the log's no more."""
+        with self._lock:
+            if len(self._segments) < 2 or self._segments[1].first > min(self._needed_from, self.durable):
+                return None
+            oldest, self._segments = self._segments[0], self._segments[1:]
+            self._kept -= oldest.size
+            return oldest
+
+    def look_again(self) -> None:
+        """Of a full log, to which nobody appends: find out whether there is room by now, and make some where all of the last
+        segment is forgotten, since one entry may fill the log. Blocks; by the thread that syncs."""
+        with self._lock:
+            self._refuse_broken()
+            useless = self._last.segment.first < self.durable == self.end <= self._needed_from
+        if useless:
+            try:
+                self._begin_segment()
+            except OSError as error:
+                self._break(error, "cannot be written")
+            with self._lock:
+                self._kept = self._size()
+            self.forget(self._needed_from)
+        else:
+            self.look()
 
     def _look(self) -> int:
         """Bytes of the disk that may be taken, those which the last segment has reserved included."""

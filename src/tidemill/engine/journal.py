@@ -223,9 +223,8 @@ class Journal:
                 self.full = True
                 _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
-            await asyncio.get_running_loop().run_in_executor(
-                self._thread, log.look
-            )  # with nothing to sync, nobody else would see that there is room again
+            # With nothing to sync, nobody else would see that there is room again.
+            await asyncio.get_running_loop().run_in_executor(self._thread, log.look_again)
         if self.full:
             self.full = False
             _log.info("the ingest log has room again")

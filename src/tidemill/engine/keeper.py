@@ -18,12 +18,14 @@ from tidemill.core.controls import NewStage
 from tidemill.core.epochs import Epochs
 from tidemill.core.keys import Entries
 from tidemill.core.plan import Plan
-from tidemill.core.resume import Matching, check_resume, identify, matched, read_identities
+from tidemill.core.resume import Matching, check_resume, identify, matched
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
+from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.intake import Beginning
 from tidemill.engine.journal import Journal
 from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.saved_facts import SavedFacts, facts_of
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import StateFolder
@@ -80,11 +82,14 @@ class Keeper:
         """The files that the stages are made of, as they are when the attempt begins."""
         self.journal: Journal | None = None
         """The way through the ingest log, where there is one."""
-        self.found: Checkpoint | None = self.store.newest()
-        """The newest checkpoint that is whole."""
+        self.found: Checkpoint | None = None
+        """The newest checkpoint that is whole, and what it says."""
+        self.facts: SavedFacts | None = None
+        self._find()
         self.places = Places(0, {})
         now, run_began = clock.wall_ns(), clock.monotonic_ns()
-        written = now if self.found is None else int(self.found.facts.get("written_ns", now))
+        written = None if self.facts is None else self.facts.written_ns
+        written = now if written is None else written
         self.published_ns = run_began - max(now - written, 0)
         """When the newest checkpoint was published, on the clock of this process; the run's beginning before the first."""
         self.reached = 0
@@ -97,7 +102,7 @@ class Keeper:
     @property
     def place(self) -> Place:
         """Where the inflow begins again; empty at the very beginning."""
-        return {} if self.found is None else self.found.facts["place"]
+        return {} if self.facts is None else self.facts.place
 
     @property
     def number(self) -> int:
@@ -107,18 +112,18 @@ class Keeper:
     @property
     def position(self) -> int:
         """Up to where in the input all is done."""
-        return 0 if self.found is None else self.found.facts["position"]
+        return 0 if self.facts is None else self.facts.position
 
     def letters_bytes(self, place: Path) -> int:
         """How many bytes of this file of dead letters are not to come again: others' and those of the checkpoint."""
-        if self.found is not None and self.found.facts.get("letters") == str(place):
-            return int(self.found.facts["letters_bytes"])
+        if self.facts is not None and self.facts.letters == str(place):
+            return self.facts.letters_bytes
         return self.folder.begin_letters(place)
 
     @property
     def ended(self) -> bool:
         """Whether the whole input had been worked on, to its end."""
-        return self.found is not None and self.found.facts["ended"]
+        return self.facts is not None and self.facts.ended
 
     def of_sink(self, name: str) -> Keeping:
         """What a sink is told."""
@@ -126,10 +131,21 @@ class Keeper:
 
     async def begin_again(self) -> None:
         """Another attempt comes: it goes on from the newest checkpoint, with a number of its own."""
-        self.found = await asyncio.to_thread(self.store.newest)
+        await asyncio.to_thread(self._find)
         self.folder.begin_epoch()
         if self.journal is not None:
             self.journal.rewind(self.place.get("entry", 0))
+
+    def _find(self) -> None:
+        found = self.store.newest()
+        self.facts = None if found is None else facts_of(found)
+        self.found = found
+
+    def has_input(self) -> bool:
+        """Whether the ingest log holds anything. Blocks."""
+        log = IngestLog(self.folder.log)
+        log.close()
+        return log.end > 0
 
     @property
     def tally(self) -> Tally:
@@ -145,10 +161,10 @@ class Keeper:
     async def restore(self, attempt: Attempt) -> Beginning:
         """Give the attempt the state of the newest checkpoint; where its input begins."""
         cuts = sorted({outlet.resumed_at for outlet in attempt.outflow.outlets if outlet.resumed_at})
-        if self.found is None:
+        facts = self.facts
+        if self.found is None or facts is None:
             self.places = Places(0, {})
             return Beginning(cuts=cuts)
-        facts = self.found.facts
         self._refuse_older_outputs(attempt, facts)
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
@@ -157,23 +173,23 @@ class Keeper:
         same = matching.sources == tuple(range(len(matching.old))) and all(a.placed_by == b.placed_by for a, b in pairs)
         if matching.keeps or same:  # else sensors begin anew too: they may be told apart otherwise
             await asyncio.to_thread(
-                fill, self.found, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
+                fill, self.found, facts, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
-        attempt.outflow.rows = facts["rows"]
-        attempt.watermark.restore(facts["watermark"], self._clock.monotonic_ns())
-        learned = {str(new): facts["learned"].get(str(old)) for new, old in enumerate(matching.sources)}
+        attempt.outflow.rows = facts.rows
+        attempt.watermark.restore(msgspec.structs.asdict(facts.watermark), self._clock.monotonic_ns())
+        learned = {str(new): facts.learned.get(str(old)) for new, old in enumerate(matching.sources)}
         attempt.mill.learned_before(
             {stage: kinds for stage, kinds in learned.items() if kinds is not None},
-            facts["results"] if same else {},
-            probing=facts["probing"] or not same,
+            facts.results if same else {},
+            probing=facts.probing or not same,
         )
-        self.places = Places(facts["place_position"], facts["place"])
-        _log.info("resumed behind input %d, from checkpoint %d", facts["position"], self.found.number)
-        return Beginning(facts["place_position"], facts["position"], facts["kinds"], cuts)
+        self.places = Places(facts.place_position, facts.place)
+        _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
+        return Beginning(facts.place_position, facts.position, facts.kinds, cuts)
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
         """The pipeline with its tables and models as they were at the checkpoint."""
-        known = {} if self.found is None else self.found.facts["files"]
+        known = {} if self.facts is None else self.facts.files
         load = self.files.loader(known)
         checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, load=load)
         self.in_effect = load.in_effect
@@ -193,12 +209,20 @@ class Keeper:
         except InputError:
             return False  # there is nothing new that could serve
 
-    def stage_of(self, checked: Checked, plan: Plan, number: int, name: str) -> NewStage:
-        """The stage made of a kept file, as another start decided. Blocks."""
-        stage = plan.stages[number]
-        assert stage.path is not None
-        made = stage.prepared(self.files.loader({stage.path: [name]})).settled(checked.schemas[number])
+    def stage_of(self, checked: Checked, plan: Plan, told: Mapping[str, Any]) -> NewStage | None:
+        """The stage made of a kept file, as another start decided (`told_of`); None if this plan has none that is made of it.
+        Blocks."""
+        number = _stage_told(plan.stages, told)
+        if number is None:
+            return None
+        stage, name = plan.stages[number], str(told["file"])
+        made = stage.prepared(self.files.loader({str(stage.path): [name]})).settled(checked.schemas[number])
         return NewStage(number, bytes(cloudpickle.dumps(made)), name)
+
+    @staticmethod
+    def told_of(made: NewStage, stages: Sequence[Stage]) -> dict[str, Any]:
+        """What the log is told: the plan that reads it may have other stages before this one."""
+        return {"path": stages[made.stage].path, "which": occurrence(stages, made.stage), "file": made.file}
 
     def effective(self, stages: Sequence[Stage], changed: Mapping[int, str]) -> InEffect:
         """The files in effect when some stages were made anew since the attempt began."""
@@ -209,25 +233,25 @@ class Keeper:
 
     def matching(self, checked: Checked) -> Matching:
         """Which stage goes on with which state. Raises `PlanError` where some would be lost that may not."""
-        old = [] if self.found is None else read_identities(self.found.facts["stages"])
+        old = [] if self.facts is None else self.facts.stages
         matching = matched(old, identify(checked.plan, checked.place_by))
         check_resume(matching, self.state.drop_state)
         return matching
 
-    def _refuse_older_outputs(self, attempt: Attempt, facts: Mapping[str, Any]) -> None:
+    def _refuse_older_outputs(self, attempt: Attempt, facts: SavedFacts) -> None:
         """A sink had committed all up to the checkpoint, or there would be none."""
         for outlet in attempt.outflow.outlets:
-            if outlet.name not in facts["sinks"] and 0 < outlet.resumed_at < facts["position"]:
+            if outlet.name not in facts.sinks and 0 < outlet.resumed_at < facts.position:
                 _log.warning(
                     "the sink %s was left out for a while: of inputs %d to %d it has no rows",
                     outlet.name,
                     outlet.resumed_at + 1,
-                    facts["position"],
+                    facts.position,
                 )
-            if outlet.name in facts["sinks"] and outlet.resumed_at < facts["position"]:
+            if outlet.name in facts.sinks and outlet.resumed_at < facts.position:
                 raise InputError(
                     f"the output of sink {outlet.name} reaches up to input {outlet.resumed_at:,}, and the state in "
-                    f"{self.folder.place} goes on behind {facts['position']:,}: was it put back from an older copy, or "
+                    f"{self.folder.place} goes on behind {facts.position:,}: was it put back from an older copy, or "
                     "removed? Restore it, or start over with --fresh and another output."
                 )
 
@@ -270,6 +294,15 @@ class Keeper:
         self._kept_places.append(place)
         if self.journal is not None and len(self._kept_places) == KEPT:
             self.journal.log.forget(self._kept_places[0].get("entry", 0))
+
+
+def _stage_told(stages: Sequence[Stage], told: Mapping[str, Any]) -> int | None:
+    """Where among these is the stage that a log tells of, by its path; before it told the path, by its place."""
+    if "path" not in told:
+        number = int(told["stage"])
+        return number if number < len(stages) and stages[number].path is not None else None
+    alike = [number for number, stage in enumerate(stages) if stage.path == told["path"]]
+    return alike[told["which"]] if told["which"] < len(alike) else None
 
 
 @dataclass

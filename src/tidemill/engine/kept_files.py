@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,9 @@ __all__ = ["InEffect", "KeptFiles", "KeptLoad", "occurrence"]
 InEffect = dict[str, list[str]]
 """By path, as the plan has it: the name under which it is kept for the first stage with that path, for the second, ..."""
 _SUFFIXES: Final = 2
+_DIGITS: Final = 64
+_NAME: Final = re.compile(r"[0-9a-f]{64}(\.[^/\x00]*)?")
+"""What `KeptFiles.keep` gives: nothing that leads elsewhere."""
 
 
 class KeptFiles:
@@ -31,8 +35,9 @@ class KeptFiles:
             data = b"".join(files.read_blocks(path, handle, 1 << 20))
         suffixes = "".join(files.absolute(path).suffixes[-_SUFFIXES:])
         name = hashlib.sha256(data).hexdigest() + suffixes.lower()
-        if not (self._folder / name).exists():
-            files.write_atomic(self._folder / name, data)
+        place = self._folder / name
+        if not place.exists() or place.stat().st_size != len(data):
+            files.write_atomic(place, data)
         return name
 
     def loader(self, known: Mapping[str, Sequence[str]]) -> KeptLoad:
@@ -40,10 +45,20 @@ class KeptFiles:
         return KeptLoad(self, known)
 
     def place(self, name: str) -> Path:
-        """Where a copy is. Raises `OutsideError` when it is gone."""
+        """Where a copy is. Blocks. Raises `OutsideError` when it is gone, or not what its name says."""
+        if _NAME.fullmatch(name) is None:
+            raise OutsideError(
+                f"the state names {name[:80]!a} as a file that it keeps; restore it, or start over with --fresh."
+            )
         place = self._folder / name
-        if not place.exists():
-            raise OutsideError(f"the state lacks the file {place}; restore it, or start over with --fresh.")
+        try:
+            with place.open("rb") as handle:
+                content = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            told = "lacks" if isinstance(error, FileNotFoundError) else "cannot read"
+            raise OutsideError(f"the state {told} the file {place}; restore it, or start over with --fresh.") from error
+        if content != name[:_DIGITS]:
+            raise OutsideError(f"the file {place} is damaged; restore it, or start over with --fresh.")
         return place
 
 

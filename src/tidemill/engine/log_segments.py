@@ -33,6 +33,7 @@ from tidemill.formats.log_frames import (
     find_frame,
     first_of,
     length_of,
+    number_of,
     read_frame,
     read_head,
     read_mark,
@@ -183,26 +184,31 @@ def is_blank(file: PlacedFile, place: int) -> bool:
     return True
 
 
-def scattered(file: PlacedFile, place: int, seed: int) -> Iterator[Frame]:
-    """The whole frames that lie anywhere from ``place`` on, whatever lies between them."""
+def scattered(file: PlacedFile, place: int, seed: int, number: int) -> Iterator[Frame]:
+    """The whole frames that lie anywhere from ``place`` on, where entry ``number`` should, whatever lies between them.
+
+    What only looks like a frame is some sender's text, perhaps on purpose: it must have a number that could be there, and
+    of all that has, no more bytes are looked at than four times what there is.
+    """
+    size = file.size()
+    most = number + (size - place) // FRAME_BYTES
+    budget = 4 * (size - place)
     while data := file.read(place, READ_BYTES):
         at = find_frame(data, 0)
-        while at >= 0:
-            frame = _frame_at(file, place, data, at, seed)
-            if frame is not None:
-                yield frame
+        while 0 <= at <= len(data) - FRAME_BYTES and budget > 0:
+            length = length_of(data, at)
+            if length is not None and place + at + length <= size and number <= number_of(data, at) <= most:
+                budget -= length
+                frame = _frame_at(file, place, data, at, length, seed)
+                if frame is not None:
+                    yield frame
             at = find_frame(data, at + 1)
         if len(data) < READ_BYTES:
             return
         place += READ_BYTES - FRAME_BYTES + 1  # a header may lie across, and is not found twice
 
 
-def _frame_at(file: PlacedFile, place: int, data: bytes, at: int, seed: int) -> Frame | None:
-    if len(data) - at < FRAME_BYTES:
-        return None
-    length = length_of(data, at)
-    if length is None or place + at + length > file.size():
-        return None
+def _frame_at(file: PlacedFile, place: int, data: bytes, at: int, length: int, seed: int) -> Frame | None:
     if length > len(data) - at:
         data, place, at = file.read(place + at, length), place + at, 0
     return read_frame(data, at, seed, place)
@@ -258,7 +264,7 @@ class Last:
                 sure = frame.place
             segment.note(number, place)
             number, place = number + 1, frame.end
-        on_disk = max((frame.on_disk for frame in scattered(file, place, seed)), default=0)
+        on_disk = max((frame.on_disk for frame in scattered(file, place, seed, number)), default=0)
         on_disk = max(on_disk, mark.end if mark else 0)
         if on_disk > number:
             why = f"entry {number} is not whole, though all below {on_disk} were on disk"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import sys
@@ -48,7 +49,7 @@ from tidemill.engine.showing import Showing
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
-from tidemill.errors import EngineError, OutsideError, PlanError
+from tidemill.errors import EngineError, InputError, OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
@@ -193,6 +194,11 @@ class Run:
 
     async def _warm(self, history: Source, keeper: Keeper) -> None:
         """Work on a history, for the state it leaves."""
+        if await asyncio.to_thread(keeper.has_input):
+            raise InputError(
+                f"the state in {keeper.folder.place} has inputs that an earlier start took in, and a history comes before the first: "
+                "leave warm= (--warm) out, or start over with fresh=True (--fresh)."
+            )
         pipeline = self.pipeline.between(history, Latest(name="nowhere"))
         keeper.warming = True
         attempt = self._made_attempt(
@@ -281,6 +287,8 @@ class Run:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
         told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
         _log.warning(told, str(error).rstrip("."), wait)
+        error.__traceback__ = None
+        gc.collect()  # an attempt knows itself, and holds memory and files
         stopping = asyncio.ensure_future(self._stopping.asked.wait())
         try:
             await asyncio.wait([stopping], timeout=wait)

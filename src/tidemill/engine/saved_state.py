@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tidemill.core.moving import Saved, moved_objects, placed, restore, saved_ar
 from tidemill.engine.checkpoint_store import Checkpoint
 from tidemill.engine.kept_objects import ObjectsCopy
 from tidemill.engine.lane import Lane
+from tidemill.engine.saved_facts import SavedFacts, refused
 from tidemill.stages.base import Stage
 from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StateField, StateMemory
@@ -40,6 +42,7 @@ def arrays_of(
 
 def fill(
     found: Checkpoint,
+    facts: SavedFacts,
     keys: KeyTable,
     lanes: Sequence[Lane],
     stages: Sequence[Stage],
@@ -50,9 +53,9 @@ def fill(
 
     ``fields`` are those of the plan that was saved, ``sources`` say per stage of this one which of those it goes on with.
     """
-    before = int(found.facts["lanes"])
+    before = facts.lanes
     entries = _keys(found)
-    places = placed(before, entries, keys, len(lanes), by_bytes=not found.facts.get("by_turns"))
+    places = placed(before, entries, keys, len(lanes), by_bytes=not facts.by_turns)
     arrays = {name: found.array(name) for name in found.names if "/stage/" in name}
     saved = Saved(before, fields, entries, arrays)
     restore(saved, places, stages, [lane.memory for lane in lanes], sources)
@@ -80,8 +83,11 @@ def _keys(found: Checkpoint) -> Entries:
 
 
 def _texts(found: Checkpoint, name: str) -> list[str]:
-    data, ends = found.blob(f"{name}/bytes"), np.cumsum(found.array(f"{name}/sizes"), dtype=np.int64).tolist()
-    return [data[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    data, sizes = found.blob(f"{name}/bytes"), found.array(f"{name}/sizes")
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    if (sizes < 0).any() or [0, *ends][-1] != len(data):
+        raise refused(found, f"the sizes of its {name} are not theirs")
+    return [data[start:end].decode() for start, end in pairwise([0, *ends])]
 
 
 def _states(found: Checkpoint, lane: int, stage: int) -> ObjectStates:

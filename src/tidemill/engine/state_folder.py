@@ -22,6 +22,7 @@ from urllib.parse import quote
 import msgspec
 
 from tidemill import files
+from tidemill.engine.checkpoint_store import newest
 from tidemill.errors import InputError, OutsideError
 
 __all__ = ["StateFolder", "default_place"]
@@ -31,6 +32,9 @@ _NETWORKS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "fuse.sshfs", "ncpfs"}
 )
 _WRITTEN: Final = ("pipeline.json", "epoch", "letters.json")
+_LAST_EPOCH: Final = 1 << 62
+_UNCHECKED_STARTS: Final = 1_000_000
+"""Starts since the newest checkpoint, at most."""
 """The files of the folder itself."""
 _NEEDED: Final = 16 << 20
 """Bytes that must be free at the start."""
@@ -148,7 +152,7 @@ class StateFolder:
 
     def _owned(self, pipeline: str) -> _Whose:
         place = self.place / "pipeline.json"
-        data = files.read_bytes(place)
+        data = files.read_there(place)
         if data is None:
             self._refuse_other_things()
             whose = _Whose(VERSION, pipeline, uuid.uuid4().hex)
@@ -176,7 +180,8 @@ class StateFolder:
         What others had written there is theirs, and stays.
         """
         place = self.place / "letters.json"
-        data = files.read_bytes(place)
+        with self._disk():
+            data = files.read_there(place)
         try:
             known = None if data is None else msgspec.json.decode(data, type=_Letters)
         except msgspec.MsgspecError as error:
@@ -194,18 +199,30 @@ class StateFolder:
 
     def _leftovers(self) -> list[Path]:
         """Files that starts which were killed had not written to their end."""
-        return [left for name in _WRITTEN for left in files.leftovers(self.place / name)]
+        own = [left for name in _WRITTEN for left in files.leftovers(self.place / name)]
+        kept = self.place / "files"
+        return own + [kept / name for name in files.names_in(kept) if name.startswith(".")] if kept.is_dir() else own
 
     def begin_epoch(self) -> None:
         """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""
         place = self.place / "epoch"
-        data = files.read_bytes(place)
+        with self._disk():
+            data = files.read_there(place)
         try:
-            epoch = 1 + (0 if data is None else int(data))
+            before = self._lost_epoch() if data is None else int(data)
         except ValueError:
-            raise InputError(f"{place} is not readable; restore it, or start over with --fresh.") from None
-        files.write_atomic(place, b"%d\n" % epoch)
-        self.epoch = epoch
+            before = -1
+        if not 0 <= before < _LAST_EPOCH:
+            raise InputError(f"{place} is not readable; restore it, or start over with --fresh.")
+        self.epoch = before + 1
+        with self._disk():
+            files.write_atomic(place, b"%d\n" % self.epoch)
+
+    def _lost_epoch(self) -> int:
+        """A number above those of all starts so far, when the file that has it is gone: 0 before the first."""
+        checkpoints = self.place / "checkpoints"
+        found = newest(checkpoints) if checkpoints.exists() else None
+        return 0 if found is None else int(found.facts.get("epoch", 0)) + _UNCHECKED_STARTS
 
     def _within(self, *names: str) -> Path:
         folder = self.place.joinpath(*names)

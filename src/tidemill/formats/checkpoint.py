@@ -47,7 +47,8 @@ __all__ = [
     "value_of",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2: lanes had their sensors by turns (decision 55). The bytes are as of version 1."""
 START_BYTES: Final = 64
 END_BYTES: Final = 32
 

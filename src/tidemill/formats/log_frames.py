@@ -35,6 +35,7 @@ __all__ = [
     "first_of",
     "frame_head",
     "length_of",
+    "number_of",
     "read_frame",
     "read_head",
     "read_mark",
@@ -170,6 +171,11 @@ def length_of(data: bytes | memoryview, at: int = 0) -> int | None:
     """Bytes of the frame that seems to begin there, `FRAME_BYTES` of which must be in ``data``; None if none does."""
     magic, _, length, _, _ = _FRAME.unpack_from(data, at)
     return FRAME_BYTES + length if magic == _FRAME_MAGIC and length <= MAX_ENTRY else None
+
+
+def number_of(data: bytes | memoryview, at: int = 0) -> int:
+    """The entry's number in the frame that seems to begin there."""
+    return int(_FRAME.unpack_from(data, at)[4])
 
 
 def read_frame(data: bytes | memoryview, at: int, seed: int, place: int = 0) -> Frame | None:
