@@ -72,14 +72,23 @@ def taken(
 
 
 async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[object]], folder: Path, value: str) -> Took:
-    pipeline = tm.Pipeline(source, tm.Rolling(value, window=50, stats=["mean"]), tm.sinks.Callback(_nothing))
+    there, rows = asyncio.Event(), 0
+
+    def take(batch: tm.Batch) -> None:
+        nonlocal rows
+        rows += len(batch)
+        if rows >= records:
+            there.set()
+
+    pipeline = tm.Pipeline(source, tm.Rolling(value, window=50, stats=["mean"]), tm.sinks.Callback(take))
     async with tm.serve(pipeline, state=tm.State(folder / "state")) as run:
         filling = asyncio.ensure_future(fill(source))
         await until(lambda: run.statistics().records_in > 0)
         began = time.perf_counter()
-        await until(
-            lambda: run.statistics().rows_out >= records, lambda: f"{run.statistics().rows_out:,} of {records:,} rows"
-        )
+        try:
+            await asyncio.wait_for(there.wait(), LIMIT_S)
+        except TimeoutError:
+            raise Wrong(f"{rows:,} of {records:,} rows after {LIMIT_S:.0f} s") from None
         took = time.perf_counter() - began
         await filling
         run.stop_soon()
@@ -91,14 +100,10 @@ async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[obje
     return Took(took, report)
 
 
-async def until(holds: Callable[[], bool], there: Callable[[], str] = lambda: "not there") -> None:
+async def until(holds: Callable[[], bool]) -> None:
     """Nothing tells: it is looked at every few milliseconds."""
     limit = time.monotonic() + LIMIT_S
     while not holds():
         if time.monotonic() > limit:
-            raise Wrong(f"{there()} after {LIMIT_S:.0f} s")
+            raise Wrong(f"not there after {LIMIT_S:.0f} s")
         await asyncio.sleep(0.01)
-
-
-def _nothing(batch: tm.Batch) -> None:
-    """Take the rows."""

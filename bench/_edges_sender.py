@@ -1,7 +1,7 @@
 """Senders of their own process: ``python -m bench._edges_sender HOW PORT NUMBER [MORE]``.
 
 ``lines PORT NUMBER FORMAT``       that many lines over one connection, as fast as they are read
-``posts PORT NUMBER``              that many lines in posts of 100 to ``/ingest``, on a few connections at a time
+``posts PORT NUMBER AT_ONCE``      that many lines in posts of 100 to ``/ingest``, so many of them under way
 ``connections PORT NUMBER ACTIVE`` that many connections; once a line comes on standard input, the first so many of them send
                                    one line each, in turn, for as long as a paced run takes
 """
@@ -20,8 +20,6 @@ POSTED = 100
 RATE, SECONDS = 5_000, 8.0
 """Of the lines of ``connections``."""
 _BLOCK = 1 << 15
-_AT_ONCE = 8
-"""Connections that post."""
 
 
 def line(number: int, form: str) -> bytes:
@@ -60,7 +58,7 @@ def lines(port: int, number: int, form: str) -> None:
         to.sendall(block(form, number % _BLOCK))
 
 
-def posts(port: int, number: int) -> None:
+def posts(port: int, number: int, at_once: int) -> None:
     """A post that is told to come again comes again."""
     body = block("ndjson", POSTED)
     head = f"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -68,7 +66,7 @@ def posts(port: int, number: int) -> None:
     left = number // POSTED
     waiting = 0
     with selectors.DefaultSelector() as selector:
-        for _ in range(_AT_ONCE):
+        for _ in range(at_once):
             to = _connected(port)
             selector.register(to, selectors.EVENT_READ, bytearray())
             to.sendall(request)
@@ -126,6 +124,6 @@ if __name__ == "__main__":
         case "lines":
             lines(int(to), int(count), more[0])
         case "posts":
-            posts(int(to), int(count))
+            posts(int(to), int(count), int(more[0]))
         case _:
             connections(int(to), int(count), int(more[0]))

@@ -120,20 +120,25 @@ def _decoder_alone() -> float:
 
 
 def http(options: argparse.Namespace, table: Table) -> None:
-    in_turn(
-        *(options, table, f"HTTP, posts of {POSTED} lines / a bare starlette route", POSTED_LINES, 0.6),
-        bare=lambda: asyncio.run(_bare_posts()),
-        ours=lambda: taken(tm.sources.HTTP(), POSTED_LINES, _posts, options.folder),
-    )
+    for at_once in (8, 64):  # an answer waits for the disk, so that few senders wait rather than work
+        what = f"HTTP, posts of {POSTED} lines, {at_once} under way / a bare starlette route"
+        in_turn(
+            *(options, table, what, POSTED_LINES, 0.6),
+            bare=lambda: asyncio.run(_bare_posts(at_once)),  # noqa: B023 - called at once
+            ours=lambda: taken(tm.sources.HTTP(), POSTED_LINES, _posts(at_once), options.folder),  # noqa: B023
+        )
 
 
-async def _posts(source: Any) -> None:
-    _, port = await source.wait_listening()
-    if await (await sender("posts", port, POSTED_LINES)).wait():
-        raise Wrong("a post was refused")
+def _posts(at_once: int) -> Callable[[Any], Awaitable[object]]:
+    async def fill(source: Any) -> None:
+        _, port = await source.wait_listening()
+        if await (await sender("posts", port, POSTED_LINES, at_once)).wait():
+            raise Wrong("a post was refused")
+
+    return fill
 
 
-async def _bare_posts() -> float:
+async def _bare_posts(at_once: int) -> float:
     """Reads the body and answers; what is in it, nobody asks."""
     import uvicorn
     from starlette.applications import Starlette
@@ -152,7 +157,7 @@ async def _bare_posts() -> float:
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
-        process = await sender("posts", listening.getsockname()[1], POSTED_LINES)
+        process = await sender("posts", listening.getsockname()[1], POSTED_LINES, at_once)
         await process.wait()
         server.should_exit = True
         await serving

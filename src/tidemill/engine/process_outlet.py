@@ -25,7 +25,7 @@ from tidemill.sinks.base import Keeping, ProcessSink
 
 __all__ = ["SINK_BYTES", "ProcessOutlet"]
 
-_NICE: Final = 5
+_NICE: Final = 3
 """Added to the priority number of a sink's process: after the loop, before the lanes."""
 _REGIONS: Final = 3
 _REGION_BYTES: Final = 160 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.letters import DeadLetter
 from tidemill.rows import joined
 
-__all__ = ["Amounts", "Lines", "Turn", "amounts", "turns_of"]
+__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "steps", "turns_of"]
 
 
 class Amounts(NamedTuple):
@@ -48,6 +48,9 @@ class Lines(Protocol):
     def wall_ns(self) -> int: ...
 
 
+Some = TypeVar("Some", bound=Lines)
+
+
 class Turn(NamedTuple):
     """What is made in one turn of the loop."""
 
@@ -60,8 +63,8 @@ class Turn(NamedTuple):
 def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -> Iterator[Turn | None]:
     """The records in order, and what is none: all in one batch, but where a format takes a line apart since it is long. None
     where about ``step`` bytes have been decoded, more are to come, and the loop should have its turn."""
-    made = _Gathered(edge, blocks[0])
-    for number, some in enumerate(_steps(blocks, step)):
+    made = Gathered(edge, blocks[0])
+    for number, some in enumerate(steps(blocks, step)):
         if number:
             yield None
         rows = form.by_field(b"".join(block.lines for block in some)) if len(some) > 1 else None
@@ -77,8 +80,9 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -
     yield Turn(*made.taken(), ends=True)
 
 
-def _steps(blocks: Sequence[Lines], step: int) -> Iterator[list[Lines]]:
-    some: list[Lines] = []
+def steps(blocks: Sequence[Some], step: int) -> Iterator[list[Some]]:
+    """The blocks in groups of about ``step`` bytes, at least one in each."""
+    some: list[Some] = []
     size = 0
     for block in blocks:
         if some and size + len(block.lines) > step:
@@ -89,8 +93,8 @@ def _steps(blocks: Sequence[Lines], step: int) -> Iterator[list[Lines]]:
     yield some
 
 
-class _Gathered:
-    """What becomes one batch."""
+class Gathered:
+    """What becomes one batch, and then the next."""
 
     def __init__(self, edge: Edge, first: Lines) -> None:
         self._edge = edge
@@ -127,8 +131,12 @@ class _Gathered:
         self._walls.append(block.wall_ns)
         self._known += [known] * rows if isinstance(known, Mapping) else known
 
+    def __len__(self) -> int:
+        """Rows so far."""
+        return sum(self._counts)
+
     def taken(self) -> tuple[Batch, list[DeadLetter]]:
-        """And begin the next."""
+        """The batch, and what is no record; the next begins."""
         wall_ns = np.repeat(np.array(self._walls, np.int64), self._counts)
         batch, more = self._edge.rows(
             joined(self._rows), arrived_ns=self._arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
 from tidemill.core.refusals import Refusals
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import line_format, set_up
-from tidemill.letters import DeadLetter
-from tidemill.rows import joined
 from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
+from tidemill.sources.blocks import Gathered, amounts, steps
 from tidemill.sources.edged import checked_limit, until_told
+from tidemill.sources.http_bodies import Posted, Refused, records_of
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import ConnectedSource, bound, is_loopback, keep_alive
 from tidemill.tls import passphrase, server_context
 
 if TYPE_CHECKING:
-    from tidemill.sources.http_server import Posted, Server
+    from tidemill.sources.http_server import Server
 
 __all__ = ["HTTP"]
 
-_TAKEN: Final = 1 << 16
-"""Bytes of bodies that become batches together."""
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
 _ROWS: Final = 1_000
-"""Records that become one batch in one turn of the loop."""
+"""Records that become one batch in one turn of the loop, where they are made one by one."""
 
 
 class HTTP(ConnectedSource):
@@ -131,6 +127,7 @@ class HTTP(ConnectedSource):
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
         self._turn = _TURN if format == "ndjson" else _TURN // 4
+        self._amounts = amounts(format)
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
@@ -139,6 +136,8 @@ class HTTP(ConnectedSource):
         self._refusals = Refusals()
         self._inbox: Inbox[Posted] | None = None
         self._pending: Acknowledgements[Posted] = Acknowledgements()
+        self._taken: list[Posted] = []
+        """Bodies that are being made records."""
         self._yielded = 0
         self._told = asyncio.Event()
 
@@ -171,7 +170,7 @@ class HTTP(ConnectedSource):
 
     def kept(self, batches: int) -> None:
         for posted in self._pending.kept(batches):
-            posted.settle(safe=True)
+            posted.settle()
         self._told.set()
 
     # -- the run -----------------------------------------------------------------------------------
@@ -193,8 +192,6 @@ class HTTP(ConnectedSource):
             path=self.path,
             token=token,
             limit=self.limit,
-            form=self._form,
-            turn=self._turn,
             tls=tls,
             door=self._begin_admission(),
             refusals=self._refusals,
@@ -210,9 +207,10 @@ class HTTP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
-                    if inbox.size < _TAKEN // 2:
-                        await context.gather()
-                    for batch in self._batches(context, inbox.take(_TAKEN)):
+                    self._taken = inbox.take(self._amounts.step)
+                    async for batch in self._batches(context, self._taken):
+                        if inbox.size < self._amounts.step // 2:
+                            await context.gather()  # meanwhile senders post more, which would not be safe any sooner
                         yield batch
                         if not context.tells_kept:
                             self.kept(self._yielded)
@@ -230,53 +228,46 @@ class HTTP(ConnectedSource):
         """Whoever still waits for an answer learns that nothing is known of its records."""
         assert self._inbox is not None
         server.refuse_more()
-        for posted in [*self._pending.kept(self._yielded), *self._inbox.take(1 << 62)]:
-            posted.settle(safe=False)
+        unknown = Refused(503, "the run ended before these records were known to be safe; send them again")
+        for posted in [*self._pending.kept(self._yielded), *self._taken, *self._inbox.take(1 << 62)]:
+            posted.settle(unknown)
         server.end()
         await serving
 
-    def _batches(self, context: SourceContext, bodies: list[Posted]) -> Iterator[Batch]:
-        """A thousand rows at a time; a body is safe with the last of its rows."""
-        parts: list[Sequence[dict[str, Any]]] = []
-        known: list[Mapping[str, str]] = []
-        walls: list[int] = []
-        ended: list[Posted] = []
-        letters: list[DeadLetter] = []
-        for posted in bodies:
-            start = 0
-            letters += [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in posted.bad]
-            while start < len(posted.rows) or not posted.rows:
-                some = posted.rows[start : start + _ROWS - len(walls)]
-                known += posted.known[start : start + len(some)]
-                start += len(some)
-                parts.append(some)
-                walls += [posted.wall_ns] * len(some)
-                if start == len(posted.rows):
-                    ended.append(posted)
-                if len(walls) == _ROWS:
-                    yield self._made(context, joined(parts), known, walls, ended, bodies[0].arrived_ns, letters)
-                    parts, known, walls, ended, letters = [], [], [], [], []
-                if not posted.rows:
-                    break
-        if ended:
-            yield self._made(context, joined(parts), known, walls, ended, bodies[0].arrived_ns, letters)
+    async def _batches(self, context: SourceContext, bodies: list[Posted]) -> AsyncIterator[Batch]:
+        """Bodies that have the same fields become one batch; a body is safe with the last of its rows."""
+        gathered = Gathered(self.edge, bodies[0])
+        for some in steps(bodies, self._amounts.step):
+            together = not any(posted.document for posted in some)
+            rows = self._form.by_field(b"".join(posted.lines for posted in some)) if together else None
+            if rows is not None:
+                gathered.add_together(rows, some)
+                for posted in some:
+                    posted.records = posted.lines.count(b"\n")
+                yield self._made(context, gathered, some)
+                continue
+            ended: list[Posted] = []
+            for posted in some:
+                try:
+                    parts = await records_of(posted, self._form, self._turn)
+                except Refused as refused:
+                    posted.settle(refused)
+                    continue
+                for part in parts:
+                    if len(gathered) >= _ROWS:
+                        yield self._made(context, gathered, ended)
+                        ended = []
+                    gathered.add(part, posted)
+                    posted.records += len(part.rows)
+                ended.append(posted)
+            if ended:
+                yield self._made(context, gathered, ended)
 
-    def _made(
-        self,
-        context: SourceContext,
-        rows: Sequence[dict[str, Any]],
-        known: list[Mapping[str, str]],
-        walls: list[int],
-        ended: list[Posted],
-        arrived_ns: int,
-        letters: list[DeadLetter],
-    ) -> Batch:
-        batch, more = self.edge.rows(
-            rows, arrived_ns=arrived_ns, wall_ns=np.array(walls, np.int64), known=known, parsed=True
-        )
+    def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Batch:
+        batch, letters = gathered.taken()
         self._yielded += 1
         self._pending.yielded(dict.fromkeys(ended, 0))
-        return self.accept(context, batch, letters + more)
+        return self.accept(context, batch, letters)
 
 
 def _nothing() -> None:

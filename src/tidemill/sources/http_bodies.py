@@ -1,0 +1,119 @@
+"""What was posted, and what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from tidemill.formats.decoded import Decoded
+from tidemill.formats.json_limits import excess, may_exceed
+from tidemill.formats.line_formats import LineFormat
+
+__all__ = ["Posted", "Refused", "records_of"]
+
+
+class Refused(Exception):
+    """What is answered to a request that is not taken."""
+
+    def __init__(self, status: int, error: str, *, again_s: int = 1, **more: Any) -> None:
+        super().__init__(error)
+        self.status = status
+        self.headers = {"Connection": "close"}  # the rest of its body is read no more
+        if status in (429, 503):
+            self.headers["Retry-After"] = str(again_s)
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+        self.content = {"error": error, **more}
+
+
+class Posted:
+    """One body, until it is answered."""
+
+    def __init__(self, data: bytes, *, document: bool, known: Mapping[str, str], arrived_ns: int, wall_ns: int) -> None:
+        self.lines = data if document or data.endswith(b"\n") or not data else data + b"\n"
+        self.document = document
+        """Whether it is JSON as a whole; lines else."""
+        self.known = known
+        self.arrived_ns = arrived_ns
+        self.wall_ns = wall_ns
+        self.records = 0
+        """How many were in it, once that is known."""
+        self._answer: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
+
+    async def safe(self) -> None:
+        """Return when its records are on the disk; raises `Refused` when they will not be, or nobody will know."""
+        refused = await self._answer
+        if refused is not None:
+            raise refused
+
+    def settle(self, refused: Refused | None = None) -> None:
+        """Its records are on the disk; or it is refused. The first word counts."""
+        if not self._answer.done():
+            self._answer.set_result(refused)
+
+
+async def records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decoded]:
+    """The records in parts, about ``turn`` bytes in each turn of the loop. Raises `Refused` when there is a part that the sender
+    is to mend: then nothing of it is taken."""
+    if posted.document and (items := _items(posted.lines, form)) is not None:
+        made = await _sound(form.items(items))
+        if made is None:
+            number, reason = _first_bad(form.items, ([item] for item in items))
+            raise Refused(400, f"item {number}: {reason}", item=number)
+        return made
+    parts: list[Decoded] = []
+    before = 0
+    for block in _blocks(posted.lines, turn):
+        made = await _sound(form.parts(block))
+        if made is None:
+            number, reason = _first_bad(form.parts, block.split(b"\n"))
+            raise Refused(400, f"line {before + number}: {reason}", line=before + number)
+        parts += made
+        before += block.count(b"\n")
+    return parts
+
+
+async def _sound(parts: Iterable[Decoded] | None) -> list[Decoded] | None:
+    """Each made in a turn of its own; None when there is something to be mended."""
+    made = []
+    for part in parts or ():
+        if not all(bad.sound for bad in part.bad):
+            return None
+        made.append(part)
+        await asyncio.sleep(0)
+    return made
+
+
+def _items(data: bytes, form: LineFormat) -> list[Any] | None:
+    """What a document has; None when the format is none of JSON, whatever the body calls itself."""
+    if form.items([]) is None:
+        return None
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {error}") from None
+    if may_exceed(data) and (why := excess(document, data)):
+        raise Refused(400, f"the body {why}")
+    return document if isinstance(document, list) else [document]
+
+
+def _blocks(data: bytes, size: int) -> Iterator[bytes]:
+    """Whole lines, of about so many bytes together."""
+    start = 0
+    while start < len(data):
+        end = data.rfind(b"\n", start, start + size) + 1 or data.find(b"\n", start + size) + 1 or len(data)
+        yield data[start:end]
+        start = end
+
+
+def _first_bad(decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterable[Any]) -> tuple[int, str]:
+    """The number of the first piece that is to be refused, from 1, and why."""
+    for number, piece in enumerate(pieces, start=1):
+        for part in decode(piece) or ():
+            for bad in part.bad:
+                if not bad.sound:
+                    return number, bad.reason
+    raise AssertionError("what was refused is sound piece by piece")
