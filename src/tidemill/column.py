@@ -274,6 +274,8 @@ def nanoseconds(moments: NDArray[Any]) -> NDArray[np.int64]:
     [1709251200000000000]
     """
     made = moments.astype("datetime64[ns]")
+    if np.datetime_data(moments.dtype)[0] in ("ps", "fs", "as"):  # days or months around 1970
+        return made.view(np.int64)
     beyond = np.flatnonzero(made.astype(moments.dtype) != moments)  # NaT differs from itself
     beyond = beyond[~np.isnat(moments[beyond])]
     if len(beyond):

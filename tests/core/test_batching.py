@@ -19,7 +19,7 @@ class BatcherMachine(RuleBasedStateMachine):
     )
     def begin(self, cap, target_s, queued, lanes):
         self.limits = Limits(max_records=cap, target_s=target_s, queued_per_lane=queued)
-        self.batcher = Batcher(self.limits)
+        self.batcher = Batcher(self.limits, longest_s=0.5)
         self.lanes = lanes
         self.largest = self.same = self.last = 0
 
@@ -33,10 +33,13 @@ class BatcherMachine(RuleBasedStateMachine):
             waiting=waiting, in_flight=in_flight, free_slabs=free, slack_s=slack_s, one_lane=one_lane
         )
         now = self.batcher.statistics()
-        target_s = max(self.limits.target_s, 2 * now.fixed_s)
-        times = min(0.25 * min(waiting * now.cost_s, max(slack_s, 0.0)) / target_s, 10.0)
-        patient = max(now.cap, min(int(times * now.cap), 2 * self.last, self.limits.max_records))
-        assert 0 <= records <= min(waiting, patient)
+        assert 0 <= records <= min(waiting, self.limits.max_records)
+        if records > now.cap:
+            assert records <= 2 * self.last
+            longest_s = 10 * max(self.limits.target_s, 2 * now.fixed_s)
+            assert now.fixed_s + records * now.cost_s <= 1.0001 * min(
+                longest_s, waiting * now.cost_s / 4, slack_s / 4, 0.5
+            )
         if min(in_flight) == 0 and free and waiting:
             assert records, "a lane is idle"
             if not one_lane and not now.travel_s and slack_s == inf:
@@ -63,7 +66,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.same = self.same + 1 if records in (before, after, self.last) else 0
         if busy_s > target_s:
             most = max(1, round(records * (target_s - fixed_s) / (busy_s - fixed_s)))
-            assert after <= most or (after <= 2 * most and self.same != 0) or after == 2 * before
+            assert after <= most or (after <= 2 * most and self.same != 0) or after == 2 * records
         elif busy_s <= target_s / 25:
             assert after >= before, "so short a time is mostly a slab's own and says little of a larger one's"
 
@@ -164,6 +167,16 @@ def test_where_much_waits_slabs_work_longer():
     assert 0.039 <= seconds[1_000] <= 0.0502
     assert 0.014 <= seconds[80] <= 0.021
     assert 0.003 <= seconds[15] <= 0.0051
+
+
+@pytest.mark.parametrize("record_s", [0.006, 0.05, 1.0])
+@pytest.mark.parametrize(("waiting", "slack_s"), [(100, inf), (4, inf), (10, 3.0), (50, 1.0)])
+def test_records_dearer_than_the_target_stay_alone_as_far_as_was_promised(record_s, waiting, slack_s):
+    """A cap of one record that is worth ten targets is not to be multiplied: never more than ten targets, or a quarter of
+    what waits or of what callers have left."""
+    batcher = flooded(0.0, record_s)
+    records = batcher.records(waiting=waiting, in_flight=[0, 1], free_slabs=3, slack_s=slack_s, one_lane=True)
+    assert records == 1 or records * record_s <= min(0.05, waiting * record_s / 4, slack_s / 4)
 
 
 def test_a_backlog_is_worked_off_in_slabs_that_grow_shorter():

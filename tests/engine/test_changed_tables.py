@@ -220,6 +220,7 @@ def test_a_recording_is_worked_with_one_table(tmp_path):
 
 async def test_a_table_that_was_replaced_stays_with_its_stage_in_another_plan(tmp_path, monkeypatch, caplog):
     """The log tells of it by its path: the plan that reads it has another stage in front, or none of that path."""
+    caplog.set_level("INFO", "tidemill")
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     table(one, 1)
     table(two, 0, scale=2)
@@ -233,7 +234,8 @@ async def test_a_table_that_was_replaced_stays_with_its_stage_in_another_plan(tm
         monkeypatch.setattr(CheckpointStore, "write", lambda *_: 0)  # as if the run died before each other
         await plant.record()
         table(one, 0, scale=1_000)
-        await plant.looks()
+        while f"the new {one} counts from" not in caplog.text:
+            await plant.looks(1)
         await plant.record()
         plant.source.feed.put_nowait(None)
     assert [row["by_one"] for row in plant.sink.rows] == [9, 9, 0.01]
@@ -245,3 +247,29 @@ async def test_a_table_that_was_replaced_stays_with_its_stage_in_another_plan(tm
         assert [row["by_two"] for row in again.sink.rows] == [5, 5]
         assert [row.get("by_one") for row in again.sink.rows] == ([9, 0.01] if one in stages else [None, None])
     assert f"no stage of this plan reads {one}, whose change the log holds" in caplog.text
+
+
+async def test_copies_of_tables_that_nothing_needs_go_after_a_day(tmp_path):
+    """Those of the checkpoints that are kept stay however old they are, and so do those that were wanted lately."""
+    path, kept = tmp_path / "calibration.csv", tmp_path / "state" / "files"
+    kept.mkdir(parents=True, mode=0o700)
+    kept.parent.chmod(0o700)
+    (kept.parent / "pipeline.json").write_text('{"version": 1, "pipeline": "plant", "id": "x"}')
+    old, new, other = (kept / f"{letter * 64}.csv" for letter in "abc")
+    for place in (old, new):
+        place.write_text("")
+    other.with_name("notes.txt").write_text("not ours")
+    for place in kept.iterdir():
+        os.utime(place, (0, 0) if place != new else None)
+    table(path, 1)
+    plant = Plant(path, 0)
+    plant.pipeline = tm.Pipeline(plant.source, plant.pipeline.plan, plant.sink, name="plant")
+    async with plant.serve(tm.State(tmp_path / "state", checkpoint_s=1)):
+        (copy,) = {place.name for place in kept.iterdir()} - {old.name, new.name, "notes.txt"}
+        os.utime(kept / copy, (0, 0))
+        for number in range(1, 5):
+            await plant.record()
+            while (found := newest(tmp_path / "state" / "checkpoints")) is None or found.number < number:
+                await plant.looks(1)
+        plant.source.feed.put_nowait(None)
+    assert {place.name for place in kept.iterdir()} == {copy, new.name, "notes.txt"}

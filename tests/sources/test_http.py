@@ -56,7 +56,7 @@ class Engine:
         self.source, self.keeps = source, keeps
         self.rows: list[dict[str, Any]] = []
         self.letters: list[DeadLetter] = []
-        self.batches = 0
+        self.batches = self.largest = 0
         self.pull = asyncio.Event()
         self.pull.set()
         self.context = SourceContext(SystemClock(), self.letters.append, tells_kept=tells_kept)
@@ -66,6 +66,7 @@ class Engine:
         async for batch in self.source.stream(self.context):
             self.rows += batch.to_rows()
             self.batches += 1
+            self.largest = max(self.largest, len(batch))
             await self.pull.wait()
             if self.keeps:
                 self.source.kept(self.batches)
@@ -308,3 +309,78 @@ async def test_a_whole_run_answers_what_it_has_in_its_log_and_goes_on_from_there
     rows = [json.loads(row) for row in (tmp_path / "out.ndjson").read_text().splitlines()]
     assert [row["value"] for row in rows] == list(range(20))
     assert [row["value_lag_1"] for row in rows[1:]] == list(range(19))
+
+
+async def test_a_body_that_is_refused_ends_nothing() -> None:
+    """A number of line protocol that is too large is found at the first sight of its series, and at the second."""
+    async with Engine(HTTP(format="influx")) as engine:
+        sender = Sender(engine.source.port)
+        for _ in range(2):
+            status, told, _ = await sender.post(b"m v=1e999 1700000000000000000\n")
+            assert (status, told["line"]) == (400, 1)
+        assert (await sender.post(b"m v=1 1700000000000000000\n"))[0] == 202
+        assert [row["v"] for row in engine.rows] == [1.0]
+
+
+async def test_a_fault_of_the_decoder_costs_one_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sender is told so; what others post is taken."""
+    async with Engine(HTTP()) as engine:
+        sender = Sender(engine.source.port)
+        real = engine.source._form.parts
+
+        def faulty(block: bytes) -> Any:
+            if b"666" in block:
+                raise KeyError(666)
+            return real(block)
+
+        monkeypatch.setattr(engine.source._form, "parts", faulty)
+        status, told, _ = await sender.post(lines(666))
+        assert (status, told["error"]) == (500, "this body cannot be read here: KeyError")
+        assert (await sender.post(lines(1)))[0] == 202
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json"])
+async def test_a_large_body_becomes_many_batches_and_is_answered_with_the_last(kind: str) -> None:
+    """No turn of the loop has more than a thousand records of it, or of its dead letters."""
+    rows = [{"sensor": "S", "time": 1, "value": value} for value in range(20_000)]
+    body = json.dumps(rows).encode() if kind.endswith("/json") else lines(*range(20_000))
+    async with Engine(HTTP(limit=4 << 20)) as engine:
+        status, told, _ = await Sender(engine.source.port).post(body, Content_Type=kind)
+        assert (status, told) == (202, {"records": 20_000})
+        assert [row["value"] for row in engine.rows] == list(range(20_000))
+        assert engine.largest <= 1_000
+        nobody = b'{"time":1}\n' * 20_000
+        assert (await Sender(engine.source.port).post(nobody))[0] == 202
+        assert len(engine.letters) == 20_000
+
+
+async def test_bodies_that_come_together_keep_their_order_and_their_answers() -> None:
+    """Of one shape or not, with and without a last end of line, empty, packed: each has its own records and its own answer."""
+    bodies = {
+        "one": lines(*range(600)),
+        "two": lines(*range(600, 1_200)).rstrip(b"\n"),
+        "three": b'{"other": 1}\nno json\n',
+        "four": b"",
+        "five": lines(*range(1_200, 1_800)).replace(b"\n", b"\r\n"),
+    }
+    async with Engine(HTTP()) as engine:
+        engine.pull.clear()
+        sender = Sender(engine.source.port)
+        first = asyncio.ensure_future(sender.post(lines(-1)))
+        while not engine.rows:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        told = [asyncio.ensure_future(sender.post(body)) for body in bodies.values()]
+        assert engine.source._inbox is not None
+        while len(engine.source._inbox._items) < len(bodies):  # noqa: ASYNC110 - behind the first, which is not safe yet
+            await asyncio.sleep(0)
+        engine.pull.set()
+        assert (await first)[0] == 202
+        answers = await asyncio.gather(*told)
+        assert [(status, of.get("records"), of.get("line")) for status, of, _ in answers] == [
+            (202, 600, None),
+            (202, 600, None),
+            (400, None, 2),
+            (202, 0, None),
+            (202, 600, None),
+        ]
+        assert sorted(row["value"] for row in engine.rows) == list(range(-1, 1_800))

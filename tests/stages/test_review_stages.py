@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tidemill as tm
-from tidemill.column import ABSENT
+from tidemill.column import ABSENT, nanoseconds
+from tidemill.formats.edge import Edge
 from tidemill.stages.expressions import Expression
 from tidemill.testing import check_map
 
@@ -116,6 +117,14 @@ def test_times_of_other_centuries_are_refused_as_that(time):
         out(tm.Rolling("value", 3), rows)
 
 
+def test_a_number_is_no_time_of_a_format_and_finer_times_are_rounded():
+    """What is said of a record is true of it."""
+    for time, why in ((5, "is not the format"), ("9999-12-31", "is beyond the years")):
+        assert why in Edge(time_format="%Y-%m-%d").rows([{"sensor": "S", "time": time}])[1][0].reason
+    finer = np.array([7_000_000_123_456_789_012], "datetime64[ps]")
+    assert nanoseconds(finer).tolist() == [7_000_000_123_456_789]
+
+
 def test_every_time_that_is_taken_is_in_a_window():
     """From the first year to the last, none is late in a notebook."""
     times = pd.to_datetime([f"{year}-06-01" for year in range(1824, 2116)]).as_unit("ns")
@@ -187,6 +196,22 @@ def test_numbers_are_compared_as_python_compares_them(pairs, op, constant):
             for row in rows
         ]
         assert Expression(text)(batch).tolist() == expected, text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"id == {-LARGE}", False),
+        (f"id != {-LARGE}", True),
+        (f"id == {-LARGE + 1}", True),
+        (f"id > {'9' * 400}", False),
+        (f"id > -{'9' * 400}", True),
+        (f"-id == {LARGE - 1}", True),
+    ],
+)
+def test_constants_with_a_sign_and_of_any_length_are_compared_as_they_are(text, expected):
+    batch = tm.Batch.from_rows([{"sensor": "S", "time": 0, "id": -LARGE + 1}])
+    assert Expression(text)(batch).tolist() == [expected]
 
 
 # -- names ---------------------------------------------------------------------------------------------------

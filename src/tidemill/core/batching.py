@@ -17,7 +17,8 @@ Rules of this file:
   records': it works at least twice as long as that. To see it, sizes must differ; so where all are as small as the cap,
   one in a while is of twice the size.
 - What waits long anyway may wait in larger batches: one may work for a quarter of the time that all that waits will take,
-  up to ten times ``target_s``, where nobody is in a hurry. Such batches grow to twice those before them at most.
+  up to ten times ``target_s`` or to ``longest_s``, where nobody is in a hurry. Such batches grow to twice those before them
+  at most.
 - Where it is known how long a batch travels: none is larger than makes nine tenths of the time work, idle lanes share
   what waits only if that saves more than a frame costs, and a lane that works gets a second batch as soon as that
   would keep it busy for twice the time of travel. Where it is not known, that second batch is a full one.
@@ -144,8 +145,10 @@ class Batcher:
     START = 64
     """Records of the first batch at most, where its maker says no other ``start``: its cost is not known yet."""
 
-    def __init__(self, limits: Limits | None = None, *, start: int = START) -> None:
+    def __init__(self, limits: Limits | None = None, *, start: int = START, longest_s: float = inf) -> None:
         self.limits = limits or Limits()
+        self._longest_s = longest_s
+        """That a batch may work where much waits; none of the target is cut by it."""
         self._cap = self._proven = min(start, self.limits.max_records)
         self._largest = 0  # sent since the cap last fell
         self._lately = 0  # sent, the larger of the last and of half of those before
@@ -155,7 +158,7 @@ class Batcher:
         self._cost_s = self._fixed_s = 0.0
         self._target_s = self.limits.target_s
         self._travel_s = 0.0
-        self._same = 0  # batches in a row of one size, the cap at least, of a cost that is not told apart yet
+        self._same = 0  # batches in a row of about one size, the cap at least, of a cost that is not told apart yet
 
     # -- how many --------------------------------------------------------------------------------------
 
@@ -197,10 +200,12 @@ class Batcher:
 
     def _patient(self, waiting: int, slack_s: float) -> int:
         """The cap, or more when so much waits that what a larger batch costs in time is little beside it."""
-        if 2 * self._cap <= self._affordable:  # it is on its way up
+        if not self._cost_s or 2 * self._cap <= self._affordable:  # it is on its way up
             return self._cap
-        times = min(_PATIENT * min(waiting * self._cost_s, slack_s) / self._target_s, _LONGEST)
-        return max(self._cap, min(int(times * self._cap), 2 * self._lately, self.limits.max_records))
+        waiting_s = min(waiting * self._cost_s, slack_s)
+        allowed_s = min(_PATIENT * waiting_s, _LONGEST * self._target_s, self._longest_s)
+        records = int((allowed_s - self._fixed_s) / self._cost_s)
+        return max(self._cap, min(records, 2 * self._lately, self.limits.max_records))
 
     def _working(self, times: float) -> int:
         """Records that keep a lane busy for so many times as long as their batch travels; at least 1."""
@@ -257,12 +262,13 @@ class Batcher:
             self._cap = max(self._cap, min(2 * records, self._affordable))
             self._proven = max(self._proven, min(records, self._cap))
             self._grow()
-        alike = self._cap <= records and records in (self._cap, self._before)
+        # Sizes less than twice one another tell as little as one size.
+        alike = records == self._cap or (self._cap < records < 2 * self._before and self._before < 2 * records)
         self._same = self._same + 1 if alike and not own.tried else 0
         self._before = records
-        if self._same >= _UNVARIED and 2 * self._cap <= self.limits.max_records:
+        if self._same >= _UNVARIED and 2 * records <= self.limits.max_records:
             self._same = 0
-            self._cap *= 2
+            self._cap, self._proven = 2 * records, max(self._proven, records)
 
     def _grow(self) -> None:
         self._cap = max(self._cap, min(2 * self._largest, 4 * self._proven, self._affordable))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Final
 
 from tidemill.errors import PlanError
@@ -92,6 +93,12 @@ class Plan:
         return any(
             stage.runs_user_code and stage.changes_columns and not stage.follows_watermark for stage in self.stages
         )
+
+    @property
+    def longest_call_s(self) -> float:
+        """Seconds that one call of a stage may take before it is stopped, or told of: the least of all stages; infinite without."""
+        limits = [limit for stage in self.stages for limit in (stage.deadline_s, stage.budget_s) if limit is not None]
+        return min(limits, default=inf)
 
     @property
     def follows_watermark(self) -> bool:

@@ -120,7 +120,7 @@ class Attempt:
             checked.plan,
             checked.schemas[0],
             keys=self.keys,
-            batcher=Batcher(limits),
+            batcher=Batcher(limits, longest_s=checked.plan.longest_call_s / 2),  # a call is of a batch
             clock=clock,
             max_keys=pipeline.max_keys,
             watermark=self.watermark,

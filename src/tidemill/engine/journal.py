@@ -95,6 +95,7 @@ class Journal:
         """Whether sources wait for room in the log."""
         self._fed = 0
         self._syncing: asyncio.Future[int] | None = None
+        self._looking: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "tidemill-log")
         """Of its own: neither work of the application nor a limit on threads, once it is there, keeps the log from the disk."""
 
@@ -224,7 +225,8 @@ class Journal:
                 _log.warning("the ingest log is full, so sources wait: %s", log.why_full())
             await self._clock.sleep(_LOOK_S)
             # With nothing to sync, nobody else would see that there is room again.
-            await asyncio.get_running_loop().run_in_executor(self._thread, log.look_again)
+            self._looking = asyncio.get_running_loop().run_in_executor(self._thread, log.look_again)
+            await asyncio.shield(self._looking)
         if self.full:
             self.full = False
             _log.info("the ingest log has room again")
@@ -254,8 +256,8 @@ class Journal:
 
     async def settle(self) -> None:
         """Return when no thread syncs any more; raises nothing."""
-        if self._syncing is not None:
-            await asyncio.gather(self._syncing, return_exceptions=True)
+        under_way = [future for future in (self._syncing, self._looking) if future is not None]
+        await asyncio.gather(*under_way, return_exceptions=True)
         self._thread.shutdown(wait=False)
 
     async def tell_of_room(self) -> None:

@@ -41,6 +41,8 @@ __all__ = ["Keeper", "Places", "Saving"]
 
 KEPT: Final = 3
 """Checkpoints that are kept."""
+_UNUSED_NS: Final = 86_400 * 10**9
+"""How long before the oldest of these a copy of a file must have been wanted last, to be removed."""
 _log = logging.getLogger("tidemill")
 Place = dict[str, Any]
 """Where an inflow can begin again: JSON-like, and the inflow's own."""
@@ -97,6 +99,8 @@ class Keeper:
         self.warming = False
         """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
         self._kept_places: deque[Place] = deque(maxlen=KEPT)
+        self._kept_files: deque[tuple[int, set[str]]] = deque(maxlen=KEPT)
+        """When each of the last checkpoints was written, and the files in effect there."""
         self._tallies: dict[int, Tally] = {}
 
     @property
@@ -288,12 +292,17 @@ class Keeper:
         kept = self._kept_places
         return self.journal is not None and self.journal.nearly_full and (len(kept) < KEPT or kept[0] != kept[-1])
 
-    def published(self, place: Place) -> None:
-        """A checkpoint is on the disk: what none of those that are kept needs may go from the log. Blocks."""
+    def published(self, facts: Mapping[str, Any]) -> None:
+        """A checkpoint is on the disk: what none of those that are kept needs may go from the log, and of the files. Blocks."""
         self.published_ns = self._clock.monotonic_ns()
-        self._kept_places.append(place)
-        if self.journal is not None and len(self._kept_places) == KEPT:
+        self._kept_places.append(facts["place"])
+        self._kept_files.append((facts["written_ns"], {name for names in facts["files"].values() for name in names}))
+        if len(self._kept_places) < KEPT:
+            return
+        if self.journal is not None:
             self.journal.log.forget(self._kept_places[0].get("entry", 0))
+        # A file that the log alone tells of, behind the first of these checkpoints, was wanted not long before.
+        self.files.prune(set().union(*(names for _, names in self._kept_files)), self._kept_files[0][0] - _UNUSED_NS)
 
 
 def _stage_told(stages: Sequence[Stage], told: Mapping[str, Any]) -> int | None:
@@ -453,6 +462,6 @@ class Saving:
         arrays = arrays_of(mill.lanes, at_barrier.keys, at_barrier.slots, dict(mill.barriers.objects))
         self._keeper.tallied(number, at_barrier.tally)
         await asyncio.to_thread(self._keeper.store.write, number, facts, arrays)
-        await asyncio.to_thread(self._keeper.published, facts["place"])
+        await asyncio.to_thread(self._keeper.published, facts)
         self.epochs.published(self._clock.monotonic_ns())
         self.waiting_since_ns = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,9 +36,18 @@ class KeptFiles:
         suffixes = "".join(files.absolute(path).suffixes[-_SUFFIXES:])
         name = hashlib.sha256(data).hexdigest() + suffixes.lower()
         place = self._folder / name
-        if not place.exists() or place.stat().st_size != len(data):
+        if place.exists() and place.stat().st_size == len(data):
+            place.touch()  # it is wanted again, and not to be removed as old
+        else:
             files.write_atomic(place, data)
         return name
+
+    def prune(self, needed: Collection[str], unused_since_ns: int) -> None:
+        """Remove copies that are not among the ``needed`` and were last wanted before this time of the wall clock. Blocks."""
+        for name in files.names_in(self._folder):
+            place = self._folder / name
+            if _NAME.fullmatch(name) and name not in needed and place.stat().st_mtime_ns < unused_since_ns:
+                files.remove(place)
 
     def loader(self, known: Mapping[str, Sequence[str]]) -> KeptLoad:
         """Gives stages what is kept for them, and keeps what is not yet."""

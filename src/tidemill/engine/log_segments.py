@@ -187,18 +187,24 @@ def is_blank(file: PlacedFile, place: int) -> bool:
 def scattered(file: PlacedFile, place: int, seed: int, number: int) -> Iterator[Frame]:
     """The whole frames that lie anywhere from ``place`` on, where entry ``number`` should, whatever lies between them.
 
-    What only looks like a frame is some sender's text, perhaps on purpose: it must have a number that could be there, and
-    of all that has, no more bytes are looked at than four times what there is.
+    What only looks like a frame is some sender's text, perhaps on purpose: it must have a number that could be there. When of
+    all that has more than sixty-four times the bytes were looked at that there are, it raises `damage`.
     """
     size = file.size()
     most = number + (size - place) // FRAME_BYTES
-    budget = 4 * (size - place)
+    budget = 64 * (size - place)
     while data := file.read(place, READ_BYTES):
         at = find_frame(data, 0)
-        while 0 <= at <= len(data) - FRAME_BYTES and budget > 0:
+        while 0 <= at <= len(data) - FRAME_BYTES:
             length = length_of(data, at)
             if length is not None and place + at + length <= size and number <= number_of(data, at) <= most:
                 budget -= length
+                if budget < 0:
+                    raise damage(
+                        file.path,
+                        place + at,
+                        "so much from here on looks like entries that it cannot be told what is one",
+                    )
                 frame = _frame_at(file, place, data, at, length, seed)
                 if frame is not None:
                     yield frame

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any, Final
 
 from tidemill.formats.decoded import BadLine, Decoded
@@ -131,6 +132,8 @@ class InfluxLines:
             name, _, item = pair.partition("=")
             if _FLOAT(item):
                 row[name] = float(item)
+                if not isfinite(row[name]):
+                    return None
             elif item in _WORDS:
                 row[name] = _WORDS[item]
             elif (whole := _INTEGER(item)) and (number := int(whole[1])) in _RANGES[whole[2]]:

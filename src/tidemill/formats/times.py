@@ -131,6 +131,8 @@ class TimeReader:
 
     def is_time(self, item: Any) -> bool:
         """Whether a value is a time, also one that is too far away to be read."""
+        if self.time_format is not None and isinstance(item, int | float):
+            item = str(item)
         match item:
             case bool():
                 return False

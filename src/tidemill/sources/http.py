@@ -17,7 +17,7 @@ from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import Gathered, amounts, steps
 from tidemill.sources.edged import checked_limit, until_told
-from tidemill.sources.http_bodies import Posted, Refused, records_of
+from tidemill.sources.http_bodies import Posted, Refused, records_of, sliced
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import ConnectedSource, bound, is_loopback, keep_alive
 from tidemill.tls import passphrase, server_context
@@ -29,6 +29,8 @@ __all__ = ["HTTP"]
 
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
+_TOGETHER: Final = 1 << 16
+"""Bytes of bodies that are decoded together, in one turn of the loop."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop, where they are made one by one."""
 
@@ -237,9 +239,9 @@ class HTTP(ConnectedSource):
     async def _batches(self, context: SourceContext, bodies: list[Posted]) -> AsyncIterator[Batch]:
         """Bodies that have the same fields become one batch; a body is safe with the last of its rows."""
         gathered = Gathered(self.edge, bodies[0])
-        for some in steps(bodies, self._amounts.step):
-            together = not any(posted.document for posted in some)
-            rows = self._form.by_field(b"".join(posted.lines for posted in some)) if together else None
+        for some in steps(bodies, _TOGETHER):
+            lines = b"" if any(posted.document for posted in some) else b"".join(posted.lines for posted in some)
+            rows = self._form.by_field(lines) if len(lines) <= _TOGETHER else None
             if rows is not None:
                 gathered.add_together(rows, some)
                 for posted in some:
@@ -253,8 +255,8 @@ class HTTP(ConnectedSource):
                 except Refused as refused:
                     posted.settle(refused)
                     continue
-                for part in parts:
-                    if len(gathered) >= _ROWS:
+                for part in sliced(parts, _ROWS):
+                    if len(gathered) + len(part.rows) > _ROWS:
                         yield self._made(context, gathered, ended)
                         ended = []
                     gathered.add(part, posted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from tidemill.formats.decoded import Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat
 
-__all__ = ["Posted", "Refused", "records_of"]
+__all__ = ["Posted", "Refused", "records_of", "sliced"]
+
+_log = logging.getLogger("tidemill")
 
 
 class Refused(Exception):
@@ -58,6 +61,16 @@ class Posted:
 async def records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decoded]:
     """The records in parts, about ``turn`` bytes in each turn of the loop. Raises `Refused` when there is a part that the sender
     is to mend: then nothing of it is taken."""
+    try:
+        return await _records_of(posted, form, turn)
+    except Refused:
+        raise
+    except Exception as error:  # one sender's bytes must not end what all others send
+        _log.exception("a posted body could not be read, and is refused; this is a fault of tidemill")
+        raise Refused(500, f"this body cannot be read here: {type(error).__name__}") from error
+
+
+async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decoded]:
     if posted.document and (items := _items(posted.lines, form)) is not None:
         made = await _sound(form.items(items))
         if made is None:
@@ -100,6 +113,15 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     return document if isinstance(document, list) else [document]
 
 
+def sliced(parts: Iterable[Decoded], most: int) -> Iterator[Decoded]:
+    """The same records in parts of so many at most; what is no record goes with the first of its part."""
+    for part in parts:
+        for start in range(0, max(len(part.rows), 1), most):
+            stop = start + most
+            known = None if part.known is None else part.known[start:stop]
+            yield Decoded(part.rows[start:stop], part.bad if not start else [], known)
+
+
 def _blocks(data: bytes, size: int) -> Iterator[bytes]:
     """Whole lines, of about so many bytes together."""
     start = 0
@@ -116,4 +138,4 @@ def _first_bad(decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterab
             for bad in part.bad:
                 if not bad.sound:
                     return number, bad.reason
-    raise AssertionError("what was refused is sound piece by piece")
+    return 1, "something in what follows is no record"  # as a whole, though each piece alone is one

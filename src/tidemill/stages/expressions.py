@@ -65,7 +65,7 @@ class Expression:
                     "which is not one of: column names, values, and or not, comparisons, in, + - * / // %. "
                     "Give a function for more."
                 )
-        self._tree = tree
+        self._tree: ast.expr = _Signed().visit(tree)
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
         """The columns it reads."""
 
@@ -127,8 +127,12 @@ def _compared(op: ast.cmpop, left: ast.expr, right: ast.expr, batch: Batch) -> N
     made = np.zeros(len(batch), np.bool_)
     rows = there if {one.dtype.kind, other.dtype.kind} & {"O"} else slice(None)  # None has no order
     made[rows] = np.asarray(compare(_at(one, rows), _at(other, rows))).astype(np.bool_)
-    for row in np.flatnonzero(there & (_rounded(left, batch) | _rounded(right, batch))).tolist():
-        made[row] = compare(_exactly(left, batch, row), _exactly(right, batch, row))
+    rounded = there & (_rounded(left, batch) | _rounded(right, batch))
+    if rounded.any():
+        rounded[rounded] = _at(one, rounded) == _at(other, rounded)  # where they differ, rounding has changed nothing
+        ours, theirs = _exactly(left, batch), _exactly(right, batch)
+        for row in np.flatnonzero(rounded).tolist():
+            made[row] = compare(ours[row], theirs[row])
     return made & there
 
 
@@ -161,18 +165,29 @@ def _rounded(node: ast.expr, batch: Batch) -> NDArray[np.bool_]:
             rounded = np.zeros(len(batch), np.bool_)
             rounded[list(batch.column(name).exact or ())] = True
             return rounded
-        case ast.Constant(value=int(value)) if abs(value) > 2**53 and int(float(value)) != value:
+        case ast.Constant(value=int(value)) if abs(value) > 2**53:
             return np.ones(len(batch), np.bool_)
         case _:
             return np.zeros(len(batch), np.bool_)
 
 
-def _exactly(node: ast.expr, batch: Batch, row: int) -> Any:
+def _exactly(node: ast.expr, batch: Batch) -> list[Any]:
     match node:
         case ast.Name(id=name):
-            return batch.column(name).slice(row, row + 1).to_list()[0]
+            return batch.column(name).to_list()
         case ast.Constant():
-            return node.value
+            return [node.value] * len(batch)
         case _:
-            shown = np.asarray(_value(node, batch))
-            return (shown[row] if shown.ndim else shown).item()
+            shown: list[Any] = np.broadcast_to(np.asarray(_value(node, batch)), (len(batch),)).tolist()
+            return shown
+
+
+class _Signed(ast.NodeTransformer):
+    """Numbers with their sign: ``-5`` is read as an operation on 5."""
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        number = getattr(node.operand, "value", None)
+        if isinstance(number, bool) or not isinstance(number, int | float) or type(node.op) not in _UNARY:
+            self.generic_visit(node)
+            return node
+        return ast.copy_location(ast.Constant(_UNARY[type(node.op)](number)), node)
