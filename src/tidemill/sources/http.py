@@ -29,7 +29,7 @@ __all__ = ["HTTP"]
 
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
-_TOGETHER: Final = 1 << 16
+_TOGETHER: Final = 1 << 17
 """Bytes of bodies that are decoded together, in one turn of the loop."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop, where they are made one by one."""
