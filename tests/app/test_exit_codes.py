@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,12 @@ def test_leaving_at_once_is_what_shells_expect() -> None:
     """128 + the signal's number."""
     assert at_once(signal.SIGINT) == 130
     assert at_once(signal.SIGTERM) == 143
+
+
+def test_an_error_that_cannot_be_told_still_has_its_exit_code(tmp_path: Path) -> None:
+    """A log on a full disk, a terminal that is gone: whoever started the run has the code alone."""
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tidemill", "run", "none.py"], cwd=tmp_path, stderr=full, check=False, timeout=60
+        )
+    assert ended.returncode == code_of(InputError("x"))

@@ -105,7 +105,12 @@ def _command_of(words: list[str]) -> str:
 def _say(message: str) -> None:
     from tidemill.printable import printable
 
-    sys.stderr.write(f"tidemill: {printable(message)}\n")
+    try:
+        sys.stderr.write(f"tidemill: {printable(message)}\n")
+    except OSError:  # nobody can be told: a full disk, a terminal that is gone. The exit code says what it can
+        import os
+
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - till the end, which would try once more to write
 
 
 def _detach_stdout() -> None:
