@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import re
@@ -48,3 +49,20 @@ def test_what_comes_from_outside_makes_no_line_of_its_own_and_gives_no_orders(mo
     line = told(monkeypatch, "sensor %s is new", "a\n2026-01-01T00:00:00Z ERROR all is lost\x1b[2J\u202e")
     assert line.count("\n") == 1
     assert line.endswith(r"WARNING sensor a\n2026-01-01T00:00:00Z ERROR all is lost\x1b[2J\u202e is new" + "\n")
+
+
+def test_a_line_that_cannot_be_written_is_not_told_of_at_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk does not get a traceback for each line that it has no room for."""
+
+    class Full(io.StringIO):
+        tries = 0
+
+        def write(self, text: str) -> int:
+            self.tries += 1
+            raise OSError(errno.ENOSPC, "no space")
+
+    full = Full()
+    monkeypatch.setattr(sys, "stderr", full)
+    with logging_to_stderr():
+        logging.getLogger("tidemill").warning("the disk is full")
+    assert full.tries == 1

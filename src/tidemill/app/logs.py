@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 from tidemill.printable import lines_printable, printable
 
@@ -85,11 +85,19 @@ def _plain(value: object) -> object:
     return value if is_plain else str(value)
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """A line that cannot be written (a full disk, a terminal that is gone) is not told of by writing more to the same place."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's word
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 @contextlib.contextmanager
 def logging_to_stderr(log_format: LogFormat = "text") -> Iterator[None]:
     """While open, what ``logging.getLogger("tidemill")`` is told from INFO on is written to stderr, with UTC times."""
     logger = logging.getLogger("tidemill")
-    handler = logging.StreamHandler(sys.stderr)  # as it is now: the live view puts its own in place, to stay whole
+    handler = _Handler(sys.stderr)  # as it is now: the live view puts its own in place, to stay whole
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
