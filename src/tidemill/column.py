@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from tidemill.errors import EngineError
 from tidemill.schema import Kind
 
-__all__ = ["ABSENT", "ABSENT_TAG", "DTYPES", "INTEGER_TAG", "NAT", "NULL_TAG", "VALUE_TAG", "Column", "nanoseconds"]
+__all__ = [
+    "ABSENT",
+    "ABSENT_TAG",
+    "DTYPES",
+    "FARTHEST",
+    "INTEGER_TAG",
+    "NAT",
+    "NULL_TAG",
+    "VALUE_TAG",
+    "Column",
+    "nanoseconds",
+]
 
 VALUE_TAG: Final = 0
 NULL_TAG: Final = 1
@@ -28,6 +39,10 @@ INTEGER_TAG: Final = 3
 
 NAT: Final = np.iinfo(np.int64).min
 """The nanosecond count that NumPy reads as "not a time"."""
+
+FARTHEST: Final = (1 << 62) - 1
+"""Nanoseconds either side of 1970 (the years 1823 to 2116) at which an event time may be at most, so that no difference of two
+of them, and no sum of one and a duration, is too large."""
 
 DTYPES: Final[dict[Kind, np.dtype[Any]]] = {
     Kind.FLOAT: np.dtype(np.float64),

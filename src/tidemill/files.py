@@ -440,7 +440,7 @@ def is_readable_by_all(path: str | os.PathLike[str]) -> bool:
 def read_bytes(path: str | os.PathLike[str]) -> bytes | None:
     """The whole file; None when it is not there or cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_there(path)
     except OSError:
         return None
 

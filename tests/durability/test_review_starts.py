@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.durability.endless import Endless
 
 import tidemill as tm
 from tidemill.core.controls import Tick
@@ -49,18 +50,6 @@ def rows(path: Path) -> list[tuple[object, ...]]:
         return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()
     finally:
         connection.close()
-
-
-class Endless(ScriptedSource):
-    """It waits for more behind its script, until the run is stopped."""
-
-    finite = False
-
-    async def stream(self, context: SourceContext) -> AsyncIterator[tm.Batch]:
-        async for batch in super().stream(context):
-            yield batch
-        assert context.stopping is not None
-        await context.stopping.wait()
 
 
 async def test_a_source_that_fails_ends_a_run_whose_other_sources_go_on(tmp_path: Path, lanes: int) -> None:

@@ -7,13 +7,14 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from tests.durability.endless import Endless
 
 import tidemill as tm
 from tidemill import files
@@ -26,7 +27,6 @@ from tidemill.engine.state_folder import StateFolder
 from tidemill.formats.log_frames import frame_head, length_of
 from tidemill.letters import DeadLetter
 from tidemill.schema import Kind
-from tidemill.sources.base import SourceContext
 from tidemill.testing import ListSink, ScriptedSource
 
 Change = Callable[[dict[str, Any]], object]
@@ -39,18 +39,6 @@ def record(n: int) -> dict[str, object]:
 def given_once(*batches: list[dict[str, Any]]) -> ScriptedSource:
     """A source that cannot seek, so that what it gives goes through the log."""
     return ScriptedSource(batches)
-
-
-class Endless(ScriptedSource):
-    """It waits for more behind its script, until the run is stopped."""
-
-    finite = False
-
-    async def stream(self, context: SourceContext) -> AsyncIterator[tm.Batch]:
-        async for batch in super().stream(context):
-            yield batch
-        assert context.stopping is not None
-        await context.stopping.wait()
 
 
 def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:

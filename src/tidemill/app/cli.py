@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 __all__ = ["main"]
 
@@ -59,7 +59,7 @@ def _answered(words: list[str], say: Callable[[str], object]) -> int:
     except KeyboardInterrupt:  # before the run took the signals over, or after it gave them back
         return ExitCode.INTERRUPTED
     except BrokenPipeError:  # whoever read our stdout has left (``| head``)
-        _detach_stdout()
+        _detach(sys.stdout)
         return ExitCode.OUTSIDE
     except Exception as error:  # noqa: BLE001 - every error becomes a paragraph and an exit code
         code = code_of(error)
@@ -108,14 +108,12 @@ def _say(message: str) -> None:
     try:
         sys.stderr.write(f"tidemill: {printable(message)}\n")
     except OSError:  # nobody can be told: a full disk, a terminal that is gone. The exit code says what it can
-        import os
-
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - till the end, which would try once more to write
+        _detach(sys.stderr)
 
 
-def _detach_stdout() -> None:
-    """Keep the interpreter from complaining, while it exits, about a stdout that nobody reads."""
+def _detach(stream: TextIO) -> None:
+    """Keep the interpreter from complaining, while it exits, about a stdout that nobody reads, or a stderr that takes nothing."""
     import os
 
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, stream.fileno())

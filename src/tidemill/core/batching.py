@@ -248,9 +248,8 @@ class Batcher:
         dearest = max(self._costs.values(), key=lambda cost: cost.record_s)
         self._cost_s, self._fixed_s = dearest.record_s, dearest.fixed_s
         fixed_s = self._fixed_s
-        self._target_s = target_s = max(
-            self.limits.target_s, 2 * fixed_s
-        )  # at least half of a batch's time is its records'
+        # At least half of a batch's time is its records'.
+        self._target_s = target_s = max(self.limits.target_s, 2 * fixed_s)
         self._affordable = max(1, min(self.limits.max_records, int((target_s - fixed_s) / self._cost_s)))
         if busy_s > target_s:
             over = (target_s - fixed_s) / max(busy_s - fixed_s, target_s - fixed_s)

@@ -22,6 +22,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.column import FARTHEST
+
 __all__ = ["BEGIN", "END", "Watermark", "WatermarkStatistics", "held_back"]
 
 BEGIN: Final = -(1 << 63)
@@ -32,8 +34,6 @@ _AGREEING: Final = 8
 """Records in a row that must leap before their time is believed: the least of theirs is then the newest time."""
 _LIVE_NS: Final = 3_600_000_000_000
 """``max_ahead`` against the arrival, when not given: an hour."""
-_FARTHEST: Final = (1 << 62) - 1
-"""Years 1823 to 2116: times beyond are read as these, so that no difference is too large."""
 _LEAP_NS: Final = 30 * 86_400_000_000_000
 """``max_ahead`` against the records before, when not given: thirty days, since recordings have holes."""
 
@@ -93,7 +93,7 @@ class Watermark:
 
         ``wall_ns`` is the wall clock at their arrival, None where there was none; ``now_ns`` the monotonic one.
         """
-        times = np.clip(times, -_FARTHEST, _FARTHEST)
+        times = np.clip(times, -FARTHEST, FARTHEST)
         marks = np.empty(len(times) + 1, np.int64)
         marks[0] = self.mark
         self._moved_at = now_ns

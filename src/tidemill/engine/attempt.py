@@ -221,7 +221,6 @@ class Attempt:
                         await self._saving.aclose()
             finally:
                 self._readings.memory = self.mill.memory()
-                self.mill.stop()  # whatever has ended it: else its processes would stay, and hold all of it
                 self.mill.close()
 
     def _begun(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:

@@ -90,17 +90,15 @@ class Keeper:
         self._find()
         self.places = Places(0, {})
         now, run_began = clock.wall_ns(), clock.monotonic_ns()
-        written = None if self.facts is None else self.facts.written_ns
-        written = now if written is None else written
+        written = now if self.facts is None or self.facts.written_ns is None else self.facts.written_ns
         self.published_ns = run_began - max(now - written, 0)
         """When the newest checkpoint was published, on the clock of this process; the run's beginning before the first."""
         self.reached = 0
         """Up to where in the input all has left the lanes, in any attempt."""
         self.warming = False
         """Whether a history is worked on, before the run's own input: nothing is published before it is over."""
-        self._kept_places: deque[Place] = deque(maxlen=KEPT)
-        self._kept_files: deque[tuple[int, set[str]]] = deque(maxlen=KEPT)
-        """When each of the last checkpoints was written, and the files in effect there."""
+        self._kept: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
+        """What the last checkpoints of this run say."""
         self._tallies: dict[int, Tally] = {}
 
     @property
@@ -289,20 +287,21 @@ class Keeper:
         """Whether the ingest log is nearly full, and would be less so if the checkpoints that are kept were all as the newest.
         Full alone would be too late: a log that was full, and is nearly so when no more comes, would stay that for ever.
         """
-        kept = self._kept_places
+        kept = [facts["place"] for facts in self._kept]
         return self.journal is not None and self.journal.nearly_full and (len(kept) < KEPT or kept[0] != kept[-1])
 
     def published(self, facts: Mapping[str, Any]) -> None:
         """A checkpoint is on the disk: what none of those that are kept needs may go from the log, and of the files. Blocks."""
         self.published_ns = self._clock.monotonic_ns()
-        self._kept_places.append(facts["place"])
-        self._kept_files.append((facts["written_ns"], {name for names in facts["files"].values() for name in names}))
-        if len(self._kept_places) < KEPT:
+        self._kept.append(facts)
+        if len(self._kept) < KEPT:
             return
+        oldest = self._kept[0]
         if self.journal is not None:
-            self.journal.log.forget(self._kept_places[0].get("entry", 0))
-        # A file that the log alone tells of, behind the first of these checkpoints, was wanted not long before.
-        self.files.prune(set().union(*(names for _, names in self._kept_files)), self._kept_files[0][0] - _UNUSED_NS)
+            self.journal.log.forget(oldest["place"].get("entry", 0))
+        # A file that the log alone tells of, behind the oldest, was wanted not long before that.
+        needed = {name for kept in self._kept for names in kept["files"].values() for name in names}
+        self.files.prune(needed, oldest["written_ns"] - _UNUSED_NS)
 
 
 def _stage_told(stages: Sequence[Stage], told: Mapping[str, Any]) -> int | None:

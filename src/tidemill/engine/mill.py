@@ -188,8 +188,10 @@ class Mill:
             lane.send(Stop())
 
     def close(self) -> None:
-        """Let go of the memory."""
-        self._stopping = self._closed = True
+        """Let go of the memory; lanes that were not stopped end, or else their processes would hold all of it."""
+        if not self._stopping:
+            self.stop()
+        self._closed = True
         self.slabs.close()
         for lane in self.lanes:
             lane.close()

@@ -23,6 +23,7 @@ import msgspec
 
 from tidemill import files
 from tidemill.engine.checkpoint_store import newest
+from tidemill.engine.saved_facts import facts_of
 from tidemill.errors import InputError, OutsideError
 
 __all__ = ["StateFolder", "default_place"]
@@ -32,10 +33,10 @@ _NETWORKS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "fuse.sshfs", "ncpfs"}
 )
 _WRITTEN: Final = ("pipeline.json", "epoch", "letters.json")
+"""The files of the folder itself."""
 _LAST_EPOCH: Final = 1 << 62
 _UNCHECKED_STARTS: Final = 1_000_000
 """Starts since the newest checkpoint, at most."""
-"""The files of the folder itself."""
 _NEEDED: Final = 16 << 20
 """Bytes that must be free at the start."""
 _log = logging.getLogger("tidemill")
@@ -222,7 +223,7 @@ class StateFolder:
         """A number above those of all starts so far, when the file that has it is gone: 0 before the first."""
         checkpoints = self.place / "checkpoints"
         found = newest(checkpoints) if checkpoints.exists() else None
-        return 0 if found is None else int(found.facts.get("epoch", 0)) + _UNCHECKED_STARTS
+        return 0 if found is None else facts_of(found).epoch + _UNCHECKED_STARTS
 
     def _within(self, *names: str) -> Path:
         folder = self.place.joinpath(*names)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, NAT, NULL_TAG, Column
+from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.key_template import KeyTemplate, is_nested
-from tidemill.formats.times import FARTHEST, TimeReader
+from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import (

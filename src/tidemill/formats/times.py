@@ -3,7 +3,7 @@
 Text is ISO 8601 (``2024-03-01T12:00:00.25+01:00``, a space for the T, any number of fraction digits) or a number;
 numbers are epochs whose unit is told by their magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17
 microseconds, else nanoseconds. A fractional epoch is read to the microsecond where float64 holds no more than that.
-They lie in the years 1823 to 2116 (`FARTHEST`), so that the difference of two of them is no more than int64 holds.
+They lie in the years 1823 to 2116 (`tidemill.column.FARTHEST`), so that the difference of two of them is no more than int64 holds.
 Times without a zone are local times of ``tz``; of an hour that happens twice, the first; in an hour that is skipped,
 the offset before the change.
 """
@@ -23,10 +23,8 @@ from tidemill.column import ABSENT, NAT, NULL_TAG, Column
 from tidemill.errors import InputError
 from tidemill.schema import Kind
 
-__all__ = ["FARTHEST", "TimeReader", "epochs"]
+__all__ = ["TimeReader", "epochs"]
 
-FARTHEST: Final = (1 << 62) - 1
-"""Nanoseconds either side of 1970 at which an event time may be at most."""
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EPOCH_NAIVE: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - a local time, on purpose
 _UNITS: Final = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (2.0**63, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.letters import DeadLetter
 from tidemill.rows import joined
 
-__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "steps", "turns_of"]
+__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "turns_of"]
 
 
 class Amounts(NamedTuple):
@@ -48,9 +48,6 @@ class Lines(Protocol):
     def wall_ns(self) -> int: ...
 
 
-Some = TypeVar("Some", bound=Lines)
-
-
 class Turn(NamedTuple):
     """What is made in one turn of the loop."""
 
@@ -64,7 +61,7 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -
     """The records in order, and what is none: all in one batch, but where a format takes a line apart since it is long. None
     where about ``step`` bytes have been decoded, more are to come, and the loop should have its turn."""
     made = Gathered(edge, blocks[0])
-    for number, some in enumerate(steps(blocks, step)):
+    for number, some in enumerate(_steps(blocks, step)):
         if number:
             yield None
         rows = form.by_field(b"".join(block.lines for block in some)) if len(some) > 1 else None
@@ -80,9 +77,8 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -
     yield Turn(*made.taken(), ends=True)
 
 
-def steps(blocks: Sequence[Some], step: int) -> Iterator[list[Some]]:
-    """The blocks in groups of about ``step`` bytes, at least one in each."""
-    some: list[Some] = []
+def _steps(blocks: Sequence[Lines], step: int) -> Iterator[list[Lines]]:
+    some: list[Lines] = []
     size = 0
     for block in blocks:
         if some and size + len(block.lines) > step:

@@ -15,7 +15,7 @@ from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import Gathered, amounts, steps
+from tidemill.sources.blocks import Gathered, amounts
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.http_bodies import Posted, Refused, records_of, sliced
 from tidemill.sources.inbox import Inbox
@@ -29,8 +29,6 @@ __all__ = ["HTTP"]
 
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
-_TOGETHER: Final = 1 << 17
-"""Bytes of bodies that are decoded together, in one turn of the loop."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop, where they are made one by one."""
 
@@ -129,7 +127,7 @@ class HTTP(ConnectedSource):
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
         self._turn = _TURN if format == "ndjson" else _TURN // 4
-        self._amounts = amounts(format)
+        self._step = amounts(format).step
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
@@ -209,9 +207,9 @@ class HTTP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
-                    self._taken = inbox.take(self._amounts.step)
+                    self._taken = inbox.take(self._step)
                     async for batch in self._batches(context, self._taken):
-                        if inbox.size < self._amounts.step // 2:
+                        if inbox.size < self._step // 2:
                             await context.gather()  # meanwhile senders post more, which would not be safe any sooner
                         yield batch
                         if not context.tells_kept:
@@ -239,31 +237,31 @@ class HTTP(ConnectedSource):
     async def _batches(self, context: SourceContext, bodies: list[Posted]) -> AsyncIterator[Batch]:
         """Bodies that have the same fields become one batch; a body is safe with the last of its rows."""
         gathered = Gathered(self.edge, bodies[0])
-        for some in steps(bodies, _TOGETHER):
-            lines = b"" if any(posted.document for posted in some) else b"".join(posted.lines for posted in some)
-            rows = self._form.by_field(lines) if len(lines) <= _TOGETHER else None
-            if rows is not None:
-                gathered.add_together(rows, some)
-                for posted in some:
-                    posted.records = posted.lines.count(b"\n")
-                yield self._made(context, gathered, some)
+        lines = b"" if any(posted.document for posted in bodies) else b"".join(posted.lines for posted in bodies)
+        # Several are of no more bytes than are taken at a time, each with an end of line more perhaps; one alone may be large.
+        rows = self._form.by_field(lines) if len(lines) <= self._step + len(bodies) else None
+        if rows is not None:
+            gathered.add_together(rows, bodies)
+            for posted in bodies:
+                posted.records = posted.lines.count(b"\n")
+            yield self._made(context, gathered, bodies)
+            return
+        ended: list[Posted] = []
+        for posted in bodies:
+            try:
+                parts = await records_of(posted, self._form, self._turn)
+            except Refused as refused:
+                posted.settle(refused)
                 continue
-            ended: list[Posted] = []
-            for posted in some:
-                try:
-                    parts = await records_of(posted, self._form, self._turn)
-                except Refused as refused:
-                    posted.settle(refused)
-                    continue
-                for part in sliced(parts, _ROWS):
-                    if len(gathered) + len(part.rows) > _ROWS:
-                        yield self._made(context, gathered, ended)
-                        ended = []
-                    gathered.add(part, posted)
-                    posted.records += len(part.rows)
-                ended.append(posted)
-            if ended:
-                yield self._made(context, gathered, ended)
+            for part in sliced(parts, _ROWS):
+                if len(gathered) + len(part.rows) > _ROWS:
+                    yield self._made(context, gathered, ended)
+                    ended = []
+                gathered.add(part, posted)
+                posted.records += len(part.rows)
+            ended.append(posted)
+        if ended:
+            yield self._made(context, gathered, ended)
 
     def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Batch:
         batch, letters = gathered.taken()

@@ -194,9 +194,8 @@ class Aggregate(Stage):
         return rows, sorted(rejects, key=lambda reject: reject.row), {**gone, "absorbed": len(rows)}
 
     def _records(self, batch: Batch, state: StageState, rows: NDArray[np.intp]) -> Waiting:
-        values = [
-            numbers_of(batch, column, self.name)[rows] + 0.0 for column in self.columns
-        ]  # there is one zero: +0.0
+        # There is one zero: +0.0.
+        values = [numbers_of(batch, column, self.name)[rows] + 0.0 for column in self.columns]
         marks = [state.marks[state.places[rows]]] if self._dated else []
         return Waiting(state.slots[rows], batch.time[rows], (*values, *marks))
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -99,8 +101,8 @@ def _value(node: ast.expr, batch: Batch) -> Any:
         case ast.BinOp(left=left, op=op, right=right):
             return _BINARY[type(op)](_value(left, batch), _value(right, batch))
         case ast.Compare(left=left, ops=ops, comparators=others):
-            pairs = zip(ops, [left, *others], others, strict=False)
-            made = [_compared(op, one, other, batch) for op, one, other in pairs]
+            sides = [_Side(side, batch) for side in (left, *others)]
+            made = [_compared(op, *pair) for op, pair in zip(ops, pairwise(sides), strict=True)]
             return made[0] if len(made) == 1 else np.logical_and.reduce(np.broadcast_arrays(*made))
     raise AssertionError(node)
 
@@ -112,74 +114,79 @@ def _truth(node: ast.expr, batch: Batch) -> Any:
 # -- comparisons -------------------------------------------------------------------------------------------
 
 
-def _compared(op: ast.cmpop, left: ast.expr, right: ast.expr, batch: Batch) -> NDArray[np.bool_]:
+class _Side:
+    """What stands on one side of a comparison, evaluated once."""
+
+    def __init__(self, node: ast.expr, batch: Batch) -> None:
+        self.node, self._batch = node, batch
+        self.items = [_Side(item, batch) for item in node.elts] if isinstance(node, ast.Tuple | ast.List) else None
+        """Of a list, its own."""
+
+    @cached_property
+    def value(self) -> NDArray[Any]:
+        return np.asarray(_value(self.node, self._batch))
+
+    @cached_property
+    def there(self) -> NDArray[np.bool_]:
+        """The records that have a value in every column that is read here, of which a number came."""
+        there = np.ones(len(self._batch), np.bool_)
+        for name in {own.id for own in ast.walk(self.node) if isinstance(own, ast.Name)}:
+            column = self._batch.column(name)
+            if column.tags is not None:
+                there &= (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
+            if column.kind is Kind.TEXT:
+                there &= column.values >= 0
+        if self.items is None and self.value.dtype.kind == "f":
+            there &= ~np.isnan(self.value)
+        elif self.items is None and self.value.dtype.kind == "M":
+            there &= ~np.isnat(self.value)
+        return there
+
+    def at(self, rows: NDArray[np.bool_] | slice) -> NDArray[Any]:
+        return self.value[rows] if self.value.ndim else self.value
+
+    @property
+    def rounded(self) -> NDArray[np.bool_]:
+        """The records in which a value of its own is not what its array shows: an integer that float64 does not hold."""
+        rounded = np.zeros(len(self._batch), np.bool_)
+        match self.node:
+            case ast.Name(id=name):
+                rounded[list(self._batch.column(name).exact or ())] = True
+            case ast.Constant(value=int(value)) if abs(value) > 2**53:
+                rounded[:] = True
+        return rounded
+
+    def exactly(self) -> list[Any]:
+        """The values as they are."""
+        match self.node:
+            case ast.Name(id=name):
+                return self._batch.column(name).to_list()
+            case ast.Constant():
+                return [self.node.value] * len(self._batch)
+            case _:
+                shown: list[Any] = np.broadcast_to(self.value, (len(self._batch),)).tolist()
+                return shown
+
+
+def _compared(op: ast.cmpop, left: _Side, right: _Side) -> NDArray[np.bool_]:
     """Where both sides have a value, what Python says of them; elsewhere False."""
-    there = _there(left, batch)
     if isinstance(op, ast.In | ast.NotIn):
-        items = right.elts if isinstance(right, ast.Tuple | ast.List) else [right]
-        found = np.zeros(len(batch), np.bool_)
-        for item in items:
-            found |= _compared(ast.Eq(), left, item, batch)
-        return found if isinstance(op, ast.In) else ~found & there
-    there = there & _there(right, batch)
+        found = np.zeros(len(left.there), np.bool_)
+        for item in [right] if right.items is None else right.items:
+            found |= _compared(ast.Eq(), left, item)
+        return found if isinstance(op, ast.In) else ~found & left.there
+    there = left.there & right.there
     compare = _COMPARE[type(op)]
-    one, other = np.asarray(_value(left, batch)), np.asarray(_value(right, batch))
-    made = np.zeros(len(batch), np.bool_)
-    rows = there if {one.dtype.kind, other.dtype.kind} & {"O"} else slice(None)  # None has no order
-    made[rows] = np.asarray(compare(_at(one, rows), _at(other, rows))).astype(np.bool_)
-    rounded = there & (_rounded(left, batch) | _rounded(right, batch))
+    made = np.zeros(len(there), np.bool_)
+    rows = there if "O" in (left.value.dtype.kind, right.value.dtype.kind) else slice(None)  # None has no order
+    made[rows] = np.asarray(compare(left.at(rows), right.at(rows))).astype(np.bool_)
+    rounded = there & (left.rounded | right.rounded)
     if rounded.any():
-        rounded[rounded] = _at(one, rounded) == _at(other, rounded)  # where they differ, rounding has changed nothing
-        ours, theirs = _exactly(left, batch), _exactly(right, batch)
+        rounded[rounded] = left.at(rounded) == right.at(rounded)  # where they differ, rounding has changed nothing
+        ours, theirs = left.exactly(), right.exactly()
         for row in np.flatnonzero(rounded).tolist():
             made[row] = compare(ours[row], theirs[row])
     return made & there
-
-
-def _at(value: NDArray[Any], rows: NDArray[np.bool_] | slice) -> NDArray[Any]:
-    return value[rows] if value.ndim else value
-
-
-def _there(node: ast.expr, batch: Batch) -> NDArray[np.bool_]:
-    """The records that have a value in every column that is read here, of which a number came."""
-    there = np.ones(len(batch), np.bool_)
-    for name in {own.id for own in ast.walk(node) if isinstance(own, ast.Name)}:
-        column = batch.column(name)
-        if column.tags is not None:
-            there &= (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
-        if column.kind is Kind.TEXT:
-            there &= column.values >= 0
-    if not isinstance(node, ast.Tuple | ast.List):
-        value = np.asarray(_value(node, batch))
-        if value.dtype.kind == "f":
-            there &= ~np.isnan(value)
-        elif value.dtype.kind == "M":
-            there &= ~np.isnat(value)
-    return there
-
-
-def _rounded(node: ast.expr, batch: Batch) -> NDArray[np.bool_]:
-    """The records in which a value of its own is not what its array shows: an integer that float64 does not hold."""
-    match node:
-        case ast.Name(id=name):
-            rounded = np.zeros(len(batch), np.bool_)
-            rounded[list(batch.column(name).exact or ())] = True
-            return rounded
-        case ast.Constant(value=int(value)) if abs(value) > 2**53:
-            return np.ones(len(batch), np.bool_)
-        case _:
-            return np.zeros(len(batch), np.bool_)
-
-
-def _exactly(node: ast.expr, batch: Batch) -> list[Any]:
-    match node:
-        case ast.Name(id=name):
-            return batch.column(name).to_list()
-        case ast.Constant():
-            return [node.value] * len(batch)
-        case _:
-            shown: list[Any] = np.broadcast_to(np.asarray(_value(node, batch)), (len(batch),)).tolist()
-            return shown
 
 
 class _Signed(ast.NodeTransformer):

@@ -13,10 +13,10 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FARTHEST", "NEVER", "Heard", "Silences"]
+from tidemill.column import FARTHEST
 
-FARTHEST: Final = (1 << 62) - 1
-"""Years 1823 to 2116: times beyond are read as these, so that no sum of one and a duration is too large."""
+__all__ = ["NEVER", "Heard", "Silences"]
+
 NEVER: Final = -(1 << 62)
 """Before all times."""
 _AHEAD_NS: Final = 30 * 86_400_000_000_000

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import Column
+from tidemill.column import FARTHEST, Column
 from tidemill.durations import duration_ns, shown
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
@@ -27,8 +27,6 @@ from tidemill.stages.state import StageState, StateField
 
 __all__ = ["Resample"]
 
-_FARTHEST: Final = (1 << 62) - 1
-"""Years 1823 to 2116: times beyond are read as these, so that no difference is too large."""
 _MOST_POINTS: Final = 1_000_000
 """Between two readings."""
 _USUAL_POINTS: Final = 100
@@ -224,7 +222,7 @@ class Resample(Stage):
 
     def _taken(self, batch: Batch, state: StageState, room: int) -> tuple[Waiting, list[Reject], dict[str, int]]:
         """The readings that wait from now on; the other records are late, too many, or hold no reading."""
-        times = np.clip(batch.time, -_FARTHEST, _FARTHEST)
+        times = np.clip(batch.time, -FARTHEST, FARTHEST)
         too_late = late(state, self._end_of_wait(self._known_by(times)))
         rejects, gone = turned_away(batch, state, too_late, self.late)
         values = [numbers_of(batch, column, self.name) + 0.0 for column in self.columns]  # there is one zero: +0.0
