@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.large_buffers import LargeBuffers
+from tidemill.engine.slices import Turns
 from tidemill.errors import EngineError
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
@@ -94,11 +95,11 @@ class CallProcess:
     FIRST_CALL: Final = 1
     """The number of the call that makes it ready; others have higher ones."""
 
-    def __init__(self, round_: int = 0, arena_bytes: int = 0) -> None:
+    def __init__(self, turns: Turns, round_: int = 0, arena_bytes: int = 0) -> None:
         self.memory = Shared("cursor", _FINISHED_AT + FINISHED_BYTES)
         self.cursor = Cursor(memoryview(self.memory.buffer)[:CURSOR_BYTES])
         self.finished = Finished(memoryview(self.memory.buffer)[_FINISHED_AT:])
-        self.large = LargeBuffers(arena_bytes, self._send) if arena_bytes else None
+        self.large = LargeBuffers(arena_bytes, self._send, turns) if arena_bytes else None
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None

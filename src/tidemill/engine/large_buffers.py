@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tidemill.engine.slices import Slices, copied
+from tidemill.engine.slices import Slices, Turns, copied
 from tidemill.lanes.arena import ArenaBack, ArenaOut
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.framing import Payload
@@ -22,17 +22,18 @@ Settle = Callable[[list[Answer]], None]
 class LargeBuffers:
     """The parent's side of an arena (`tidemill.lanes.arena`).
 
-    ``send`` is called with each message once its buffers are in place. Messages keep their order.
+    ``send`` is called with each message once its buffers are in place. Messages keep their order. ``turns`` is the time
+    for all that is copied on this loop.
     """
 
-    def __init__(self, size: int, send: Callable[[Message, bytes], None]) -> None:
+    def __init__(self, size: int, send: Callable[[Message, bytes], None], turns: Turns) -> None:
         self._shared = Shared("arena", size)
         self._memory = memoryview(self._shared.buffer)
         self._out = ArenaOut(size)
         self._back = ArenaBack(self._memory)
         self._send = send
-        self._sending = Slices()
-        self._receiving = Slices()
+        self._sending = Slices(turns)
+        self._receiving = Slices(turns)
         self._places: dict[int, tuple[int, int]] = {}  # by turn: what arguments have on the way out
         self._unsent: dict[int, int] = {}  # calls whose buffers are being copied, and their turns
 

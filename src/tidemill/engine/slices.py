@@ -10,20 +10,50 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["Slices", "copied"]
+__all__ = ["Slices", "Turns", "copied"]
 
 _TURN_S: Final = 0.0005
 _SLICE: Final = 256 * 1024
 """Bytes copied at once: some 40 us."""
 
 
-class Slices:
-    """Jobs, one after another. A job is an iterator that does a slice each time it is asked for more."""
+class Turns:
+    """The part of each turn of the loop that slices may have, for all queues of them together, a slice in turn."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: deque[Iterator[None]] = deque()
+        self._queues: deque[Slices] = deque()
         self._scheduled: asyncio.Handle | None = None
+
+    def join(self, queue: Slices) -> None:
+        """Have slices of this queue done until it is empty: from now on, if no other has any, else with them."""
+        self._queues.append(queue)
+        if self._scheduled is None:
+            self._go_on()
+
+    def leave(self, queue: Slices) -> None:
+        """It wants no more."""
+        if queue in self._queues:
+            self._queues.remove(queue)
+
+    def _go_on(self) -> None:
+        self._scheduled = None
+        until = monotonic() + _TURN_S
+        while self._queues:
+            queue = self._queues.popleft()
+            if queue.slice():
+                self._queues.append(queue)
+            if self._queues and monotonic() >= until:
+                self._scheduled = self._loop.call_soon(self._go_on)
+                return
+
+
+class Slices:
+    """Jobs, one after another. A job is an iterator that does a slice each time it is asked for more."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._jobs: deque[Iterator[None]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -31,35 +61,27 @@ class Slices:
         return bool(self._jobs)
 
     def do(self, job: Iterator[None]) -> None:
-        """Begin the job, when those before it are done; a short one is done when this returns, if there are none."""
+        """Begin the job, when those before it are done; a short one is done when this returns, if nothing else is."""
         self._jobs.append(job)
         if len(self._jobs) == 1:
-            self._go_on()
+            self._turns.join(self)
 
-    def _go_on(self) -> None:
-        self._scheduled = None
-        until = monotonic() + _TURN_S
-        while self._jobs:
-            for _ in self._jobs[0]:
-                if monotonic() >= until:
-                    self._scheduled = self._loop.call_soon(self._go_on)
-                    return
+    def slice(self) -> bool:
+        """Do one; whether there are more."""
+        if next(self._jobs[0], self) is self:
             self._jobs.popleft()
+        return bool(self._jobs)
 
     def finish(self) -> None:
         """Do all that is left, now."""
         while self._jobs:
-            for _ in self._jobs[0]:
-                pass
-            self._jobs.popleft()
-        self.drop()
+            self.slice()
+        self._turns.leave(self)
 
     def drop(self) -> None:
         """Do nothing more."""
         self._jobs.clear()
-        if self._scheduled is not None:
-            self._scheduled.cancel()
-            self._scheduled = None
+        self._turns.leave(self)
 
 
 def copied(source: Any, target: memoryview) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.making import ATTEMPTS, Making
+from tidemill.engine.slices import Turns
 from tidemill.engine.wear import is_worn
 from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes.channel import Exit, ProcessChannel
@@ -71,6 +72,7 @@ class Staff:
     async def start(self) -> None:
         """Start the processes and return when each lane has one that is ready; raises what keeps them from it."""
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns()
         if not self._inline:
             self._server = ForkServer()
             await self._server.start()
@@ -146,7 +148,7 @@ class Staff:
         return True
 
     def _forked(self) -> CallProcess:
-        process = CallProcess(self._round, 0 if self._inline else self._making.arena_bytes)
+        process = CallProcess(self._turns, self._round, 0 if self._inline else self._making.arena_bytes)
 
         def received(message: FromLane, payload: Payload) -> None:
             if self.closed:
