@@ -10,7 +10,9 @@ import cloudpickle
 import pytest
 
 import tidemill as tm
-from tidemill.errors import LaneDied, LanesFull
+from tidemill.core.calls import Bounds, Calls
+from tidemill.engine.backpressure import Door
+from tidemill.errors import CallError, LaneDied, LanesFull
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -293,3 +295,43 @@ async def test_callers_of_keys_in_line_when_the_lanes_close() -> None:
         calls = [lists.call(f"S{number % 3}", "append", number) for number in range(20)]
     ends = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(end, tm.CallError) for end in ends[2:])
+
+
+async def test_who_leaves_the_line_in_the_turn_in_which_there_is_room_is_not_counted_as_let_in() -> None:
+    """Or else more would be let in later than there is room for."""
+    calls = Calls(1, Bounds(waiting=1))
+    calls.add(1)
+    door = Door(calls, "block")
+    leaving = [asyncio.ensure_future(door.enter()) for _ in range(5)]
+    await turns()
+    for one in leaving:
+        one.cancel()
+    calls.cancel(1)
+    door.admit()  # before they have noticed
+    await asyncio.wait(leaving)
+
+    calls.add(2)
+    waiting = [asyncio.ensure_future(door.enter()) for _ in range(5)]
+    await turns()
+    calls.cancel(2)
+    door.admit()
+    await turns()
+    assert sum(one.done() for one in waiting) == 1
+    for one in waiting:
+        one.cancel()
+    await asyncio.wait(waiting)
+
+
+async def test_who_is_let_in_while_the_lanes_close_is_told(telephone, home) -> None:
+    """Its turn has come, and before it can use that the lanes are closed."""
+    async with tm.Lanes(1, max_waiting=1) as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        behind, waiting, at_the_door = (asyncio.create_task(lanes.run(square, number)) for number in range(3))
+        await turns()
+        assert lanes.statistics().blocked == 1
+        waiting.cancel()
+        closing = asyncio.create_task(lanes.aclose())
+        ends = await asyncio.gather(running, behind, waiting, at_the_door, return_exceptions=True)
+        assert [type(end) for end in ends] == [CallError, CallError, asyncio.CancelledError, CallError]
+        await closing

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tidemill.lanes import call_worker
-from tidemill.lanes.call_codec import dumps_call, loads
+from tidemill.lanes.call_codec import dumps_call, dumps_function, loads
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import FINISHED_BYTES, Finished
 from tidemill.lanes.framing import joined, pieces
-from tidemill.lanes.wire import Call, Partly, Returned
+from tidemill.lanes.wire import Call, Forget, Function, Partly, Returned
 
 Sent = list[tuple[Any, list[Any]]]
 
@@ -91,3 +91,27 @@ def test_answers_without_room_go_ahead(clock: Clock) -> None:
         assert isinstance(sent[-1][0], Returned)
         assert sent[-1][1]
         assert [value[0] for _, values in sent for value in values] == list(range(10))
+
+
+def test_a_function_is_forgotten_once_the_calls_before_are_done(clock: Clock) -> None:
+    """The word of it comes while a call of it still waits; and the function may come again before that has run."""
+    sent: list[Any] = []
+    worker = CallWorker(Cursor(bytearray(CURSOR_BYTES)), lambda message, _: sent.append(message), lambda: False)
+    worker._functions[1] = abs
+    parcel = dumps_call((-1,), {}).data
+    for turn in (1, 2):
+        worker.handle(Call(turn, turn, 1, listed=False, sizes=[len(parcel)]), bytearray(parcel))
+    worker.handle(Forget(1), bytearray())
+    worker.run_next()
+    worker.run_next()
+    assert [message.raised for message in sent] == [[False], [False]]
+    assert not worker._functions
+
+    worker._functions[1] = abs
+    worker.handle(Call(3, 3, 1, listed=False, sizes=[len(parcel)]), bytearray(parcel))
+    worker.handle(Forget(1), bytearray())
+    worker.handle(Function(1), bytearray(dumps_function(abs)))
+    worker.run_next()
+    worker.handle(Call(4, 4, 1, listed=False, sizes=[len(parcel)]), bytearray(parcel))
+    worker.run_next()
+    assert sent[-1].raised == [False]

@@ -36,6 +36,10 @@ def suicide() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def nameless() -> None:
+    os.kill(os.getpid(), 40)
+
+
 def leave() -> None:
     os._exit(3)
 
@@ -54,7 +58,12 @@ def open_files() -> int:
 
 @pytest.mark.parametrize(
     ("function", "number", "code", "told"),
-    [(segfault, 11, None, "SIGSEGV"), (suicide, 9, None, "SIGKILL"), (leave, None, 3, "exit code 3")],
+    [
+        (segfault, 11, None, "SIGSEGV"),
+        (suicide, 9, None, "SIGKILL"),
+        (nameless, 40, None, "signal 40"),
+        (leave, None, 3, "exit code 3"),
+    ],
 )
 async def test_a_dead_process_is_told_and_replaced(two: tm.Lanes, function, number, code, told) -> None:
     """With the signal or the exit code; the other calls of both lanes have their results."""
@@ -315,3 +324,38 @@ async def test_a_process_whose_fork_server_was_killed_before_it_could_ask_for_it
     async with asyncio.timeout(60):
         told, _ = await process.communicate()
     assert (process.returncode, told) == (0, b"\n")
+
+
+async def test_a_close_that_is_cancelled_leaves_no_file_open() -> None:
+    """The processes are gone, and so is what was shared with them."""
+
+    async def closed() -> None:
+        lanes = tm.Lanes(2)
+        await lanes.__aenter__()
+        assert await lanes.run(square, 3) == 9
+        closing = asyncio.ensure_future(lanes.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await lanes.aclose()
+
+    await closed()
+    gc.collect()
+    files = open_files()
+    await closed()
+    gc.collect()
+    assert open_files() == files
+
+
+async def test_what_is_told_of_closed_lanes() -> None:
+    """Nothing waits, nothing is in a lane, and no process is named that is gone."""
+    async with tm.Lanes(1) as lanes:
+        calls = [asyncio.ensure_future(lanes.run(square, number)) for number in range(100)]
+        await asyncio.sleep(0)
+        pid = lanes.statistics().lanes[0].pid
+        assert pid is not None
+    await asyncio.gather(*calls, return_exceptions=True)
+    statistics = lanes.statistics()
+    (use,) = statistics.lanes
+    assert (statistics.waiting, statistics.waiting_bytes, use.in_flight, use.arena_bytes, use.pid) == (0, 0, 0, 0, None)

@@ -16,6 +16,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.errors import BadResult, CallError, LaneDied
+from tidemill.lanes import call_codec
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -199,3 +200,31 @@ async def test_the_state_is_exact_whatever_happens() -> None:
             assert await sums.call(key, "all_seen") == numbers
         lanes._crew.calls.validate()  # type: ignore[union-attr]
     assert min(map(len, returned.values())) > 5
+
+
+async def test_a_process_that_waits_for_its_end_is_replaced_though_callers_leave() -> None:
+    """Recycling waits until the lane has nothing left; the last that it had may be a call that nobody wants any more."""
+    async with tm.Lanes(1, recycle_after=1) as lanes:
+        counters = lanes.keyed(collections.Counter)
+        for _ in range(30):
+            mine, other = counters.call("a", "total"), counters.call("b", "total")
+            assert await mine == 0
+            other.cancel()
+            while lanes._crew.staff.spare is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+async def test_a_call_that_is_too_large_with_its_state_costs_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state has to be sent along after a death, and then the arguments have no room; the key goes on."""
+    async with tm.Lanes(1) as lanes:
+        lists = lanes.keyed(list)
+        await lists.call("a", "append", bytes(60_000))
+        pid = lanes.statistics().lanes[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        while lanes.statistics().lanes[0].pid in {pid, None}:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        monkeypatch.setattr(call_codec, "MAX_BYTES", 100_000)
+        with pytest.raises(CallError, match="bytes"):
+            await lists.call("a", "append", bytes(60_000))
+        assert await lists.call("a", "__len__") == 1

@@ -8,6 +8,9 @@ import os
 import signal
 import sys
 import threading
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -355,3 +358,39 @@ async def test_died_error_survives_a_pickle() -> None:
 
     error = pickle.loads(pickle.dumps(LaneDied("gone", 9, None)))
     assert (str(error), error.signal, error.code) == ("gone", 9, None)
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_an_error_that_cannot_be_shown_is_an_error_all_the_same(lanes: int) -> None:
+    """With half of a surrogate pair, as a file's name may have; with fields that the traceback's text stumbles over."""
+
+    def named(name: str) -> None:
+        raise OSError(f"no file {name}")
+
+    def odd() -> None:
+        error = SyntaxError("bad")
+        error.filename, error.lineno, error.offset, error.text = "f", 1, "x", "abc"  # type: ignore[assignment]
+        raise error
+
+    async with tm.Lanes(lanes) as opened:
+        with pytest.raises(OSError, match="no file"):
+            await opened.run(named, "\udcff")
+        with pytest.raises(SyntaxError, match="bad"):
+            await opened.run(odd)
+        assert await opened.run(square, 3) == 9
+
+
+async def test_functions_that_are_new_each_time_push_no_other_out(one: tm.Lanes) -> None:
+    """A process keeps a number of functions; one that is called again and again stays among them."""
+    for number in range(200):
+        calls = [one.run(square, number), one.run(lambda n=number: n), one.run(lambda n=number: -n)]
+        assert await asyncio.gather(*calls) == [number * number, number, -number]
+
+
+@pytest.mark.parametrize("timeout", [Decimal(50), Fraction(101, 2), np.float32(50)])
+async def test_a_timeout_is_any_number(one: tm.Lanes, timeout: Any) -> None:  # noqa: ASYNC109
+    """Of seconds."""
+    predict = one.batched(lambda values: [-value for value in values], timeout=timeout)
+    assert await one.run(square, 3, timeout=timeout) == 9
+    assert [y async for y in one.stream(square, [3], timeout=timeout)] == [9]
+    assert await predict(3) == -3

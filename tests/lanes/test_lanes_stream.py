@@ -210,3 +210,10 @@ async def test_inline_streams_equal_a_list(values: list[int], window: int, async
         stream = lanes.stream(square, source, window=window, return_exceptions=True)
         results = [repr(result) async for result in stream]
     assert results == [repr(x * x) if x >= 0 else repr(ValueError(f"{x} is negative")) for x in values]
+
+
+async def test_a_stream_that_nobody_reads_is_not_kept(one: tm.Lanes) -> None:
+    """It was made and never begun."""
+    for _ in range(10):
+        one.stream(square, [1])
+    assert not one._crew.lines  # type: ignore[union-attr]

@@ -91,7 +91,8 @@ class Door:
         try:
             await turn
         except asyncio.CancelledError:
-            if self._line.pop(turn, self) is self:  # it was let in already
+            self._line.pop(turn, None)
+            if turn.done() and not turn.cancelled() and turn.exception() is None:  # it was let in already
                 self.entered()
             raise
 

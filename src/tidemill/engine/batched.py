@@ -15,6 +15,7 @@ from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
 from tidemill.engine.endings import own, settle
 from tidemill.engine.functions_sent import SentFunction
+from tidemill.engine.options import check_timeout
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
 
@@ -68,7 +69,7 @@ class Batched:
         self._sent = sent
         self._limits = limits
         self._max_waiting, self._max_waiting_bytes = limits.max_waiting, limits.max_waiting_bytes
-        self._timeout_s = limits.timeout
+        self._timeout_s = check_timeout(limits.timeout)
         self._batcher = Batcher(Limits(max_records=limits.max_batch, max_bytes=limits.max_batch_bytes))
         self._waiting: deque[_Awaited] = deque()
         self._waiting_bytes = 0

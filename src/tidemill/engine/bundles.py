@@ -85,7 +85,6 @@ class Bundles:
         self._looking: asyncio.TimerHandle | None = None
         self._result_bytes = 0.0
         """Of one call, lately."""
-        crew.lines[self] = None
 
     def submit(self, value: Any) -> asyncio.Future[Any]:
         """Call the function with the value as soon as a lane has room; the future is the call's own."""
@@ -98,6 +97,7 @@ class Bundles:
             return future
         if not self._scheduled:
             self._scheduled = True
+            self._crew.lines[self] = None
             self._loop.call_soon(self._begin)  # whatever else is submitted in this turn goes along
         return future
 

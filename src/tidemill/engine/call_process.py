@@ -24,7 +24,7 @@ from tidemill.lanes.wire import Call, Forget, Function, Message, Partly, Returne
 __all__ = ["CallProcess", "Request", "answers_of"]
 
 MAX_FUNCTIONS: Final = 256
-"""Functions that a process keeps; the one sent first is forgotten."""
+"""Functions that a process keeps; the one called least lately is forgotten."""
 _FINISHED_AT: Final = CURSOR_BYTES + LAST_WORDS_BYTES
 
 
@@ -126,7 +126,9 @@ class CallProcess:
         number = 0
         if request.function is not None:
             number = request.function.number
-            if number not in self.functions:
+            if number in self.functions:
+                self.functions.move_to_end(number)
+            else:
                 self._introduce(request.function)
         self._last_turn = turn = self._last_turn + 1
         self.turns[call] = turn

@@ -122,6 +122,9 @@ class Crew:
         own, and those of the lanes are not for it.
         """
         call = next(self._numbers)
+        if self.closed:
+            request.settle(CallError(CLOSED))
+            return call
         self._requests[call] = request
         if request.timeout_s is None:
             self._perform(self.calls.add(call, size=request.size, pin=pin, kept=kept))
@@ -150,6 +153,8 @@ class Crew:
 
     def waiting_calls(self) -> tuple[int, int]:
         """Calls that no lane has, and bytes of their arguments."""
+        if self.closed:
+            return 0, 0
         calls = self.calls.statistics()
         more = [line.waiting_calls() for line in self.lines]
         return calls.waiting + sum(count for count, _ in more), calls.waiting_bytes + sum(size for _, size in more)
@@ -189,6 +194,8 @@ class Crew:
                     self._settle(call, self._dropped(call))
         if self.calls.unshared and self._sharing is None:
             self._sharing = self._loop.call_later(_SHARED_AFTER_S, self._share)
+        if self._retiring is not None:
+            self._retire()
         if self.door.waits:
             self.door.admit()
         if self._feeders:
@@ -297,10 +304,8 @@ class Crew:
             commands += self._stopped(process, message.call, lane)
         if self.staff.recycles:
             commands += self._aged(process, lane)
-        if commands or self.door.waits or self._feeders or self.calls.unshared:
+        if commands or self.door.waits or self._feeders or self.calls.unshared or self._retiring is not None:
             self._perform(commands)
-        if self._retiring is not None:
-            self._retire()
         if message.oversized and not self._told_oversized:
             self._tell_oversized(message)
         if request is not None:

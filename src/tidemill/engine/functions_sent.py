@@ -24,6 +24,10 @@ class SentFunction:
     """For messages."""
 
 
+_Known = tuple[Callable[[], Any], SentFunction]
+"""A weak reference to a function, and what was made of it."""
+
+
 class FunctionsSent:
     """Functions and classes by identity, for as long as the application keeps them.
 
@@ -33,22 +37,29 @@ class FunctionsSent:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._sent: weakref.WeakKeyDictionary[Callable[..., Any], SentFunction] = weakref.WeakKeyDictionary()
-        self._last: Callable[[], Any] = lambda: self  # a weak reference to the function asked for last: mostly the next
-        self._last_sent = SentFunction(0, b"", "")
+        self._sent: dict[int, _Known] = {}  # by ``id``: classes may say of themselves that they equal others
+        self._last: _Known = (lambda: self, SentFunction(0, b"", ""))  # the one asked for last: mostly the next
 
     def of(self, function: Callable[..., Any]) -> SentFunction | None:
-        """Its number and pickle; None for a callable that travels with each call. Raises `CallError`."""
-        if self._last() is function:
-            return self._last_sent
+        """Its number and pickle; None for a callable that travels with each call. Raises `CallError`. From any thread."""
+        known = self._last  # read once: another thread may replace it meanwhile
+        if known[0]() is function:
+            return known[1]
         if not isinstance(function, (types.FunctionType, type)):
             return None
-        sent = self._sent.get(function)
-        if sent is None:
+        place = id(function)
+        found = self._sent.get(place)
+        if found is None or found[0]() is not function:
             sent = SentFunction(next(self._numbers), dumps_function(function), call_name(function))
-            self._sent[function] = sent
-        self._last, self._last_sent = weakref.ref(function), sent
-        return sent
+            found = (weakref.ref(function, lambda gone: self._forget(place, gone)), sent)
+            self._sent[place] = found
+        self._last = found
+        return found[1]
+
+    def _forget(self, place: int, gone: object) -> None:
+        known = self._sent.get(place)
+        if known is not None and known[0] is gone:
+            del self._sent[place]
 
     def listed(self, function: Callable[..., Any]) -> SentFunction:
         """The same for a function of lists, whatever it is: it is as it was when it was first sent."""

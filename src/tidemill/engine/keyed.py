@@ -185,7 +185,12 @@ class Keyed:
                 known.now = turn
         if known.now is not None:
             has_it = known.process is not None and known.process is self._crew.staff.seats[known.lane]
-            self._send(key, known, known.now, with_state=not has_it)
+            try:
+                self._send(key, known, known.now, with_state=not has_it)
+            except CallError as error:  # with the state of its object it is too large
+                turn, known.now = known.now, None
+                settle(turn.future, error)
+                self._next(key, known)
         elif not known.version:
             del self._objects[key]  # no call of it ever returned
 

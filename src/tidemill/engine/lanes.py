@@ -207,8 +207,7 @@ class Lanes:
         pin = None if key is None else self._pin(key)
         entered = False
         if crew.bounded and crew.door.must_wait:
-            check_timeout(timeout)
-            entered, timeout = await self._entered(crew, fn, timeout)
+            entered, timeout = await self._entered(crew, fn, check_timeout(timeout))
         try:
             future = self._future()
             call = crew.submit(self._request(fn, args, kwargs, settler(future), timeout), pin)
@@ -268,7 +267,7 @@ class Lanes:
         """
         crew = self._open()
         check_callable(fn)
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         check_count("window", window)
 
         sent = self._functions.of(fn) if self._count and timeout is None else None
@@ -395,8 +394,7 @@ class Lanes:
         timeout: float | None,
     ) -> Request:
         """Pickle first: what cannot be sent costs no lane."""
-        if timeout is not None:
-            check_timeout(timeout)
+        timeout = check_timeout(timeout)
         sent = self._functions.of(fn)
         if sent is not None:
             return Request(sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)

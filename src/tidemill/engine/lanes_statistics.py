@@ -104,7 +104,7 @@ class LanesReader:
         uses = tuple(
             LaneUse(
                 busy=min(1.0, (lane.busy_ns - before_ns) / passed_ns),
-                in_flight=calls.in_lanes[number],
+                in_flight=0 if crew.closed else calls.in_lanes[number],
                 done=lane.done,
                 items=lane.items,
                 sent_bytes=lane.sent_bytes,

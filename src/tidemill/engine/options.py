@@ -26,10 +26,13 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
         raise CallError(f"{name}={value!r} must be a whole number, at least {least}.")
 
 
-def check_timeout(value: Any, name: str = "timeout") -> None:
-    """None, or more than 0 seconds."""
-    if value is not None and (not _is_number(value) or not value > 0):
+def check_timeout(value: Any, name: str = "timeout") -> float | None:
+    """None, or more than 0 seconds, as a float."""
+    if value is None:
+        return None
+    if not _is_number(value) or not value > 0:
         raise CallError(f"{name}={value!r} must be more than 0 seconds; leave it out for none.")
+    return float(value)
 
 
 def check_seconds(name: str, value: Any) -> None:

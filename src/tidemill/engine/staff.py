@@ -131,7 +131,7 @@ class Staff:
         seconds = self._making.initializer_timeout
         if self._inline or self._making.initializer is None or seconds is None:
             return None
-        return self._loop.call_later(min(seconds, _LONGEST_S), self._hung, process)
+        return self._loop.call_later(min(float(seconds), _LONGEST_S), self._hung, process)
 
     def _hung(self, process: CallProcess) -> None:
         self._has_begun(process)  # another is started at once, even if this one cannot be killed
@@ -282,6 +282,7 @@ class Staff:
         processes = list(self.processes)
         for process in processes:
             process.kill()
+        self.seats, self.spare = [None] * len(self.seats), None
         if self._inline:
             return
         try:
@@ -292,6 +293,10 @@ class Staff:
             for server in [*self._lost_servers, self._server]:
                 if server is not None:
                     await server.aclose()
+            for process in self.processes:
+                assert isinstance(process.channel, ProcessChannel)
+                process.channel.close()
+                process.close(tell=False)
 
     async def abandon(self) -> None:
         """The same when the loop that they belong to was closed under them."""

@@ -204,13 +204,21 @@ _decode = msgspec.msgpack.Decoder(_Raised).decode
 
 def dumps_error(error: BaseException) -> bytes:
     """Pickle an error with its traceback's text; one that cannot be pickled travels as text alone."""
-    name = type(error).__qualname__
-    text = "".join(traceback.format_exception(error))
+    name = _sendable(type(error).__qualname__)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - what the user's class has put into it
+        text = f"{name}: its traceback cannot be shown\n"
     try:
         message = str(error)
     except BaseException:  # noqa: BLE001 - the user's __str__
         message = "(its message cannot be shown)"
-    return _encode(_Raised(name, message, text, _dumped(error)))
+    return _encode(_Raised(name, _sendable(message), _sendable(text), _dumped(error)))
+
+
+def _sendable(text: str) -> str:
+    """With half surrogates, which a file's name may have, as they are written in source code."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _dumped(error: BaseException) -> bytes | None:

@@ -55,6 +55,7 @@ class CallWorker:
         self._send = send
         self._wait = wait
         self._functions: dict[int, Payload | Callable[..., Any]] = {}
+        self._forgetting: set[int] = set()  # once the calls that came before are done
         self._queue: deque[tuple[Call, Payload]] = deque()
         self._revocations = 0
         self._revoked: set[int] = set()
@@ -72,8 +73,10 @@ class CallWorker:
                 self._queue.append((message, payload))
             case Function(function):
                 self._functions[function] = payload
+                self._forgetting.discard(function)
             case Forget(function):
-                self._functions.pop(function, None)
+                self._forgetting.add(function)
+                self._forget()
             case Revoke(turn):
                 self._revocations += 1
                 if turn:
@@ -94,7 +97,15 @@ class CallWorker:
             busy_ns = time.perf_counter_ns() - start
             self._only_once()
             self._return(call, answers, busy_ns)
+        if self._forgetting:
+            self._forget()
         return True
+
+    def _forget(self) -> None:
+        gone = self._forgetting.difference(call.function for call, _ in self._queue)
+        for function in gone:
+            self._functions.pop(function, None)
+        self._forgetting -= gone
 
     def _only_once(self) -> None:
         if os.getpid() != self._pid:

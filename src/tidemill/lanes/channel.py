@@ -44,13 +44,20 @@ class Exit:
         return cls(None, os.WEXITSTATUS(status))
 
     def __str__(self) -> str:
-        import signal
-
         if self.error:
             return f"could not be forked ({os.strerror(self.error)})"
         if self.signal is not None:
-            return f"killed by {signal.Signals(self.signal).name}"
+            return f"killed by {_signal_name(self.signal)}"
         return f"exit code {self.code}"
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 class ProcessChannel:
