@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gzip
+import itertools
 import socket
 import tempfile
 import time
@@ -120,11 +121,12 @@ def _decoder_alone() -> float:
 
 
 def http(options: argparse.Namespace, table: Table) -> None:
-    for at_once in (8, 64):  # an answer waits for the disk, so that few senders wait rather than work
-        what = f"HTTP, posts of {POSTED} lines, {at_once} under way / a bare starlette route"
+    for at_once, parser in itertools.product((8, 64), ("h11", "httptools")):
+        # An answer waits for the disk, so that few senders wait rather than work.
+        what = f"HTTP, posts of {POSTED} lines, {at_once} under way / a bare starlette route, {parser}"
         in_turn(
             *(options, table, what, POSTED_LINES, 0.6),
-            bare=lambda: asyncio.run(_bare_posts(at_once)),  # noqa: B023 - called at once
+            bare=lambda: asyncio.run(_bare_posts(at_once, parser)),  # noqa: B023 - called at once
             ours=lambda: taken(tm.sources.HTTP(), POSTED_LINES, _posts(at_once), options.folder),  # noqa: B023
         )
 
@@ -138,8 +140,8 @@ def _posts(at_once: int) -> Callable[[Any], Awaitable[object]]:
     return fill
 
 
-async def _bare_posts(at_once: int) -> float:
-    """Reads the body and answers; what is in it, nobody asks."""
+async def _bare_posts(at_once: int, parser: Any) -> float:
+    """Reads the body and answers; what is in it, nobody asks. h11 reads requests unless httptools is installed."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -154,7 +156,9 @@ async def _bare_posts(at_once: int) -> float:
         return Response(status_code=202)
 
     app = Starlette(routes=[Route("/ingest", ingest, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=parser, lifespan="off", log_config=None, access_log=False, ws="none")
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         process = await sender("posts", listening.getsockname()[1], POSTED_LINES, at_once)

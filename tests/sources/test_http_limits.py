@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -49,6 +50,41 @@ async def test_a_head_that_does_not_end_is_not_waited_for(said: bytes, monkeypat
             await reader.readuntil(b"}")
         assert await closed(reader)
         writer.close()
+        run.stop_soon()
+        await run.wait()
+
+
+CHUNKED = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"POST /",
+        b"POST /ingest HTTP/1.1\r\nX: ",
+        HEAD + BODY + b"POST /",
+        CHUNKED + b"1;x=",
+        CHUNKED + CHUNK + b"0\r\nX: ",
+    ],
+    ids=["a path", "a header", "a second head", "what is said of a chunk", "a trailer"],
+)
+async def test_what_goes_on_for_ever_is_not_held(said: bytes) -> None:
+    """Megabytes of one name, or value, that never end: the connection is closed before they are there."""
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1_000):
+                writer.write(bytes(b"a" * 65_536))
+                await writer.drain()
+        assert writer.transport.is_closing()
+        reading = reader.read()
+        with contextlib.suppress(ConnectionError):
+            await reading
+        assert await post(port) == 202
         run.stop_soon()
         await run.wait()
 

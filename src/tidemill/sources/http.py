@@ -276,7 +276,8 @@ def _nothing() -> None:
 
 def _require_libraries() -> None:
     try:
+        import httptools  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError:
-        raise MissingExtra("uvicorn", "http", "Records by HTTP") from None
+    except ImportError as error:
+        raise MissingExtra(error.name or "uvicorn", "http", "Records by HTTP") from None

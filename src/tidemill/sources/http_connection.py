@@ -1,11 +1,11 @@
-"""One sender over HTTP, as far as it can be in the way of others: too many of them, and those that never end a request's head."""
+"""One sender over HTTP, as far as it can be in the way of others: too many of them, and those that never end what they begin."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidemill.core.admission import Admission
 
@@ -13,15 +13,19 @@ __all__ = ["connections_through"]
 
 _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
+_HELD: Final = 65_536
+"""Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
 
 def connections_through(door: Admission) -> type[asyncio.Protocol]:
     """What uvicorn makes for each connection, when ``door`` takes it."""
 
-    class Connection(H11Protocol):
+    class Connection(HttpToolsProtocol):
         _host: str | None = None
         """Where a connection that was taken is from."""
         _late: asyncio.TimerHandle | None = None
+        _held = 0
+        """Bytes that came since the parser last got anywhere; it has no limit of its own."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -33,9 +37,25 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
             self._watch()
 
         def data_received(self, data: bytes) -> None:
-            if self._host is not None:
-                super().data_received(data)
-                self._watch()
+            if self._host is None:
+                return
+            self._held += len(data)
+            super().data_received(data)
+            if self._held > _HELD:
+                cast(Any, self.transport).abort()
+            self._watch()
+
+        def on_headers_complete(self) -> None:
+            self._held = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._held = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._held = 0
+            super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
