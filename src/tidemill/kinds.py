@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -38,16 +38,21 @@ _ABSENT_TYPE = type(ABSENT)
 
 Learned = list[list[str]]
 """Pairs of a field and its kind."""
+Times = Callable[[Column], tuple[NDArray[np.int64], NDArray[np.bool_]]]
+"""Reads a column as times: nanoseconds, and which rows are no times."""
 
 
 class Kinds:
     """The kind of each field, declared or learned from its first value, and then fixed for the run.
 
-    A numeric kind accepts int and float; anything else that does not fit is a reject naming both types.
+    A numeric kind accepts int and float; anything else that does not fit is a reject naming both types. ``times`` reads the
+    values of TIME fields; without it, and of a field that is in nanoseconds, they are nanoseconds.
     """
 
-    def __init__(self, declared: Mapping[str, Kind] | None = None) -> None:
+    def __init__(self, declared: Mapping[str, Kind] | None = None, times: Times | None = None) -> None:
         self._kinds = dict(declared or {})
+        self._times = times
+        self._nanoseconds: set[str] = set()
         self._declared = len(self._kinds)
         self._texts: dict[str, _Texts] = {}
         self._learned: Learned = []
@@ -58,6 +63,15 @@ class Kinds:
     def learn(self, name: str, kind: Kind) -> Kind:
         """The field's kind; ``kind`` if it had none yet."""
         return self._kinds.setdefault(name, kind)
+
+    def learn_nanoseconds(self, name: str) -> None:
+        """A field of times, unless it is declared otherwise, whose values are whole nanoseconds, however small they are."""
+        self.learn(name, Kind.TIME)
+        self._nanoseconds.add(name)
+
+    def reads_times(self, name: str) -> bool:
+        """Whether the field's values are not carried as they are, but read as times."""
+        return self._kinds.get(name) is Kind.TIME and self._times is not None and name not in self._nanoseconds
 
     @property
     def learned(self) -> Learned:
@@ -96,6 +110,8 @@ class Kinds:
         kind = self._kinds.get(name) or self._learn_from(name, items)
         if kind is None:
             return _all_missing(items), []
+        if self._times is not None and self.reads_times(name):
+            return _read_times(name, items, types, self._times)
         fitting = _FITTING[kind]
         if fitting is not None and not types <= fitting:
             items, rejects = _set_aside(name, items, kind, fitting)
@@ -234,6 +250,20 @@ def _set_aside(name: str, items: Sequence[Any], kind: Kind, fitting: set[type]) 
                 Reject(row, WRONG_TYPE, f"field {name!r} is {kind.value} and this record has {type(item).__name__}")
             )
     return kept, rejects
+
+
+def _read_times(name: str, items: Sequence[Any], types: set[type], times: Times) -> tuple[Column, list[Reject]]:
+    for kind in (Kind.TEXT, Kind.FLOAT, Kind.OBJECT):
+        if (fitting := _FITTING[kind]) is None or types <= fitting:
+            break
+    ns, bad = times(_MAKERS[kind](items, types))
+    tags = _tags(items, types)
+    rejects = []
+    for row in np.flatnonzero(bad).tolist():
+        if tags is None or not tags[row]:
+            reason = f"field {name!r} is time and the {type(items[row]).__name__} in this record is none"
+            rejects.append(Reject(row, WRONG_TYPE, reason))
+    return Column(Kind.TIME, ns, tags=tags), rejects
 
 
 def _tags(items: Sequence[Any], types: set[type]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:

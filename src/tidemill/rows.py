@@ -106,7 +106,7 @@ def batch_of_rows(
             rejects.setdefault(reject.row, reject)
     if not isinstance(rows, RowsByField):  # whose dicts would only be made for it
         batch.origin = rows
-        batch.origin_names = frozenset(names)
+        batch.origin_names = frozenset(name for name in names if not kinds.reads_times(name))
     return batch, [rejects[row] for row in sorted(rejects)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import threading
 
@@ -171,6 +172,49 @@ def test_columns_take_the_kind_of_the_run() -> None:
     assert (column.kind, rejects) == (Kind.FLOAT, [])
     column, rejects = conform("n", Column.of_integers(np.array([1, 2])), Kinds({"n": Kind.INT}))
     assert (column.kind, column.values.tolist(), rejects) == (Kind.INT, [1, 2], [])
+
+
+def test_values_of_a_time_field_are_read_as_times() -> None:
+    """Texts, epochs of any unit and datetimes, alone and side by side; a number beyond int64 goes alone, null is null."""
+    items = [
+        "2023-11-14T22:13:20Z",
+        1700000000,
+        1700000000000,
+        1.7e9,
+        dt.datetime(2023, 11, 14, 22, 13, 20, tzinfo=dt.UTC),
+    ]
+    rows = [{"sensor": "S1", "time": item, "installed": item} for item in items]
+    bad = [{**rows[0], "installed": item} for item in (10**19, 10**400, "soon", True)]
+    columns = {"time": Kind.TIME, "installed": Kind.TIME}
+    whole, letters = Edge(columns=columns).rows([*rows, *bad, {**rows[0], "installed": None}])
+    singly = [Edge(columns=columns).rows([row])[0] for row in rows]
+    times = [1700000000 * 10**9] * len(rows)
+    assert whole.to_rows()[:-1] == [{"sensor": "S1", "time": ns, "installed": ns} for ns in times]
+    assert whole.to_rows()[-1]["installed"] is None
+    assert [one.to_rows()[0] for one in singly] == whole.to_rows()[:-1]
+    assert whole.time.tolist() == [*times, times[0]]
+    assert [(letter.reason_code, letter.raw) for letter in letters] == [(WRONG_TYPE, row) for row in bad]
+
+
+def test_numbers_in_the_format_of_times_are_read_in_it() -> None:
+    """Whether they come alone or beside texts."""
+    edge = Edge(columns={"time": Kind.TIME}, time_format="%Y%m%d")
+    rows = [{"sensor": "S1", "time": item} for item in (20240301, "20240301")]
+    assert edge.rows(rows)[0].time.tolist() == edge.rows(rows[:1])[0].time.tolist() * 2 == [1709251200 * 10**9] * 2
+
+
+def test_epochs_behind_a_column_of_times_are_no_nanoseconds() -> None:
+    """An integer column of a field that has come as times; times without a zone are local in a field of numbers too."""
+    names = Column.of_texts(["a"])
+    whole = Column.of_integers(np.array([1700000000]))
+    naive = Column(Kind.TIME, np.array([1700000000 * 10**9]))
+    edge = Edge(tz="Europe/Berlin")
+    edge.columns({"sensor": names, "time": naive}, naive=frozenset({"time"}))
+    assert edge.columns({"sensor": names, "time": whole})[0].time.tolist() == [1700000000 * 10**9]
+    edge = Edge(tz="Europe/Berlin")
+    edge.columns({"sensor": names, "time": whole})
+    late, _ = edge.columns({"sensor": names, "time": naive}, naive=frozenset({"time"}))
+    assert late.time.tolist() == [1699996400 * 10**9]
 
 
 def test_naive_times_of_a_table_are_local() -> None:

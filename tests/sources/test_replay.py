@@ -199,6 +199,20 @@ async def test_naive_times_of_every_format_are_local(drain: Any, tmp_path: Path)
         assert (await drain(Replay(tmp_path / name, tz="Europe/Berlin"))).times == [expected]
 
 
+async def test_a_time_is_the_same_in_every_format(drain: Any, tmp_path: Path) -> None:
+    """Beside a Parquet file of timestamps, epochs in Parquet, NDJSON and CSV are epochs, and text is read."""
+    for name, times in (("a", pa.array([1700000000], pa.timestamp("s", "UTC"))), ("b", pa.array([1700000060]))):
+        pq.write_table(pa.table({"sensor": ["S1"], "time": times}), tmp_path / f"{name}.parquet")
+    (tmp_path / "c.ndjson").write_text(
+        '{"sensor":"S1","time":1700000120}\n{"sensor":"S1","time":"2023-11-14T22:16:20Z"}\n'
+    )
+    write_csv(tmp_path / "d.csv", [("S1", 1700000240)], "sensor,time")
+    drained = await drain(Replay(tmp_path, order="sequence"))
+    assert drained.letters == []
+    assert drained.times == [(1700000000 + 60 * place) * 10**9 for place in range(5)]
+    assert [row["time"] for row in drained.rows] == drained.times
+
+
 async def test_an_empty_file_is_no_error(drain: Any, tmp_path: Path) -> None:
     """A recording without a record gives none."""
     for name in ("a.csv", "b.ndjson"):

@@ -77,9 +77,9 @@ class Edge:
         self._key_given = key is not None
         self.fallback = fallback if key is None else None
         self.declared = dict(columns or {})
-        self.kinds = Kinds(self.declared)
-        self.source = source
         self.times = TimeReader(tz, time_format)
+        self.kinds = Kinds(self.declared, self.times.column)
+        self.source = source
         self._template = KeyTemplate(self.key)
         self._fields: dict[str, None] = {}
         self._reasons: dict[str, int] = {}
@@ -222,7 +222,7 @@ class Edge:
             find_unsendable(batch, found)
         show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
         chosen, found = self._with_roles(batch, found, wall_ns, known, None)
-        if self.time in naive and chosen.time_ns is not None and chosen.columns[self.time].kind is Kind.TIME:
+        if self.time in naive and chosen.time_ns is not None and columns[self.time].kind is Kind.TIME:
             chosen.time_ns = self.times.localised(chosen.time_ns)
         chosen.arrived_ns = arrived_ns
         return chosen, self._letters(found, show, known, wall_ns)

@@ -14,7 +14,6 @@ from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
 from tidemill.rows import RowsByField
-from tidemill.schema import Kind
 
 __all__ = ["LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
 
@@ -88,7 +87,7 @@ def set_up(edge: Edge, form: LineFormat) -> None:
     """Let ``edge`` know, before its first record, what is known of all records of the format."""
     if form.fallback is None:
         return
-    edge.kinds.learn(TIME, Kind.TIME)  # whole nanoseconds, which a float could not hold
+    edge.kinds.learn_nanoseconds(TIME)  # which a float could not hold
     edge.named_by(form.fallback)
 
 

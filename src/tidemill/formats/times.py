@@ -110,6 +110,8 @@ class TimeReader:
                 return NAT
             case str():
                 return int(self.texts([item])[0])
+            case int() | float() if self.time_format is not None:
+                return int(self.texts([str(item)])[0])
             case int():
                 return _integer(item)
             case float():

@@ -26,7 +26,7 @@ def fields_at_head(
     looking = edge.twin()
     by_vote = kind in LINE_FORMATS
     if by_vote:
-        looking.kinds = Kinds(edge.declared)  # the look decides by vote, below
+        looking.kinds = Kinds(edge.declared, edge.times.column)  # the look decides by vote, below
         set_up(looking, line_format(kind))
     reader = Reader(path, kind, looking, limit=limit, make=None if make is None else lambda _: make(looking))
     try:

@@ -265,7 +265,8 @@ class Records(EdgedSource):
         if batch.key_column is None or batch.time_ns is None or self.key is not None or self.time is not None:
             made, letters = self.edge.columns(batch.columns, rows=len(batch), arrived_ns=arrived_ns, wall_ns=wall_ns)
             if not letters:
-                made.origin, made.origin_names, made.orders = batch.origin, batch.origin_names, batch.orders
+                read = {name for name, column in made.columns.items() if column is not batch.columns[name]}
+                made.origin, made.origin_names, made.orders = batch.origin, batch.origin_names - read, batch.orders
             return made, letters
         made = batch.slice(0, len(batch))
         if not batch.arrived_ns:
