@@ -205,3 +205,21 @@ def test_acknowledging_needs_state(tmp_path):
     pipeline = tm.Pipeline(tm.sources.TCP(ack=True), tm.Plan(), tm.sinks.Latest())
     with pytest.raises(tm.PlanError, match="acknowledges"):
         tm.run(pipeline, state=False)
+
+
+def test_what_is_added_to_a_file_beside_a_live_source_is_read_by_the_next_start(tmp_path):
+    """Also the first addition, and the one after: each start begins where the file ended for the one before."""
+    recording, got = tmp_path / "in.csv", []
+    recording.write_text("sensor,time,value\nS,0,0\n")
+    for start in range(3):
+        live = tm.sources.Records(iter(()))
+        live.goes_on = True  # so that the end of all input is a stop
+        pipeline = tm.Pipeline(
+            [tm.sources.Replay(recording), live],
+            tm.Plan(),
+            tm.sinks.Callback(lambda batch: got.extend(batch.to_rows())),
+        )
+        tm.run(pipeline, lanes=0, state=tmp_path / "state")
+        assert [row["value"] for row in got] == list(range(start + 1))
+        with recording.open("a") as file:
+            file.write(f"S,{start + 1},{start + 1}\n")

@@ -167,6 +167,12 @@ class Journal:
         self._unacknowledged.append((number, source, self._given[source]))
         await self._wait_for_room()
 
+    def ends(self, source: str) -> None:
+        """A stream of this source has ended: where, if it can go on there, is known to the next start."""
+        if self._sources[source].seekable:
+            letters = tuple(self._letters.pop(source, ()))
+            self._append_records(source, Batch({}, rows=0), letters)
+
     def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
         wall_ns, stands = self._clock.wall_ns(), self._sources[source]
         offset = stands.offset() if stands.seekable else None

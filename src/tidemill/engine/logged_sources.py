@@ -66,3 +66,4 @@ class LoggedSources:
             self._journal.begins(source.name)
 
         await self._reader.read(source, give=give, refuse=refuse, gather=self._journal.synced, begins=begins)
+        self._journal.ends(source.name)
