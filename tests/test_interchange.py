@@ -142,6 +142,23 @@ def test_naive_times_are_told() -> None:
     assert naive_times([{"when": 1}]) == frozenset()
 
 
+def test_times_of_every_dtype_are_times() -> None:
+    """pandas' own, those that Arrow holds, categories and dictionaries, with a zone and without, missing ones among them."""
+    plain = pd.Series([pd.Timestamp("2024-07-01 12:00"), pd.NaT])
+    zoned = plain.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
+    made = {}
+    for name, series in (("plain", plain), ("zoned", zoned)):
+        arrow = series.convert_dtypes(dtype_backend="pyarrow")
+        assert "pyarrow" in str(arrow.dtype)
+        made |= {name: series, f"{name} arrow": arrow, f"{name} category": series.astype("category")}
+    frame = pd.DataFrame(made)
+    assert naive_times(frame) == {name for name in made if name.startswith("plain")}
+    for column in from_table(frame).columns.values():
+        assert (column.kind, column.to_list()) == (Kind.TIME, [1719835200 * 10**9, None])
+    coded = pa.table({"when": pa.array(plain).dictionary_encode()})
+    assert naive_times(coded) == {"when"}
+
+
 def test_what_is_no_table_is_refused() -> None:
     """The error says what is taken."""
     with pytest.raises(PlanError, match="int is no table"):

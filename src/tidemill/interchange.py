@@ -84,13 +84,19 @@ def naive_times(data: Any) -> frozenset[str]:
     """The columns of a table that hold times without a zone, which whoever gives the roles reads in their ``tz``."""
     match kind_of_table(data):
         case "pandas":
-            kinds = {str(name): data[name].dtype for name in data.columns}
-            return frozenset(name for name, kind in kinds.items() if isinstance(kind, np.dtype) and kind.kind == "M")
+            kinds = {str(name): _pandas_dtype(data[name]) for name in data.columns}
+            return frozenset(
+                name
+                for name, kind in kinds.items()
+                if getattr(kind, "kind", "") == "M" and _zone_of_pandas(kind) is None
+            )
         case "polars":
             kinds = dict(data.schema)
             return frozenset(name for name, kind in kinds.items() if _naive_polars(kind))
         case "arrow":
-            kinds = {field.name: str(field.type) for field in data.schema}
+            is_dictionary = _pyarrow().types.is_dictionary
+            types = {field.name: field.type for field in data.schema}
+            kinds = {name: str(kind.value_type if is_dictionary(kind) else kind) for name, kind in types.items()}
             return frozenset(
                 name for name, kind in kinds.items() if kind.startswith(("timestamp", "date")) and "tz=" not in kind
             )
@@ -332,14 +338,26 @@ def _column_of_pandas(series: Any) -> Column:
     values = series.dtype
     if isinstance(values, np.dtype) and values.kind in "fbiu":
         return Column.of_array(series.to_numpy())
-    if getattr(values, "kind", "") == "M":
-        moments = series if getattr(values, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
-        return _time_column(moments.to_numpy())
     if str(values) == "category":
         return _column_of_pandas(series.astype(values.categories.dtype))
+    if getattr(values, "kind", "") == "M":
+        if hasattr(values, "pyarrow_dtype"):
+            return column_of_arrow(_pyarrow().array(series))
+        moments = series if _zone_of_pandas(values) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
+        return _time_column(moments.to_numpy())
     items = series.astype(object).to_numpy()
     missing = series.isna().to_numpy()
     return _column_of_objects([None if gone else item for item, gone in zip(items, missing.tolist(), strict=True)])
+
+
+def _pandas_dtype(series: Any) -> Any:
+    """The dtype of a column's values; of a category, that of its categories."""
+    categories = getattr(series.dtype, "categories", None)
+    return series.dtype if categories is None else categories.dtype
+
+
+def _zone_of_pandas(dtype: Any) -> Any:
+    return getattr(getattr(dtype, "pyarrow_dtype", dtype), "tz", None)
 
 
 def _time_column(moments: NDArray[Any]) -> Column:

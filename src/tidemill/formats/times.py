@@ -121,7 +121,7 @@ class TimeReader:
             case dt.date():
                 return self._moment(dt.datetime.combine(item, dt.time()))
             case np.datetime64():
-                return _numpy_moment(item)
+                return int(self.localised(np.array([_numpy_moment(item)]))[0])
             case np.integer() | np.floating():
                 return self.one(item.item())
             case _ if item is ABSENT:
@@ -181,7 +181,8 @@ class TimeReader:
         """Local times of this reader's zone, counted as if they were UTC's, as the moments they are."""
         if self._zone is None:
             return local_ns
-        return local_ns - _offsets(self._zone, local_ns // 10**9) * 10**9
+        moments = local_ns - _offsets(self._zone, local_ns // 10**9) * 10**9
+        return np.where(local_ns == NAT, NAT, moments)
 
     # -- one at a time -----------------------------------------------------------------------------
 
