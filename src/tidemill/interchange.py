@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "column_of_arrow",
     "columns_of_arrow",
+    "first_twice",
     "from_table",
     "kind_of_table",
     "like",
@@ -188,12 +189,24 @@ def _json_text(item: Any) -> str | None:
 
 
 def columns_of_arrow(table: Any) -> dict[str, Column]:
-    """The columns of a pyarrow Table or RecordBatch."""
+    """The columns of a pyarrow Table or RecordBatch. Raises `PlanError` when two have one name."""
+    if (name := first_twice(table.schema.names)) is not None:
+        raise PlanError(f"the Arrow table has the column {name!r} twice.")
     return {name: column_of_arrow(table.column(name)) for name in table.schema.names}
 
 
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first name that comes a second time; None when none does.
+
+    >>> first_twice(["sensor", "value", "value"])
+    'value'
+    """
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
 def column_of_arrow(array: Any) -> Column:
-    """One Arrow array: numbers are floats that remember integers, strings text, timestamps times in UTC.
+    """One Arrow array: numbers, decimals too, are floats that remember integers, strings text, timestamps times in UTC.
 
     A timestamp without a zone is shown as if it were UTC's; see `naive_times`.
     """
@@ -217,6 +230,8 @@ def column_of_arrow(array: Any) -> Column:
     if pa.types.is_floating(kind):
         filled = array.cast(pa.float64()).fill_null(float("nan"))
         return _tagged(Column(Kind.FLOAT, filled.to_numpy(zero_copy_only=False)), missing)
+    if pa.types.is_decimal(kind):
+        return _decimals_of_arrow(pa, array)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _time_of_arrow(pa, array, missing)
     return _tagged(Column(Kind.OBJECT, object_array(array.to_pylist())), missing)
@@ -252,6 +267,15 @@ def _text_of_arrow(array: Any) -> Column:
     missing = codes < 0
     tags = np.where(missing, np.uint8(NULL_TAG), np.uint8(0)) if missing.any() else None
     return Column(Kind.TEXT, codes, tags=tags, texts=texts)
+
+
+def _decimals_of_arrow(pa: Any, array: Any) -> Column:
+    if array.type.scale > 0:
+        return column_of_arrow(array.cast(pa.float64()))
+    try:
+        return column_of_arrow(array.cast(pa.int64()))
+    except pa.ArrowInvalid:  # an integer beyond int64
+        return _column_of_objects([None if item is None else int(item) for item in array.to_pylist()])
 
 
 def _time_of_arrow(pa: Any, array: Any, missing: NDArray[np.bool_] | None) -> Column:
@@ -338,11 +362,11 @@ def _column_of_pandas(series: Any) -> Column:
     values = series.dtype
     if isinstance(values, np.dtype) and values.kind in "fbiu":
         return Column.of_array(series.to_numpy())
+    if hasattr(values, "pyarrow_dtype"):
+        return column_of_arrow(_pyarrow().array(series))
     if str(values) == "category":
         return _column_of_pandas(series.astype(values.categories.dtype))
     if getattr(values, "kind", "") == "M":
-        if hasattr(values, "pyarrow_dtype"):
-            return column_of_arrow(_pyarrow().array(series))
         moments = series if _zone_of_pandas(values) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
         return _time_column(moments.to_numpy())
     items = series.astype(object).to_numpy()

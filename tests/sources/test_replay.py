@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tidemill.errors import InputError, PlanError
-from tidemill.letters import MALFORMED, OVERSIZE, WRONG_TYPE
+from tidemill.letters import MALFORMED, NO_KEY, OVERSIZE, WRONG_TYPE
 from tidemill.schema import Kind
-from tidemill.sources import Replay
+from tidemill.sources import Frame, Lines, Replay
 
 
 def write_csv(path: Path, rows: list[tuple[Any, ...]], header: str = "sensor,time,value") -> Path:
@@ -173,7 +175,7 @@ def test_a_missing_role_is_refused_at_start(tmp_path: Path, name: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
-    """A missing file, an unknown suffix, a Parquet file that is none, an unknown zone."""
+    """A missing file, an unknown suffix, a Parquet file that is none or has a name twice, a folder, an unknown zone."""
     with pytest.raises(InputError, match=str(tmp_path / "none.csv")):
         Replay(tmp_path / "none.csv").check()
     (tmp_path / "a.xlsx").write_bytes(b"")
@@ -182,6 +184,14 @@ def test_files_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"a\.parquet is not a readable Parquet file"):
         Replay(tmp_path / "a.parquet").check()
+    twice = pa.table([pa.array(["S1"]), pa.array([1]), pa.array([1.0]), pa.array([2.0])], ["sensor", "time", "v", "v"])
+    pq.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet has the column 'v' twice"):
+        Replay(tmp_path / "b.parquet").check()
+    with pytest.raises(PlanError, match="the column 'v' twice"):
+        Frame(twice).check()
+    with pytest.raises(InputError, match=f"{tmp_path} is a folder"):
+        Lines(tmp_path).check()
     with pytest.raises(InputError, match="Mars"):
         Replay("a.csv", tz="Mars")
     for options in ({"pace": 0}, {"pace": "fast"}, {"order": "random"}, {"format": "xlsx"}):
@@ -211,6 +221,29 @@ async def test_a_time_is_the_same_in_every_format(drain: Any, tmp_path: Path) ->
     assert drained.letters == []
     assert drained.times == [(1700000000 + 60 * place) * 10**9 for place in range(5)]
     assert [row["time"] for row in drained.rows] == drained.times
+
+
+async def test_decimals_are_numbers_and_bytes_name_sensors(drain: Any, tmp_path: Path) -> None:
+    """Whole decimals are integers, also those beyond int64; bytes that are no text name nobody."""
+    table = {
+        "sensor": pa.array([b"S1", "\u00e4".encode(), b"\xff"], pa.binary()),
+        "time": [1, 2, 3],
+        "value": pa.array([Decimal("1.50"), None, Decimal(2)], pa.decimal128(10, 2)),
+        "n": pa.array([Decimal(7), None, Decimal(8)], pa.decimal128(38, 0)),
+        "large": pa.array([Decimal(10**20), Decimal(1), None], pa.decimal128(38, 0)),
+        "bytes": pa.array([b"\xff", b"a", None], pa.binary()),
+    }
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    for source in (Replay(tmp_path / "a.parquet"), Frame(pa.table(table)), Frame(pl.DataFrame(pa.table(table)))):
+        assert source.peek()["value"].kind is Kind.FLOAT
+        drained = await drain(source)
+        assert [letter.reason_code for letter in drained.letters] == [NO_KEY]
+        assert drained.keys == ["S1", "\u00e4"]
+        assert [list(row.values()) for row in drained.rows] == [
+            ["S1", 1, 1.5, 7, 10**20, b"\xff"],
+            ["\u00e4", 2, None, None, 1, b"a"],
+        ]
+        assert {type(row["n"]) for row in drained.rows} == {int, type(None)}
 
 
 async def test_an_empty_file_is_no_error(drain: Any, tmp_path: Path) -> None:

@@ -209,7 +209,9 @@ class Edge:
         found = dict(rejects or {})
         made = {}
         for name, column in columns.items():
-            made[name], misfits = conform(name, column, self.kinds)
+            names_sensors = column.kind is Kind.OBJECT and name in self.key_fields
+            own = _as_texts(name, column, found) if names_sensors else column
+            made[name], misfits = conform(name, own, self.kinds)
             for reject in misfits:
                 found.setdefault(reject.row, reject)
         batch = Batch(made, rows=rows)
@@ -478,6 +480,23 @@ def _missing(column: Column) -> NDArray[np.bool_] | None:
         return None
     missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
     return missing
+
+
+def _as_texts(name: str, column: Column, rejects: dict[int, Reject]) -> Column:
+    """Bytes that name a sensor, which is how some writers of Parquet keep text, as the text that they are."""
+    items = column.to_list()
+    if not any(type(item) is bytes for item in items):
+        return column
+    for row, item in enumerate(items):
+        if type(item) is bytes:
+            try:
+                items[row] = item.decode()
+            except UnicodeDecodeError:
+                items[row] = None
+                rejects.setdefault(
+                    row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, is not UTF-8 text")
+                )
+    return Kinds().column(name, items)[0]
 
 
 def _known_at(known: Known | None, row: int, name: str) -> str | None:

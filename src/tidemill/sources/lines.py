@@ -101,6 +101,10 @@ class Lines(RecordedSource):
         tried = files.absolute(self.path)
         if not tried.exists():
             files.expand(self.path)  # raises, naming the path
+        if tried.is_dir():
+            raise InputError(
+                f"{tried} is a folder, and Lines reads one file or pipe; for the recordings in it write Replay."
+            )
         if not tried.is_file():
             return self.declared(more=True)
         if self._schema is None:

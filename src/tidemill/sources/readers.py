@@ -17,7 +17,7 @@ from tidemill.formats.decoded import Decoded
 from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LineFormat, known_of, line_format
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
-from tidemill.interchange import columns_of_arrow, naive_times
+from tidemill.interchange import columns_of_arrow, first_twice, naive_times
 from tidemill.letters import OVERSIZE, DeadLetter
 
 __all__ = ["BLOCK", "FORMATS", "Decoder", "Delivery", "LinesDecoder", "Place", "Reader", "decoder_for", "format_of"]
@@ -272,6 +272,8 @@ def _parquet_tables(path: Path, handle: BinaryIO, group: int, skipped: int) -> I
         handle = io.BytesIO(b"".join(files.read_blocks(path, handle, 1 << 20)))
     try:
         file = pq.ParquetFile(handle)
+        if (name := first_twice(file.schema_arrow.names)) is not None:
+            raise InputError(f"{path} has the column {name!r} twice.")
         while group < file.num_row_groups:
             end, rows = group, 0
             while end < file.num_row_groups and rows < _COUNTED_ANEW:
