@@ -60,6 +60,10 @@ class Kinds:
     def get(self, name: str) -> Kind | None:
         return self._kinds.get(name)
 
+    def unknown(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that have no kind yet."""
+        return set(names).difference(self._kinds)
+
     def learn(self, name: str, kind: Kind) -> Kind:
         """The field's kind; ``kind`` if it had none yet."""
         return self._kinds.setdefault(name, kind)
@@ -79,11 +83,15 @@ class Kinds:
 
         Fields are only ever added, so that the first n say what was known at any time before. Not to be written to.
         """
-        count = len(self._kinds) - self._declared
-        if count != len(self._learned):
-            pairs = islice(self._kinds.items(), self._declared, None)
-            self._learned = [[name, kind.value] for name, kind in pairs]
+        if self.count != len(self._learned):
+            pairs = islice(self._kinds.items(), self._declared + len(self._learned), None)
+            self._learned = [*self._learned, *([name, kind.value] for name, kind in pairs)]
         return self._learned
+
+    @property
+    def count(self) -> int:
+        """How many fields have been `learned`."""
+        return len(self._kinds) - self._declared
 
     def relearn(self, learned: Sequence[Sequence[str]]) -> None:
         """Know of the fields that were not declared these, and no others."""

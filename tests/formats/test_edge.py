@@ -13,7 +13,7 @@ from tidemill.column import Column
 from tidemill.errors import PlanError
 from tidemill.formats.edge import Edge
 from tidemill.kinds import Kinds, conform
-from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, WRONG_TYPE
+from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, OVERSIZE, WRONG_TYPE
 from tidemill.schema import Kind
 
 GOOD = {"sensor": "S1", "time": 1, "value": 20.5}
@@ -223,6 +223,47 @@ def test_naive_times_of_a_table_are_local() -> None:
     batch, _ = Edge(tz="Europe/Berlin").columns(columns, naive=frozenset({"time"}))
     assert batch.time.tolist() == [-3_600 * 10**9]
     assert batch.columns["time"].values.tolist() == [0]
+
+
+def test_a_source_learns_so_many_names_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records that bring others are letters, whatever comes along with them; null is no field that is learned."""
+    monkeypatch.setattr("tidemill.formats.edge.MOST_NAMES", 6)
+    records = [
+        {**GOOD, "a": 1.0},
+        {**GOOD, "b": 1.0, "c": 1.0},
+        {**GOOD, "d": 1.0},  # the seventh
+        {**GOOD, "b": 2.0, "d": None},
+        {**GOOD, "a": "wrong", "e": 1.0},
+    ]
+    for size in (1, 2, 5):
+        edge = Edge()
+        given = [edge.rows(records[start : start + size]) for start in range(0, 5, size)]
+        letters = [letter for _, some in given for letter in some]
+        assert [row for batch, _ in given for row in batch.to_rows()] == [*records[:2], records[3]]
+        assert [(letter.reason_code, letter.raw) for letter in letters] == [
+            (OVERSIZE, records[2]),
+            (OVERSIZE, records[4]),
+        ]
+        assert "'d' is new" in letters[0].reason
+        assert [name for name, _ in edge.kinds.learned] == ["sensor", "time", "value", "a", "b", "c"]
+
+
+def test_what_was_learned_is_told_of_every_time_before() -> None:
+    """A list that was given stays as it was when more is learned."""
+    kinds = Kinds({"n": Kind.INT})
+    kinds.learn("a", Kind.TEXT)
+    before = kinds.learned
+    kinds.learn("b", Kind.FLOAT)
+    assert (before, kinds.learned) == ([["a", "text"]], [["a", "text"], ["b", "float"]])
+
+
+def test_reasons_that_differ_each_time_are_not_all_kept() -> None:
+    """The most frequent of the first is told."""
+    edge = Edge()
+    edge.rows([{"sensor": "S1", "time": f"bad {n}"} for n in range(1_000)])
+    edge.rows([{"sensor": "S1", "time": "bad 7"}])
+    assert "'bad 7'" in edge.explain()
+    assert len(edge._reasons) <= 256
 
 
 def test_a_twin_learns_for_both_and_counts_for_itself() -> None:

@@ -26,6 +26,7 @@ from tidemill.letters import (
     MALFORMED,
     MISSING_FIELD,
     NO_KEY,
+    OVERSIZE,
     DeadLetter,
     Reject,
 )
@@ -37,6 +38,10 @@ __all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "Known"]
 
 DEFAULT_KEY: Final = "sensor"
 DEFAULT_TIME: Final = "time"
+MOST_NAMES: Final = 4_096
+"""Names of fields that a source learns of its records: after that, a record with another one is refused."""
+_MOST_REASONS: Final = 256
+"""Different ones that are counted, of which the most frequent is told."""
 
 Known = Mapping[str, str] | Sequence[Mapping[str, str]]
 """What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
@@ -167,6 +172,8 @@ class Edge:
         fields = fields_of_rows(kept) if plain else None
         for place, reject in self._lacking(kept, early, known, fields):
             early.setdefault(place, reject)
+        for reject in self._beyond_names(kept, early, fields):
+            early[reject.row] = reject
         places: NDArray[np.intp] | None = None
         if early:
             self._note_fields(row for row in kept if type(row) is dict)
@@ -240,7 +247,8 @@ class Edge:
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
-        self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        if reason in self._reasons or len(self._reasons) < _MOST_REASONS:
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
         record = raw if isinstance(raw, Mapping) else None
         time_ns = None if record is None or reason_code == BAD_TIME else self._time_told(record, wall_ns)
         key = self._key_told(record or {}, known or {})
@@ -317,6 +325,28 @@ class Edge:
             ]
         return found
 
+    def _beyond_names(
+        self, rows: Sequence[Any], early: Mapping[int, Reject], fields: Fields | None
+    ) -> Sequence[Reject]:
+        """Records that bring a new field when `MOST_NAMES` are known: what a source remembers must not grow for ever."""
+        kinds = self.kinds
+        names = fields[0] if fields is not None else {name for row in rows if type(row) is dict for name in row}
+        if not (new := kinds.unknown(names)) or kinds.count + len(new) <= MOST_NAMES:
+            return ()
+        found = []
+        learned: set[str] = set()
+        for place, row in enumerate(rows):
+            if place in early:
+                continue
+            new = kinds.unknown(name for name, item in row.items() if item is not None) - learned
+            if new and kinds.count + len(learned) >= MOST_NAMES:
+                other = next(name for name in row if name in new)
+                reason = f"the field {other!r} is new, and the records of this source have had {MOST_NAMES:,} others"
+                found.append(Reject(place, OVERSIZE, reason))
+            else:
+                learned |= new
+        return found
+
     def _absent(self, batch: Batch, name: str) -> list[int]:
         column = batch.columns.get(name)
         if column is None:
@@ -341,7 +371,7 @@ class Edge:
             known = (
                 known if known is None or isinstance(known, Mapping) else [known[place] for place in places.tolist()]
             )
-        if rejects or not self._fields:
+        if (rejects or not self._fields) and len(self._fields) < MOST_NAMES:
             self._fields.update(dict.fromkeys(batch.names))
         find_infinite(batch, rejects)
         batch.time_ns = self._time(batch, rejects, wall_ns)
