@@ -5,6 +5,7 @@ Every error names the absolute path that was tried, so that a run started in the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import glob
@@ -16,13 +17,17 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, cast
 
 from tidemill.errors import InputError, OutsideError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 __all__ = [
     "Lock",
     "PlacedFile",
+    "RestingFile",
     "absolute",
     "append",
     "cache_folder",
@@ -36,6 +41,7 @@ __all__ = [
     "make_folder",
     "names_in",
     "open_read",
+    "open_resting",
     "open_write",
     "publish",
     "read_blocks",
@@ -112,16 +118,81 @@ def open_read(path: str | os.PathLike[str], *, packed: bool = False) -> BinaryIO
     Raises `InputError` with the path tried.
     """
     tried = absolute(path)
-    try:
+    with _told(tried):
         if not packed and tried.name.lower().endswith(_COMPRESSED):
             return cast(BinaryIO, gzip.open(tried, "rb"))
         return open(tried, "rb")  # noqa: PTH123 - the caller closes it
+
+
+def open_resting(path: str | os.PathLike[str]) -> tuple[BinaryIO, RestingFile]:
+    """The same, and what lets the file rest between two reads; the caller closes both."""
+    tried = absolute(path)
+    with _told(tried):
+        file = RestingFile(tried)
+    handle = io.BufferedReader(file)
+    if tried.name.lower().endswith(_COMPRESSED):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=handle, mode="rb")), file
+    return handle, file
+
+
+@contextlib.contextmanager
+def _told(tried: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(
             f"there is no file {tried}; check the name, or the folder that the run was started in."
         ) from None
     except OSError as error:
         raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from error
+
+
+class RestingFile(io.RawIOBase):
+    """A file that is read, of as many as there are: one that rests takes no descriptor, and goes on where it stood."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: io.FileIO | None = io.FileIO(path)
+        self._inode = os.fstat(self._file.fileno()).st_ino
+        self._at = 0
+
+    def rest(self) -> None:
+        """Close it until it is read again; what is no regular file, such as a pipe, stays open."""
+        if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._at = self._file.tell()
+            self._file.close()
+            self._file = None
+
+    def _awake(self) -> io.FileIO:
+        if self._file is None:
+            if self.closed:
+                raise ValueError("the file is closed")
+            self._file = io.FileIO(self._path)
+            if os.fstat(self._file.fileno()).st_ino != self._inode:
+                raise OSError(errno.ESTALE, "it is another file than it was when it was opened")
+            self._file.seek(self._at)
+        return self._file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._awake().seekable()
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        return self._awake().readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._awake().seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._awake().tell()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
 
 
 def read_blocks(path: str | os.PathLike[str], handle: BinaryIO, size: int) -> Iterator[bytes]:

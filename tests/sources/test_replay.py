@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,30 @@ async def test_merging_is_stable_over_blocks(drain: Any, tmp_path: Path) -> None
     )
     drained = await drain(Replay(tmp_path))
     assert [(row["time"], int(row["sensor"]), row["value"]) for row in drained.rows] == expected
+
+
+async def test_files_that_are_merged_need_not_be_open_all_at_once(
+    drain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait for others are closed, and go on where they stood: packed ones and Parquet too."""
+    for place in range(4):
+        rows = [(place, time * 4 + place, time) for time in range(9_000)]
+        write_csv(tmp_path / f"{place}.csv{'.gz' if place == 2 else ''}", rows)
+    frame = pd.DataFrame(rows, columns=["sensor", "time", "value"]).astype({"sensor": str})
+    frame.to_parquet(tmp_path / "3.parquet", row_group_size=3_000)
+    wanted = await drain(Replay(tmp_path))
+    monkeypatch.setattr("tidemill.sources.recorded._MOST_OPEN", 2)
+    opened = []
+
+    def count(_: Any) -> bool:
+        links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]  # noqa: PTH208
+        opened.append(sum(link.startswith(str(tmp_path)) for link in links))
+        return False
+
+    drained = await drain(Replay(tmp_path), until=count)
+    assert max(opened) == 2
+    assert (drained.keys, drained.times) == (wanted.keys, wanted.times)
+    assert len(drained.keys) == 5 * 9_000
 
 
 async def test_pace_follows_the_recorded_clock(drain: Any, tmp_path: Path, script_clock: Any) -> None:

@@ -163,6 +163,7 @@ class Reader:
         self._make = make
         self._from: Place | None = None
         self._handle: BinaryIO | None = None
+        self._file: files.RestingFile | None = None
         self._deliveries: Iterator[Delivery] | None = None
         self._clock: Clock | None = None
 
@@ -174,14 +175,20 @@ class Reader:
         """The records of the next block, which may be none; None at the end. Blocks; call it in a thread."""
         self._clock = clock
         if self._deliveries is None:
-            self._handle = files.open_read(self.path)
+            self._handle, self._file = files.open_resting(self.path)
             self._deliveries = self._parquet(self._handle) if self._kind == "parquet" else self._lines(self._handle)
         return next(self._deliveries, None)
 
+    def rest(self) -> None:
+        """Have the file closed until the next read."""
+        if self._file is not None:
+            self._file.rest()
+
     def close(self) -> None:
         """Let go of the file."""
-        if self._handle is not None:
+        if self._handle is not None and self._file is not None:
             self._handle.close()
+            self._file.close()
 
     def _now(self) -> int:
         return self._clock.monotonic_ns() if self._clock is not None else 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import abc
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.batch import Batch
+from tidemill.clock import Clock
 from tidemill.errors import InputError
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pieces
@@ -22,6 +24,8 @@ from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, is_p
 
 __all__ = ["RecordedSource", "Taken"]
 
+_MOST_OPEN: Final = 128
+"""Files of one source that are open at a time, however many are merged."""
 Taken = tuple[Batch, NDArray[np.int64], bool]
 """Records, the times by which they are merged, and whether the pace begins anew with them."""
 
@@ -50,6 +54,8 @@ class RecordedSource(EdgedSource):
         """While the rejects of a block are handed over: the file, and how many of them."""
         self._wall_ns = 0
         self._readers: list[Reader] = []
+        self._open: deque[Reader] = deque()
+        """Those whose files are open, that read last at the end."""
 
     @abc.abstractmethod
     def _recordings(self) -> list[tuple[Path, str]]:
@@ -168,6 +174,7 @@ class RecordedSource(EdgedSource):
             self._done, self._wall_ns = sought["done"], sought["wall_ns"]
             self.edge.kinds.relearn(sought["learned"])
             self._go_on_counting(sought["accepted"])
+        self._open.clear()
         kinds = dict(recordings)
         self._readers = [
             self._reader(path, kinds.get(path, ""), _size(path, known["size"]))
@@ -194,7 +201,7 @@ class RecordedSource(EdgedSource):
                 continue
             reader.seek(Place(tuple(entry["at"]), entry["known"]))
             self.edge.kinds.relearn(learned[: entry["known"]])
-            delivery = await asyncio.to_thread(reader.read, context.clock)
+            delivery = await asyncio.to_thread(self._block, reader, context.clock)
             if delivery is None:
                 raise InputError(f"{reader.path} is not what it was: it ends too early; {OR_FRESH}.")
             batch, letters = delivery
@@ -236,7 +243,7 @@ class RecordedSource(EdgedSource):
             known = [*self._known]
             known[base + place] = {**known[base + place], "head": await asyncio.to_thread(head_of, known[base + place])}
             self._known = known
-        delivery = await asyncio.to_thread(reader.read, context.clock)
+        delivery = await asyncio.to_thread(self._block, reader, context.clock)
         last = merge.last(place)
         if delivery is None:
             reader.close()
@@ -251,6 +258,16 @@ class RecordedSource(EdgedSource):
         self._hand_over(context, base + place, delivery, 0)
         merge.add(place, batch)
         return batch.arrived_ns
+
+    def _block(self, reader: Reader, clock: Clock) -> Delivery | None:
+        """The next block of a file, in a thread; of many files, those read longest ago rest meanwhile."""
+        delivery = reader.read(clock)
+        if reader in self._open:
+            self._open.remove(reader)
+        self._open.append(reader)
+        if len(self._open) > _MOST_OPEN:
+            self._open.popleft().rest()
+        return delivery
 
     def _hand_over(self, context: SourceContext, place: int, delivery: Delivery, start: int) -> None:
         letters = delivery[1]
