@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from typing import Any
@@ -319,6 +320,15 @@ def test_telegrafs_json_gives_the_same_records() -> None:
     decoded = TelegrafJson().decode(f'{METRIC}\n{{"metrics":[{METRIC},{METRIC}]}}\n{{"metrics":[]}}\n'.encode())
     assert (decoded.rows, decoded.bad) == ([ROW] * 3, [])
     assert decoded.known == [{"series": "docker,host=raynor"}] * 3
+
+
+def test_a_series_is_the_same_on_every_road() -> None:
+    """With spaces, commas and equals signs in it, and a tag whose name begins another's."""
+    lines = InfluxLines().decode(b"my\\ mill=1,a-b=1,a=L\\ 1\\,\\=2,a\\ b=2,a1=3 v=1 1\n")
+    metric = {"name": "my mill=1", "tags": {"a": "L 1,=2", "a b": "2", "a-b": "1", "a1": "3"}, "fields": {"v": 1}}
+    decoded = TelegrafJson().decode(json.dumps(metric).encode() + b"\n")
+    assert lines.known == decoded.known == [{"series": "my\\ mill=1,a-b=1,a1=3,a=L\\ 1\\,\\=2,a\\ b=2"}]
+    assert {**decoded.rows[0], "time": 1} == lines.rows[0]
 
 
 @pytest.mark.parametrize(

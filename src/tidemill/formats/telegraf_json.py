@@ -16,6 +16,8 @@ __all__ = ["TelegrafJson"]
 _BATCH: Final = "metrics"
 _PART: Final = 200
 """Metrics that are decoded and made a batch in one turn of the loop."""
+_ESCAPES_IN_MEASUREMENT: Final = str.maketrans({" ": r"\ ", ",": r"\,"})
+_ESCAPES: Final = _ESCAPES_IN_MEASUREMENT | str.maketrans({"=": r"\="})
 
 
 class _Bad(Exception):
@@ -120,8 +122,7 @@ class TelegrafJson:
         row = {MEASUREMENT: name, **tags, **time, **fields}
         if len(row) != 1 + len(tags) + len(time) + len(fields) or TIME in tags or TIME in fields:
             raise _Bad(_twice(tags, fields), sound=True)
-        series = ",".join((name, *(f"{tag}={tags[tag]}" for tag in sorted(tags))))
-        return row, {SERIES: series}
+        return row, {SERIES: _series_of(name, tags)}
 
     def _time(self, stamp: Any) -> dict[str, Any]:
         if stamp is None:
@@ -132,6 +133,15 @@ class TelegrafJson:
         if not -(2**63) < time_ns < 2**63:
             raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True)
         return {TIME: time_ns}
+
+
+def _series_of(name: str, tags: Mapping[str, str]) -> str:
+    """The series as `InfluxLines` has it, with its backslashes and its order, so that it is one sensor on every road."""
+    series = ",".join([name, *sorted([f"{tag}={text}" for tag, text in tags.items()])])
+    if " " not in series and series.count(",") == series.count("=") == len(tags):
+        return series  # there is nothing to escape
+    escaped = [f"{tag.translate(_ESCAPES)}={text.translate(_ESCAPES)}" for tag, text in tags.items()]
+    return ",".join([name.translate(_ESCAPES_IN_MEASUREMENT), *sorted(escaped)])
 
 
 def _twice(tags: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
