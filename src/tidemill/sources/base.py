@@ -75,7 +75,8 @@ class Source(Named, Configured, abc.ABC):
     ``key``      the field that names the sensor (default ``sensor``), or a template over fields and what the source
                  knows: ``"{line}/{machine}"``, ``"{stem}"``
     ``time``     the field that holds the event time (default ``time``; push sources without it use the arrival)
-    ``columns``  kinds of fields that are not to be learned: ``{"n": int}``
+    ``columns``  kinds of fields that are not to be learned: ``{"n": int}``; what a field of kind ``"time"`` holds is read as
+                 event times are
     ``tz``       the zone in which times without one are read (default UTC)
     """
 
