@@ -132,6 +132,18 @@ def test_the_key_is_text() -> None:
     assert rows[0]["k"] == "007"
 
 
+@pytest.mark.parametrize(
+    ("time_format", "cell"),
+    [("%d%m%Y%H%M%S", "01032024100000"), ("%d%m%Y%H%M%S", " 01032024100000"), ("%d%m%y.%H", "010324.10")],
+)
+def test_times_in_a_format_are_read_as_they_are_written(time_format: str, cell: str) -> None:
+    """A time that looks like a number keeps its zeros, so that it is not read as another day or hour."""
+    edge = Edge(key="k", time="t", time_format=time_format)
+    batch, letters = CsvDecoder(edge, named="a.csv").feed(f"k,t\nS,{cell}\n".encode())
+    assert (batch.time.tolist(), letters) == ([1_709_287_200_000_000_000], [])
+    assert batch.to_rows() == [{"k": "S", "t": cell}]
+
+
 def test_one_kind_for_the_run() -> None:
     """A column that began with numbers stays a number column in the next block and in the next file."""
     edge = Edge(key="k", time="t")

@@ -256,12 +256,13 @@ class CsvDecoder:
         return columns, rejects, misfits
 
     def kind_of(self, name: str, cells: Sequence[str]) -> Kind:
-        """The column's kind in this run. Fields of the key are text: sensor 007 is not sensor 7."""
+        """The column's kind in this run. Fields of the key are text, and so are times in a format of their own: sensor 007 is
+        not sensor 7, and 01032024 is not 1032024."""
         kinds: Kinds = self.edge.kinds
         known = kinds.get(name)
         if known is not None:
             return known
-        if name in self.edge.key_fields:
+        if name in self.edge.key_fields or (name == self.edge.time and self.edge.times.time_format is not None):
             return kinds.learn(name, Kind.TEXT)
         learned = learn_kind(cells)
         return Kind.OBJECT if learned is None else kinds.learn(name, learned)

@@ -143,7 +143,7 @@ class TimeReader:
             case dt.date() | np.datetime64():
                 return True
             case str() if self.time_format is not None:
-                return self._parses(lambda: dt.datetime.strptime(item, self.time_format or ""))  # noqa: DTZ007
+                return self._parses(lambda: dt.datetime.strptime(item.strip(), self.time_format or ""))  # noqa: DTZ007
             case str():
                 text = item.strip()
                 return (_is_number(text) and self._parses(lambda: float(text))) or self._parses(
@@ -189,7 +189,7 @@ class TimeReader:
     def _formatted(self, text: str) -> int:
         assert self.time_format is not None
         try:
-            return self._moment(dt.datetime.strptime(text, self.time_format))  # noqa: DTZ007 - naive is read in tz
+            return self._moment(dt.datetime.strptime(text.strip(), self.time_format))  # noqa: DTZ007 - naive is read in tz
         except ValueError:
             return NAT
 
