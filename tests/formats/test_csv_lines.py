@@ -163,6 +163,17 @@ def test_kinds_are_learned_by_majority() -> None:
     assert learn_kind(["", "nan"]) is None
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "nan", "NaN"])
+def test_what_holds_nothing_teaches_nothing(nothing: str) -> None:
+    """A column that begins with blanks or nan is null there, and has the kind of what comes later: within a block or behind."""
+    begin = "k,t,a\n" + f"S,0,{nothing}\n" * 5_000
+    for blocks in ([begin, "S,0,1.5\n"], [begin + "S,0,1.5\n"]):
+        decoder = CsvDecoder(Edge(key="k", time="t"), named="a.csv")
+        batches = [decoder.feed(block.encode())[0] for block in blocks]
+        assert batches[-1].schema["a"].kind is Kind.FLOAT
+        assert [row["a"] for batch in batches for row in batch.to_rows()] == [None] * 5_000 + [1.5]
+
+
 def test_declared_kinds() -> None:
     """int, bool and time columns are read as declared; what does not fit is rejected."""
     kinds = {"n": Kind.INT, "b": Kind.BOOL, "w": Kind.TIME}

@@ -20,21 +20,29 @@ _INFINITIES: Final = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", 
 _TRUE: Final = frozenset({"true", "1", "yes"})
 _FALSE: Final = frozenset({"false", "0", "no"})
 _LOOK: Final = 4_000
-"""Cells of a column from which its kind is learned."""
+"""Cells that hold something from which a column's kind is learned."""
 
 
 def learn_kind(cells: Sequence[str]) -> Kind | None:
     """FLOAT when more than half of the cells that hold something are numbers, else TEXT; None when none does."""
-    filled = [cell for cell in cells[:_LOOK] if cell.strip() and cell.strip().lower() not in _NOT_A_NUMBER]
+    missing = {cell for cell in set(cells) if not cell.strip() or cell.strip().lower() in _NOT_A_NUMBER}
+    filled = [cell for cell in cells if cell not in missing][:_LOOK]
     if not filled:
         return None
     numbers = sum(_number(cell) is not None for cell in filled)
     return Kind.FLOAT if 2 * numbers > len(filled) else Kind.TEXT
 
 
-def column_of_cells(name: str, cells: Sequence[str], kind: Kind, times: TimeReader) -> tuple[Column, list[Reject]]:
-    """Cells as a column of ``kind``: an empty cell is null, and so is ``nan`` among numbers; misfits are rejected."""
+def column_of_cells(
+    name: str, cells: Sequence[str], kind: Kind | None, times: TimeReader
+) -> tuple[Column, list[Reject]]:
+    """Cells as a column of ``kind``: an empty cell is null, and so is ``nan`` among numbers; misfits are rejected.
+
+    Of no kind are cells that hold nothing: all of them are null.
+    """
     match kind:
+        case None:
+            return Column.missing(Kind.OBJECT, len(cells), NULL_TAG), []
         case Kind.FLOAT:
             return _floats(name, cells)
         case Kind.TEXT:

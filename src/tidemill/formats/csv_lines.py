@@ -255,8 +255,8 @@ class CsvDecoder:
                 misfits.setdefault(reject.row, {})[name] = items[reject.row]
         return columns, rejects, misfits
 
-    def kind_of(self, name: str, cells: Sequence[str]) -> Kind:
-        """The column's kind in this run. Fields of the key are text, and so are times in a format of their own: sensor 007 is
+    def kind_of(self, name: str, cells: Sequence[str]) -> Kind | None:
+        """The column's kind in this run; None while no cell has held anything. Fields of the key are text, and so are times in a format of their own: sensor 007 is
         not sensor 7, and 01032024 is not 1032024."""
         kinds: Kinds = self.edge.kinds
         known = kinds.get(name)
@@ -265,7 +265,7 @@ class CsvDecoder:
         if name in self.edge.key_fields or (name == self.edge.time and self.edge.times.time_format is not None):
             return kinds.learn(name, Kind.TEXT)
         learned = learn_kind(cells)
-        return Kind.OBJECT if learned is None else kinds.learn(name, learned)
+        return None if learned is None else kinds.learn(name, learned)
 
 
 def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
