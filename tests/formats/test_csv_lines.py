@@ -126,6 +126,16 @@ def test_numbers_keep_their_form() -> None:
     assert [repr(row["a"]) for row in rows] == ["1", "1.0", "None", "None", "1234567890123456789", "-3"]
 
 
+@pytest.mark.parametrize("before", ["", "S,0,\n"])
+@pytest.mark.parametrize("long", ["7" * 65, "0" * 5_000 + "99999999999999999"])
+def test_a_number_of_too_many_digits_is_rejected_alone(before: str, long: str) -> None:
+    """Also one that Python refuses to read as an integer, and its letter has its cells; a small one may have any number of
+    zeros before it."""
+    rows, letters = decode(f"k,t,a\n{before}S,0,{long}\nS,0,{'0' * 5_000}6\nS,0,7\n".encode())
+    assert [row["a"] for row in rows if row["a"] is not None] == [6, 7]
+    assert [(letter.reason_code, letter.raw["a"]) for letter in letters] == [(MALFORMED, long)]
+
+
 def test_the_key_is_text() -> None:
     """Sensor 007 is not sensor 7."""
     rows, _ = decode(b"k,t,a\n007,0,1\n")

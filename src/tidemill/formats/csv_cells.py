@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.formats.json_limits import DIGITS
 from tidemill.formats.times import TimeReader
-from tidemill.letters import INFINITE, WRONG_TYPE, Reject
+from tidemill.letters import INFINITE, MALFORMED, WRONG_TYPE, Reject
 from tidemill.schema import Kind
 
 __all__ = ["column_of_cells", "learn_kind"]
@@ -92,7 +93,7 @@ def _floats(name: str, cells: Sequence[str]) -> tuple[Column, list[Reject]]:
         return _float_by_float(name, cells)
     if not np.isfinite(values).all() or "_" in ",".join(cells):
         return _float_by_float(name, cells)
-    return _with_integers(values, cells, None), []
+    return _with_integers(name, values, cells, None)
 
 
 def _float_by_float(name: str, cells: Sequence[str]) -> tuple[Column, list[Reject]]:
@@ -113,21 +114,32 @@ def _float_by_float(name: str, cells: Sequence[str]) -> tuple[Column, list[Rejec
             tags[row] = NULL_TAG
             reason = f"field {name!r} is float and this record has the text {_short(cell)}"
             rejects.append(Reject(row, WRONG_TYPE, reason))
-    return _with_integers(values, cells, tags), rejects
+    column, too_long = _with_integers(name, values, cells, tags)
+    return column, rejects + too_long
 
 
-def _with_integers(values: NDArray[np.float64], cells: Sequence[str], tags: NDArray[np.uint8] | None) -> Column:
-    """The numbers, remembering which cells were written as integers, and the exact ones that a float cannot hold."""
+def _with_integers(
+    name: str, values: NDArray[np.float64], cells: Sequence[str], tags: NDArray[np.uint8] | None
+) -> tuple[Column, list[Reject]]:
+    """The numbers, remembering which cells were written as integers, and the exact ones that a float cannot hold; of
+    these, those of too many digits are rejected."""
     whole = np.flatnonzero(values == np.rint(values))
     integers = [row for row in whole.tolist() if cells[row].strip().lstrip("+-").isdecimal()]
-    exact = None
+    exact: dict[int, int] = {}
+    rejects = []
     if integers:
         if tags is None:
             tags = np.zeros(len(values), np.uint8)
         tags[integers] = INTEGER_TAG
         large = np.flatnonzero((np.abs(values) >= 2.0**53) & (tags == INTEGER_TAG))
-        exact = {row: int(cells[row]) for row in large.tolist()} or None
-    return Column(Kind.FLOAT, values, tags=tags if tags is not None and tags.any() else None, exact=exact)
+        for row in large.tolist():
+            if len(cells[row].strip().lstrip("+-")) <= DIGITS:
+                exact[row] = int(cells[row])
+            else:
+                values[row], tags[row] = np.nan, NULL_TAG
+                rejects.append(Reject(row, MALFORMED, f"field {name!r} holds a number of more than {DIGITS} digits"))
+    tags = tags if tags is not None and tags.any() else None
+    return Column(Kind.FLOAT, values, tags=tags, exact=exact or None), rejects
 
 
 def _parsed(name: str, cells: Sequence[str], kind: Kind, parse: Any, fill: Any) -> tuple[Column, list[Reject]]:
