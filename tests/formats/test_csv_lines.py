@@ -72,6 +72,36 @@ def test_any_bytes_are_rows_or_letters(data: bytes, cuts: list[int]) -> None:
     assert sorted(str(letter.raw) for letter in letters) == sorted(str(letter.raw) for letter in whole[1])
 
 
+PIECES = ['"', ",", "a", "\n", "\r", "\r\n", ',"', '"\n', "S,1,b\n", "S,1,\rb\n", 'S,1,"x\ny"\n', "\r\r\n"]
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), min_size=4, max_size=40).map("".join), st.lists(st.integers(0, 200), max_size=6)
+)
+def test_quotes_and_line_ends_touch_their_own_lines_alone(data: str, cuts: list[int]) -> None:
+    """What becomes of a line does not depend on whether a quote stands in a line that is read along with it."""
+    texts = {"t": Kind.TEXT, "a": Kind.TEXT}
+    rows, letters = decode(b"k,t,a\n" + data.encode(), columns=texts)
+    cut, more = decode(b"k,t,a\n" + data.encode(), cuts, columns=texts)
+    assert cut == rows
+    assert sorted(str(letter.raw) for letter in more) == sorted(str(letter.raw) for letter in letters)
+
+
+LONG = "x" * 140_000
+"""More than the csv module takes."""
+
+
+@pytest.mark.parametrize("beside", ["", 'S,0,"q"\n'])
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [("a\rb", "a\rb"), ("\r", "\r"), ('"a"\rb', "a\rb"), (LONG, LONG), (f'"{LONG}""{LONG}"', f'{LONG}"{LONG}')],
+)
+def test_a_cell_is_read_alike_beside_a_quoted_one(cell: str, text: str, beside: str) -> None:
+    """A lone carriage return is text, and a cell may be as long as a line."""
+    rows, letters = decode(f"k,t,a\nS,0,{cell}\r\n{beside}".encode(), columns={"a": Kind.TEXT})
+    assert (rows[0]["a"], letters) == (text, [])
+
+
 @pytest.mark.parametrize(
     ("line", "code", "word"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ __all__ = ["CsvDecoder", "parse_header"]
 
 _MOST_LINES: Final = 100
 """Lines that one quoted record may reach over."""
+_CELL: Final = re.compile(r'(?:^|,)(?:"((?:[^"]+|"")*+)"?)?([^,]*)')
 
 
 def parse_header(line: bytes, named: str) -> list[str]:
@@ -140,7 +142,7 @@ class CsvDecoder:
     def _plain(self, block: bytes, letters: list[DeadLetter]) -> _Cells | None:
         """Lines without a quote: cells are what stands between commas."""
         if b"\r" in block:
-            block = block.replace(b"\r\n", b"\n")
+            block = block.replace(b"\r\n", b"\n").removesuffix(b"\r")
         if self.header is not None and block and _even(block, len(self.header)):
             with contextlib.suppress(UnicodeDecodeError):
                 text = block.decode().removesuffix("\n")
@@ -192,7 +194,7 @@ class CsvDecoder:
         for line in lines:
             cells = _cells_of(line)
             if len(cells) != len(self.header) and "\n" in line:  # a stray quote must not swallow its neighbours
-                singles = line.split("\n")
+                singles = _singles(line)
                 lines = lines[: len(rows)] + singles + lines[len(rows) + 1 :]
                 return self._singly(lines, letters)
             rows.append(cells)
@@ -203,9 +205,9 @@ class CsvDecoder:
         rows, singles = [], []
         for line in lines:
             cells = _cells_of(line)
-            parts = [line] if len(cells) == len(self.header) else line.split("\n")
+            parts = [line] if len(cells) == len(self.header) else _singles(line)
             for part in parts:
-                if part.strip("\r"):
+                if part:
                     rows.append(_cells_of(part))
                     singles.append(part)
         return _by_column(self._fitting(rows, singles, letters))
@@ -217,7 +219,7 @@ class CsvDecoder:
         if not lines[-1]:
             lines.pop()
         for line in lines:
-            if not self._open and not line.strip(b"\r"):
+            if not self._open and line in (b"", b"\r"):
                 continue
             still_open = _open_after(line, bool(self._open))
             self._open.append(line)
@@ -234,7 +236,7 @@ class CsvDecoder:
 
     def _given_up(self) -> list[bytes]:
         """The quote never closes: it was no quote, and each line stands for itself."""
-        lines = [line.removesuffix(b"\r") for line in self._open if line.strip(b"\r")]
+        lines = [line.removesuffix(b"\r") for line in self._open if line not in (b"", b"\r")]
         self._open.clear()
         self._open_bytes = 0
         return lines
@@ -274,10 +276,18 @@ def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str])
 
 
 def _cells_of(line: str) -> list[str]:
+    """The cells of a line; without a quote, the same as `CsvDecoder._plain` reads."""
+    if '"' not in line:
+        return line.split(",")
     try:
         return next(csv.reader([line]), [])
-    except csv.Error:  # a cell beyond the module's own limit
-        return []
+    except csv.Error:  # a line end within that is none here, or a cell beyond the module's own limit
+        return [quoted.replace('""', '"') + rest for quoted, rest in _CELL.findall(line)]
+
+
+def _singles(record: str) -> list[str]:
+    """The lines that were taken for one record."""
+    return record.replace("\r\n", "\n").split("\n")
 
 
 def _open_after(line: bytes, opened: bool) -> bool:
