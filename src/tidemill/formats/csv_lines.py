@@ -1,7 +1,8 @@
 """CSV: one record a line, the first line naming the columns.
 
-A cell that starts with a quote may hold commas, doubled quotes and line ends. Columns have one kind for the whole
-run: declared, or learned from a first look (numbers, when most of the cells are), never per block.
+A cell that starts with a quote may hold commas, doubled quotes and line ends. Blanks around a cell are part of a text, but
+not of the key. Columns have one kind for the whole run: declared, or learned from a first look (numbers, when most of the
+cells are), never per block.
 """
 
 from __future__ import annotations
@@ -252,6 +253,8 @@ class CsvDecoder:
         for name, items in zip(self.header, cells, strict=True):
             kind = self.kind_of(name, items)
             columns[name], wrong = column_of_cells(name, items, kind, self.edge.times)
+            if name in self.edge.key_fields and _has_blanks(columns[name]):
+                columns[name], _ = column_of_cells(name, [cell.strip() for cell in items], kind, self.edge.times)
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
                 misfits.setdefault(reject.row, {})[name] = items[reject.row]
@@ -268,6 +271,11 @@ class CsvDecoder:
             return kinds.learn(name, Kind.TEXT)
         learned = learn_kind(cells)
         return None if learned is None else kinds.learn(name, learned)
+
+
+def _has_blanks(column: Column) -> bool:
+    """Whether blanks stand around texts: they are no part of a sensor's name, as they are not in tables of sensors."""
+    return column.texts is not None and any(text != text.strip() for text in column.texts.tolist())
 
 
 def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
