@@ -86,6 +86,8 @@ BODIES = {
     "lines without a last end": (lines(1, 2)[:-1], {}),
     "an array": (json.dumps([{"sensor": "S", "value": 1}, {"sensor": "S", "value": 2}]).encode(), "application/json"),
     "gzip": (gzip.compress(lines(1, 2)), {"Content_Encoding": "gzip"}),
+    "lines behind a byte order mark": (b"\xef\xbb\xbf" + lines(1, 2), {}),
+    "an array behind one": (b"\xef\xbb\xbf[" + lines(1)[:-1] + b"," + lines(2) + b"]", "application/json"),
 }
 
 

@@ -60,6 +60,16 @@ async def test_a_datagram_holds_lines() -> None:
     assert run.letters == []
 
 
+async def test_a_byte_order_mark_is_no_part_of_a_datagram() -> None:
+    """Some senders write one before each text."""
+    async with running(UDP()) as run:
+        with sender(run.source.address) as one:
+            for n in range(2):
+                one.send(b"\xef\xbb\xbf" + record(n))
+        await run.until(lambda: len(run.rows) == 2)
+    assert (values(run.rows), run.letters) == ([0, 1], [])
+
+
 async def test_the_sensor_is_the_senders_address_where_nothing_else_says_it() -> None:
     """Whatever port it sends from; ``key`` may use the port too. The time is that of the arrival."""
     for key in (None, "{peer_host}/{peer_port}"):

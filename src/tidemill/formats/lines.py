@@ -7,13 +7,14 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["LINE_LIMIT", "MESSAGE_LIMIT", "LineSplitter", "Oversize", "shown", "text_of"]
+__all__ = ["BYTE_ORDER_MARK", "LINE_LIMIT", "MESSAGE_LIMIT", "LineSplitter", "Oversize", "shown", "text_of"]
 
 LINE_LIMIT: Final = 1 << 20
 """Bytes of one line, without its end; a longer one is rejected."""
 MESSAGE_LIMIT: Final = 256 << 10
 """The same of what comes over a network, where anybody may send."""
-_BOM: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+"""What some programs write before a text, and is no part of it."""
 _SHOWN: Final = 2_000
 """Bytes that are kept of a line beyond the limit."""
 _NEWLINE: Final = 10
@@ -109,11 +110,11 @@ class LineSplitter:
     def _after_mark(self, data: bytes) -> bytes:
         assert self._start is not None
         data = self._start + data
-        if len(data) < len(_BOM) and _BOM.startswith(data):
+        if len(data) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(data):
             self._start = data
             return b""
         self._start = None
-        return data.removeprefix(_BOM)
+        return data.removeprefix(BYTE_ORDER_MARK)
 
     def _hold(self, rest: bytes) -> None:
         if not rest or self._skipping:

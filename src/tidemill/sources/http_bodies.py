@@ -12,6 +12,7 @@ import msgspec
 from tidemill.formats.decoded import Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat
+from tidemill.formats.lines import BYTE_ORDER_MARK
 
 __all__ = ["Posted", "Refused", "records_of", "sliced"]
 
@@ -36,6 +37,7 @@ class Posted:
     """One body, until it is answered."""
 
     def __init__(self, data: bytes, *, document: bool, known: Mapping[str, str], arrived_ns: int, wall_ns: int) -> None:
+        data = data.removeprefix(BYTE_ORDER_MARK)
         self.lines = data if document or data.endswith(b"\n") or not data else data + b"\n"
         self.document = document
         """Whether it is JSON as a whole; lines else."""

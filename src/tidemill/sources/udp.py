@@ -15,7 +15,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import PlanError
 from tidemill.formats.line_formats import line_format, set_up
-from tidemill.formats.lines import shown
+from tidemill.formats.lines import BYTE_ORDER_MARK, shown
 from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Schema
 from tidemill.sources.base import SourceContext, SourceStatistics
@@ -246,5 +246,5 @@ class _Reader:
             refuse = self._source.edge.refuse
             letters = [refuse(OVERSIZE, reason, shown(data), known=known) for data in datagrams if len(data) > limit]
             datagrams = [data for data in datagrams if len(data) <= limit]
-        lines = b"\n".join([data.removesuffix(b"\n") for data in datagrams])
+        lines = b"\n".join([data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n") for data in datagrams])
         self.inbox.put(_Datagrams(lines, known, now_ns, wall_ns, tuple(letters)), size)
