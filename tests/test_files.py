@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -47,6 +49,26 @@ def test_gz_is_unpacked_by_suffix(tmp_path: Path) -> None:
     path.write_bytes(b"plain text")
     with files.open_read(path) as handle, pytest.raises(InputError, match="not a whole gzip file"):
         list(files.read_blocks(path, handle, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "program"),
+    [
+        ("a.ndjson.zst", b"\x28\xb5\x2f\xfd" + bytes(range(256)), "zstdcat"),
+        ("a.csv.xz", lzma.compress(b"hello"), "xzcat"),
+        ("a.csv.bz2", bz2.compress(b"hello"), "bzcat"),
+        ("a.csv", gzip.compress(b"hello"), "zcat"),
+    ],
+    ids=["zstd", "xz", "bzip2", "gzip"],
+)
+def test_what_is_packed_otherwise_is_refused(tmp_path: Path, name: str, data: bytes, program: str) -> None:
+    """A file that only its first bytes show to be packed is no text: the error says what is read, and how to get there."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"ends in \.gz .*: {program} {path} > FILE"):
+        files.open_read(path)
+    with files.open_read(path, packed=True) as handle:
+        assert handle.read() == data
 
 
 def test_suffix_and_stem() -> None:

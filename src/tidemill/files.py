@@ -61,6 +61,13 @@ __all__ = [
 RECORDINGS: Final = (".csv", ".ndjson", ".jsonl", ".parquet")
 """Suffixes that a folder is searched for; each also with ``.gz``."""
 _COMPRESSED: Final = ".gz"
+_UNPACKED_BY: Final = {
+    b"\x1f\x8b": "zcat",
+    b"\x28\xb5\x2f\xfd": "zstdcat",
+    b"\xfd7zXZ\0": "xzcat",
+    b"BZh91AY&SY": "bzcat",
+}
+"""How packed files begin, as no text does that is read here, and what unpacks them."""
 _MAGIC: Final = frozenset("*?[")
 
 
@@ -113,15 +120,16 @@ def expand(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def open_read(path: str | os.PathLike[str], *, packed: bool = False) -> BinaryIO:
-    """The file opened for reading bytes, unpacked when it ends in ``.gz`` unless it is wanted ``packed``.
+    """The file opened for reading bytes, unpacked when its name ends in ``.gz`` unless it is wanted ``packed``.
 
-    Raises `InputError` with the path tried.
+    Raises `InputError` with the path tried, also for one that is packed in another way.
     """
     tried = absolute(path)
     with _told(tried):
         if not packed and tried.name.lower().endswith(_COMPRESSED):
             return cast(BinaryIO, gzip.open(tried, "rb"))
-        return open(tried, "rb")  # noqa: PTH123 - the caller closes it
+        handle = open(tried, "rb")  # noqa: PTH123, SIM115 - the caller closes it
+        return handle if packed else _unpacked(tried, handle)
 
 
 def open_resting(path: str | os.PathLike[str]) -> tuple[BinaryIO, RestingFile]:
@@ -129,10 +137,23 @@ def open_resting(path: str | os.PathLike[str]) -> tuple[BinaryIO, RestingFile]:
     tried = absolute(path)
     with _told(tried):
         file = RestingFile(tried)
-    handle = io.BufferedReader(file)
-    if tried.name.lower().endswith(_COMPRESSED):
-        return cast(BinaryIO, gzip.GzipFile(fileobj=handle, mode="rb")), file
-    return handle, file
+        handle = io.BufferedReader(file)
+        if tried.name.lower().endswith(_COMPRESSED):
+            return cast(BinaryIO, gzip.GzipFile(fileobj=handle, mode="rb")), file
+        return _unpacked(tried, handle), file
+
+
+def _unpacked(path: Path, handle: io.BufferedReader) -> io.BufferedReader:
+    """The file, unless it is packed, which is refused. A pipe is not asked: it would have us wait."""
+    begins = handle.peek(1) if handle.seekable() else b""
+    program = next((program for magic, program in _UNPACKED_BY.items() if begins.startswith(magic)), "")
+    if program:
+        handle.close()
+        raise InputError(
+            f"{path} is packed, and only what has a name that ends in .gz is unpacked here; unpack it first: "
+            f"{program} {path} > FILE"
+        )
+    return handle
 
 
 @contextlib.contextmanager
