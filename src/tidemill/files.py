@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
 
 from tidemill.errors import InputError, OutsideError
 
@@ -143,7 +143,7 @@ def open_resting(path: str | os.PathLike[str]) -> tuple[BinaryIO, RestingFile]:
         return _unpacked(tried, handle), file
 
 
-def _unpacked(path: Path, handle: io.BufferedReader) -> io.BufferedReader:
+def _unpacked(path: Path, handle: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
     """The file, unless it is packed, which is refused. A pipe is not asked: it would have us wait."""
     begins = handle.peek(1) if handle.seekable() else b""
     program = next((program for magic, program in _UNPACKED_BY.items() if begins.startswith(magic)), "")

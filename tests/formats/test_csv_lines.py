@@ -172,9 +172,10 @@ def test_the_key_is_text() -> None:
     assert rows[0]["k"] == "007"
 
 
-def test_blanks_around_a_key_are_none_of_it() -> None:
+@pytest.mark.parametrize("kind", [Kind.TEXT, Kind.OBJECT])
+def test_blanks_around_a_key_are_none_of_it(kind: Kind) -> None:
     """As around names of columns and in tables of sensors, so that the one finds the other; other texts keep theirs."""
-    rows, letters = decode(b"t, k, n\n0, S1 , a\n1,S1,b\n2, ,c\n", columns={"n": Kind.TEXT})
+    rows, letters = decode(b"t, k, n\n0, S1 , a\n1,S1,b\n2, ,c\n", columns={"k": kind, "n": Kind.TEXT})
     assert rows == [{"t": 0, "k": "S1", "n": " a"}, {"t": 1, "k": "S1", "n": "b"}]
     assert [letter.reason_code for letter in letters] == ["no_key"]
 

@@ -111,6 +111,14 @@ def test_a_number_can_be_a_key() -> None:
     assert batch.keys[batch.key].tolist() == ["7", "7.5"]
 
 
+def test_keys_can_be_numbers_and_texts_side_by_side() -> None:
+    """Where the field is declared to be of any kind, whichever comes first; the field stays as it came."""
+    rows = [{"sensor": 7, "time": 0}, {"sensor": "S1", "time": 1}, {"sensor": "7", "time": 2}]
+    batch, letters = Edge(columns={"sensor": Kind.OBJECT}).rows(rows, parsed=True)
+    assert (batch.keys[batch.key].tolist(), letters) == (["7", "S1", "7"], [])
+    assert batch.to_rows() == rows
+
+
 @pytest.mark.parametrize("key", ["{", "{}", "{a!r}", "{a:>3}"])
 def test_a_template_that_is_none(key: str) -> None:
     """A malformed template is refused when it is written."""

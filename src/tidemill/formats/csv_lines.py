@@ -275,7 +275,8 @@ class CsvDecoder:
 
 def _has_blanks(column: Column) -> bool:
     """Whether blanks stand around texts: they are no part of a sensor's name, as they are not in tables of sensors."""
-    return column.texts is not None and any(text != text.strip() for text in column.texts.tolist())
+    texts = column.values if column.kind is Kind.OBJECT else column.texts
+    return texts is not None and any(text and text != text.strip() for text in texts.tolist())
 
 
 def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
