@@ -64,10 +64,30 @@ async def test_where_and_columns() -> None:
     """A mask of another shape, or a mask function that fails, is named."""
     sink = sinks.Callback(print, where=lambda batch: batch["value"] > 20, columns=["value"])
     assert sink.chosen(BATCH).to_rows() == [{"value": 21.5}]
-    with pytest.raises(StageError, match=r"where= of sink callback gave an array of shape \(1,\) for 2"):
+    with pytest.raises(StageError, match=r"where= of sink callback returned a mask of shape \(1,\) for 2"):
         sinks.Callback(print, where=lambda _: [True]).chosen(BATCH)  # type: ignore[arg-type, return-value]
     with pytest.raises(StageError, match="where= of sink callback raised PlanError: there is no column 'x'"):
         sinks.Callback(print, where=lambda batch: batch["x"] > 0).chosen(BATCH)
+
+
+async def test_where_takes_what_is_missing_for_no() -> None:
+    """A field that no record of a batch has, or some have not; without an end of the run, wherever the batch ends."""
+    rows = [{"alarm": True}, {"alarm": None}, {"unit": "C"}, {"alarm": False}]
+    sink = sinks.Callback(print, where="alarm")
+    for batches in ([rows], [[row] for row in rows]):
+        assert [row for part in batches for row in sink.chosen(Batch.from_rows(part)).to_rows()] == rows[:1]
+    assert not len(sinks.Callback(print, where="humidity > 52").chosen(BATCH))
+    with pytest.raises(PlanError, match="sink callback needs a column 'humidity'"):
+        sinks.Callback(print, where="humidity > 52").bind(BATCH.schema)
+
+
+@pytest.mark.parametrize("where", ["value", lambda batch: batch["value"]])
+async def test_where_is_of_bools_alone(where: Any) -> None:
+    """A number is no decision: NaN would be a yes."""
+    with pytest.raises(
+        StageError, match="where= of sink callback returned an array of float64; a bool array is needed"
+    ):
+        sinks.Callback(print, where=where).chosen(BATCH)
 
 
 def test_not_a_function() -> None:

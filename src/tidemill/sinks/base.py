@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.configured import Configured
-from tidemill.errors import PlanError, StageError
+from tidemill.errors import BadResult, PlanError, StageError
 from tidemill.named import Named
 from tidemill.schema import Kind, Schema
 from tidemill.stages.expressions import Expression
+from tidemill.stages.functions import as_mask
 
 __all__ = ["IfExists", "Keeping", "LoopSink", "ProcessSink", "Sink", "SinkStatistics", "Where"]
 
@@ -56,7 +57,7 @@ class Sink(Named, Configured, abc.ABC):
     """Where rows go.
 
     ``where``      a function Batch -> boolean mask of the rows wanted here, or an expression over columns as `Filter`
-                   has it: ``"value > 80"``
+                   has it: ``"value > 80"``; anything but bools ends the run
     ``columns``    the columns wanted here, in this order; all by default
     ``if_exists``  what to do with what is there already: ``"fail"`` (default), ``"append"`` or ``"replace"``
     """
@@ -99,7 +100,8 @@ class Sink(Named, Configured, abc.ABC):
 
     def bind(self, schema: Schema) -> None:
         """Refuse at start a column that the plan does not give."""
-        for column in self.columns or ():
+        read = sorted(self.where.names) if isinstance(self.where, Expression) else ()
+        for column in (*read, *(self.columns or ())):
             schema.require(column, stage=f"sink {self.name}")
 
     def why_left_out(self, name: str) -> str:
@@ -108,7 +110,7 @@ class Sink(Named, Configured, abc.ABC):
 
     def chosen(self, batch: Batch) -> Batch:
         """The rows and columns of ``batch`` that are wanted here."""
-        if self.where is not None:
+        if self.where is not None and len(batch):
             batch = batch.take(np.flatnonzero(self._mask(batch, self.where)))
         if self.columns is not None:
             for column in self.columns:
@@ -119,15 +121,13 @@ class Sink(Named, Configured, abc.ABC):
 
     def _mask(self, batch: Batch, where: Where) -> NDArray[np.bool_]:
         try:
-            mask = np.asarray(where(batch), np.bool_)
+            made = where(batch)
         except Exception as error:
             raise StageError(f"where= of sink {self.name} raised {type(error).__name__}: {error}") from error
-        if mask.shape != (len(batch),):
-            raise StageError(
-                f"where= of sink {self.name} gave an array of shape {mask.shape} for {len(batch)} records; it must give "
-                f"one True or False for each."
-            )
-        return mask
+        try:
+            return as_mask(made, len(batch), f"where= of sink {self.name}")
+        except BadResult as error:
+            raise StageError(f"{error}.") from None
 
 
 class ProcessSink(Sink):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, NULL_TAG
+from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import PlanError
 from tidemill.schema import Kind
 
@@ -45,7 +45,8 @@ class Expression:
 
     Column names, numbers, texts, True and False, ``and or not``, ``== != < <= > >= in``, ``+ - * / // %`` and brackets.
     Raises `PlanError` for anything else. A comparison in which something is missing (NaN, null, an absent field) is False, whichever
-    it is; ``not`` of it is True. Integers are compared as they are, also beyond 2**53.
+    it is, and so is a name alone where a condition stands; ``not`` of it is True. A column that the batch lacks is missing in
+    each record. Integers are compared as they are, also beyond 2**53.
 
     >>> from tidemill.batch import Batch
     >>> Expression("value * 2 > 5 and unit in ('C', 'F')")(Batch.from_rows([{"value": 4, "unit": "C"}]))
@@ -74,6 +75,8 @@ class Expression:
     def __call__(self, batch: Batch) -> Any:
         with np.errstate(all="ignore"):
             value = _value(self._tree, batch)
+            if isinstance(self._tree, ast.Name) and _is_of_flags(value):
+                value = _truth(self._tree, batch)
         return value if np.ndim(value) else np.full(len(batch), value)
 
 
@@ -86,7 +89,7 @@ _ALLOWED: Final = (
 def _value(node: ast.expr, batch: Batch) -> Any:
     match node:
         case ast.Name(id=name):
-            return batch[name]
+            return _column(name, batch).array
         case ast.Constant(value=value):
             return value
         case ast.Tuple(elts=items) | ast.List(elts=items):
@@ -97,9 +100,9 @@ def _value(node: ast.expr, batch: Batch) -> Any:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return np.logical_not(_truth(operand, batch))
         case ast.UnaryOp(op=op, operand=operand):
-            return _UNARY[type(op)](_value(operand, batch))
+            return _computed(_UNARY[type(op)], _value(operand, batch))
         case ast.BinOp(left=left, op=op, right=right):
-            return _BINARY[type(op)](_value(left, batch), _value(right, batch))
+            return _computed(_BINARY[type(op)], _value(left, batch), _value(right, batch))
         case ast.Compare(left=left, ops=ops, comparators=others):
             sides = [_Side(side, batch) for side in (left, *others)]
             made = [_compared(op, *pair) for op, pair in zip(ops, pairwise(sides), strict=True)]
@@ -107,8 +110,34 @@ def _value(node: ast.expr, batch: Batch) -> Any:
     raise AssertionError(node)
 
 
+def _column(name: str, batch: Batch) -> Column:
+    return batch.column(name) if name in batch else Column.missing(Kind.OBJECT, len(batch))
+
+
+def _computed(op: Callable[..., Any], *operands: Any) -> Any:
+    """Of objects, None where one is None: nothing can be computed with it."""
+    objects = [item for item in operands if getattr(item, "dtype", None) == np.object_]
+    if not objects:
+        return op(*operands)
+    there = np.array([all(part is not None for part in parts) for parts in zip(*objects, strict=True)], np.bool_)
+    made = np.full(len(there), None, np.object_)
+    made[there] = op(*(item[there] if np.ndim(item) else item for item in operands))
+    return made
+
+
 def _truth(node: ast.expr, batch: Batch) -> Any:
-    return np.asarray(_value(node, batch)).astype(np.bool_)
+    """What is missing is False; comparisons, and what joins them, have seen to that themselves."""
+    side = _Side(node, batch)
+    made = side.value.astype(np.bool_)
+    decides = isinstance(node, ast.Compare | ast.BoolOp) or isinstance(getattr(node, "op", None), ast.Not)
+    return made if decides else made & side.there
+
+
+def _is_of_flags(value: NDArray[Any]) -> bool:
+    """Whether nothing but True, False and None is in a column."""
+    if value.dtype == np.object_:
+        return all(item is None or isinstance(item, bool | np.bool_) for item in value.tolist())
+    return value.dtype == np.bool_
 
 
 # -- comparisons -------------------------------------------------------------------------------------------
@@ -131,7 +160,7 @@ class _Side:
         """The records that have a value in every column that is read here, of which a number came."""
         there = np.ones(len(self._batch), np.bool_)
         for name in {own.id for own in ast.walk(self.node) if isinstance(own, ast.Name)}:
-            column = self._batch.column(name)
+            column = _column(name, self._batch)
             if column.tags is not None:
                 there &= (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
             if column.kind is Kind.TEXT:
@@ -151,7 +180,7 @@ class _Side:
         rounded = np.zeros(len(self._batch), np.bool_)
         match self.node:
             case ast.Name(id=name):
-                rounded[list(self._batch.column(name).exact or ())] = True
+                rounded[list(_column(name, self._batch).exact or ())] = True
             case ast.Constant(value=int(value)) if abs(value) > 2**53:
                 rounded[:] = True
         return rounded
@@ -160,7 +189,7 @@ class _Side:
         """The values as they are."""
         match self.node:
             case ast.Name(id=name):
-                return self._batch.column(name).to_list()
+                return _column(name, self._batch).to_list()
             case ast.Constant():
                 return [self.node.value] * len(self._batch)
             case _:

@@ -9,12 +9,11 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.errors import BadResult, PlanError
-from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
+from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Stage, Step
 from tidemill.stages.expressions import Expression
-from tidemill.stages.functions import FunctionStage, shown_type
+from tidemill.stages.functions import FunctionStage, as_mask
 from tidemill.stages.state import StageState
 
 __all__ = ["Filter", "Select"]
@@ -67,19 +66,7 @@ class Filter(FunctionStage):
         return self.fn.names if isinstance(self.fn, Expression) else None
 
     def step(self, batch: Batch, state: StageState) -> Step:
-        mask = self._call(batch)
-        if hasattr(mask, "to_numpy"):
-            mask = mask.to_numpy()
-        if isinstance(mask, bool | np.bool_):
-            mask = np.full(len(batch), mask)
-        mask = np.asarray(mask)
-        if mask.dtype == object and mask.ndim == 1 and all(isinstance(item, bool | np.bool_) for item in mask.tolist()):
-            mask = mask.astype(np.bool_)
-        if mask.dtype != np.bool_:
-            got = f"an array of {mask.dtype.name}" if mask.ndim else shown_type(mask.tolist())
-            raise BadResult(WRONG_TYPE, f"{self.name} returned {got}; a bool array is needed")
-        if mask.shape != (len(batch),):
-            raise BadResult(WRONG_LENGTH, f"{self.name} returned a mask of shape {mask.shape} for {len(batch)} records")
+        mask = as_mask(self._call(batch), len(batch), self.name)
         if mask.all():
             return Step(batch)
         kept = np.flatnonzero(mask)

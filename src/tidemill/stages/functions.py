@@ -18,7 +18,17 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 
-__all__ = ["FunctionStage", "called", "check_function", "made_column", "own_items", "own_name", "padded", "shown_type"]
+__all__ = [
+    "FunctionStage",
+    "as_mask",
+    "called",
+    "check_function",
+    "made_column",
+    "own_items",
+    "own_name",
+    "padded",
+    "shown_type",
+]
 
 
 class FunctionStage(Stage):
@@ -53,6 +63,23 @@ class FunctionStage(Stage):
         lane = super().opened()
         lane._call = called(self.fn, self.name)
         return lane
+
+
+def as_mask(made: Any, rows: int, maker: str) -> NDArray[np.bool_]:
+    """Which of ``rows`` records are wanted. Raises `BadResult` for anything but a bool for each, or one for all."""
+    if hasattr(made, "to_numpy"):
+        made = made.to_numpy()
+    if isinstance(made, bool | np.bool_):
+        made = np.full(rows, made)
+    mask = np.asarray(made)
+    if mask.dtype == object and mask.ndim == 1 and all(isinstance(item, bool | np.bool_) for item in mask.tolist()):
+        mask = mask.astype(np.bool_)
+    if mask.dtype != np.bool_:
+        got = f"an array of {mask.dtype.name}" if mask.ndim else shown_type(mask.tolist())
+        raise BadResult(WRONG_TYPE, f"{maker} returned {got}; a bool array is needed")
+    if mask.shape != (rows,):
+        raise BadResult(WRONG_LENGTH, f"{maker} returned a mask of shape {mask.shape} for {rows} records")
+    return mask
 
 
 def check_function(fn: object, stage: str) -> None:
