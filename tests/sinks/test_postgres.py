@@ -200,6 +200,15 @@ def test_a_declared_field_of_nulls_has_its_column_at_once(place: Any) -> None:
 # -- names -------------------------------------------------------------------------------------------
 
 
+def test_a_run_without_rows_makes_columns_of_known_kinds_alone(place: Any) -> None:
+    """A guess at another's kind would refuse the rows of every later run."""
+    schema = Schema([Field("n", Kind.INT), Field("value", None)])
+    written(place.sink(), schema=schema)
+    assert place.rows() == []
+    written(place.sink(if_exists="append"), Batch.from_rows([{"value": 20.5}]), schema=schema)
+    assert place.rows() == [{"n": None, "value": 20.5}]
+
+
 def test_column_names_stay_the_same() -> None:
     """A field's column is found again, no two fields share one, and none is longer than PostgreSQL takes."""
     names = ColumnNames()

@@ -167,9 +167,9 @@ class PostgreSQL(ProcessSink):
                 table.rolled_back()
                 self._began = False
             if not table.known and len(self._schema):  # a run without rows leaves an empty table, not none
-                known = {field.name: field.kind or Kind.TEXT for field in self._schema}
+                wanted = {name: self._declared(name) for name in self.columns or self._schema.names}
                 self._begin(connection)
-                table.make_room(connection, {name: known[name] for name in self.columns or known if name in known})
+                table.make_room(connection, {name: kind for name, kind in wanted.items() if kind is not None})
                 if self._position is not None:
                     self._position.begin(connection)
             if self._began:
