@@ -116,6 +116,16 @@ def test_a_csv_header_is_written_once_and_read_from_the_file(tmp_path: Path, res
     assert sink.statistics().left_out == {"b": 1}
 
 
+def test_a_header_may_have_several_lines(tmp_path: Path, resumed: Resume) -> None:
+    """A name may hold any of them; the file that is gone on with has it in quotes."""
+    path = tmp_path / "out.csv"
+    for position in (5, 6):
+        sink = sinks.Lines(path)
+        committed(resumed, sink, position, {"te\nm\r\np": 1.5, "a": position})
+        assert sink.statistics().left_out == {}
+    assert path.read_bytes() == b'"te\nm\r\np",a\n1.5,5\n1.5,6\n'
+
+
 def test_rows_for_a_header_of_others_must_fit_it(tmp_path: Path, resumed: Resume) -> None:
     """Refused by the first start and by the next, until ``columns=`` says which; the line before is ended."""
     path = tmp_path / "out.csv"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tidemill import files
-from tidemill.errors import InputError, OutsideError
+from tidemill.errors import OutsideError
 
 __all__ = ["KeptOutput", "Output"]
 
@@ -176,15 +176,6 @@ def _ends_in_newline(file: io.FileIO) -> bool:
         return True
     file.seek(end - 1)
     return file.read(1) == b"\n"
-
-
-def first_line(path: Path) -> bytes:
-    """The first line of a file, unpacked when it is .gz; empty when there is none."""
-    with contextlib.closing(files.open_read(path)) as handle:
-        try:
-            return handle.readline()
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path} cannot be added to, it is not a whole gzip file: {error}.") from error
 
 
 def require_whole_gzip(path: Path) -> None:
