@@ -12,7 +12,7 @@ from tidemill.engine.outlets import Delivery, LoopOutlet, ThreadOutlet
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.errors import StageError
 from tidemill.schema import Schema
-from tidemill.sinks.base import LoopSink, SinkStatistics
+from tidemill.sinks.base import LoopSink, ProcessSink, SinkStatistics
 from tidemill.sinks.lines import Lines
 
 
@@ -117,3 +117,32 @@ async def test_rows_that_come_while_a_sink_in_a_thread_flushes_are_written(tmp_p
         await outlet.finish()
     running.cancel()
     assert (tmp_path / "rows.ndjson").read_text() == '{"value":1.0}\n' * 2
+
+
+class Counting(ProcessSink):
+    """Deletes a row whenever it is told to do something."""
+
+    deleted = 0
+
+    def hit(self, *_):
+        self.deleted += 1
+
+    open = write = flush = commit = close = hit
+
+    def statistics(self):
+        return SinkStatistics(self.name, 0, deleted=self.deleted)
+
+
+async def test_what_a_sink_in_a_thread_does_by_itself_is_counted():
+    """Rows are deleted as they are flushed and committed, the last of them when it closes; a commit is told with its own."""
+    outlet = ThreadOutlet(Counting())
+    await outlet.open(Schema(open=True))
+    before = []
+    outlet.kept = lambda _: before.append(outlet.counts.deleted)
+    running = asyncio.ensure_future(outlet.run())
+    outlet.commit(5)
+    async with asyncio.timeout(60):
+        await outlet.finish()
+    running.cancel()
+    assert before == [2]
+    assert outlet.counts.deleted == outlet.sink.deleted

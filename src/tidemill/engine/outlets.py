@@ -186,6 +186,11 @@ class ThreadOutlet(Outlet):
         except Exception as error:
             raise OutsideError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
 
+    async def _have(self, function: Callable[..., None], *arguments: object) -> None:
+        """The sink do something, and tell how it is then."""
+        await self._call(function, *arguments)
+        self.note(_counts(self.sink).since(self._before))
+
     async def open(self, schema: Schema) -> None:
         self.resumed_at = await self._call(lambda: self._host.open(schema) or 0)
 
@@ -207,7 +212,7 @@ class ThreadOutlet(Outlet):
             elif self._finishing:
                 return
             else:
-                await self._call(self._host.flush)
+                await self._have(self._host.flush)
                 self._unseen.show(self._host.flushed)
 
     async def _arrived(self, seconds: float) -> bool:
@@ -221,12 +226,11 @@ class ThreadOutlet(Outlet):
 
     async def _perform(self, todo: Delivery | Commitment) -> None:
         if isinstance(todo, Commitment):
-            await self._call(self._host.commit, todo.position)
+            await self._have(self._host.commit, todo.position)
             self._unseen.show(self._host.flushed)
             self.kept(todo.position)
             return
-        await self._call(self._host.write, self._host.written + 1, todo.batch)
-        self.note(_counts(self.sink).since(self._before))
+        await self._have(self._host.write, self._host.written + 1, todo.batch)
         todo.written()
         self._unseen.add(self._host.written, todo.shown)
         todo.taken()
@@ -235,8 +239,8 @@ class ThreadOutlet(Outlet):
     async def finish(self) -> None:
         await self._waiting.join()
         self._finishing = True
-        await self._call(self._host.flush)
-        await self._call(self.sink.close)
+        await self._have(self._host.flush)
+        await self._have(self.sink.close)
         self._unseen.show_rest()
         self._thread.shutdown()
 
