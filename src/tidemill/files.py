@@ -31,6 +31,7 @@ __all__ = [
     "absolute",
     "append",
     "cache_folder",
+    "ends_in_newline",
     "expand",
     "free_space",
     "head",
@@ -548,11 +549,13 @@ def read_there(path: str | os.PathLike[str]) -> bytes | None:
 def append(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> None:
     """Add ``data`` at the end of a file, which is made if need be; with ``sync`` it is on the disk, and all before it.
 
-    Raises `OutsideError` with the path tried.
+    Raises `OutsideError` with the path tried; the file is then as long as it was, where that can be done.
     """
     tried = absolute(path)
+    length = None
     try:
         with open(tried, "ab") as handle:  # noqa: PTH123 - one door, one way
+            length = handle.tell() if handle.seekable() else None
             handle.write(data)
             if sync:
                 handle.flush()
@@ -560,7 +563,19 @@ def append(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> 
         if sync:
             sync_folder(tried.parent)
     except OSError as error:
+        if length is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(tried, length)
         raise OutsideError(f"{tried} cannot be written: {error.strerror or error}.") from error
+
+
+def ends_in_newline(handle: BinaryIO | io.FileIO) -> bool:
+    """Whether the last line of an open file is whole; it is when there is none."""
+    end = handle.seek(0, io.SEEK_END)
+    if not end:
+        return True
+    handle.seek(end - 1)
+    return handle.read(1) == b"\n"
 
 
 def truncate(path: str | os.PathLike[str], size: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import resource
 
 import msgspec
 import pytest
@@ -199,6 +200,32 @@ def test_letters_are_appended(tmp_path):
     for n in range(2):
         lines, _ = write(tmp_path / "dead.ndjson", [DeadLetter(RAISED, "why", n)])
     assert [json.loads(line)["raw"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize("keep_bytes", [None, 30])
+def test_a_letter_that_was_cut_short_swallows_none(tmp_path, keep_bytes):
+    """A full disk or a power cut has left half a line; the next run's first letter has a line of its own."""
+    path = tmp_path / "dead.ndjson"
+    path.write_bytes(b'{"raw":0}\n{"raw":1,"reason')
+    _, file = write(path, [DeadLetter(RAISED, "why", 2)], keep_bytes=keep_bytes)
+    lines, _ = write(path, [DeadLetter(RAISED, "why", 3)])
+    assert [lines[0], lines[1]] == [b'{"raw":0}', b'{"raw":1,"reason']
+    assert [json.loads(line)["raw"] for line in lines[2:]] == [2, 3]
+    assert file.statistics().file_bytes == len(b"\n".join([*lines[:3], b""]))
+
+
+def test_a_full_disk_leaves_whole_letters(tmp_path):
+    """What of the last ones had room is taken back."""
+    path = tmp_path / "dead.ndjson"
+    before, _ = write(path, [DeadLetter(RAISED, "why", 1)])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, limit[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(TidemillError, match="cannot be written"):
+            write(path, [DeadLetter(RAISED, "why", 2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before[0] + b"\n"
 
 
 async def test_a_cancelled_writer_loses_nothing(tmp_path):

@@ -79,6 +79,7 @@ class DeadLetterFile:
         self._waiting: list[DeadLetter | _Bookmark] = []
         self._keep_bytes = keep_bytes
         self._bytes: int | None = None
+        self._line_end = b""
         self._full_told = False
         self._newest: deque[DeadLetter] = deque(maxlen=NEWEST)
         self._wake = asyncio.Event()
@@ -188,12 +189,13 @@ class DeadLetterFile:
             if isinstance(letter, _Bookmark):
                 marked.append((letter, self._bytes + len(data)))
                 continue
-            line = _encoded(letter) + b"\n"
+            line = self._line_end + _encoded(letter) + b"\n"
             if self._full_told or self._bytes + len(data) + len(line) > self._max_bytes:
                 self._newest.append(_short(letter))
                 self._full_told = True
                 continue
             data += line
+            self._line_end = b""
         self._unsynced |= bool(data)
         if data or (marked and self._unsynced):
             files.append(self.path, bytes(data), sync=bool(marked))
@@ -213,10 +215,19 @@ class DeadLetterFile:
     def _begin(self) -> int:
         """The length of the file; what is behind the checkpoint that the run goes on from comes again."""
         there = self._length()
-        if self._keep_bytes is None or there <= self._keep_bytes:
-            return there
-        files.truncate(self.path, self._keep_bytes)
-        return self._keep_bytes
+        if self._keep_bytes is not None and there > self._keep_bytes:
+            files.truncate(self.path, self._keep_bytes)
+            there = self._keep_bytes
+        if there and not self._is_whole():
+            self._line_end = b"\n"  # the last letter was cut short: keep ours apart from it
+        return there
+
+    def _is_whole(self) -> bool:
+        try:
+            with files.open_read(self.path, packed=True) as handle:
+                return files.ends_in_newline(handle)
+        except InputError:  # a file that may be written to, and not be read
+            return True
 
     def _length(self) -> int:
         """Less than was written when somebody has moved the file away meanwhile, as programs that rotate logs do."""

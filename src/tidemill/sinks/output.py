@@ -39,7 +39,7 @@ class Output:
         )
         self._regular = path is not None and self._file.seekable()
         self._broken = False
-        if append and not gz and self._regular and not _ends_in_newline(self._file):
+        if append and not gz and self._regular and not files.ends_in_newline(self._file):
             self.write(b"\n")  # the line before us was cut short: keep ours apart from it
 
     def write(self, lines: bytes) -> None:
@@ -168,14 +168,6 @@ class KeptOutput(Output):
 
 def _member() -> zlib._Compress:
     return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)  # 31: with a gzip header
-
-
-def _ends_in_newline(file: io.FileIO) -> bool:
-    end = file.seek(0, io.SEEK_END)
-    if not end:
-        return True
-    file.seek(end - 1)
-    return file.read(1) == b"\n"
 
 
 def require_whole_gzip(path: Path) -> None:
