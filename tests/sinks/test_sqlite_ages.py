@@ -121,6 +121,27 @@ def test_the_file_does_not_grow(tmp_path: Path) -> None:
     assert sink.statistics().deleted > 85_000
 
 
+def test_fields_may_be_called_as_sqlite_calls_the_number_of_a_row(tmp_path: Path) -> None:
+    """They say nothing of how old a row is; only where there is no name left, the table cannot be kept so."""
+    names = ("ROWID", "oid", "_rowid_")
+    for count in range(1, 4):
+        path = tmp_path / f"{count}.db"
+        sink = sinks.SQLite(path, keep=KEEP_S)
+        sink.open(OPEN)
+        batch = Batch.from_rows([dict.fromkeys(names[:count], 7 - n) | {"n": n} for n in range(4)])
+        batch.time_ns = np.array([START_S, START_S + 1, START_S + 5 * KEEP_S, START_S + 5 * KEEP_S]) * S
+        if count == 3:
+            sink.write(batch)
+            with pytest.raises(InputError, match="no number by which keep= could delete"):
+                sink.flush()
+            continue
+        for part in (batch.slice(0, 2), batch.slice(2, 4)):
+            sink.write(part)
+            sink.flush()
+        sink.close()
+        assert query(path, "SELECT n FROM features") == [(2,), (3,)]
+
+
 def test_a_time_far_ahead_deletes_nothing(tmp_path: Path) -> None:
     """A sensor whose clock is in another century must not empty the table; and its row does not stay for ever."""
     path = tmp_path / "features.db"

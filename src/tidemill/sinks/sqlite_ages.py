@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.errors import InputError
 from tidemill.sinks.sqlite_values import folded, quoted
 
 __all__ = ["TABLE", "Ages"]
@@ -32,6 +33,8 @@ _NEWEST: Final = f"SELECT max(newest) FROM {TABLE} WHERE name = ?"  # noqa: S608
 _FIRST_YOUNG: Final = f"SELECT min(upto) FROM {TABLE} WHERE name = ? AND newest >= ?"  # noqa: S608
 _LAST_OLD: Final = f"SELECT max(upto) FROM {TABLE} WHERE name = ? AND upto < ?"  # noqa: S608
 _END: Final = 2**63 - 1
+_NUMBERS: Final = ("rowid", "_rowid_", "oid")
+"""What SQLite calls the number of a row; where a column has one of these names, it means the column."""
 
 
 class Ages:
@@ -76,10 +79,22 @@ class Ages:
         if self._newest is None:
             before = connection.execute(_NEWEST, (self._name,)).fetchone()[0]
             self._newest = now_ns if before is None else before
-        last = connection.execute(f"SELECT max(rowid) FROM {self._table}").fetchone()[0]  # noqa: S608 - quoted
+        number = self._number(connection)
+        last = connection.execute(f"SELECT max({number}) FROM {self._table}").fetchone()[0]  # noqa: S608 - quoted
         self._note(connection, last - self._written, last, self._newest)
-        self._delete(connection, max(STEP_ROWS, 2 * self._written))
+        self._delete(connection, number, max(STEP_ROWS, 2 * self._written))
         self.begin()
+
+    def _number(self, connection: sqlite3.Connection) -> str:
+        """What the number of a row is called in this table."""
+        columns = {folded(row[1]) for row in connection.execute(f"PRAGMA table_info({self._table})")}
+        for name in _NUMBERS:
+            if name not in columns:
+                return name
+        raise InputError(
+            f"The table {self._name!r} has columns named {', '.join(_NUMBERS)}, so that its rows have no number by which keep= "
+            "could delete them; name the columns you want with columns=[...]."
+        )
 
     def _note(self, connection: sqlite3.Connection, before: int, last: int, newest: int) -> None:
         piece = connection.execute(_LAST, (self._name,)).fetchone()
@@ -94,14 +109,14 @@ class Ages:
             begun, newest = piece[1], max(newest, piece[2])
         connection.execute(_NOTE, (self._name, last, begun, newest))
 
-    def _delete(self, connection: sqlite3.Connection, most: int) -> None:
+    def _delete(self, connection: sqlite3.Connection, number: str, most: int) -> None:
         newest = connection.execute(_NEWEST, (self._name,)).fetchone()[0]
         young = connection.execute(_FIRST_YOUNG, (self._name, newest - self._keep_ns)).fetchone()[0]
         old = connection.execute(_LAST_OLD, (self._name, young)).fetchone()[0]
         if old is None:
             return
-        first = connection.execute(f"SELECT min(rowid) FROM {self._table}").fetchone()[0]  # noqa: S608 - quoted
+        first = connection.execute(f"SELECT min({number}) FROM {self._table}").fetchone()[0]  # noqa: S608 - quoted
         upto = min(old, first + most - 1)
-        gone = connection.execute(f"DELETE FROM {self._table} WHERE rowid <= ?", (upto,))  # noqa: S608 - quoted
+        gone = connection.execute(f"DELETE FROM {self._table} WHERE {number} <= ?", (upto,))  # noqa: S608 - quoted
         self.deleted += gone.rowcount
         connection.execute(_FORGET, (self._name, upto))
