@@ -50,6 +50,15 @@ def test_what_is_no_address_is_refused(url: str, capsys: pytest.CaptureFixture[s
     assert "is no address of a run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["http://me:c4nary@127.0.0.1:1", "me:c4nary@plant", "http://me:1/c4nary@plant"])
+def test_an_address_with_a_login_is_refused_and_not_quoted(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run has no use for one."""
+    assert answer(["status", url]) == 4
+    told = capsys.readouterr().err
+    assert "a login in it, is no address of a run" in told
+    assert "c4nary" not in told
+
+
 class Other(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)

@@ -116,6 +116,16 @@ def test_what_says_no_sink_is_refused_without_what_is_kept(
     assert "c4nary" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "path", ["host=db password=c4nary user=me", "postgres//me:c4nary@db/plant", "host=db PASSWORD = c4nary"]
+)
+def test_what_may_hold_a_password_is_not_quoted(path: str) -> None:
+    """It was meant for a server, and was mistyped."""
+    with pytest.raises(PlanError, match="which may hold a password, does not say which sink it is") as caught:
+        sinks.for_path(path)
+    assert "c4nary" not in str(caught.value)
+
+
 def test_all_names_are_there() -> None:
     """Each public name loads, and dir() shows it."""
     assert set(sinks.__all__) <= set(dir(sinks))

@@ -341,6 +341,10 @@ def test_where_it_writes_is_told_without_who(secret: str) -> None:
     for address, shown in {
         f"postgresql://me:{secret}@db:5433/history?sslpassword={secret}": "postgresql://db:5433/history",
         f"postgres://me:{secret}/@{secret}@db/history?port=1": "postgresql://db:1/history",
+        f"postgresql://me:{secret}?2@db/history?port=1": "postgresql://db:1/history",
+        f"postgresql://me:{secret}?@{secret}@db/history": "postgresql://db/history",
+        f"postgresql://me:{secret}/a?{secret}@db/history": "postgresql:///",
+        f"postgresql://db/history?user=me@plant&password={secret}@{secret}": "postgresql://db/history",
         f"postgresql:///history?host=/run&user=me&password={secret}": "postgresql:///run/history",
         f"hostaddr=10.0.0.1 dbname='history' password = '{secret} \\' x'": "postgresql://10.0.0.1/history",
         f"service=plant password={secret}": "postgresql:/// (service plant)",

@@ -50,9 +50,10 @@ def _page(url: str) -> str:
     given = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(given)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in url
     except ValueError:
         usable = False
     if not usable:
-        raise InputError(f"{url!r} is no address of a run; give one such as http://127.0.0.1:9464.")
+        shown = "what was given, a login in it," if "@" in url else repr(url)
+        raise InputError(f"{shown} is no address of a run; give one such as http://127.0.0.1:9464.")
     return f"{parts.scheme}://{parts.netloc}/healthz?verbose"

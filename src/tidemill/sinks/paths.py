@@ -63,8 +63,9 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
         from tidemill.sinks.parquet import Parquet
 
         return Parquet(path, **options)
+    shown = "the output, which may hold a password," if "@" in text or "password" in text.casefold() else repr(text)
     raise PlanError(
-        f"{text!r} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
+        f"{shown} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
         f"folder that ends with / (Parquet), {', '.join(_LINES)} with or without .gz, - for standard output, and "
         f"postgresql://... or mqtt://HOST/TOPIC for a server."
     )

@@ -24,6 +24,8 @@ LOST_MS: Final = 30_000
 """A connection on which nothing comes through for so long is given up."""
 
 _URL: Final = re.compile(r"postgres(ql)?://")
+_LOGIN: Final = re.compile(r"\A[^/@]*@")
+_QUERY: Final = re.compile(r"\w+=[^&]*(&\w+=[^&]*)*")
 _PART: Final = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S*)")
 _SHOWN: Final = ("host", "hostaddr", "port", "dbname", "service")
 
@@ -49,7 +51,9 @@ def shown(database: SecretText) -> str:
 
 def _without_login(dsn: str) -> str:
     if _URL.match(dsn):
-        place, _, query = dsn.partition("://")[2].partition("?")
+        place, _, query = _LOGIN.sub("", dsn.partition("://")[2]).partition("?")
+        if "@" in query and not _QUERY.fullmatch(query):
+            place = query = ""  # the mark may be of a password, which libpq refuses so
         server, _, database = place.rpartition("@")[2].partition("/")
         parts = {name: value for name, value in parse_qsl(query) if name in _SHOWN}
     else:
