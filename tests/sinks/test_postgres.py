@@ -274,6 +274,20 @@ def test_a_column_of_another_type_is_refused_by_name(place: Any) -> None:
     assert place.rows() == []
 
 
+def test_two_runs_that_add_the_same_column(place: Any) -> None:
+    """Both meet a field that the table lacks: the second takes the column of the first, when its values fit there."""
+    one, other, third = (place.sink(if_exists="append") for _ in range(3))
+    for sink in (one, other, third):
+        sink.open(OPEN)
+        write_and_flush(sink, ONE)
+    for sink in (one, other):
+        write_and_flush(sink, Batch.from_rows([{"value": 2.5, "unit": "C"}]))
+        sink.close()
+    with pytest.raises(InputError, match=r"Column 'unit' .* is text, and the rows have float there"):
+        write_and_flush(third, Batch.from_rows([{"value": 3.5, "unit": 1.5}]))
+    assert [(row["value"], row["unit"]) for row in place.rows()] == [(1.5, None)] * 3 + [(2.5, "C")] * 2
+
+
 def test_a_rule_of_the_table_is_refused_with_its_name(place: Any) -> None:
     """A CHECK, a NOT NULL, a unique index: the server's own words."""
     place.query("CREATE TABLE features (value double precision CONSTRAINT positive CHECK (value > 0))")

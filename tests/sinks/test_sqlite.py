@@ -200,6 +200,23 @@ def test_rules_of_the_table_itself(tmp_path: Path) -> None:
     assert query(path, "SELECT * FROM features") == []
 
 
+def test_two_runs_that_add_the_same_column(tmp_path: Path) -> None:
+    """Both meet a field that the table lacks: the second takes the column of the first, when its values fit there."""
+    one, other, third = (sinks.SQLite(tmp_path / "rows.db", if_exists="append") for _ in range(3))
+    for sink in (one, other, third):
+        sink.open(OPEN)
+        sink.write(Batch.from_rows([{"n": 1}]))
+        sink.flush()
+    for sink in (one, other):
+        sink.write(Batch.from_rows([{"n": 2, "unit": "C"}]))
+        sink.close()
+    with pytest.raises(InputError, match=r"Column 'unit' .* is TEXT"):
+        third.write(Batch.from_rows([{"n": 3, "unit": 1.5}]))
+    third.close()
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as connection:
+        assert connection.execute("SELECT * FROM features").fetchall() == [(1, None)] * 3 + [(2, "C")] * 2
+
+
 def test_too_many_columns(tmp_path: Path) -> None:
     """Records with ever new fields end in a sentence that says what to do."""
     sink = sinks.SQLite(tmp_path / "features.db")

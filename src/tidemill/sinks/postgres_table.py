@@ -145,21 +145,25 @@ class Table:
     def _widen(
         self, connection: Connection, types: dict[str, tuple[str, str]], named: Mapping[str, tuple[str, Kind]]
     ) -> None:
-        for column, (_, kind) in named.items():
-            if column in types:
-                stored, written = types[column]
-                if stored not in STORED[kind]:
-                    raise InputError(
-                        f"Column {column!r} of {self._found.place} is {written}, and the rows have {kind.value} there, "
-                        f"which needs {DECLARED[kind]}; alter the column, choose another table=, or "
-                        f'if_exists="replace".'
-                    )
         new = {column: (name, kind) for column, (name, kind) in named.items() if column not in types}
         if new:
-            added = ", ".join(f"ADD COLUMN {quoted(column)} {DECLARED[kind]}" for column, (_, kind) in new.items())
+            added = ", ".join(
+                f"ADD COLUMN IF NOT EXISTS {quoted(column)} {DECLARED[kind]}" for column, (_, kind) in new.items()
+            )
             connection.execute(f"ALTER TABLE {self._sql} {added}".encode())
-            types.update({column: (STORED[kind][0], DECLARED[kind]) for column, (_, kind) in new.items()})
+            there = found_table(connection, self._found.place, self._found.schema, self._found.table).types or {}
+            types.update(
+                {column: there[column] for column in new}
+            )  # another run may have added it, of a type of its own
             self._note(connection, new)
+        for column, (_, kind) in named.items():
+            stored, written = types[column]
+            if stored not in STORED[kind]:
+                raise InputError(
+                    f"Column {column!r} of {self._found.place} is {written}, and the rows have {kind.value} there, "
+                    f"which needs {DECLARED[kind]}; alter the column, choose another table=, or "
+                    f'if_exists="replace".'
+                )
 
     def _note(self, connection: Connection, named: Mapping[str, tuple[str, Kind]]) -> None:
         """Later runs must find the columns of fields that could not have their own names."""
