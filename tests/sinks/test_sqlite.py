@@ -14,7 +14,7 @@ from tidemill import sinks
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, OutsideError, PlanError
-from tidemill.schema import Kind, Schema
+from tidemill.schema import Field, Kind, Schema
 from tidemill.sinks.sqlite_values import ColumnNames, bindable, fits
 
 OPEN = Schema(open=True)
@@ -74,6 +74,19 @@ def test_integers_beyond_what_floats_and_sqlite_hold() -> None:
     items = [2**53 + 1, -(2**63), 2**63, None]
     column = Batch.from_rows([{"n": item} for item in items]).column("n")
     assert bindable(column) == [2**53 + 1, -(2**63), str(2**63), None]
+
+
+def test_integers_that_are_rounded_are_counted(tmp_path: Path) -> None:
+    """By the type of their column: of what comes as it is, and of floats that need no rounding, nothing is said."""
+    sink = sinks.SQLite(tmp_path / "rows.db")
+    sink.open(Schema([Field("n", Kind.INT)], open=True))
+    for value in (0.5, 2**53 + 1, 2**60, 10**400, 7):
+        sink.write(Batch.from_rows([{"real": value, "any": 2**53 + 1}]))
+    n = Column(Kind.INT, np.array([0, 0]), exact={0: 2**63 - 1, 1: 10**30})
+    sink.write(batch_of(real=[1.5, 2.5]).with_columns({"n": n}))
+    sink.close()
+    assert sink.statistics().left_out == {"real": 2, "n": 1}
+    assert query(tmp_path / "rows.db", "SELECT any FROM features WHERE n IS NULL") == [(2**53 + 1,)] * 5
 
 
 def test_names_that_differ_by_case_only(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tidemill.sinks.sqlite_ages import TABLE as AGES
 from tidemill.sinks.sqlite_ages import Ages
 from tidemill.sinks.sqlite_insert import Insert
 from tidemill.sinks.sqlite_positions import TABLE, KeptPosition
-from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted
+from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted, rounded
 
 __all__ = ["SQLite"]
 
@@ -51,9 +51,11 @@ class _Output(msgspec.Struct, frozen=True):
 class SQLite(ProcessSink):
     """Rows into a table of a SQLite file, readable by other programs while it is written (WAL mode).
 
-    The table gets its columns from the rows: float REAL (NaN and missing are NULL; ints in a record stay ints), int and
-    bool INTEGER, text TEXT, time INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads
-    one), nested values JSON in TEXT. A field that comes later becomes a new column, NULL in the rows before it. SQLite
+    The table gets its columns from the rows: float REAL (NaN and missing are NULL), int and bool INTEGER, text TEXT, time
+    INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads one), nested values JSON in TEXT.
+    Where ints are among the first floats of a field, its column has no type, and ints stay ints; where there are none, it is
+    REAL, and a later ``5`` reads ``5.0``. An int that its column rounds, beyond 2**53 in a REAL one and beyond 64 bits in an
+    INTEGER one, is counted as left out. A field that comes later becomes a new column, NULL in the rows before it. SQLite
     does not tell ``a`` from ``A``: the second becomes ``A_2``.
 
     ``keep``  how long rows are kept, by their event time: ``"7d"``. What is that much older than the newest row is deleted,
@@ -130,6 +132,7 @@ class SQLite(ProcessSink):
         self._noted_in = Path()
         self._rows = 0
         self._bytes = 0
+        self._left_out: dict[str, int] = {}
 
     # -- the contract of a sink ----------------------------------------------------------------------
 
@@ -197,6 +200,7 @@ class SQLite(ProcessSink):
                 connection.execute("BEGIN IMMEDIATE")
             self._make_room(connection, batch.columns)
             self._insert(connection, batch)
+            self._count_rounded(batch.columns)
             if self._ages is not None:
                 self._ages.wrote(len(batch), batch.time_ns, time.time_ns())
         self._rows += len(batch)
@@ -252,9 +256,9 @@ class SQLite(ProcessSink):
         return {name: columns[name] for name in self.columns or columns}
 
     def statistics(self) -> SinkStatistics:
-        """``bytes`` is the size of the file and its WAL at the last flush."""
+        """``bytes`` is the size of the file and its WAL at the last flush; ``left_out`` counts ints that were rounded."""
         deleted = 0 if self._ages is None else self._ages.deleted
-        return SinkStatistics(self.name, self._rows, self._bytes, deleted=deleted)
+        return SinkStatistics(self.name, self._rows, self._bytes, self._left_out, deleted)
 
     # -- with state ----------------------------------------------------------------------------------
 
@@ -415,6 +419,12 @@ class SQLite(ProcessSink):
             connection.execute("ROLLBACK TO batch")
             insert.run(connection, batch, clean=True)
         connection.execute("RELEASE batch")
+
+    def _count_rounded(self, columns: dict[str, Column]) -> None:
+        assert self._declared is not None
+        for name, column in columns.items():
+            if column.exact and (count := rounded(column, self._declared[folded(self._names.of(name))])):
+                self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + count}
 
     # -- the file ------------------------------------------------------------------------------------
 

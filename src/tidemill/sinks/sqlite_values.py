@@ -12,7 +12,7 @@ from tidemill.column import ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, Column
 from tidemill.schema import Kind
 from tidemill.sinks.text import clean_text, json_text
 
-__all__ = ["ColumnNames", "bindable", "declared_type", "fits", "folded", "quoted"]
+__all__ = ["ColumnNames", "bindable", "declared_type", "fits", "folded", "quoted", "rounded"]
 
 _INT64: Final = range(-(2**63), 2**63)
 _MISSING: Final = (NULL_TAG, ABSENT_TAG)
@@ -44,6 +44,24 @@ def fits(declared: str, kind: Kind) -> bool:
     if any(word in declared for word in ("CHAR", "CLOB", "TEXT")):
         return textual
     return not declared or "BLOB" in declared or not textual
+
+
+def rounded(column: Column, declared: str) -> int:
+    """How many ints SQLite rounds as it stores them in a column that is declared so."""
+    integers = [value for value in (column.exact or {}).values() if isinstance(value, int)]
+    declared = declared.upper()
+    if not declared or "BLOB" in declared:
+        return 0  # each is stored as it is bound
+    if "INT" not in declared and any(word in declared for word in ("REAL", "FLOA", "DOUB")):
+        return sum(not _is_float(value) for value in integers)
+    return sum(value not in _INT64 for value in integers)
+
+
+def _is_float(value: int) -> bool:
+    try:
+        return float(value) == value
+    except OverflowError:
+        return False
 
 
 def quoted(name: str) -> str:
