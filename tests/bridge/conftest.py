@@ -129,6 +129,12 @@ class Program:
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
+    def tell(self, line: str) -> None:
+        """Write a line to its input, which is a pipe."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
     def ended(self) -> Ended:
         """Wait for its end."""
         out, err = self._process.communicate(timeout=60)

@@ -127,6 +127,27 @@ async def test_what_a_module_prints_is_not_the_applications(program) -> None:
     assert sorted(end.err.splitlines()) == ["from c", "from python"]
 
 
+async def test_a_module_that_hangs_can_be_left(module: MakeModule, doorbell, processes) -> None:
+    """The caller gives up while it is imported; every process is gone."""
+    hangs = module(
+        "hangs_at_its_import",
+        "import socket, threading\n"
+        f"socket.create_connection(('127.0.0.1', {doorbell.port})).close()\n"
+        "threading.Event().wait()\n",
+    )
+
+    async def opened() -> None:
+        async with tm.Lanes(1, preload=[hangs]):
+            pass
+
+    task = asyncio.create_task(opened())
+    await doorbell.rung.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
+
+
 # -- initializers that hang ----------------------------------------------------------------------------------
 
 

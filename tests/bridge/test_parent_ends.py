@@ -206,6 +206,45 @@ def test_a_server_whose_application_left_before_it_was_ready_says_nothing() -> N
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         ours.close()
-        command = [sys.executable, "-m", "tidemill.lanes.forkserver", str(theirs.fileno())]
+        command = [sys.executable, "-c", f"from tidemill.lanes.forkserver import main; main({theirs.fileno()})"]
         ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=50, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+FORKS = """
+    import asyncio, os, signal
+    import tidemill as tm
+
+    async def main():
+        async with tm.Lanes(1) as lanes:
+            await lanes.run(abs, -1)
+            child = os.fork()
+            if not child:
+                signal.pause()
+            print(child, lanes.statistics().lanes[0].pid, flush=True)
+            input()
+        print("closed", flush=True)
+        input()
+
+    asyncio.run(main())
+"""
+
+
+async def test_lanes_are_closed_though_a_process_that_the_application_forked_lives_on(program) -> None:
+    """It has copies of all that was open; neither the block nor the lanes wait for its end."""
+    app = program(FORKS, stdin=subprocess.PIPE)
+    child, lane = map(int, app.line().split())
+    app.tell("leave the block")
+    assert app.line() == "closed"
+    with pytest.raises(ProcessLookupError):
+        os.kill(lane, 0)
+    os.kill(child, signal.SIGKILL)
+
+
+async def test_a_killed_application_leaves_no_lane_to_a_process_that_it_forked(program, processes) -> None:
+    """SIGKILL to it: its lanes hear of that, whoever else lives on."""
+    app = program(FORKS, stdin=subprocess.PIPE)
+    child, lane = map(int, app.line().split())
+    os.kill(app.pid, signal.SIGKILL)
+    await processes.gone(lane)
+    os.kill(child, signal.SIGKILL)

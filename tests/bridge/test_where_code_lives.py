@@ -149,6 +149,35 @@ def test_a_module_that_only_this_process_can_find(tmp_path: Path) -> None:
     assert done.stdout in {"2\n3\n", "True\n3\n"}
 
 
+def test_modules_are_those_of_the_application_wherever_it_is_started(tmp_path: Path) -> None:
+    """Not those of the current directory, though one of them has the name of a module of Python's own."""
+    app, here = tmp_path / "app", tmp_path / "here"
+    app.mkdir()
+    here.mkdir()
+    (app / "helpers.py").write_text("def who(): return 'of the application'")
+    (here / "helpers.py").write_text("def who(): return 'of the current directory'")
+    (here / "token.py").write_text("raise SystemExit('this token.py was run')")
+    (app / "program.py").write_text(
+        textwrap.dedent("""
+            import asyncio, helpers, os, sys
+            import tidemill as tm
+
+            def look():
+                return helpers.who(), sys.flags.utf8_mode, sys.warnoptions, sys.path, os.environ.get("PYTHONPATH")
+
+            async def main():
+                async with tm.Lanes(1) as lanes:
+                    told = await lanes.run(look)
+                    print(told[0], told == look())
+
+            asyncio.run(main())
+        """)
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-X", "utf8", str(app / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "of the application True\n"), done.stderr
+
+
 def test_a_notebook() -> None:
     """Functions and classes of cells, redefined in a later cell, on the notebook's own running loop."""
     nbclient = pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel, of the dev extra")

@@ -1,13 +1,16 @@
-"""The process that forks lanes, in its first moments."""
+"""The process that forks lanes, in its first moments and its last."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tidemill.lanes import fork_client
 from tidemill.lanes.fork_client import ForkServer
 
 
@@ -25,3 +28,30 @@ async def test_a_signal_to_the_whole_group_ends_no_server_that_is_not_ready_yet(
     assert server._process.poll() is None
     await server.aclose()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM} == set()
+
+
+async def test_it_is_left_though_the_applications_threads_are_all_busy() -> None:
+    """Its end is awaited on the loop: the default executor may be as small, and as full, as the application likes."""
+    release = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        busy = loop.run_in_executor(None, release.wait)
+        server = ForkServer()
+        await server.start()
+        await server.aclose()
+        assert not busy.done()
+        release.set()
+        await busy
+
+
+async def test_one_that_does_not_leave_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a grace, though it is stopped."""
+    monkeypatch.setattr(fork_client, "_GRACE_S", 0.01)
+    server = ForkServer()
+    await server.start()
+    process = server._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    await server.aclose()
+    assert process.returncode == -signal.SIGKILL

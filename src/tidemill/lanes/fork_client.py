@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -32,6 +33,23 @@ NO_ROOM: Final = (
     "end others, raise that limit, or use fewer lanes."
 )
 """What is said where no process or thread can be had."""
+_GRACE_S: Final = 5.0
+"""How long the server has to end its children and itself, once it is told to."""
+
+_ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+"""This process's ends of all sockets. One that it forks must not hold them: the server would not hear of this one's end."""
+
+
+def _close_ours() -> None:
+    for end in list(_ours):
+        end.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where this module is imported all the same
+    os.register_at_fork(after_in_child=_close_ours)
+
+_CODE: Final = "import sys; sys.path[:] = {path}; from tidemill.lanes.forkserver import main; main({fd})"
+"""What the server runs. Modules are found where the application finds them, and nowhere before."""
 
 _replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,14 +100,16 @@ class ForkServer:
         import fcntl  # not on Windows, where this module is imported all the same
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        path = os.pathsep.join(p for p in sys.path if p)
-        environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD, "PYTHONPATH": path}
+        _ours.add(ours)
+        environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD}
         with theirs:
             control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # no standard stream, though some may be closed
+        code = _CODE.format(path=ascii([entry for entry in sys.path if isinstance(entry, str)]), fd=control)
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
         try:
             with _signals_held():
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-                    [sys.executable, "-m", "tidemill.lanes.forkserver", str(control)],
+                    [sys.executable, *flags, "-c", code],
                     pass_fds=[control],
                     stdin=subprocess.DEVNULL,
                     env=environment,
@@ -126,7 +146,8 @@ class ForkServer:
             return
         match _replies.decode(data):
             case Loaded() as loaded:
-                self._loaded.set_result(loaded)
+                if not self._loaded.done():
+                    self._loaded.set_result(loaded)
             case Preloaded() as preloaded:
                 if self._preloaded is not None and not self._preloaded.done():
                     self._preloaded.set_result(preloaded)
@@ -175,6 +196,7 @@ class ForkServer:
         asked again for so long; then the child has died of that."""
         assert self._control is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        _ours.add(ours)
         for end in (ours, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
@@ -206,34 +228,66 @@ class ForkServer:
 
     async def abandon(self) -> None:
         """The loop that heard them was closed: end the server, and with it its children, from another loop."""
-        if self._process is None or self._control is None:
-            return
         for channel in self._channels.values():
             channel.abandon()
-        self._channels.clear()
-        self._control.close()
-        self._control = None
-        process, self._process = self._process, None
-        await _reaped(process)
+        await self._end()
 
     async def aclose(self) -> None:
         """End the server; children that are left are killed by it."""
-        if self._process is None or self._control is None:
-            return
-        with contextlib.suppress(ValueError, OSError):
-            asyncio.get_running_loop().remove_reader(self._control)
-        self._control.close()
-        self._control = None
+        if self._control is not None:
+            with contextlib.suppress(ValueError, OSError):
+                asyncio.get_running_loop().remove_reader(self._control)
         for channel in self._channels.values():
             channel.close()
+        await self._end()
+
+    async def _end(self) -> None:
         self._channels.clear()
+        if self._process is None or self._control is None:
+            return
+        control, self._control = self._control, None
         process, self._process = self._process, None
+        with contextlib.suppress(OSError):
+            control.shutdown(socket.SHUT_RDWR)  # the server hears it, whoever else may hold this end
+        control.close()
+        if self._is_importing:
+            process.kill()  # an import may take for ever
         await _reaped(process)
+
+    @property
+    def _is_importing(self) -> bool:
+        """Whether it has no children yet, and will not listen until it is done."""
+        return any(
+            answer is not None and (answer.cancelled() or not answer.done())
+            for answer in (self._loaded, self._preloaded)
+        )
 
 
 async def _reaped(process: subprocess.Popen[bytes]) -> None:
-    """It ends by itself, since nobody holds the other end of its socket any more."""
+    """It ends by itself, since its socket is closed, or is killed after the grace."""
     try:
-        await asyncio.to_thread(process.wait)
-    except RuntimeError:  # there is no thread to be had, and it may be in the way itself
-        process.wait()
+        async with asyncio.timeout(_GRACE_S):
+            await _ended(process.pid)
+    except TimeoutError:
+        process.kill()
+    except OSError:  # no descriptor is left, or somebody else has reaped it
+        pass
+    finally:  # also when nobody waits any more
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def _ended(pid: int) -> None:
+    """Return when the process has ended."""
+    loop = asyncio.get_running_loop()
+    handle = os.pidfd_open(pid)
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)

@@ -1,6 +1,6 @@
 """The fork server: one small single-threaded process from which lanes and sink processes are forked in milliseconds.
 
-It is started once per run as ``python -m tidemill.lanes.forkserver FD``, loads NumPy and the kernels, and then forks on
+It is started once per run (`fork_client`), loads NumPy and the kernels, and then forks on
 request. Its children therefore never import the user's ``__main__``, inherit no thread, no lock and no descriptor of
 the application, and share the loaded libraries' memory. It is the parent of its children, so a kill by process id
 cannot hit a stranger: an id is free again only after it was reaped here. Each child leads a process group, so that the
@@ -107,12 +107,12 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # one that came before is overlooked too
-    control = socket.socket(fileno=fd)
     _import_roles()
     _name_process("tidemill-server")
-    server = _Server(control)
-    server.tell(_encode(Loaded()))
-    server.serve()
+    with socket.socket(fileno=fd) as control:
+        server = _Server(control)
+        server.tell(_encode(Loaded()))
+        server.serve()
 
 
 def _import_roles() -> None:
@@ -360,7 +360,3 @@ def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel was told, and somebody else has adopted this process
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
