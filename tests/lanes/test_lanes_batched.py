@@ -69,6 +69,28 @@ async def test_an_error_belongs_to_its_record(two: tm.Lanes) -> None:
     assert results == [1.0, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("size", [None, 3, 200_000], ids=["number", "array", "large_array"])
+async def test_records_are_the_functions_own_also_when_it_is_called_again(one: tm.Lanes, size: int | None) -> None:
+    """It changes them and takes them out of the list; each of those that follow an error is as it was sent."""
+
+    def celsius(records: list[dict]) -> list[float]:
+        values = []
+        while records:
+            record = records.pop(0)
+            record["value"] -= 32
+            values.append(float(np.max(record["value"])))
+        if min(values) < 0:
+            raise ValueError("too cold")
+        return values
+
+    def record(value: float) -> dict:
+        return {"value": value if size is None else np.full(size, value)}
+
+    results = await asyncio.gather(*map(one.batched(celsius), map(record, [40.0, 0.0, 50.0])), return_exceptions=True)
+    assert isinstance(results.pop(1), ValueError)
+    assert results == [8.0, 18.0]
+
+
 async def test_a_record_that_kills_the_process_fails_alone(two: tm.Lanes) -> None:
     """The batch is taken apart after the death: the others have their values."""
 

@@ -146,7 +146,7 @@ class CallWorker:
             function = self._function(call.function) if call.function else None
             if call.listed:
                 assert function is not None
-                return _listed(function, pieces(payload, call.sizes))
+                return _listed(function, payload, call.sizes)
             received = loads(payload) if call.at < 0 else self._leased(call, payload)
             if function is None:
                 function, arguments, options = received
@@ -229,33 +229,36 @@ def _alone(function: Callable[..., Any], parcel: memoryview) -> _Answer:
 # -- calls with a list of records --------------------------------------------------------------------------
 
 
-def _listed(function: Callable[[list[Any]], Any], parcels: list[memoryview]) -> list[_Answer]:
-    """A record that cannot be read fails alone; the function gets the others in one list."""
+def _listed(function: Callable[[list[Any]], Any], payload: Payload, sizes: list[int]) -> list[_Answer]:
+    """A record that cannot be read fails alone; the function gets the others in one list. An error of more than one is narrowed
+    down: each is tried alone, once, as it was sent."""
+    kept = bytearray(payload) if len(sizes) > 1 else payload  # the function may write into arrays, which lie in there
     answers: dict[int, _Answer] = {}
     records: dict[int, Any] = {}
-    for number, parcel in enumerate(parcels):
+    for number, parcel in enumerate(pieces(payload, sizes)):
         try:
             records[number] = loads(parcel)
         except BaseException as error:  # noqa: BLE001 - whatever a __setstate__ raises
             answers[number] = _error(error)
-    answers.update(zip(records, _called(function, list(records.values())), strict=True))
-    return [answers[number] for number in range(len(parcels))]
-
-
-def _called(function: Callable[[list[Any]], Any], records: list[Any]) -> list[_Answer]:
-    """An error of more than one record is narrowed down: each is tried alone, once."""
-    if not records:
-        return []
     try:
-        values = function(records)
+        values = function(list(records.values())) if records else []
     except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
         if len(records) > 1:
-            return [answer for record in records for answer in _called(function, [record])]
-        return [_error(error)]
+            again = pieces(kept, sizes)
+            called = [_listed(function, again[number], [sizes[number]])[0] for number in records]
+        else:
+            called = [_error(error)]
+    else:
+        called = _values(values, len(records))
+    answers.update(zip(records, called, strict=True))
+    return [answers[number] for number in range(len(sizes))]
+
+
+def _values(values: Any, count: int) -> list[_Answer]:
     try:
-        return [_answer(value) for value in _checked(values, len(records))]
+        return [_answer(value) for value in _checked(values, count)]
     except BaseException as error:  # noqa: BLE001 - a BadResult, or what the sequence's own methods raise
-        return [_error(error)] * len(records)
+        return [_error(error)] * count
 
 
 def _checked(values: Any, count: int) -> list[Any]:
