@@ -67,6 +67,34 @@ class Careful:
         self.total = total
 
 
+class Shown:
+    """``snapshot`` is for a dashboard."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def update(self, x: int) -> int:
+        self.total += x
+        return self.total
+
+    def snapshot(self) -> dict[str, int]:
+        return {"total": self.total}
+
+
+class Undone:
+    """``restore`` is the user's own affair."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def update(self, x: int) -> int:
+        self.total += x
+        return self.total
+
+    def restore(self, path: str) -> None:
+        self.total = -1
+
+
 @pytest.mark.parametrize("count", [0, 2], ids=["inline", "processes"])
 async def test_each_key_has_its_own_object(count: int) -> None:
     """Calls of one key are in order without awaiting each; text and bytes are keys; classes of the library too."""
@@ -85,7 +113,7 @@ async def test_each_key_has_its_own_object(count: int) -> None:
 
 async def test_an_object_outlives_its_process(two: tm.Lanes) -> None:
     """Killed while idle: the next call finds it as it was, in another process."""
-    for factory in (Sums, Careful):
+    for factory in (Sums, Careful, Shown, Undone):
         objects = two.keyed(factory)
         for number in range(5):
             assert await objects("S1", 1) == 2 * number + 1

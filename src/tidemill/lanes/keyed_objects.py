@@ -69,7 +69,7 @@ class KeyedObjects:
 
     def _snapshot(self, value: Any) -> bytes:
         try:
-            if hasattr(value, "snapshot"):
+            if _keeps_itself(type(value)):
                 return dumps(value.snapshot())
             return self._pickled(value)
         except Exception as error:
@@ -91,11 +91,17 @@ class KeyedObjects:
         return dumps(value) if b"__main__" in data else data
 
     def _restored(self, state: bytes) -> Any:
-        fresh = self._factory() if self._class is None or hasattr(self._class, "restore") else None
-        if fresh is not None and hasattr(fresh, "restore"):
-            fresh.restore(loads(state))
-            return fresh
+        if self._class is None or _keeps_itself(self._class):
+            fresh = self._factory()
+            if _keeps_itself(type(fresh)):
+                fresh.restore(loads(state))
+                return fresh
         return _Unpickler(io.BytesIO(state), self._class).load()
+
+
+def _keeps_itself(of: type) -> bool:
+    """Whether it has both methods; a class with one of them means something else by it."""
+    return hasattr(of, "snapshot") and hasattr(of, "restore")
 
 
 class _Pickler(pickle.Pickler):
