@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -169,15 +170,73 @@ async def test_a_cancelled_reader_leaves_nothing_behind(one: tm.Lanes, telephone
     assert one.statistics().waiting == 0
 
 
-async def test_an_error_of_the_source_is_the_streams(two: tm.Lanes) -> None:
-    """It is raised as it is."""
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_error_of_the_source_is_the_streams_at_its_place(two: tm.Lanes, asynchronous: bool) -> None:
+    """It is raised as it is, behind the results of what was read before it."""
 
-    def source() -> Iterator[int]:
-        yield 1
+    def plain() -> Iterator[int]:
+        yield from (1, 2, 3)
         raise OSError("the sensor is gone")
 
+    async def source() -> AsyncIterator[int]:
+        for number in plain():
+            yield number
+
+    stream = two.stream(square, source() if asynchronous else plain(), return_exceptions=True)
+    assert [await anext(stream) for _ in range(3)] == [1, 4, 9]
     with pytest.raises(OSError, match="the sensor is gone"):
-        _ = [result async for result in two.stream(square, source())]
+        await anext(stream)
+
+
+async def test_a_source_keeps_its_context_from_value_to_value(two: tm.Lanes) -> None:
+    """It is read in one task."""
+    span = contextvars.ContextVar("span", default="")
+
+    async def source() -> AsyncIterator[int]:
+        token = span.set("mine")
+        for number in range(3):
+            yield number
+            assert span.get() == "mine"
+        span.reset(token)
+
+    assert [result async for result in two.stream(square, source())] == [0, 1, 4]
+
+
+@pytest.mark.parametrize(("window", "read"), [(1, [1]), (8, [1, 4])], ids=["while_it_is_not_read", "while_it_waits"])
+async def test_a_task_of_the_source_that_fails_ends_the_stream(two: tm.Lanes, window: int, read: list[int]) -> None:
+    """The TaskGroup around its values says so, whether the source waits for its next value or for room."""
+    gate = asyncio.Event()
+
+    async def feed() -> None:
+        await gate.wait()
+        raise OSError("the sensor is gone")
+
+    async def source() -> AsyncIterator[int]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            yield 1
+            yield 2
+            await asyncio.Event().wait()
+
+    results: list[int] = []
+
+    async def collect() -> None:
+        async for result in two.stream(square, source(), window=window):
+            results.append(result)
+            await turns()
+            gate.set()
+            await turns()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await collect()
+    assert isinstance(raised.value.exceptions[0], OSError)
+    assert results == read
+
+
+async def turns() -> None:
+    """Let the loop go round some times."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def test_each_call_of_a_stream_can_time_out(one: tm.Lanes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from typing import Any, Final, Protocol
 
 __all__ = ["Calling", "streamed"]
@@ -24,47 +24,116 @@ class Calling(Protocol):
 _END: Final = object()
 
 
-class _Source:
-    """Reads a plain or asynchronous iterable; an asynchronous one in a task, so that results need not wait for it."""
+class _Plain:
+    """Reads a plain iterable, in the task of who asks for results."""
 
-    def __init__(self, source: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self._plain: Iterator[Any] | None = None
-        self._asynchronous: AsyncIterator[Any] | None = None
-        if isinstance(source, AsyncIterable):
-            self._asynchronous = aiter(source)
-        else:
-            self._plain = iter(source)
-        self.reading: asyncio.Task[Any] | None = None
-        self.ended = False
+    def __init__(self, source: Iterable[Any], calls: _Calls) -> None:
+        self._source = iter(source)
+        self._calls = calls
 
-    def next_nowait(self) -> Any:
-        """The next value; _END when there is none yet (it is being read) or none any more."""
-        value = self._next()
-        if value is _END and self.reading is None:
-            self.ended = True
-        return value
+    def read(self) -> None:
+        """Submit as many values as the window takes."""
+        calls = self._calls
+        try:
+            while not calls.ended and len(calls.pending) < calls.window:
+                value = next(self._source, _END)
+                if value is _END:
+                    calls.ended = True
+                else:
+                    calls.pending.append(calls.submit(value))
+        except Exception as error:  # noqa: BLE001 - the source's own; told when the calls before it have ended
+            calls.ended, calls.error = True, error
 
-    def _next(self) -> Any:
-        if self._plain is not None:
-            return next(self._plain, _END)
-        if self.reading is None:
-            self.reading = asyncio.ensure_future(self._read())
-        if not self.reading.done():
-            return _END
-        task, self.reading = self.reading, None
-        return task.result()
+    async def some(self) -> None:
+        """Return when a call is pending, or the source has ended."""
 
-    async def _read(self) -> Any:
-        assert self._asynchronous is not None
-        return await anext(self._asynchronous, _END)
+    async def aclose(self) -> None:
+        """Read no more."""
+
+
+class _Asynchronous:
+    """Reads an asynchronous iterable in one task of its own: results need not wait for it, and whatever it keeps across a
+    ``yield`` (a TaskGroup, a timeout, context variables) is in one task and one context.
+    """
+
+    def __init__(self, source: AsyncIterable[Any], calls: _Calls) -> None:
+        self._source = aiter(source)
+        self._calls = calls
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._some: asyncio.Future[None] | None = None
+        self._closing = False
+
+    def read(self) -> None:
+        """Go on reading if the window has room."""
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._read())
+            self._task.add_done_callback(self._ended)
+        elif self._room is not None and not self._calls.full:
+            _wake(self._room)
+
+    async def some(self) -> None:
+        """Return when a call is pending, or the source has ended."""
+        self._some = self._loop.create_future()
+        await self._some
+
+    async def _read(self) -> None:
+        value = await anext(self._source, _END)
+        while value is not _END and not self._closing:
+            self._calls.pending.append(self._calls.submit(value))
+            _wake(self._some)
+            value = await self._next()
+
+    async def _next(self) -> Any:
+        try:
+            while self._calls.full:
+                self._room = self._loop.create_future()
+                await self._room
+        except asyncio.CancelledError as error:
+            if self._closing or not hasattr(self._source, "athrow"):
+                raise
+            try:
+                return await self._source.athrow(
+                    error
+                )  # by a TaskGroup or timeout of the source's, who knows what it means
+            except StopAsyncIteration:
+                return _END
+        return await anext(self._source, _END)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._calls.ended = True
+        self._calls.error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        _wake(self._some)
 
     async def aclose(self) -> None:
         """Stop reading."""
-        if self.reading is not None:
-            self.reading.cancel()
-            await asyncio.wait([self.reading])
-            if not self.reading.cancelled():
-                self.reading.exception()
+        self._closing = True
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+class _Calls:
+    """What was read of a source and not yielded."""
+
+    def __init__(self, submit: Callable[[Any], asyncio.Future[Any]], window: int) -> None:
+        self.submit = submit
+        self.window = window
+        self.pending: deque[asyncio.Future[Any]] = deque()
+        self.ended = False
+        """Whether there are no more."""
+        self.error: BaseException | None = None
+        """Of the source; its place is after what is pending."""
+
+    @property
+    def full(self) -> bool:
+        return len(self.pending) >= self.window
 
 
 async def streamed(
@@ -75,13 +144,16 @@ async def streamed(
     return_exceptions: bool,
 ) -> AsyncGenerator[Any, None]:
     """See `tidemill.Lanes.stream`."""
-    source = _Source(values)
-    pending: deque[asyncio.Future[Any]] = deque()
+    calls = _Calls(calling.submit, window)
+    pending = calls.pending
+    source = _Asynchronous(values, calls) if isinstance(values, AsyncIterable) else _Plain(values, calls)
     try:
         while True:
-            while not source.ended and len(pending) < window and (value := source.next_nowait()) is not _END:
-                pending.append(calling.submit(value))
-            if pending and pending[0].done():
+            source.read()
+            if pending:
+                if not pending[0].done():
+                    with contextlib.suppress(Exception):  # told below, at its place
+                        await pending[0]
                 future = pending.popleft()
                 error = future.exception()
                 if error is None:
@@ -90,15 +162,11 @@ async def streamed(
                     yield error
                 else:
                     raise error
-            elif pending and source.reading is None:
-                with contextlib.suppress(Exception):  # told above, at its place
-                    await pending[0]
-            elif pending or source.reading is not None:
-                waiting = [pending[0]] if pending else []
-                if source.reading is not None:
-                    waiting.append(source.reading)
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            elif source.ended:
+            elif not calls.ended:
+                await source.some()
+            elif calls.error is not None:
+                raise calls.error
+            else:
                 return
     finally:
         calling.abandon()
