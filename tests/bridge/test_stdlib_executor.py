@@ -142,6 +142,15 @@ def test_map_exception(pool) -> None:
         next(results)
 
 
+@pytest.mark.parametrize("buffersize", [None, 1])
+def test_map_of_what_cannot_be_sent(pool, buffersize: int | None) -> None:
+    """An error at its place: those before it have their results."""
+    squares = pool.map(square, [1, 2, (x for x in ()), 4], buffersize=buffersize)
+    assert [next(squares), next(squares)] == [1, 4]
+    with pytest.raises(tm.CallError, match="generator"):
+        next(squares)
+
+
 def test_map_timeout(pool) -> None:
     """What came in time, then TimeoutError; what was under way is stopped."""
     results = []
@@ -453,3 +462,26 @@ print(pool.submit(os.getppid).result(), flush=True)
     assert "Exception" not in end.err
     assert end.err.count("ran") == {"pending": 5, "exit": 5, "thread": 3}.get(how, 0)
     asyncio.run(processes.gone(server))
+
+
+def test_a_loop_that_was_closed_is_told_each_time() -> None:
+    """Without its lanes: no call waits for it, neither one that was made before nor any after."""
+
+    async def opened() -> tuple[tm.Lanes, concurrent.futures.Executor]:
+        lanes = await tm.Lanes(1).__aenter__()
+        return lanes, lanes.executor()
+
+    def thread() -> None:
+        for _ in range(3):
+            with pytest.raises(tm.CallError, match="loop of these lanes is closed"):
+                executor.submit(square, 1)
+
+    loop = asyncio.new_event_loop()
+    lanes, executor = loop.run_until_complete(opened())
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        late = threads.submit(executor.submit, square, 2).result()
+        loop.close()
+        threads.submit(thread).result()
+    with pytest.raises(tm.CallError, match="closed"):
+        late.result(30)
+    asyncio.run(lanes.aclose())

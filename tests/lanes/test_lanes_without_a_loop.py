@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -143,6 +144,30 @@ def test_a_submitter_waits_when_enough_waits(tmp_path: Path) -> None:
             pool.submit(until_told, str(go))
         go.touch()
         assert {future.result(30) for future in submitted} == {"told"}
+
+
+def test_a_submitter_that_is_interrupted_in_line_has_called_nothing(tmp_path: Path) -> None:
+    """It has no future for it, so the call is not made."""
+    go, ran = tmp_path / "go", tmp_path / "ran"
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with tm.LanesExecutor(1, max_waiting=1) as pool:
+            submitted = [pool.submit(until_told, str(go)) for _ in range(3)]  # two in the lane, one waits
+
+            def interrupt() -> None:
+                while pool.statistics().blocked == 0:
+                    pass
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+            threading.Thread(target=interrupt).start()
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(ran.touch)
+            go.touch()
+            assert [future.result(30) for future in submitted] == ["told"] * 3
+            assert pool.submit(square, 3).result(30) == 9
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not ran.exists()
 
 
 def test_shutdown_finishes_or_cancels(tmp_path: Path) -> None:

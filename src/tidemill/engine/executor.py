@@ -85,9 +85,7 @@ class LoopExecutor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> WorkFuture[T]:
         """Run ``fn(*args, **kwargs)`` in a lane. Raises `CallError` (a RuntimeError) when it cannot be sent."""
-        if self._shut:
-            raise CallError("This executor was shut down, and takes no more calls.")
-        self._check()
+        self._check_open()
         future: WorkFuture[T] = WorkFuture(self._loop, self._thread)
         request = self._prepare(fn, args, kwargs, lambda outcome: self._settle(future, outcome))
         self._open.add(future)
@@ -96,10 +94,23 @@ class LoopExecutor(concurrent.futures.Executor):
             return future
         try:
             self._enter(future, request)
-        except BaseException:
-            self._over(future)
+        except BaseException:  # Ctrl-C, perhaps, though the loop is just taking the call
+            future.cancel()
+            self._on_loop(self._over, future)
             raise
         return future
+
+    def _check_open(self) -> None:
+        if self._shut:
+            raise CallError("This executor was shut down, and takes no more calls.")
+        self._check()
+        if self._loop.is_closed():
+            raise self._ended()
+
+    def _ended(self) -> CallError:
+        """The loop was closed without the lanes: nothing that it was to bring will come."""
+        self.abandon()
+        return CallError("The event loop of these lanes is closed.")
 
     def map(
         self,
@@ -119,9 +130,19 @@ class LoopExecutor(concurrent.futures.Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize={buffersize!r} must be 1 or more.")
         until = None if timeout is None else time.monotonic() + timeout
+        self._check_open()
         arguments = zip(*iterables, strict=False)
-        pending = deque(self.submit(fn, *values) for values in islice(arguments, buffersize))
+        pending = deque(self._submitted(fn, values) for values in islice(arguments, buffersize))
         return self._mapped(fn, arguments, pending, until)
+
+    def _submitted(self, fn: Callable[..., T], values: tuple[Any, ...]) -> WorkFuture[T]:
+        """One that cannot be sent fails at its place in the order."""
+        try:
+            return self.submit(fn, *values)
+        except CallError as error:
+            failed: WorkFuture[T] = WorkFuture(self._loop, self._thread)
+            failed.set_exception(error)
+            return failed
 
     def _mapped(
         self, fn: Callable[..., T], arguments: Iterator[Any], pending: deque[WorkFuture[T]], until: float | None
@@ -131,7 +152,7 @@ class LoopExecutor(concurrent.futures.Executor):
                 left = None if until is None else max(0.0, until - time.monotonic())
                 value = pending[0].result(left)
                 pending.popleft()
-                pending.extend(self.submit(fn, *values) for values in islice(arguments, 1))
+                pending.extend(self._submitted(fn, values) for values in islice(arguments, 1))
                 yield value
         finally:
             for future in pending:
@@ -143,7 +164,11 @@ class LoopExecutor(concurrent.futures.Executor):
         """Where too much may wait, each call asks the loop, by ``when_full``."""
         door = self._crew.door
         if threading.get_ident() != self._thread:
-            asyncio.run_coroutine_threadsafe(self._entered(future, request), self._loop).result()
+            entering = asyncio.run_coroutine_threadsafe(self._entered(future, request), self._loop)
+            try:
+                entering.result()
+            finally:
+                entering.cancel()
         elif door.must_wait and door.when_full != "drop_oldest":
             raise door.refuse(request.name)
         else:
@@ -167,7 +192,7 @@ class LoopExecutor(concurrent.futures.Executor):
         try:
             self._loop.call_soon_threadsafe(self._take)
         except RuntimeError as error:
-            raise CallError("The event loop of these lanes is closed.") from error
+            raise self._ended() from error
 
     def _take(self) -> None:
         """Do what was handed over, for a millisecond at most."""
@@ -182,6 +207,9 @@ class LoopExecutor(concurrent.futures.Executor):
                 return
 
     def _begin(self, future: WorkFuture[Any], request: Request) -> None:
+        if future.cancelled():  # on its way here
+            self._over(future)
+            return
         try:
             self._check()
         except CallError as error:  # closed while the call was on its way from its thread
