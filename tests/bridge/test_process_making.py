@@ -135,6 +135,23 @@ async def test_preloaded_modules_are_there(tmp_path: Path, monkeypatch: pytest.M
     assert await asyncio.to_thread((tmp_path / "imports").read_text) == "once\n"
 
 
+async def test_processes_draw_numbers_of_their_own() -> None:
+    """Though the generator was there before they were forked."""
+
+    def draw() -> tuple[float, float]:
+        import random
+
+        import numpy as np
+
+        return np.random.rand(), random.random()  # noqa: NPY002 - the generator in question
+
+    async with tm.Lanes(1, preload=["numpy.random", "random"]) as lanes:
+        before = await lanes.run(draw)
+        await asyncio.gather(lanes.run(os._exit, 1), return_exceptions=True)
+        after = await lanes.run(draw)
+    assert not set(before) & set(after)
+
+
 async def test_a_module_that_is_missing() -> None:
     """Named, at the opening."""
     with pytest.raises((CallError, LaneDied), match="no_such_module"):

@@ -285,6 +285,7 @@ class _Server:
             if spawn.nice:
                 os.nice(spawn.nice)
             sys.setswitchinterval(0.0005)
+            _reseed()
             _entry(spawn.role)(socket.socket(fileno=fds[0]), fds[1:])
             code = 0
         except (BrokenPipeError, ConnectionResetError):  # the application is gone: nobody to tell
@@ -342,6 +343,13 @@ def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
     from tidemill.lanes import call_main, lane_main, sink_main
 
     return {"lane": lane_main.main, "sink": sink_main.main, "calls": call_main.main}[role]
+
+
+def _reseed() -> None:
+    """Else all children would draw the same numbers; the standard library's ``random`` sees to itself."""
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        random.seed()
 
 
 def _name_process(name: str) -> None:
