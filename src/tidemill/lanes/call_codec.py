@@ -12,10 +12,10 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cloudpickle
 import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
+from tidemill.lanes.by_value import dumps_by_value
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
@@ -64,9 +64,9 @@ def dumps(value: Any) -> bytes:
     try:
         data = pickle.dumps(value, 5)
     except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
-        return bytes(cloudpickle.dumps(value, 5))
+        return dumps_by_value(value)
     if b"__main__" in data:  # by name, and the other side has another main module
-        return bytes(cloudpickle.dumps(value, 5))
+        return dumps_by_value(value)
     return data
 
 
@@ -83,7 +83,7 @@ def _describe(error: BaseException) -> str:
 def dumps_function(function: Any) -> bytes:
     """Pickle a function, always by cloudpickle, which knows of modules to be sent by value; raises `CallError`."""
     try:
-        return bytes(cloudpickle.dumps(function, 5))
+        return dumps_by_value(function)
     except BaseException as error:
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "

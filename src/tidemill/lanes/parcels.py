@@ -15,10 +15,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
-import cloudpickle
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.lanes.by_value import dumps_by_value
 from tidemill.lanes.column_codec import ColumnReader, columns_of
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 
@@ -137,7 +137,7 @@ def _pickled(value: Any) -> Parcel:
         by_value = True
     if by_value:
         buffers.clear()
-        data = bytes(cloudpickle.dumps(value, 5, buffer_callback=inside))
+        data = dumps_by_value(value, inside)
     if not buffers:
         return Parcel(data)
     sizes = struct.pack(f"<{len(buffers)}q", *(view.nbytes for view in buffers))
