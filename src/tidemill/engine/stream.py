@@ -93,10 +93,8 @@ class _Asynchronous:
         except asyncio.CancelledError as error:
             if self._closing or not hasattr(self._source, "athrow"):
                 raise
-            try:
-                return await self._source.athrow(
-                    error
-                )  # by a TaskGroup or timeout of the source's, who knows what it means
+            try:  # by a TaskGroup or a timeout of the source's, which knows what it means
+                return await self._source.athrow(error)
             except StopAsyncIteration:
                 return _END
         return await anext(self._source, _END)

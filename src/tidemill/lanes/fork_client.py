@@ -269,15 +269,13 @@ async def _reaped(process: subprocess.Popen[bytes]) -> None:
         async with asyncio.timeout(_GRACE_S):
             await _ended(process.pid)
     except TimeoutError:
-        process.kill()
-    except OSError:  # no descriptor is left, or somebody else has reaped it
         pass
-    finally:  # also when nobody waits any more
-        try:
+    except OSError:  # no descriptor is left
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    finally:  # also when nobody waits any more
+        process.kill()
+        process.wait()
 
 
 async def _ended(pid: int) -> None:
