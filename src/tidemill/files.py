@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 __all__ = [
+    "STANDARD_INPUT",
+    "STANDARD_OUTPUT",
     "Lock",
     "PlacedFile",
     "RestingFile",
@@ -35,6 +37,7 @@ __all__ = [
     "expand",
     "free_space",
     "head",
+    "identity",
     "is_private",
     "is_readable_by_all",
     "leftovers",
@@ -59,6 +62,9 @@ __all__ = [
     "write_atomic",
 ]
 
+STANDARD_INPUT: Final = Path("/dev/stdin")
+STANDARD_OUTPUT: Final = Path("/dev/stdout")
+"""Their names on the disk, by which a file is found that a shell has put there."""
 RECORDINGS: Final = (".csv", ".ndjson", ".jsonl", ".parquet")
 """Suffixes that a folder is searched for; each also with ``.gz``."""
 _COMPRESSED: Final = ".gz"
@@ -292,6 +298,16 @@ def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def identity(path: str | os.PathLike[str]) -> object | None:
+    """What is the same for all names of one file or folder, links among them; None for a device or a pipe, which is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as the other doors here
+    except OSError:
+        return os.path.realpath(path)
+    one = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return (status.st_dev, status.st_ino) if one else None
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

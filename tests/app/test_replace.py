@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tidemill as tm
+from tidemill.app.cli import answer
 from tidemill.app.load import Found
 from tidemill.app.replace import replaced, said_as_options
 from tidemill.app.run_options import Edges
@@ -111,3 +112,27 @@ def test_what_is_at_the_output_names_the_option(tmp_path, name):
     assert "if_exists" not in str(told.value)
     with pytest.raises(tm.InputError, match="if_exists="), said_as_options(Edges()):
         tm.sinks.for_path(path).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (["run", "--output", "in.csv", "--if-exists", "replace"], "the sink lines and the source replay"),
+        (["run", "--output", "o.csv", "--report", "plant.py"], "the report and the plan"),
+        (["run", "--output", "o.csv", "--dead-letters", "plant.py"], "the dead letters and the plan"),
+        (["run", "--output", "o.csv", "--report", "o.csv"], "the sink lines and the report"),
+        (["run", "--output", "o.csv", "--dead-letters", "o.csv"], "the sink lines and the dead letters"),
+        (["run", "--output", "o.csv", "--dead-letters", "in.csv"], "the dead letters and the source replay"),
+        (["check", "--output", "in.csv"], "the sink lines and the source replay"),
+    ],
+)
+def test_no_two_options_name_one_file(tmp_path, monkeypatch, capsys, words, both):
+    """What the one writes, the other would lose: refused with both before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    texts = {"plant.py": "import tidemill as tm\nplan = tm.Plan()\n", "in.csv": "sensor,time\na,1\n"}
+    for name, text in texts.items():
+        Path(name).write_text(text)
+    command, *options = words
+    assert answer([command, "plant.py", "--input", "in.csv", "--lanes", "0", *options]) == 4
+    assert f"{both} are one file" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == texts

@@ -5,7 +5,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.batch import Batch
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 
 
@@ -89,3 +89,64 @@ def test_places_that_two_sinks_may_share(tmp_path):
     devices = [tm.sinks.Lines("/dev/null", format="ndjson") for _ in range(2)]
     pipeline = tm.Pipeline(source("a", 1), tm.Plan(), [*tables, *devices])
     assert [sink.name for sink in pipeline.sinks] == ["sqlite", "sqlite_2", "lines", "lines_2"]
+
+
+@pytest.mark.parametrize("name", ["rows.ndjson", "other.ndjson", "linked.ndjson"])
+@pytest.mark.parametrize("if_exists", ["replace", "append"])
+def test_a_source_and_a_sink_of_one_file_are_refused(tmp_path, name, if_exists):
+    """Before the file is touched, by the names of both, also where it has another name."""
+    rows = tmp_path / "rows.ndjson"
+    rows.write_text('{"sensor": "a", "time": 1, "value": 1}\n')
+    (tmp_path / "other.ndjson").symlink_to(rows)
+    (tmp_path / "linked.ndjson").hardlink_to(rows)
+    before = rows.read_bytes()
+    sink = tm.sinks.Lines(tmp_path / name, if_exists=if_exists)
+    with pytest.raises(InputError, match=r"the sink lines and the source replay are one file, .*rows.ndjson"):
+        tm.run(tm.Pipeline(tm.sources.Replay(rows), tm.Plan(), sink), lanes=0)
+    assert rows.read_bytes() == before
+
+
+def test_what_a_run_writes_beside_its_rows_has_files_of_its_own(tmp_path, monkeypatch):
+    """Report, dead letters and rows; also those that no option named, and a history that is worked on first."""
+    monkeypatch.chdir(tmp_path)
+    history = tmp_path / "history.ndjson"
+    history.write_text('{"sensor": "a", "time": 1, "value": 1}\n')
+
+    def refused(out, **options):
+        pipeline = tm.Pipeline(source("a", 1), tm.Plan(), tm.sinks.for_path(out, if_exists="replace"))
+        with pytest.raises(InputError, match=r"(.*) are one file") as told:
+            tm.run(pipeline, lanes=0, **options)
+        return str(told.value).partition(" are one file")[0]
+
+    assert refused("a.db", dead_letters="a.db") == "the sink sqlite and the dead letters"
+    assert refused("dead_letters.ndjson") == "the sink lines and the dead letters"
+    assert refused("a.ndjson", report=tmp_path / "a.ndjson") == "the sink lines and the report"
+    assert refused("a.ndjson", report="r", dead_letters="r") == "the dead letters and the report"
+    state = tm.State(tmp_path / "state", warm=tm.sources.Replay(history))
+    assert refused("history.ndjson", state=state) == "the sink lines and the source replay"
+    assert [path.name for path in tmp_path.iterdir()] == ["history.ndjson"]
+
+
+def test_a_folder_of_parquet_files_is_not_read_and_written(tmp_path):
+    """Its files are the sink's; others may lie in it."""
+    tm.run(tm.Pipeline(source("a", 1), tm.Plan(), tm.sinks.Parquet(tmp_path)), lanes=0)
+    sink = tm.sinks.Parquet(tmp_path, if_exists="replace")
+    with pytest.raises(InputError, match=r"the sink parquet and the source replay are one file, .*part-0"):
+        tm.run(tm.Pipeline(tm.sources.Replay(tmp_path), tm.Plan(), sink), lanes=0)
+    (tmp_path / "in.ndjson").write_text('{"sensor": "a", "time": 1, "value": 1}\n')
+    tm.run(tm.Pipeline(tm.sources.Replay(tmp_path / "*.ndjson"), tm.Plan(), sink), lanes=0, report=tmp_path / "r.json")
+
+
+def test_letters_are_replayed_into_their_own_file(tmp_path):
+    """A replay reads those that were there; new ones are for the next."""
+    letters = tmp_path / "dead.ndjson"
+    letters.write_text('{"raw": {"n": 1}}\n')
+    pipeline = tm.Pipeline(tm.sources.DeadLetters(letters, time="at"), tm.Plan(), tm.sinks.Latest())
+    assert tm.run(pipeline, lanes=0, dead_letters=letters).dead_letters == 1
+    assert len(letters.read_text().splitlines()) == 2
+
+
+def test_a_device_is_read_and_written(tmp_path):
+    """Nothing is lost of what several may write."""
+    pipeline = tm.Pipeline(tm.sources.Lines("/dev/null"), tm.Plan(), tm.sinks.Lines("/dev/null", format="ndjson"))
+    assert tm.run(pipeline, lanes=0, dead_letters="/dev/null").rows_out == 0

@@ -127,11 +127,12 @@ def _run(
 
     if tells.no_metrics and tells.metrics is not None:
         raise InputError(f"--no-metrics shows nothing, so it does not go with --metrics {tells.metrics}.")
-    pipeline = replaced(load(file), edges)
+    found = load(file)
+    pipeline = replaced(found, edges)
     warm = None if keeps.warm is None else source_of(keeps.warm, pipeline)
     state = state_asked_for(pipeline, keeps, warm)
     with said_as_options(edges):
-        return perform(pipeline, lanes=lanes, state=state, ends=ends, tells=tells)
+        return perform(pipeline, file=found.path, lanes=lanes, state=state, ends=ends, tells=tells)
 
 
 def _check(
@@ -191,17 +192,20 @@ def _check(
     from tidemill.app.load import load
     from tidemill.app.replace import replaced
     from tidemill.app.verdict import Questions, answer
+    from tidemill.engine.places_apart import Place, edges_of, require_apart
 
     edges = Edges(input, output, key, time, tz, if_exists)
     questions = Questions(input, records, expect, tolerance, lanes)
     questions.check()
-    pipeline = replaced(load(file), edges, sinkless=True)
+    found = load(file)
+    pipeline = replaced(found, edges, sinkless=True)
     compiled = checked(pipeline)
     sys.stdout.write(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     sys.stdout.flush()
     if state is not None:
         resumption(state, pipeline, compiled, tuple(drop_state or ()))
     code = answer(questions, pipeline, compiled)
+    require_apart([*edges_of(pipeline), Place("the plan", found.path)])
     warn_of_outputs(
         pipeline, edges, resumes=state is not None
     )  # last: what is in their way does not keep the plan from being read

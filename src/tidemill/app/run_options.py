@@ -108,9 +108,9 @@ class Tells:
     Parameters
     ----------
     report
-        Write the report of the run here, as JSON.
+        Write the report of the run here, as JSON: a file that the run neither reads nor writes otherwise.
     dead_letters
-        Write rejected records here, with their reasons.
+        Write rejected records here, with their reasons; a file of their own too.
     metrics
         HOST:PORT where the run shows /metrics, /healthz and /readyz; port 0 takes a free one. A live pipeline does so
         anyway, at 127.0.0.1:9464.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tidemill import files
 from tidemill.app.exit_codes import ExitCode
@@ -13,14 +14,17 @@ from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.places_apart import Place, places_of, require_apart
 from tidemill.engine.state import State, state_of
 from tidemill.errors import InputError
 
 __all__ = ["ended", "perform"]
 
 
-def perform(pipeline: Pipeline, *, lanes: int | None, state: State | bool | None, ends: Ends, tells: Tells) -> ExitCode:
-    """Run to the end, showing how it goes on stderr; rows may be on stdout.
+def perform(
+    pipeline: Pipeline, *, file: Path, lanes: int | None, state: State | bool | None, ends: Ends, tells: Tells
+) -> ExitCode:
+    """Run to the end what was found in ``file``, showing how it goes on stderr; rows may be on stdout.
 
     Raises `InputError` at once when there is no folder for the report or the dead letters: a run of a week must not end
     in that discovery.
@@ -28,6 +32,8 @@ def perform(pipeline: Pipeline, *, lanes: int | None, state: State | bool | None
     for option, path in (("--report", tells.report), ("--dead-letters", tells.dead_letters)):
         if path is not None and not files.absolute(path).parent.is_dir():
             raise InputError(f"{option} {files.absolute(path)} has no folder to be written to; make it first.")
+    places = places_of(pipeline, state_of(pipeline, state), letters=tells.dead_letters, report=tells.report)
+    require_apart([*places, Place("the plan", file)])
     with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(tells.log_format):
         made = run(
             pipeline,

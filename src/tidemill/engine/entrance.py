@@ -170,6 +170,7 @@ async def serve(
 async def _executed(
     execution: Run, path: str | Path | None, handle_signals: bool, *, ends_process: bool = False
 ) -> Report:
+    execution.require_places_apart(path)
     try:
         with _signals(execution, ends_process) if handle_signals else contextlib.nullcontext():
             return await execution.execute()

@@ -41,6 +41,7 @@ from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.oversight import Oversight, Terms
 from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.places_apart import places_of, require_apart
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
@@ -120,6 +121,10 @@ class Run:
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
+
+    def require_places_apart(self, report: str | Path | None) -> None:
+        """Refuse, with `InputError`, to write what the run reads or writes otherwise."""
+        require_apart(places_of(self.pipeline, self._state, letters=self._dead_letters_path, report=report))
 
     # -- the way through -------------------------------------------------------------------------------------
 

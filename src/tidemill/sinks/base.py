@@ -95,6 +95,11 @@ class Sink(Named, Configured, abc.ABC):
         """What it writes to, when that can take the rows of one sink only: a file's real path."""
         return None
 
+    @property
+    def writes(self) -> Path | None:
+        """The file that it writes, or the folder of Parquet files, where it is one."""
+        return None
+
     def check(self) -> None:
         """Refuse at start what cannot work: a file that exists, a folder that does not."""
 

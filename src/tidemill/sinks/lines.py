@@ -168,6 +168,10 @@ class Lines(ProcessSink):
             return "standard output"
         return None if self.path.exists() and _is_device(self.path) else str(self.path.resolve())
 
+    @property
+    def writes(self) -> Path:
+        return self.path or files.STANDARD_OUTPUT
+
     def check(self) -> None:
         self._require_folder()
         if self.if_exists == "fail" and self.path is not None and self.path.exists() and not _is_device(self.path):

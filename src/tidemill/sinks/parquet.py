@@ -124,6 +124,10 @@ class Parquet(ProcessSink):
     def place(self) -> str:
         return str(self.path.resolve())
 
+    @property
+    def writes(self) -> Path:
+        return self.path
+
     def check(self) -> None:
         self._require_folder()
         if self.if_exists == "fail":

@@ -140,6 +140,10 @@ class SQLite(ProcessSink):
     def place(self) -> str:
         return f"{self.path.resolve()}, table {folded(self.table)!r}"
 
+    @property
+    def writes(self) -> Path:
+        return self.path
+
     def check(self) -> None:
         self._require_folder()
         if self.path.exists():

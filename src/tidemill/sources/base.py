@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tidemill.batch import Batch
@@ -105,6 +106,11 @@ class Source(Named, Configured, abc.ABC):
         self.time = time
         self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
         self.tz = tz
+
+    @property
+    def reads(self) -> Sequence[Path]:
+        """The files that it reads, as far as it reads any. Raises `InputError` when they are not there."""
+        return ()
 
     def check(self) -> None:
         """Refuse at start what cannot work, with the name of the culprit: a missing file, a busy port."""

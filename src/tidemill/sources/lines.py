@@ -6,7 +6,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -112,6 +112,10 @@ class Lines(RecordedSource):
             fields = dict.fromkeys((*seen, *self.columns))
             self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
         return self._schema
+
+    @property
+    def reads(self) -> Sequence[Path]:
+        return super().reads if self.path != "-" else [files.STANDARD_INPUT]
 
     def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
         return self.unpaced(context) if self.seekable else self._piped(context)

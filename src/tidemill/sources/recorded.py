@@ -66,6 +66,10 @@ class RecordedSource(EdgedSource):
         """The reader of a file."""
 
     @property
+    def reads(self) -> Sequence[Path]:
+        return [path for path, _ in self._recordings()]
+
+    @property
     def seekable(self) -> bool:
         return True
 
