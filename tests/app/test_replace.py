@@ -9,7 +9,7 @@ import pytest
 import tidemill as tm
 from tidemill.app.cli import answer
 from tidemill.app.load import Found
-from tidemill.app.replace import replaced, said_as_options
+from tidemill.app.replace import replaced, said_as_options, source_of
 from tidemill.app.run_options import Edges
 
 PLAN = tm.Plan(tm.Select("value"))
@@ -35,6 +35,25 @@ def test_a_new_source_reads_what_the_old_one_read() -> None:
     assert (source.key, source.time, source.tz, source.columns) == ("device", "when", "Europe/Vienna", own.columns)
     assert (made.name, made.plan) == ("plant", PLAN)
     assert isinstance(made.sinks[0], tm.sinks.Latest)
+
+
+def test_a_new_source_reads_what_is_written_as_the_old_one(tmp_path):
+    """Times of a format of their own; records whose file does not say what they are, and lines on standard input."""
+    (march := tmp_path / "march.log").write_text("sensor,time\na,31.03.2024\n")
+    own = tm.sources.Replay("april.log", time_format="%d.%m.%Y", format="csv")
+    (source,) = replaced(found(own), Edges(input=str(march))).sources
+    assert (source.time_format, source.format) == ("%d.%m.%Y", "csv")
+    assert source_of(str(march), found(own).pipeline).time_format == "%d.%m.%Y"
+    assert source.peek().names == ("sensor", "time")
+    (named,) = replaced(found(own), Edges(input="march.parquet")).sources
+    assert named.format is None
+    (lines,) = replaced(found(own), Edges(input="-")).sources
+    assert (lines.time_format, lines.format) == ("%d.%m.%Y", "csv")
+    influx = tm.sources.Lines("-", format="influx", precision="s")
+    (lines,) = replaced(found(influx), Edges(input="-")).sources
+    assert (lines.format, lines.precision) == ("influx", "s")
+    (lines,) = replaced(found(influx, tm.sources.Lines("-")), Edges(input="-")).sources
+    assert (lines.format, lines.precision) == ("ndjson", None)
 
 
 def test_the_command_line_has_the_last_word() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
-from tidemill import sinks, sources
+from tidemill import files, sinks, sources
 from tidemill.app.load import Found
 from tidemill.app.run_options import Edges
 from tidemill.core.plan import Plan
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import InputError, PlanError
+from tidemill.formats.line_formats import LINE_FORMATS
 from tidemill.sources.base import Source
+from tidemill.sources.readers import FORMATS
 
 __all__ = ["NO_SINK", "replaced", "said_as_options", "source_of"]
 
@@ -25,7 +27,7 @@ def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
     """The found pipeline with these edges; ``sinkless`` for one of which no row is written, so that none need be given.
 
     A new source reads the sensor, the time and their zone from the fields that the file's own source names, unless
-    the command line names others. Raises `PlanError` when an edge is missing or an option has nothing to act on.
+    the command line names others, and times as they are written there. Raises `PlanError` when an edge is missing or an option has nothing to act on.
     """
     pipeline = found.pipeline
     _refuse_idle_options(edges)
@@ -81,11 +83,11 @@ def _require_ends(found: Found, edges: Edges, *, sinkless: bool) -> None:
 
 
 def source_of(recording: str, pipeline: Pipeline) -> Source:
-    """A recording, read as the pipeline's own sources are: of the same sensor, time and zone."""
+    """A recording, read as the pipeline's own sources are: of the same sensor, time and zone, written the same way."""
     return _source(Edges(recording), pipeline.sources)
 
 
-def _source(edges: Edges, own: Iterable[Source]) -> Source:
+def _source(edges: Edges, own: Collection[Source]) -> Source:
     assert edges.input is not None
     scheme, mark, _ = edges.input.partition("://")
     if mark:  # not to be shown whole: it may hold a password
@@ -94,9 +96,40 @@ def _source(edges: Edges, own: Iterable[Source]) -> Source:
     options = {name: value if value is not None else _agreed(name, own) for name, value in given.items()}
     key, time, tz = options["key"], options["time"], options["tz"] or "UTC"
     columns = {name: kind for source in own for name, kind in source.columns.items()}
+    form = _alike("time_format", own)
     if edges.input == STANDARD_STREAM:
-        return sources.Lines(STANDARD_STREAM, key=key, time=time, tz=tz, columns=columns)
-    return sources.Replay(edges.input, key=key, time=time, tz=tz, columns=columns)
+        written, unit = _written(own)
+        return sources.Lines(
+            STANDARD_STREAM,
+            key=key,
+            time=time,
+            tz=tz,
+            columns=columns,
+            time_format=form,
+            format=written,
+            precision=unit,
+        )
+    kind = _kind(edges.input, own)
+    return sources.Replay(edges.input, key=key, time=time, tz=tz, columns=columns, time_format=form, format=kind)
+
+
+def _kind(place: str, own: Collection[Source]) -> str | None:
+    """The format of recordings whose names do not say it, when the file's own are such."""
+    told = files.suffix(place) in FORMATS or files.absolute(place).is_dir()
+    recorded = all(isinstance(source, sources.Replay) for source in own)
+    return None if told or not recorded else _alike("format", own)
+
+
+def _written(own: Collection[Source]) -> tuple[str | None, str | None]:
+    """Format and precision of lines on standard input: those of the file's own."""
+    written = _alike("format", own)
+    return (written, _alike("precision", own)) if written in ("csv", *LINE_FORMATS) else (None, None)
+
+
+def _alike(option: str, own: Collection[Source]) -> str | None:
+    """What the file's own sources say with one voice; None where they differ, or have no such option."""
+    said = {getattr(source, option, None) for source in own}
+    return said.pop() if len(said) == 1 else None
 
 
 def _agreed(option: str, own: Iterable[Source]) -> str | None:

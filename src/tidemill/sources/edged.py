@@ -43,6 +43,7 @@ class EdgedSource(Source):
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, name=name)
+        self.time_format = time_format
         self.edge = Edge(
             key=key,
             time=time,

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import runpy
+import shlex
 import sqlite3
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.app.cli import answer
 from tidemill.app.load import load
 from tidemill.app.new.command import new
 from tidemill.app.new.roles import Given, Roles
@@ -151,6 +153,31 @@ def test_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert told.endswith(
         "next      tidemill check plant.py --input march.csv\n          tidemill run plant.py\n          python -m pytest test_plant.py\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("iso.csv", "sensor,time,value\nS1,2024-03-01 12:00:00,20\nS1,2024-03-01 12:00:01,21\n"),
+        ("us.csv", "sensor,time,value\nS1,3/13/2024 1:00 PM,20\nS1,3/13/2024 1:01 PM,21\n"),
+        ("no suffix", '{"sensor": "S1", "time": "31.03.2024", "value": 20}\n{"sensor": "S1", "time": "01.04.2024", "value": 21}\n'),
+        ("sheet.csv", "sensor;time;value\nS1;31.03.2024;20,5\nS1;01.04.2024;21,5\n"),
+    ],
+)  # fmt: skip
+def test_what_is_said_to_be_next_goes_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    """Each command, word for word."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, name, text)
+    new("plant.py", name, Given(), force=False)
+    _, _, after = capsys.readouterr().out.partition("next ")
+    check, run, pytest_of_it = (shlex.split(line) for line in after.splitlines())
+    assert answer([*check[1:], "--lanes", "0"]) == 0
+    assert answer([*run[1:], "--lanes", "0"]) == 0
+    assert "dead letters" not in capsys.readouterr().err
+    assert pytest_of_it == ["python", "-m", "pytest", "test_plant.py"]
+    runpy.run_path("test_plant.py")["test_the_plan_makes_what_pandas_makes"]()
 
 
 @pytest.mark.parametrize(

@@ -284,21 +284,25 @@ class Draft:
     def _packed(self) -> bool:
         return self.recording.lower().endswith(".gz")
 
+    @property
+    def _coerced(self) -> str:
+        """pandas' word for times that are none, where a run has rejected some."""
+        return ', errors="coerce"' if self.rejected else ""
+
     def _csv_head(self) -> list[str]:
         roles, value = self.roles, literal(self.roles.value[0])
         wanted = list(dict.fromkeys([*self.key_fields, roles.time, roles.value[0]]))
         bad = ('on_bad_lines="skip"',) if self.rejected else ()
         lines = [f"frame = {self._read_csv('nrows=MOST', *bad)}[{literal(wanted)}]{self._named()}"]
+        if roles.seen.format is not None:
+            time, form = literal(roles.time), literal(roles.seen.format)
+            lines.append(f"frame[{time}] = pd.to_datetime(frame[{time}], format={form}{self._coerced})")
         if self.rejected:
             lines += [
                 "# what a run rejects never comes to the plan",
                 f'frame[{value}] = pd.to_numeric(frame[{value}], errors="coerce")',
                 "frame = frame.dropna().reset_index(drop=True)",
             ]
-        if roles.seen.format is not None:
-            lines.append(
-                f"frame[{literal(roles.time)}] = pd.to_datetime(frame[{literal(roles.time)}], format={literal(roles.seen.format)})"
-            )
         return [
             *lines,
             f"made = plan.apply(frame, key={literal(roles.key)}, time={literal(roles.time)}, tz={literal(roles.tz)})",
@@ -316,6 +320,12 @@ class Draft:
                 "# what a run rejects never comes to the plan",
                 f"records = [one for one in records if all(one.get(name) is not None for name in {literal(needed)})]",
             ]
+        if roles.seen.format is not None:
+            time, form = literal(roles.time), literal(roles.seen.format)
+            read = f"pd.to_datetime(one[{time}], format={form}{self._coerced})"
+            lines.append(f"records = [{{**one, {time}: {read}}} for one in records]")
+            if self.rejected:
+                lines.append(f"records = [one for one in records if one[{time}] is not pd.NaT]")
         if self.by_stem:
             lines.append(f'records = [{{**one, "stem": {literal(self.stem)}}} for one in records]')
         return [
