@@ -58,6 +58,23 @@ def test_other_ways_to_write_a_time(texts, form, doubted) -> None:
 
 
 @pytest.mark.parametrize(
+    "texts",
+    [
+        [f"03/{1 + n // 10:02}/2024 10:00:00" for n in range(130)],
+        [f"{3 + n // 200:02}/{1 + n % 12 if n < 980 else 13 + n % 5:02}/2024 10:00:00" for n in range(1_000)],
+        ["date", *[f"3/{1 + n % 14}/2024 1:00 PM" for n in range(130)]],
+    ],
+    ids=["days of two weeks", "only at the end", "behind a row of units"],
+)
+def test_few_days_beyond_the_twelfth_tell_days_from_months(texts) -> None:
+    """Nothing is taken for a day that the other reading cannot be, wherever in the head it stands."""
+    seen = times_seen(texts)
+    assert seen is not None
+    assert (seen.format or "").startswith("%m/%d/%Y")
+    assert seen.doubt == ""
+
+
+@pytest.mark.parametrize(
     "items",
     [[], [None], [20.5, 21.0], ["S1"], [True], [[1]], ["soon", "later"], [0, 1, 2], [1e30], ["nan"], ["12:30:00"]],
 )

@@ -17,6 +17,8 @@ __all__ = ["TimeSeen", "day_and_hour", "times_seen"]
 
 _LOOKED_AT: Final = 300
 """Items by which a field is judged."""
+_TRIED: Final = 20
+"""Those by which a format is ruled out."""
 _MOST: Final = 0.9
 """The share of them that must be times."""
 _PLAUSIBLE_S: Final = (315_532_800, 4_102_444_800)
@@ -62,9 +64,10 @@ def times_seen(items: Sequence[Any]) -> TimeSeen | None:
     >>> times_seen(["31.03.2024 12:00"]).format
     '%d.%m.%Y %H:%M'
     """
-    items = [item for item in items if item is not None][:_LOOKED_AT]
-    if not items:
+    there = [item for item in items if item is not None]
+    if not there:
         return None
+    items = _spread(there, _LOOKED_AT)
     numbers = [number for item in items if (number := number_of(item)) is not None]
     if len(numbers) >= _MOST * len(items):
         return _epoch(numbers)
@@ -74,7 +77,7 @@ def times_seen(items: Sequence[Any]) -> TimeSeen | None:
     if _read(texts, None) >= _MOST * len(items):
         zoned = sum(_ZONED.search(text) is not None for text in texts)
         return TimeSeen("ISO 8601", zoned >= _MOST * len(texts))
-    return _formatted(texts)
+    return _formatted([item.strip() for item in there if isinstance(item, str)])
 
 
 def day_and_hour(items: Sequence[Any]) -> str:
@@ -101,15 +104,22 @@ def _epoch(numbers: Sequence[float]) -> TimeSeen | None:
 
 
 def _formatted(texts: Sequence[str]) -> TimeSeen | None:
-    reading = [form for form in _FORMATS if _read(texts, form) >= _MOST * len(texts)]
-    if not reading:
+    """By the format that reads most of them: days beyond the twelfth tell a day from a month, however few they are."""
+    able = [form for form in _FORMATS if _read(_spread(texts, _TRIED), form)]
+    counts = {form: _read(texts, form) for form in able}
+    most = max(counts.values(), default=0)
+    if most < _MOST * len(texts) or not most:
         return None
-    doubt = "" if len(reading) == 1 else f"a guess: {reading[1]!r} reads these times too"
-    return TimeSeen(f"as {reading[0]!r}", zoned=False, format=reading[0], doubt=doubt)
+    first, *others = [form for form in able if counts[form] == most]
+    doubt = f"a guess: {others[0]!r} reads these times too" if others else ""
+    return TimeSeen(f"as {first!r}", zoned=False, format=first, doubt=doubt)
+
+
+def _spread(items: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most so many of the items, from all over them."""
+    return items[:: -(-len(items) // most) or 1]
 
 
 def _read(texts: Sequence[str], form: str | None) -> int:
     """How many of the texts are times."""
-    if form is not None and TimeReader(time_format=form).one(texts[0]) == NAT:
-        return 0
     return int((TimeReader(time_format=form).texts(texts) != NAT).sum())
