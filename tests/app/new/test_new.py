@@ -26,6 +26,7 @@ from tidemill.app.new.sniffing import Layout
 from tidemill.app.new.templates import Calibrated, Draft, calibration_text
 from tidemill.app.new.times_seen import TimeSeen
 from tidemill.errors import InputError, OutputExists
+from tidemill.schema import Field, Kind, Schema
 
 
 def cut(recording: Path, folder: Path, lines: int) -> Path:
@@ -94,6 +95,54 @@ def test_a_recording_of_a_spreadsheet(tmp_path: Path) -> None:
     assert report.rows_out == 100
     assert 'time_format="%d.%m.%Y %H:%M"' in plan
     assert (tmp_path / "calibration.csv").read_text().splitlines()[1].startswith("S0,49.5,")
+
+
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_sensors_may_be_called_what_pandas_takes_for_a_blank(tmp_path: Path, mark: str) -> None:
+    """They are sensors, whoever reads the file."""
+    rows = [mark.join([("NA", "null", "S1")[n % 3], str(1_700_000_000 + n), f"{n % 7}.5\n"]) for n in range(120)]
+    report, _ = tried(written(tmp_path, "a.csv", mark.join(["sensor", "time", "value\n"]) + "".join(rows)), tmp_path)
+    assert (report.rows_out, report.dead_letters) == (120, 0)
+    assert [line.partition(",")[0] for line in (tmp_path / "calibration.csv").read_text().splitlines()[1:]] == [
+        "NA",
+        "null",
+        "S1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rejected"),
+    [
+        ("sensor;time;value\n" + "".join(f"S{n % 3};{1_700_000_000 + n};{'---' if n == 100 else f'{n % 7},5'}\n" for n in range(120)), 0),
+        ("# by x\nsensor,time,value\n,s,degC\n" + "".join(f"S{n % 3},{1_700_000_000 + n},{n % 7}.5\n" for n in range(120)), 1),
+    ],
+    ids=["a cell of dashes", "a row of units"],
+)  # fmt: skip
+def test_cells_that_are_no_numbers_are_nan(tmp_path: Path, text: str, rejected: int) -> None:
+    """One of them makes no text of the readings of all others."""
+    report, _ = tried(written(tmp_path, "a.csv", text), tmp_path)
+    assert (report.rows_out, report.dead_letters) == (120, rejected)
+    with sqlite3.connect(tmp_path / "plant.db") as database:
+        assert database.execute("SELECT count(normalized) FROM features").fetchone()[0] == 119 + rejected
+    database.close()
+
+
+def test_a_sensor_with_blanks_around_its_name(tmp_path: Path) -> None:
+    """They are none of it, in quotes neither, in the calibration as in the recording."""
+    rows = [f'" S{n % 3} ",{1_700_000_000 + n},{n % 7}.5\n' for n in range(120)]
+    tried(written(tmp_path, "a.csv", "sensor,time,value\n" + "".join(rows)), tmp_path)
+    with sqlite3.connect(tmp_path / "plant.db") as database:
+        assert database.execute("SELECT count(normalized) FROM features").fetchone()[0] == 120
+    database.close()
+
+
+def test_what_the_plan_would_not_run_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a file is written."""
+    monkeypatch.setattr("tidemill.sources.Replay.peek", lambda self: Schema([Field("value", Kind.TEXT)]))
+    place = written(tmp_path, "a.csv", "sensor,time,value\nS1,1700000000,1.5\nS1,1700000001,2.5\n")
+    with pytest.raises(InputError, match=r"the plan would not run on what was read: .*'value' to be float"):
+        new(str(tmp_path / "plant.py"), str(place), Given(), force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_several_quantities_of_each_device(tmp_path: Path) -> None:
@@ -218,10 +267,24 @@ def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place
         }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("mean", "spread", "baseline"),
+    [
+        (1013254.303, 0.002, "1013254.303"),
+        (1013254.3, 0.0, "1013254.3"),
+        (20.123456789, 5.0, "20.1235"),
+        (0.0, 1.0, "0"),
+    ],
+)
+def test_a_baseline_has_the_digits_that_the_spread_asks_for(mean: float, spread: float, baseline: str) -> None:
+    """A large number that hardly varies is not rounded by more than it varies."""
+    assert Calibrated("S1", mean, spread).cells[1] == baseline
+
+
 @settings(max_examples=30)
 @given(
     st.lists(
-        st.tuples(words.map(str.strip).filter(bool), st.floats(), st.floats(min_value=0)),
+        st.tuples(words.filter(str.strip), st.floats(), st.floats(min_value=0)),
         min_size=1,
         max_size=8,
         unique_by=lambda one: one[0],

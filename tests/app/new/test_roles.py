@@ -46,6 +46,13 @@ def test_roles(text: str, key: str, time: str, value: tuple[str, ...]) -> None:
     assert (found.key, found.time, found.value) == (key, time, value)
 
 
+def test_readings_with_decimal_commas_name_no_sensor() -> None:
+    """However often they come again."""
+    rows = [f"01.03.2024 10:00:{n:02};2{n % 7},{n % 2 * 5};4{n % 10},{n * 37 % 1000:03}\n" for n in range(60)]
+    found = roles("Zeit;Temperatur;Feuchte\n" + "".join(rows))
+    assert (found.key, found.value, found.others) == ("{stem}", ("Temperatur",), (("Feuchte",),))
+
+
 def test_what_is_a_guess_is_said_to_be_one() -> None:
     """And what is told by the recording is not."""
     sure = roles("sensor,time,value\nS1,1700000000,20.5\n")

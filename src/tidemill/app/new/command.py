@@ -13,12 +13,17 @@ from typing import Any, Final
 from tidemill import files, sources
 from tidemill.app.check import aligned
 from tidemill.app.exit_codes import ExitCode
-from tidemill.app.new.roles import ARRIVAL, Given, Roles, roles_of, shown_place
+from tidemill.app.new.roles import ARRIVAL, Given, Place, Roles, roles_of, shown_place
 from tidemill.app.new.sniffing import BLANKS, Head, Layout, sniffed
 from tidemill.app.new.survey import LOOKED_AT, Survey, surveyed
-from tidemill.app.new.templates import MOST_SENSORS, Draft, calibration_text
-from tidemill.errors import InputError, MissingExtra, OutputExists
+from tidemill.app.new.templates import BLANK, MOST_SENSORS, Draft, calibration_text
+from tidemill.engine.plan import FROM_DISK, Plan
+from tidemill.errors import InputError, MissingExtra, OutputExists, PlanError
 from tidemill.sources.base import Source
+from tidemill.stages.base import Stage
+from tidemill.stages.calibrate import Calibrate
+from tidemill.stages.map_rows import MapRows
+from tidemill.stages.rolling import Rolling
 
 __all__ = ["finish", "near", "new", "places_of"]
 
@@ -36,8 +41,9 @@ def new(plan: str, recording: str, given: Given, *, force: bool) -> ExitCode:
     path = _recording(recording)
     head = _head(path)
     roles = roles_of(head, given)
-    draft = _draft(places[0], path, head.layout, roles)
-    survey = surveyed(_source(path, draft), roles.value)
+    source, draft = _source(path, _draft(places[0], path, head, roles))
+    survey = surveyed(source, roles.value)
+    _require_fit(source, roles.value)
     draft = replace(draft, rejected=survey.rejected.count > 0)
     finish(places, draft, survey, read=f"{near(path)}: {head.layout}; {survey}", again=_again(recording, head.layout))
     return ExitCode.DONE
@@ -93,19 +99,23 @@ def _head(path: Path) -> Head:
     return sniffed(str(path), files.suffix(path), data, whole=whole)
 
 
-def _draft(plan: Path, path: Path, layout: Layout, roles: Roles) -> Draft:
+def _draft(plan: Path, path: Path, head: Head, roles: Roles) -> Draft:
     inside = path.is_relative_to(plan.parent)
     place = str(path.relative_to(plan.parent)) if inside else str(path)
-    return Draft(plan.name, place, inside, files.stem(path), layout, roles)
+    return Draft(plan.name, place, inside, files.stem(path), head.layout, roles, head.fields)
 
 
-def _source(path: Path, draft: Draft) -> Source:
-    """What the plan's own source will be."""
+def _source(path: Path, draft: Draft) -> tuple[Source, Draft]:
+    """What the plan's own source will be, and the draft that says so."""
     roles, layout = draft.roles, draft.layout
     options: dict[str, Any] = {"key": draft.key, "time": roles.time, "tz": roles.tz, "time_format": roles.seen.format}
     if layout.plain:
-        return sources.Replay(path, format=None if layout.named else layout.kind, **options)
-    return sources.Frame(_frame(path, draft), **options)
+        return sources.Replay(path, format=None if layout.named else layout.kind, **options), draft
+    frame = _frame(path, draft)
+    if frame[roles.value[0]].dtype.kind not in "biuf":
+        draft = replace(draft, coerced=True)
+        frame = _frame(path, draft)
+    return sources.Frame(frame, **options), draft
 
 
 def _frame(path: Path, draft: Draft) -> Any:
@@ -122,10 +132,30 @@ def _frame(path: Path, draft: Draft) -> Any:
         decimal=layout.decimal,
         encoding=layout.encoding,
         skipinitialspace=layout.separator != BLANKS,
-        dtype=dict.fromkeys(draft.key_fields, str),
+        dtype=dict.fromkeys(draft.as_text, str),
+        keep_default_na=not draft.key_fields,
+        na_values=dict.fromkeys(draft.blankable(draft.fields), BLANK) if draft.key_fields else None,
         nrows=LOOKED_AT,
     )
+    if draft.coerced:
+        value = draft.roles.value[0]
+        frame[value] = pd.to_numeric(frame[value].str.replace(layout.decimal, "."), errors="coerce")
     return frame.assign(stem=draft.stem) if draft.by_stem else frame
+
+
+def _require_fit(source: Source, value: Place) -> None:
+    """Refuse what the plan could not be run on, such as a column that has the name of one of its own."""
+    stages: list[Stage] = [] if len(value) == 1 else [MapRows(list, adds={value[-1]: float})]
+    stages += [
+        Calibrate({"*": (0, 1)}, value[-1]),
+        Rolling("normalized", window=50, stats=["mean", "std", "min", "max"]),
+    ]
+    try:
+        Plan(*stages).prepared(FROM_DISK).bind(source.peek())
+    except PlanError as error:
+        raise InputError(
+            f"{source.name}: the plan would not run on what was read: {error} Give another field with --value."
+        ) from None
 
 
 # -- words ---------------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def _key(head: Head, columns: Mapping[Place, list[Any]], given: Given, time: str
             doubts["key"] = f"a guess: {own[0]!r} and {metric!r} together name a sensor"
             return f"{{{own[0]}}}/{{{metric}}}"
         return own[0]
-    texts = [name for name in able if not set(NO_SENSORS) & set(words_of(name)) and _repeats(columns[(name,)])]
+    texts = [name for name in able if not set(NO_SENSORS) & set(words_of(name)) and _repeats(head, columns[(name,)])]
     if len(texts) > 1:
         raise InputError(
             f"{head.named}: no field is called as sensors are, and several might name them: {', '.join(map(repr, texts[:8]))}. "
@@ -270,18 +270,19 @@ def _names_things(head: Head, items: Sequence[Any]) -> bool:
     """Whether nearly all records have one of these, and they are texts or whole numbers."""
     if len(items) < 0.9 * len(head.rows):
         return False
+    decimal = head.layout.decimal
     return all(
         not isinstance(item, bool)
         and (
             isinstance(item, int)
-            or (isinstance(item, str) and "\n" not in item and len(item) <= 200 and not _fractional(item))
+            or (isinstance(item, str) and "\n" not in item and len(item) <= 200 and not _fractional(item, decimal))
         )
         for item in items[:200]
     )
 
 
-def _fractional(text: str) -> bool:
-    number = number_of(text)
+def _fractional(text: str, decimal: str) -> bool:
+    number = number_of(text, decimal)
     return number is not None and number != int(number)
 
 
@@ -295,8 +296,13 @@ def _numbers_rows(name: str, items: Sequence[Any]) -> bool:
     return weak and len(items) > 2 and len(set(map(str, items))) == len(items)
 
 
-def _repeats(items: Sequence[Any]) -> bool:
-    texts = [item for item in items if isinstance(item, str) and number_of(item) is None and times_seen([item]) is None]
+def _repeats(head: Head, items: Sequence[Any]) -> bool:
+    decimal = head.layout.decimal
+    texts = [
+        item
+        for item in items
+        if isinstance(item, str) and number_of(item, decimal) is None and times_seen([item]) is None
+    ]
     return len(texts) == len(items) and 1 < len(set(texts)) <= len(texts) // 2
 
 

@@ -20,6 +20,10 @@ __all__ = ["MOST_SENSORS", "Calibrated", "Draft", "Live", "calibration_text"]
 MOST_SENSORS: Final = 1_000
 """Lines of the calibration."""
 _OTHERS_SHOWN: Final = 6
+BLANK: Final = ("", "NA", "N/A", "NaN", "nan", "null")
+"""What stands in a cell without a value, for pandas."""
+_FINEST: Final = 13
+"""Digits of a mean; what is behind them is how it was summed."""
 
 _PLAN: Final = Template('''\
 """Rolling statistics of each sensor in a recording. A first draft by ``tidemill new``; it is yours from here on."""
@@ -85,7 +89,10 @@ class Calibrated:
         """A line of the calibration; a sensor without numbers, or whose number never changes, gets the scale 1."""
         mean = self.mean if math.isfinite(self.mean) else 0.0
         varies = math.isfinite(self.spread) and self.spread > max(1e-9 * abs(mean), 1e-300)
-        return self.sensor, f"{mean:.6g}", f"{self.spread:.6g}" if varies else "1"
+        times = abs(mean / self.spread) if varies else math.inf
+        finest = 4 + math.ceil(math.log10(times)) if 1 < times < math.inf else 6  # tells a thousandth of the spread
+        digits = max(6, min(finest, _FINEST)) if varies else _FINEST
+        return self.sensor, f"{mean:.{digits}g}", f"{self.spread:.6g}" if varies else "1"
 
 
 def calibration_text(sensors: Sequence[Calibrated]) -> str:
@@ -101,8 +108,8 @@ def calibration_text(sensors: Sequence[Calibrated]) -> str:
 
 
 def _cell(text: str) -> str:
-    """As CSV has it; `csv.writer` leaves a lone carriage return bare."""
-    return '"' + text.replace('"', '""') + '"' if set(',"\r\n') & set(text) else text
+    """As CSV has it; `csv.writer` leaves a lone carriage return bare, and blanks that belong to the text."""
+    return '"' + text.replace('"', '""') + '"' if set(',"\r\n') & set(text) or text != text.strip() else text
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,10 @@ class Draft:
     """The recording's name without its suffixes."""
     layout: Layout
     roles: Roles
+    fields: tuple[str, ...] = ()
+    """Those of the recording."""
+    coerced: bool = False
+    """Whether cells of the reading are no numbers for pandas, and become NaN."""
     rejected: bool = False
     """Whether some of its records are dead letters."""
     live: Live | None = None
@@ -197,7 +208,13 @@ class Draft:
             of, options = "MQTT", self.live.options()
         elif not self.layout.plain:
             of = "Frame"
-            options = [f"# {self.layout}: pandas reads it, into memory", f"{self._read_csv()}{self._named()},"]
+            options = [
+                f"# {self.layout}: pandas reads it, into memory",
+                f"{self._read_csv(self.fields)}{self._named()}",
+            ]
+            if self.coerced:
+                options += [f"# what is no number in {literal(self.roles.value[0])} is NaN", self._as_numbers()]
+            options[-1] += ","
         elif not self.layout.named:
             options.append(f"format={literal(self.layout.kind)},")
         options += self._comment("key", 'or a field; or several: "{line}/{machine}"')
@@ -236,10 +253,16 @@ class Draft:
     def _named(self) -> str:
         return f".assign(stem={literal(self.stem)})" if self.by_stem else ""
 
-    def _read_csv(self, *more: str) -> str:
-        """pandas' words for the recording."""
+    def _as_numbers(self) -> str:
+        """pandas' words for readings that it was told to leave as texts."""
+        value = literal(self.roles.value[0])
+        points = "" if self.layout.decimal == "." else f'.str.replace({literal(self.layout.decimal)}, ".")'
+        return f'.assign(**{{{value}: lambda frame: pd.to_numeric(frame[{value}]{points}, errors="coerce")}})'
+
+    def _read_csv(self, fields: Sequence[str], *more: str) -> str:
+        """pandas' words for the recording, of whose fields these are used."""
         layout = self.layout
-        types = ", ".join(f"{literal(name)}: str" for name in self.key_fields)
+        texts = ", ".join(f"{literal(name)}: str" for name in self.as_text)
         options = [
             *(
                 []
@@ -251,10 +274,24 @@ class Draft:
             *([] if layout.decimal == "." else [f"decimal={literal(layout.decimal)}"]),
             *([] if layout.encoding == "utf-8" else [f"encoding={literal(layout.encoding)}"]),
             *([] if layout.separator == BLANKS else ["skipinitialspace=True"]),
-            *([f"dtype={{{types}}}"] if types else []),
+            *([f"dtype={{{texts}}}"] if texts else []),
+            *(
+                [f"keep_default_na=False, na_values=dict.fromkeys({literal(self.blankable(fields))}, {literal(BLANK)})"]
+                if self.key_fields
+                else []
+            ),
             *more,
         ]
         return f"pd.read_csv({', '.join([self._place, *options])})"
+
+    @property
+    def as_text(self) -> tuple[str, ...]:
+        """The fields that pandas is to leave as texts: what names a sensor, and readings that are no numbers everywhere."""
+        return (*self.key_fields, self.roles.value[0]) if self.coerced else self.key_fields
+
+    def blankable(self, fields: Sequence[str]) -> list[str]:
+        """Those of the fields in which pandas may take a word for a blank: a sensor may be called ``NA``."""
+        return [name for name in fields if name not in self.key_fields]
 
     @property
     def key_fields(self) -> tuple[str, ...]:
@@ -293,7 +330,8 @@ class Draft:
         roles, value = self.roles, literal(self.roles.value[0])
         wanted = list(dict.fromkeys([*self.key_fields, roles.time, roles.value[0]]))
         bad = ('on_bad_lines="skip"',) if self.rejected else ()
-        lines = [f"frame = {self._read_csv('nrows=MOST', *bad)}[{literal(wanted)}]{self._named()}"]
+        numbers = self._as_numbers() if self.coerced else ""
+        lines = [f"frame = {self._read_csv(wanted, 'nrows=MOST', *bad)}[{literal(wanted)}]{self._named()}{numbers}"]
         if roles.seen.format is not None:
             time, form = literal(roles.time), literal(roles.seen.format)
             lines.append(f"frame[{time}] = pd.to_datetime(frame[{time}], format={form}{self._coerced})")
@@ -301,7 +339,7 @@ class Draft:
             lines += [
                 "# what a run rejects never comes to the plan",
                 f'frame[{value}] = pd.to_numeric(frame[{value}], errors="coerce")',
-                "frame = frame.dropna().reset_index(drop=True)",
+                'frame = frame.replace("", None).dropna().reset_index(drop=True)',
             ]
         return [
             *lines,
