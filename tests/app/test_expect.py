@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import tidemill as tm
+from tidemill.app.cli import answer
 from tidemill.app.expect import Compared, compare
 from tidemill.errors import InputError, PlanError
 
@@ -155,3 +156,13 @@ def test_a_table_that_is_none(pipeline, tmp_path, name, data) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=name):
         compared(pipeline, str(tmp_path / name))
+
+
+def test_a_table_of_mixed_kinds_is_named(tmp_path, monkeypatch, capsys):
+    """It is the table that cannot be used, and not the pipeline."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plant.py").write_text("import tidemill as tm\nplan = tm.Plan()\n")
+    (tmp_path / "in.csv").write_text("sensor,time,value\na,1,2\n")
+    (tmp_path / "e.ndjson").write_text('{"sensor": "a", "value": 2}\n{"sensor": "a", "value": "4"}\n')
+    assert answer(["check", "plant.py", "--input", "in.csv", "--lanes", "0", "--expect", "e.ndjson"]) == 4
+    assert "e.ndjson is no table of columns of one kind each: row 1: field 'value'" in capsys.readouterr().err

@@ -74,6 +74,7 @@ def test_what_a_state_folder_holds_is_told(plant):
     ("words", "told"),
     [
         (("--no-state", "--fresh"), "--no-state keeps nothing"),
+        (("--checkpoint-s", "5"), "name the folder with --state DIR"),
         (("--fresh",), "name the folder with --state DIR"),
         (("--state", "kept", "--checkpoint-s", "0"), "checkpoint_s=0"),
         (("--state", "plant.py"), "is a file"),

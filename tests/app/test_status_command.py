@@ -60,8 +60,10 @@ def test_an_address_with_a_login_is_refused_and_not_quoted(url: str, capsys: pyt
 
 
 class Other(http.server.BaseHTTPRequestHandler):
+    code = 404
+
     def do_GET(self) -> None:
-        self.send_error(404)
+        self.send_error(self.code)
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -82,6 +84,17 @@ def test_another_program_is_not_taken_for_a_run(other: str, capsys: pytest.Captu
     """Its 404 says nothing of a plant."""
     assert answer(["status", other]) == 5
     assert "is no run of tidemill: it says 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [200, 503])
+def test_another_program_that_is_well_is_no_run_either(
+    other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    """Whatever its page of health says."""
+    monkeypatch.setattr(Other, "code", code)
+    assert answer(["status", other]) == 5
+    told = capsys.readouterr()
+    assert (told.out, f"is no run of tidemill: it says {code}" in told.err) == ("", True)
 
 
 LIVE = """

@@ -11,7 +11,7 @@ import numpy as np
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column
-from tidemill.errors import InputError, MissingExtra
+from tidemill.errors import InputError, MissingExtra, TidemillError
 from tidemill.formats.csv_cells import column_of_cells
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.times import TimeReader
@@ -47,7 +47,10 @@ def _read(path: Path, times: TimeReader) -> Batch:
                 rows, bad = decode_json_lines(b"".join(files.read_blocks(path, handle, 1 << 20)))
             if bad:
                 raise InputError(f"{path} holds a line that is no record: {bad[0].reason}.")
-            return Batch.from_rows(rows)
+            try:
+                return Batch.from_rows(rows)
+            except TidemillError as error:
+                raise InputError(f"{path} is no table of columns of one kind each: {error}") from None
 
 
 def _of_parquet(path: Path, times: TimeReader) -> Batch:

@@ -21,14 +21,18 @@ __all__ = ["resumption", "state_asked_for"]
 
 def state_asked_for(pipeline: Pipeline, keeps: Keeps, warm: Source | None) -> State | bool:
     """The state that a run keeps; False for none. Raises `InputError` for options that contradict each other."""
-    if keeps.no_state and (keeps.state is not None or keeps.fresh or warm or keeps.drop_state):
-        raise InputError("--no-state keeps nothing, so it does not go with --state, --fresh, --warm or --drop-state.")
+    asks = keeps.fresh or warm or keeps.drop_state or keeps.checkpoint_s is not None
+    if keeps.no_state and (keeps.state is not None or asks):
+        raise InputError(
+            "--no-state keeps nothing, so it does not go with --state, --fresh, --checkpoint-s, --warm or --drop-state."
+        )
     if keeps.no_state or (keeps.state is None and pipeline.finite):
-        if keeps.fresh or warm or keeps.drop_state:
+        if asks:
             raise InputError("a recording keeps no state by itself; name the folder with --state DIR.")
         return False
     dropped = tuple(keeps.drop_state or ())
-    return State(keeps.state, fresh=keeps.fresh, checkpoint_s=keeps.checkpoint_s, warm=warm, drop_state=dropped)
+    seconds = State.checkpoint_s if keeps.checkpoint_s is None else keeps.checkpoint_s
+    return State(keeps.state, fresh=keeps.fresh, checkpoint_s=seconds, warm=warm, drop_state=dropped)
 
 
 def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: tuple[str, ...]) -> None:

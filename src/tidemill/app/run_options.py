@@ -57,7 +57,7 @@ class Keeps:
     fresh
         Start over; the state so far is moved aside.
     checkpoint_s
-        Seconds between checkpoints: how long rows wait to be seen in a sink that commits them.
+        Seconds between checkpoints: how long rows wait to be seen in a sink that commits them; by default 1.
     warm
         A recording to work on first, if there is no checkpoint yet: no sink gets its rows, and windows are full when the
         run's own input begins.
@@ -68,7 +68,7 @@ class Keeps:
     state: Path | None = None
     no_state: bool = False
     fresh: bool = False
-    checkpoint_s: float = 1.0
+    checkpoint_s: float | None = None
     warm: str | None = None
     drop_state: Annotated[list[str], cyclopts.Parameter(consume_multiple=False)] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -13,6 +14,7 @@ __all__ = ["first_error", "one_error"]
 
 _NO_THREAD: Final = "can't start new thread"
 """All that Python says of it."""
+_NO_FILES: Final = "Let this process open more (ulimit -n, or LimitNOFILE= of a service), or give it fewer lanes, sinks or connections."
 
 
 @contextlib.asynccontextmanager
@@ -20,7 +22,7 @@ async def one_error() -> AsyncIterator[None]:
     """Around a TaskGroup: raises the first leaf of what it raises."""
     try:
         yield
-    except (BaseExceptionGroup, RuntimeError) as error:
+    except (BaseExceptionGroup, RuntimeError, OSError) as error:
         first = first_error(error)
         if first is error:
             raise
@@ -28,9 +30,12 @@ async def one_error() -> AsyncIterator[None]:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first leaf of a group: the others followed from it. That there is no thread to be had is the outside's fault."""
+    """The first leaf of a group: the others followed from it. That there is no thread or no further file to be had is the outside's
+    fault."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if type(error) is RuntimeError and str(error) == _NO_THREAD:
         return OutsideError(f"no thread could be started. {NO_ROOM}")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return OutsideError(f"no further file could be opened: {error.strerror}. {_NO_FILES}")
     return error

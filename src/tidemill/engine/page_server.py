@@ -143,6 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     timeout: ClassVar[float] = _CLIENT_S
     server_version = "tidemill"
+    """By which `tidemill status` knows a run."""
     sys_version = ""
 
     def do_GET(self) -> None:
