@@ -105,6 +105,39 @@ def test_writing_at_once(tmp_path: Path) -> None:
         files.write_atomic(tmp_path / "none" / "state", b"")
 
 
+def test_a_file_that_a_person_has_named_stays_what_it_was(tmp_path: Path) -> None:
+    """A link, a mode; a new one gets what the umask leaves, and what is no file is written into."""
+    before = os.umask(0o022)
+    try:
+        files.write_whole(tmp_path / "new", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "new").chmod(0o640)
+    (tmp_path / "link").symlink_to("new")
+    files.write_whole(tmp_path / "link", b"2")
+    assert ((tmp_path / "new").read_bytes(), (tmp_path / "link").is_symlink()) == (b"2", True)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_whole(tmp_path / "pipe", b"3")
+    assert (os.read(reader, 10), (tmp_path / "pipe").is_fifo()) == (b"3", True)
+    os.close(reader)
+    files.write_atomic(tmp_path / "state", b"")
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
+    assert files.names_in(tmp_path) == ["link", "new", "pipe", "state"]
+
+
+def test_whether_a_file_could_be_written_is_tried(tmp_path: Path) -> None:
+    """Nothing of the trial stays."""
+    os.mkfifo(tmp_path / "pipe")
+    assert [files.why_not_whole(tmp_path / name) for name in ("a", "pipe")] == ["", ""]
+    assert files.why_not_whole(tmp_path) == "it is a folder"
+    assert files.why_not_whole(tmp_path / "none" / "a") == "No such file or directory"
+    assert files.why_not_whole("/proc/r.json") != ""
+    assert files.names_in(tmp_path) == ["pipe"]
+
+
 def test_what_is_no_file_cannot_be_read(tmp_path: Path) -> None:
     """A folder given as a file is refused by name."""
     with pytest.raises(InputError, match=str(tmp_path)):

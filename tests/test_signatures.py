@@ -80,7 +80,7 @@ def test_the_doors_take_the_same_options() -> None:
     from tidemill.engine.entrance import Options
 
     everywhere = {"report", "handle_signals"}
-    assert options_of(tm.run) - {"pipeline", "ends_process"} == set(Options.__annotations__) | everywhere
+    assert options_of(tm.run) - {"pipeline", "ends_process", "told"} == set(Options.__annotations__) | everywhere
     assert set(Options.__annotations__) == options_of(Run) - {"pipeline"}
     assert everywhere <= options_of(tm.serve) & options_of(tm.run_async)
 

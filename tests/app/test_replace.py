@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,14 @@ from tidemill.app.replace import replaced, said_as_options, source_of
 from tidemill.app.run_options import Edges
 
 PLAN = tm.Plan(tm.Select("value"))
+
+
+RUN = ["run", "plant.py", "--input", "in.csv", "--output", "o.csv"]
+
+
+def plan_in(folder: Path) -> None:
+    (folder / "plant.py").write_text("import tidemill as tm\nplan = tm.Plan()\n")
+    (folder / "in.csv").write_text("sensor,time\na,1\n")
 
 
 def found(*sources: tm.sources.Source, plan: tm.Plan = PLAN) -> Found:
@@ -155,3 +166,36 @@ def test_no_two_options_name_one_file(tmp_path, monkeypatch, capsys, words, both
     assert answer([command, "plant.py", "--input", "in.csv", "--lanes", "0", *options]) == 4
     assert f"{both} are one file" in capsys.readouterr().err
     assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == texts
+
+
+def test_a_report_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, capsys):
+    """Not behind a run of a week."""
+    monkeypatch.chdir(tmp_path)
+    plan_in(tmp_path)
+    assert answer([*RUN, "--report", "/proc/r.json"]) == 4
+    assert "the report cannot be written to /proc/r.json: " in capsys.readouterr().err
+    assert not Path("o.csv").exists()
+
+
+def test_the_summary_comes_before_a_report_that_fails(tmp_path, monkeypatch, capsys):
+    """What the run did is told, whatever becomes of its file."""
+    monkeypatch.chdir(tmp_path)
+    plan_in(tmp_path)
+
+    def full(*_: object) -> None:
+        raise tm.OutsideError("the disk is full.")
+
+    monkeypatch.setattr("tidemill.files.write_whole", full)
+    assert answer([*RUN, "--report", "r.json"]) == 5
+    told = capsys.readouterr().err
+    assert told.index("1 records in, 1 rows out") < told.index("the disk is full")
+
+
+def test_too_few_files_are_the_outsides_fault(tmp_path):
+    """Lanes need some, and a service may have few: it is told which limit to raise."""
+    plan_in(tmp_path)
+    command = f"ulimit -n 40; exec {sys.executable} -m tidemill {shlex.join(RUN)} --lanes 4"
+    told = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (told.returncode, "ulimit -n" in told.stderr) == (5, True)

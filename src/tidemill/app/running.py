@@ -34,30 +34,39 @@ def perform(
             raise InputError(f"{option} {files.absolute(path)} has no folder to be written to; make it first.")
     places = places_of(pipeline, state_of(pipeline, state), letters=tells.dead_letters, report=tells.report)
     require_apart([*places, Place("the plan", file)])
-    with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(tells.log_format):
-        made = run(
-            pipeline,
-            lanes=lanes,
-            seconds=ends.seconds,
-            report=tells.report,
-            dead_letters=tells.dead_letters,
-            grace=ends.grace,
-            on_statistics=watch,
-            state=state,
-            metrics=tells.metrics or (not tells.no_metrics and not pipeline.finite),
-            stall_after=ends.stall_after,
-            silent_after=ends.silent_after,
-            max_dead=ends.max_dead,
-            notify=True,
-            ends_process=True,
-        )
+    reports: list[Report] = []
+    try:
+        with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(tells.log_format):
+            run(
+                pipeline,
+                lanes=lanes,
+                seconds=ends.seconds,
+                report=tells.report,
+                dead_letters=tells.dead_letters,
+                grace=ends.grace,
+                on_statistics=watch,
+                state=state,
+                metrics=tells.metrics or (not tells.no_metrics and not pipeline.finite),
+                stall_after=ends.stall_after,
+                silent_after=ends.silent_after,
+                max_dead=ends.max_dead,
+                notify=True,
+                ends_process=True,
+                told=reports.append,
+            )
+    finally:  # also where the report could not be written
+        for made in reports:
+            _tell(made, pipeline, state, tells)
+    return ended(reports[0])
+
+
+def _tell(made: Report, pipeline: Pipeline, state: State | bool | None, tells: Tells) -> None:
     sys.stderr.write(summary(made))
     if made.dead_letters:
         kept = state_of(pipeline, state)
         default = DEFAULT_PATH if kept is None else kept.place_of(pipeline.name) / DEFAULT_PATH
         place = tells.dead_letters or default
         sys.stderr.write(f"The dead letters are in {place}; tm.sources.DeadLetters reads them after a fix.\n")
-    return ended(made)
 
 
 def ended(report: Report) -> ExitCode:

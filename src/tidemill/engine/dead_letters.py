@@ -152,7 +152,7 @@ class DeadLetterFile:
         await self._flush()
         if self._newest:
             data = b"".join(_encoded(letter) + b"\n" for letter in self._newest)
-            await asyncio.to_thread(files.write_atomic, self.newest_path, data)
+            await asyncio.to_thread(files.write_whole, self.newest_path, data)
 
     def bookmark(self) -> asyncio.Future[int]:
         """The length of the file with all letters so far, and none that comes later, once it is on the disk."""

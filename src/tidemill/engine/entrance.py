@@ -22,6 +22,7 @@ from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
+from tidemill.errors import InputError
 
 __all__ = ["run", "run_async", "serve"]
 
@@ -78,6 +79,7 @@ def run(
     max_dead: str | None = None,
     notify: bool = False,
     ends_process: bool = False,
+    told: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run a pipeline to its end and return its `Report`.
 
@@ -104,6 +106,7 @@ def run(
                       it is alive while it progresses, and when it stops; without one it does nothing
     ``ends_process``  nothing comes after the run in this process: a first SIGINT or SIGTERM that comes when it has ended is too
                       late to change anything, and a second one leaves at once as before
+    ``told``          a function that is given the report before it is written, which may fail
 
     Works from a script without a ``__main__`` guard, from a notebook cell, and inside a running loop (then in a thread
     of its own). SIGINT and SIGTERM stop reading, finish what is in flight, flush and return; a second one leaves at
@@ -129,9 +132,9 @@ def run(
         notify=notify,
     )
     if _in_loop():
-        return _in_thread(execution, report)
+        return _in_thread(execution, report, told)
     handle_signals = handle_signals and threading.current_thread() is threading.main_thread()
-    return asyncio.run(_executed(execution, report, handle_signals, ends_process=ends_process))
+    return asyncio.run(_executed(execution, report, handle_signals, ends_process=ends_process, told=told))
 
 
 @contextlib.asynccontextmanager
@@ -168,15 +171,25 @@ async def serve(
 
 
 async def _executed(
-    execution: Run, path: str | Path | None, handle_signals: bool, *, ends_process: bool = False
+    execution: Run,
+    path: str | Path | None,
+    handle_signals: bool,
+    *,
+    ends_process: bool = False,
+    told: Callable[[Report], None] | None = None,
 ) -> Report:
     execution.require_places_apart(path)
+    if path is not None and (why := files.why_not_whole(path)):
+        raise InputError(f"the report cannot be written to {files.absolute(path)}: {why}. Name another file.")
     try:
         with _signals(execution, ends_process) if handle_signals else contextlib.nullcontext():
-            return await execution.execute()
+            made = await execution.execute()
+        if told is not None:
+            told(made)
+        return made
     finally:  # also of a run that ended itself
         if path is not None and (report := execution.report) is not None:
-            await asyncio.to_thread(files.write_atomic, path, report.to_json().encode() + b"\n")
+            await asyncio.to_thread(files.write_whole, path, report.to_json().encode() + b"\n")
 
 
 def _in_loop() -> bool:
@@ -187,7 +200,7 @@ def _in_loop() -> bool:
     return True
 
 
-def _in_thread(execution: Run, path: str | Path | None) -> Report:
+def _in_thread(execution: Run, path: str | Path | None, told: Callable[[Report], None] | None) -> Report:
     """``asyncio.run`` in a thread of its own, for a caller whose loop is running (a notebook cell).
 
     An interrupt of the caller stops the run in order and is raised then; a second one is raised at once, and the run
@@ -199,7 +212,7 @@ def _in_thread(execution: Run, path: str | Path | None) -> Report:
     def target() -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                report = runner.run(_executed(execution, path, handle_signals=False))
+                report = runner.run(_executed(execution, path, handle_signals=False, told=told))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             result.set_exception(error)
         else:

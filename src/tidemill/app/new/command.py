@@ -53,7 +53,7 @@ def finish(places: Sequence[Path], draft: Draft, survey: Survey, *, read: str, a
     """Write the three files, and say what was written, seen and guessed."""
     texts = draft.plan_text(), calibration_text(survey.calibrated), draft.test_text()
     for place, text in zip(places, texts, strict=False):
-        files.write_atomic(place, text.encode())
+        files.write_whole(place, text.encode())
     sys.stdout.write(aligned(_told(places, draft.roles, survey, read, again)))
 
 

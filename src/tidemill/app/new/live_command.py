@@ -71,7 +71,7 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
     roles = replace(roles, value=roles.value[-1:] if paths else roles.value)
     draft = Draft(places[0].name, HEARD, True, places[0].stem, Layout("ndjson"), roles, live=live)
     survey = surveyed(sources.Records(recorded, key=roles.key, time=roles.time, tz=roles.tz), roles.value)
-    files.write_atomic(places[-1], msgspec.json.Encoder().encode_lines(recorded))
+    files.write_whole(places[-1], msgspec.json.Encoder().encode_lines(recorded))
     finish(
         places,
         replace(draft, rejected=survey.rejected.count > 0),
