@@ -127,15 +127,6 @@ def test_cells_that_are_no_numbers_are_nan(tmp_path: Path, text: str, rejected: 
     database.close()
 
 
-def test_a_sensor_with_blanks_around_its_name(tmp_path: Path) -> None:
-    """They are none of it, in quotes neither, in the calibration as in the recording."""
-    rows = [f'" S{n % 3} ",{1_700_000_000 + n},{n % 7}.5\n' for n in range(120)]
-    tried(written(tmp_path, "a.csv", "sensor,time,value\n" + "".join(rows)), tmp_path)
-    with sqlite3.connect(tmp_path / "plant.db") as database:
-        assert database.execute("SELECT count(normalized) FROM features").fetchone()[0] == 120
-    database.close()
-
-
 def test_what_the_plan_would_not_run_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a file is written."""
     monkeypatch.setattr("tidemill.sources.Replay.peek", lambda self: Schema([Field("value", Kind.TEXT)]))
