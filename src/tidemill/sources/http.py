@@ -47,7 +47,7 @@ class HTTP(ConnectedSource):
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``cert_password``   the passphrase of a private key that has one, better referred to too
-    ``limit``           bytes of one body, unpacked
+    ``limit``           bytes of one body, as it comes and unpacked
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
     ``connections``     at a time; more are turned away and counted

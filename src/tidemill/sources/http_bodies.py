@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,8 +15,10 @@ from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat
 from tidemill.formats.lines import BYTE_ORDER_MARK
 
-__all__ = ["Posted", "Refused", "records_of", "sliced"]
+__all__ = ["Gzip", "Posted", "Refused", "records_of", "sliced"]
 
+_PACKED: Final = 1 << 14
+"""Bytes that are unpacked at a time: what is behind the end of a member is copied, and there may be thousands of members."""
 _log = logging.getLogger("tidemill")
 
 
@@ -31,6 +34,33 @@ class Refused(Exception):
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
         self.content = {"error": error, **more}
+
+
+class Gzip:
+    """One or more members of gzip, one behind the other, unpacked up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.unpacked = bytearray()
+        self._limit = limit
+        self._member = zlib.decompressobj(wbits=31)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ends with the end of a member."""
+        return self._member.eof
+
+    def feed(self, data: bytes) -> bool:
+        """Whether what is unpacked is within the limit; no more than a byte of it is beyond. Raises `zlib.error`."""
+        for start in range(0, len(data), _PACKED):
+            rest = data[start : start + _PACKED]
+            while rest:
+                if self._member.eof:
+                    self._member = zlib.decompressobj(wbits=31)
+                self.unpacked += self._member.decompress(rest, self._limit + 1 - len(self.unpacked))
+                if len(self.unpacked) > self._limit:
+                    return False
+                rest = self._member.unused_data
+        return True
 
 
 class Posted:

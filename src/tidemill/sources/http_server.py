@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.core.refusals import Refusals
-from tidemill.sources.http_bodies import Posted, Refused
+from tidemill.sources.http_bodies import Gzip, Posted, Refused
 from tidemill.sources.http_connection import connections_through
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import BACKLOG
@@ -156,24 +156,28 @@ class Server(uvicorn.Server):
         return posted
 
     async def _body(self, request: Request) -> bytes:
-        """Unpacked; never more of it is held than the limit."""
+        """Unpacked; neither packed nor unpacked may it be longer than the limit, and never more of it is held."""
         packing = request.headers.get("content-encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip"):
             raise Refused(415, f"Content-Encoding: {packing[:40]} is not known here; gzip is")
-        unpacker = zlib.decompressobj(wbits=31) if packing == "gzip" else None
-        body = bytearray()
+        unpacker = Gzip(self._limit) if packing == "gzip" else None
+        body = unpacker.unpacked if unpacker is not None else bytearray()
+        came = 0
         try:
             async with asyncio.timeout(_BODY_S):
                 async for data in request.stream():
-                    left = self._limit - len(body)
-                    body += unpacker.decompress(data, left + 1) if unpacker is not None else data
-                    if len(body) > self._limit:
+                    came += len(data)
+                    if came > self._limit:
+                        raise self._too_long()
+                    if unpacker is None:
+                        body += data
+                    elif not unpacker.feed(data):
                         raise self._too_long()
         except TimeoutError:
             raise Refused(408, f"the body did not come within {_BODY_S:g} s") from None
         except zlib.error as error:
             raise Refused(400, f"the body is not gzip: {error}") from None
-        if unpacker is not None and not unpacker.eof:
+        if unpacker is not None and not unpacker.whole:
             raise Refused(400, "the body is not whole gzip")
         return bytes(body)
 
