@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import os
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from tidemill.clock import SystemClock
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
-from tidemill.sources import Lines
+from tidemill.sources import Lines, SourceContext
 
 
 class Stdin(io.TextIOWrapper):
@@ -69,6 +71,37 @@ async def test_a_long_pipe_is_whole(drain: Any, pipe: int) -> None:
     drained = await drain(Lines("-"))
     await writing
     assert [row["value"] for row in drained.rows] == list(range(100_000))
+
+
+async def test_a_pipe_whose_writer_is_faster_is_not_read_after_the_stop(pipe: int) -> None:
+    """What was read by then is a record, and no more is: else such a run would not come to its end."""
+    os.set_blocking(pipe, False)
+    context = SourceContext(SystemClock(), [].append)
+    source = Lines("-")
+    batches = source.stream(context)
+    written = came = 0
+
+    def fill() -> None:
+        nonlocal written
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                written += os.write(pipe, b'{"sensor":"a","value":1}\n' * 100) // 25
+
+    fill()
+    came += len(await anext(batches))
+    for _ in range(2_000):  # nobody takes what comes, and the buffer fills
+        fill()
+        await asyncio.sleep(0)
+    before = written
+    fill()
+    assert written == before  # the pipe is full, too
+    context.stopping.set()
+    async for batch in batches:
+        came += len(batch)
+        fill()
+        assert written == before
+    assert 25 * came > 1 << 20
+    os.close(pipe)
 
 
 async def test_a_packed_file(drain: Any, tmp_path: Path) -> None:

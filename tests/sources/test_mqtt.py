@@ -236,6 +236,27 @@ async def test_an_orderly_end_waits_until_the_broker_has_heard_all(
         assert [row["value"] for row in keeper.rows] == list(range(50 * turn, 50 * turn + 50))
 
 
+async def test_what_the_broker_has_beyond_the_buffer_at_the_stop_is_left_to_it(
+    mosquitto: Any, publisher: Publisher, root: str
+) -> None:
+    """A full buffer is emptied, and nothing more is read: else the end would wait until the broker has nothing more."""
+    source = MQTT(mosquitto.url, f"{root}/{{sensor}}", buffer=10_000)
+    context = SourceContext(SystemClock(), [].append, tells_kept=False)
+    batches = source.stream(context)
+    first = asyncio.ensure_future(anext(batches))
+    await source.wait_subscribed()
+    for _ in range(1_000):
+        publisher.publish(f"{root}/S", "1234")
+    await publisher.published()
+    await first
+    async with asyncio.timeout(30):
+        while source.buffered <= 10_000:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+    waiting = source.buffered // 204
+    context.stopping.set()
+    assert sum([len(batch) async for batch in batches]) == waiting
+
+
 async def test_a_broker_that_is_held_does_not_hold_the_end(
     own_mosquitto: Any, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,26 @@ async def test_stopping_yields_what_was_read_and_rejects_the_cut_line() -> None:
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize("ack", [False, True])
+async def test_what_comes_beyond_the_buffer_is_not_read_after_the_stop(ack: bool) -> None:
+    """What was read by then are records, and no more is, however much is sent."""
+    source = TCP(buffer=100_000, ack=ack)
+    run = Running(source, pull=False)
+    await source.wait_listening()
+    sending = asyncio.ensure_future(send(source.address, *[line("a", 1) * 1_000] * 1_000))
+    await run.until(lambda: source.buffered > 100_000)
+    waiting = source.buffered
+    run.context.stopping.set()
+    run.pull.set()
+    await run.until(lambda: source.buffered == 0)
+    source.kept(len(run.batches))
+    async with asyncio.timeout(30):
+        await run.task
+    assert (len(run.rows) - len(run.batches[0])) * len(line("a", 1)) <= waiting
+    with pytest.raises(ConnectionError):
+        await sending
+
+
 def test_a_busy_port_is_refused_at_start() -> None:
     """The error names the port and the host; a host that is none is refused too."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

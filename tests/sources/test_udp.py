@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.formats.test_influx_lines import SAMPLES
-from tests.sources.test_tcp import running
+from tests.sources.test_tcp import Running, running
 
 import tidemill as tm
 from tidemill.app.status import summary
@@ -159,6 +159,26 @@ async def test_what_waits_in_the_system_is_read_at_the_end() -> None:
                 one.send(record(n))
     assert len(run.rows) + run.source.statistics().lost == 300
     assert len(run.rows) > 256
+
+
+async def test_what_comes_after_the_stop_is_not_read() -> None:
+    """Also when the buffer was full and has room again."""
+    source = UDP(buffer=SMALL)
+    run = Running(source, pull=False)
+    await source.wait_listening()
+    with sender(source.address) as one:
+        while source.buffered <= SMALL:
+            one.send(record(1))
+            await asyncio.sleep(0)
+        run.context.stopping.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waiting = source.buffered
+        one.send(record(2))
+        run.pull.set()
+        await run.until(run.task.done)
+    assert waiting
+    assert 2 not in values(run.rows)
 
 
 def test_a_port_that_is_taken_is_refused() -> None:

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Inbox(Generic[Item]):
-    """Items with their sizes. Above ``high`` it asks for a pause, below a quarter of that for more.
+    """Items with their sizes. Above ``high`` it asks for a pause, below a quarter of that for more, until it is closed.
 
     The limit is soft: what was on its way when the pause was asked for still fits.
     """
@@ -55,7 +55,7 @@ class Inbox(Generic[Item]):
             taken.append(item)
             room -= size
             self.size -= size
-        if self.paused and self.size <= self._high // 4:
+        if self.paused and not self._closed and self.size <= self._high // 4:
             self.paused = False
             self._resume()
         return taken
