@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -102,6 +103,22 @@ async def test_lines_cut_anywhere_are_whole() -> None:
         await send(run.source.address, *(data[place : place + 1] for place in range(len(data))))
         await run.until(lambda: len(run.rows) == 2)
     assert [row["sensor"] for row in run.rows] == ["a", "b"]
+
+
+async def test_a_line_that_a_reset_connection_cuts_is_no_record() -> None:
+    """A part of a number is a number too: who closes has said all, whose connection breaks has not."""
+    async with running(TCP(format="influx")) as run:
+        _, writer = await asyncio.open_connection(*run.source.address)
+        writer.write(b"mill,line=L1 speed=40.1\nmill,line=L1 speed=4")
+        await run.until(lambda: run.source.buffered == len("mill,line=L1 speed=4") and len(run.rows) == 1)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        await run.until(lambda: run.source.statistics().connections == 0)
+        assert run.source.buffered == 0
+    assert [row["speed"] for row in run.rows] == [40.1]
+    assert [(letter.raw, letter.reason) for letter in run.letters] == [
+        ("mill,line=L1 speed=4", "the connection broke in the middle of this line")
+    ]
 
 
 async def test_bad_lines_touch_nobody() -> None:

@@ -56,7 +56,8 @@ class TCP(ConnectedSource):
 
     A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``), and one of
     line protocol or Telegraf's JSON to its series; a record without the default time field gets the time of its arrival. A last
-    line without an end counts when the sender closes; one that the end of the run cuts is rejected. `check` raises `OutsideError` when the port is in use.
+    line without an end counts when the sender closes; one that the end of the run or a broken connection cuts is rejected.
+    `check` raises `OutsideError` when the port is in use.
 
     Delivery: in order for each connection. Without ``ack`` at most once: a sender cannot know what was read before it or
     we died; with state, what was read and kept in the ingest log is delivered exactly once.

@@ -117,10 +117,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._source.ack:
             self._source._unfinished -= self.splitter.held
             self.splitter.finish()  # a line that was cut comes again
-        elif not self._stopped:
+        elif self._stopped:
+            self._source._unfinished -= self.splitter.held
+        elif exc is None:
             self._finish()
         else:
-            self._source._unfinished -= self.splitter.held
+            self._give_up("the connection broke in the middle of this line")
 
     def cut(self) -> None:
         """The run ends: read no more; a line that has only begun is no record."""
