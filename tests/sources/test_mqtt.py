@@ -257,6 +257,38 @@ async def test_what_the_broker_has_beyond_the_buffer_at_the_stop_is_left_to_it(
     assert sum([len(batch) async for batch in batches]) == waiting
 
 
+async def test_more_than_the_buffer_may_come_before_the_broker_has_answered(
+    own_mosquitto: Any, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was kept brings what waits in it first: each message once, and what is behind the answer waits there."""
+    monkeypatch.setattr("tidemill.sources.mqtt_connection._ANSWER_S", 3.0)
+    broker = own_mosquitto(autosave_on_changes="false", autosave_interval=0)
+    async with kept(MQTT(broker.url, f"{root}/{{sensor}}", client_id=root)):
+        pass
+    publisher = Publisher(broker.port)
+    for number in range(100):
+        publisher.publish(f"{root}/S", str(number))
+    await publisher.published()
+    source = MQTT(broker.url, f"{root}/{{sensor}}", client_id=root, buffer=10_000)
+    context = SourceContext(SystemClock(), [].append, tells_kept=False)
+    batches = source.stream(context)
+    rows = (await anext(batches)).to_rows()
+    async with asyncio.timeout(30):
+        await source.wait_subscribed()
+    assert source.statistics().tries == 0
+    held = source.buffered
+    for number in range(100, 200):
+        publisher.publish(f"{root}/S", str(number))
+    await publisher.published()
+    assert source.buffered == held > 10_000
+    while len(rows) < 200:
+        rows += (await anext(batches)).to_rows()
+    assert [row["value"] for row in rows] == list(range(200))
+    context.stopping.set()
+    assert [len(batch) async for batch in batches] == []
+    publisher.close()
+
+
 async def test_a_broker_that_is_held_does_not_hold_the_end(
     own_mosquitto: Any, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -352,8 +352,9 @@ class MQTT(EdgedSource):
                 broker = await asyncio.to_thread(self._access.looked_up)
                 tls = tls or self._tls(broker)  # once: files that are being replaced must not end a run
                 session = self._session(broker, self.client_id or made_id, tls, ever, half_way)
-                self._connection = connection = Connection(session, inbox.put, context.clock)
+                connection = Connection(session, inbox.put, context.clock)
                 await connection.open(resubscribe=not ever)
+                self._connection = connection  # not before: the answers may be behind more messages than fit
                 if inbox.paused or context.stopping.is_set():
                     connection.pause()
                 self._say_connected(ever)
