@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 from tidemill.sources import Lines, SourceContext
+from tidemill.testing import ListSink
 
 
 class Stdin(io.TextIOWrapper):
@@ -102,6 +104,30 @@ async def test_a_pipe_whose_writer_is_faster_is_not_read_after_the_stop(pipe: in
         assert written == before
     assert 25 * came > 1 << 20
     os.close(pipe)
+
+
+async def test_a_named_pipe_waits_for_its_writer(drain: Any, tmp_path: Path) -> None:
+    """The loop goes on meanwhile; what the writer brings are records, and its end is the end."""
+    os.mkfifo(tmp_path / "pipe")
+    draining = asyncio.ensure_future(drain(Lines(tmp_path / "pipe")))
+    writing = await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY)
+    for n in range(3):
+        os.write(writing, b'{"sensor":"a","value":%d}\n' % n)
+        await asyncio.sleep(0)
+    os.close(writing)
+    drained = await draining
+    assert [row["value"] for row in drained.rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_named_pipe_without_a_writer_holds_no_run(tmp_path: Path, written: bool) -> None:
+    """Neither one that nobody has opened nor one that stays silent: the run ends when it is told to."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = os.open(tmp_path / "pipe", os.O_RDWR) if written else None
+    pipeline = tm.Pipeline(Lines(tmp_path / "pipe"), tm.Plan(), ListSink())
+    assert tm.run(pipeline, lanes=0, seconds=0.05, state=False).records_in == 0
+    if writing is not None:
+        os.close(writing)
 
 
 async def test_a_packed_file(drain: Any, tmp_path: Path) -> None:

@@ -169,9 +169,10 @@ class Lines(RecordedSource):
                 os.close(descriptor)
 
     def _opened(self) -> int:
+        """Without waiting for whoever will write into a named pipe: the loop is told of its end only after somebody has."""
         tried = files.absolute(self.path)
         try:
-            return os.open(tried, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(tried, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
 
