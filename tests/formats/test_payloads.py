@@ -94,6 +94,15 @@ def test_a_message_with_nothing_at_the_path_is_no_reading(payload: bytes) -> Non
     ]
 
 
+def test_of_an_item_with_nothing_at_the_path_the_item_is_told() -> None:
+    """And not the whole message once more for each of them: together they are no longer than it."""
+    payload = b'{"list":[' + b",".join([b'{"u":1}'] * 1_000) + b"]}"
+    rows, bad = PayloadReader({"t": "list[*].t"}).read(payload)
+    assert rows == []
+    assert [each.raw for each in bad] == ['{"u":1}'] * 1_000
+    assert [each.raw for each in PayloadReader("list[*].t").read(b'{"list": 3}')[1]] == ['{"list": 3}']
+
+
 @pytest.mark.parametrize(
     "value", ["", ".a", "a.", "a..b", "a[", "a[x]", "a[*].b[*].c", {"x": "a[*]", "y": "b[*]"}, {"x": 3}, "a[-1]"]
 )

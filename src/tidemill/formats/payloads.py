@@ -60,7 +60,8 @@ class PayloadReader:
     def __init__(self, value: str | Mapping[str, str] | None = None) -> None:
         paths = {"value": value} if isinstance(value, str) else dict(value or {})
         steps = {column: _parsed(path) for column, path in paths.items()}
-        self._paths = paths
+        self.columns = tuple(paths)
+        """The columns that paths are given for."""
         self._each: Steps | None = None
         """The way to the list whose items are readings."""
         for column, made in steps.items():
@@ -72,15 +73,11 @@ class PayloadReader:
                         "list, once."
                     )
                 self._each = before
+        self._nothing = f"the message has nothing at {' or '.join(map(repr, paths.values()))}"
         into = 0 if self._each is None else len(self._each) + 1
         self._columns = [
             (column, made[into:], True) if _EACH in made else (column, made, False) for column, made in steps.items()
         ]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that paths are given for."""
-        return tuple(self._paths)
 
     def read(self, payload: bytes) -> tuple[list[dict[str, Any]], list[BadReading]]:
         """The readings of a message, and what in it is none; together at least one."""
@@ -123,7 +120,9 @@ class PayloadReader:
             if row:
                 rows.append(row)
             else:
-                bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(payload)))
+                # Of an item the item alone: thousands of them would hold as many copies of a message.
+                raw = payload if self._each is None or item is _NOTHING else msgspec.json.encode(item)
+                bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(raw)))
         return _at_least_one(rows, bad, payload)
 
     def _items(self, message: Any) -> Iterator[Any]:
@@ -132,10 +131,6 @@ class PayloadReader:
             return
         items = _found(message, self._each)
         yield from items if type(items) is list else [_NOTHING]
-
-    @property
-    def _nothing(self) -> str:
-        return f"the message has nothing at {' or '.join(map(repr, self._paths.values()))}"
 
 
 def _at_least_one(
