@@ -21,6 +21,7 @@ from tidemill.clock import SystemClock
 from tidemill.letters import DeadLetter
 from tidemill.sources import TCP, SourceContext
 from tidemill.sources.acknowledgements import Acknowledgements
+from tidemill.tls import client_context
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "tcp-acknowledged.md"
 
@@ -182,6 +183,22 @@ async def test_a_sender_with_nothing_to_hear_is_closed_at_once() -> None:
         writer.write_eof()
         async with asyncio.timeout(30):
             assert await reader.read() == b""
+
+
+async def test_over_tls_a_sender_waits_for_its_number_and_closes_then(authority: Any) -> None:
+    """Nothing of TLS stands between it and its number, as long as it has not said that it has sent all."""
+    cert, key = authority.signed("us")
+    keeper = Keeper(TCP(ack=True, cert=cert, cert_key=key))
+    address = await keeper.source.wait_listening()
+    reader, writer = await asyncio.open_connection(*address, ssl=client_context(authority.ca))
+    writer.write(line(1) + line(2))
+    await keeper.until(2)
+    keeper.keep()
+    async with asyncio.timeout(30):
+        assert await reader.readline() == b"2\n"
+    writer.close()
+    await writer.wait_closed()
+    await keeper.stop()
 
 
 async def test_a_line_cut_by_a_broken_connection_is_no_record() -> None:

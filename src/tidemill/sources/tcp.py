@@ -68,8 +68,9 @@ class TCP(ConnectedSource):
     sends it again over its next connection, whose lines are counted from 0. If only the acknowledgement was lost, the
     records come twice; `Dedup` drops the second. A line that the end of the run or a broken connection cuts
     is not counted and not rejected, since it will be sent again. A sender that shuts down its side for writing gets its
-    last acknowledgement before the connection is closed. One that does not read them costs no memory: only the newest
-    number waits for it.
+    last acknowledgement before the connection is closed. Over TLS it does not, since whoever says there that it has sent
+    all is closed at once: such a sender ends its last line, and closes when it has read the number of its lines. One that
+    does not read them costs no memory: only the newest number waits for it.
     """
 
     push = True
