@@ -2,11 +2,12 @@
 #
 # Each target does its own set-up: a .venv beside this file, made once and again when pyproject.toml changes. uv is used
 # when it is installed, else Python's venv and pip. Arguments go on: make demo ARGS="--seconds 10".
+# Many a test waits, for processes of its own or for a disk: three at a time keep two cores busy.
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 ARGS   ?=
-TWO    := -n 2 --dist worksteal
+THREE  := -n 3 --dist worksteal
 PEERS  := $(patsubst bench/peers/%.txt,%,$(wildcard bench/peers/*.txt))
 PEERS_PYTHON ?= $(PYTHON)
 
@@ -28,10 +29,10 @@ demo: $(VENV)/.all
 	@$(VENV)/bin/tidemill demo $(ARGS)
 
 test: check
-	@$(PYTHON) -m pytest $(TWO) $(ARGS)
+	@$(PYTHON) -m pytest $(THREE) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	@$(PYTHON) -m pytest $(TWO) -m 'not slow' $(ARGS)
+	@$(PYTHON) -m pytest $(THREE) -m 'not slow' $(ARGS)
 
 check: $(VENV)/.dev
 	@$(PYTHON) -m ruff format --check
