@@ -149,3 +149,19 @@ def test_one_letter_that_nobody_repaired_spoils_no_other(tmp_path):
     dead.write_text("".join(json.dumps({"raw": row}) + "\n" for row in rows))
     again = turn(tm.sources.DeadLetters(dead), fixed, tmp_path / "again.ndjson", 0)
     assert [row["double"] for _, _, row in again] == [2, 4, 6]
+
+
+def test_letters_that_a_person_has_spoiled_are_told_and_others_are_replayed(tmp_path):
+    """A header that is a number, a sensor that is a list; a text that became a record, of a CSV letter too."""
+    dead, again = tmp_path / "dead.ndjson", tmp_path / "again.ndjson"
+    record = {"value": 1.0}
+    letters = [
+        {"raw": "S1,1", "header": 5, "key": "S1", "time": 1},
+        {"raw": record, "header": ["sensor", "value"], "key": ["S2"], "time": 1},
+        {"raw": record, "header": ["sensor", "value"], "key": "S3", "time": 1},
+    ]
+    dead.write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+    rows = turn(tm.sources.DeadLetters(dead), fixed, again, 0)
+    assert [key for key, _, _ in rows] == ["S3"]
+    reasons = [json.loads(line)["reason"] for line in again.read_text().splitlines()]
+    assert [reason.partition("its field ")[2].split()[0] for reason in reasons] == ["'header'", "'key'"]

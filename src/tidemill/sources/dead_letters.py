@@ -51,9 +51,11 @@ class _Told:
 
 
 class DeadLetters(RecordedSource):
-    """The records of a dead-letters file (NDJSON), replayed after a fix, whatever source they came from.
+    """The records of a dead-letters file (NDJSON), replayed after a fix.
 
-    Each line of the file is one letter. Its ``raw`` is the record, or the text of a line that was none: repair it there.
+    Each line of the file is one letter. Its ``raw`` is the record, or the text of what was none: repair it there. A line of
+    NDJSON or CSV is repaired as such a line; in the place of any other text (a line of line protocol or of Telegraf's JSON,
+    an MQTT payload) put the record that it should have been, as a JSON object, and its sensor in ``key``.
     Its ``key`` and ``time`` are what the record had in the run that rejected it, and it has them again, wherever they
     were read from; correct them in the letter, or name the fields to read instead with ``key=`` and ``time=``. A letter
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
@@ -136,7 +138,15 @@ class DeadLetters(RecordedSource):
         """What a line says; the letter it becomes again when its text is still no record; None when it is no letter."""
         if "raw" not in line:
             return None
-        raw, time, header = line["raw"], line.get("time"), tuple(line.get("header") or ())
+        raw, time, named = line["raw"], line.get("time"), line.get("header") or []
+        for field, fits in (
+            ("header", isinstance(named, list) and all(isinstance(name, str) for name in named)),
+            ("key", isinstance(line.get("key"), str | int | float | None)),
+        ):
+            if not fits:
+                reason = f"the line is no dead letter: its field {field!r} is not what a run writes there"
+                return self.edge.refuse(MALFORMED, reason, line)
+        header = tuple(named) if isinstance(raw, str) else ()  # what was repaired to a record is none of CSV any more
         key = str(line["key"]) if line.get("key") and self.key is None else None
         if isinstance(raw, str) and not header:
             rows, bad = decode_json_lines(raw.encode("utf-8", "replace"))
