@@ -133,7 +133,7 @@ async def test_a_lone_record_is_dispatched_in_the_turn_it_came():
     [
         (5.25, "float64", {}),
         ("1970-01-01T00:00:05.25Z", "object", {}),
-        (5_250_000_000, "datetime64[ns]", {"columns": {"time": "time"}}),
+        (5.25, "datetime64[ns]", {"columns": {"time": "time"}}),
     ],
 )
 def test_a_function_sees_the_field_that_came_and_the_event_time(lanes, time, shown, options):

@@ -62,7 +62,8 @@ def records(draw: st.DrawFn) -> tuple[list[str], list[dict[str, Any]]]:
 
 def batch_of(rows: list[dict[str, Any]]) -> Batch:
     """As a source makes it, with the time as nanoseconds."""
-    edge = Edge(columns={"time": Kind.TIME}, key="measurement")
+    edge = Edge(key="measurement")
+    edge.kinds.learn_nanoseconds("time")
     batch, letters = edge.rows(rows)
     assert letters == []
     return batch

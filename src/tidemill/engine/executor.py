@@ -209,6 +209,7 @@ class LoopExecutor(concurrent.futures.Executor):
     def _begin(self, future: WorkFuture[Any], request: Request) -> None:
         if future.cancelled():  # on its way here
             self._over(future)
+            future.set_running_or_notify_cancel()
             return
         try:
             self._check()
@@ -228,7 +229,7 @@ class LoopExecutor(concurrent.futures.Executor):
             return
         self._crew.cancel(call)
         self._over(future)
-        future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
+        future.set_running_or_notify_cancel()
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
         if future.set_running_or_notify_cancel():
