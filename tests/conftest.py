@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -48,16 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _SLOW or item.nodeid.partition("[")[0] in named:
             item.add_marker(pytest.mark.slow)
-    items[:] = _longest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
-
-def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """The minutes of campaigns at the beginning of each worker's share, so that none has them left when others are done."""
-    long = [item for item in items if item.path.parent.name == "chaos"]
-    others = [item for item in items if item.path.parent.name != "chaos"]
-    ends = [len(others) * worker // workers for worker in range(workers + 1)]
-    shares = [long[worker::workers] + others[ends[worker] : ends[worker + 1]] for worker in range(workers)]
-    return [item for share in shares for item in share]
 
 
 @pytest.fixture(autouse=True)

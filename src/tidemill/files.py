@@ -43,6 +43,7 @@ __all__ = [
     "leftovers",
     "lock",
     "make_folder",
+    "may_be_open",
     "names_in",
     "open_read",
     "open_resting",
@@ -223,6 +224,16 @@ class RestingFile(io.RawIOBase):
             self._file.close()
             self._file = None
         super().close()
+
+
+def may_be_open() -> int:
+    """Files that this process may have open, as far as the platform tells."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if most != resource.RLIM_INFINITY else 1 << 20
 
 
 def read_blocks(path: str | os.PathLike[str], handle: BinaryIO, size: int) -> Iterator[bytes]:

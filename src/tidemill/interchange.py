@@ -85,22 +85,12 @@ def naive_times(data: Any) -> frozenset[str]:
     """The columns of a table that hold times without a zone, which whoever gives the roles reads in their ``tz``."""
     match kind_of_table(data):
         case "pandas":
-            kinds = {str(name): _pandas_dtype(data[name]) for name in data.columns}
-            return frozenset(
-                name
-                for name, kind in kinds.items()
-                if getattr(kind, "kind", "") == "M" and _zone_of_pandas(kind) is None
-            )
+            return frozenset(str(name) for name in data.columns if _is_naive_pandas(_pandas_dtype(data[name])))
         case "polars":
             kinds = dict(data.schema)
             return frozenset(name for name, kind in kinds.items() if _naive_polars(kind))
         case "arrow":
-            is_dictionary = _pyarrow().types.is_dictionary
-            types = {field.name: field.type for field in data.schema}
-            kinds = {name: str(kind.value_type if is_dictionary(kind) else kind) for name, kind in types.items()}
-            return frozenset(
-                name for name, kind in kinds.items() if kind.startswith(("timestamp", "date")) and "tz=" not in kind
-            )
+            return frozenset(field.name for field in data.schema if _is_naive_arrow(field.type))
         case _:
             return frozenset()
 
@@ -378,6 +368,18 @@ def _pandas_dtype(series: Any) -> Any:
     """The dtype of a column's values; of a category, that of its categories."""
     categories = getattr(series.dtype, "categories", None)
     return series.dtype if categories is None else categories.dtype
+
+
+def _is_naive_pandas(dtype: Any) -> bool:
+    arrow = getattr(dtype, "pyarrow_dtype", None)
+    if arrow is not None:
+        return _is_naive_arrow(arrow)
+    return getattr(dtype, "kind", "") == "M" and _zone_of_pandas(dtype) is None
+
+
+def _is_naive_arrow(kind: Any) -> bool:
+    told = str(kind.value_type if _pyarrow().types.is_dictionary(kind) else kind)
+    return told.startswith(("timestamp", "date")) and "tz=" not in told
 
 
 def _zone_of_pandas(dtype: Any) -> Any:

@@ -85,10 +85,13 @@ async def test_silence_is_a_stall_only_when_it_is_asked_for() -> None:
             run._oversight.look()
         assert not run.statistics().stopping
 
+    source = tm.sources.TCP()
+
     async def act(_: Any) -> None:
+        await source.wait_listening()
         clock.advance(61.0)
 
-    error = await ended(live(tm.sources.TCP()), act, state=False, clock=clock, silent_after=60)
+    error = await ended(live(source), act, state=False, clock=clock, silent_after=60)
     assert str(error).endswith(" source tcp: connected, silent 61 s (limit 60).")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tidemill.column import Column
 from tidemill.errors import PlanError
+from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import Edge
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, OVERSIZE, WRONG_TYPE
@@ -316,3 +317,25 @@ def test_a_letter_has_the_roles_that_its_record_would_have_had() -> None:
 def test_what_is_suggested_is_called_as_sensors_and_times_are(fields: list[str], said: str) -> None:
     """By its words: there is an ``id`` in humidity, and it is no sensor. What is not there is not suggested."""
     assert Edge().suggestion(fields) == said
+
+
+def test_letters_show_times_as_texts() -> None:
+    """As numbers they would be read by their size when the letter is replayed: 20 minutes after 1970 would be 2008."""
+    seen = Column(Kind.TIME, np.array([1_200 * 10**9]))
+    columns = {"sensor": Column.of_texts(["S1"]), "time": Column.of_texts(["never"]), "seen": seen}
+    for naive, told in ((frozenset(), "1970-01-01T00:20:00Z"), (frozenset({"seen"}), "1970-01-01T00:20:00")):
+        _, (letter,) = Edge(columns={"seen": Kind.TIME}, tz="Europe/Berlin").columns(columns, rows=1, naive=naive)
+        assert letter.raw == {"sensor": "S1", "time": "never", "seen": told}
+    decoder = CsvDecoder(Edge(columns={"seen": Kind.TIME}), named="plant.csv")
+    _, (letter,) = decoder.feed(b"sensor,time,seen\nS1,never,1970-01-01 00:20\n")
+    assert letter.raw["seen"] == "1970-01-01 00:20"
+
+
+def test_times_without_a_zone_are_read_in_tz_in_every_field_of_times() -> None:
+    """Of a table too, where the field is declared."""
+    local = Column(Kind.TIME, np.array(["2024-07-01T12:00"], "datetime64[ns]").view(np.int64))
+    edge = Edge(columns={"seen": Kind.TIME}, tz="Europe/Berlin")
+    columns = {"sensor": Column.of_texts(["S1"]), "time": local, "seen": local}
+    batch, letters = edge.columns(columns, rows=1, naive=frozenset({"time", "seen"}))
+    assert letters == []
+    assert batch["seen"].astype(np.int64).tolist() == batch.time.tolist() == [1_719_828_000 * 10**9]

@@ -20,6 +20,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.letters import DeadLetter
 from tidemill.sources import HTTP, SourceContext
+from tidemill.testing import ListSink
 
 
 def lines(*values: Any) -> bytes:
@@ -86,6 +87,11 @@ BODIES = {
     "lines without a last end": (lines(1, 2)[:-1], {}),
     "an array": (json.dumps([{"sensor": "S", "value": 1}, {"sensor": "S", "value": 2}]).encode(), "application/json"),
     "gzip": (gzip.compress(lines(1, 2)), {"Content_Encoding": "gzip"}),
+    "gzip filled up with zeros": (gzip.compress(lines(1, 2)) + bytes(512), {"Content_Encoding": "gzip"}),
+    "with an offer of HTTP/2": (
+        lines(1, 2),
+        {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAMAAABkAAQCAAAAAAIAAAAA"},
+    ),
     "lines behind a byte order mark": (b"\xef\xbb\xbf" + lines(1, 2), {}),
     "an array behind one": (b"\xef\xbb\xbf[" + lines(1)[:-1] + b"," + lines(2) + b"]", "application/json"),
     "gzip of two members": (gzip.compress(lines(1)) + gzip.compress(lines(2)), {"Content_Encoding": "gzip"}),
@@ -100,6 +106,17 @@ async def test_what_is_posted_is_taken_in_order(body: bytes, headers: Any) -> No
         status, told, _ = await Sender(engine.source.port).post(body, **headers)
         assert (status, told) == (202, {"records": 2})
         assert [row["value"] for row in engine.rows] == [1, 2]
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n"])
+async def test_a_body_without_a_record_is_answered_though_nobody_else_posts(body: bytes, tmp_path: Path) -> None:
+    """With state too: nothing of it has to reach the disk."""
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=tmp_path) as run:
+        _, port = await source.wait_listening()
+        assert (await Sender(port).post(body))[:2] == (202, {"records": 0})
+        run.stop_soon()
+        await run.wait()
 
 
 async def test_an_answer_comes_when_the_records_are_safe_and_no_sooner() -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tidemill import files
 from tidemill.errors import InputError, PlanError
 from tidemill.letters import MALFORMED, NO_KEY, OVERSIZE, WRONG_TYPE
 from tidemill.schema import Kind
@@ -123,6 +124,7 @@ async def test_files_that_are_merged_need_not_be_open_all_at_once(
     frame.to_parquet(tmp_path / "3.parquet", row_group_size=3_000)
     wanted = await drain(Replay(tmp_path))
     monkeypatch.setattr("tidemill.sources.recorded._MOST_OPEN", 2)
+    monkeypatch.setattr(files, "may_be_open", lambda: 4)
     opened = []
 
     def count(_: Any) -> bool:

@@ -165,6 +165,8 @@ class Journal:
         number = self._append_records(source, batch, letters) if len(batch) or letters else self.log.end - 1
         self._given[source] = self._given.get(source, 0) + 1
         self._unacknowledged.append((number, source, self._given[source]))
+        if number < self.log.durable:  # no record is in it, and no sync will come for it
+            self._tell()
         await self._wait_for_room()
 
     def ends(self, source: str) -> None:

@@ -126,7 +126,7 @@ class CsvDecoder:
             wall_ns=wall_ns,
             known=self._known,
             rejects=rejects,
-            raw_of=lambda row: _record(columns, row, misfits.get(row, {})),
+            raw_of=lambda row: _record(columns, cells, row, misfits.get(row, {})),
         )
         return batch, letters + more
 
@@ -279,9 +279,14 @@ def _has_blanks(column: Column) -> bool:
     return texts is not None and any(text and text != text.strip() for text in texts.tolist())
 
 
-def _record(columns: Mapping[str, Column], row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
-    """A record as NDJSON would have it; a cell that does not fit its column as its text."""
-    return {name: misfits.get(name, column.slice(row, row + 1).to_list()[0]) for name, column in columns.items()}
+def _record(columns: Mapping[str, Column], cells: _Cells, row: int, misfits: Mapping[str, str]) -> dict[str, Any]:
+    """A record as NDJSON would have it; a cell that does not fit its column, and a time, as its text."""
+    record = {}
+    for (name, column), items in zip(columns.items(), cells, strict=True):
+        item = column.slice(row, row + 1).to_list()[0]
+        is_time = column.kind is Kind.TIME and item is not None
+        record[name] = items[row] if is_time else misfits.get(name, item)
+    return record
 
 
 def _cells_of(line: str) -> list[str]:

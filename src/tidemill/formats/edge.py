@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
 from tidemill.formats.field_names import SENSORS, TIMES, likely
+from tidemill.formats.json_lines import time_texts
 from tidemill.formats.key_template import KeyTemplate, is_nested
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
@@ -229,8 +230,12 @@ class Edge:
                 )
         if not parsed:
             find_unsendable(batch, found)
-        show = raw_of or (lambda row: batch.slice(row, row + 1).to_rows()[0])
-        chosen, found = self._with_roles(batch, found, wall_ns, known, None)
+        show = raw_of or (lambda row: _shown(batch, row, naive))
+        for name in naive.intersection(self.declared).intersection(made) - {self.time}:
+            column = made[name]
+            if column.kind is Kind.TIME:
+                made[name] = Column(Kind.TIME, self.times.localised(column.values), tags=column.tags)
+        chosen, found = self._with_roles(Batch(made, rows=rows), found, wall_ns, known, None)
         if self.time in naive and chosen.time_ns is not None and columns[self.time].kind is Kind.TIME:
             chosen.time_ns = self.times.localised(chosen.time_ns)
         chosen.arrived_ns = arrived_ns
@@ -510,6 +515,17 @@ def _missing(column: Column) -> NDArray[np.bool_] | None:
         return None
     missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
     return missing
+
+
+def _shown(batch: Batch, row: int, naive: frozenset[str]) -> dict[str, Any]:
+    """A record for a letter, with times as texts: as numbers they would be read by their size."""
+    part = batch.slice(row, row + 1)
+    record = part.to_rows()[0]
+    for name, column in part.columns.items():
+        if column.kind is Kind.TIME and record.get(name) is not None:
+            told = time_texts(column)[0]
+            record[name] = told.removesuffix("Z") if told is not None and name in naive else told
+    return record
 
 
 def _as_texts(name: str, column: Column, rejects: dict[int, Reject]) -> Column:

@@ -55,6 +55,9 @@ class Gzip:
             rest = data[start : start + _PACKED]
             while rest:
                 if self._member.eof:
+                    rest = rest.lstrip(b"\0")  # with which some fill up the end
+                    if not rest:
+                        break
                     self._member = zlib.decompressobj(wbits=31)
                 self.unpacked += self._member.decompress(rest, self._limit + 1 - len(self.unpacked))
                 if len(self.unpacked) > self._limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidemill.core.admission import Admission
@@ -13,6 +14,7 @@ __all__ = ["connections_through"]
 
 _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
+_OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
@@ -40,14 +42,33 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
             if self._host is None:
                 return
             self._held += len(data)
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            try:
+                self._feed(data)
+            except httptools.HttpParserError as error:
+                told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
+                self.send_400_response(told.encode("ascii", "replace").decode())
             if self._held > _HELD:
                 cast(Any, self.transport).abort()
             self._watch()
 
+        def _feed(self, data: bytes) -> None:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                # Who offers another protocol may be answered in this one, but the parser would leave the body out: it
+                # reads the request again without the offer.
+                head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+                for name, value in self.headers:
+                    if name not in _OFFER:
+                        head += name, b": ", value, b"\r\n"
+                self.parser = httptools.HttpRequestParser(self)
+                self._feed(b"".join([*head, b"\r\n", data[offer.args[0] :]]))
+
         def on_headers_complete(self) -> None:
             self._held = 0
-            super().on_headers_complete()
+            if not self.parser.should_upgrade():
+                super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
             self._held = 0
@@ -55,7 +76,8 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
 
         def on_message_complete(self) -> None:
             self._held = 0
-            super().on_message_complete()
+            if not self.parser.should_upgrade():
+                super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)

@@ -172,9 +172,11 @@ class Lines(RecordedSource):
         """Without waiting for whoever will write into a named pipe: the loop is told of its end only after somebody has."""
         tried = files.absolute(self.path)
         try:
-            return os.open(tried, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(tried, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise InputError(f"{tried} cannot be read: {error.strerror or error}.") from None
+        os.set_blocking(descriptor, not _waits(descriptor))  # what the loop cannot be told of is read in a thread
+        return descriptor
 
 
 def _deliveries(decoder: Decoder, block: bytes | None, arrived_ns: int, wall_ns: int) -> Iterator[Delivery]:

@@ -25,7 +25,8 @@ from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, is_p
 __all__ = ["RecordedSource", "Taken"]
 
 _MOST_OPEN: Final = 128
-"""Files of one source that are open at a time, however many are merged."""
+"""Files of one source that may be open at a time, however few the process may have; half of what it may have, where that is
+more: a file that rests must still be there when it is read on."""
 Taken = tuple[Batch, NDArray[np.int64], bool]
 """Records, the times by which they are merged, and whether the pace begins anew with them."""
 
@@ -269,7 +270,7 @@ class RecordedSource(EdgedSource):
         if reader in self._open:
             self._open.remove(reader)
         self._open.append(reader)
-        if len(self._open) > _MOST_OPEN:
+        if len(self._open) > max(_MOST_OPEN, files.may_be_open() // 2):
             self._open.popleft().rest()
         return delivery
 
