@@ -7,6 +7,8 @@ import errno
 import gzip
 import lzma
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,16 @@ def test_a_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
     files.remove(tmp_path / "file")
     assert files.names_in(tmp_path) == ["a"]
     assert files.free_space(tmp_path) > 0
+
+
+def test_what_a_standard_stream_goes_to_is_written_into(tmp_path: Path) -> None:
+    """`--report /dev/stdout >> log` adds to the log, and what comes later is behind it."""
+    log = tmp_path / "log"
+    log.write_text("history\n")
+    script = (
+        "from tidemill import files; assert not files.why_not_whole('/dev/stdout'); "
+        "files.write_whole('/dev/stdout', b'report\\n'); print('later')"
+    )
+    with log.open("ab") as stream:
+        subprocess.run([sys.executable, "-c", script], stdout=stream, check=True, timeout=60)
+    assert log.read_text() == "history\nreport\nlater\n"

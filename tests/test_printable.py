@@ -119,11 +119,9 @@ def test_what_answers_instead_of_a_run_gives_the_terminal_no_orders(capsys: pyte
     """It may be anybody's program."""
 
     class Anybody(http.server.BaseHTTPRequestHandler):
-        def version_string(self) -> str:
-            return "tidemill"
-
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("X-Tidemill", "run")
             self.end_headers()
             self.wfile.write("ok\nlanes \x1b[2J\u202e\x07\n".encode())
 

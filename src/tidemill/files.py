@@ -13,11 +13,12 @@ import gzip
 import io
 import os
 import stat
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, TextIO, cast
 
 from tidemill.errors import InputError, OutsideError
 
@@ -338,11 +339,16 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """The same for a file that a person has named: what a link points to is replaced, and not the link; the mode is that of the
-    file that was there, else what the umask leaves; and what is no file, such as a pipe or a device, is written into."""
+    file that was there, else what the umask leaves; and what is no file, such as a pipe or a device, is written into, as is one
+    that a standard stream goes to."""
     target = absolute(path)
     try:
         there = _status(target)
-        if there is None or stat.S_ISREG(there.st_mode):
+        if there is not None and (stream := _standard_stream(there)) is not None:
+            stream.flush()
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        elif there is None or stat.S_ISREG(there.st_mode):
             _replace(target.resolve(), data, None if there is None else stat.S_IMODE(there.st_mode))
         else:
             with open(target, "wb") as file:  # noqa: PTH123 - one door, one way
@@ -356,6 +362,8 @@ def why_not_whole(path: str | os.PathLike[str]) -> str:
     target = absolute(path)
     try:
         there = _status(target)
+        if there is not None and _standard_stream(there) is not None:
+            return ""
         if there is None or stat.S_ISREG(there.st_mode):
             handle, temporary = _beside(target.resolve())
             os.close(handle)
@@ -367,6 +375,19 @@ def why_not_whole(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _standard_stream(there: os.stat_result) -> TextIO | None:
+    """The stream of this process that goes to this file, such as /dev/stdout behind a redirection."""
+    if not stat.S_ISREG(there.st_mode):
+        return None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if os.path.samestat(os.fstat(stream.fileno()), there):
+                return stream
+        except (OSError, ValueError, AttributeError):  # closed, or none of the system's
+            continue
+    return None
 
 
 def _status(target: Path) -> os.stat_result | None:

@@ -168,6 +168,19 @@ def test_no_two_options_name_one_file(tmp_path, monkeypatch, capsys, words, both
     assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == texts
 
 
+def test_a_table_of_the_plan_is_not_written_over(tmp_path, monkeypatch, capsys):
+    """By a report, or by dead letters."""
+    monkeypatch.chdir(tmp_path)
+    Path("calibration.csv").write_text("sensor,baseline,scale\na,0,1\n")
+    Path("in.csv").write_text("sensor,time,value\na,1,2\n")
+    Path("plant.py").write_text("import tidemill as tm\nplan = tm.Plan(tm.Calibrate('calibration.csv'))\n")
+    for option in ("--report", "--dead-letters"):
+        words = ["run", "plant.py", "--input", "in.csv", "--output", "o.csv", "--lanes", "0", option, "calibration.csv"]
+        assert answer(words) == 4
+        assert "Calibrate" in capsys.readouterr().err
+    assert Path("calibration.csv").read_text().startswith("sensor,baseline,scale")
+
+
 def test_a_report_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, capsys):
     """Not behind a run of a week."""
     monkeypatch.chdir(tmp_path)

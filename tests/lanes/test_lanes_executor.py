@@ -7,6 +7,7 @@ import concurrent.futures
 import os
 import sys
 import threading
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -144,3 +145,26 @@ async def test_closing_the_lanes_ends_the_futures(telephone, home) -> None:
     assert isinstance(await waiter, CallError)
     with pytest.raises(RuntimeError, match="closed"):
         executor.submit(square, 1)
+
+
+async def test_an_interrupt_before_the_loop_is_woken_stops_no_later_call(
+    two: tm.Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the very submit that was to wake it."""
+    executor = two.executor()
+    loop = asyncio.get_running_loop()
+    real, struck = loop.call_soon_threadsafe, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if not struck:
+            struck.append(True)
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    def elsewhere() -> int:
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(abs, -1)
+        return executor.submit(abs, -2).result(30)
+
+    assert await asyncio.to_thread(elsewhere) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -276,3 +278,48 @@ async def test_a_stream_that_nobody_reads_is_not_kept(one: tm.Lanes) -> None:
     for _ in range(10):
         one.stream(square, [1])
     assert not one._crew.lines  # type: ignore[union-attr]
+
+
+async def test_a_source_that_is_left_is_let_go_of(one: tm.Lanes) -> None:
+    """Its ``finally`` runs, and a TaskGroup of its own ends its tasks, without a search for garbage."""
+    ended: list[str] = []
+
+    async def source():
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.Event().wait())
+                for number in range(1_000):
+                    yield number
+        finally:
+            ended.append("finally")
+
+    gc.disable()
+    try:
+        stream = one.stream(square, source(), window=3)
+        assert await anext(stream) == 0
+        await stream.aclose()
+        for _ in range(50):
+            await asyncio.sleep(0)
+    finally:
+        gc.enable()
+    assert ended == ["finally"]
+
+
+async def test_a_source_that_answers_each_timeout_with_a_value_is_not_read_ahead_for_ever(one: tm.Lanes) -> None:
+    """While nobody asks for results."""
+    made = 0
+
+    async def source():
+        nonlocal made
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    made += 1
+                    yield made
+
+    stream = one.stream(square, source(), window=2, return_exceptions=True)
+    assert await anext(stream) == 1
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert made <= 6
+    await stream.aclose()

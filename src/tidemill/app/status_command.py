@@ -30,16 +30,16 @@ def status(url: str) -> ExitCode:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a run is asked itself, never a proxy
     try:
         with opener.open(asked, timeout=_WAIT_S) as answer:
-            code, text, by = answer.status, answer.read(_MOST), answer.headers.get("Server", "")
+            code, text, by = answer.status, answer.read(_MOST), answer.headers.get("X-Tidemill")
     except urllib.error.HTTPError as error:
         with error:
-            code, text, by = error.code, error.read(_MOST), error.headers.get("Server", "")
+            code, text, by = error.code, error.read(_MOST), error.headers.get("X-Tidemill")
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error
         raise OutsideError(
             f"no run answers at {asked}: {getattr(why, 'strerror', None) or why or type(why).__name__}."
         ) from None
-    if code not in (200, 503) or not by.startswith("tidemill"):
+    if code not in (200, 503) or by != "run":
         raise OutsideError(f"what answers at {asked} is no run of tidemill: it says {code}.")
     sys.stdout.write(lines_printable(text.decode("utf-8", "replace")))  # whoever answers may be anybody
     return ExitCode.DONE if code == 200 else ExitCode.FAILED

@@ -188,11 +188,14 @@ class LoopExecutor(concurrent.futures.Executor):
         self._handed.append((act, args))
         if self._waking:
             return
-        self._waking = True
         try:
+            self._waking = True
             self._loop.call_soon_threadsafe(self._take)
-        except RuntimeError as error:
-            raise self._ended() from error
+        except BaseException as error:  # Ctrl-C too, before the loop was woken: the next one wakes it
+            self._waking = False
+            if isinstance(error, RuntimeError):
+                raise self._ended() from error
+            raise
 
     def _take(self) -> None:
         """Do what was handed over, for a millisecond at most."""

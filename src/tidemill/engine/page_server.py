@@ -143,7 +143,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     timeout: ClassVar[float] = _CLIENT_S
     server_version = "tidemill"
-    """By which `tidemill status` knows a run."""
     sys_version = ""
 
     def do_GET(self) -> None:
@@ -160,6 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(made.body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Tidemill", "run")  # by which `tidemill status` knows a run, behind a proxy too
         self.end_headers()
         if with_body:
             self.wfile.write(made.body)

@@ -42,10 +42,13 @@ class Place:
 
 
 def edges_of(pipeline: Pipeline, *more: Source) -> Iterator[Place]:
-    """What its sinks write, and its sources and ``more`` of them read."""
+    """What its sinks write, and its stages, its sources and ``more`` of them read."""
     for sink in pipeline.sinks:
         if sink.writes is not None:
             yield Place(f"the sink {sink.name}", sink.writes, written=True, who=sink)
+    for stage in pipeline.plan.stages:
+        if stage.path is not None:
+            yield Place(f"the stage {stage.name}", files.absolute(stage.path))
     for source in (*pipeline.sources, *more):
         with contextlib.suppress(InputError):  # of what is not there, which the source itself says
             for path in source.reads:

@@ -91,8 +91,9 @@ class _Asynchronous:
                 self._room = self._loop.create_future()
                 await self._room
         except asyncio.CancelledError as error:
-            if self._closing or not hasattr(self._source, "athrow"):
-                raise
+            calls = self._calls
+            if self._closing or not hasattr(self._source, "athrow") or len(calls.pending) >= 2 * calls.window:
+                raise  # the last: a source that answers each cancel with a value must not be read ahead without end
             try:  # by a TaskGroup or a timeout of the source's, which knows what it means
                 return await self._source.athrow(error)
             except StopAsyncIteration:
@@ -107,9 +108,12 @@ class _Asynchronous:
     async def aclose(self) -> None:
         """Stop reading."""
         self._closing = True
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        self._calls.error = None
+        del self._source  # let go of here, whoever still holds the task, such as a TaskGroup of the source's own
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -163,7 +167,8 @@ async def streamed(
             elif not calls.ended:
                 await source.some()
             elif calls.error is not None:
-                raise calls.error
+                error, calls.error = calls.error, None
+                raise error
             else:
                 return
     finally:

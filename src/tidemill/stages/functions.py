@@ -67,7 +67,7 @@ class FunctionStage(Stage):
 
 def as_mask(made: Any, rows: int, maker: str) -> NDArray[np.bool_]:
     """Which of ``rows`` records are wanted. Raises `BadResult` for anything but a bool for each, or one for all."""
-    if hasattr(made, "to_numpy"):
+    if hasattr(made, "to_numpy") and not hasattr(made, "__array__"):
         made = made.to_numpy()
     if isinstance(made, bool | np.bool_):
         made = np.full(rows, made)
