@@ -230,6 +230,18 @@ def test_two_runs_that_add_the_same_column(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM features").fetchall() == [(1, None)] * 3 + [(2, "C")] * 2
 
 
+def test_two_runs_that_make_the_same_table(tmp_path: Path) -> None:
+    """Both have begun before there was one."""
+    one, other = (sinks.SQLite(tmp_path / "rows.db", if_exists="append") for _ in range(2))
+    for sink in (one, other):
+        sink.open(OPEN)
+    for sink in (one, other):
+        sink.write(Batch.from_rows([{"n": 1}]))
+        sink.close()
+    with closing(sqlite3.connect(tmp_path / "rows.db")) as connection:
+        assert connection.execute("SELECT * FROM features").fetchall() == [(1,)] * 2
+
+
 def test_too_many_columns(tmp_path: Path) -> None:
     """Records with ever new fields end in a sentence that says what to do."""
     sink = sinks.SQLite(tmp_path / "features.db")

@@ -381,8 +381,9 @@ class SQLite(ProcessSink):
         if self._declared is None and not columns:
             raise InputError(f"The first row for table {self.table!r} has no fields at all; SQLite needs one or more.")
         added = {self._names.of(name): column for name, column in columns.items()}
-        if self._declared is not None and not self._declared.keys() >= set(map(folded, added)):
-            self._declared = self._existing(connection, ours=True)  # another run may have added the same columns
+        known = self._declared.keys() if self._declared is not None else set()
+        if self.if_exists == "append" and not known >= set(map(folded, added)):
+            self._declared = self._existing(connection, ours=True)  # another run may have made the same
         if len({*(self._declared or ()), *map(folded, added)}) > MOST_COLUMNS:
             raise InputError(
                 f"The rows for {self.path} have more than {MOST_COLUMNS} columns, the most that SQLite "
