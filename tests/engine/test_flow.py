@@ -33,7 +33,7 @@ async def test_a_lane_that_is_delayed_changes_no_byte_and_holds_no_other(monkeyp
             time.sleep(0.002)
         return digested(batch)
 
-    rows = [{"sensor": sensor, "time": 1.0, "value": float(n)} for n in range(400) for sensor in sensors]
+    rows = [{"sensor": sensor, "time": 1.0, "value": float(n)} for n in range(1_000) for sensor in sensors]
     committed = Mill._committed
     busy: list[bool] = []
 
