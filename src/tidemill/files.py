@@ -14,7 +14,6 @@ import io
 import os
 import stat
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,14 +226,14 @@ class RestingFile(io.RawIOBase):
         super().close()
 
 
-def may_be_open() -> int:
-    """Files that this process may have open, as far as the platform tells."""
+def may_be_open() -> int | None:
+    """Files that this process may have open; None where the platform does not tell."""
     try:
         import resource
     except ImportError:
-        return 0
+        return None
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return most if most != resource.RLIM_INFINITY else 1 << 20
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
 
 
 def read_blocks(path: str | os.PathLike[str], handle: BinaryIO, size: int) -> Iterator[bytes]:
@@ -397,18 +396,14 @@ def _status(target: Path) -> os.stat_result | None:
         return None
 
 
-def _beside(target: Path) -> tuple[int, Path]:
-    """A new file in the folder of ``target``, and its name, as `leftovers` finds it; with the mode that the umask leaves."""
+def _beside(target: Path, mode: int = 0o666) -> tuple[int, Path]:
+    """A new file in the folder of ``target``, and its name, as `leftovers` finds it; with what the umask leaves of the mode."""
     place = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
-    return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), place
+    return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), place
 
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
-    if mode is None:
-        handle, temporary = _beside(target)
-    else:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # private before it has a byte
-        temporary = Path(name)
+    handle, temporary = _beside(target) if mode is None else _beside(target, 0o600)  # private before it has a byte
     try:
         with os.fdopen(handle, "wb") as file:
             if mode is not None:

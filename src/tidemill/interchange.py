@@ -357,7 +357,7 @@ def _column_of_pandas(series: Any) -> Column:
     if str(values) == "category":
         return _column_of_pandas(series.astype(values.categories.dtype))
     if getattr(values, "kind", "") == "M":
-        moments = series if _zone_of_pandas(values) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
+        moments = series if getattr(values, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
         return _time_column(moments.to_numpy())
     items = series.astype(object).to_numpy()
     missing = series.isna().to_numpy()
@@ -374,16 +374,12 @@ def _is_naive_pandas(dtype: Any) -> bool:
     arrow = getattr(dtype, "pyarrow_dtype", None)
     if arrow is not None:
         return _is_naive_arrow(arrow)
-    return getattr(dtype, "kind", "") == "M" and _zone_of_pandas(dtype) is None
+    return getattr(dtype, "kind", "") == "M" and getattr(dtype, "tz", None) is None
 
 
 def _is_naive_arrow(kind: Any) -> bool:
     told = str(kind.value_type if _pyarrow().types.is_dictionary(kind) else kind)
     return told.startswith(("timestamp", "date")) and "tz=" not in told
-
-
-def _zone_of_pandas(dtype: Any) -> Any:
-    return getattr(getattr(dtype, "pyarrow_dtype", dtype), "tz", None)
 
 
 def _time_column(moments: NDArray[Any]) -> Column:

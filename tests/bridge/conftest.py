@@ -20,6 +20,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.errors import LaneDied, RemoteError
+from tidemill.lanes.fork_client import ended
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -70,19 +71,9 @@ class Processes:
     @staticmethod
     async def gone(*pids: int) -> None:
         """Return when all of them have ended; the test's own time limit bounds this."""
-        loop = asyncio.get_running_loop()
         for pid in pids:
-            try:
-                handle = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            ended = asyncio.Event()
-            loop.add_reader(handle, ended.set)
-            try:
-                await ended.wait()
-            finally:
-                loop.remove_reader(handle)
-                os.close(handle)
+            with contextlib.suppress(ProcessLookupError):
+                await ended(pid)
 
     @staticmethod
     def open_files() -> int:

@@ -10,11 +10,10 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.run_options import Ends, Tells
 from tidemill.app.status import summary, watching
-from tidemill.engine.dead_letters import DEFAULT_PATH
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
-from tidemill.engine.places_apart import Place, places_of, require_apart
+from tidemill.engine.places_apart import Place, letters_place, places_of, require_apart
 from tidemill.engine.state import State, state_of
 from tidemill.errors import InputError
 
@@ -63,9 +62,7 @@ def perform(
 def _tell(made: Report, pipeline: Pipeline, state: State | bool | None, tells: Tells) -> None:
     sys.stderr.write(summary(made))
     if made.dead_letters:
-        kept = state_of(pipeline, state)
-        default = DEFAULT_PATH if kept is None else kept.place_of(pipeline.name) / DEFAULT_PATH
-        place = tells.dead_letters or default
+        place = tells.dead_letters or letters_place(pipeline, state_of(pipeline, state))
         sys.stderr.write(f"The dead letters are in {place}; tm.sources.DeadLetters reads them after a fix.\n")
 
 

@@ -211,8 +211,7 @@ class LoopExecutor(concurrent.futures.Executor):
 
     def _begin(self, future: WorkFuture[Any], request: Request) -> None:
         if future.cancelled():  # on its way here
-            self._over(future)
-            future.set_running_or_notify_cancel()
+            self._given_up(future)
             return
         try:
             self._check()
@@ -231,8 +230,11 @@ class LoopExecutor(concurrent.futures.Executor):
         if future not in self._open:  # its result came while the cancel was on its way from another thread
             return
         self._crew.cancel(call)
+        self._given_up(future)
+
+    def _given_up(self, future: WorkFuture[Any]) -> None:
         self._over(future)
-        future.set_running_or_notify_cancel()
+        future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
         if future.set_running_or_notify_cancel():

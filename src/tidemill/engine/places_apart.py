@@ -17,7 +17,7 @@ from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
 from tidemill.sources.dead_letters import DeadLetters
 
-__all__ = ["Place", "edges_of", "places_of", "require_apart"]
+__all__ = ["Place", "edges_of", "letters_place", "places_of", "require_apart"]
 
 _LETTERS = "the dead letters"
 
@@ -60,10 +60,14 @@ def places_of(
 ) -> Iterator[Place]:
     """What a run of this pipeline reads and writes."""
     yield from edges_of(pipeline, *([state.warm] if state is not None and state.warm is not None else []))
-    default = DEFAULT_PATH if state is None else state.place_of(pipeline.name) / DEFAULT_PATH
-    yield Place(_LETTERS, files.absolute(letters or default), written=True)
+    yield Place(_LETTERS, files.absolute(letters or letters_place(pipeline, state)), written=True)
     if report is not None:
         yield Place("the report", files.absolute(report), written=True)
+
+
+def letters_place(pipeline: Pipeline, state: State | None) -> Path:
+    """Where dead letters go when nobody says where."""
+    return Path(DEFAULT_PATH) if state is None else state.place_of(pipeline.name) / DEFAULT_PATH
 
 
 def require_apart(places: Iterable[Place]) -> None:

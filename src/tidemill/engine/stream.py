@@ -35,7 +35,7 @@ class _Plain:
         """Submit as many values as the window takes."""
         calls = self._calls
         try:
-            while not calls.ended and len(calls.pending) < calls.window:
+            while not calls.ended and not calls.full:
                 value = next(self._source, _END)
                 if value is _END:
                     calls.ended = True

@@ -261,8 +261,8 @@ class CsvDecoder:
         return columns, rejects, misfits
 
     def kind_of(self, name: str, cells: Sequence[str]) -> Kind | None:
-        """The column's kind in this run; None while no cell has held anything. Fields of the key are text, and so are times in a format of their own: sensor 007 is
-        not sensor 7, and 01032024 is not 1032024."""
+        """The column's kind in this run; None while no cell has held anything. Fields of the key are text, and so are times in a
+        format of their own: sensor 007 is not sensor 7, and 01032024 is not 1032024."""
         kinds: Kinds = self.edge.kinds
         known = kinds.get(name)
         if known is not None:

@@ -24,7 +24,7 @@ from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FromLane
 
-__all__ = ["NO_ROOM", "PATIENCE_S", "ForkServer"]
+__all__ = ["NO_ROOM", "PATIENCE_S", "ForkServer", "ended"]
 
 PATIENCE_S: Final = 2.0
 """How long a run asks for a process that the system does not give, before it says so."""
@@ -267,7 +267,7 @@ async def _reaped(process: subprocess.Popen[bytes]) -> None:
     """It ends by itself, since its socket is closed, or is killed after the grace."""
     try:
         async with asyncio.timeout(_GRACE_S):
-            await _ended(process.pid)
+            await ended(process.pid)
     except TimeoutError:
         pass
     except OSError:  # no descriptor is left
@@ -278,14 +278,14 @@ async def _reaped(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-async def _ended(pid: int) -> None:
-    """Return when the process has ended."""
+async def ended(pid: int) -> None:
+    """Return when the process has ended. Raises `ProcessLookupError` for one that is gone."""
     loop = asyncio.get_running_loop()
     handle = os.pidfd_open(pid)
-    ended = asyncio.Event()
-    loop.add_reader(handle, ended.set)
+    readable = asyncio.Event()
+    loop.add_reader(handle, readable.set)
     try:
-        await ended.wait()
+        await readable.wait()
     finally:
         loop.remove_reader(handle)
         os.close(handle)

@@ -152,9 +152,7 @@ class Table:
             )
             connection.execute(f"ALTER TABLE {self._sql} {added}".encode())
             there = found_table(connection, self._found.place, self._found.schema, self._found.table).types or {}
-            types.update(
-                {column: there[column] for column in new}
-            )  # another run may have added it, of a type of its own
+            types.update({column: there[column] for column in new})  # another run may have added it, of its own type
             self._note(connection, new)
         for column, (_, kind) in named.items():
             stored, written = types[column]

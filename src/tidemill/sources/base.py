@@ -77,8 +77,8 @@ class Source(Named, Configured, abc.ABC):
                  knows: ``"{line}/{machine}"``, ``"{stem}"``
     ``time``     the field that holds the event time (default ``time``; push sources without it use the arrival)
     ``columns``  kinds of fields that are not to be learned: ``{"n": int}``; what a field of kind ``"time"`` holds is read as
-                 event times are. ``{"sensor": object}`` where some sensors are named by numbers and others by texts. Of records that come one by one, 4,096 names of fields are learned; one that
-                 brings another is a dead letter
+                 event times are. ``{"sensor": object}`` where some sensors are named by numbers and others by texts. Of
+                 records that come one by one, 4,096 names of fields are learned; one that brings another is a dead letter
     ``tz``       the zone in which times without one are read (default UTC)
     """
 

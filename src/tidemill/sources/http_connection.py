@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,6 +15,7 @@ __all__ = ["connections_through"]
 _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
 _OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
+"""Headers of who would rather speak another protocol."""
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
@@ -22,83 +23,88 @@ _HELD: Final = 65_536
 def connections_through(door: Admission) -> type[asyncio.Protocol]:
     """What uvicorn makes for each connection, when ``door`` takes it."""
 
-    class Connection(HttpToolsProtocol):
-        _host: str | None = None
-        """Where a connection that was taken is from."""
-        _late: asyncio.TimerHandle | None = None
-        _held = 0
-        """Bytes that came since the parser last got anywhere; it has no limit of its own."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            host = self.client[0] if self.client is not None else ""
-            if not door.enter(host):
-                transport.abort()
-                return
-            self._host = host
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            if self._host is None:
-                return
-            self._held += len(data)
-            self._unset_keepalive_if_required()
-            try:
-                self._feed(data)
-            except httptools.HttpParserError as error:
-                told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
-                self.send_400_response(told.encode("ascii", "replace").decode())
-            if self._held > _HELD:
-                cast(Any, self.transport).abort()
-            self._watch()
-
-        def _feed(self, data: bytes) -> None:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
-                # Who offers another protocol may be answered in this one, but the parser would leave the body out: it
-                # reads the request again without the offer.
-                head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
-                for name, value in self.headers:
-                    if name not in _OFFER:
-                        head += name, b": ", value, b"\r\n"
-                self.parser = httptools.HttpRequestParser(self)
-                self._feed(b"".join([*head, b"\r\n", data[offer.args[0] :]]))
-
-        def on_headers_complete(self) -> None:
-            self._held = 0
-            if not self.parser.should_upgrade():
-                super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            self._held = 0
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            self._held = 0
-            if not self.parser.should_upgrade():
-                super().on_message_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            if self._late is not None:
-                self._late.cancel()
-            if self._host is not None:
-                door.leave(self._host)
-                self._host = None
-
-        def _watch(self) -> None:
-            """While no request is worked on, one must begin in time, whatever drips meanwhile."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                if self._late is not None:
-                    self._late.cancel()
-                    self._late = None
-            elif self._late is None:
-                self._late = self.loop.call_later(_HEAD_S, self._end_if_late)
-
-        def _end_if_late(self) -> None:
-            self._late = None
-            if self.cycle is None or self.cycle.response_complete:
-                cast(Any, self.transport).abort()
+    class Connection(_Connection):
+        _door = door
 
     return Connection
+
+
+class _Connection(HttpToolsProtocol):
+    _door: ClassVar[Admission]
+    _host: str | None = None
+    """Where a connection that was taken is from."""
+    _late: asyncio.TimerHandle | None = None
+    _held = 0
+    """Bytes that came since the parser last got anywhere; it has no limit of its own."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        host = self.client[0] if self.client is not None else ""
+        if not self._door.enter(host):
+            transport.abort()
+            return
+        self._host = host
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        if self._host is None:
+            return
+        self._held += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
+            self.send_400_response(told.encode("ascii", "replace").decode())
+        if self._held > _HELD:
+            cast(Any, self.transport).abort()
+        self._watch()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            # Who offers another protocol may be answered in this one, but the parser would leave the body out: it
+            # reads the request again without the offer.
+            head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            for name, value in self.headers:
+                if name not in _OFFER:
+                    head += name, b": ", value, b"\r\n"
+            self.parser = httptools.HttpRequestParser(self)
+            self._feed(b"".join([*head, b"\r\n", data[offer.args[0] :]]))
+
+    def on_headers_complete(self) -> None:
+        self._held = 0
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._held = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._held = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+        if self._host is not None:
+            self._door.leave(self._host)
+            self._host = None
+
+    def _watch(self) -> None:
+        """While no request is worked on, one must begin in time, whatever drips meanwhile."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEAD_S, self._end_if_late)
+
+    def _end_if_late(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            cast(Any, self.transport).abort()

@@ -7,12 +7,12 @@ import contextlib
 import errno
 import ipaddress
 import logging
-import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
@@ -122,11 +122,11 @@ def admission(connections: int, per_host: int | None, host: str) -> Admission:
     """Which connections are taken: as many as are asked for, and as this process may have files open. Of loopback, all are
     from one host, and ``per_host`` bounds nothing."""
     per_host = None if is_loopback(host) else per_host
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files != resource.RLIM_INFINITY:
-        free = max(files - sum(1 for _ in Path("/dev/fd").iterdir()) - _KEPT_FREE, 1)
+    most = files.may_be_open()
+    if most is not None:
+        free = max(most - sum(1 for _ in Path("/dev/fd").iterdir()) - _KEPT_FREE, 1)
         if free < connections:
-            return Admission(free, per_host, f"no more files may be opened by this process (ulimit -n {files})")
+            return Admission(free, per_host, f"no more files may be opened by this process (ulimit -n {most})")
     return Admission(connections, per_host, f"connections={connections}")
 
 

@@ -57,6 +57,7 @@ class RecordedSource(EdgedSource):
         self._readers: list[Reader] = []
         self._open: deque[Reader] = deque()
         """Those whose files are open, that read last at the end."""
+        self._most_open = _MOST_OPEN
 
     @abc.abstractmethod
     def _recordings(self) -> list[tuple[Path, str]]:
@@ -180,6 +181,7 @@ class RecordedSource(EdgedSource):
             self.edge.kinds.relearn(sought["learned"])
             self._go_on_counting(sought["accepted"])
         self._open.clear()
+        self._most_open = max(_MOST_OPEN, (files.may_be_open() or 0) // 2)
         kinds = dict(recordings)
         self._readers = [
             self._reader(path, kinds.get(path, ""), _size(path, known["size"]))
@@ -270,7 +272,7 @@ class RecordedSource(EdgedSource):
         if reader in self._open:
             self._open.remove(reader)
         self._open.append(reader)
-        if len(self._open) > max(_MOST_OPEN, files.may_be_open() // 2):
+        if len(self._open) > self._most_open:
             self._open.popleft().rest()
         return delivery
 
