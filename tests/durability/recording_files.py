@@ -25,7 +25,6 @@ import contextlib
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +133,7 @@ class Recording:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """While it lasts, `tidemill.files` works through this recording."""
-        doors = {"os": _Os(self), "io": _Io(self), "tempfile": _Tempfile(self), "open": self._open}
+        doors = {"os": _Os(self), "io": _Io(self), "open": self._open}
         with contextlib.ExitStack() as stack:
             for name, door in doors.items():
                 stack.enter_context(mock.patch.object(files, name, door, create=name == "open"))
@@ -388,15 +387,6 @@ class _Io(_Door):
 
     def FileIO(self, path: Any, mode: str = "r", **options: Any) -> Any:
         return io.FileIO(path, mode, **options) if mode == "r" else _FileIO(self._recording, path, mode, **options)
-
-
-class _Tempfile(_Door):
-    real = tempfile
-
-    def mkstemp(self, *rest: Any, **options: Any) -> tuple[int, str]:
-        handle, path = tempfile.mkstemp(*rest, **options)
-        self._recording.made(path, os.fstat(handle).st_ino)
-        return handle, path
 
 
 class _FileIO(io.FileIO):
