@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.flows import SinkProgress, SourceProgress, TroubleBook
+from tidemill.core.flows import SinkCounts, SinkProgress, SourceProgress, TroubleBook
 
 SECOND = 1_000_000_000
 steps = st.lists(st.tuples(st.sampled_from(["given", "shown", "again"]), st.integers(0, 5 * SECOND)), max_size=40)
@@ -29,7 +29,7 @@ def test_a_sink_waits_since_the_oldest_batch_that_nobody_sees(steps: list[tuple[
                 waiting.pop(0)
                 shown, committed = shown + 1, now
             case "again":
-                progress = progress.again()
+                progress = progress.again(SinkCounts())
                 waiting.clear()
         assert progress.waiting == len(waiting)
         assert progress.waiting_s(now) == (now - waiting[0]) / 1e9 if waiting else progress.waiting_s(now) == 0
@@ -40,10 +40,24 @@ def test_what_an_attempt_that_is_over_still_shows_is_not_the_next_ones() -> None
     """Its word comes late, and the batch it is about comes once more."""
     old = SinkProgress(0)
     old.given(1)
-    new = old.again()
+    new = old.again(SinkCounts())
     new.given(2)
     old.shown(3)
     assert new.waiting == 1
+
+
+def test_rows_of_a_commit_that_nobody_was_told_of_stay_counted_while_the_sink_cannot_be_opened() -> None:
+    """An attempt that fails before its sink is open has nothing to tell, and takes nothing back."""
+    progress = SinkProgress(0)
+    progress.kept(SinkCounts(3), 10)
+    for told in (SinkCounts(5), SinkCounts(), SinkCounts()):
+        progress = progress.again(told)
+    assert progress.total(SinkCounts()).rows == 3  # as far as anybody knows
+    progress.resumed(20)
+    assert progress.total(SinkCounts(1)).rows == 6
+    same = progress.again(SinkCounts(1))
+    same.resumed(20)
+    assert same.total(SinkCounts(1)).rows == 6, "what was not committed is put again"
 
 
 @given(

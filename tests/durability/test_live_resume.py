@@ -117,6 +117,23 @@ class Away(tm.sinks.SQLite):
         super().write(batch)
 
 
+class Lost(tm.sinks.SQLite):
+    """A database that commits, and is lost before it can tell: twice."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.application = os.getpid()
+
+    def commit(self, position: int) -> None:
+        super().commit(position)
+        lost = [self.path.with_name(f"lost{number}") for number in range(2)]
+        if self.statistics().rows and (first := [path for path in lost if not path.exists()]):
+            first[0].touch()
+            if os.getpid() != self.application:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise tm.OutsideError("the connection is lost.")
+
+
 async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_path, lanes, caplog):
     """Meanwhile the source is read on: into the log."""
     source = tm.sources.TCP()
@@ -146,6 +163,29 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         plant.sender.close()
     assert plant.rows() == wanted(2_000)
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
+    counted_once(run.report)
+
+
+async def test_rows_of_a_sink_that_was_lost_as_it_committed_are_counted_once(tmp_path, lanes):
+    """Nobody was told of the commit, and the rows are not put again: the sink's next opening shows that they are there."""
+    source = tm.sources.TCP()
+    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+    pipeline = tm.Pipeline(source, plan, Lost(tmp_path / "out.db"), name="plant")
+    plant = Plant.__new__(Plant)
+    plant.folder = tmp_path
+    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
+        plant.sender = socket.create_connection(await source.wait_listening())
+        for start in range(0, 2_000, 500):
+            plant.send(start, 500)
+            while len(plant.rows()) < start + 500:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        plant.sender.sendall(b"no json\n" * 3)
+        while source.statistics().rejected < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        run.stop_soon()
+        plant.sender.close()
+    assert (tmp_path / "lost1").exists()
+    assert plant.rows() == wanted(2_000)
     counted_once(run.report)
 
 

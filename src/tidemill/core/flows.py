@@ -156,6 +156,8 @@ class SinkProgress:
         self.commits = 0
         """Batches that were shown so far."""
         self._earlier = self._kept = SinkCounts()
+        self._kept_to = 0
+        self._told: SinkCounts | None = None
 
     def given(self, now_ns: int) -> None:
         """A batch was handed to it."""
@@ -168,16 +170,36 @@ class SinkProgress:
         self._committed_ns = now_ns
         self.commits += 1
 
-    def again(self) -> SinkProgress:
-        """That of the next attempt: what was handed over and not shown comes once more, and this one hears of no more."""
+    def again(self, counts: SinkCounts) -> SinkProgress:
+        """That of the next attempt: what was handed over and not shown comes once more, and this one hears of no more.
+        ``counts`` is what it has told of itself since its attempt began."""
         made = SinkProgress(self._committed_ns)
         made.commits = self.commits
         made._earlier = made._kept = self._kept
+        made._kept_to = self._kept_to
+        made._told = self.total(counts) if self._told is None else self._told
         return made
 
-    def kept(self, counts: SinkCounts) -> None:
-        """So much of what it has done since its attempt began will not come again."""
+    def kept(self, counts: SinkCounts, position: int) -> None:
+        """So much of what it has done since its attempt began will not come again: it is for the inputs up to there."""
         self._kept = self._earlier + counts
+        self._kept_to = position
+
+    def resumed(self, position: int) -> None:
+        """It was opened, and its output reaches up to there. When that is further than it could tell, it has committed and then
+        ended: it does one after the other, so that what it has told of itself is what it had done by then.
+
+        >>> before = SinkProgress(0)
+        >>> before.kept(SinkCounts(3), 10)
+        >>> after = before.again(SinkCounts(5))
+        >>> after.resumed(20)
+        >>> after.total(SinkCounts(1)).rows
+        6
+        """
+        if self._told is not None and position > self._kept_to:
+            self._earlier = self._kept = self._told
+        self._kept_to = max(self._kept_to, position)
+        self._told = None
 
     def total(self, counts: SinkCounts) -> SinkCounts:
         """What it has done in the whole run, when it is so much since its attempt began."""

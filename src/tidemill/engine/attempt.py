@@ -113,7 +113,7 @@ class Attempt:
         self.keys = KeyTable(max(lanes, 1), pipeline.max_keys)
         self.watermark = pipeline.watermark()
         outlets = [self._outlet(sink) for sink in pipeline.sinks]
-        readings.attempt_begins([outlet.name for outlet in outlets])
+        readings.attempt_begins(outlets)
         epoch = None if keeper is None else keeper.folder.epoch
         self.outflow = Outflow(checked, outlets, letters, readings, epoch=epoch, taken=self._check_idle)
         self.mill = Mill(

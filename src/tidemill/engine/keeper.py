@@ -345,12 +345,13 @@ class Saving:
         """Facts that are the same in every checkpoint of the attempt."""
         for number, outlet in enumerate(attempt.outflow.outlets):
             outlet.kept = self._kept_by(number)
+            attempt.outflow.resumed(outlet)
             epochs.committed(number, outlet.resumed_at)
 
     def _kept_by(self, sink: int) -> Callable[[int], None]:
         def kept(position: int) -> None:
             outflow = self._attempt.outflow
-            outflow.kept(outflow.outlets[sink])
+            outflow.kept(outflow.outlets[sink], position)
             self.epochs.committed(sink, position)
 
         return kept

@@ -124,9 +124,13 @@ class Outflow:
                 told = "sink %s: there is no column %r so far; the columns are: %s"
                 _log.warning(told, outlet.name, name, ", ".join(batch.columns), extra={"sink": outlet.name})
 
-    def kept(self, outlet: Outlet) -> None:
-        """What this sink has written so far will not be put again."""
-        self._readings.kept(outlet)
+    def resumed(self, outlet: Outlet) -> None:
+        """This sink was opened, and goes on where its output ends."""
+        self._readings.resumed(outlet)
+
+    def kept(self, outlet: Outlet, position: int) -> None:
+        """What this sink has written so far will not be put again: its rows are of the inputs up to there."""
+        self._readings.kept(outlet, position)
 
     def commit(self, position: int) -> None:
         """Every sink that has not yet shall commit what it was put, which reaches up to there."""

@@ -58,6 +58,7 @@ class Readings:
         self._lanes = max(lanes, 1)
         self.work = Work(plan, self._lanes)
         self._load = LoadMeter()
+        self._outlets: Sequence[Outlet] = ()
         self._sinks: dict[str, SinkProgress] = {}
         self._lost = [Lately() for _ in range(self._lanes)]
         self._inline = not lanes
@@ -99,20 +100,26 @@ class Readings:
             if arrived_ns:
                 histogram.add(now - arrived_ns, records)
 
-    def attempt_begins(self, sinks: Sequence[str]) -> None:
+    def attempt_begins(self, outlets: Sequence[Outlet]) -> None:
         """How the resources are used is measured anew; what lanes and sinks have done so far stays."""
         now = self._clock.monotonic_ns()
         self._load = LoadMeter()
-        self._sinks = {name: self._sinks[name].again() if name in self._sinks else SinkProgress(now) for name in sinks}
+        before = {outlet.name: self._sinks[outlet.name].again(outlet.counts) for outlet in self._outlets}
+        self._sinks = {outlet.name: before.get(outlet.name) or SinkProgress(now) for outlet in outlets}
+        self._outlets = outlets
 
     @property
     def shown(self) -> int:
         """Batches that sinks have shown so far."""
         return sum(progress.commits for progress in self._sinks.values())
 
-    def kept(self, outlet: Outlet) -> None:
-        """What this sink has written so far will not be put again."""
-        self._sinks[outlet.name].kept(outlet.counts)
+    def resumed(self, outlet: Outlet) -> None:
+        """This sink was opened, and goes on where its output ends."""
+        self._sinks[outlet.name].resumed(outlet.resumed_at)
+
+    def kept(self, outlet: Outlet, position: int) -> None:
+        """What this sink has written so far will not be put again: its rows are of the inputs up to there."""
+        self._sinks[outlet.name].kept(outlet.counts, position)
 
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
