@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -47,6 +48,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _SLOW or item.nodeid.partition("[")[0] in named:
             item.add_marker(pytest.mark.slow)
+    items[:] = _longest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _longest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Each worker is given as long a piece of the list, in order: at the beginning of each are as many of the campaigns, which
+    take minutes, so that no worker is left with several when all others have ended."""
+    campaigns = [item for item in items if item.path.parent.name == "chaos"]
+    others = [item for item in items if item.path.parent.name != "chaos"]
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        ordered += campaigns[worker::workers]
+        end = len(items) * (worker + 1) // workers - len(ordered)
+        ordered += others[:end]
+        del others[:end]
+    return ordered
 
 
 @pytest.fixture(autouse=True)
