@@ -72,7 +72,8 @@ class Lanes:
                            `stream`, `batched` and `keyed` have bounds of their own
 
     Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
-    was then. Arguments and results are pickled. A call that was started is never started again; if its process dies,
+    was then. Arguments and results are pickled; classes of ``__main__`` are copied to the lanes, and an object of one that
+    comes back is of the class as it is here. A call that was started is never started again; if its process dies,
     it alone fails, with `LaneDied`, and the lane goes on in a new process. Raises `CallError` for options that make no
     sense.
 

@@ -1,29 +1,42 @@
 """Pickles of what another process cannot import: the code of ``__main__``, of a notebook, of closures (by cloudpickle).
 
-Two things are ours. A class that comes back to the process that it is from stays as it is there: cloudpickle would set all
-its attributes to what they were where it was pickled. And a function with a ``functools.lru_cache`` travels, with a cache of
-its own.
+Ours is what becomes of classes. One that comes back to the process that it is from stays as it is there: cloudpickle would
+make another first, which registers itself where classes of its kind do, and then set all attributes of the old one to what
+they were where it was pickled. One that is new to a process has its slots, and the attributes of its members if it is an
+enumeration. Bases and metaclasses that came by value do nothing to it: what they did at home came with it. Classes that are
+equal stay apart. And ``functools.lru_cache`` and ``cached_property`` travel, with a cache and a lock of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import functools
 import io
 import sys
+import threading
+import types
+import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import cloudpickle
 
+from tidemill.errors import CallError
+
 __all__ = ["dumps_by_value"]
 
 _Cached: Final = type(functools.lru_cache(len))
+_OF_EVERY_MEMBER: Final = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
 
-_native: weakref.WeakSet[type] = weakref.WeakSet()
-"""Classes that were sent from here and did not come from elsewhere."""
-_foreign: weakref.WeakSet[type] = weakref.WeakSet()
-"""Classes that came from elsewhere."""
+_lock: Final = threading.RLock()
+_classes: Final[weakref.WeakValueDictionary[str, type]] = weakref.WeakValueDictionary()
+"""The classes that were sent or came, by a name that each has in all processes."""
+_names: Final[dict[int, str]] = {}
+"""Their names, by their ids: a class may be equal to another."""
+_foreign: Final[set[str]] = set()
+"""The names of those that came from elsewhere."""
 
 
 def dumps_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None = None) -> bytes:
@@ -43,14 +56,14 @@ def dumps_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None = No
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is _Cached and not _is_found(obj):
+        kind = type(obj)
+        if kind is _Cached and not _is_found(obj):
             return _cached, (obj.__wrapped__, obj.cache_parameters())
+        if kind is functools.cached_property:
+            return kind, (obj.func,), {name: value for name, value in vars(obj).items() if name != "lock"}
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6:
-            if obj not in _foreign:
-                _native.add(obj)
-            make, arguments, state, _, _, fill = reduced
-            return _made, (make, *arguments), (fill, state), None, None, _filled
+            return _reduced(obj, *reduced)
         return reduced
 
 
@@ -70,15 +83,121 @@ def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
 
 
-def _made(make: Callable[..., type], *arguments: Any) -> type:
+# -- classes ---------------------------------------------------------------------------------------------
+
+
+def _reduced(
+    sent: type, make: Callable[..., type], arguments: tuple[Any, ...], state: Any, _: None, __: None, fill: Any
+) -> tuple[Any, ...]:
+    """What cloudpickle has made of a class, with what it leaves out, and our name for its own, which equal classes share."""
+    *parts, _name, extra = arguments
+    members: dict[str, dict[str, Any]] = {}
+    if isinstance(sent, enum.EnumType):
+        parts = [*parts, None, extra]
+        named: Mapping[str, Any] = sent.__members__
+        parts[3] = {name: member.value for name, member in named.items()}  # aliases and flags of flags too
+        for name in named:
+            state[0].pop(name, None)
+        members = _of_members(sent, named)
+    else:
+        make = _new_class
+        if "__slots__" in vars(sent) and not issubclass(sent, tuple):  # NamedTuple would refuse them
+            parts[3]["__slots__"] = vars(sent)["__slots__"]
+    return _made, (_name_of(sent), make, *parts), (fill, state, members), None, None, _filled
+
+
+def _of_members(sent: type, named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the members of an enumeration have beside their names and values."""
+    data = vars(sent)["_member_type_"]
+    found: dict[str, dict[str, Any]] = {}
+    for name, member in named.items():
+        if data is not object and "__new_member__" in vars(sent) and data.__eq__(member, member.value) is not True:
+            raise TypeError(
+                f"{sent.__name__}.{name}, an enumeration's member, is not made of its value; put it into a module"
+            )
+        more = {key: value for key, value in vars(member).items() if key not in _OF_EVERY_MEMBER}
+        if more:
+            found[name] = more
+    return found
+
+
+def _name_of(known: type) -> str:
+    with _lock:
+        return _names.get(id(known)) or _entered(known, uuid.uuid4().hex)
+
+
+def _entered(known: type, name: str) -> str:
+    _classes[name] = known
+    _names[id(known)] = name
+    weakref.finalize(known, _left, id(known), name).atexit = False
+    return name
+
+
+def _left(number: int, name: str) -> None:
+    del _names[number]
+    _foreign.discard(name)
+
+
+def _made(name: str, make: Callable[..., type], *arguments: Any) -> type:
     """The class, which may be known here, else without its attributes."""
-    made = make(*arguments)
-    if made not in _native:
-        _foreign.add(made)
+    with _lock:
+        known = _classes.get(name)
+        if known is None:
+            try:
+                known = make(*arguments)
+            except Exception as error:
+                raise CallError(
+                    f"The class {arguments[1]} cannot be made in another process, where it gets its attributes last "
+                    f"({type(error).__name__}: {error}). Put it into a module, which lanes import."
+                ) from error
+            _foreign.add(_entered(known, name))
+        return known
+
+
+def _new_class(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str, Any]) -> type:
+    """As by a class statement, but for what metaclasses and bases that travelled by value do to new classes."""
+    resolved = types.resolve_bases(bases)
+    for base in resolved:
+        if issubclass(type(base), metaclass):
+            metaclass = type(base)  # of a NamedTuple: what it makes has another
+    maker = next(kind for kind in metaclass.__mro__ if issubclass(kind, type) and id(kind) not in _names)
+    body = maker.__prepare__(name, resolved)
+    body.update(namespace)
+    if resolved is not bases:
+        body["__orig_bases__"] = bases
+    with _without_hooks(resolved):
+        made: type = maker.__new__(metaclass, name, resolved, body)
+        maker.__init__(made, name, resolved, body)
     return made
 
 
-def _filled(made: type, state: tuple[Callable[[type, Any], Any], Any]) -> None:
-    if made not in _native:
-        fill, attributes = state
+@contextlib.contextmanager
+def _without_hooks(bases: tuple[type, ...]) -> Iterator[None]:
+    """While an ``__init_subclass__`` that travelled by value only goes on to the next."""
+    owners = [
+        base for first in bases for base in first.__mro__ if "__init_subclass__" in vars(base) and id(base) in _names
+    ]
+    hooks = [vars(owner)["__init_subclass__"] for owner in owners]
+    for owner in owners:
+        _set(owner, classmethod(functools.partial(_next_hook, owner)))
+    try:
+        yield
+    finally:
+        for owner, hook in zip(owners, hooks, strict=True):
+            _set(owner, hook)
+
+
+def _set(owner: type, hook: Any) -> None:
+    type.__setattr__(owner, "__init_subclass__", hook)
+
+
+def _next_hook(owner: Any, made: type) -> None:
+    super(owner, made).__init_subclass__()
+
+
+def _filled(made: type, state: tuple[Callable[[type, Any], Any], Any, dict[str, dict[str, Any]]]) -> None:
+    if _names[id(made)] in _foreign:
+        fill, attributes, members = state
         fill(made, attributes)
+        for name, more in members.items():
+            vars(made.__members__[name]).update(more)  # type: ignore[attr-defined] # an enumeration
