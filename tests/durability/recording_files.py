@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import io
 import os
+import pkgutil
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,10 +37,29 @@ from unittest import mock
 
 from tidemill import files
 
-__all__ = ["Crash", "Recording"]
+__all__ = ["Crash", "Recording", "replaced_in_files"]
 
 BLOCK = 512
 """Bytes that a disk writes as one: the smallest sector, so that every larger one is covered."""
+
+MODULES = [
+    files,
+    *(importlib.import_module(f"{files.__name__}.{found.name}") for found in pkgutil.iter_modules(files.__path__)),
+]
+"""All of `tidemill.files`."""
+
+
+@contextlib.contextmanager
+def replaced_in_files(**others: Any) -> Iterator[None]:
+    """While it lasts, all of `tidemill.files`, and who calls it, finds these under the names of its own or of a builtin."""
+    with contextlib.ExitStack() as stack:
+        for name, other in others.items():
+            is_builtin = hasattr(builtins, name)
+            users = [module for module in MODULES if is_builtin or hasattr(module, name)]
+            assert users, f"nothing in tidemill.files has the name {name}"
+            for module in users:
+                stack.enter_context(mock.patch.object(module, name, other, create=is_builtin))
+        yield
 
 
 # -- what is recorded --------------------------------------------------------------------------------------
@@ -130,14 +151,9 @@ class Recording:
         """Remember this with the moment: a crash tells what was noted before it."""
         self.operations.append(Note(value))
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> contextlib.AbstractContextManager[None]:
         """While it lasts, `tidemill.files` works through this recording."""
-        doors = {"os": _Os(self), "io": _Io(self), "open": self._open}
-        with contextlib.ExitStack() as stack:
-            for name, door in doors.items():
-                stack.enter_context(mock.patch.object(files, name, door, create=name == "open"))
-            yield
+        return replaced_in_files(os=_Os(self), io=_Io(self), open=self._open)
 
     # -- recording -----------------------------------------------------------------------------------------
 

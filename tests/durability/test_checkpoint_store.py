@@ -10,6 +10,7 @@ import random
 import shutil
 import stat
 import tempfile
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.durability.recording_files import Recording
+from tests.durability.recording_files import Recording, replaced_in_files
 
 from tidemill import files
 from tidemill.engine import checkpoint_store
@@ -208,7 +209,7 @@ def test_a_disk_that_refuses_is_said_and_the_old_one_stays(tmp_path, call, code)
         raise OSError(code, os.strerror(code))
 
     with (
-        mock.patch.object(files.os, call, refuse),
+        mock.patch.object(os, call, refuse),
         pytest.raises(OutsideError, match=rf"checkpoint 2 .*{tmp_path}.*{os.strerror(code)}"),
     ):
         write(store, 2)
@@ -409,11 +410,16 @@ def test_a_power_failure_leaves_the_old_or_the_new_one_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(files, "sync_folder"), (files.PlacedFile, "sync")], ids=["no folder fsync", "no file fsync"]
+    "without",
+    [
+        partial(replaced_in_files, sync_folder=lambda folder: None),
+        partial(mock.patch.object, files.PlacedFile, "sync", return_value=None),
+    ],
+    ids=["no folder fsync", "no file fsync"],
 )
-def test_the_power_failures_would_show_a_missing_sync(tmp_path, owner, name):
+def test_the_power_failures_would_show_a_missing_sync(tmp_path, without):
     """Without either sync, some state is found that breaks the promise: the test above is not blind."""
-    with mock.patch.object(owner, name, return_value=None):
+    with without():
         broken, _ = survivors(tmp_path, seed=40, states=STATES)
     assert broken is not None
 

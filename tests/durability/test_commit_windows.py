@@ -18,9 +18,10 @@ from unittest import mock
 
 import pytest
 from tests.durability.kept_sinks import KEPT, OPEN, Start, fork, in_child, let_go, same, visible
+from tests.durability.recording_files import replaced_in_files
 from tests.sinks.test_laws import Kit
 
-from tidemill import files, sinks
+from tidemill import sinks
 from tidemill.errors import OutsideError
 from tidemill.sinks.base import Keeping
 
@@ -102,11 +103,7 @@ class Doors:
         def connect(*args: Any, **options: Any) -> sqlite3.Connection:
             return real_connect(*args, **options, factory=Connection)
 
-        with (
-            mock.patch.object(files, "os", Os()),
-            mock.patch.object(files, "io", Io()),
-            mock.patch.object(sqlite3, "connect", connect),
-        ):
+        with replaced_in_files(os=Os(), io=Io()), mock.patch.object(sqlite3, "connect", connect):
             yield
 
 

@@ -12,12 +12,13 @@ from random import Random
 from unittest import mock
 
 import pytest
-from tests.durability.recording_files import Crash, Recording
+from tests.durability.recording_files import Crash, Recording, replaced_in_files
 
 from tidemill import files
 from tidemill.engine import log_segments
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.errors import OutsideError
+from tidemill.files import writing
 
 STATES = int(os.environ.get("TIDEMILL_POWER_LOSS_STATES", "1000"))
 LIVES = 10
@@ -121,8 +122,8 @@ def test_power_may_fail_at_any_moment(tmp_path: Path, monkeypatch: pytest.Monkey
             crash = recording.crash(seed, number, tmp_path / "after")
             with monkeypatch.context() as quick:
                 # The states are legal whether the recovery's own syncs reach a disk or not; they are what takes time.
-                quick.setattr(files.os, "fsync", lambda handle: None)
-                quick.setattr(files.os, "fdatasync", lambda handle: None)
+                quick.setattr(os, "fsync", lambda handle: None)
+                quick.setattr(os, "fdatasync", lambda handle: None)
                 try:
                     check(tmp_path / "after", crash)
                 except (AssertionError, OutsideError) as error:
@@ -147,17 +148,14 @@ def test_power_may_fail_while_it_is_recovered_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["folder", "data", "removal"])
-def test_a_log_that_does_not_sync_what_it_must_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
-) -> None:
+def test_a_log_that_does_not_sync_what_it_must_is_caught(tmp_path: Path, left_out: str) -> None:
     """The states would show it: without the sync of a folder, without that of data, with a removal that is not."""
-    if left_out == "folder":
-        monkeypatch.setattr(files, "sync_folder", lambda folder: None)
-    elif left_out == "data":
-        monkeypatch.setattr(files.PlacedFile, "sync", lambda file: None)
-    else:
-        monkeypatch.setattr(files, "remove", lambda path: files.os.unlink(path))  # noqa: PLW0108 - the recording's unlink
-    with pytest.raises((AssertionError, OutsideError)):
+    without = {
+        "folder": replaced_in_files(sync_folder=lambda folder: None),
+        "data": mock.patch.object(files.PlacedFile, "sync", return_value=None),
+        "removal": replaced_in_files(remove=lambda path: writing.os.unlink(path)),  # noqa: PLW0108 - the recording's unlink
+    }
+    with without[left_out], pytest.raises((AssertionError, OutsideError)):
         check_many(tmp_path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.durability.recording_files import BLOCK, Recording
+from tests.durability.recording_files import BLOCK, Recording, replaced_in_files
 
 from tidemill import files
 
@@ -90,7 +90,8 @@ def test_a_removed_file_may_come_back_until_its_folder_is_synced(states) -> None
         files.append(folder / "a", b"x")
         files.sync_folder(folder)
         (folder / "a").touch()
-        files.os.unlink(folder / "a")
+        with replaced_in_files(sync_folder=lambda folder: None):
+            files.remove(folder / "a")
         recording.note("unlinked")
         files.sync_folder(folder)
         recording.note("gone")
@@ -145,6 +146,48 @@ def test_folders_are_made_for_good(states) -> None:
 
     found = states(work)
     assert {"b/c/a" in content for content, notes in found if notes == ["made", "named"]} == {True}
+
+
+@pytest.mark.parametrize(
+    ("made", "done"),
+    [
+        ({}, lambda place: files.write_atomic(place, b"x")),
+        ({}, lambda place: files.write_whole(place, b"x")),
+        ({}, lambda place: files.append(place, b"x", sync=True)),
+        ({"a": b"x" * 9}, lambda place: files.truncate(place, 4)),
+        ({"a": b"x"}, files.remove),
+        ({".a": b"x"}, lambda place: files.publish(place.with_name(".a"), place)),
+    ],
+    ids=["write_atomic", "write_whole", "append", "truncate", "remove", "publish"],
+)
+def test_what_is_done_for_good_is_recorded_whatever_does_it(
+    tmp_path: Path, made: dict[str, bytes], done: Callable[[Path], None]
+) -> None:
+    """Not a write, a name or a sync of `tidemill.files` goes past the recording."""
+    folder, target = tmp_path / "real", tmp_path / "rebuilt"
+    folder.mkdir()
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    recording = Recording(folder)
+    with recording.installed():
+        done(folder / "a")
+    recording.note("done")
+    left = {one.name: one.read_bytes() for one in folder.iterdir()}
+    assert left != made
+    for number in range(STATES):
+        if recording.crash(1, number, target).notes:
+            assert {one.name: one.read_bytes() for one in target.iterdir()} == left
+
+
+def test_a_lock_file_is_recorded(states) -> None:
+    """It has a name of its own, which may be lost."""
+
+    def work(folder: Path, recording: Recording) -> None:
+        held = files.lock(folder / "lock")
+        assert held is not None
+        held.release()
+
+    assert {tuple(content) for content, _ in states(work)} == {(), ("lock",)}
 
 
 def test_the_same_numbers_make_the_same_state(tmp_path: Path) -> None:

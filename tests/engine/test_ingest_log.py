@@ -159,7 +159,7 @@ def test_reading_begins_near_the_entry_that_is_asked_for(opened: Opened, monkeyp
     assert len(entries(log)) == 120
     read = []
     real = os.pread
-    monkeypatch.setattr(files.os, "pread", lambda *rest: (read.append(rest[1]), real(*rest))[1])
+    monkeypatch.setattr(os, "pread", lambda *rest: (read.append(rest[1]), real(*rest))[1])
     for start in (70, 119):
         read.clear()
         assert next(log.read(start)) == (start, start.to_bytes(2, "big") * 50_000)
@@ -230,7 +230,7 @@ def test_a_group_is_one_write_and_one_sync(opened: Opened, monkeypatch: pytest.M
     calls = []
     for name in ("pwrite", "fdatasync", "fsync"):
         real = getattr(os, name)
-        monkeypatch.setattr(files.os, name, lambda *rest, name=name, real=real: (calls.append(name), real(*rest))[1])
+        monkeypatch.setattr(os, name, lambda *rest, name=name, real=real: (calls.append(name), real(*rest))[1])
     for number in range(100):
         log.append(b"%d" % number)
     log.sync()
@@ -305,7 +305,7 @@ def test_an_error_of_the_disk_breaks_the_log_for_good(
             raise OSError(number, os.strerror(number))
         return real(*rest)
 
-    monkeypatch.setattr(files.os, where, fails)
+    monkeypatch.setattr(os, where, fails)
     told = "disk of the ingest log in .* is full" if number == errno.ENOSPC else "cannot be written"
     with pytest.raises(OutsideError, match=told):
         log.sync()
@@ -329,13 +329,13 @@ def test_a_failed_sync_is_not_believed_when_the_log_is_opened_again(
     log.append(b"a")
     log.sync()
     log.append(b"b" * 100)
-    monkeypatch.setattr(files.os, "fdatasync", _raises(errno.EIO))
+    monkeypatch.setattr(os, "fdatasync", _raises(errno.EIO))
     with pytest.raises(OutsideError, match="cannot be written"):
         log.sync()
     monkeypatch.undo()
     written = []
     real = os.pwrite
-    monkeypatch.setattr(files.os, "pwrite", lambda *rest: (written.append(bytes(rest[1])), real(*rest))[1])
+    monkeypatch.setattr(os, "pwrite", lambda *rest: (written.append(bytes(rest[1])), real(*rest))[1])
     again = opened()
     assert again.durable == 2
     assert b"b" * 100 in b"".join(written)
@@ -351,7 +351,7 @@ def test_a_nearly_full_disk_takes_what_still_fits(opened: Opened, monkeypatch: p
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle, place, length)
 
-    monkeypatch.setattr(files.os, "posix_fallocate", small)
+    monkeypatch.setattr(os, "posix_fallocate", small)
     log.append(bytes(500))
     assert log.sync() == 1
     log.append(bytes(5_000))
