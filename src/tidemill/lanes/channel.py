@@ -19,7 +19,7 @@ __all__ = ["Exit", "ProcessChannel"]
 
 _BYTES_PER_TURN: Final = 256 * 1024
 """Socket bytes written to one child per turn of the loop, and about as many read, so that large ones cannot hold it."""
-_TURN_S: Final = 0.0005
+_TURN_S: Final = 0.0002
 """Time per turn spent on what one child says, so that many small results cannot hold it either."""
 
 _log = logging.getLogger("tidemill")

@@ -1,0 +1,90 @@
+"""Slices: work on the loop's thread, a part of each turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tidemill.engine import slices
+from tidemill.engine.slices import Slices, Turns
+
+SLICE_S = 0.00004
+
+
+class Clock:
+    """Goes on by what the test says that work takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(slices, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def work(clock: Clock, done: list[str], name: str = "", many: int = 100) -> Iterator[None]:
+    for _ in range(many):
+        clock.now += SLICE_S
+        done.append(name)
+        yield
+
+
+async def turns_until_done(clock: Clock, queue: Slices, done: list[str], others_s: float) -> list[int]:
+    """How many slices each turn did, when others take so long in each."""
+    counts = []
+    while queue.busy:
+        before = len(done)
+        clock.now += others_s
+        await asyncio.sleep(0)
+        counts.append(len(done) - before)
+    return counts
+
+
+@pytest.mark.parametrize(("others_s", "longest_s"), [(0.00001, 0.0005), (0.001, 0.0001)])
+async def test_slices_have_half_a_millisecond_of_a_turn_alone_and_a_tenth_among_others(
+    clock: Clock, others_s: float, longest_s: float
+) -> None:
+    """So that the loop's other work waits for ever so little, and large buffers alone lose no time with turns."""
+    queue, done = Slices(Turns()), []
+    queue.do(work(clock, done))
+    counts = await turns_until_done(clock, queue, done, others_s)
+    assert len(done) == 100
+    assert max(counts) * SLICE_S < longest_s + SLICE_S
+    assert all(count * SLICE_S >= longest_s - SLICE_S for count in counts[:-1])
+
+
+async def test_queues_have_a_slice_in_turn(clock: Clock) -> None:
+    """None waits for another that has much to do, and all together have no more of a turn than one."""
+    turns, done = Turns(), []
+    first, second = Slices(turns), Slices(turns)
+    first.do(work(clock, done, "first"))
+    at = len(done)
+    second.do(work(clock, done, "second"))
+    counts = await turns_until_done(clock, first, done, 0.001)
+    assert done[at : at + 160] == ["first", "second"] * 80
+    assert max(counts) * SLICE_S < 0.0001 + SLICE_S
+
+
+async def test_a_queue_that_is_dropped_does_nothing_more(clock: Clock) -> None:
+    """What it was about is gone."""
+    queue, done = Slices(Turns()), []
+    queue.do(work(clock, done))
+    queue.drop()
+    so_far = len(done)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(done) == so_far < 100
+
+
+async def test_what_is_left_can_be_done_at_once(clock: Clock) -> None:
+    """Before its memory is closed."""
+    queue, done = Slices(Turns()), []
+    queue.do(work(clock, done))
+    queue.do(work(clock, done, "next", many=3))
+    queue.finish()
+    assert len(done) == 103
+    assert not queue.busy
