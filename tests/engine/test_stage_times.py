@@ -62,6 +62,11 @@ def test_a_function_that_hangs_is_told_of_and_with_a_deadline_costs_its_records_
     assert "one call of Map(wait)" in caplog.text
 
 
-def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(tm.PlanError, match=r"Map\(busy\): within\(0\) must be more than 0 seconds"):
-        tm.Map(busy).within(0)
+@pytest.mark.parametrize("wrong", [0, -1.0, "1s", None, True, float("nan")])
+def test_a_budget_or_deadline_that_is_no_number_of_seconds_is_refused(wrong):
+    """With the stage's name, and what it must be: the names of other durations' options do not end in _s."""
+    with pytest.raises(tm.PlanError, match=r"Map\(busy\): within\(.*\) must be a number of seconds, more than 0"):
+        tm.Map(busy).within(wrong)
+    if wrong is not None:
+        with pytest.raises(tm.PlanError, match=r"Map: deadline_s=.* must be a number of seconds, more than 0"):
+            tm.Map(busy, deadline_s=wrong)

@@ -153,6 +153,18 @@ def test_a_table_is_refused_by_name() -> None:
             Records(nonsense)  # type: ignore[arg-type]
 
 
+def test_only_an_asynchronous_iterable_can_be_live() -> None:
+    """Another cannot wait for its next record; by default all are recordings."""
+
+    async def readings() -> AsyncIterator[dict[str, object]]:
+        yield {"value": 1}
+
+    assert Records(readings()).finite
+    assert not Records(readings(), live=True).finite
+    with pytest.raises(PlanError, match="live=True of Records is for an asynchronous iterable"):
+        Records([{"value": 1}], live=True)
+
+
 def test_a_list_is_looked_at() -> None:
     """The columns of a list are known before the run; of an iterator only what is declared."""
     assert Records(ROWS).peek().names == ("sensor", "time", "value", "unit", "tags")

@@ -255,6 +255,26 @@ async def test_in_a_live_run_the_event_comes_with_no_record_at_all(lanes, behind
         assert [row["hot"] for row in sink.rows] == [False, True, False, False]
 
 
+async def test_an_asynchronous_iterable_that_is_live_needs_no_record_for_the_event_either(lanes, tmp_path):
+    """What an application hands over itself is no recording when it says so."""
+    clock, sink, alerts, over = ManualClock(), Awaited(), Awaited(where="silent", columns=["sensor"]), asyncio.Event()
+
+    async def readings():
+        yield {"sensor": "a", "value": 1.0}
+        await over.wait()
+
+    source = tm.sources.Records(readings(), live=True)
+    pipeline = tm.Pipeline(source, tm.Silence("60s"), [sink, alerts], lag=5, idle_after=10)
+    async with tm.serve(pipeline, lanes=lanes, clock=clock, state=False) as run:
+        await sink.until(1)
+        clock.advance(66)
+        await alerts.until(1)
+        over.set()
+        await run.wait()
+    assert alerts.rows == [{"sensor": "a"}]
+    assert run.report.emitted == 1
+
+
 def test_what_came_before_a_lane_was_replaced_is_known_behind_it(tmp_path):
     """An event that comes alone has the records' columns also where the lane that saw them is gone."""
 

@@ -40,7 +40,14 @@ class Records(EdgedSource):
     A record without the default time field gets the time of its arrival. The user's iterator runs on the event loop,
     in slices of at most 1,000 records or half a millisecond; one that waits must be asynchronous. The report shows apart, as
     ``user_code``, how long it held the loop. Batches pass
-    unsplit up to 32,768 records. Delivery: every item once, in the iterable's order. A list or tuple goes on with state
+    unsplit up to 32,768 records.
+
+    ``live``  of an asynchronous iterable: its records come when they come, as those of `TCP` do, and their end is not what
+              is waited for. The run keeps state, shows its pages, watches tables and models, and goes on with the watermark
+              when no record comes (`Pipeline(idle_after=)`), which `Silence` and windows of time need. Without it an iterable
+              is a recording, whose records alone tell the time
+
+    Delivery: every item once, in the iterable's order. A list or tuple goes on with state
     where the run stood, and its records' arrival is when the reading of it began; of 4,000 dicts in it, those rejected
     come before the others. What came from another iterable is in the ingest log.
 
@@ -59,6 +66,7 @@ class Records(EdgedSource):
         columns: Mapping[str, object] | None = None,
         tz: str = "UTC",
         time_format: str | None = None,
+        live: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
@@ -72,7 +80,13 @@ class Records(EdgedSource):
                 f"Records takes an iterable of dicts or batches, not a {type(records).__name__}; "
                 f"for one record write [record]."
             )
+        if live and not isinstance(records, AsyncIterable):
+            raise PlanError(
+                f"live=True of Records is for an asynchronous iterable, which can wait for its records; a "
+                f"{type(records).__name__} is read to its end."
+            )
         self.records = records
+        self.finite = not live  # type: ignore[misc]  # of this one, not of the class
         self._slice = _SLICE
         self._sought: dict[str, Any] | None = None
         self._block: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
@@ -99,6 +100,10 @@ class Entered:
     of it. It may be called again, on other parts, until the next records enter."""
 
 
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0
+
+
 class Stage(abc.ABC):
     """A pure step over batches, with keyed state or none.
 
@@ -163,8 +168,10 @@ class Stage(abc.ABC):
     ) -> None:
         if on_error not in ("dead_letter", "nan", "stop"):
             raise PlanError(f'on_error={on_error!r} is not one of "dead_letter", "nan", "stop".')
-        if deadline_s is not None and not deadline_s > 0:
-            raise PlanError(f"deadline_s={deadline_s!r} must be more than 0 seconds.")
+        if deadline_s is not None and not _is_seconds(deadline_s):
+            raise PlanError(
+                f"{name or type(self).__name__}: deadline_s={deadline_s!r} must be a number of seconds, more than 0."
+            )
         self._name = name
         self.on_error: OnError = on_error
         self.deadline_s = deadline_s
@@ -179,13 +186,13 @@ class Stage(abc.ABC):
         return self._name
 
     def within(self, budget_s: float) -> Self:
-        """This stage with another time budget: a call that takes longer is told of, while it goes on, and counted as
-        ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
+        """This stage with another time budget, in seconds (10 by default): a call that takes longer is told of, while it goes
+        on, and counted as ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
 
         Raises `PlanError` unless it is more than 0 seconds.
         """
-        if not budget_s > 0:
-            raise PlanError(f"{self.name}: within({budget_s!r}) must be more than 0 seconds.")
+        if not _is_seconds(budget_s):
+            raise PlanError(f"{self.name}: within({budget_s!r}) must be a number of seconds, more than 0.")
         made = copy.copy(self)
         made.budget_s = budget_s
         return made
