@@ -62,8 +62,8 @@ class Align(Stage):
     All sensors of a device are in one lane (see ``place_by`` of `Pipeline`). Stages before this one see a sensor as one of
     its device: one that moves to another device begins anew there.
 
-    State: 24 bytes for each waiting reading, 32 for each channel of a device. Time: a sort of the readings that the
-    watermark passes, and a few passes over the rows for each channel. The rows are those of
+    State: 24 bytes for each waiting reading, 32 for each channel of a device. Time: 0.8 us a record with four channels: a
+    sort of the readings that the watermark passes, and a few passes over the rows for each channel. The rows are those of
     ``pandas.merge_asof(..., by=..., tolerance=..., direction="backward")``, and ``numpy.interp`` for each device.
 
     Raises `PlanError` for a column that is not there or of the wrong kind, and for senseless options.

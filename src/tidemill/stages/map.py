@@ -104,7 +104,8 @@ class Map(ColumnsFunction):
                  a matrix product gives a record the same bits whatever batch it came in
 
     Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
-    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed.
+    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed. Beside the function's
+    own time, a call costs some 20 us, whatever the batch: 0.01 us a record in one of thousands.
 
     A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
     function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.
@@ -176,7 +177,15 @@ class MapFrame(FunctionStage):
 
     Rows that a pandas function has sorted are put back by their index; what comes back unchanged stays exactly as it
     was in the record (an integer an integer). Another number of rows raises `BadResult`, which costs the records it
-    fails on; use `Filter` to leave records out.
+    fails on; use `Filter` to leave records out. Beside the function's own time, making the frame and reading it costs 0.8 us a
+    record of six fields, and half of that where one is a text and not three; `Map` gets them for nothing.
+
+    >>> from tidemill.batch import Batch
+    >>> def doubled(frame):
+    ...     return frame.assign(double=frame["value"] * 2)
+    >>> batch = Batch.from_rows([{"sensor": "S1", "value": 3.0}, {"sensor": "S2", "value": 1.5}])
+    >>> MapFrame(doubled).opened().step(batch, None).to_rows()
+    [{'sensor': 'S1', 'value': 3.0, 'double': 6.0}, {'sensor': 'S2', 'value': 1.5, 'double': 3.0}]
     """
 
     may_lose_columns: ClassVar[bool] = True

@@ -30,6 +30,7 @@ class Rate(Recurrence):
     The previous reading is the one that arrived before, of the same sensor and column; records without a value are passed
     over, and have NaN. So has a sensor's first reading, and one whose time is not after that of the reading before it. A
     value depends on its sensor's records alone, not on batches, lanes or restarts. State: 24 bytes per sensor and column.
+    Time: 0.03 us a record and column.
 
     Raises `PlanError` for a ``per`` that is no duration, or a column that is not there or no number.
 
