@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.engine.readings_of_runs import lane, sink, source, state, statistics
 
 from tidemill.core.flows import Trouble
 from tidemill.core.load import Load
-from tidemill.engine.exposition import METRICS, OTHER, Reading, exposed
+from tidemill.engine.exposition import METRICS, OTHER, Reading, exposed, load_library
 from tidemill.engine.metrics import Distribution, LaneStatistics, Spread, Statistics
 
 SPREAD = Spread(
@@ -69,6 +70,18 @@ def test_every_metric_is_there_with_its_kind_and_its_help(accept: str, parse: An
         assert all(sample.name.startswith(metric.exported) for sample in family.samples)
         labels = {name for sample in family.samples for name in sample.labels} - {"le"}
         assert labels == ({metric.label} if metric.label else set())
+
+
+def test_no_scrape_needs_a_file() -> None:
+    """A run that has run out of them is one that somebody wants to know of."""
+    load_library()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        text = text_of(FULL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert text.startswith("# HELP tidemill_run_info ")
 
 
 def test_the_names_have_one_grammar() -> None:

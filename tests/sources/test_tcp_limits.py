@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import re
 import resource
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.web import asked
 
 import tidemill as tm
 from tidemill.clock import SystemClock
+from tidemill.core.admission import Admission
 from tidemill.errors import PlanError
 from tidemill.sources import TCP
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.listening import bound
 from tidemill.sources.tcp_connection import Block, Connection
 from tidemill.testing import ListSink
 from tidemill.tls import client_context
@@ -47,12 +52,24 @@ def line(number: int) -> bytes:
 
 
 @contextlib.contextmanager
-def all_closed(sockets: list[socket.socket]) -> Iterator[None]:
+def all_closed(sockets: list[socket.socket]) -> Iterator[list[socket.socket]]:
     try:
-        yield
+        yield sockets
     finally:
         for each in sockets:
             each.close()
+
+
+@contextlib.contextmanager
+def few_files(more: int) -> Iterator[int]:
+    """So many more files may be open than are; yields the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = sum(1 for _ in Path("/dev/fd").iterdir()) + more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        yield few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def closed_by_the_other_side(to: socket.socket) -> bool:
@@ -139,36 +156,110 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(cap
 async def test_running_out_of_files_stops_nobody_who_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """R18: no more connections are taken than leave files for the log and checkpoints, and later there is room again."""
     caplog.set_level(logging.WARNING)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = len(os.listdir("/dev/fd")) + 400  # noqa: PTH208 - in a coroutine
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(few, soft), hard))
     source, sink = TCP(), ListSink()
     sockets: list[socket.socket] = []
-    try:
-        with all_closed(sockets):
-            async with tm.serve(
-                tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=tm.State(tmp_path, checkpoint_s=0.05)
-            ) as run:
-                _, port = await source.wait_listening()
-                with contextlib.suppress(OSError):  # both sides are this process: it runs out itself
-                    while not source.statistics().turned_away:
-                        sockets.append(await asyncio.to_thread(connected, port))
-                        await until(
-                            lambda: source.statistics().connections + source.statistics().turned_away == len(sockets)
-                        )
-                sockets[0].sendall(line(1))
-                await until(lambda: run.statistics().records_in == 1)
-                while len(sockets) > 1:
-                    sockets.pop().close()
-                await until(lambda: source.statistics().connections == 1)
-                sockets.append(await asyncio.to_thread(connected, port))
-                sockets[-1].sendall(line(2))
-                await until(lambda: run.statistics().records_in == 2)
-                run.stop_soon()
-                report = await run.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with few_files(400), all_closed(sockets):
+        async with tm.serve(
+            tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=tm.State(tmp_path, checkpoint_s=0.05)
+        ) as run:
+            _, port = await source.wait_listening()
+            with contextlib.suppress(OSError):  # both sides are this process: it runs out itself
+                while not source.statistics().turned_away:
+                    sockets.append(await asyncio.to_thread(connected, port))
+                    await until(
+                        lambda: source.statistics().connections + source.statistics().turned_away == len(sockets)
+                    )
+            sockets[0].sendall(line(1))
+            await until(lambda: run.statistics().records_in == 1)
+            while len(sockets) > 1:
+                sockets.pop().close()
+            await until(lambda: source.statistics().connections == 1)
+            sockets.append(await asyncio.to_thread(connected, port))
+            sockets[-1].sendall(line(2))
+            await until(lambda: run.statistics().records_in == 2)
+            run.stop_soon()
+            report = await run.wait()
     assert (report.rows_out, report.dead_letters) == (2, 0)
+
+
+CROWD = """
+import socket, sys
+
+def come(number):
+    return socket.create_connection(("127.0.0.1", ports[number % 2]), timeout=30)
+
+ports = [int(port) for port in sys.argv[1:]]
+there = [come(number) for number in range(160)]
+print("there", flush=True)
+for number in map(int, sys.stdin):
+    line = b'{"sensor":"S%d","time":%d,"value":1.5}\\n' % (number, number)
+    there[0].sendall(line)
+    there[1].sendall(b"POST /ingest HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(line), line))
+    print(there[1].recv(1000).split()[1].decode(), flush=True)
+    for each in there[2:]:
+        each.close()
+"""
+
+
+async def test_two_listeners_have_no_more_files_between_them_than_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R18: both turn away who comes beyond what the process may have open, its pages say so, and those who are there go on."""
+    caplog.set_level(logging.WARNING)
+    tcp, http, sink = TCP(name="tcp"), tm.sources.HTTP(name="http"), ListSink()
+    pipeline = tm.Pipeline([tcp, http], tm.Plan(), sink)
+    with few_files(200) as few:
+        async with tm.serve(
+            pipeline, lanes=0, state=tm.State(tmp_path, checkpoint_s=0.05), metrics="127.0.0.1:0"
+        ) as run:
+            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
+            crowd = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", CROWD, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert crowd.stdin is not None
+            assert crowd.stdout is not None
+            assert await crowd.stdout.readline() == b"there\n"
+            await until(lambda: min(each.statistics().turned_away for each in (tcp, http)) > 0)
+            status, _ = await asyncio.to_thread(asked, f"{run.metrics_url}/metrics")
+            assert status == 200
+            _, text = await asyncio.to_thread(asked, f"{run.metrics_url}/healthz?verbose")
+            for source in ("tcp", "http"):
+                assert re.search(
+                    rf"source {source}: \d+ connections turned away, the last from 127.0.0.1: "
+                    rf"\d+ are open, and no more files may be opened by this process \(ulimit -n {few}\)",
+                    text,
+                )
+            crowd.stdin.write(b"1\n")
+            assert await crowd.stdout.readline() == b"202\n"
+            await until(lambda: tcp.statistics().connections == 1)
+            there = await asyncio.to_thread(connected, int(ports[0]))  # they have left: there is room again
+            with there:
+                there.sendall(line(2))
+                await until(lambda: run.statistics().records_in == 3)
+            crowd.stdin.close()
+            await crowd.wait()
+            run.stop_soon()
+            report = await run.wait()
+    assert (report.rows_out, report.dead_letters) == (3, 0)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def test_who_comes_when_all_files_are_in_use_is_turned_away() -> None:
+    """Whatever took them: there is one to give up, and so the loop is not asked to try again for ever."""
+    admission = Admission(10, None, "connections=10")
+    with bound("127.0.0.1", 0, "TCP", admission=admission) as door:
+        door.listen()
+        sockets = [connected(door.getsockname()[1]) for _ in range(3)]
+        with all_closed(sockets), few_files(0) as few, all_closed([]) as others:
+            with contextlib.suppress(OSError):
+                while True:
+                    others.append(socket.socket())
+            for number, each in enumerate(sockets, start=1):
+                with pytest.raises(ConnectionAbortedError):
+                    door.accept()
+                assert closed_by_the_other_side(each)
+                assert admission.turned_away == number
+    assert admission.last == f"127.0.0.1: 0 are open, and no more files may be opened by this process (ulimit -n {few})"
 
 
 def connection(source: TCP, clock: tm.testing.ManualClock) -> Connection:

@@ -31,20 +31,28 @@ class Admission:
         self.turned_away = 0
         self._told = 0
         self._told_ns: int | None = None
-        self._last = ""
+        self.last = ""
+        """From where the last of them was, and why it was turned away."""
 
     def enter(self, host: str) -> bool:
         """Whether it is taken; one that is must `leave`."""
         if self._all >= self._most:
-            self._last = f"{host}: {self._all:,} are open, and {self._why}"
-        elif self._each is not None and self._open[host] >= self._each:
-            self._last = f"{host}, which has {self._open[host]:,} open, and per_host={self._each}"
-        else:
-            self._open[host] += 1
-            self._all += 1
-            return True
+            self.turn_away(host, self._why)
+            return False
+        if self._each is not None and self._open[host] >= self._each:
+            self._away(f"{host}, which has {self._open[host]:,} open, and per_host={self._each}")
+            return False
+        self._open[host] += 1
+        self._all += 1
+        return True
+
+    def turn_away(self, host: str, why: str) -> None:
+        """There is no room for it; ``why`` says what bounds it."""
+        self._away(f"{host}: {self._all:,} are open, and {why}")
+
+    def _away(self, last: str) -> None:
+        self.last = last
         self.turned_away += 1
-        return False
 
     def leave(self, host: str) -> None:
         """It is closed."""
@@ -60,4 +68,4 @@ class Admission:
             return None
         self._told, self._told_ns = self.turned_away, now_ns
         many = "1 connection was" if new == 1 else f"{new:,} connections were"
-        return f"{many} turned away, the last from {self._last}"
+        return f"{many} turned away, the last from {self.last}"

@@ -46,6 +46,8 @@ class SourceFlow:
     """What was lost before it could be read, as far as the system tells."""
     turned_away: int = 0
     """Connections that were not taken, because there were too many."""
+    last_away: str = ""
+    """From where the last of these was, and what there was too much of."""
     refused: int = 0
     """Requests that were not taken, and answered why."""
     dials: bool = False

@@ -8,6 +8,7 @@ such as reason codes: never sensors, so that no input can make series.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,9 +79,15 @@ def missing_library() -> str:
 
 
 def load_library() -> None:
-    """Import it, where it is installed."""
+    """Import it, where it is installed, and read what else is in files: under a scrape there may be none to be had."""
+    _version()
     with contextlib.suppress(ImportError):
         importlib.import_module("prometheus_client.core")
+
+
+@functools.cache
+def _version() -> str:
+    return version("tidemill")
 
 
 def exposed(reading: Reading, accept: str = "") -> tuple[str, bytes]:
@@ -100,7 +107,7 @@ class _Families:
         from prometheus_client import core
 
         run = core.InfoMetricFamily("tidemill_run", "The run that is measured.")
-        run.add_metric([], {"pipeline": _label(self._reading.statistics.name), "version": version("tidemill")})
+        run.add_metric([], {"pipeline": _label(self._reading.statistics.name), "version": _version()})
         yield run
         made = {"counter": core.CounterMetricFamily, "gauge": core.GaugeMetricFamily}
         for metric in METRICS:

@@ -113,6 +113,8 @@ def _details(statistics: Statistics) -> Iterator[str]:
     for source in statistics.source_flows:
         how = "ended" if source.ended else "connected" if source.connected else "not connected"
         yield f"source {source.name}: {how}, {source.records:,} records, the last {source.last_record_age_s:,.1f} s ago"
+        if source.turned_away:
+            yield f"source {source.name}: {source.turned_away:,} connections turned away, the last from {source.last_away}"
     for sink in statistics.sink_flows:
         yield f"sink {sink.name}: {sink.rows:,} rows, the last commit {sink.commit_age_s:,.1f} s ago"
     if (state := statistics.state) is not None:

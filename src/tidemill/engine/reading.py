@@ -56,6 +56,7 @@ class SourceReader:
             trouble=told.trouble,
             lost=told.lost,
             turned_away=told.turned_away,
+            last_away=told.last_away,
             refused=told.refused,
             dials=told.dials,
         )

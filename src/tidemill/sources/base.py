@@ -62,6 +62,8 @@ class SourceStatistics:
     """Why it is not connected, in a few words for a person, without secrets; empty where it is, or does not know."""
     turned_away: int = 0
     """Connections that were not taken, because there were too many."""
+    last_away: str = ""
+    """From where the last of these was, and what there was too much of."""
     refused: int = 0
     """Requests that were not taken, and answered why."""
     lost: int = 0

@@ -19,7 +19,7 @@ from tidemill.sources.blocks import Gathered, amounts
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.http_bodies import Posted, Refused, records_of, sliced
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import ConnectedSource, bound, is_loopback, keep_alive
+from tidemill.sources.listening import ConnectedSource, bound, is_loopback
 from tidemill.tls import passphrase, server_context
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class HTTP(ConnectedSource):
         return SourceStatistics(
             *(self.name, self._connected, self._records, self._rejected),
             turned_away=self._admission.turned_away,
+            last_away=self._admission.last,
             refused=self._refusals.count,
         )
 
@@ -184,8 +185,7 @@ class HTTP(ConnectedSource):
         self._yielded = 0
         token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
         tls = await asyncio.to_thread(server_context, *self._certificate)
-        listening = bound(self.host, self._wanted_port, "HTTP")
-        keep_alive(listening)
+        listening = self._listening()
         server = Server(
             inbox,
             context.clock,
@@ -193,7 +193,7 @@ class HTTP(ConnectedSource):
             token=token,
             limit=self.limit,
             tls=tls,
-            door=self._begin_admission(),
+            door=self._admission,
             refusals=self._refusals,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))

@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Final
 
 from tidemill import files
@@ -32,7 +31,7 @@ BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
 _SWEEP_S: Final = 5.0
 _KEPT_FREE: Final = 128
-"""Of the files that a process may open: for the log, checkpoints, sinks and lanes that are replaced."""
+"""Of the files that a process may open, the last: for the log, checkpoints, sinks, pages and lanes that are replaced."""
 _log = logging.getLogger("tidemill")
 
 
@@ -62,6 +61,47 @@ class ListeningSource(EdgedSource):
         return self.address
 
 
+class _Door(socket.socket):
+    """A listening socket whose connections leave the process the files that it needs for itself, however many such sockets
+    and runs it has: a new file gets the lowest number that is free, and none of these connections one of the last numbers.
+    Those without room are closed before anything is read, and counted by ``admission``."""
+
+    def __init__(self, family: int, kind: int, proto: int, admission: Admission) -> None:
+        super().__init__(family, kind, proto)
+        self._admission = admission
+        self._spare: socket.socket | None = socket.socket()
+        """Given up to turn somebody away when all files are in use: else asyncio would try, and complain, for ever."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        most = files.may_be_open()
+        try:
+            taken, address = super().accept()
+            room = most is None or taken.fileno() < most - min(_KEPT_FREE, most // 2)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or self._spare is None:
+                raise
+            self._spare.close()
+            self._spare = None
+            taken, address = super().accept()
+            room = False
+        if not room:
+            taken.close()
+            self._admission.turn_away(
+                str(address[0]), f"no more files may be opened by this process (ulimit -n {most})"
+            )
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = socket.socket()
+        if not room:
+            raise ConnectionAbortedError  # which asyncio takes for a client that has left again
+        return taken, address
+
+    def close(self) -> None:
+        super().close()
+        if self._spare is not None:
+            self._spare.close()
+
+
 class ConnectedSource(ListeningSource):
     """One that senders connect to: no more than ``connections`` at a time, and ``per_host`` of these from one host. Those that
     are turned away are counted, and told of once in a while, whether anything else happens or not."""
@@ -73,10 +113,13 @@ class ConnectedSource(ListeningSource):
         self._per_host = None if per_host is None else checked_count(per_host, "per_host", source)
         self._admission = Admission(connections, per_host, "")
 
-    def _begin_admission(self) -> Admission:
-        """A new run's."""
-        self._admission = admission(self._most, self._per_host, self.host)
-        return self._admission
+    def _listening(self) -> socket.socket:
+        """A new run's, with its admission. Of loopback, all are from one host, and ``per_host`` bounds nothing."""
+        per_host = None if is_loopback(self.host) else self._per_host
+        self._admission = Admission(self._most, per_host, f"connections={self._most}")
+        door = bound(self.host, self._wanted_port, type(self).__name__, admission=self._admission)
+        keep_alive(door)
+        return door
 
     @contextlib.asynccontextmanager
     async def _swept(self, clock: Clock) -> AsyncIterator[None]:
@@ -118,18 +161,6 @@ def checked_count(count: int, option: str, source: str) -> int:
     return count
 
 
-def admission(connections: int, per_host: int | None, host: str) -> Admission:
-    """Which connections are taken: as many as are asked for, and as this process may have files open. Of loopback, all are
-    from one host, and ``per_host`` bounds nothing."""
-    per_host = None if is_loopback(host) else per_host
-    most = files.may_be_open()
-    if most is not None:
-        free = max(most - sum(1 for _ in Path("/dev/fd").iterdir()) - _KEPT_FREE, 1)
-        if free < connections:
-            return Admission(free, per_host, f"no more files may be opened by this process (ulimit -n {most})")
-    return Admission(connections, per_host, f"connections={connections}")
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to it.
 
@@ -142,13 +173,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bound(host: str, port: int, source: str, of: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A socket bound to the address, of TCP unless ``of`` says else. Raises `OutsideError` that says why there is none."""
+def bound(
+    host: str,
+    port: int,
+    source: str,
+    of: socket.SocketKind = socket.SOCK_STREAM,
+    admission: Admission | None = None,
+) -> socket.socket:
+    """A socket bound to the address, of TCP unless ``of`` says else; with ``admission``, which counts whom it turns away, one
+    whose connections leave this process its files. Raises `OutsideError` that says why there is none."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host or None, port, type=of, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise OutsideError(f"{source} cannot listen on host {host!r}: {error.strerror or error}.") from None
-    made = socket.socket(family, kind, proto)
+    made = socket.socket(family, kind, proto) if admission is None else _Door(family, kind, proto, admission)
     try:
         if of is socket.SOCK_STREAM:  # others would share the port, and each get some of what comes
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,13 +19,7 @@ from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import amounts, turns_of
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import (
-    BACKLOG,
-    ConnectedSource,
-    bound,
-    is_loopback,
-    keep_alive,
-)
+from tidemill.sources.listening import BACKLOG, ConnectedSource, bound, is_loopback
 from tidemill.sources.tcp_connection import Block, Connection
 from tidemill.tls import passphrase, server_context
 
@@ -156,6 +150,7 @@ class TCP(ConnectedSource):
         return SourceStatistics(
             *(self.name, self._connected, self._records, self._rejected, len(self._connections)),
             turned_away=self._admission.turned_away,
+            last_away=self._admission.last,
         )
 
     @property
@@ -178,9 +173,7 @@ class TCP(ConnectedSource):
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
         tls = await asyncio.to_thread(server_context, *self._certificate)
-        listening = bound(self.host, self._wanted_port, "TCP")
-        keep_alive(listening)
-        self._begin_admission()
+        listening = self._listening()
         step = self._amounts.step
         shared = memoryview(bytearray(step))
         server = await loop.create_server(
