@@ -208,6 +208,50 @@ async def test_a_record_that_is_none_is_a_dead_letter_and_answered() -> None:
         assert [row["value"] for row in engine.rows] == [2]
 
 
+LONG = "x" * 300_000
+FILLING = [{"sensor": "S", "value": number, "said": "y" * 200} for number in range(1_500)]
+METRICS = [{"name": "m", "tags": {}, "fields": {"value": 2.0}}, {"name": "m", "fields": {"said": LONG}}]
+A_JSON = {"Content_Type": "application/json"}
+LONG_RECORDS = {
+    "a line": ("ndjson", lines(1) + b'{"sensor":"S","said":"%b"}\n' % LONG.encode() + lines(2), {}, 2),
+    "line protocol": ("influx", b'm value=1\nm said="%b"\nm value=2\n' % LONG.encode(), {}, 2),
+    "a document": ("ndjson", json.dumps({"sensor": "S", "said": LONG}).encode(), A_JSON, 0),
+    "an item": ("ndjson", json.dumps([FILLING[0], {"sensor": "S", "said": LONG}]).encode(), A_JSON, 1),
+    "an item of braces": (
+        "ndjson",
+        json.dumps([{"sensor": "S", "said": "{" * 300_000}, FILLING[0]]).encode(),
+        A_JSON,
+        1,
+    ),
+    "a metric": ("telegraf-json", json.dumps({"metrics": METRICS}).encode(), {}, 1),
+    "a metric of a document": ("telegraf-json", json.dumps({"metrics": METRICS}).encode(), A_JSON, 1),
+}
+
+
+@pytest.mark.parametrize(("form", "body", "headers", "rows"), LONG_RECORDS.values(), ids=LONG_RECORDS)
+async def test_a_record_as_long_as_no_message_may_be_is_a_dead_letter(
+    form: str, body: bytes, headers: Any, rows: int
+) -> None:
+    """256 KiB, as for TCP and MQTT, though the body may have more; its neighbours are taken, and it is answered with 202."""
+    async with Engine(HTTP(format=form)) as engine:
+        answer = await Sender(engine.source.port).post(body, **headers)
+        assert (answer[0], answer[1]) == (202, {"records": rows})
+        assert [(each.reason_code, each.reason) for each in engine.letters] == [
+            ("oversize", "the record is longer than 262144 bytes")
+        ]
+        assert len(engine.rows) == rows
+
+
+@pytest.mark.parametrize("form", ["ndjson", "telegraf-json"])
+async def test_many_records_may_be_longer_together(form: str) -> None:
+    """An array and a batch of Telegraf's have the limit of the body, and only a record of them that of one."""
+    metrics = [{"name": "m", "tags": {"sensor": "S"}, "fields": {"said": row["said"]}} for row in FILLING]
+    body = json.dumps(FILLING if form == "ndjson" else {"metrics": metrics}).encode()
+    async with Engine(HTTP(format=form)) as engine:
+        assert (await Sender(engine.source.port).post(body, **A_JSON))[0] == 202
+        assert (len(engine.rows), engine.letters) == (len(FILLING), [])
+
+
 async def test_too_much_that_waits_is_not_taken() -> None:
     """A sender hears when to come again, and does."""
     async with Engine(HTTP(buffer=100)) as engine:

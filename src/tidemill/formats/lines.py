@@ -12,7 +12,7 @@ __all__ = ["BYTE_ORDER_MARK", "LINE_LIMIT", "MESSAGE_LIMIT", "LineSplitter", "Ov
 LINE_LIMIT: Final = 1 << 20
 """Bytes of one line, without its end; a longer one is rejected."""
 MESSAGE_LIMIT: Final = 256 << 10
-"""The same of what comes over a network, where anybody may send."""
+"""The same of one record that comes over a network, where anybody may send."""
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 """What some programs write before a text, and is no part of it."""
 _SHOWN: Final = 2_000

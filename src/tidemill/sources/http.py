@@ -47,7 +47,7 @@ class HTTP(ConnectedSource):
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``cert_password``   the passphrase of a private key that has one, better referred to too
-    ``limit``           bytes of one body, as it comes and unpacked
+    ``limit``           bytes of one body, as it comes and unpacked; of these, one record may have 256 KiB
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
     ``connections``     at a time; more are turned away and counted
@@ -56,8 +56,8 @@ class HTTP(ConnectedSource):
     What is answered:
 
     - 202: all records of the body are in the ingest log, on the disk; without state, they were taken in. One that is
-      complete and no record (no time that can be read, no sensor, a name that is a tag and a field) is safe among the dead
-      letters, and no reason to send the body again.
+      complete and no record (no time that can be read, no sensor, a name that is a tag and a field, longer than one may be) is
+      safe among the dead letters, and no reason to send the body again.
     - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol. Nothing of the body was taken.
     - 401 without the token, 429 instead to a host that has shown ten wrong ones within a minute, though the right one is
       always taken; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from tidemill.formats.decoded import Decoded
+from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LineFormat
-from tidemill.formats.lines import BYTE_ORDER_MARK
+from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, shown
+from tidemill.formats.telegraf_json import TelegrafJson
+from tidemill.letters import OVERSIZE
 
 __all__ = ["Gzip", "Posted", "Refused", "records_of", "sliced"]
 
@@ -66,6 +68,12 @@ class Gzip:
         return True
 
 
+class _Metrics(msgspec.Struct, forbid_unknown_fields=True):
+    """A batch of Telegraf's."""
+
+    metrics: list[msgspec.Raw]
+
+
 class Posted:
     """One body, until it is answered."""
 
@@ -111,7 +119,7 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
         if made is None:
             number, reason = _first_bad(form.items, ([item] for item in items))
             raise Refused(400, f"item {number}: {reason}", item=number)
-        return made
+        return made if _all_short(posted.lines, len(items)) else await _short(posted.lines, form, made)
     parts: list[Decoded] = []
     before = 0
     for block in _blocks(posted.lines, turn):
@@ -119,7 +127,7 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
         if made is None:
             number, reason = _first_bad(form.parts, block.split(b"\n"))
             raise Refused(400, f"line {before + number}: {reason}", line=before + number)
-        parts += made
+        parts += made if len(block) <= MESSAGE_LIMIT else await _short(block, form, made)
         before += block.count(b"\n")
     return parts
 
@@ -146,6 +154,38 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     if may_exceed(data) and (why := excess(document, data)):
         raise Refused(400, f"the body {why}")
     return document if isinstance(document, list) else [document]
+
+
+def _all_short(data: bytes, items: int) -> bool:
+    """Whether each item of an array is seen to be no longer than a message may be, without reading it: when there are no more
+    braces than items, each opens one, and one that is too long has none in half of the limit."""
+    half = MESSAGE_LIMIT // 2
+    return len(data) <= MESSAGE_LIMIT or (
+        data.count(b"{") == items
+        and all(data.find(b"{", place, place + half) >= 0 for place in range(0, len(data) - half + 1, half))
+    )
+
+
+async def _short(data: bytes, form: LineFormat, made: list[Decoded]) -> list[Decoded]:
+    """What was ``made`` of a document or a line that is longer than a message may be, without those of its records that are."""
+    records = _apart(data, form)
+    long = [record for record in records if len(record) > MESSAGE_LIMIT]
+    if not long:
+        return made
+    reason = f"the record is longer than {MESSAGE_LIMIT} bytes"
+    bad = [BadLine(OVERSIZE, reason, shown(bytes(record)), sound=True) for record in long]
+    kept = [msgspec.json.decode(record) for record in records if len(record) <= MESSAGE_LIMIT]
+    return [*(await _sound(form.items(kept)) or ()), Decoded(bad=bad)]
+
+
+def _apart(data: bytes, form: LineFormat) -> Sequence[bytes | msgspec.Raw]:
+    """The records of an array or a batch; else what it is as a whole."""
+    several = list[msgspec.Raw] | _Metrics if isinstance(form, TelegrafJson) else list[msgspec.Raw]
+    try:
+        found = msgspec.json.decode(data, type=several)
+    except msgspec.MsgspecError:
+        return [data.rstrip(b"\r\n")]
+    return found.metrics if isinstance(found, _Metrics) else found
 
 
 def sliced(parts: Iterable[Decoded], most: int) -> Iterator[Decoded]:
