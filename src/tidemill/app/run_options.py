@@ -114,6 +114,8 @@ class Tells:
     metrics
         HOST:PORT where the run shows /metrics, /healthz and /readyz; port 0 takes a free one. A live pipeline does so
         anyway, at 127.0.0.1:9464.
+    metrics_exposed
+        Whoever reaches that address may read them, as in a network of the plant's own; wanted beyond this machine.
     no_metrics
         Show nothing.
     log_format
@@ -123,5 +125,6 @@ class Tells:
     report: Path | None = None
     dead_letters: Path | None = None
     metrics: str | None = None
+    metrics_exposed: bool = False
     no_metrics: bool = False
     log_format: Literal["text", "json"] = "text"

@@ -46,6 +46,7 @@ def perform(
                 on_statistics=watch,
                 state=state,
                 metrics=tells.metrics or (not tells.no_metrics and not pipeline.finite),
+                metrics_exposed=tells.metrics_exposed,
                 stall_after=ends.stall_after,
                 silent_after=ends.silent_after,
                 max_dead=ends.max_dead,

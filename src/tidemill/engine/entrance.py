@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     on_statistics: Callable[[Statistics], None] | None
     state: bool | str | Path | State | None
     metrics: bool | str
+    metrics_exposed: bool
     stall_after: float | None
     silent_after: float | None
     max_dead: str | None
@@ -74,6 +75,7 @@ def run(
     handle_signals: bool = True,
     state: bool | str | Path | State | None = None,
     metrics: bool | str = False,
+    metrics_exposed: bool = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
     max_dead: str | None = None,
@@ -96,6 +98,8 @@ def run(
 
     ``metrics``       show /metrics, /healthz and /readyz over HTTP: at ``"HOST:PORT"``, or with True at 127.0.0.1:9464,
                       where a port that is taken is a warning and no error
+    ``metrics_exposed``  where other machines reach that address: says that they may, as in a network of the plant's own. The
+                      pages ask for no password, and encrypt nothing
     ``stall_after``   end the run with `Stalled` when it has not progressed for so many seconds, though there is something to
                       do; /healthz names the culprit then, and after 300 seconds where none are given. A source that
                       can is connected anew first, and has as long again
@@ -126,6 +130,7 @@ def run(
         on_statistics=on_statistics,
         state=state,
         metrics=metrics,
+        metrics_exposed=metrics_exposed,
         stall_after=stall_after,
         silent_after=silent_after,
         max_dead=max_dead,

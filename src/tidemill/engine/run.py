@@ -80,6 +80,7 @@ class Run:
         on_statistics: Callable[[Statistics], None] | None = None,
         state: bool | str | Path | State | None = None,
         metrics: bool | str = False,
+        metrics_exposed: bool = False,
         stall_after: float | None = None,
         silent_after: float | None = None,
         max_dead: str | None = None,
@@ -101,7 +102,7 @@ class Run:
         self._limits = limits or Limits()
         self._dead_letters_path = dead_letters
         self._state = state_of(pipeline, state)
-        self._showing = Showing(metrics)
+        self._showing = Showing(metrics, exposed=metrics_exposed)
         self._terms = Terms(stall_after, silent_after, None if max_dead is None else MaxDead.of(max_dead))
         self._stopping = Stopping(self._clock, grace)
         self._readings = Readings(self._clock, self._lanes, self.pipeline.plan)

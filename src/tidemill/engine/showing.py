@@ -56,11 +56,17 @@ def address_of(text: str) -> Address:
 
 
 class Showing:
-    """Of one run: ``asked`` is False for no pages, True for the default address, which others may hold, or an address."""
+    """Of one run: ``asked`` is False for no pages, True for the default address, which others may hold, or an address.
+    Raises `PlanError` for one that other machines reach, unless it is ``exposed``."""
 
-    def __init__(self, asked: bool | str) -> None:
+    def __init__(self, asked: bool | str, *, exposed: bool = False) -> None:
         self._may_fail = asked is True
         self._address = None if asked is False else address_of(DEFAULT_ADDRESS if asked is True else asked)
+        if self._address is not None and not self._address.loopback and not exposed:
+            raise PlanError(
+                f"metrics={asked!r} can be reached from other machines, and the pages ask for no password and encrypt nothing; "
+                "write metrics_exposed=True (--metrics-exposed) if only the plant reaches it, or show them on 127.0.0.1."
+            )
         self.url = ""
         """Where the pages are; empty while there are none."""
 
@@ -86,18 +92,15 @@ class Showing:
             return
         self.url = server.address.url
         try:
-            self._tell(self._address)
+            self._tell()
             yield
         finally:
             self.url = ""
             await asyncio.to_thread(server.close)
 
-    def _tell(self, address: Address) -> None:
+    def _tell(self) -> None:
         from tidemill.engine.exposition import missing_library
 
         _log.info("/metrics and /healthz are on %s", self.url)
         if missing := missing_library():
             _log.warning("%s. /healthz and /readyz are there without it", missing)
-        if not address.loopback:
-            told = "whoever reaches %s reads there how the run is: no password is asked for, and nothing is encrypted"
-            _log.warning(told, self.url)
