@@ -16,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import tidemill as tm
 from tidemill.clock import SystemClock
+from tidemill.core.backoff import Backoff
 from tidemill.engine.health import judged
 from tidemill.errors import InputError, PlanError
 from tidemill.letters import DeadLetter
@@ -364,6 +365,24 @@ async def test_a_broker_that_is_away_is_asked_again(root: str, caplog: pytest.Lo
     assert "Connecting again in" in caplog.text
     assert source.statistics().trouble == "mqtt://127.0.0.1:1 cannot be reached: Connection refused"
     await keeper.stop()
+
+
+async def test_two_runs_with_one_client_id_are_told_of_each_other(
+    mosquitto: Any, root: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker lets each in and drops the other without a word: after the third time within seconds the source asks."""
+    monkeypatch.setattr("tidemill.sources.mqtt.Backoff", lambda: Backoff(0.01, 0.02))
+    asked = f"is gone: the connection was lost (is another run using client_id {root!r}?)"
+    with caplog.at_level("WARNING", "tidemill"):
+        async with (
+            kept(MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root)) as one,
+            kept(MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root)),
+        ):
+            await soon(lambda: asked in caplog.text, one.task)
+    lost = [
+        record.getMessage() for record in caplog.records if "is gone: the connection was lost" in record.getMessage()
+    ]
+    assert [asked in each for each in lost[:3]] == [False, False, False]
 
 
 async def test_tries_begin_anew_with_each_connection(own_mosquitto: Any, root: str) -> None:

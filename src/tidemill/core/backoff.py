@@ -21,6 +21,8 @@ class Backoff:
     [1.0, 2.0, 4.0, 4.0]
     >>> backoff.connected(now_ns=0), backoff.failed(now_ns=10 * 10**9)
     (None, 1.0)
+    >>> backoff.connected(now_ns=0), backoff.failed(now_ns=1), backoff.brief
+    (None, 2.0, 1)
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class Backoff:
         self._next_s = shortest_s
         self._chance = chance
         self._since_ns: int | None = None
+        self.brief = 0
+        """Connections in a row that did not last so long."""
 
     def connected(self, now_ns: int) -> None:
         """A try has succeeded."""
@@ -37,8 +41,10 @@ class Backoff:
 
     def failed(self, now_ns: int) -> float:
         """A try has failed, or what it had connected is lost: seconds until the next."""
-        if self._since_ns is not None and now_ns - self._since_ns >= _LASTED_NS:
-            self._next_s = self._shortest_s
+        if self._since_ns is not None:
+            self.brief += 1
+            if now_ns - self._since_ns >= _LASTED_NS:
+                self._next_s, self.brief = self._shortest_s, 0
         self._since_ns = None
         wait_s = self._next_s * (0.5 + self._chance() / 2)
         self._next_s = min(2 * self._next_s, self._longest_s)

@@ -42,6 +42,8 @@ _TOPICS: Final = 100_000
 """Topics whose columns are remembered."""
 _UNNAMED_EXPIRY_S: Final = 3_600
 """For how long the session of a run without a client_id outlives its connection: while it connects anew."""
+_BRIEF: Final = 3
+"""Connections in a row, lost within seconds and without a reason, after which somebody else may be who takes them."""
 _NOT_TLS: Final = "ca= and cert= of MQTT are for TLS; write mqtts:// in the address."
 _log = logging.getLogger("tidemill")
 
@@ -339,7 +341,7 @@ class MQTT(EdgedSource):
 
     async def _stay_connected(self, context: SourceContext, inbox: Inbox[Block]) -> None:
         """Connect again and again, until cancelled. Raises `InputError` for what is refused at the first time."""
-        from tidemill.sources.mqtt_connection import Connection
+        from tidemill.sources.mqtt_connection import UNEXPLAINED, Connection
 
         backoff = Backoff()
         half_way: set[int] = set()
@@ -374,6 +376,8 @@ class MQTT(EdgedSource):
             self._tries += 1
             self._trouble = why.rstrip(".")
             wait_s = backoff.failed(context.clock.monotonic_ns())
+            if backoff.brief >= _BRIEF and self.client_id is not None and why.endswith(UNEXPLAINED):
+                why = self._trouble = f"{why} (is another run using client_id {self.client_id!r}?)"
             _log.warning(
                 "source %s: %s. Connecting again in %.1f s.",
                 self.name,

@@ -21,7 +21,10 @@ from tidemill.formats.mqtt_packets import PacketLimit
 from tidemill.sources.mqtt_client import Client, Message, Wire, asking, expiring
 from tidemill.tls import refused_certificate
 
-__all__ = ["Block", "Connection", "Session"]
+__all__ = ["UNEXPLAINED", "Block", "Connection", "Session"]
+
+UNEXPLAINED: Final = "the connection was lost"
+"""The reason when nobody gives one."""
 
 _ANSWER_S: Final = 10.0
 """In which a broker must answer, to each of: the connection, TLS, CONNECT, SUBSCRIBE."""
@@ -331,7 +334,7 @@ class Connection:
         if flags.is_disconnect_packet_from_server:
             self._lose(refusal(reason.value)[0])
         else:
-            self._lose("the connection was lost")
+            self._lose(UNEXPLAINED)
 
     def _lose(self, why: str) -> None:
         if not self.lost.done():
