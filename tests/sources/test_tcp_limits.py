@@ -153,6 +153,33 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(cap
     )
 
 
+async def test_one_host_does_not_take_the_room_of_all(caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond this machine it has so many connections at a time, and the next one when one of them is closed."""
+    caplog.set_level(logging.WARNING)
+    source = TCP("0.0.0.0", exposed=True, per_host=2)
+    sockets: list[socket.socket] = []
+    with all_closed(sockets):
+        async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+            _, port = await source.wait_listening()
+            for _ in range(2):
+                sockets.append(await asyncio.to_thread(connected, port))
+                await until(lambda: source.statistics().connections == len(sockets))
+            for _ in range(2):
+                with await asyncio.to_thread(connected, port) as third:
+                    assert await asyncio.to_thread(closed_by_the_other_side, third)
+            assert run.statistics().source_flows[0].turned_away == 2
+            source._sweep(SystemClock().monotonic_ns())
+            sockets.pop().close()
+            await until(lambda: source.statistics().connections == 1)
+            sockets.append(await asyncio.to_thread(connected, port))
+            sockets[-1].sendall(line(1))
+            await until(lambda: run.statistics().records_in == 1)
+            run.stop_soon()
+            await run.wait()
+    (told,) = [record.getMessage() for record in caplog.records if "turned away" in record.getMessage()]
+    assert told.endswith("2 connections were turned away, the last from 127.0.0.1, which has 2 open, and per_host=2")
+
+
 async def test_running_out_of_files_stops_nobody_who_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """R18: no more connections are taken than leave files for the log and checkpoints, and later there is room again."""
     caplog.set_level(logging.WARNING)
