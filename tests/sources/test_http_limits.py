@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import logging
 
 import pytest
 
 import tidemill as tm
 from tidemill.errors import PlanError
-from tidemill.sources import HTTP, http_connection, listening
+from tidemill.sources import HTTP, http_connection, http_server, listening
 from tidemill.testing import ListSink
 
 BODY = b'{"sensor":"S1","time":1,"value":1.5}\n'
@@ -87,6 +88,33 @@ async def test_what_goes_on_for_ever_is_not_held(said: bytes) -> None:
         assert await post(port) == 202
         run.stop_soon()
         await run.wait()
+
+
+async def test_bodies_that_are_still_coming_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are packed; what comes as a whole is taken meanwhile, and what is coming may go on."""
+    monkeypatch.setattr(http_server, "_UNFINISHED", 1_000)
+    source = HTTP()
+    rest = b" " * 600 + BODY
+    packed = gzip.compress(b" " * 600)[:-8]
+    begun = HEAD.replace(b"%d" % len(BODY), b"%d\r\nExpect: 100-continue" % (600 + len(rest)))
+    beyond = HEAD.replace(b"%d" % len(BODY), b"10000\r\nContent-Encoding: gzip") + packed
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        first, its_writer = await asyncio.open_connection("127.0.0.1", port)
+        its_writer.write(begun)
+        assert await first.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        its_writer.write(b" " * 600)
+        second, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        other_writer.write(beyond)
+        assert b"429" in await second.readline()
+        assert await post(port) == 202
+        its_writer.write(rest)
+        assert b"202" in await first.readline()
+        for writer in (its_writer, other_writer):
+            writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == 2
 
 
 async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(

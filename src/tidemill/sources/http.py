@@ -62,7 +62,8 @@ class HTTP(ConnectedSource):
     - 401 without the token, 429 instead to a host that has shown ten wrong ones within a minute, though the right one is
       always taken; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
     - 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
-    - 429 with ``Retry-After`` when too much waits, 503 when the run ends. Nothing was taken, or not known to be safe.
+    - 429 with ``Retry-After`` when too much waits, or is coming at the same time, 503 when the run ends. Nothing was taken, or
+      not known to be safe.
 
     A record without the default time field gets the time of its arrival. ``key=`` may use ``{peer_host}``, the sender's address.
     `check` raises `OutsideError` when the port is in use.

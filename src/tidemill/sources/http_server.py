@@ -28,6 +28,8 @@ __all__ = ["Server"]
 
 _BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
+_UNFINISHED: Final = 64 << 20
+"""Bytes, unpacked, of bodies that are still coming, over all connections; the one that passes it is not taken."""
 _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop."""
 _LAST_S: Final = 2
@@ -71,6 +73,7 @@ class Server(uvicorn.Server):
         self._refusals = refusals
         self._token = None if token is None else f"Bearer {token}".encode()
         self._limit = limit
+        self._unfinished = 0
         self._ending = False
 
     async def serve_on(self, listening: socket.socket) -> None:
@@ -162,7 +165,8 @@ class Server(uvicorn.Server):
             raise Refused(415, f"Content-Encoding: {packing[:40]} is not known here; gzip is")
         unpacker = Gzip(self._limit) if packing == "gzip" else None
         body = unpacker.unpacked if unpacker is not None else bytearray()
-        came = 0
+        length = int(request.headers.get("content-length", -1))
+        came = held = 0
         try:
             async with asyncio.timeout(_BODY_S):
                 async for data in request.stream():
@@ -173,10 +177,16 @@ class Server(uvicorn.Server):
                         body += data
                     elif not unpacker.feed(data):
                         raise self._too_long()
+                    self._unfinished += len(body) - held
+                    held = len(body)
+                    if self._unfinished > _UNFINISHED and came != length:
+                        raise Refused(429, "too many bodies are coming at the same time; send these records again")
         except TimeoutError:
             raise Refused(408, f"the body did not come within {_BODY_S:g} s") from None
         except zlib.error as error:
             raise Refused(400, f"the body is not gzip: {error}") from None
+        finally:
+            self._unfinished -= held
         if unpacker is not None and not unpacker.whole:
             raise Refused(400, "the body is not whole gzip")
         return bytes(body)
