@@ -25,7 +25,7 @@ def test_a_bad_quarter_of_an_hour_is_fifteen_lines_and_one_when_it_is_over() -> 
     """The first at once."""
     lines = told([False] * 5 + [True] * 900 + [False] * 100)
     assert [second for second, _ in lines] == [*range(5, 900, 60), 905]
-    assert lines[0][1] == "not well for 0 s: lane 1: stuck"
+    assert lines[0][1] == "not well: lane 1: stuck"
     assert lines[3][1] == "not well for 180 s: lane 1: stuck"
     assert lines[-1][1] == "well again after 900 s"
 
@@ -39,4 +39,4 @@ def test_what_comes_and_goes_fills_no_log(wrong: list[bool]) -> None:
     assert all(before.startswith("not") for (_, before), (_, line) in pairwise(lines) if line.startswith("well"))
     assert sum(line.startswith("well") for _, line in lines) <= len(bad)
     if True in wrong:
-        assert lines[0] == (wrong.index(True), "not well for 0 s: lane 1: stuck")
+        assert lines[0] == (wrong.index(True), "not well: lane 1: stuck")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.chaos.small_plants import small_disk
 from tests.engine.test_pages import ANYWHERE, ask_until, live, reading, send, told
 
@@ -35,6 +36,29 @@ async def test_sensors_that_fall_silent_are_counted_beside_those_that_go_on() ->
         assert counts["tidemill_sensors", ""] == 3
         assert counts["tidemill_sensors_live", ""] == 1
         assert counts["tidemill_sensors_silent", ""] == 2
+
+
+async def test_a_source_that_gives_nothing_but_dead_letters_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After records that were good, so that the columns are known: the run progresses, but nobody shall find out in the
+    morning. The page shows no word that came from outside."""
+    source, letters = tm.sources.TCP(), tmp_path / "dead.ndjson"
+    async with tm.serve(live(source), lanes=0, state=False, dead_letters=letters, metrics=ANYWHERE) as run:
+        await send(source, *map(reading, range(50)))
+        while run.statistics().records_in < 50:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0)
+        await send(source, *[b'{"sensor": "s1", "time": 1700000100, "value": "c4nary"}'] * 300)
+        text = await ask_until(run, "/healthz?verbose", lambda _, text: "350 records in" in text)
+        run._oversight.look()
+        text = await ask_until(run, "/healthz?verbose", lambda status, _: status == 200)
+    verdict, strained, *_, of_source, _ = text.splitlines()
+    assert verdict == "the run progresses"
+    assert strained == "source tcp: 300 of the last 350 records are dead letters, 300 of them wrong_type"
+    assert of_source.startswith("source tcp: connected, 50 records, 300 rejected, the last ")
+    assert "c4nary" not in text
+    (line,) = [record for record in caplog.records if record.getMessage() == f"not well: {strained}"]
+    assert line.newest_dead_letter == "field 'value' is float and this record has str"
 
 
 async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ async def test_a_run_that_is_not_well_says_so_once_a_minute_and_once_when_it_is_
         run._oversight.look()
     told = [record.getMessage() for record in caplog.records if "well" in record.getMessage()]
     assert told == [
-        "not well for 0 s: source tcp: connected, silent 301 s (limit 300)",
+        "not well: source tcp: connected, silent 301 s (limit 300)",
         "not well for 60 s: source tcp: connected, silent 361 s (limit 300)",
         "not well for 120 s: source tcp: connected, silent 421 s (limit 300)",
         "well again after 151 s",

@@ -18,7 +18,7 @@ class Complaint:
 
     >>> complaint = Complaint()
     >>> complaint.look(["sink postgres: 14 tries, connection refused"], now_ns=0)
-    'not well for 0 s: sink postgres: 14 tries, connection refused'
+    'not well: sink postgres: 14 tries, connection refused'
     >>> complaint.look(["sink postgres: 15 tries, connection refused"], now_ns=59_000_000_000)
     ''
     >>> complaint.look([], now_ns=70_000_000_000)
@@ -41,4 +41,5 @@ class Complaint:
         if self._told_ns is not None and now_ns - self._told_ns < _EVERY_NS:
             return ""
         self._told_ns, self._is_told = now_ns, True
-        return f"not well for {(now_ns - self._since_ns) / 1e9:,.0f} s: {'; '.join(wrong)}"
+        lasts_s = round((now_ns - self._since_ns) / 1e9)
+        return f"not well{f' for {lasts_s:,} s' if lasts_s else ''}: {'; '.join(wrong)}"

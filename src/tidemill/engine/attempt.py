@@ -95,6 +95,7 @@ class Attempt:
         letters: DeadLetterFile,
         keeper: Keeper | None,
         watch: Callable[[], None],
+        came: Callable[[int, str], None],
         buried: Callable[[DeadLetter], None],
         started: asyncio.Event,
     ) -> None:
@@ -102,7 +103,7 @@ class Attempt:
         self._lanes, self._server = lanes, server
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
-        self._watched, self._buried, self.started = watch, buried, started
+        self._watched, self._came, self._buried, self.started = watch, came, buried, started
         self._lanes_ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -363,17 +364,22 @@ class Attempt:
 
     # -- in --------------------------------------------------------------------------------------------------
 
+    def came(self, records: int, source: str) -> None:
+        """So many have come in."""
+        self.mill.counts.records_in += records
+        self._came(records, source)
+
     async def enter(self, batch: Batch, source: str, wall_ns: int) -> None:
         """A batch as it comes again in every attempt: what was done before does not count as having come in."""
         before = self.intake.entered
-        self.mill.counts.records_in += len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
+        self.came(len(batch) - min(max(self.intake.begins_at - before, 0), len(batch)), source)
         await self.intake.put(batch, source, wall_ns)
         await self.outflow.room()
 
     def refuse(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""
         if self.intake.refuse(letter):
-            self.mill.counts.records_in += 1
+            self.came(1, letter.source)
 
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1

@@ -200,6 +200,7 @@ def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, b
 def _strained(statistics: Statistics | None) -> Iterator[str]:
     if statistics is None or statistics.stopping:
         return
+    yield from (found.said for found in statistics.mostly_dead)
     yield from (
         f"lane {lane.number}: its process was lost {lane.lost_lately:,} times within {LATELY_S:.0f} s; the dead letters say "
         "to which records, or the log to what else"

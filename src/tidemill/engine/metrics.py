@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tidemill.clock import Clock
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow, Trouble
 from tidemill.core.load import Load
+from tidemill.core.rejections import MostlyDead
 
 __all__ = [
     "Counts",
@@ -349,6 +350,8 @@ class Statistics:
     """Sensors that had a record in the last five minutes; where a run has gone on from a checkpoint, all until then."""
     ending: str = ""
     """Why the run ends itself; empty while it does not."""
+    mostly_dead: tuple[MostlyDead, ...] = ()
+    """Sources and stages of which most records became dead letters lately."""
     trouble: Trouble | None = None
     """With state: what the outside refused since the run last got something done, such as a database that is away."""
     load: Load = field(default_factory=Load)

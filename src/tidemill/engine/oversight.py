@@ -20,17 +20,21 @@ from tidemill.core.complaint import Complaint
 from tidemill.core.dead_rate import DeadRate, MaxDead
 from tidemill.core.heartbeat import Heartbeat
 from tidemill.core.patience import ConnectAnew, GiveUp, Patience
+from tidemill.core.rejections import MostlyDead, Rejections
 from tidemill.engine.health import STALL_S, Health, is_ready, judged, stalls
 from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Statistics
 from tidemill.engine.service_manager import ServiceManager
 from tidemill.errors import OutsideError, PlanError, Stalled, TidemillError, TooManyDead
 from tidemill.letters import DeadLetter
+from tidemill.printable import in_one_line
 
 __all__ = ["Oversight", "Terms"]
 
 LOOK_S: Final = 1.0
 """How often a run is looked at; a look takes a millisecond or two of the loop."""
+_SAMPLE: Final = 300
+"""Characters of why a record was refused that a line of the log shows."""
 _log = logging.getLogger("tidemill")
 
 
@@ -77,6 +81,9 @@ class Oversight:
         self._complaint = Complaint()
         self._patience = Patience()
         self._dead = None if terms.max_dead is None else DeadRate(terms.max_dead, clock.monotonic_ns())
+        self._rejections = Rejections()
+        self.mostly_dead: tuple[MostlyDead, ...] = ()
+        """Who gives little else than dead letters, as of the last look."""
         self._verdict: TidemillError | None = None
         self.ending = ""
         """Why the run is ended from here, without names that came from outside; empty while it is not."""
@@ -94,14 +101,20 @@ class Oversight:
 
     def look(self) -> None:
         """One look at the run, and what follows from it."""
+        self.mostly_dead = tuple(self._rejections.look(self._clock.monotonic_ns()))
         statistics = self._read()
         self._tell_log(statistics)
         self._tell_manager(statistics)
         self._end_stalled(statistics)
         self._end_dead(statistics)
 
+    def came(self, records: int, source: str) -> None:
+        """So many have come in."""
+        self._rejections.came(records, source)
+
     def buried(self, letter: DeadLetter) -> None:
         """A record has become a dead letter."""
+        self._rejections.buried(letter.reason_code, letter.reason, source=letter.source, stage=letter.stage)
         if self._dead is not None:
             self._dead.buried(letter.reason_code, sensor=letter.key, source=letter.source)
 
@@ -131,7 +144,10 @@ class Oversight:
         wrong = [*health.culprits, *health.strained]
         said = self._complaint.look(wrong, self._clock.monotonic_ns())
         if said:
-            _log.log(logging.WARNING if wrong else logging.INFO, "%s", said, extra={"pipeline": statistics.name})
+            fields = {"pipeline": statistics.name}
+            if statistics.mostly_dead:
+                fields["newest_dead_letter"] = in_one_line(statistics.mostly_dead[0].sample, longest=_SAMPLE)
+            _log.log(logging.WARNING if wrong else logging.INFO, "%s", said, extra=fields)
 
     def _tell_manager(self, statistics: Statistics | None) -> None:
         if self._manager is None:
@@ -143,7 +159,7 @@ class Oversight:
             progresses=not stalls(statistics, terms.limit_s, terms.silent_after),
             ready=is_ready(statistics).ready,
             stopping=statistics is not None and statistics.stopping,
-            status=limiting(statistics) if health.progresses else health.culprits[0],
+            status=[*health.culprits, *health.strained, limiting(statistics)][0],
         )
         self._manager.tell(said)
 

@@ -112,7 +112,8 @@ def _details(statistics: Statistics) -> Iterator[str]:
     )
     for source in statistics.source_flows:
         how = "ended" if source.ended else "connected" if source.connected else "not connected"
-        yield f"source {source.name}: {how}, {source.records:,} records, the last {source.last_record_age_s:,.1f} s ago"
+        given = f"{source.records:,} records, {source.rejected:,} rejected"
+        yield f"source {source.name}: {how}, {given}, the last {source.last_record_age_s:,.1f} s ago"
         if source.turned_away:
             yield f"source {source.name}: {source.turned_away:,} connections turned away, the last from {source.last_away}"
     for sink in statistics.sink_flows:

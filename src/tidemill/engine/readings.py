@@ -12,6 +12,7 @@ from tidemill.core.flows import LaneFlow, SinkCounts, SinkFlow, SinkProgress, Tr
 from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.core.plan import Plan
+from tidemill.core.rejections import MostlyDead
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.metrics import (
     Histogram,
@@ -142,7 +143,14 @@ class Readings:
         )
 
     def statistics(
-        self, attempt: Attempt, reader: SourceReader, *, trouble: Trouble | None = None, ending: str = "", by: str = ""
+        self,
+        attempt: Attempt,
+        reader: SourceReader,
+        *,
+        trouble: Trouble | None = None,
+        ending: str = "",
+        mostly_dead: tuple[MostlyDead, ...] = (),
+        by: str = "",
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
         now, mill, outlets = self._clock.monotonic_ns(), attempt.mill, attempt.outflow.outlets
@@ -188,6 +196,7 @@ class Readings:
             stopping=attempt.stopping.asked.is_set(),
             trouble=trouble,
             ending=ending,
+            mostly_dead=mostly_dead,
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(

@@ -278,6 +278,7 @@ class Run:
             letters=letters,
             keeper=keeper,
             watch=self._watched,
+            came=self._oversight.came,
             buried=self._oversight.buried,
             started=started,
         )
@@ -392,8 +393,10 @@ class Run:
             raise EngineError("the run has not started")
         self._look_for_progress()
         trouble = self._troubles.read(self._clock.monotonic_ns())
-        ending = self._oversight.ending
-        return self._readings.statistics(attempt, self._reader, trouble=trouble, ending=ending, by=by)
+        seen = self._oversight
+        return self._readings.statistics(
+            attempt, self._reader, trouble=trouble, ending=seen.ending, mostly_dead=seen.mostly_dead, by=by
+        )
 
     def _seen(self) -> Seen:
         attempt = self._attempt

@@ -1,0 +1,111 @@
+"""Of whom most of what came lately became dead letters: a firmware update must not eat a night in silence."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["MostlyDead", "Rejections"]
+
+_LATELY_NS: Final = 60 * 10**9
+_FEWEST: Final = 10
+"""Records below which a share says nothing; where fewer come in a minute, the last so many are looked at."""
+_OLDEST_NS: Final = 3_600 * 10**9
+"""What came before says nothing of now."""
+
+
+@dataclass(frozen=True)
+class MostlyDead:
+    """Of one source, or one stage."""
+
+    said: str
+    """One sentence that begins with the culprit. No name that came from outside is in it."""
+    sample: str
+    """Why the newest of them is one; it may name what came from outside."""
+
+
+@dataclass
+class _Slice:
+    """What came between two looks."""
+
+    at_ns: int = 0
+    came: int = 0
+    dead: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By culprit and reason code."""
+
+
+class _Book:
+    """What came by one way."""
+
+    def __init__(self) -> None:
+        self.open = _Slice()
+        self.samples: dict[str, str] = {}
+        self._slices: deque[_Slice] = deque()
+
+    def look(self, now_ns: int) -> list[MostlyDead]:
+        if self.open.came or self.open.dead:
+            self.open.at_ns = now_ns
+            self._slices.append(self.open)
+            self.open = _Slice()
+        came = sum(one.came for one in self._slices)
+        while self._slices and self._is_over(self._slices[0], came, now_ns):
+            came -= self._slices.popleft().came
+        dead: Counter[tuple[str, str]] = Counter()
+        for one in self._slices:
+            dead.update(one.dead)
+        return [found for who in {who for who, _ in dead} if (found := self._judged(who, came, dead)) is not None]
+
+    def _is_over(self, oldest: _Slice, came: int, now_ns: int) -> bool:
+        age_ns = now_ns - oldest.at_ns
+        return age_ns >= _OLDEST_NS or (age_ns >= _LATELY_NS and came - oldest.came >= _FEWEST)
+
+    def _judged(self, who: str, came: int, dead: Counter[tuple[str, str]]) -> MostlyDead | None:
+        reasons = Counter({reason: times for (whose, reason), times in dead.items() if whose == who})
+        died = reasons.total()
+        if died < _FEWEST or 2 * died <= came:
+            return None
+        reason, times = reasons.most_common(1)[0]
+        last = max(came, died)  # those that a stage refuses came a moment before
+        return MostlyDead(
+            f"{who}: {died:,} of the last {last:,} records are dead letters, {times:,} of them {reason}",
+            self.samples[who],
+        )
+
+
+class Rejections:
+    """Counts what came and what died of it, within the last minute. What is refused of a source's records is judged against
+    these, what is refused by a stage against all.
+
+    >>> rejections = Rejections()
+    >>> rejections.came(30, "mqtt")
+    >>> for _ in range(20): rejections.buried("wrong_type", "'value' of 'pump 7' is text", source="mqtt")
+    >>> [found.said for found in rejections.look(now_ns=0)]
+    ['source mqtt: 20 of the last 30 records are dead letters, 20 of them wrong_type']
+    """
+
+    def __init__(self) -> None:
+        self._all = _Book()
+        self._sources: dict[str, _Book] = {}
+
+    def came(self, records: int, source: str) -> None:
+        """So many came in; some of them may be dead letters."""
+        self._all.open.came += records
+        self._of(source).open.came += records
+
+    def buried(self, reason_code: str, reason: str, *, source: str = "", stage: str = "") -> None:
+        """One of these became a dead letter."""
+        who = f"stage {stage}" if stage else f"source {source}" if source else "lanes"
+        book = self._all if stage or not source else self._of(source)
+        book.open.dead[who, reason_code] += 1
+        book.samples[who] = reason
+
+    def look(self, now_ns: int) -> list[MostlyDead]:
+        """Those of whom more than half are dead letters; called about once a second."""
+        books = [*self._sources.values(), self._all]
+        return [found for book in books for found in book.look(now_ns)]
+
+    def _of(self, source: str) -> _Book:
+        if source not in self._sources:
+            self._sources[source] = _Book()
+        return self._sources[source]
