@@ -40,7 +40,11 @@ def _here_and_often(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def last_said(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.splitlines()[-1]
+    """The last line, which is said once."""
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert said.count(last.removeprefix("tidemill: ")) == 1
+    return last
 
 
 def test_a_silent_source_ends_a_run_that_was_told_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,13 @@ GIVEN = [
     Edges("-", "-", "{line}/{machine}", "at", "Europe/Berlin", "append"),
     Keeps(Path("state"), no_state=True, fresh=True, checkpoint_s=0.5, warm="old.csv", drop_state=["a", "b"]),
     Ends(60.0, 3.0, 300.0, 900.0, "50%/60s"),
-    Tells(Path("r.json"), Path("dead.ndjson"), "127.0.0.1:0", metrics_exposed=True, no_metrics=True, log_format="json"),
+    Tells(
+        *(Path("r.json"), Path("dead.ndjson"), "127.0.0.1:0"),
+        metrics_exposed=True,
+        no_metrics=True,
+        log_format="json",
+        quiet=True,
+    ),
 ]
 
 

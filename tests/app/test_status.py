@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import tidemill as tm
@@ -69,6 +70,34 @@ def test_plain_lines_come_at_their_pace() -> None:
         for tenth in range(200):
             watch(statistics(tenth / 10))
     assert [text[:5] for text in stream.getvalue().splitlines()] == ["00:05", "00:10", "00:15", "00:19"]
+
+
+def test_a_log_that_is_kept_has_a_line_a_minute() -> None:
+    """And no other, however long the run."""
+    stream = io.StringIO()
+    with watching(stream, title="plant") as watch:
+        for second in range(300):
+            watch(statistics(float(second)))
+    assert [text[:5] for text in stream.getvalue().splitlines()] == ["01:00", "02:00", "03:00", "04:00", "04:59"]
+
+
+def test_a_machine_reads_the_numbers_as_fields() -> None:
+    """Of an object as every other line of the log is one."""
+    stream = io.StringIO()
+    with watching(stream, title="plant", log_format="json") as watch:
+        watch(statistics(name="plant"))
+    (told,) = map(json.loads, stream.getvalue().splitlines())
+    assert (told["level"], told["logger"], told["pipeline"]) == ("INFO", "tidemill", "plant")
+    assert (told["records"], told["lanes_busy"], told["latency_p99_ms"]) == (1_234_567, 0.705, 17.5)
+    assert told["message"].startswith("00:12 | 1,234,567 records")
+
+
+def test_a_quiet_run_shows_nothing() -> None:
+    """Neither to a person nor to a log."""
+    for stream in (io.StringIO(), Terminal()):
+        with watching(stream, title="plant", quiet=True) as watch:
+            watch(statistics(600.0))
+        assert not stream.getvalue()
 
 
 def test_a_short_run_is_seen_too() -> None:

@@ -385,6 +385,19 @@ async def test_two_runs_with_one_client_id_are_told_of_each_other(
     assert [asked in each for each in lost[:3]] == [False, False, False]
 
 
+async def test_a_broker_that_stays_away_fills_no_log(
+    root: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first tries are told; the others are in what the run says of itself each minute."""
+    monkeypatch.setattr("tidemill.sources.mqtt.Backoff", lambda: Backoff(0.001, 0.001))
+    source = MQTT("mqtt://127.0.0.1:1", f"{root}/{{sensor}}")
+    keeper = Keeper(source)
+    with caplog.at_level("INFO", "tidemill"):
+        await soon(lambda: source.statistics().tries == 10, keeper.task)
+    assert caplog.text.count("Connecting again in") == 3
+    await keeper.stop()
+
+
 async def test_tries_begin_anew_with_each_connection(own_mosquitto: Any, root: str) -> None:
     """A broker that is there again is no trouble any more."""
     broker = own_mosquitto()

@@ -120,6 +120,9 @@ class Tells:
         Show nothing.
     log_format
         json makes every line on stderr a JSON object, whoever writes it.
+    quiet
+        Do not show how it goes on: no view on a terminal, and elsewhere no line each minute. The log and the summary at the
+        end stay.
     """
 
     report: Path | None = None
@@ -128,3 +131,4 @@ class Tells:
     metrics_exposed: bool = False
     no_metrics: bool = False
     log_format: Literal["text", "json"] = "text"
+    quiet: bool = False

@@ -35,7 +35,11 @@ def perform(
     require_apart([*places, Place("the plan", file)])
     reports: list[Report] = []
     try:
-        with watching(sys.stderr, title=pipeline.name) as watch, logging_to_stderr(tells.log_format):
+        form = tells.log_format
+        with (
+            watching(sys.stderr, title=pipeline.name, log_format=form, quiet=tells.quiet) as watch,
+            logging_to_stderr(form),
+        ):
             run(
                 pipeline,
                 lanes=lanes,

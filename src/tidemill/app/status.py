@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
+from tidemill.app.logs import LogFormat, json_line
 from tidemill.engine.metrics import Quantiles, Report, Statistics
 from tidemill.printable import NAME, printable
 
@@ -20,20 +21,32 @@ if TYPE_CHECKING:
 __all__ = ["line", "summary", "watching"]
 
 LIVE_EVERY_S = 0.25  # 4 Hz: more would cost a core to draw and nobody reads faster
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 60.0  # into a log that is kept for weeks
 BAR_CELLS = 20
 
 Watch = Callable[[Statistics], None]
 
 
 @contextlib.contextmanager
-def watching(stream: TextIO, *, title: str, line_every_s: float = LINE_EVERY_S, note: str = "") -> Iterator[Watch]:
-    """A function to hand statistics to, as often as one likes; it shows them on ``stream`` as often as is useful."""
-    if stream.isatty():
+def watching(
+    stream: TextIO,
+    *,
+    title: str,
+    line_every_s: float = LINE_EVERY_S,
+    note: str = "",
+    log_format: LogFormat = "text",
+    quiet: bool = False,
+) -> Iterator[Watch]:
+    """A function to hand statistics to, as often as one likes; it shows them on ``stream`` as often as is useful, and with
+    ``quiet`` not at all."""
+    if quiet:
+        yield lambda _: None
+    elif stream.isatty():
         with _live(stream, title, note) as watch:
             yield watch
     else:
-        every = _Every(line_every_s, lambda statistics: _write_line(stream, statistics))
+        told = _json if log_format == "json" else line
+        every = _Every(line_every_s, lambda statistics: _write_line(stream, told(statistics)))
         yield every
         every.last()
 
@@ -92,8 +105,29 @@ def line(statistics: Statistics) -> str:
     return " | ".join(parts)
 
 
-def _write_line(stream: TextIO, statistics: Statistics) -> None:
-    stream.write(line(statistics) + "\n")
+def _json(statistics: Statistics) -> str:
+    """The same as a line of the log, with its numbers as fields."""
+    latency, lag, state = statistics.latency, statistics.loop_lag, statistics.state
+    fields = {
+        "pipeline": statistics.name,
+        "seconds": round(statistics.seconds, 1),
+        "records": statistics.records_in,
+        "records_per_s": round(statistics.records_per_s, 1),
+        "lanes_busy": round(sum(lane.busy for lane in statistics.lanes) / max(len(statistics.lanes), 1), 3),
+        "batch_p50": statistics.batch_records.p50,
+        "queue_records": statistics.queue_records,
+        "latency_p50_ms": round(latency.p50_ms, 3),
+        "latency_p99_ms": round(latency.p99_ms, 3),
+        "loop_lag_p99_ms": round(lag.p99_ms, 3),
+        "dead_letters": statistics.dead_letters,
+    }
+    if state is not None:
+        fields |= {"checkpoint": state.checkpoint, "checkpoint_position": state.position}
+    return json_line("INFO", "tidemill", line(statistics), fields)
+
+
+def _write_line(stream: TextIO, told: str) -> None:
+    stream.write(told + "\n")
     stream.flush()
 
 

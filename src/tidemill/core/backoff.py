@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "level_of_try"]
 
 _LASTED_NS: Final = 10 * 10**9
+_TOLD: Final = 3
+"""Tries that failed of which each is a line in the log."""
+
+
+def level_of_try(tries: int) -> int:
+    """The level at which the log tells of the try that failed, of so many: the first few as warnings. The others are counted in
+    the line that the run writes each minute while it is not well.
+
+    >>> [logging.getLevelName(level_of_try(tries)) for tries in (1, 3, 4)]
+    ['WARNING', 'WARNING', 'DEBUG']
+    """
+    return logging.WARNING if tries <= _TOLD else logging.DEBUG
 
 
 class Backoff:

@@ -264,6 +264,11 @@ class TroubleBook:
         return self._last is not None
 
     @property
+    def tries(self) -> int:
+        """Failures in a row."""
+        return 0 if self._last is None else self._last.tries
+
+    @property
     def culprit(self) -> str:
         """Of the last failure; empty without any."""
         return "" if self._last is None else self._last.culprit

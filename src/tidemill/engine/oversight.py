@@ -185,5 +185,5 @@ class Oversight:
 
     def _end(self, said: str, verdict: TidemillError) -> None:
         self._verdict, self.ending = verdict, said
-        _log.error("%s", verdict)
+        _log.info("the run ends itself: stopping")  # whoever waits for it is told why at its end
         self._stop()

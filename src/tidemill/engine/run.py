@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
+from tidemill.core.backoff import level_of_try
 from tidemill.core.batching import Limits
 from tidemill.core.dead_rate import MaxDead
 from tidemill.core.flows import TroubleBook
@@ -293,7 +294,7 @@ class Run:
     async def _back_off(self, error: BaseException, wait_s: float) -> float:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
         told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
-        _log.warning(told, str(error).rstrip("."), wait)
+        _log.log(level_of_try(self._troubles.tries), told, str(error).rstrip("."), wait)
         error.__traceback__ = None
         gc.collect()  # an attempt knows itself, and holds memory and files
         stopping = asyncio.ensure_future(self._stopping.asked.wait())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.core.backoff import Backoff
+from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
 from tidemill.formats.brokers import Access, Broker, check_session
@@ -378,7 +378,8 @@ class MQTT(EdgedSource):
             wait_s = backoff.failed(context.clock.monotonic_ns())
             if backoff.brief >= _BRIEF and self.client_id is not None and why.endswith(UNEXPLAINED):
                 why = self._trouble = f"{why} (is another run using client_id {self.client_id!r}?)"
-            _log.warning(
+            _log.log(
+                level_of_try(self._tries),
                 "source %s: %s. Connecting again in %.1f s.",
                 self.name,
                 why.rstrip("."),
