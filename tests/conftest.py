@@ -71,6 +71,12 @@ def state_of_live_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tidemill.engine.state.default_place", lambda name: tmp_path / ".tidemill" / name)
 
 
+@pytest.fixture(autouse=True)
+def pages_of_live_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live runs of `tm.run` show their pages at one address by default, and several tests run at a time: at free ports here."""
+    monkeypatch.setattr("tidemill.engine.showing.DEFAULT_ADDRESS", "127.0.0.1:0")
+
+
 @pytest.fixture(params=[pytest.param(0, id="inline"), pytest.param(2, id="processes", marks=pytest.mark.slow)])
 def lanes(request: pytest.FixtureRequest) -> int:
     """The same test inline and with real processes."""

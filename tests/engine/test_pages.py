@@ -6,7 +6,9 @@ import asyncio
 import http.client
 import json
 import logging
+import os
 import re
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -226,6 +228,34 @@ async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_whe
 
 
 # -- the server itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_live_script_shows_itself_where_the_command_line_does(
+    finite: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default, also without the library for numbers; a recording, which ends by itself, shows nothing."""
+    monkeypatch.setattr("tidemill.engine.exposition.missing_library", lambda: "No numbers")
+    caplog.set_level("INFO", "tidemill")
+    source = tm.sources.Synthetic(1, None, count=1 if finite else None)
+    answers: list[str] = []
+    asking: list[threading.Thread] = []
+
+    def ask_and_stop(url: str) -> None:
+        answers.append(asked(f"{url}/healthz")[1])
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def look(_: Any) -> None:
+        for record in caplog.records:
+            if record.msg == "/metrics and /healthz are on %s" and not asking:
+                asking.append(threading.Thread(target=ask_and_stop, args=record.args))
+                asking[0].start()
+
+    tm.run(tm.Pipeline(source, tm.Plan(), tm.sinks.Latest()), lanes=0, state=False, on_statistics=look)
+    for thread in asking:
+        thread.join()
+    assert answers == ([] if finite else ["the run progresses\n"])
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_default_port_that_is_taken_is_a_warning_and_the_run_goes_on(

@@ -49,7 +49,7 @@ def perform(
                 grace=ends.grace,
                 on_statistics=watch,
                 state=state,
-                metrics=tells.metrics or (not tells.no_metrics and not pipeline.finite),
+                metrics=False if tells.no_metrics else tells.metrics,
                 metrics_exposed=tells.metrics_exposed,
                 stall_after=ends.stall_after,
                 silent_after=ends.silent_after,

@@ -74,7 +74,7 @@ def run(
     on_statistics: Callable[[Statistics], None] | None = None,
     handle_signals: bool = True,
     state: bool | str | Path | State | None = None,
-    metrics: bool | str = False,
+    metrics: bool | str | None = None,
     metrics_exposed: bool = False,
     stall_after: float | None = None,
     silent_after: float | None = None,
@@ -97,7 +97,8 @@ def run(
                       By default a live pipeline, one whose source does not end by itself, keeps it
 
     ``metrics``       show /metrics, /healthz and /readyz over HTTP: at ``"HOST:PORT"``, or with True at 127.0.0.1:9464,
-                      where a port that is taken is a warning and no error
+                      where a port that is taken is a warning and no error; with False nowhere. By default `run` shows a live
+                      pipeline as with True, and `run_async` and `serve`, whose application has pages of its own, show none
     ``metrics_exposed``  where other machines reach that address: says that they may, as in a network of the plant's own. The
                       pages ask for no password, and encrypt nothing
     ``stall_after``   end the run with `Stalled` when it has not progressed for so many seconds, though there is something to
@@ -129,7 +130,7 @@ def run(
         clock=clock,
         on_statistics=on_statistics,
         state=state,
-        metrics=metrics,
+        metrics=not pipeline.finite if metrics is None else metrics,
         metrics_exposed=metrics_exposed,
         stall_after=stall_after,
         silent_after=silent_after,

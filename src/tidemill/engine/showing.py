@@ -103,4 +103,5 @@ class Showing:
 
         _log.info("/metrics and /healthz are on %s", self.url)
         if missing := missing_library():
-            _log.warning("%s. /healthz and /readyz are there without it", missing)
+            level = logging.INFO if self._may_fail else logging.WARNING
+            _log.log(level, "%s. /healthz and /readyz are there without it", missing)
