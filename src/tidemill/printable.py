@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["NAME", "in_one_line", "lines_printable", "printable", "quoted"]
+__all__ = ["NAME", "counted", "in_one_line", "lines_printable", "printable", "quoted"]
 
 NAME: Final = 80
 """Characters by which a person knows a name."""
@@ -42,6 +42,15 @@ def in_one_line(text: str, *, longest: int) -> str:
     'refused by the host'
     """
     return printable(" ".join(text[: 4 * longest].split()), longest=longest)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "record"), counted(0, "record"), counted(1_234, "batch", "batches")
+    ('1 record', '0 records', '1,234 batches')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def quoted(name: str) -> str:

@@ -201,7 +201,7 @@ def test_the_summary_comes_before_a_report_that_fails(tmp_path, monkeypatch, cap
     monkeypatch.setattr("tidemill.files.write_whole", full)
     assert answer([*RUN, "--report", "r.json"]) == 5
     told = capsys.readouterr().err
-    assert told.index("1 records in, 1 rows out") < told.index("the disk is full")
+    assert told.index("1 record in, 1 row out") < told.index("the disk is full")
 
 
 def test_too_few_files_are_the_outsides_fault(tmp_path):

@@ -124,7 +124,7 @@ def test_a_terminal_gets_a_view_with_every_lane() -> None:
     with watching(stream, title="plant", note="rows in features.db") as watch:
         watch(statistics())
     shown = stream.getvalue()
-    for words in ("plant", "102,881", "lane 0", "lane 1", "91%", "1 restarts", "p99 17.5 ms", "max 3.10 ms", "rows in"):
+    for words in ("plant", "102,881", "lane 0", "lane 1", "91%", "1 restart", "p99 17.5 ms", "max 3.10 ms", "rows in"):
         assert words in shown
 
 
@@ -156,3 +156,11 @@ def test_values_that_a_sink_left_out_are_told_at_the_end() -> None:
     assert "left out by lines: 1,200 humidity, 1 door\n" in summary(
         Report(left_out={"lines": {"humidity": 1_200, "door": 1}})
     )
+
+
+def test_one_of_a_kind_is_told_as_one() -> None:
+    """In the first run that somebody tries, which often has a single record."""
+    told = summary(Report(records_in=1, dead_letters=1, seconds=1.0, lanes=(LaneReport(0.5, 1, 1),)))
+    assert "1 record in, 0 rows out" in told
+    assert "\n1 dead letter\n" in told
+    assert "50% busy, 1 restart\n" in told

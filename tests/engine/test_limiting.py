@@ -23,6 +23,15 @@ CASES = {
     "the sources are the limit: 500 records/s; the lane is 3 % busy": statistics(
         load=Load(500, 500, (0.03,)), source_flows=(source("a"), source("b"))
     ),
+    "the source is the limit: not connected; lanes are 3 % busy": statistics(
+        load=Load(34, 34, (0.03, 0.03)), source_flows=(source("a", connected=False, tries=4),)
+    ),
+    "the sources are the limit: none is connected; lanes are 3 % busy": statistics(
+        load=Load(34, 34, (0.03, 0.03)), source_flows=(source("a", connected=False), source("b", connected=False))
+    ),
+    "the sources are the limit: 34 records/s; lanes are 3 % busy": statistics(
+        load=Load(34, 34, (0.03, 0.03)), source_flows=(source("a", connected=False), source("b"))
+    ),
     "the lanes are the limit: 31 k records/s; lanes are 97 % busy": statistics(
         load=Load(31_000, 31_000, (0.97, 0.97), queue=0.7, loop=0.3)
     ),

@@ -273,7 +273,7 @@ def test_a_record_of_a_sensor_without_room_is_told() -> None:
     """With the number of objects that there are."""
     made = worked(tm.Keyed(Acting, max_keys=1), [{**row, "do": ""} for row in ROWS[:2]], [])
     (letter,) = made.dead
-    assert "Keyed(Acting) holds the objects of 1 sensors in this lane" in letter.reason
+    assert "Keyed(Acting) holds the objects of 1 sensor in this lane" in letter.reason
 
 
 def test_arrays_and_single_values_are_columns() -> None:

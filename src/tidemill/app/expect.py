@@ -20,6 +20,7 @@ from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import PlanError
 from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.formats.times import TimeReader
+from tidemill.printable import counted
 from tidemill.testing.list_sink import ListSink
 
 __all__ = ["Compared", "compare"]
@@ -81,13 +82,13 @@ def _difference(got: Batch, expected: Batch, key: str, tolerance: float, report:
         counts = [Counter(own) for own in sensors]
         for sensor in dict.fromkeys(sensors[1] + sensors[0]):
             if counts[0][sensor] != counts[1][sensor]:
-                rows = f"{counts[0][sensor]:,} rows in the output and {counts[1][sensor]:,} in the table"
+                rows = f"{counted(counts[0][sensor], 'row')} in the output and {counts[1][sensor]:,} in the table"
                 return f"sensor {sensor!r} has {rows}{_gone(report)}"
         number = {sensor: code for code, sensor in enumerate(counts[1])}
         own, order = (np.argsort([number[sensor] for sensor in names], kind="stable") for names in sensors)
         got = got.take(own).take(np.argsort(order))  # each row of the output at the place of the table's
     elif len(got) != len(expected):
-        return f"the output has {len(got):,} rows and the table {len(expected):,}{_gone(report)}"
+        return f"the output has {counted(len(got), 'row')} and the table {len(expected):,}{_gone(report)}"
     found = first_difference(got, expected, tolerance=tolerance)
     if found is None:
         return ""

@@ -11,6 +11,7 @@ from tidemill.engine.log_segments import find_segments, frames, is_blank, scatte
 from tidemill.errors import InputError, OutsideError
 from tidemill.files import PlacedFile
 from tidemill.formats.log_frames import FRAMES_AT, Frame, entry_name, first_of, read_head, read_mark
+from tidemill.printable import counted
 
 __all__ = ["Damage", "LogSurvey", "SegmentSurvey", "inspect", "survey", "told"]
 
@@ -148,12 +149,10 @@ def told(found: LogSurvey) -> str:
     """For a person: the whole, each file, what is torn, what is damaged."""
     first, end = found.segments[0].first, found.segments[-1].end
     count = sum(one.entries for one in found.segments)
-    files_told = (
-        f"{_plural(len(found.segments), 'segment', 'segments')}, {_megabytes(sum(one.bytes for one in found.segments))}"
-    )
-    lines = [f"{found.folder}: {_plural(count, 'entry', 'entries')}{_range(first, end)} in {files_told}"]
+    files_told = f"{counted(len(found.segments), 'segment')}, {_megabytes(sum(one.bytes for one in found.segments))}"
+    lines = [f"{found.folder}: {counted(count, 'entry', 'entries')}{_range(first, end)} in {files_told}"]
     for one in found.segments:
-        entries = f"{_plural(one.entries, 'entry', 'entries')}{_range(one.first, one.end)}"
+        entries = f"{counted(one.entries, 'entry', 'entries')}{_range(one.first, one.end)}"
         lines.append(f"  {one.path.name}  {entries}, {_megabytes(one.used)} of {_megabytes(one.bytes)} used")
     torn = [one for one in found.segments if one.torn_at is not None]
     lines.append("torn tail: " + ("no" if not torn else f"yes, at byte {torn[0].torn_at} of {torn[0].path.name}"))
@@ -161,7 +160,7 @@ def told(found: LogSurvey) -> str:
         lines.append(
             "  a write was cut short by a crash, or is going on now; the next start cuts it off, nobody was promised it"
         )
-    lines.append("damage: " + ("none" if found.is_whole else _plural(len(found.damages), "place", "places")))
+    lines.append("damage: " + ("none" if found.is_whole else counted(len(found.damages), "place")))
     lines += [f"  {one.path.name} at byte {one.place}: {one.what}" for one in found.damages]
     if found.refused:
         lines.append(f"  a run would be refused: {found.refused}")
@@ -170,10 +169,6 @@ def told(found: LogSurvey) -> str:
 
 def _range(first: int, end: int) -> str:
     return f" ({first} to {end - 1})" if end > first else ""
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def _megabytes(size: int) -> str:

@@ -13,6 +13,7 @@ from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.json_lines import time_texts
 from tidemill.letters import DeadLetter
+from tidemill.printable import counted
 from tidemill.schema import Kind
 from tidemill.sources.base import Source, SourceContext
 
@@ -50,8 +51,8 @@ class Recording:
     def __str__(self) -> str:
         batch = self.batch
         first, last = time_texts(Column(Kind.TIME, np.array([batch.time.min(), batch.time.max()])))
-        sensors = len(set(batch.key.tolist()))
-        told = f"the first {len(batch):,} records, of {sensors:,} sensors, {first} to {last}"
+        sensors = counted(len(set(batch.key.tolist())), "sensor")
+        told = f"the first {counted(len(batch), 'record')}, of {sensors}, {first} to {last}"
         return f"{told}; rejected on the way: {self.rejected.count:,}" if self.rejected.count else told
 
 

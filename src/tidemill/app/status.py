@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tidemill.app.logs import LogFormat, json_line
 from tidemill.engine.metrics import Quantiles, Report, Statistics
-from tidemill.printable import NAME, printable
+from tidemill.printable import NAME, counted, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,7 +90,7 @@ def line(statistics: Statistics) -> str:
     busy = " ".join(f"{lane.busy:.0%}" for lane in statistics.lanes)
     parts = [
         f"{_clock(statistics.seconds)}",
-        f"{statistics.records_in:,} records",
+        counted(statistics.records_in, "record"),
         f"{statistics.records_per_s:,.0f}/s",
         f"{'inline' if statistics.inline else 'lanes'} {busy}",
         f"batch p50 {statistics.batch_records.p50:,.0f}",
@@ -168,9 +168,9 @@ def _view(statistics: Statistics, title: str, note: str) -> RenderableType:
 
     lanes = Table.grid(padding=(0, 2))
     for index, lane in enumerate(statistics.lanes):
-        restarts = f"{lane.restarts} restarts" if lane.restarts else ""
+        restarts = counted(lane.restarts, "restart") if lane.restarts else ""
         name = "inline" if statistics.inline else f"lane {index}"
-        lanes.add_row(name, _bar(lane.busy), f"{lane.busy:4.0%}", f"{lane.batches:,} batches", restarts)
+        lanes.add_row(name, _bar(lane.busy), f"{lane.busy:4.0%}", counted(lane.batches, "batch", "batches"), restarts)
     numbers = Table.grid(padding=(0, 3))
     numbers.add_column(style="dim")
     for name, value in _numbers(statistics):
@@ -211,7 +211,7 @@ def summary(report: Report) -> str:
     """A few lines that say what a run did; every record that did not become a row is named."""
     lost = {
         "filtered": report.filtered,
-        "dead letters": report.dead_letters,
+        "dead letter" + "s" * (report.dead_letters != 1): report.dead_letters,
         "late": report.late,
         "deduplicated": report.deduplicated,
         "dropped": report.dropped,
@@ -220,14 +220,14 @@ def summary(report: Report) -> str:
     }
     reasons = ", ".join(f"{count:,} {code}" for code, count in sorted(report.dead_letters_by_reason.items()))
     lines = [
-        f"{report.records_in:,} records in, {report.rows_out:,} rows out, in {report.seconds:.1f} s",
+        f"{counted(report.records_in, 'record')} in, {counted(report.rows_out, 'row')} out, in {report.seconds:.1f} s",
         f"rate      {report.records_per_s:,.0f} records/s",
         ", ".join(f"{count:,} {what}" for what, count in lost.items() if count),
         f"dead letters: {reasons}" if reasons else "",
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
         *(f"lost before {source} could read it: {count:,}" for source, count in report.lost.items()),
         *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
-        *(f"deleted by {sink}: {rows:,} rows that were too old" for sink, rows in report.deleted.items()),
+        *(f"deleted by {sink}: {counted(rows, 'row')}, too old" for sink, rows in report.deleted.items()),
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
         f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",
@@ -241,7 +241,10 @@ def _named(counts: Mapping[str, int]) -> str:
 
 def _lanes(report: Report) -> str:
     """Each lane's share of work, and how often it had to be replaced."""
-    told = (f"{lane.busy:.0%} busy" + (f", {lane.restarts} restarts" * bool(lane.restarts)) for lane in report.lanes)
+    told = (
+        f"{lane.busy:.0%} busy" + (f", {counted(lane.restarts, 'restart')}" * bool(lane.restarts))
+        for lane in report.lanes
+    )
     return "; ".join(told)
 
 

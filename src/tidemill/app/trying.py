@@ -27,7 +27,7 @@ from tidemill.engine.lanes import Lanes
 from tidemill.errors import LaneDied, StageError
 from tidemill.formats.json_lines import time_texts
 from tidemill.letters import WRONG_LENGTH
-from tidemill.printable import printable
+from tidemill.printable import counted, printable
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
 
@@ -91,7 +91,7 @@ async def _try_stages(stages: Sequence[Stage], batch: Batch, lanes: int) -> list
             except LaneDied as died:
                 raise StageError(f"{stage.name} ended the process it ran in: {died}") from died
             except TimeoutError:
-                records = f"{len(batch):,} records in {PATIENCE_S:.0f} s"
+                records = f"{counted(len(batch), 'record')} in {PATIENCE_S:.0f} s"
                 raise StageError(f"{stage.name} was not through with {records}; try fewer with --records.") from None
             tried.append(one)
     return tried
@@ -115,7 +115,7 @@ def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
 def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
     until = time.perf_counter() + SINGLES_S
     found = habit_of(stage, batch, made, singles=SINGLES, more=lambda: time.perf_counter() < until)
-    how = f"{found.records:,} records whole, in halves, and {found.singles:,} one by one"
+    how = f"{counted(found.records, 'record')} whole, in halves, and {found.singles:,} one by one"
     change = ""
     if found.change is not None:
         record = found.change.record
@@ -149,7 +149,10 @@ def _hint(habit: Habit, stage: Stage) -> str:
 def told(tried: Sequence[Tried]) -> Iterator[tuple[str, str]]:
     """Label and text of each line: rows, rejects, the verdict, five rows."""
     for number, one in enumerate(tried, 1):
-        yield f"stage {number}", f"{one.name}: {one.left:,} rows of {one.entered:,} records{_verdict(one)}"
+        yield (
+            f"stage {number}",
+            f"{one.name}: {counted(one.left, 'row')} of {counted(one.entered, 'record')}{_verdict(one)}",
+        )
         for sentence in (one.change, *one.rejected, one.hint):
             if sentence:
                 yield "", sentence

@@ -12,6 +12,7 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.replace import STANDARD_STREAM
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.errors import PlanError
+from tidemill.printable import counted
 
 __all__ = ["Questions", "answer"]
 
@@ -68,7 +69,7 @@ def _compare(questions: Questions, table: str, pipeline: Pipeline) -> bool:
     from tidemill.app.expect import compare
 
     found = compare(pipeline, table, lanes=questions.lanes, tolerance=questions.tolerance)
-    columns = f"{found.rows:,} rows of {', '.join(found.columns)}"
+    columns = f"{counted(found.rows, 'row')} of {', '.join(found.columns)}"
     verdict = f"THE OUTPUT DIFFERS: {found.difference}" if found.difference else "the output is the same"
     _say([("expect", f"{table}: {verdict}"), ("", f"compared: {columns}, within {questions.tolerance:g}")])
     if found.left:

@@ -43,6 +43,7 @@ from tidemill.engine.tally import Tally
 from tidemill.errors import OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
+from tidemill.printable import counted
 from tidemill.sinks.base import LoopSink, ProcessSink
 
 __all__ = ["CHECKPOINT", "Attempt", "Inflow"]
@@ -314,10 +315,10 @@ class Attempt:
         for task in late:
             task.cancel()
             _log.warning(
-                "the grace of %g s is over: %d records in flight are given up%s",
+                "the grace of %g s is over: gave up %s in flight%s",
                 self.stopping.grace,
-                self.mill.counts.in_flight,
-                "" if self._keeper is None else ", and read again by the next start",
+                counted(self.mill.counts.in_flight, "record"),
+                "" if self._keeper is None else ", which the next start reads again",
                 extra={"in_flight": self.mill.counts.in_flight},
             )
 

@@ -18,7 +18,7 @@ from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
 from tidemill.core.lately import LATELY_S
 from tidemill.core.patience import Stall
 from tidemill.engine.metrics import Statistics
-from tidemill.printable import in_one_line
+from tidemill.printable import counted, in_one_line
 
 __all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", "stalls"]
 
@@ -160,8 +160,7 @@ def _stuck_sink(sink: SinkFlow, limit_s: float) -> _Culprit:
 
 
 def _stuck_lane(lane: LaneFlow, limit_s: float) -> _Culprit:
-    slabs = "1 slab" if lane.in_flight == 1 else f"{lane.in_flight:,} slabs"
-    told = f"lane {lane.number}: {slabs}, none finished for {_over(lane.waiting_s, limit_s)}"
+    told = f"lane {lane.number}: {counted(lane.in_flight, 'slab')}, none finished for {_over(lane.waiting_s, limit_s)}"
     return _Culprit(told, lane.waiting_s, limit_s)
 
 
@@ -169,7 +168,8 @@ def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[
     state = statistics.state
     if state is not None and state.waiting_s > limit_s + state.interval_s and statistics.ready:
         over = _over(state.waiting_s, limit_s + state.interval_s)
-        told = f"checkpoint: {state.behind:,} inputs have waited for one for {over}"
+        inputs = "1 input has" if state.behind == 1 else f"{state.behind:,} inputs have"
+        told = f"checkpoint: {inputs} waited for one for {over}"
         yield _Culprit(told, state.waiting_s, limit_s + state.interval_s)
 
 
@@ -228,7 +228,7 @@ def _how(source: SourceFlow) -> str:
 
 
 def _tries(tries: int) -> str:
-    return "1 try" if tries == 1 else f"{tries:,} tries"
+    return counted(tries, "try", "tries")
 
 
 def _over(seconds: float, limit_s: float) -> str:

@@ -35,7 +35,7 @@ def limiting(statistics: Statistics | None) -> str:
         return f"{_the(_slowest_sink(statistics))} is the limit: {_rate(load.rows_per_s, 'rows')}; {lanes}"
     if load.queue < _FULL and load.backlog < 0.5:
         sources = "the source is" if len(statistics.source_flows) == 1 else "the sources are"
-        return f"{sources} the limit: {_rate(load.records_per_s, 'records')}; {lanes}"
+        return f"{sources} the limit: {_given(statistics)}; {lanes}"
     busiest = max(load.lanes)
     mean = sum(load.lanes) / len(load.lanes)
     rate = _rate(load.records_per_s, "records")
@@ -46,6 +46,14 @@ def limiting(statistics: Statistics | None) -> str:
     if mean >= _BUSY or statistics.inline:
         return f"{'the one lane is' if len(load.lanes) == 1 else 'the lanes are'} the limit: {rate}; {lanes}"
     return f"the CPUs are the limit: {rate}; the event loop has {_percent(load.loop)} of one, and {lanes}"
+
+
+def _given(statistics: Statistics) -> str:
+    """What sources give, or that none of those that do not end by themselves is there to give anything."""
+    flows = [source for source in statistics.source_flows if not source.ended]
+    if flows and all(source.live and not source.connected for source in flows):
+        return "not connected" if len(flows) == 1 else "none is connected"
+    return _rate(statistics.load.records_per_s, "records")
 
 
 def _slowest_sink(statistics: Statistics) -> str:

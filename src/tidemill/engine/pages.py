@@ -18,7 +18,7 @@ from tidemill.engine.health import held_loop, is_ready
 from tidemill.engine.limiting import limiting
 from tidemill.engine.metrics import Spread, Statistics
 from tidemill.engine.oversight import Terms
-from tidemill.printable import lines_printable
+from tidemill.printable import counted, lines_printable
 
 __all__ = ["Page", "Seen", "page", "refused"]
 
@@ -107,21 +107,21 @@ def _health(seen: Seen, *, verbose: bool) -> Page:
 
 def _details(statistics: Statistics) -> Iterator[str]:
     yield (
-        f"{statistics.name}: {statistics.records_in:,} records in, {statistics.rows_out:,} rows out, "
-        f"{statistics.dead_letters:,} dead letters, in {statistics.seconds:,.0f} s"
+        f"{statistics.name}: {counted(statistics.records_in, 'record')} in, {counted(statistics.rows_out, 'row')} out, "
+        f"{counted(statistics.dead_letters, 'dead letter')}, in {statistics.seconds:,.0f} s"
     )
     for source in statistics.source_flows:
         how = "ended" if source.ended else "connected" if source.connected else "not connected"
-        given = f"{source.records:,} records, {source.rejected:,} rejected"
+        given = f"{counted(source.records, 'record')}, {source.rejected:,} rejected"
         yield f"source {source.name}: {how}, {given}, the last {source.last_record_age_s:,.1f} s ago"
         if source.turned_away:
             yield f"source {source.name}: {source.turned_away:,} connections turned away, the last from {source.last_away}"
     for sink in statistics.sink_flows:
-        yield f"sink {sink.name}: {sink.rows:,} rows, the last commit {sink.commit_age_s:,.1f} s ago"
+        yield f"sink {sink.name}: {counted(sink.rows, 'row')}, the last commit {sink.commit_age_s:,.1f} s ago"
     if (state := statistics.state) is not None:
         yield (
-            f"checkpoint {state.checkpoint:,}: {state.checkpoint_age_s:,.1f} s ago, {state.behind:,} inputs since; "
-            f"{state.log_waiting:,} log entries wait"
+            f"checkpoint {state.checkpoint:,}: {state.checkpoint_age_s:,.1f} s ago, {counted(state.behind, 'input')} since; "
+            + ("1 log entry waits" if state.log_waiting == 1 else f"{state.log_waiting:,} log entries wait")
         )
 
 

@@ -53,6 +53,7 @@ from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, InputError, OutsideError, PlanError
 from tidemill.lanes.fork_client import ForkServer
+from tidemill.printable import counted
 from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
 
@@ -219,7 +220,7 @@ class Run:
         await attempt.run()
         keeper.warming = False
         await keeper.begin_again()
-        _log.info("warmed by %d records of %s", attempt.mill.counts.records_in, history.name)
+        _log.info("warmed by %s of %s", counted(attempt.mill.counts.records_in, "record"), history.name)
 
     async def _attempts(
         self,
@@ -448,9 +449,10 @@ def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
     if letters.count:
         first = letters.samples[0]
         _log.warning(
-            "%d of %d records are dead letters, in %s; the first of them%s: %s",
+            "%d of %s %s, in %s; the first of them%s: %s",
             letters.count,
-            records,
+            "1 record" if records == 1 else f"{records} records",
+            "is a dead letter" if letters.count == 1 else "are dead letters",
             letters.path,
             f", at {first.stage}" if first.stage else "",
             first.reason,

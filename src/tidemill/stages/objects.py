@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tidemill.errors import StageError
 from tidemill.letters import TOO_MANY_KEYS
+from tidemill.printable import counted
 from tidemill.stages.object_states import ObjectStates, States
 
 __all__ = ["Full", "Held", "Objects"]
@@ -169,7 +170,7 @@ class Objects:
             self._oldest = min((held.newest for held in self.held.values()), default=NEVER)
         if len(self.held) >= self._max_keys:
             raise Full(
-                f"{self._name} holds the objects of {self._max_keys} sensors in this lane, and has no room for another"
+                f"{self._name} holds the objects of {counted(self._max_keys, 'sensor')} in this lane, and has no room for another"
             )
 
     def rooms(self) -> int | None:

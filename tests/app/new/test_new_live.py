@@ -72,7 +72,7 @@ def test_numbers_on_a_topic_for_each_sensor(
     )
     told = capsys.readouterr().out
     assert "6 messages on 6 topics" in told
-    assert "1 topics are left out ('other'); 1 messages hold no reading" in told
+    assert "1 topic is left out ('other'); 1 message holds no reading" in told
     sink = ListSink()
     replay = tm.sources.Replay(tmp_path / "heard.ndjson")
     tm.run(tm.Pipeline(replay, load(str(tmp_path / "plant.py")).pipeline.plan, sink), lanes=0)

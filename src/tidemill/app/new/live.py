@@ -12,6 +12,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError
 from tidemill.formats.brokers import broker_of
 from tidemill.letters import DeadLetter
+from tidemill.printable import counted
 from tidemill.sources.base import SourceContext
 
 __all__ = ["Heard", "heard"]
@@ -46,7 +47,7 @@ def heard(url: str, password: str | None, topic: str, seconds: float) -> Heard:
     found = asyncio.run(_heard(source, url, seconds))
     if not found.messages:
         why = found.unread.most_common(1)
-        unread = f" Of {found.unread.total():,} messages none was a reading: {why[0][0]}." if why else ""
+        unread = f" Of {counted(found.unread.total(), 'message')} none was a reading: {why[0][0]}." if why else ""
         raise InputError(
             f"nothing was heard of {broker_of(url)} on {topic!r} in {seconds:g} s.{unread} "
             f"Listen longer with --seconds, or to other topics with --topic 'plant/#'."

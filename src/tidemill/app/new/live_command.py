@@ -25,6 +25,7 @@ from tidemill.formats.brokers import broker_of
 from tidemill.formats.edge import DEFAULT_TIME
 from tidemill.formats.json_lines import time_texts
 from tidemill.formats.topics import TopicPattern
+from tidemill.printable import counted
 from tidemill.schema import Kind
 
 __all__ = ["new_live"]
@@ -58,7 +59,8 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
     roles = roles_of(head, replace(given, key=given.key or topics.key, otherwise="{topic}", arrival=True))
     paths = _paths(roles, TopicPattern(topics.pattern).names)
     recorded = [_recorded(row, roles, paths) for row in rows]
-    count = f"{len(rows):,} messages on {len({row['topic'] for row in rows}):,} topics in {seconds:g} s"
+    on = counted(len({row["topic"] for row in rows}), "topic")
+    count = f"{counted(len(rows), 'message')} on {on} in {seconds:g} s"
     live = Live(
         str(broker),
         topics.pattern,
@@ -76,7 +78,7 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
         places,
         replace(draft, rejected=survey.rejected.count > 0),
         survey,
-        read=f"{broker}, {topics.pattern!r}: {count}, of {len(survey.sensors):,} sensors{_others(topics, found)}",
+        read=f"{broker}, {topics.pattern!r}: {count}, of {counted(len(survey.sensors), 'sensor')}{_others(topics, found)}",
         again=f" --input {near(places[-1])}",
     )
     return ExitCode.DONE
@@ -122,8 +124,10 @@ def _others(topics: TopicsSeen, found: Heard) -> str:
     parts = []
     if topics.others:
         shown = ", ".join(map(repr, topics.others[:_OTHERS_SHOWN]))
-        parts.append(f"{len(topics.others):,} topics are left out ({shown})")
+        many = len(topics.others)
+        parts.append(f"{counted(many, 'topic')} {'is' if many == 1 else 'are'} left out ({shown})")
     if found.unread:
         why, _ = found.unread.most_common(1)[0]
-        parts.append(f"{found.unread.total():,} messages hold no reading ({why})")
+        many = found.unread.total()
+        parts.append(f"{counted(many, 'message')} {'holds' if many == 1 else 'hold'} no reading ({why})")
     return f"; {'; '.join(parts)}" if parts else ""

@@ -18,6 +18,7 @@ from tidemill.clock import SystemClock
 from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.json_lines import time_texts
+from tidemill.printable import counted
 from tidemill.schema import Kind
 from tidemill.sources.base import Source, SourceContext
 
@@ -59,9 +60,8 @@ class Survey:
 
     def __str__(self) -> str:
         first, last = time_texts(Column(Kind.TIME, np.array([self.first_ns, self.last_ns])))
-        count = f"{self.records:,} records" if self.all else f"the first {self.records:,} records"
-        sensors = len(self.sensors)
-        return f"{count} of {sensors:,} sensor{'s' * (sensors != 1)}, {first} to {last}"
+        count = ("" if self.all else "the first ") + counted(self.records, "record")
+        return f"{count} of {counted(len(self.sensors), 'sensor')}, {first} to {last}"
 
     @property
     def calibrated(self) -> list[Calibrated]:
