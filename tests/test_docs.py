@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
+from tests.sinks.test_mqtt_sink import Reader
+from tests.sources.test_http import Sender
+from tests.sources.test_mqtt import Publisher
 
 import tidemill as tm
 
@@ -127,6 +135,120 @@ def test_the_page_about_postgresql_runs_from_top_to_bottom(
     told = executed("\n".join(python_of(page)), tmp_path)
     shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
     assert told.splitlines() == "\n".join(shown[1:3]).splitlines()
+
+
+def test_the_page_about_statistics_names_the_columns_that_there_are() -> None:
+    """Behind each stage, and no other."""
+    (code,) = python_of(ROOT / "docs" / "statistics.md")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    made = names["plan"].apply(
+        pd.DataFrame({"sensor": ["a"], "time": [1.0], "temp": [20.0]}), key="sensor", time="time"
+    )
+    assert list(made)[3:] == [name for told in re.findall("# (.*)", code) for name in told.split(", ")]
+
+
+# -- what listens, and what a broker sends to ------------------------------------------------------------------
+
+READINGS = [{"sensor": "pump-2", "site": "hall", "value": 81.3 + number} for number in range(3)]
+
+
+async def to_socket(source: Any, _: Any) -> None:
+    _, writer = await asyncio.open_connection(*await source.wait_listening())
+    writer.writelines(f"{json.dumps(reading)}\n".encode() for reading in READINGS)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def to_post(source: Any, _: Any) -> None:
+    _, port = await source.wait_listening()
+    body = "\n".join(map(json.dumps, READINGS)).encode()
+    assert (await Sender(port).post(body))[:2] == (202, {"records": len(READINGS)})
+
+
+async def to_broker(source: Any, broker: Any) -> None:
+    """Readings flat, as a number, and where the page about MQTT looks for them."""
+    await source.wait_subscribed()
+    publisher = Publisher(broker.port)
+    for reading in READINGS:
+        publisher.publish("plant/hall/pump-2", json.dumps({**reading, "data": {"temp": reading["value"]}}))
+    await publisher.published()
+    publisher.close()
+
+
+async def live(code: str, broker: Any, send: Callable[[Any, Any], Awaitable[None]], *more: str) -> None:
+    """Run a page's pipeline, on a free port and with a broker that is there, until it has the readings; with the sinks of
+    these names beside its own."""
+    code, places = re.subn(
+        r"port=\d+|mqtt://(localhost|broker\.plant:1883)", lambda named: _here(named[0], broker), code
+    )
+    assert places
+    names: dict[str, Any] = {}
+    exec(code.replace("tm.run(", "pipeline = ("), names)
+    pipeline = names["pipeline"]
+    pipeline = pipeline.between(pipeline.sources, [*pipeline.sinks, *(names[name] for name in more)])
+    async with tm.serve(pipeline, lanes=0) as run, asyncio.timeout(60):
+        await send(names["source"], broker)
+        while run.statistics().records_in < len(READINGS):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        run.stop_soon()
+        assert (await run.wait()).dead_letters == 0
+
+
+def _here(named: str, broker: Any) -> str:
+    return "port=0" if named.startswith("port") else broker.url
+
+
+def features(column: str) -> list[float]:
+    with closing(sqlite3.connect("features.db")) as database:
+        return [value for (value,) in database.execute(f"SELECT {column} FROM features ORDER BY rowid")]
+
+
+@pytest.mark.parametrize("send", [to_socket, to_post, to_broker])
+async def test_one_changed_line_makes_the_readmes_example_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mosquitto: Any, send: Any
+) -> None:
+    """Each of the lines that it shows, in place of the recording."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    code, lines = python_of(ROOT / "README.md")
+    line = lines.splitlines()[[to_socket, to_post, to_broker].index(send)]
+    await live(re.sub("^source = .*", line, code, flags=re.MULTILINE), mosquitto, send)
+    assert len(features("surprise")) == len(READINGS)
+    assert None not in features("normalized_mean_50")
+
+
+@pytest.mark.parametrize(("name", "send"), [("http", to_post), ("state", to_socket)])
+async def test_the_plans_of_these_pages_take_readings_and_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, send: Any
+) -> None:
+    """The second start's windows hold the readings of the first."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_of(ROOT / "docs" / "howto" / f"{name}.md")
+    for _ in range(2):
+        await live(code, None, send)
+    assert features("value_mean_50") == pytest.approx([81.3, 81.8, 82.3, 82.05, 82.1, 82.3])
+
+
+async def test_the_page_about_mqtt_takes_readings_from_a_broker_and_gives_it_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mosquitto: Any
+) -> None:
+    """Its source and its sink in one run."""
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(mosquitto.port, "features/hall/+")
+    await live("\n".join(python_of(ROOT / "docs" / "howto" / "mqtt.md")), mosquitto, to_broker, "sink")
+    came = await asyncio.to_thread(reader.take, len(READINGS))
+    reader.close()
+    assert {message.topic for message in came} == {"features/hall/pump-2"}
+    published = [json.loads(message.payload)["value_mean_50"] for message in came]
+    assert published == features("value_mean_50") == pytest.approx([81.3, 81.8, 82.3])
+
+
+def test_no_page_shows_python_that_no_test_names() -> None:
+    """Whoever writes a page writes what runs it."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    shown = [page.stem for page in PAGES if python_of(page)]
+    assert [name for name in shown if f'"{name}"' not in tests and f'"{name}.md"' not in tests] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
