@@ -1,27 +1,31 @@
-"""R14: 100,000 damaged messages for each decoder of what comes over a network: each is a record or a letter, and hurts no other.
+"""R14: damaged messages for each decoder of what comes over a network: each is a record or a letter, and hurts no other.
 
-The messages are those of the recordings; `test_influx_lines` does the same for line protocol.
+The messages are those of the recordings; `test_influx_lines` does the same for line protocol. What comes as lines gets all of
+them; the ways of reading a message that is alone get a share, so that ``TIDEMILL_MESSAGES=400000`` gives each 100,000.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tidemill.formats.decoded import Decoded
 from tidemill.formats.edge import Edge
-from tidemill.formats.line_formats import known_of, line_format, set_up
+from tidemill.formats.line_formats import LineFormat, known_of, line_format, set_up
 from tidemill.formats.payloads import PayloadReader
+from tidemill.sources.http_bodies import Posted, Refused, records_of
 
 pytestmark = pytest.mark.slow
 
-MESSAGES = 100_000
+MESSAGES = int(os.environ.get("TIDEMILL_MESSAGES", "100000"))
 _BLOCK = 100
 _HANG_S = 1.0
 """Of a processor's time, not of the clock's."""
@@ -85,9 +89,22 @@ def as_telegraf(message: bytes, number: int) -> bytes:
     return msgspec.json.encode({"metrics": [metric, metric]} if number % 3 == 0 else metric)
 
 
-def blocks(messages: list[bytes]) -> list[list[bytes]]:
+def blocks(messages: list[bytes], share: int = 1) -> Iterator[list[bytes]]:
+    """All of them, or one in so many."""
     chance = random.Random(14)
-    return [[mutated(chance, chance.choice(messages)) for _ in range(_BLOCK)] for _ in range(MESSAGES // _BLOCK)]
+    for _ in range(MESSAGES // share // _BLOCK):
+        yield [mutated(chance, chance.choice(messages)) for _ in range(_BLOCK)]
+
+
+def decoder(name: str, recordings: Path) -> tuple[list[bytes], bytes, LineFormat, Edge]:
+    """Messages of the format, one that is good and takes a value, and what reads them."""
+    form, edge = line_format(name), Edge(arrival=True, fallback="peer")
+    set_up(edge, form)
+    messages = recorded(recordings)
+    if name == "ndjson":
+        return messages, b'{"sensor":"good","time":1,"value":%d}', form, edge
+    messages = [as_telegraf(message, number) for number, message in enumerate(messages)]
+    return messages, b'{"name":"good","fields":{"value":%d},"timestamp":1}', form, edge
 
 
 def without_hanging(work: Callable[[], int]) -> int:
@@ -100,13 +117,7 @@ def without_hanging(work: Callable[[], int]) -> int:
 @pytest.mark.parametrize("name", ["ndjson", "telegraf-json"])
 def test_each_damaged_line_is_records_or_letters_and_hurts_no_neighbour(name: str, recordings: Path) -> None:
     """A line of NDJSON is one of both; a batch of Telegraf's is as many as it has metrics, and at least one if it holds any."""
-    messages = recorded(recordings)
-    good = b'{"sensor":"good","time":1,"value":%d}'
-    if name == "telegraf-json":
-        messages = [as_telegraf(message, number) for number, message in enumerate(messages)]
-        good = b'{"name":"good","fields":{"value":%d},"timestamp":1}'
-    form, edge = line_format(name), Edge(arrival=True, fallback="peer")
-    set_up(edge, form)
+    messages, good, form, edge = decoder(name, recordings)
     accepted = dead = 0
 
     def one(damaged: list[bytes]) -> int:
@@ -133,7 +144,7 @@ def test_each_damaged_line_is_records_or_letters_and_hurts_no_neighbour(name: st
     "value", [None, "fCnt", {"rssi": "rxInfo[*].rssi", "frame": "fCnt"}], ids=["whole", "path", "list"]
 )
 def test_each_damaged_payload_is_readings_or_says_why_not(value: str | dict[str, str] | None, recordings: Path) -> None:
-    """Alone in its message, as MQTT has it; a list in it may make several. 100,000 over the three."""
+    """Alone in its message, as MQTT has it; a list in it may make several."""
     reader, edge = PayloadReader(value), Edge(arrival=True, fallback="topic")
     accepted = dead = 0
 
@@ -148,6 +159,39 @@ def test_each_damaged_payload_is_readings_or_says_why_not(value: str | dict[str,
             dead += len(letters) + len(bad)
         return accepted
 
-    for damaged in blocks(recorded(recordings))[:: 2 if value is None else 4]:
+    for damaged in blocks(recorded(recordings), 2 if value is None else 4):
         without_hanging(lambda damaged=damaged: one(damaged))
     assert min(accepted, dead) > 1_000
+
+
+@pytest.mark.parametrize("name", ["ndjson", "telegraf-json"])
+async def test_each_damaged_array_is_records_and_letters_or_refused_as_a_whole(name: str, recordings: Path) -> None:
+    """Posted over HTTP, between two good items: they are taken with what is between them, or nothing is."""
+    messages, good, form, edge = decoder(name, recordings)
+    taken = accepted = refused = 0
+
+    async def one(message: bytes) -> list[Decoded]:
+        nonlocal taken, refused
+        body = b"[%b,%b,%b]" % (good % 1, message, good % 2)
+        posted = Posted(body, document=True, known={}, arrived_ns=1, wall_ns=1)
+        try:
+            parts = await records_of(posted, form, 1 << 13)
+        except Refused as why:
+            refused += why.status == 400
+            return []
+        taken += 1
+        rows = [row for made in parts for row in made.rows]
+        assert (rows[0]["value"], rows[-1]["value"]) == (1, 2)
+        return parts
+
+    for damaged in blocks(messages, 4):
+        start = time.process_time()
+        parts = [made for message in damaged for made in await one(message)]
+        rows = [row for made in parts for row in made.rows]
+        known = [each for made in parts for each in made.known or [{"peer": "p"}] * len(made.rows)]
+        batch, letters = edge.rows(rows, known=known, parsed=True)
+        assert time.process_time() - start < _HANG_S
+        assert len(batch) + len(letters) == len(rows)
+        accepted += len(batch)
+    assert taken + refused == MESSAGES // 4
+    assert min(accepted, refused) > 2_000
