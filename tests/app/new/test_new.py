@@ -6,6 +6,7 @@ import ast
 import gzip
 import json
 import os
+import re
 import runpy
 import shlex
 import sqlite3
@@ -28,14 +29,18 @@ from tidemill.app.new.times_seen import TimeSeen
 from tidemill.errors import InputError, OutputExists
 from tidemill.schema import Field, Kind, Schema
 
+LINES = int(os.environ.get("TIDEMILL_RECORDED_LINES", "401"))
+"""That are taken of each recording."""
 
-def cut(recording: Path, folder: Path, lines: int) -> Path:
-    """The first lines of a recording."""
+
+def cut(recording: Path, folder: Path) -> tuple[Path, int]:
+    """The first lines of a recording, and how many there are."""
     place = folder / recording.name
     opened = gzip.open if recording.suffix == ".gz" else open
     with opened(recording, "rb") as whole, opened(place, "wb") as part:
-        part.writelines(islice(whole, lines))
-    return place
+        lines = list(islice(whole, LINES))
+        part.writelines(lines)
+    return place, len(lines)
 
 
 def tried(recording: Path, folder: Path, **given: str) -> tuple[tm.Report, Any]:
@@ -47,29 +52,54 @@ def tried(recording: Path, folder: Path, **given: str) -> tuple[tm.Report, Any]:
     return report, plan.read_text()
 
 
+RECORDINGS: list[tuple[str, int, dict[str, str], int, list[str]]] = [
+    ("nab/data/realKnownCause/*.csv", 7, {}, 1, ['key="{stem}"', 'tz="UTC"']),
+    ("nab/data/realAWSCloudwatch/*.csv", 17, {}, 1, ['"timestamp"']),
+    ("nab/data/realTraffic/*.csv", 7, {}, 1, ['key="{stem}"', 'tz="UTC"']),
+    ("nab/results/windowedGaussian/realKnownCause/*.csv", 4, {}, 1, ['"timestamp"']),
+    ("ioos_qartod/20363_1000427.csv.gz", 1, {}, 1, ['time="time",  # ISO 8601']),
+    ("ioos_qartod/*water_level*", 2, {}, 1, ['"sea_surface_height_above_sea_level"']),
+    ("ioos_qartod/attenuated_*.csv", 1, {}, 2, ['quotechar="\'"', "skiprows=1", "sources.Frame"]),
+    ("mitbih_ecg/100_adc.csv.gz", 1, {"time": "sample"}, 1, ['"MLII"', "seconds since 1970"]),
+    ("uncg_wsn/singlehop/data.csv", 1, {"time": "reading"}, 1, ['key="mote_id"', '"humidity"', "others are 'temperature'"]),
+    ("uncg_wsn/multihop/data.csv", 1, {"time": "reading"}, 1, ['key="mote_id"', '"humidity"']),
+    ("uncg_wsn/*/*_data.txt", 8, {"time": "Reading#"}, 1, ['sep=r"\\s+"']),
+    ("campusiot_lorawan/d1d1*.ndjson.gz", 3, {}, 0, ["def opened", '"object", "temperature"']),
+    ("campusiot_lorawan/ems*.ndjson.gz", 1, {}, 0, ['["decoded", "payload", "temperature"]']),
+]  # fmt: skip
+"""Where they are, how many, what must be said, how many lines are a head, and words of the plan."""
+
+
 @pytest.mark.parametrize(
-    ("name", "given", "records", "words"),
-    [
-        ("nab/data/realKnownCause/machine_temperature_system_failure.csv", {}, 800, ['key="{stem}"', 'tz="UTC"']),
-        ("nab/data/realAWSCloudwatch/ec2_network_in_257a54.csv", {}, 800, ['"timestamp"']),
-        ("ioos_qartod/20363_1000427.csv.gz", {}, 800, ['time="time",  # ISO 8601']),
-        ("ioos_qartod/water_level_example.csv", {}, 800, ['"sea_surface_height_above_sea_level"']),
-        ("ioos_qartod/attenuated_salinity_example.csv", {}, 799, ['quotechar="\'"', "skiprows=1", "sources.Frame"]),
-        ("mitbih_ecg/100_adc.csv.gz", {"time": "sample"}, 800, ['"MLII"', "seconds since 1970"]),
-        ("uncg_wsn/singlehop/data.csv", {"time": "reading"}, 800, ['key="mote_id"', '"humidity"', "others are 'temperature'"]),
-        ("uncg_wsn/singlehop/singlehop_outdoor_moteid3_data.txt", {"time": "Reading#"}, 800, ['sep=r"\\s+"']),
-        ("campusiot_lorawan/d1d1e80000000033_campusiot.ndjson.gz", {}, 801, ["def opened", '"object", "temperature"']),
-        ("campusiot_lorawan/ems-tourperret-A81758FFFE04B1C1.ndjson.gz", {}, 801, ['["decoded", "payload", "temperature"]']),
-    ],
-    ids=lambda item: item.rpartition("/")[2] if isinstance(item, str) else "",
-)  # fmt: skip
-def test_every_kind_of_recording_gives_a_plan_that_runs_and_agrees_with_pandas(
-    recordings: Path, tmp_path: Path, name: str, given: dict[str, str], records: int, words: list[str]
+    ("where", "count", "given", "heads", "words"), RECORDINGS, ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_every_recording_gives_a_plan_that_runs_and_agrees_with_pandas(
+    recordings: Path, tmp_path: Path, where: str, count: int, given: dict[str, str], heads: int, words: list[str]
 ) -> None:
-    """Its first records, of one recording of each kind that there is."""
-    report, plan = tried(cut(recordings / name, tmp_path, 801), tmp_path, **given)
-    assert (report.records_in, report.rows_out, report.dead_letters) == (records, records, 0)
-    assert [each for each in words if each not in plan] == []
+    """Its first lines, or with ``TIDEMILL_RECORDED_LINES=10000000`` all of it."""
+    paths = sorted(recordings.glob(where))
+    assert len(paths) == count
+    for path in paths:
+        folder = tmp_path / path.parent.name / path.name.partition(".")[0]
+        folder.mkdir(parents=True)
+        part, lines = cut(path, folder)
+        report, plan = tried(part, folder, **given)
+        assert (path.name, report.records_in, report.rows_out, report.dead_letters) == (
+            path.name,
+            *[lines - heads] * 2,
+            0,
+        )
+        assert [each for each in words if each not in plan] == []
+
+
+def test_every_recording_but_one_is_among_them(recordings: Path, tmp_path: Path) -> None:
+    """That one has NUL in its texts, and is refused."""
+    readable = re.compile(r".*(\.csv|\.csv\.gz|\.ndjson\.gz|_data\.txt)")
+    every = {path for path in recordings.rglob("*") if readable.fullmatch(path.name)}
+    (left,) = every - {path for where, *_ in RECORDINGS for path in recordings.glob(where)}
+    assert left.name == "100_atr.csv"
+    with pytest.raises(InputError, match=r"100_atr\.csv is not text"):
+        new(str(tmp_path / "plant.py"), str(left), Given(), force=False)
 
 
 def written(folder: Path, name: str, text: str) -> Path:
