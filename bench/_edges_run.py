@@ -23,10 +23,14 @@ LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds from the first record to the last row, and how the loop was."""
+    """Seconds from the first record to the last row, CPU time of the loop's thread and of all of the engine's, and how the
+    loop was."""
 
     seconds: float
+    loop_s: float
+    process_s: float
     report: tm.Report
+    scrapes: int = 0
 
 
 def in_turn(
@@ -63,15 +67,40 @@ async def sender(*arguments: object) -> Process:
     )
 
 
+def lines_of(number: int, form: str) -> Callable[[Any], Awaitable[object]]:
+    """Fills a source with that many lines over one connection."""
+
+    async def fill(source: Any) -> None:
+        _, port = await source.wait_listening()
+        await (await sender("lines", port, number, form)).wait()
+
+    return fill
+
+
 def taken(
-    source: Any, records: int, fill: Callable[[Any], Awaitable[object]], folder: Path | None, *, value: str = "value"
+    source: Any,
+    records: int,
+    fill: Callable[[Any], Awaitable[object]],
+    folder: Path | None,
+    *,
+    value: str = "value",
+    scraped: bool = False,
 ) -> Took:
-    """``fill`` is called once the source is there; a run that loses a record, or has one too many, is wrong."""
+    """``fill`` is called once the source is there; a run that loses a record, or has one too many, is wrong. With ``scraped``
+    another process reads ``/metrics`` once a second."""
     with tempfile.TemporaryDirectory(prefix="tidemill-bench-", dir=folder) as name:
-        return asyncio.run(_taken(source, records, fill, Path(name), value))
+        return asyncio.run(_taken(source, records, fill, Path(name), value, scraped=scraped))
 
 
-async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[object]], folder: Path, value: str) -> Took:
+async def _taken(
+    source: Any,
+    records: int,
+    fill: Callable[[Any], Awaitable[object]],
+    folder: Path,
+    value: str,
+    *,
+    scraped: bool,
+) -> Took:
     there, rows = asyncio.Event(), 0
 
     def take(batch: tm.Batch) -> None:
@@ -81,15 +110,22 @@ async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[obje
             there.set()
 
     pipeline = tm.Pipeline(source, tm.Rolling(value, window=50, stats=["mean"]), tm.sinks.Callback(take))
-    async with tm.serve(pipeline, state=tm.State(folder / "state")) as run:
+    metrics: Any = "127.0.0.1:0" if scraped else False
+    async with tm.serve(pipeline, state=tm.State(folder / "state"), metrics=metrics) as run:
+        scraper = await _scraper(run.metrics_url) if scraped else None
         filling = asyncio.ensure_future(fill(source))
         await until(lambda: run.statistics().records_in > 0)
-        began = time.perf_counter()
+        began, loop_s, process_s = time.perf_counter(), time.thread_time(), time.process_time()
         try:
             await asyncio.wait_for(there.wait(), LIMIT_S)
         except TimeoutError:
             raise Wrong(f"{rows:,} of {records:,} rows after {LIMIT_S:.0f} s") from None
-        took = time.perf_counter() - began
+        took, loop_s, process_s = (
+            time.perf_counter() - began,
+            time.thread_time() - loop_s,
+            time.process_time() - process_s,
+        )
+        scrapes = int((await scraper.communicate(b""))[0]) if scraper is not None else 0
         await filling
         run.stop_soon()
         report = await run.wait()
@@ -97,7 +133,16 @@ async def _taken(source: Any, records: int, fill: Callable[[Any], Awaitable[obje
         raise Wrong(
             f"{records:,} records gave {report.records_in:,}, {report.rows_out:,} rows, {report.dead_letters:,} letters"
         )
-    return Took(took, report)
+    return Took(took, loop_s, process_s, report, scrapes)
+
+
+async def _scraper(url: str) -> Process:
+    """One that has read once, and goes on until its standard input is closed; it says how often then."""
+    process = await sender("scrapes", url.rpartition(":")[2], 0)
+    assert process.stdout is not None
+    if not await process.stdout.readline():
+        raise Wrong("the run did not say how it is")
+    return process
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -4,11 +4,14 @@
 ``posts PORT NUMBER AT_ONCE``      that many lines in posts of 100 to ``/ingest``, so many of them under way
 ``connections PORT NUMBER ACTIVE`` that many connections; once a line comes on standard input, the first so many of them send
                                    one line each, in turn, for as long as a paced run takes
+``scrapes PORT 0``                 ``/metrics``, at once and each second until standard input is closed; how often, on standard output
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import select
 import selectors
 import socket
 import sys
@@ -118,6 +121,23 @@ def connections(port: int, number: int, active: int) -> None:
     sys.stdin.readline()
 
 
+def scrapes(port: int) -> None:
+    made = 0
+    while True:
+        asking = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        asking.request("GET", "/metrics")
+        answer = asking.getresponse()
+        if answer.status != 200 or b"tidemill_records_in_total" not in answer.read():
+            raise SystemExit(f"answered with {answer.status}")
+        asking.close()
+        made += 1
+        if made == 1:
+            print("scraped", flush=True)
+        if select.select([sys.stdin], [], [], 1)[0]:
+            break
+    print(made, flush=True)
+
+
 if __name__ == "__main__":
     how, to, count, *more = sys.argv[1:]
     match how:
@@ -125,5 +145,7 @@ if __name__ == "__main__":
             lines(int(to), int(count), more[0])
         case "posts":
             posts(int(to), int(count), int(more[0]))
+        case "scrapes":
+            scrapes(int(to))
         case _:
             connections(int(to), int(count), int(more[0]))

@@ -5,6 +5,7 @@
 ``influx``       line protocol over one connection, against its decoder alone
 ``mqtt``         what a broker has kept for a session, QoS 0 and 1, against paho-mqtt's own loop
 ``connections``  10,000 connections, a tenth of them talking, against 100; and what an idle one takes
+``metrics``      NDJSON over one connection with ``/metrics`` read once a second, against the same run without metrics
 ``lorawan``      nested JSON of a recording from the file to the rows, beside msgspec alone
 
 The runs keep state: what comes is in the ingest log, on the disk, before it counts.
@@ -26,9 +27,9 @@ from typing import Any
 import msgspec
 
 import tidemill as tm
-from bench import _common, _edges_connections, _edges_mqtt
+from bench import _common, _edges_connections, _edges_metrics, _edges_mqtt
 from bench._common import Table, Wrong, median, spread, timed
-from bench._edges_run import in_turn, sender, taken
+from bench._edges_run import in_turn, lines_of, sender, taken
 from bench._edges_sender import POSTED, block
 
 LINES = 1_000_000
@@ -50,7 +51,7 @@ def tcp(options: argparse.Namespace, table: Table) -> None:
     in_turn(
         *(options, table, "TCP, NDJSON / asyncio.Protocol + decode_lines", LINES, 0.6),
         bare=lambda: asyncio.run(_bare_lines(lambda data: len(decode(data)))),
-        ours=lambda: taken(tm.sources.TCP(), LINES, _lines("ndjson"), options.folder),
+        ours=lambda: taken(tm.sources.TCP(), LINES, lines_of(LINES, "ndjson"), options.folder),
     )
 
 
@@ -58,16 +59,8 @@ def influx(options: argparse.Namespace, table: Table) -> None:
     in_turn(
         *(options, table, "TCP, line protocol / its decoder alone", LINES, 0.6),
         bare=_decoder_alone,
-        ours=lambda: taken(tm.sources.TCP(format="influx"), LINES, _lines("influx"), options.folder),
+        ours=lambda: taken(tm.sources.TCP(format="influx"), LINES, lines_of(LINES, "influx"), options.folder),
     )
-
-
-def _lines(form: str) -> Callable[[Any], Awaitable[object]]:
-    async def fill(source: Any) -> None:
-        _, port = await source.wait_listening()
-        await (await sender("lines", port, LINES, form)).wait()
-
-    return fill
 
 
 class _Lines(asyncio.Protocol):
@@ -204,6 +197,7 @@ CASES: dict[str, Callable[[argparse.Namespace, Table], None]] = {
     "influx": influx,
     "mqtt": _edges_mqtt.measure,
     "connections": _edges_connections.measure,
+    "metrics": _edges_metrics.measure,
     "lorawan": lorawan,
 }
 
