@@ -18,11 +18,14 @@ import pandas as pd
 import pytest
 
 import tidemill as tm
+from tidemill.core.trial import change
 from tidemill.stages.base import Stage
 from tidemill.testing import check_stage
+from tidemill.testing.subject import Subject
 
 TABLE = {"S1": (20.0, 60.0), "S2": (10.0, 5.0), "S9": (0.0, 1.0)}  # S3 and S4 are unknown to it
 MODELS = Path(__file__).parents[2] / "examples" / "models"
+DATED = [{"sensor": f"S{n % 3}", "baseline": n, "scale": 2.0, "valid_from": 1_700_000_000 + 100 * n} for n in range(9)]
 PLACES = {"S1": {"line": "A", "limit": 80.0}, "S2": {"line": "B", "limit": 75.0}}
 
 WIDE = [
@@ -168,6 +171,7 @@ SAMPLES = [
     Sample(tm.Align(["temp", "flow"], by="sensor", channel=None, on="flow", allowed_lateness="1s"), batch=WIDE),
     Sample(tm.Calibrate(TABLE), oracle=calibrated),
     Sample(tm.Calibrate(TABLE, into="value", on_error="dead_letter")),
+    Sample(tm.Calibrate(DATED)),
     Sample(tm.Dedup()),
     Sample(tm.Dedup(counter="value", max_gap=20)),
     Sample(tm.Diff("value"), oracle=lambda frame: {"value_diff_1": frame["value"].diff()}),
@@ -194,6 +198,7 @@ SAMPLES = [
     Sample(tm.Rolling("value", window=5, stats=["count", "sum", "mean", "std", "var", "min", "max", "median"]), oracle=rolled),
     Sample(tm.Rolling("value", window=50)),
     Sample(tm.Rolling("value", window=9, max_gap_s=30, stats=["range", "first", "last", "delta", "slope", "rate", "rms"])),
+    Sample(tm.Rolling("value", window=5, max_gap_s=1)),
     Sample(tm.Rolling("value", window=20, stats=[tm.quantile(0.9), "median", "zscore", peak_to_peak])),
     Sample(tm.Rolling("value", window="30s", stats=["mean", "std", "median", "slope"])),
     Sample(tm.Rolling("value", window="10s", stats=[peak_to_peak, "mean"], max_records=16)),
@@ -221,3 +226,15 @@ def test_every_stage_of_the_package_is_under_the_laws() -> None:
 def test_every_stage_keeps_every_law(sample: Sample, lanes: int) -> None:
     """See `check_stage`; with processes, `Plan.apply` is compared with a run that has two of them."""
     sample.check(lanes)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.stage.name)
+def test_a_stage_whose_values_depend_on_times_refuses_records_without(sample: Sample) -> None:
+    """Without a time column all records are of one moment, and its values would be wrong without a word."""
+    subject = Subject.of(sample.stage, sample.batch, key="sensor", time="time", tz="UTC")
+    timeless = subject.batch.with_columns({})
+    timeless.time_ns = np.zeros(len(timeless), np.int64)
+    if change(subject.on(timeless).whole, subject.whole):
+        rows = [{name: value for name, value in row.items() if name != "time"} for row in subject.batch.to_rows()]
+        with pytest.raises(tm.PlanError, match="works in event time: name its column with"):
+            tm.Plan(sample.stage).apply(rows)

@@ -190,6 +190,10 @@ class Calibrate(Stage):
 
     # -- in the chain ------------------------------------------------------------------------------------
 
+    @property
+    def needs_times(self) -> bool:
+        return self._table is not None and self._table.dated
+
     def bind(self, schema: Schema) -> Schema:
         schema.require(self.column, stage=self.name, kinds=NUMERIC)
         added = [Field(self.into, Kind.FLOAT)]

@@ -196,6 +196,10 @@ class Rolling(Stage):
         shown = self.columns[0] if len(self.columns) == 1 else list(self.columns)
         return f"Rolling({shown!r}, {self.window!r})"
 
+    @property
+    def needs_times(self) -> bool:
+        return self._windows.needs_times
+
     def bind(self, schema: Schema) -> Schema:
         for column in self.columns:
             schema.require(column, stage=self.name, kinds=NUMERIC)
