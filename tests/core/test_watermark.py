@@ -16,15 +16,27 @@ class Told:
 
     def __init__(self, lag, ahead):
         self.lag, self.ahead_ns = lag, ahead
-        self.newest, self.mark, self.ahead, self.leaping = None, BEGIN, 0, []
+        self.newest, self.mark, self.ahead, self.leaping, self.first = None, BEGIN, 0, [], []
+
+    def begin(self, time, here):
+        self.first.append(time)
+        near = sorted(self.first)[(len(self.first) - 1) // 2] + self.ahead_ns
+        believed = self.first if here else [time for time in self.first if time <= near]
+        if here or len(self.first) == 9 or (len(self.first) == 2 and believed == self.first):
+            self.newest = max(believed)
+            self.ahead += len(self.first) - len(believed)
+            self.mark = max(self.mark, self.newest - self.lag)
 
     def record(self, time, wall):
         future = wall is not None and time > wall + self.ahead_ns
-        leaps = self.newest is not None and time > self.newest + self.ahead_ns
         here = wall is not None and time >= wall - self.ahead_ns
+        if self.newest is None and not future:
+            self.begin(time, here)
+            return
+        leaps = self.newest is not None and time > self.newest + self.ahead_ns
         if not future and not (leaps and not here):
             self.leaping = []
-            self.newest = time if self.newest is None else max(self.newest, time)
+            self.newest = max(self.newest, time)
             self.mark = max(self.mark, self.newest - self.lag)
             return
         self.ahead += 1
@@ -67,6 +79,31 @@ def test_one_clock_that_is_936_days_ahead_makes_nobody_late():
     assert marks[51] == marks[50] == 49 * S
     assert mark.mark == 99 * S
     assert mark.ahead == 1
+
+
+@pytest.mark.parametrize("wrong", [[0], [0, 3], [0, 2, 4, 6]])
+@pytest.mark.parametrize("years", [3, -30])
+def test_a_wrong_clock_at_the_beginning_makes_nobody_late(wrong, years):
+    """The first time is no better than any other: ahead it would make all after it late, behind hold all windows up."""
+    mark = Watermark(lag_ns=0)
+    times = 17_000 * 24 * HOUR + np.arange(20) * S
+    times[wrong] += years * 365 * 24 * HOUR
+    marks = mark.advance(times, wall_ns=20_000 * 24 * HOUR)
+    right = np.delete(np.arange(20), wrong)
+    assert (marks[right] < times[right]).all()
+    assert mark.mark == times[-1]
+    assert mark.ahead == (len(wrong) if years > 0 else 0)
+
+
+def test_where_the_first_times_disagree_another_watermark_goes_on_from_a_snapshot():
+    """Also in the middle of the nine."""
+    times = np.array([900 * 24 * HOUR, *(np.arange(20) * S)])
+    whole, began, other = Watermark(lag_ns=0), Watermark(lag_ns=0), Watermark(lag_ns=0)
+    expected = whole.advance(times, wall_ns=None)
+    first = began.advance(times[:5], wall_ns=None)
+    other.restore(began.snapshot(), 0)
+    assert [*first[:-1], *other.advance(times[5:], wall_ns=None)] == expected.tolist()
+    assert other.ahead == whole.ahead == 1
 
 
 def test_a_recording_with_a_hole_of_86_days_goes_on_behind_it():

@@ -75,3 +75,23 @@ def test_what_comes_too_late_is_counted_exactly(frames: list[dict[str, Any]], la
     _, report = out(shuffled, 0, lag=f"{lag_s}s")
     assert report.late == late
     assert lag_s == 20_000 or late > 0
+
+
+@pytest.mark.parametrize("max_records", [1, 4, 32_768])
+def test_a_recording_that_begins_with_a_wrong_clock_loses_nothing(max_records: int, lanes: int) -> None:
+    """The first record's time is no better than any other; the same wherever batches end."""
+    rows = [{"sensor": f"S{n % 2}", "time": 1_700_000_000 + 3 * n, "value": 1.0} for n in range(12)]
+    wrong = {"sensor": "gateway", "time": 1_700_000_000 + 936 * 86_400, "value": 9.0}
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}))
+    made = []
+    for records in (rows, [wrong, *rows]):
+        sink = ListSink()
+        report = tm.run(
+            tm.Pipeline(tm.sources.Records(records), plan, sink, lag=0),
+            lanes=lanes,
+            limits=tm.Limits(max_records=max_records),
+        )
+        assert report.late == 0
+        made.append([row for row in sink.rows if row["sensor"] != "gateway"])
+    assert made[0] == made[1]
+    assert report.counters == {"time_ahead": 1}

@@ -36,6 +36,21 @@ def test_a_good_run_says_nothing(tmp_path, caplog: pytest.LogCaptureFixture) -> 
     assert run(tm.Plan(), tmp_path, caplog) == []
 
 
+@pytest.mark.parametrize(("max_ahead", "told"), [(None, ["9 of 13 records came late and are left out"]), ("1h", [])])
+def test_where_most_records_are_late_it_is_told(
+    caplog: pytest.LogCaptureFixture, max_ahead: str | None, told: list[str]
+) -> None:
+    """One clock that is ahead, by less than a recording may have holes, takes all records after it along."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + 3 * n, "value": 1.0} for n in range(12)]
+    rows.insert(3, {"sensor": "b", "time": 1_700_000_000 + 20 * 86_400, "value": 9.0})
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}))
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(tm.Pipeline(tm.sources.Records(rows), plan, ListSink(), lag=0, max_ahead=max_ahead), lanes=0)
+    heard = [record.getMessage() for record in caplog.records]
+    assert [line[: len(start)] for line, start in zip(heard, told, strict=True)] == told
+    assert all("max_ahead=" in line for line in heard)
+
+
 def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """Behind a function the columns are known when it has made some; rows are written without the one."""
     sink = tm.sinks.Lines(tmp_path / "out.ndjson", columns=["sensor", "vlue"])

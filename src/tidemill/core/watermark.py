@@ -8,9 +8,11 @@ Clocks are wrong now and then, and one record from the year 2030 would make ever
 
 - a record whose time is more than ``max_ahead`` after its arrival never moves the watermark;
 - neither does one that leaps more than ``max_ahead`` beyond all before it, unless it came when it says (a live source
-  after a night of silence), or eight in a row leap (a recording with a hole in it: `_AGREEING`).
+  after a night of silence), or eight in a row leap (a recording with a hole in it: `_AGREEING`);
+- the first record's time, unless it came when it says, moves nothing before a second is less than ``max_ahead`` away;
+  where the two are further apart, nine are heard, and the newest that is not so far ahead of their median is believed.
 
-Both are counted. Rules of this file: times come in with the records, ``now`` is passed in; nothing here knows windows.
+What was too far ahead is counted. Rules of this file: times come in with the records, ``now`` is passed in; nothing here knows windows.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ END: Final = (1 << 63) - 1
 """At the end of input: everything ends."""
 _AGREEING: Final = 8
 """Records in a row that must leap before their time is believed: the least of theirs is then the newest time."""
+_HEARD: Final = 9
+"""Records that say what time it is at the beginning, where the first two do not agree."""
 _LIVE_NS: Final = 3_600_000_000_000
 """``max_ahead`` against the arrival, when not given: an hour."""
 _LEAP_NS: Final = 30 * 86_400_000_000_000
@@ -67,8 +71,8 @@ class Watermark:
     ``idle_ns``       without any record for so long, it goes on with the clock (`tick`)
 
     >>> mark = Watermark(lag_ns=10)
-    >>> mark.advance(np.array([100, 90, 130]), wall_ns=None).tolist()[1:]
-    [90, 90, 120]
+    >>> mark.advance(np.array([100, 90, 130]), wall_ns=None).tolist()[2:]
+    [90, 120]
     """
 
     def __init__(self, *, lag_ns: int, max_ahead_ns: int | None = None, idle_ns: int = 10_000_000_000) -> None:
@@ -79,6 +83,7 @@ class Watermark:
         self._newest = BEGIN
         self._moved_at = 0  # monotonic: when a record last came
         self._leaping: list[int] = []  # times of the records in a row that leap
+        self._first: list[int] = []  # times of the first records, until one is believed
         self.mark = BEGIN
         """Where it stands."""
         self.ahead = 0
@@ -97,7 +102,7 @@ class Watermark:
         marks = np.empty(len(times) + 1, np.int64)
         marks[0] = self.mark
         self._moved_at = now_ns
-        at = 0
+        at = self._begin(times, marks, wall_ns) if self._newest == BEGIN else 0
         while at < len(times):
             at = self._believe(times, at, marks, wall_ns)
             if at < len(times):
@@ -109,9 +114,9 @@ class Watermark:
     def tick(self, now_ns: int) -> int | None:
         """No record has come for long: how far it should go on with the clock (`go_on`); None when it should not."""
         idle = now_ns - self._moved_at
-        if self._newest == BEGIN or idle < self._idle:
+        if self._heard == BEGIN or idle < self._idle:
             return None
-        mark = self._newest + idle - self._lag
+        mark = self._heard + idle - self._lag
         return mark if mark > self.mark else None
 
     def go_on(self, mark_ns: int) -> bool:
@@ -123,7 +128,7 @@ class Watermark:
     def catch_up(self) -> bool:
         """The input has ended, so nothing can be late any more: go on to the newest time. Whether that moved it."""
         before = self.mark
-        self.mark = max(before, self._newest)
+        self.mark = max(before, self._heard)
         return self.mark > before
 
     def end(self) -> None:
@@ -132,18 +137,56 @@ class Watermark:
 
     def snapshot(self) -> dict[str, Any]:
         """All there is to know of it, for `restore`."""
-        return {"newest": self._newest, "leaping": list(self._leaping), "mark": self.mark, "ahead": self.ahead}
+        return {
+            "newest": self._newest,
+            "leaping": list(self._leaping),
+            "first": list(self._first),
+            "mark": self.mark,
+            "ahead": self.ahead,
+        }
 
     def restore(self, snapshot: Mapping[str, Any], now_ns: int) -> None:
         """Go on where another stood."""
         self._newest, self.mark, self.ahead = snapshot["newest"], snapshot["mark"], snapshot["ahead"]
-        self._leaping = list(snapshot["leaping"])
+        self._leaping, self._first = list(snapshot["leaping"]), list(snapshot["first"])
         self._moved_at = now_ns
+
+    @property
+    def _heard(self) -> int:
+        """The newest time, as far as is known; `BEGIN` before the first record."""
+        return self._newest if self._newest != BEGIN or not self._first else self._agreed()
+
+    def _agreed(self) -> int:
+        """The newest of the first times that is not far ahead of their median."""
+        middle = sorted(self._first)[(len(self._first) - 1) // 2]
+        return max(time_ns for time_ns in self._first if time_ns <= middle + self._leap)
+
+    def _begin(self, times: NDArray[np.int64], marks: NDArray[np.int64], wall_ns: int | None) -> int:
+        """Go through the first records until a time is believed; the place behind."""
+        for at, time_ns in enumerate(times.tolist(), 1):
+            marks[at] = self.mark
+            if wall_ns is not None and time_ns > wall_ns + self._live:
+                self.ahead += 1
+                continue
+            self._first.append(time_ns)
+            heard, oldest, newest = len(self._first), min(self._first), max(self._first)
+            if wall_ns is not None and time_ns >= wall_ns - self._live:
+                self._newest = newest
+            elif heard == _HEARD or (heard == 2 and newest <= oldest + self._leap):
+                self._newest = self._agreed()
+            else:
+                continue
+            self.ahead += sum(time_ns > self._newest for time_ns in self._first)
+            self._first.clear()
+            self.mark = max(self.mark, self._newest - self._lag)
+            marks[at] = self.mark
+            return at
+        return len(times)
 
     def _believe(self, times: NDArray[np.int64], start: int, marks: NDArray[np.int64], wall_ns: int | None) -> int:
         """Go through the records up to the next whose time is doubtful; its place."""
         rest = times[start:]
-        newest = self._newest if self._newest != BEGIN else int(rest[0])
+        newest = self._newest
         running = np.maximum(np.maximum.accumulate(rest), newest)
         top, stop = int(running[-1]), len(rest)
         if top > newest + self._leap or (wall_ns is not None and top > wall_ns + self._live):

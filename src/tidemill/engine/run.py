@@ -165,6 +165,7 @@ class Run:
             position=None if keeper is None else attempt.saved_up_to,
         )
         _tell_of_letters(attempt.outflow.letters, self.report.records_in)
+        _tell_of_late(self.report)
         return self.report
 
     def _begin_server(self) -> None:
@@ -458,6 +459,16 @@ def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
             first.reason,
             extra={"dead_letters": letters.count},
         )
+
+
+def _tell_of_late(report: Report) -> None:
+    """Where most records are late, the fault is seldom theirs."""
+    if 2 * report.late > report.records_in:
+        told = (
+            "%d of %d records came late and are left out: a clock that is ahead made them so (Pipeline: a shorter max_ahead= "
+            "passes it over), or they are further out of order than lag= allows"
+        )
+        _log.warning(told, report.late, report.records_in, extra={"late": report.late})
 
 
 def _warn_of_deadlines(plan: Plan) -> None:

@@ -22,6 +22,7 @@ class _Watermark(msgspec.Struct, frozen=True):
     leaping: Annotated[list[_Moment], Meta(max_length=64)]
     mark: _Moment
     ahead: _Count
+    first: Annotated[list[_Moment], Meta(max_length=64)] = []
 
 
 class SavedFacts(msgspec.Struct, frozen=True):

@@ -64,7 +64,8 @@ class Heard:
         """Those that tell something; ``marks`` is the watermark before the slab and behind each of its records."""
         times = np.clip(times, -FARTHEST, FARTHEST)
         behind = marks[1:][places]
-        telling = np.flatnonzero(times <= np.maximum(behind, NEVER) + _AHEAD_NS)
+        # Before the watermark has begun nothing says that a time is wrong.
+        telling = np.flatnonzero((times <= np.maximum(behind, NEVER) + _AHEAD_NS) | (behind < NEVER))
         # Sorted by sensor, and by place among equals: one sort of plain numbers, for which NumPy has vector code.
         bits = len(slots).bit_length()
         rows = np.sort((slots[telling].astype(np.int64) << bits) | telling) & ((1 << bits) - 1)
