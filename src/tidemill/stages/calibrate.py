@@ -52,6 +52,10 @@ class Calibrate(Stage):
     SHA-256 of the stage's rows, and ``@`` with the row's ``valid_from`` in UTC: ``3f2a9c1b@2024-03-01T00:00:00Z``. It is
     null for a record without a row.
 
+    A live run watches the file of ``table``: a new one is read when it has stood still for two looks, a second apart, and takes
+    the place of the old behind one record; one that cannot serve is told of, and the old stays. A run over a recording
+    keeps what it began with.
+
     A missing reading gives NaN. Raises `InputError` when the table lacks a column (the expected header is in the
     message), or a row is not a number, repeats a sensor and its time, or would divide by zero: the message names the
     row. Cost per record about 4 ns; with ``valid_from`` 7, and 110 to 250 in a batch in which some row begins.

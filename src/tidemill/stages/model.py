@@ -42,7 +42,8 @@ class Model(Stage):
     it. Each record must be computed by itself; `tidemill check` finds models that look at other rows.
 
     The model is read once, when the pipeline is checked, and travels with the plan: a lane that replaces a dead one runs
-    the same bytes. Raises `PlanError` for inputs or outputs that it does not have, of another number of columns or
+    the same bytes. A live run watches the file, and takes a new one that can serve for all lanes behind one record; a run
+    over a recording keeps the one that it began with. Raises `PlanError` for inputs or outputs that it does not have, of another number of columns or
     another type, naming what it has; `InputError` for a file that is missing or no ONNX; `MissingExtra` without the
     library. One thread in each lane; cost per record as the model's, and some 20 us a tile.
 
