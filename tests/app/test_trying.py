@@ -33,6 +33,11 @@ class Adding:
         return made
 
 
+class Centred:
+    def update_many(self, batch: Batch) -> dict[str, Any]:
+        return {"y": batch["value"] - batch["value"].mean()}
+
+
 def failing(batch: Batch) -> dict[str, Any]:
     if (batch["value"] == 3).any():
         raise ValueError("three")
@@ -48,12 +53,17 @@ def said(*stages: Any, lanes: int | None = 0) -> tuple[str, bool]:
     ("stage", "words"),
     [
         (tm.Map(lambda batch: {"y": batch["value"] - batch["value"].mean()}), ["IT LOOKS AT ITS NEIGHBOURS", "tm.Rolling"]),
+        (
+            tm.MapWindows(lambda windows: windows[:, -1] - np.nanmean(windows), "value", window=5, into="y"),
+            ["IT LOOKS AT ITS NEIGHBOURS", "It uses nanmean(): work along axis=1"],
+        ),
+        (tm.Keyed(Centred), ["IT LOOKS AT ITS NEIGHBOURS", "It uses mean(): work record by record"]),
         (tm.Map(lambda batch: {"y": NUMBERS.normal(size=len(batch))}), ["IT GIVES OTHER VALUES EACH TIME", "a fixed seed"]),
         (tm.MapRows(Adding), ["IT REMEMBERS EARLIER BATCHES", "a lane that is replaced forgets"]),
         (tm.Map(lambda batch: {"y": batch["value"] * (1 + len(batch) * 2.0**-52)}), ["ITS LAST DIGITS", "tile=256"]),
         (tm.Map(lambda batch: {"y": np.diff(batch["value"])}), ["IT REJECTED THEM ALL", "50 rejected as wrong_length", "tm."]),
     ],
-    ids=["neighbours", "chance", "memory", "digits", "rejects"],
+    ids=["neighbours", "windows", "objects", "chance", "memory", "digits", "rejects"],
 )  # fmt: skip
 def test_what_speaks_against_a_function(stage: Any, words: list[str]) -> None:
     """In capitals beside its name, with the record that shows it and what to do."""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import tidemill
 
-__all__ = ["hint_for", "names_in", "stages_named"]
+__all__ = ["hint_for", "hint_for_objects", "hint_for_windows", "names_in", "stages_named"]
 
 
 class _Hint(NamedTuple):
@@ -59,6 +59,29 @@ def hint_for(fn: object) -> str:
         if found is not None and (known := stages_named(*hint.stages.split())):
             return f"It uses {found}(): use {known} instead, {hint.what}."
     return f"Use {stages_named(*_OTHERWISE.stages.split())}, {_OTHERWISE.what}."
+
+
+def hint_for_windows(fn: object) -> str:
+    """The same for a function that is given windows already, of one record in each row.
+
+    >>> print(hint_for_windows(lambda windows: windows[:, -1] - windows.mean())[:33])
+    It uses mean(): work along axis=1
+    """
+    return f"{_first_of(fn)}ork along axis=1, so that each row, a window, is computed by itself."
+
+
+def hint_for_objects(factory: object) -> str:
+    """The same for objects of sensors, which are given some of their sensor's records at once."""
+    return (
+        f"{_first_of(factory)}ork record by record: how many come at once is not said; what is needed of earlier ones, the "
+        "object keeps."
+    )
+
+
+def _first_of(fn: object) -> str:
+    used = names_in(fn)
+    found = next((name for hint in _HINTS for name in hint.names.split() if name in used), None)
+    return "W" if found is None else f"It uses {found}(): w"
 
 
 def stages_named(*stages: str) -> str:

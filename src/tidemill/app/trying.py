@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import cloudpickle
 
-from tidemill.app.hints import hint_for, stages_named
+from tidemill.app.hints import hint_for, hint_for_objects, hint_for_windows, stages_named
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.core.neighbours import Habit, habit_of, whole_of
@@ -30,6 +30,8 @@ from tidemill.letters import WRONG_LENGTH
 from tidemill.printable import counted, printable
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
+from tidemill.stages.keyed import Keyed
+from tidemill.stages.map_windows import MapWindows
 
 __all__ = ["Tried", "table_of", "told", "try_stages"]
 
@@ -128,6 +130,10 @@ def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
 def _hint(habit: Habit, stage: Stage) -> str:
     fn: Any = getattr(stage, "fn", None)
     match habit:
+        case Habit.NEIGHBOURS if isinstance(stage, MapWindows):
+            return hint_for_windows(fn)
+        case Habit.NEIGHBOURS if isinstance(stage, Keyed):
+            return hint_for_objects(stage.factory)
         case Habit.NEIGHBOURS:
             return hint_for(fn)
         case Habit.MEMORY:
