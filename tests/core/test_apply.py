@@ -66,3 +66,12 @@ def test_of_no_records_nothing_is_made():
         tm.Calibrate({"S1": (0, 1)}), tm.Rolling("normalized", 5), tm.Aggregate(tm.tumbling("1s"), {"v": "sum"})
     )
     assert plan.apply([]) == []
+
+
+def test_a_reason_that_names_its_stage_is_not_told_twice():
+    """What a function returned is told with the stage's name already."""
+    plan = tm.Plan(tm.Rolling("value", 3, [lambda windows: windows.max()], names=["top"]))
+    with pytest.raises(
+        tm.StageError, match=r"^record 0: Rolling\('value', 3\) returned one value of 'top' for all windows"
+    ):
+        plan.apply(ROWS)

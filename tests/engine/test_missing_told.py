@@ -31,6 +31,13 @@ def test_a_misspelled_column_is_told(tmp_path, caplog: pytest.LogCaptureFixture)
     assert "there is no column 'valeu'" in told
 
 
+def test_rows_that_stages_made_are_no_records(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
+    """A function that fails on windows costs their rows."""
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("2s"), {"value": lambda values: 1 / 0}))
+    (told,) = run(plan, tmp_path, caplog)
+    assert told.startswith(f"3 rows that stages made are dead letters, in {tmp_path / 'dead.ndjson'}")
+
+
 def test_a_good_run_says_nothing(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """No letter, no line."""
     assert run(tm.Plan(), tmp_path, caplog) == []

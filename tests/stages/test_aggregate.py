@@ -269,11 +269,29 @@ def test_more_records_than_may_wait_are_dead_letters():
     assert report.dead_letters_by_reason == {"too_many_open": 2}
 
 
+async def later(values):
+    return 1.0
+
+
+@pytest.mark.parametrize("sensor", ["a", "b"])
+def test_a_notebook_is_told_of_which_window_a_function_failed(sensor):
+    """Also of one that ends with the input: its row would be missing without a word."""
+
+    def raises(values):
+        raise ValueError("too much")
+
+    rows = [{"sensor": "a", "time": 1, "value": 1.0}, {"sensor": "b", "time": 11, "value": 1.0}]
+    plan = tm.Plan(tm.Filter(f"sensor == '{sensor}'"), tm.Aggregate(tm.tumbling("10s"), {"value": raises}, name="Sums"))
+    with pytest.raises(tm.StageError, match=rf"^Sums: ValueError: too much .*in the row .*'{sensor}'.*'window_start'"):
+        plan.apply(rows, lag=0)
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [
         (lambda: tm.Aggregate("10s", {"value": "mean"}), "tumbling"),
         (lambda: tm.Aggregate(tm.tumbling("10s"), {"value": "men"}), "'men' is not a statistic; there are count, sum"),
+        (lambda: tm.Aggregate(tm.tumbling("10s"), {"value": later}), "later is async"),
         (lambda: tm.Aggregate(tm.tumbling("10s"), {}), "needs statistics by column"),
         (
             lambda: tm.Aggregate(tm.tumbling("10s"), {"value": ["mean", "mean"]}),

@@ -338,8 +338,8 @@ def test_state_is_small():
         (lambda w: w, "has one dimension"),
         (lambda w: w[:-1, 0], "returned 2 values of 'x' for 3 records"),
         (lambda w: {"y": w[:, 0]}, "did not return 'x'"),
-        (lambda w: w.mean(), "one value of 'x' for 3 windows; a function is to work along axis=1"),
-        (lambda w: {"x": w.mean()}, "one value of 'x' for 3 windows"),
+        (lambda w: w.mean(), "one value of 'x' for all windows; a function is to work along axis=1"),
+        (lambda w: {"x": w.mean()}, "one value of 'x' for all windows"),
     ],
 )
 def test_what_does_not_fit_is_told(drive, floats, result, reason):

@@ -235,7 +235,9 @@ def test_an_empty_batch(drive, floats):
     ("arguments", "culprit"),
     [
         ({"columns": "v", "window": 0}, "window=0"),
-        ({"columns": "v", "window": "30x"}, "window='30x' is not a duration"),
+        ({"columns": 3}, "Rolling needs the name of a column, or several; it was given 3."),
+        ({"columns": "v", "window": "0s"}, "Rolling('v', '0s'): window='0s' must be at least a nanosecond"),
+        ({"columns": "v", "window": "30x"}, "Rolling('v', '30x'): window='30x' is not a duration"),
         (
             {"columns": "v", "window": 30.0},
             "window=30.0 must be a number of records from 1 to 1,000,000, or a duration",
@@ -256,6 +258,11 @@ def test_refused_at_construction(arguments, culprit):
     """What cannot run is refused before anything runs, naming the culprit."""
     with pytest.raises(PlanError, match=re.escape(culprit)):
         Rolling(**arguments)
+
+
+def test_a_window_may_be_an_integer_of_numpy():
+    """As they come out of arrays and configurations."""
+    assert Rolling("v", np.int64(5), "mean").adds == ("v_mean_5",)
 
 
 def test_unknown_and_unusable_columns_are_refused():

@@ -255,7 +255,7 @@ def test_what_functions_are_called(drive, floats):
 @pytest.mark.parametrize(
     ("result", "reason"),
     [
-        (lambda w: w.mean(), "returned one value of 'x' for 2 windows; a function is to work along axis=1"),
+        (lambda w: w.mean(), "returned one value of 'x' for all windows; a function is to work along axis=1"),
         (lambda w: w[:1, 0], "returned 1 values of 'x' for 2 records"),
         (lambda w: w, "a column has one dimension"),
         (lambda w: np.array(["a"] * len(w)), "returned 'x' as"),

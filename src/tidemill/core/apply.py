@@ -14,7 +14,7 @@ from tidemill.column import Column
 from tidemill.core.chain import Chain
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.core.order import input_order
-from tidemill.core.outcome import Outcome
+from tidemill.core.outcome import Dead, Outcome
 from tidemill.core.placement import devices_of, lacking
 from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError
@@ -86,8 +86,7 @@ def apply(
             outcome = chain.run(part, slots[start:stop], places=places, marks=marks, devices=own_devices)
         memory.commit(len(outcomes) + 1)
         for dead in outcome.dead:
-            name = prepared.stages[dead.stage].name
-            raise StageError(f"record {start + dead.row}: {name}: {dead.reason}")
+            raise StageError(_told(dead, start, prepared.stages[dead.stage].name))
         outcomes.append((start, outcome))
         learning = learning and len(outcomes) < _PROBES and not _shows(outcome)
         start = stop
@@ -99,6 +98,8 @@ def apply(
         memory.begin(len(outcomes) + 1)
         end = chain.run(batch.slice(start, stop), nowhere, places=nowhere, marks=marks, devices=nobody)
         memory.commit(len(outcomes) + 1)
+        for dead in end.dead:
+            raise StageError(_told(dead, start, prepared.stages[dead.stage].name))
         outcomes.append((start, end))
     return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
 
@@ -151,6 +152,12 @@ def _in_order(outcomes: list[Outcome]) -> Batch:
             part = part.take(order)
         parts.append(part)
     return Batch.concat(parts)
+
+
+def _told(dead: Dead, start: int, stage: str) -> str:
+    """Which record failed in this chunk, or which row that a stage had made, where and why."""
+    why = dead.reason if dead.reason.startswith(stage) else f"{stage}: {dead.reason}"
+    return f"record {start + dead.row}: {why}" if dead.made is None else f"{why}, in the row {dead.made}"
 
 
 def _shows(outcome: Outcome) -> bool:

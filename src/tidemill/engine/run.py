@@ -164,7 +164,7 @@ class Run:
             resumed_at=resumed_at,
             position=None if keeper is None else attempt.saved_up_to,
         )
-        _tell_of_letters(attempt.outflow.letters, self.report.records_in)
+        _tell_of_letters(attempt.outflow.letters, self.report)
         _tell_of_late(self.report)
         return self.report
 
@@ -445,17 +445,19 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _tell_of_letters(letters: DeadLetterFile, records: int) -> None:
+def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:
     """Nothing is silent: a script that looks at its rows alone would not see what is missing there."""
     if letters.count:
         first = letters.samples[0]
+        entered = "1 record" if report.records_in == 1 else f"{report.records_in} records"
+        made = "row that a stage made" if letters.count == 1 else "rows that stages made"
         _log.warning(
-            "%d of %s %s, in %s; the first of them%s: %s",
+            "%d %s %s, in %s; the first of them%s: %s",
             letters.count,
-            "1 record" if records == 1 else f"{records} records",
+            f"of {entered}" if report.dead_letters else made,
             "is a dead letter" if letters.count == 1 else "are dead letters",
             letters.path,
-            f", at {first.stage}" if first.stage else "",
+            f", at {first.stage}" if first.stage and not first.reason.startswith(first.stage) else "",
             first.reason,
             extra={"dead_letters": letters.count},
         )

@@ -18,6 +18,7 @@ from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, OnError, Stage, Step
 from tidemill.stages.event_buffer import EventBuffer, Waiting
+from tidemill.stages.functions import check_function
 from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_away
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.narrowing import rejected
@@ -400,6 +401,7 @@ def _name_of(stat: Any, stage: str) -> str:
     if isinstance(stat, Quantile):
         return stat.name
     if callable(stat):
+        check_function(stat, stage)
         return str(getattr(stat, "__name__", type(stat).__name__))
     raise PlanError(
         f"{stage}: {stat!r} is not a statistic; there are {', '.join(SEGMENT_STATISTICS)}, quantile(q) and functions."

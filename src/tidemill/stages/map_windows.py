@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
+import numpy as np
+
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
@@ -76,7 +78,7 @@ class MapWindows(ColumnsFunction):
     ) -> None:
         super().__init__(fn, adds=adds, into=into, name=name, on_error=on_error, deadline_s=deadline_s)
         self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
-        self.window = window
+        self.window = window = int(window) if isinstance(window, np.integer) else window
         self._alone = isinstance(columns, str)
         if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= _LARGEST_WINDOW:
             raise PlanError(
@@ -124,5 +126,5 @@ class MapWindows(ColumnsFunction):
             result.items() if isinstance(result, Mapping) else [(self.into, result)] if self.into is not None else []
         )
         for name, column in named:
-            check_rows(self.name, name, column, arrays[0])
+            check_rows(self.name, name, column)
         return part.with_columns(self._made(result, part))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -82,8 +82,9 @@ class Rolling(Stage):
     The numbers are those of ``groupby(sensor)[column].rolling(window, min_periods=min_periods)`` in pandas where it has the
     statistic: a missing value (NaN, null, absent field) takes its place in the window and is left out. Two differences: an
     infinity is a value here (its window's mean is infinite and its spread NaN, until it leaves the window), where pandas
-    reads it as missing; and each window is summed afresh (two passes for the variance), so an error cannot build up over
-    the stream, and a sensor that stands still has exactly its own value as mean and 0 as spread.
+    reads it as missing (a stage before has made it: records that hold one are refused); and each window is summed afresh (two
+    passes for the variance), so an error cannot build up over the stream, and a sensor that stands still has exactly its own
+    value as mean and 0 as spread.
 
     A value depends on its sensor's records alone: not on batches, lanes, restarts or other sensors, bit for bit. A record
     that comes late has the window that ends at its own time; the windows of those before it are not made again.
@@ -124,9 +125,11 @@ class Rolling(Stage):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(name=name, on_error=on_error or "dead_letter", deadline_s=deadline_s)
+        if not isinstance(columns, Iterable):
+            raise PlanError(f"Rolling needs the name of a column, or several; it was given {columns!r}.")
         self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.stats = tuple(stats) if isinstance(stats, Sequence) and not isinstance(stats, str) else (stats,)
-        self.window = window
+        self.window = int(window) if isinstance(window, np.integer) else window
         self.ddof = ddof
         self.min_periods = min_periods
         self.max_records = max_records
@@ -136,7 +139,7 @@ class Rolling(Stage):
         if not self._functions and (on_error is not None or deadline_s is not None):
             raise PlanError(f"{self.name}: on_error and deadline_s are for functions of your own; stats names none.")
         wanted = Wanted([stat for stat in self.stats if not callable(stat)], self.name, windows=bool(self._functions))
-        suffix = window if isinstance(window, int) else as_named(window, name="window")
+        suffix = self.window if isinstance(self.window, int) else as_named(self.window, name=f"{self.name}: window")
         stats_named = self._functions.named(wanted.names, anyhow=names is not None)
         own = tuple(f"{column}_{stat}_{suffix}" for column in self.columns for stat in stats_named)
         self._renamed = names is not None

@@ -73,7 +73,7 @@ class WindowFunctions:
         lacking = self._lacking(windows)
         for place, fn in self._functions.items():
             result = fn(windows)
-            check_rows(self._stage, names[place], result, windows)
+            check_rows(self._stage, names[place], result)
             column = made_column(self._stage, names[place], result, part, Kind.FLOAT)
             if lacking.any():
                 column = Column(Kind.FLOAT, np.where(lacking, np.nan, column.values))
@@ -89,11 +89,11 @@ class WindowFunctions:
         return lacking
 
 
-def check_rows(stage: str, name: str, given: Any, windows: NDArray[np.float64]) -> None:
+def check_rows(stage: str, name: str, given: Any) -> None:
     """Raises `BadResult` for one value in place of one a row: of all windows together, which ``axis=1`` would keep apart."""
     if np.ndim(given) == 0 and not hasattr(given, "__len__"):
         raise BadResult(
             WRONG_LENGTH,
-            f"{stage} returned one value of {name!r} for {len(windows)} windows; a function is to work along axis=1 and "
-            "return one for each row",
+            f"{stage} returned one value of {name!r} for all windows; a function is to work along axis=1 and return one "
+            "for each row",
         )
