@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
 import tidemill as tm
+from tidemill.engine.reading import SourceReader
+from tidemill.testing import ManualClock
 
 
 def told(caplog, word):
@@ -37,6 +40,31 @@ def test_a_run_that_rejects_everything_says_what_to_type(tmp_path, lanes, caplog
     assert message.startswith(f"{first} rejected: source records: ")
     assert "The fields seen are: station, when, value." in message
     assert "key='station', time='when'" in message
+
+
+async def test_a_source_that_rejects_a_few_says_it_while_it_goes_on(caplog):
+    """Ten seconds after the first, by the clock that it is given; once."""
+    clock, stopping, came = ManualClock(), asyncio.Event(), asyncio.Event()
+
+    async def records():
+        yield {"station": "S", "when": 1}
+        await stopping.wait()
+
+    async def give(batch):
+        assert not batch
+
+    source = tm.sources.Records(records())
+    reader = SourceReader(clock, lambda _: None, stopping)
+    reading = asyncio.ensure_future(reader.read(source, give=give, refuse=lambda _: came.set()))
+    await came.wait()
+    for _ in range(20):
+        reader.look()
+        clock.advance(1)
+    (message,) = told(caplog, "rejected")
+    assert message.startswith("the first record was rejected: source records: the record has no field 'sensor'")
+    stopping.set()
+    await reading
+    assert len(told(caplog, "rejected")) == 1
 
 
 def test_a_run_that_rejects_some_says_nothing(tmp_path, caplog):

@@ -171,6 +171,48 @@ def test_explain_names_the_fields_and_what_to_try() -> None:
     assert edge.accepted == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"sensor": "S", "time": 1}], "no field 'value', which is declared. The fields seen are: sensor, time."),
+        ([7], "the record is a int, not an object."),
+        ([{f"f{n}": 1 for n in range(40)}], "f19, 20 more."),
+        ([{"name": "cpu", "tags": {}, "fields": {}, "timestamp": 1}], 'looks like Telegraf\'s JSON: say format="telegraf-json".'),
+    ],
+)  # fmt: skip
+def test_the_worst_reason_decides_what_is_advised(rows: list[object], told: str) -> None:
+    """Nothing is said of key= and time= where they are not at fault, and names that are too many are counted."""
+    edge = Edge(columns={"value": Kind.FLOAT} if "sensor" in str(rows) else {})
+    edge.rows(rows)
+    sentence = edge.explain(formats=["ndjson", "telegraf-json"])
+    assert told in sentence
+    assert ("key=" in sentence) == ("f19" in sentence)
+
+
+LINES = {
+    "mill,line=L1 speed=41 1700000000000000000": 'looks like line protocol: say format="influx".',
+    '{"sensor": "S1"}': 'looks like NDJSON: say format="ndjson".',
+    "S1;2024-05-01 00:00:00;20,5;7": 'looks like CSV: say format="csv".',
+    "sensor,time,value": 'looks like CSV: say format="csv".',
+    "hello": "An example: 'hello'.",
+    "it\x1b[2J" + "x" * 10_000: "An example: 'it\\x1b[2J",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_what_is_no_record_is_shown_and_a_format_that_is_known_is_named(line: str) -> None:
+    """In one short line, with the format= to try, where the source has it."""
+    edge = Edge()
+    edge.refuse(MALFORMED, "the line is not that", line)
+    sentence = edge.explain(formats=["csv", "ndjson", "influx"])
+    assert sentence.startswith("the line is not that. An example: '")
+    assert LINES[line] in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < 250
+    assert "say format" not in edge.explain()
+    assert "key=" not in sentence
+
+
 def test_columns_take_the_kind_of_the_run() -> None:
     """A column that comes as another kind is rejected row by row; an empty one takes the run's kind."""
     kinds = Kinds({"value": Kind.FLOAT})
@@ -272,7 +314,7 @@ def test_reasons_that_differ_each_time_are_not_all_kept() -> None:
     edge.rows([{"sensor": "S1", "time": f"bad {n}"} for n in range(1_000)])
     edge.rows([{"sensor": "S1", "time": "bad 7"}])
     assert "'bad 7'" in edge.explain()
-    assert len(edge._reasons) <= 256
+    assert len(edge._rejects._reasons) <= 256
 
 
 def test_a_twin_learns_for_both_and_counts_for_itself() -> None:

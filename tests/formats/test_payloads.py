@@ -103,6 +103,37 @@ def test_of_an_item_with_nothing_at_the_path_the_item_is_told() -> None:
     assert [each.raw for each in PayloadReader("list[*].t").read(b'{"list": 3}')[1]] == ['{"list": 3}']
 
 
+SEEN = {
+    "a path of another name": ("data.temp", {"reading": {"celsius": 20}, "when": 1}, "value='reading.celsius'"),
+    "the name elsewhere": ("t.temp", {"n": 3, "data": {"temp": 20}}, "value='data.temp'"),
+    "a list": ({"rssi": "rx[*].rssi"}, LORA, "value={'rssi': 'rxInfo[*].rssi'}"),
+    "a column that is missing": ({"t": "object.temp", "rssi": "rssi"}, LORA, "rxInfo[*].rssi"),
+    "no number": ("a", {"b": "on"}, "value='b'"),
+    "an odd name": ("a", {"b.c": 1}, "value='[\"b.c\"]'"),
+}
+
+
+@pytest.mark.parametrize(("value", "message", "told"), SEEN.values(), ids=SEEN)
+def test_paths_that_lead_nowhere_are_answered_by_those_that_are_there(value: Any, message: Any, told: str) -> None:
+    """With the one to try; a message that has all of them says nothing."""
+    reader = PayloadReader(value)
+    assert reader.explained == ""
+    reader.read(json.dumps(message).encode())
+    assert told in reader.explained
+    whole = PayloadReader("fCnt")
+    whole.read(json.dumps(LORA).encode())
+    assert whole.explained == ""
+
+
+def test_of_huge_messages_few_paths_are_remembered() -> None:
+    """Names that nobody would type are none of them."""
+    reader = PayloadReader("a")
+    for part in range(100):
+        reader.read(json.dumps({f"{part}-{n}" + "x" * 9 * n: n for n in range(100)}).encode())
+    assert len(reader.explained) < 1_500
+    reader.read(b'{"b":' * 900 + b"1" + b"}" * 900)
+
+
 @pytest.mark.parametrize(
     "value", ["", ".a", "a.", "a..b", "a[", "a[x]", "a[*].b[*].c", {"x": "a[*]", "y": "b[*]"}, {"x": 3}, "a[-1]"]
 )

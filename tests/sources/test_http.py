@@ -156,6 +156,18 @@ async def test_without_state_an_answer_comes_when_the_records_were_taken_in() ->
 
 REFUSED = {
     "no JSON": (lines(1) + b"nope\n" + lines(2), {}, 400, "line 2: the line is not JSON"),
+    "line protocol": (
+        b"mill speed=1 17\n",
+        {},
+        400,
+        'JSON: JSON is malformed: invalid character (byte 0); this looks like line protocol: say format="influx"',
+    ),
+    "line protocol as JSON": (
+        b"mill speed=1 17\n" * 5_000,
+        {"Content_Type": "application/json"},
+        400,
+        'say format="influx"',
+    ),
     "no object, far down": (lines(*range(2_000)) + b"[1]\n", {}, 400, "line 2001: the line holds a JSON array"),
     "an item of an array": (b'[{"sensor": "S"}, 7]', {"Content_Type": "application/json"}, 400, "item 2"),
     "a broken array": (b'[{"sensor"', {"Content_Type": "application/json; charset=utf-8"}, 400, "not JSON"),
@@ -452,3 +464,13 @@ async def test_bodies_that_come_together_keep_their_order_and_their_answers() ->
             (202, 600, None),
         ]
         assert sorted(row["value"] for row in engine.rows) == list(range(-1, 1_800))
+
+
+async def test_posts_that_are_all_refused_are_told_of() -> None:
+    """In the log, half a minute after the first, with what its sender was told."""
+    async with Engine(HTTP()) as engine:
+        assert engine.source.nothing_yet() == ""
+        assert (await Sender(engine.source.port).post(b"mill speed=1 17\n"))[0] == 400
+        told = engine.source.nothing_yet()
+        assert told.startswith("nothing was taken so far, and 1 refused; the last sender was told 400: line 1: ")
+        assert 'format="influx"' in told

@@ -18,9 +18,11 @@ import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.core.backoff import Backoff
 from tidemill.engine.health import judged
+from tidemill.engine.reading import SourceReader
 from tidemill.errors import InputError, PlanError
 from tidemill.letters import DeadLetter
 from tidemill.sources import MQTT, SourceContext
+from tidemill.testing import ManualClock
 
 _NUMBERS = itertools.count(1)
 
@@ -438,3 +440,48 @@ def test_what_cannot_be_is_refused_at_once(url: str, topics: Any, options: Any) 
     """In one sentence."""
     with pytest.raises(PlanError):
         MQTT(url, topics, **options)
+
+
+NOTHING_THROUGH = {
+    "paths": ("data.temp", '{"reading": {"celsius": 20}, "when": 1}', "value='reading.celsius'"),
+    "no JSON": (None, "temp=20.5;hum=7", "neither a number nor JSON. An example: 'temp=20.5;hum=7'."),
+}
+
+
+@pytest.mark.parametrize(("value", "payload", "told"), NOTHING_THROUGH.values(), ids=NOTHING_THROUGH)
+async def test_why_no_message_becomes_a_record_is_said_with_what_came(
+    mosquitto: Any, publisher: Publisher, root: str, value: Any, payload: str, told: str
+) -> None:
+    """And nothing of key= and time=, which are not at fault."""
+    async with kept(MQTT(mosquitto.url, f"{root}/{{sensor}}", value=value)) as keeper:
+        publisher.publish(f"{root}/S1", payload)
+        await keeper.until(0, letters=1)
+        assert told in keeper.source.explain()
+        assert "key=" not in keeper.source.explain()
+
+
+@pytest.mark.parametrize("retained", [False, True])
+async def test_topics_on_which_nothing_comes_are_named_in_the_log(
+    mosquitto: Any, publisher: Publisher, root: str, caplog: pytest.LogCaptureFixture, retained: bool
+) -> None:
+    """After half a minute, once, with what lists the topics that there are; or what passes over the messages that there are."""
+    if retained:
+        publisher.publish(f"{root}/S1", "20", retain=True)
+        await publisher.published()
+    clock = ManualClock()
+    source = MQTT(mosquitto.url, f"{root}/{{sensor}}")
+    reader = SourceReader(clock, lambda _: None, asyncio.Event())
+    reading = asyncio.ensure_future(reader.read(source, give=lambda _: asyncio.sleep(0), refuse=lambda _: None))
+    await source.wait_subscribed()
+    await soon(lambda: source.statistics().skipped == int(retained), reading)
+    for _ in range(40):
+        reader.look()
+        clock.advance(1)
+    (line,) = [record.getMessage() for record in caplog.records if f"{root}/+" in record.getMessage()]
+    if retained:
+        assert "only retained messages" in line
+    else:
+        assert f"no message on '{root}/+' so far" in line
+        assert f"tidemill new other.py --mqtt {mosquitto.url}" in line
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)

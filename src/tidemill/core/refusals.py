@@ -31,15 +31,22 @@ class Refusals:
     def __init__(self) -> None:
         self.count = 0
         """Requests that were refused, for whatever reason."""
+        self.last = ""
+        """What the sender of the last one was told."""
         self._wrong: dict[str, tuple[int, int]] = {}  # by host: since when, how often
         self._new = 0
-        self._last = ""
+        self._last_host = ""
         self._told_ns: int | None = None
+
+    def refused(self, said: str) -> None:
+        """One more, whose sender was told this."""
+        self.count += 1
+        self.last = said
 
     def wrong_token(self, host: str, now_ns: int) -> bool:
         """Whether the host may be told so; False when it has shown too many within a minute."""
         self._new += 1
-        self._last = host
+        self._last_host = host
         since, times = self._wrong.get(host, (now_ns, 0))
         if now_ns - since >= _MINUTE_NS:
             since, times = now_ns, 0
@@ -54,4 +61,4 @@ class Refusals:
             return None
         many = "1 request" if self._new == 1 else f"{self._new:,} requests"
         self._new, self._told_ns = 0, now_ns
-        return f"{many} showed a wrong token, the last from {self._last}"
+        return f"{many} showed a wrong token, the last from {self._last_host}"

@@ -11,14 +11,14 @@ from typing import Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
+from tidemill.core.first_records import FirstRecords, Nothing
 from tidemill.core.flows import SourceFlow, SourceProgress
 from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source, SourceContext, at_once
 
 __all__ = ["SourceReader"]
 
-ALL_REJECTED: Final = 100
-"""Records rejected before the first good one, at which the run says what it saw and what to type."""
+_LOOK_S: Final = 1.0
 _log = logging.getLogger("tidemill")
 
 
@@ -35,6 +35,7 @@ class SourceReader:
     stopping: asyncio.Event
     tells_kept: bool = True
     _progress: dict[str, SourceProgress] = field(default_factory=dict)
+    _first: dict[str, tuple[Source, FirstRecords]] = field(default_factory=dict)
     _ending: dict[str, asyncio.Event] = field(default_factory=dict)
     """Of each source that can be connected anew, what tells its stream to end."""
 
@@ -76,17 +77,17 @@ class SourceReader:
         begins: Callable[[], None] = lambda: None,
     ) -> None:
         """Read until the source ends; ``begins`` is called before each of its streams."""
-        accepted = rejected = 0
         progress = self._progress[source.name] = SourceProgress(self.clock.monotonic_ns())
+        first = FirstRecords()
+        self._first[source.name] = source, first
 
         def reject(letter: DeadLetter) -> None:
-            nonlocal rejected
-            rejected += 1
-            progress.rejected(self.clock.monotonic_ns())
+            now_ns = self.clock.monotonic_ns()
+            progress.rejected(now_ns)
             refuse(letter)
-            if rejected == ALL_REJECTED and not accepted and not source.accepted:
-                fields = {"source": source.name, "rejected": rejected}
-                _log.warning("the first %d records were all rejected: %s", rejected, source.explain(), extra=fields)
+            if not first.is_over:
+                first.is_over = source.accepted > 0
+                _say(source, first, first.rejected(now_ns), so_far=True)
 
         while True:
             begins()
@@ -95,7 +96,7 @@ class SourceReader:
                 stream = source.stream(context)
                 try:
                     async for batch in stream:
-                        accepted += len(batch)
+                        first.is_over = first.is_over or len(batch) > 0
                         progress.gave(len(batch), self.clock.monotonic_ns())
                         await give(batch)
                         progress.taken()
@@ -106,9 +107,22 @@ class SourceReader:
                 if self.stopping.is_set() or not stopping.is_set():
                     break
         progress.ended = True
-        if 0 < rejected < ALL_REJECTED and not accepted:
-            fields = {"source": source.name, "rejected": rejected}
-            _log.warning("all %d records were rejected: %s", rejected, source.explain(), extra=fields)
+        _say(source, first, first.end(), so_far=False)
+
+    async def watch(self) -> None:
+        """Say of which sources nothing comes through, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """One look at all sources."""
+        now_ns = self.clock.monotonic_ns()
+        for source, first in self._first.values():
+            if not first.is_over and not self._progress[source.name].ended:
+                first.is_over = source.accepted > 0
+                waits = source.statistics().connected and bool(source.nothing_yet())
+                _say(source, first, first.look(now_ns, waits=waits), so_far=True)
 
     @contextlib.asynccontextmanager
     async def _stopping(self, source: Source) -> AsyncIterator[asyncio.Event]:
@@ -127,3 +141,14 @@ class SourceReader:
             yield ending
         finally:
             following.cancel()
+
+
+def _say(source: Source, first: FirstRecords, said: Nothing | None, *, so_far: bool) -> None:
+    """In the log, with what a person can do about it; ``so_far`` when more may come."""
+    if said is Nothing.REJECTED:
+        many = f"{first.rejects:,} records were all" if first.rejects > 1 else "record was"
+        one = "the only record was" if first.rejects == 1 else f"all {first.rejects:,} records were"
+        fields = {"source": source.name, "rejected": first.rejects}
+        _log.warning("%s rejected: %s", f"the first {many}" if so_far else one, source.explain(), extra=fields)
+    elif said is Nothing.SILENT:
+        _log.warning("source %s: %s", source.name, source.nothing_yet(), extra={"source": source.name})

@@ -192,6 +192,7 @@ class Run:
                 group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
                 group.create_task(self._oversight.watch()),
+                group.create_task(self._reader.watch()),
             ]
             if keeper is not None and keeper.found is None and keeper.state.warm is not None:
                 await self._warm(keeper.state.warm, keeper)

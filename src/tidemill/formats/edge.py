@@ -19,6 +19,7 @@ from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.json_lines import time_texts
 from tidemill.formats.key_template import KeyTemplate, is_nested
+from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
@@ -31,7 +32,6 @@ from tidemill.letters import (
     DeadLetter,
     Reject,
 )
-from tidemill.printable import NAME, printable
 from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
@@ -41,8 +41,6 @@ DEFAULT_KEY: Final = "sensor"
 DEFAULT_TIME: Final = "time"
 MOST_NAMES: Final = 4_096
 """Names of fields that a source learns of its records: after that, a record with another one is refused."""
-_MOST_REASONS: Final = 256
-"""Different ones that are counted, of which the most frequent is told."""
 
 Known = Mapping[str, str] | Sequence[Mapping[str, str]]
 """What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
@@ -88,7 +86,7 @@ class Edge:
         self.source = source
         self._template = KeyTemplate(self.key)
         self._fields: dict[str, None] = {}
-        self._reasons: dict[str, int] = {}
+        self._rejects = Rejects()
         self._accepted = 0
         self._sound_texts: NDArray[np.object_] | None = None
         """The texts of the last key column in which every text was a good key: slices share them."""
@@ -107,7 +105,7 @@ class Edge:
     def twin(self) -> Edge:
         """An edge that learns the same kinds and counts for itself: for a look ahead that is no reading."""
         made = copy.copy(self)
-        made._fields, made._reasons, made._accepted = {}, {}, 0
+        made._fields, made._rejects, made._accepted = {}, Rejects(), 0
         return made
 
     def reading(self, key: str, time: str, *, arrival: bool) -> Edge:
@@ -252,8 +250,7 @@ class Edge:
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
-        if reason in self._reasons or len(self._reasons) < _MOST_REASONS:
-            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
         record = raw if isinstance(raw, Mapping) else None
         time_ns = None if record is None or reason_code == BAD_TIME else self._time_told(record, wall_ns)
         key = self._key_told(record or {}, known or {})
@@ -279,14 +276,30 @@ class Edge:
         ns = self.times.column(Kinds().column("", [record.get(self.time)])[0])[0][0]
         return None if ns == NAT else int(ns)
 
-    def explain(self) -> str:
-        """Why nothing came through: the fields seen, and the ``key=`` and ``time=`` to try."""
-        worst = max(self._reasons, key=lambda reason: self._reasons[reason], default="nothing was rejected")
-        seen = ", ".join(printable(field, longest=NAME) for field in self._fields) or "none"
+    def explain(self, *, formats: Sequence[str] = (), paths: str = "") -> str:
+        """Why nothing came through: what was seen, and the option to try. The source reads these ``formats`` where it is told
+        to; ``paths`` is what it has seen in messages, where it takes its columns out of them."""
         named = f"source {self.source}: " if self.source else ""
+        return f"{named}{self._rejects.told}.{self._advice(formats, paths)}"
+
+    def _advice(self, formats: Sequence[str], paths: str) -> str:
+        """Sentences behind the worst reason, which decides what would help."""
+        code, _ = self._rejects.worst
+        fields = tuple(self._fields)
+        if code == MALFORMED:
+            return self._rejects.malformed(formats)
+        if paths and code in (MISSING_FIELD, BAD_TIME, NO_KEY):
+            return f" {paths}"
+        if code not in ("", BAD_TIME, NO_KEY):
+            return f" The fields seen are: {shown_names(fields)}." if fields else ""
         return (
-            f"{named}{worst}. The fields seen are: {seen}. The key is read from {self.key!r} and the time from "
-            f"{self.time!r}; say which fields they are, for example {self.suggestion(tuple(self._fields))}."
+            f" The fields seen are: {shown_names(fields)}.{telegraf_hint(fields, formats) or self._roles_hint(fields)}"
+        )
+
+    def _roles_hint(self, fields: Sequence[str]) -> str:
+        return (
+            f" The key is read from {self.key!r} and the time from {self.time!r}; say which fields they are, for example "
+            f"{self.suggestion(fields)}."
         )
 
     def suggestion(self, fields: Sequence[str]) -> str:

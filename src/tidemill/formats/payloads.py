@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
 from tidemill.errors import PlanError
+from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.lines import text_of
+from tidemill.formats.rejects import MOST_SHOWN, shown_names
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
-__all__ = ["BadReading", "PayloadReader"]
+__all__ = ["BadReading", "PayloadReader", "path_of"]
 
 _DECODER: Final = msgspec.json.Decoder()
 _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _LONGEST_NUMBER: Final = 64
+_LOOKED_AT: Final = 20
+"""Times that a path led nowhere, at which those that the message has are remembered."""
+_DEEPEST: Final = 8
+_LONGEST_NAME: Final = 80
 _STEP: Final = re.compile(r"""(?:^|\.)([^.\[\]"]+)|\[(\d{1,6})\]|(\[\*\])|\["([^"]+)"\]""")
 
 
@@ -74,6 +81,10 @@ class PayloadReader:
                     )
                 self._each = before
         self._nothing = f"the message has nothing at {' or '.join(map(repr, paths.values()))}"
+        self._words = {word for name in (*paths, *paths.values()) for word in words_of(name)[-1:]}
+        self._lacking = 0
+        self._seen: dict[str, Any] = {}
+        """Paths of messages in which one led nowhere, and what the first of them has there."""
         into = 0 if self._each is None else len(self._each) + 1
         self._columns = [
             (column, made[into:], True) if _EACH in made else (column, made, False) for column, made in steps.items()
@@ -117,6 +128,8 @@ class PayloadReader:
                 found = _found(item if of_item else message, steps)
                 if found is not _NOTHING:
                     row[column] = found
+                elif self._lacking < _LOOKED_AT:
+                    self._note(message)
             if row:
                 rows.append(row)
             else:
@@ -124,6 +137,20 @@ class PayloadReader:
                 raw = payload if self._each is None or item is _NOTHING else msgspec.json.encode(item)
                 bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(raw)))
         return _at_least_one(rows, bad, payload)
+
+    def _note(self, message: Any) -> None:
+        self._lacking += 1
+        for steps, item in islice(_leaves(message, ()), MOST_SHOWN - len(self._seen)):
+            self._seen.setdefault(path_of(steps), item)
+
+    @property
+    def explained(self) -> str:
+        """Of messages in which something was missing: the paths that they have, and the ``value=`` to try; empty without any."""
+        if not self._seen:
+            return ""
+        path = _likely(self._seen, self._words)
+        value = repr(path) if self.columns == ("value",) else repr({self.columns[0]: path})
+        return f"The paths seen are: {shown_names(tuple(self._seen))}; say where the reading is, for example value={value}."
 
     def _items(self, message: Any) -> Iterator[Any]:
         if self._each is None:
@@ -148,6 +175,38 @@ def _found(item: Any, steps: Steps) -> Any:
             return _NOTHING
         item = item[step]
     return item
+
+
+def path_of(steps: Sequence[str | None]) -> str:
+    """The path that these names make; None goes into every item of a list.
+
+    >>> path_of(["data", "temp"]), path_of(["data", "a.b"]), path_of(["rxInfo", None, "rssi"])
+    ('data.temp', 'data["a.b"]', 'rxInfo[*].rssi')
+    """
+    made = ["[*]" if name is None else f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in steps]
+    return "".join(made).removeprefix(".")
+
+
+def _leaves(item: Any, steps: tuple[str | None, ...]) -> Iterator[tuple[tuple[str | None, ...], Any]]:
+    """What in a message a path can lead to, but for what is too deep or has a name that nobody would type."""
+    if len(steps) > _DEEPEST:
+        return
+    if type(item) is dict:
+        for name, inner in item.items():
+            if name and '"' not in name and len(name) <= _LONGEST_NAME:
+                yield from _leaves(inner, (*steps, name))
+    elif type(item) is list and item and type(item[0]) is dict and None not in steps:
+        yield from _leaves(item[0], (*steps, None))
+    elif steps:
+        yield steps, item
+
+
+def _likely(seen: Mapping[str, Any], wanted: set[str]) -> str:
+    """The path that is most like a reading's: it ends as a column or path that is wanted, or is a number and no time."""
+    words = {path: words_of(path)[-1:] for path in seen}
+    named = [path for path in seen if wanted.intersection(words[path])]
+    numbers = [path for path, item in seen.items() if type(item) in (int, float) and not set(words[path]) & set(TIMES)]
+    return next(iter([*named, *numbers, *seen]))
 
 
 def _number(payload: bytes) -> float | None:

@@ -163,7 +163,12 @@ class Source(Named, Configured, abc.ABC):
         return 0
 
     def explain(self) -> str:
-        """When nothing came through: one sentence with the fields seen and the ``key=`` and ``time=`` to try."""
+        """When nothing came through: why, with what was seen and the option to try."""
+        return ""
+
+    def nothing_yet(self) -> str:
+        """When it is connected and nothing at all has come for a while: a few words on what it waits for; empty for a source of
+        which that says nothing."""
         return ""
 
     @abc.abstractmethod

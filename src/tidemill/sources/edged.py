@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
@@ -29,6 +29,8 @@ class EdgedSource(Source):
 
     arrival: ClassVar[bool] = False
     """Records without the default time field get the time of their arrival."""
+    formats: ClassVar[Sequence[str]] = ()
+    """What its ``format=`` may be."""
     fallback: ClassVar[str | None] = None
     """What the source knows that names the sensor of a record without the default key field."""
 
@@ -93,7 +95,7 @@ class EdgedSource(Source):
             )
 
     def explain(self) -> str:
-        return self.edge.explain()
+        return self.edge.explain(formats=self.formats)
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.core.refusals import Refusals
 from tidemill.errors import MissingExtra, PlanError
-from tidemill.formats.line_formats import line_format, set_up
+from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
+from tidemill.printable import printable
 from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
@@ -29,6 +30,8 @@ __all__ = ["HTTP"]
 
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
+_TOLD: Final = 300
+"""Letters of an answer that the log repeats."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop, where they are made one by one."""
 
@@ -78,6 +81,7 @@ class HTTP(ConnectedSource):
     push = True
     finite = False
     arrival = True
+    formats = LINE_FORMATS
     looked_up_options = frozenset({"host", "cert", "cert_key"})
     secret_options = frozenset({"token", "cert_password"})
 
@@ -224,6 +228,13 @@ class HTTP(ConnectedSource):
 
     def _news(self, now_ns: int) -> list[str | None]:
         return [*super()._news(now_ns), self._refusals.tell(now_ns)]
+
+    def nothing_yet(self) -> str:
+        refusals = self._refusals
+        if not refusals.count:
+            return ""
+        told = printable(refusals.last, longest=_TOLD)
+        return f"nothing was taken so far, and {refusals.count:,} refused; the last sender was told {told}"
 
     async def _end(self, server: Server, serving: asyncio.Future[None]) -> None:
         """Whoever still waits for an answer learns that nothing is known of its records."""

@@ -12,8 +12,9 @@ import msgspec
 
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
-from tidemill.formats.line_formats import LineFormat
-from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, shown
+from tidemill.formats.line_formats import LINE_FORMATS, LineFormat
+from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, shown, text_of
+from tidemill.formats.rejects import format_hint
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import OVERSIZE
 
@@ -150,7 +151,7 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     try:
         document = msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {error}") from None
+        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data))}") from None
     if may_exceed(data) and (why := excess(document, data)):
         raise Refused(400, f"the body {why}")
     return document if isinstance(document, list) else [document]
@@ -206,11 +207,17 @@ def _blocks(data: bytes, size: int) -> Iterator[bytes]:
         start = end
 
 
+def _hint(raw: Any) -> str:
+    """What the first line is that the source could read, if it were told to."""
+    hint = format_hint(raw.partition("\n")[0], LINE_FORMATS) if type(raw) is str else ""
+    return f"; this {hint}" if hint else ""
+
+
 def _first_bad(decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterable[Any]) -> tuple[int, str]:
     """The number of the first piece that is to be refused, from 1, and why."""
     for number, piece in enumerate(pieces, start=1):
         for part in decode(piece) or ():
             for bad in part.bad:
                 if not bad.sound:
-                    return number, bad.reason
+                    return number, f"{bad.reason}{_hint(bad.raw)}"
     return 1, "something in what follows is no record"  # as a whole, though each piece alone is one

@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
             posted = await self._read(request)
             await posted.safe()
         except Refused as refused:
-            self._refusals.count += 1
+            self._refusals.refused(f"{refused.status}: {refused}")
             return JSONResponse(refused.content, refused.status, refused.headers)
         except ClientDisconnect:
             return Response(status_code=400)

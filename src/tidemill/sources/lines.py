@@ -57,6 +57,7 @@ class Lines(RecordedSource):
 
     push = True
     arrival = True
+    formats = ("csv", *LINE_FORMATS)
     looked_up_options = frozenset({"path"})
 
     def __init__(
@@ -75,8 +76,8 @@ class Lines(RecordedSource):
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
-        if format not in (None, "csv", *LINE_FORMATS):
-            formats = ", ".join(f'"{one}"' for one in ("csv", *LINE_FORMATS))
+        if format not in (None, *self.formats):
+            formats = ", ".join(f'"{one}"' for one in self.formats)
             raise PlanError(f"format={format!r} of Lines must be one of {formats}.")
         self.path = path
         if format is None:

@@ -40,6 +40,7 @@ _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
 _TOPICS: Final = 100_000
 """Topics whose columns are remembered."""
+_TOPICS_SHOWN: Final = 5
 _UNNAMED_EXPIRY_S: Final = 3_600
 """For how long the session of a run without a client_id outlives its connection: while it connects anew."""
 _BRIEF: Final = 3
@@ -197,6 +198,20 @@ class MQTT(EdgedSource):
             tries=self._tries,
             trouble=self._trouble,
             dials=True,
+        )
+
+    def explain(self) -> str:
+        return self.edge.explain(paths=self._payloads.explained)
+
+    def nothing_yet(self) -> str:
+        topics = ", ".join(repr(pattern.filter) for pattern in self._patterns[:_TOPICS_SHOWN])
+        more = len(self._patterns) - _TOPICS_SHOWN
+        topics += f" and {more:,} more" if more > 0 else ""
+        if self._skipped:
+            return f"only retained messages on {topics} so far, which are passed over (retained='take' takes them)"
+        return (
+            f"no message on {topics} so far; if there should be, compare that with the topics that "
+            f"`tidemill new other.py --mqtt {self._broker}` hears"
         )
 
     async def wait_subscribed(self) -> None:

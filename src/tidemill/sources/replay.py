@@ -47,6 +47,7 @@ class Replay(RecordedSource):
     'replay'
     """
 
+    formats = tuple(dict.fromkeys(FORMATS.values()))
     looked_up_options = frozenset({"path"})
 
     def __init__(
@@ -69,7 +70,7 @@ class Replay(RecordedSource):
             raise PlanError(f'pace={pace!r} must be "max" or a number above 0: a multiple of the recorded speed.')
         if order not in ("merge", "sequence"):
             raise PlanError(f'order={order!r} must be "merge" (by time) or "sequence" (by path).')
-        if format is not None and format not in FORMATS.values():
+        if format is not None and format not in self.formats:
             raise PlanError(f'format={format!r} must be "csv", "ndjson" or "parquet".')
         self.path = path
         self.pace = pace

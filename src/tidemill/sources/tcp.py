@@ -10,7 +10,7 @@ from typing import Final
 from tidemill.batch import Batch
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
-from tidemill.formats.line_formats import line_format, set_up
+from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.formats.lines import MESSAGE_LIMIT
 from tidemill.letters import DeadLetter
 from tidemill.schema import Schema
@@ -70,6 +70,7 @@ class TCP(ConnectedSource):
     push = True
     finite = False
     arrival = True
+    formats = LINE_FORMATS
     fallback = "peer"
     looked_up_options = frozenset({"host", "cert", "cert_key", "ca"})
     secret_options = frozenset({"cert_password"})

@@ -14,7 +14,7 @@ from typing import Final
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import PlanError
-from tidemill.formats.line_formats import line_format, set_up
+from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.formats.lines import BYTE_ORDER_MARK, shown
 from tidemill.letters import OVERSIZE, DeadLetter
 from tidemill.schema import Schema
@@ -80,6 +80,7 @@ class UDP(ListeningSource):
     push = True
     finite = False
     arrival = True
+    formats = LINE_FORMATS
     fallback = "peer_host"
     looked_up_options = frozenset({"host"})
 

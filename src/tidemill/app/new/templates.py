@@ -14,6 +14,7 @@ from typing import Any, Final
 from tidemill.app.new.roles import ARRIVAL, STEM, Place, Roles, shown_place
 from tidemill.app.new.sniffing import BLANKS, Layout
 from tidemill.formats.key_template import KeyTemplate
+from tidemill.formats.payloads import path_of
 
 __all__ = ["MOST_SENSORS", "Calibrated", "Draft", "Live", "calibration_text"]
 
@@ -139,16 +140,6 @@ class Live:
             told = ", ".join(f"{literal(name)}: {literal(path_of(place))}" for name, place in self.paths.items())
             lines.append(f"value={{{told}}},")
         return [*lines, f"client_id={literal(self.client_id)},  # the broker keeps what comes while no run is there"]
-
-
-def path_of(place: Place) -> str:
-    """The place as `sources.MQTT` takes it.
-
-    >>> path_of(("data", "temp")), path_of(("data", "a.b"))
-    ('data.temp', 'data["a.b"]')
-    """
-    steps = [f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in place]
-    return "".join(steps).removeprefix(".")
 
 
 @dataclass(frozen=True)
