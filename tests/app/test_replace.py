@@ -63,6 +63,10 @@ def test_a_new_source_reads_what_is_written_as_the_old_one(tmp_path):
     influx = tm.sources.Lines("-", format="influx", precision="s")
     (lines,) = replaced(found(influx), Edges(input="-")).sources
     assert (lines.format, lines.precision) == ("influx", "s")
+    (recorded,) = replaced(found(influx), Edges(input="march.influx.gz")).sources
+    assert (type(recorded), recorded.format, recorded.precision) == (tm.sources.Lines, "influx", "s")
+    (recorded,) = replaced(found(own), Edges(input="march.lp")).sources
+    assert (type(recorded), recorded.format, recorded.precision) == (tm.sources.Lines, "influx", None)
     (lines,) = replaced(found(influx, tm.sources.Lines("-")), Edges(input="-")).sources
     assert (lines.format, lines.precision) == ("ndjson", None)
 

@@ -33,6 +33,14 @@ def test_the_suffix_says_the_sink(path: str | Path, cls: type[sinks.ProcessSink]
     assert (sink.if_exists, sink.columns) == ("replace", ("a",))
 
 
+@pytest.mark.parametrize("path", ["out.influx", "out.LP.gz"])
+def test_the_suffix_says_line_protocol(path: str) -> None:
+    """Which needs no more options."""
+    sink = sinks.for_path(path)
+    assert isinstance(sink, sinks.Lines)
+    assert sink.format == "influx"
+
+
 def test_a_folder_that_is_there(tmp_path: Path) -> None:
     """It needs no slash at its end."""
     assert type(sinks.for_path(tmp_path)) is sinks.Parquet

@@ -12,7 +12,7 @@ from tidemill.app.run_options import Edges
 from tidemill.core.plan import Plan
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import InputError, PlanError
-from tidemill.formats.line_formats import LINE_FORMATS
+from tidemill.formats.line_formats import INFLUX_SUFFIXES, LINE_FORMATS
 from tidemill.sources.base import Source
 from tidemill.sources.readers import FORMATS
 
@@ -97,10 +97,10 @@ def _source(edges: Edges, own: Collection[Source]) -> Source:
     key, time, tz = options["key"], options["time"], options["tz"] or "UTC"
     columns = {name: kind for source in own for name, kind in source.columns.items()}
     form = _alike("time_format", own)
-    if edges.input == STANDARD_STREAM:
-        written, unit = _written(own)
+    if edges.input == STANDARD_STREAM or files.suffix(edges.input) in INFLUX_SUFFIXES:
+        written, unit = _written(edges.input, own)
         return sources.Lines(
-            STANDARD_STREAM,
+            edges.input,
             key=key,
             time=time,
             tz=tz,
@@ -120,9 +120,11 @@ def _kind(place: str, own: Collection[Source]) -> str | None:
     return None if told or not recorded else _alike("format", own)
 
 
-def _written(own: Collection[Source]) -> tuple[str | None, str | None]:
-    """Format and precision of lines on standard input: those of the file's own."""
+def _written(place: str, own: Collection[Source]) -> tuple[str | None, str | None]:
+    """Format and precision of lines on standard input, or of a file of line protocol: those of the file's own."""
     written = _alike("format", own)
+    if place != STANDARD_STREAM:
+        return "influx", _alike("precision", own) if written == "influx" else None
     return (written, _alike("precision", own)) if written in ("csv", *LINE_FORMATS) else (None, None)
 
 

@@ -15,9 +15,11 @@ from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
 from tidemill.rows import RowsByField
 
-__all__ = ["LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
+__all__ = ["INFLUX_SUFFIXES", "LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
 
 LINE_FORMATS: Final = ("ndjson", "influx", "telegraf-json")
+INFLUX_SUFFIXES: Final = (".influx", ".lp")
+"""Of files of line protocol."""
 PRECISIONS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 """Nanoseconds in one unit of a timestamp."""
 

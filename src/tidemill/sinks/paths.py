@@ -16,14 +16,14 @@ __all__ = ["for_path"]
 _DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _SERVERS: Final = ("postgresql://", "postgres://")
 _BROKERS: Final = ("mqtt://", "mqtts://")
-_LINES: Final = (".ndjson", ".jsonl", ".csv")
+_LINES: Final = (".ndjson", ".jsonl", ".csv", ".influx", ".lp")
 
 
 def for_path(path: str | Path, **options: Any) -> ProcessSink:
     """The sink that a path's suffix means; ``options`` are the sink's own (``if_exists=``, ``columns=``, ``where=``).
 
     ``.db`` or ``.sqlite`` → `SQLite`; ``.parquet``, or a folder (it ends with ``/``, or is there) → `Parquet`;
-    ``.ndjson``, ``.jsonl``, ``.csv``, each also with ``.gz``, and ``-`` for standard output → `Lines`;
+    ``.ndjson``, ``.jsonl``, ``.csv``, ``.influx``, ``.lp``, each also with ``.gz``, and ``-`` for standard output → `Lines`;
     ``postgresql://...`` → `PostgreSQL`; ``mqtt://host/topic`` or ``mqtts://...`` → `MQTT`, with the topic as it is
     written there: ``mqtt://broker/features/{sensor}``.
 

@@ -14,7 +14,7 @@ from typing import Final
 from tidemill import files
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
-from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
+from tidemill.formats.line_formats import INFLUX_SUFFIXES, LINE_FORMATS, line_format, set_up
 from tidemill.formats.lines import LINE_LIMIT
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
@@ -26,7 +26,7 @@ from tidemill.sources.recorded import RecordedSource
 
 __all__ = ["Lines"]
 
-_SUFFIXES: Final = {".csv": "csv", ".influx": "influx", ".lp": "influx"}
+_SUFFIXES: Final = {".csv": "csv", **dict.fromkeys(INFLUX_SUFFIXES, "influx")}
 _READ: Final = 1 << 15
 _BUFFER: Final = 1 << 20
 

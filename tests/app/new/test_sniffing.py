@@ -64,6 +64,8 @@ def test_layouts(text: str | bytes, layout: Layout) -> None:
         ("2024-03-01T12:00:00,20\n", ".csv", "has no header"),
         ("sensor,value\n", ".csv", "no record that fits"),
         ("sensor,sensor\na,b\n", ".csv", "twice"),
+        ("mill,line=L1 speed=4 1700000000000000000\n", ".influx", "is line protocol; .* --input FILE.influx"),
+        ("# by telegraf\n\nmill speed=4\n", ".txt", "is line protocol"),
     ],
 )
 def test_what_is_no_recording_of_lines_is_said_to_be_what_it_is(text: str | bytes, suffix: str, said: str) -> None:

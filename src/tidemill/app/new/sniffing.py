@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from tidemill.errors import InputError
 from tidemill.formats.csv_lines import parse_header
+from tidemill.formats.influx_lines import InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.times import TimeReader
 
@@ -22,6 +23,8 @@ BLANKS: Final = " "
 _SEPARATORS: Final = (",", ";", "\t", "|", BLANKS)
 _LINES: Final = 1_000
 """Records that are looked at."""
+_TRIED_LETTERS: Final = 1 << 16
+"""Of a first line, by which line protocol is told."""
 _TRIED: Final = 100
 """Lines by which separators are compared."""
 
@@ -92,6 +95,11 @@ def sniffed(named: str, suffix: str, data: bytes, *, whole: bool) -> Head:
     if not data.strip():
         raise InputError(f"{named} is empty; give a recording with a few records in it.")
     text, encoding = _decoded(named, data)
+    if _is_line_protocol(text):
+        raise InputError(
+            f"{named} is line protocol; new looks at CSV and NDJSON. Write a plan whose source is "
+            f'tm.sources.Lines("-", format="influx"), and give it the recording: tidemill check PLAN.py --input FILE.influx'
+        )
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if not whole and len(lines) > 1 and not text.endswith("\n"):
         lines.pop()  # cut in the middle
@@ -104,6 +112,13 @@ def sniffed(named: str, suffix: str, data: bytes, *, whole: bool) -> Head:
     if begin == "{":
         return _json(named, lines, named_so=SUFFIXES.get(suffix) == "ndjson")
     return _csv(named, lines, encoding, named_so=suffix == ".csv")
+
+
+def _is_line_protocol(text: str) -> bool:
+    """Whether its first line is, but for comments."""
+    lines = text[:_TRIED_LETTERS].split("\n")
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    return bool(InfluxLines().decode(first.encode("utf-8", "replace")).rows)
 
 
 def number_of(item: Any, decimal: str = ".") -> float | None:
