@@ -17,7 +17,7 @@ from tidemill.formats.lines import text_of
 from tidemill.formats.rejects import MOST_SHOWN, shown_names
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
-__all__ = ["BadReading", "PayloadReader", "path_of"]
+__all__ = ["BadReading", "PayloadReader", "leaves", "path_of"]
 
 _DECODER: Final = msgspec.json.Decoder()
 _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -140,7 +140,7 @@ class PayloadReader:
 
     def _note(self, message: Any) -> None:
         self._lacking += 1
-        for steps, item in islice(_leaves(message, ()), MOST_SHOWN - len(self._seen)):
+        for steps, item in islice(leaves(message), MOST_SHOWN - len(self._seen)):
             self._seen.setdefault(path_of(steps), item)
 
     @property
@@ -187,16 +187,16 @@ def path_of(steps: Sequence[str | None]) -> str:
     return "".join(made).removeprefix(".")
 
 
-def _leaves(item: Any, steps: tuple[str | None, ...]) -> Iterator[tuple[tuple[str | None, ...], Any]]:
+def leaves(item: Any, steps: tuple[str | None, ...] = ()) -> Iterator[tuple[tuple[str | None, ...], Any]]:
     """What in a message a path can lead to, but for what is too deep or has a name that nobody would type."""
     if len(steps) > _DEEPEST:
         return
     if type(item) is dict:
         for name, inner in item.items():
             if name and '"' not in name and len(name) <= _LONGEST_NAME:
-                yield from _leaves(inner, (*steps, name))
+                yield from leaves(inner, (*steps, name))
     elif type(item) is list and item and type(item[0]) is dict and None not in steps:
-        yield from _leaves(item[0], (*steps, None))
+        yield from leaves(item[0], (*steps, None))
     elif steps:
         yield steps, item
 

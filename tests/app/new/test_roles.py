@@ -64,6 +64,19 @@ def test_what_is_a_guess_is_said_to_be_one() -> None:
     assert roles("t,value\n2024-03-01 00:00:00,20\n", tz="Europe/Berlin").doubt("tz") == ""
 
 
+def test_a_counter_is_a_reading_only_when_there_is_nothing_else() -> None:
+    """Even if the reading stands still; it is marked as a guess then, and of messages a list's numbers are named."""
+    still = roles(lines(*({"sensor": "S1", "time": 1700000000 + n, "fCnt": n, "x": 20} for n in range(5))))
+    assert (still.value, still.doubt("value")) == (("x",), "")
+    uplinks = [{"devEUI": "d", "fCnt": n, "rxInfo": [{"name": "g", "channel": 1, "rssi": -90 - n}]} for n in range(5)]
+    found = roles_of(sniffed("plant", ".ndjson", lines(*uplinks).encode(), whole=True), Given(arrival=True))
+    assert found.value == ("fCnt",)
+    assert found.doubt("value").startswith("a guess: no number is called as readings are")
+    assert "value={\"rssi\": 'rxInfo[*].rssi'} at the source" in found.doubt("value")
+    recorded = roles(lines(*({**uplink, "time": 1700000000 + n} for n, uplink in enumerate(uplinks))))
+    assert recorded.doubt("value") == "a guess: no number is called as readings are"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

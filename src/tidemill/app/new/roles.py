@@ -26,6 +26,7 @@ from tidemill.errors import InputError
 from tidemill.formats.edge import DEFAULT_TIME
 from tidemill.formats.field_names import SENSORS, TIMES, words_of
 from tidemill.formats.key_template import KeyTemplate
+from tidemill.formats.payloads import leaves, path_of
 
 __all__ = ["ARRIVAL", "STEM", "Given", "Roles", "at_place", "roles_of", "shown_place"]
 
@@ -40,6 +41,8 @@ _OTHERWISE: Final = {
 }
 """What is done then, by the key that does it."""
 _FIELDS_SHOWN: Final = 12
+_MESSAGES: Final = 100
+"""That are looked into for lists."""
 _DEEPEST: Final = 4
 """Objects in objects that are looked into for numbers."""
 
@@ -333,10 +336,27 @@ def _value(
         )
     worth = {path: _worth(path, found, len(head.rows)) for path, found in numbers.items()}
     best = max(numbers, key=lambda path: (*worth[path], -list(numbers).index(path)))
-    rivals = tuple(path for path in numbers if path != best and worth[path][0] and worth[path][1])
-    if rivals:
+    rivals = tuple(path for path in numbers if path != best and all(worth[path][:2]))
+    if not worth[best][0]:
+        doubts["value"] = f"a guess: no number is called as readings are{_of_lists(head) if given.arrival else ''}"
+    elif rivals:
         doubts["value"] = "a guess among the numbers"
     return best, rivals
+
+
+def _of_lists(head: Head) -> str:
+    """A few words on the numbers in lists of messages, which a source makes a record each."""
+    found: dict[tuple[str | None, ...], list[float]] = {}
+    for row in head.rows[:_MESSAGES]:
+        for steps, item in leaves(row):
+            number = None if isinstance(item, str) else number_of(item)
+            if None in steps and number is not None and all(name is None or name.isprintable() for name in steps):
+                found.setdefault(steps, []).append(number)
+    worth = {steps: _worth((str(steps[-1]),), numbers, len(head.rows)) for steps, numbers in found.items()}
+    best = max(found, key=lambda steps: worth[steps], default=None)
+    if best is None or not worth[best][0] or best[-1] is None:
+        return ""
+    return f', and value={{"{best[-1]}": {_short(repr(path_of(best)))}}} at the source takes those of a list'
 
 
 def _readings_in(head: Head, items: Iterable[Any]) -> list[float]:
@@ -358,14 +378,15 @@ def _is_odd(name: str) -> bool:
 
 
 def _worth(path: Place, numbers: Sequence[float], rows: int) -> tuple[int, ...]:
-    """The greater, the more it looks like a reading: it varies, is called so, has fractions, is there, is near the top."""
+    """The greater, the more it looks like a reading: it is not called as counters are, varies, is called so, has fractions, is
+    there, is near the top."""
     words = set(words_of(path[-1]))
     called = 3 if words & set(READINGS) else 2 if words & set(PHYSICAL) else 0 if words & set(NO_READINGS) else 1
     if path[0].startswith("_"):
         called = 0
     varies = len(set(numbers)) > 1
     fractions = any(number != int(number) for number in numbers)
-    return varies, called, fractions, 2 * len(numbers) > rows, -len(path)
+    return called > 0, varies, called, fractions, 2 * len(numbers) > rows, -len(path)
 
 
 # -- words ---------------------------------------------------------------------------------------------------

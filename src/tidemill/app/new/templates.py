@@ -172,7 +172,8 @@ class Draft:
         column = literal(self.roles.value[-1])
         opened = _OPENED.substitute(value=literal(self.roles.value), column=column)
         pandas = () if self.layout.plain else ("import pandas as pd",)
-        stages = self._comment("value", f"others are {_listed(self.roles.others)}")
+        others = self.roles.others
+        stages = self._comment("value", f"others are {_listed(others)}" if others else "give another with --value")
         if nested:
             stages.append(f"tm.MapRows(opened, adds={{{column}: float}}),")
         return _PLAN.substitute(
