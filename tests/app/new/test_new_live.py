@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -65,11 +66,7 @@ def test_numbers_on_a_topic_for_each_sensor(
     retain({f"plant/{'ab'[n % 2]}/S{n}/temperature": str(20 + n) for n in range(6)} | {"alarm": "on", "other": "3"})
     source = listened(tmp_path, broker.url).sources[0]
     assert isinstance(source, tm.sources.MQTT)
-    assert (source.topics, source.key, source.client_id) == (
-        ("plant/{group}/{sensor}/temperature",),
-        "sensor",
-        "tidemill-plant",
-    )
+    assert (source.topics, source.key) == (("plant/{group}/{sensor}/temperature",), "sensor")
     told = capsys.readouterr().out
     assert "6 messages on 6 topics" in told
     assert "1 topic is left out ('other'); 1 message holds no reading" in told
@@ -135,7 +132,23 @@ def test_a_password_goes_to_no_file_and_to_no_line(
     ]
     assert len(texts) == 8
     assert password not in "".join((*texts, captured.out, captured.err))
-    assert texts.count((tmp_path / "plant.py").read_text()) == 2
+    plans = [(folder / "plant.py").read_text().split("client_id=") for folder in (tmp_path, tmp_path / "b")]
+    assert plans[0][0] == plans[1][0]
+
+
+def test_two_plans_of_one_name_do_not_end_each_others_connection(
+    broker: Any, retain: Publish, hears: Any, tmp_path: Path
+) -> None:
+    """Each has a client_id of its own, that begins with the plan's name."""
+    hears(2)
+    retain({"plant/S1": "20", "plant/S2": "21"})
+    names = []
+    for person in "ab":
+        (tmp_path / person).mkdir()
+        new_live(str(tmp_path / person / "plant.py"), broker.url, "#", 60, Given(), force=False)
+        names.append(load(str(tmp_path / person / "plant.py")).pipeline.sources[0].client_id)
+    assert names[0] != names[1]
+    assert all(re.fullmatch("tidemill-plant-[0-9a-f]{6}", name) for name in names)
 
 
 def test_a_broker_that_says_nothing_refuses_or_is_not_there(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -35,6 +36,8 @@ HEARD: Final = "heard.ndjson"
 PASSWORD: Final = "MQTT_PASSWORD"  # noqa: S105 - a variable's name
 """The variable of the environment that holds the password, here and in the plan, unless the address has it."""
 _OTHERS_SHOWN: Final = 3
+_LETTERS: Final = 6
+"""That tell a plan's client_id from that of a plan of the same name: of two runs with one, each ends the other's connection."""
 
 Row = dict[str, Any]
 
@@ -67,7 +70,7 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
         f"a guess from {count}",
         broker.username,
         broker.password is not None,
-        f"tidemill-{places[0].stem}",
+        f"tidemill-{places[0].stem}-{secrets.token_hex(_LETTERS // 2)}",
         paths,
     )
     roles = replace(roles, value=roles.value[-1:] if paths else roles.value)
