@@ -103,6 +103,14 @@ def test_of_an_item_with_nothing_at_the_path_the_item_is_told() -> None:
     assert [each.raw for each in PayloadReader("list[*].t").read(b'{"list": 3}')[1]] == ['{"list": 3}']
 
 
+@pytest.mark.parametrize("payload", [b'{"value": 20}', b"20", b" +20.0\r\n", b"[20]"])
+def test_a_byte_order_mark_is_no_part_of_a_message(payload: bytes) -> None:
+    """One; what begins with more of them is no message, however many there are."""
+    assert read(b"\xef\xbb\xbf" + payload) == [{"value": 20}]
+    rows, (bad,) = PayloadReader().read(b"\xef\xbb\xbf" * 10_000 + payload)
+    assert (rows, bad.reason_code) == ([], "malformed")
+
+
 SEEN = {
     "a path of another name": ("data.temp", {"reading": {"celsius": 20}, "when": 1}, "value='reading.celsius'"),
     "the name elsewhere": ("t.temp", {"n": 3, "data": {"temp": 20}}, "value='data.temp'"),

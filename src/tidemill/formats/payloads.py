@@ -13,7 +13,7 @@ import msgspec
 from tidemill.errors import PlanError
 from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.json_limits import excess, may_exceed
-from tidemill.formats.lines import text_of
+from tidemill.formats.lines import BYTE_ORDER_MARK, text_of
 from tidemill.formats.rejects import MOST_SHOWN, shown_names
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
@@ -95,6 +95,8 @@ class PayloadReader:
         try:
             message = _DECODER.decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            if _has_mark(payload):
+                return self.read(payload.removeprefix(BYTE_ORDER_MARK))
             number = _number(payload)
             if number is None:
                 return [], [BadReading(*_reason(error, payload), text_of(payload))]
@@ -175,6 +177,11 @@ def _found(item: Any, steps: Steps) -> Any:
             return _NOTHING
         item = item[step]
     return item
+
+
+def _has_mark(payload: bytes) -> bool:
+    """One: what begins with a second is no text that anybody marked."""
+    return payload.startswith(BYTE_ORDER_MARK) and not payload.startswith(BYTE_ORDER_MARK, len(BYTE_ORDER_MARK))
 
 
 def path_of(steps: Sequence[str | None]) -> str:
