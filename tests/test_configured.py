@@ -1,4 +1,4 @@
-"""What an option of a source or a sink refers to is looked up or refused, in every one of them."""
+"""What an option of a source or a sink, or a path of a stage, refers to is looked up or refused, in every one of them."""
 
 from __future__ import annotations
 
@@ -156,3 +156,21 @@ def test_a_constructor_that_takes_nothing_is_as_it_was() -> None:
     made: Callable[..., Plain] = Plain
     with pytest.raises(TypeError, match="unexpected keyword argument 'prot'"):
         made("a", prot=3)
+
+
+def model_at(path: Any) -> tm.Model:
+    return tm.Model(path, inputs=["x"], outputs=["y"])
+
+
+@pytest.mark.parametrize("stage", [tm.Calibrate, tm.Calibrate.range, tm.Calibrate.two_point, tm.Lookup, model_at])
+def test_the_path_of_a_stage_is_looked_up_when_it_is_made(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: what it is then does not change with what the reference stands for. One to nothing is refused, with its option."""
+    monkeypatch.setenv("PLANT_ROOT", "/plants/north")
+    made = stage("${env:PLANT_ROOT}/table.csv")
+    monkeypatch.setenv("PLANT_ROOT", "/plants/south")
+    assert made.path == "/plants/north/table.csv"
+    assert stage(Path("table.csv")).path == "table.csv"
+    with pytest.raises(
+        InputError, match=r"(table|model)= of \w+ refers to \$\{env:NOT_THERE\}, and the environment has no"
+    ):
+        stage(f"{NOWHERE}/table.csv")

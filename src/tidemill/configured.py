@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText, refers
 
-__all__ = ["Configured"]
+__all__ = ["Configured", "looked_up"]
 
 
 class Configured:
@@ -74,13 +74,14 @@ def _option(of: type[Configured], name: str, given: Any) -> Any:
         where = f" They are for {taken}." if taken else ""
         raise PlanError(f"{option} takes no ${{env:NAME}} or ${{file:PATH}}; write the text itself.{where}")
     if isinstance(given, str):
-        return _looked_up(given, option)
+        return looked_up(given, option)
     if isinstance(given, os.PathLike):
-        return Path(_looked_up(os.fsdecode(given), option))
-    return [_looked_up(text, option) if isinstance(text, str) else text for text in given]
+        return Path(looked_up(os.fsdecode(given), option))
+    return [looked_up(text, option) if isinstance(text, str) else text for text in given]
 
 
-def _looked_up(text: str, option: str) -> str:
+def looked_up(text: str, option: str) -> str:
+    """The text with what its references stand for; ``option`` is what errors call it."""
     found = SecretText(text, option).resolved()
     if refers(found):
         raise InputError(f"{option} refers to something that refers to something else; keep there what it stands for.")

@@ -159,7 +159,7 @@ class Calibrate(Stage):
     # -- its table -------------------------------------------------------------------------------------
 
     def _given(self, table: Any) -> None:
-        self.path = path_of(table)
+        self.path = path_of(table, option="table= of Calibrate")
         self._table = None
         if self.path is None:
             columns = HEADERS[self._form]

@@ -114,7 +114,7 @@ class Lookup(Stage):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name, on_error=on_error)
-        self.path = path_of(table)
+        self.path = path_of(table, option=f"table= of {type(self).__name__}")
         self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
         self.key_column = key_column
         self.default = default

@@ -66,7 +66,7 @@ class Model(Stage):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(name=name, on_error=on_error, deadline_s=deadline_s)
-        self.path = path_of(model)
+        self.path = path_of(model, option="model= of Model")
         if self.path is None and not isinstance(model, bytes):
             raise PlanError(
                 f"{self.name} needs a model: the path of an .onnx file, or its bytes; it was given {type(model).__name__}."

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tidemill.configured import looked_up
 from tidemill.errors import InputError
 from tidemill.stages.base import Table
 
@@ -29,9 +30,10 @@ class KeyedRow:
     cells: Mapping[str, Any]
 
 
-def path_of(table: object) -> str | None:
-    """The path, when the table is one yet to be loaded."""
-    return os.fspath(table) if isinstance(table, str | os.PathLike) else None
+def path_of(table: object, *, option: str) -> str | None:
+    """The path, when the table is one yet to be loaded. What it refers to (``${env:NAME}``) is looked up now, once, as in the
+    paths of sources."""
+    return looked_up(os.fspath(table), option) if isinstance(table, str | os.PathLike) else None
 
 
 def as_columns(table: Any, *, stage: str, key_column: str, columns: Sequence[str]) -> Table:
