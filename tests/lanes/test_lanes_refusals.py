@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+from collections.abc import AsyncIterator, Callable
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,49 @@ async def test_timeouts_that_make_no_sense(one: tm.Lanes, value: object) -> None
     with pytest.raises(CallError, match="must be more than 0 seconds"):
         one.batched(list, timeout=value)  # type: ignore[arg-type]
     assert await one.run(abs, -1) == 1
+
+
+class Client:
+    async def fetch(self, x: int) -> int:
+        return x
+
+    async def __call__(self, x: int) -> int:
+        return x
+
+
+async def fetch(x: int) -> int:
+    return x
+
+
+async def readings(x: int) -> AsyncIterator[int]:
+    yield x
+
+
+ASYNC = {
+    "fetch": fetch,
+    "readings": readings,
+    "partial": functools.partial(functools.partial(fetch), 1),
+    "Client.fetch": Client().fetch,
+    "Client": Client(),
+}
+
+
+@pytest.mark.parametrize("name", ASYNC)
+@pytest.mark.parametrize("door", ["run", "stream", "batched", "executor", "map", "keyed", "initializer"])
+async def test_async_functions(one: tm.Lanes, name: str, door: str) -> None:
+    """At the call, whatever the door: nothing is run, and no coroutine is left that nobody awaits."""
+    doors: dict[str, Callable[[Any], Any]] = {
+        "run": lambda fn: one.run(fn, 1).send(None),
+        "stream": lambda fn: one.stream(fn, [1]),
+        "batched": one.batched,
+        "executor": lambda fn: one.executor().submit(fn, 1),
+        "map": lambda fn: next(one.executor().map(fn, [1])),
+        "keyed": one.keyed,
+        "initializer": lambda fn: tm.Lanes(1, initializer=fn),
+    }
+    told = f"{'fetch' if name == 'partial' else name} is async, and a lane runs plain functions"
+    with pytest.raises(CallError, match=told):
+        doors[door](ASYNC[name])
 
 
 async def test_a_number_of_lanes_that_makes_no_sense_for_a_pipeline() -> None:

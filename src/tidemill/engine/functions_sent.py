@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.engine.options import check_plain
 from tidemill.lanes.call_codec import dumps_function
 
 __all__ = ["FunctionsSent", "SentFunction", "call_name", "name_of"]
@@ -50,6 +51,7 @@ class FunctionsSent:
         place = id(function)
         found = self._sent.get(place)
         if found is None or found[0]() is not function:
+            check_plain(function)
             sent = SentFunction(next(self._numbers), dumps_function(function), call_name(function))
             found = (weakref.ref(function, lambda gone: self._forget(place, gone)), sent)
             self._sent[place] = found

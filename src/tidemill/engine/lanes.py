@@ -26,7 +26,15 @@ from tidemill.engine.lane import NICE
 from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
 from tidemill.engine.making import Making
-from tidemill.engine.options import WhenFull, check_callable, check_choice, check_count, check_seconds, check_timeout
+from tidemill.engine.options import (
+    WhenFull,
+    check_callable,
+    check_choice,
+    check_count,
+    check_plain,
+    check_seconds,
+    check_timeout,
+)
 from tidemill.engine.stream import Calling, streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments, dumps_call, named
@@ -71,11 +79,11 @@ class Lanes:
                            the call that waited longest raises it ("drop_oldest"). This is for `run` and `executor`;
                            `stream`, `batched` and `keyed` have bounds of their own
 
-    Any function goes: of ``__main__``, a lambda, a closure. It is sent once to each lane; what it closes over is as it
-    was then. Arguments and results are pickled; classes of ``__main__`` are copied to the lanes, and an object of one that
-    comes back is of the class as it is here. A call that was started is never started again; if its process dies,
-    it alone fails, with `LaneDied`, and the lane goes on in a new process. Raises `CallError` for options that make no
-    sense.
+    Any plain function goes: of ``__main__``, a lambda, a closure; an async one is refused. It is sent once to each lane;
+    what it closes over is as it was then. Arguments and results are pickled; classes of ``__main__`` are copied to the lanes,
+    and an object of one that comes back is of the class as it is here. A call that was started is never started again; if
+    its process dies, it alone fails, with `LaneDied`, and the lane goes on in a new process. Raises `CallError` for options
+    that make no sense.
 
     >>> async def main():
     ...     async with Lanes(0) as lanes:
@@ -337,6 +345,7 @@ class Lanes:
         crew = self._open()
         if not callable(factory):
             raise CallError(f"{factory!r} is not a class or function that makes an object.")
+        check_plain(factory)
         limits = KeyedLimits(max_keys, max_bytes, max_waiting, max_waiting_bytes, when_full)
         sent = self._functions.listed(KeyedObjects(factory))
         return Keyed(crew, self._check_here, f"lanes.keyed({name_of(factory)})", sent, max(self._count, 1), limits)

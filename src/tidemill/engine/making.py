@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.functions_sent import FunctionsSent, name_of
-from tidemill.engine.options import check_count, check_timeout
+from tidemill.engine.options import check_count, check_plain, check_timeout
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.beginning import Imports, NotImported, begin
 from tidemill.lanes.call_codec import dumps_arguments
@@ -41,10 +41,12 @@ class Making:
     """Shared memory for large arguments and results of one process, half for each; 0 for none."""
 
     def __post_init__(self) -> None:
-        if self.initializer is not None and not callable(self.initializer):
-            raise CallError(
-                f"initializer={self.initializer!r} is not a function; give its arguments as initargs=(...)."
-            )
+        if self.initializer is not None:
+            if not callable(self.initializer):
+                raise CallError(
+                    f"initializer={self.initializer!r} is not a function; give its arguments as initargs=(...)."
+                )
+            check_plain(self.initializer)
         if not isinstance(self.initargs, (list, tuple)):
             raise CallError(
                 f"initargs={self.initargs!r} must be a tuple of arguments, such as initargs=('model.bin',)."

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from typing import Any, Final, Literal
 
 from tidemill.errors import CallError
 
-__all__ = ["WHEN_FULL", "WhenFull", "check_callable", "check_choice", "check_count", "check_seconds", "check_timeout"]
+__all__ = [
+    "WHEN_FULL",
+    "WhenFull",
+    "check_callable",
+    "check_choice",
+    "check_count",
+    "check_plain",
+    "check_seconds",
+    "check_timeout",
+]
 
 WhenFull = Literal["block", "reject", "drop_oldest"]
 WHEN_FULL: Final = ("block", "reject", "drop_oldest")
 """What a call meets when as much waits as may."""
+_ASYNC: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def check_callable(value: object) -> None:
-    """Something to call, not what a call returned."""
+    """Something to call, not what a call returned; and a plain one."""
     if not callable(value):
         raise CallError(f"{value!r} is not a function; write lanes.run(function, argument), without calling it.")
+    check_plain(value)
+
+
+def check_plain(function: Any) -> None:
+    """One that is not async, also where some of its arguments are bound."""
+    bare = function
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    if isinstance(bare, type):
+        return
+    code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
+    if code is not None and code.co_flags & _ASYNC:
+        name = getattr(bare, "__qualname__", None) or type(bare).__qualname__
+        raise CallError(
+            f"{name} is async, and a lane runs plain functions: await on the event loop, and give a lane what computes, as a "
+            "plain function (def). What must be async in the lane too goes into a plain function that calls asyncio.run(...)."
+        )
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
