@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.errors import CallError, LaneDied, RemoteError
+from tidemill.errors import CallError, LaneDied, OutsideError, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -151,26 +152,50 @@ async def test_threads_and_forks_of_a_function(one: tm.Lanes) -> None:
     assert await asyncio.gather(one.run(works), one.run(square, 3)) == [286, 9]
 
 
-@pytest.mark.parametrize("door", ["open", "run", "executor"])
-async def test_nested_use_is_refused(two: tm.Lanes, door: str) -> None:
-    """Lanes in a lane: one clear sentence, whatever way they are opened; the lane is as before."""
+def small_run(stage: tm.Plan, sink: tm.sinks.Latest, lanes: int) -> tm.Report:
+    source = tm.sources.Records([{"sensor": "a", "time": 1, "value": 2.0}])
+    return tm.run(tm.Pipeline(source, stage, sink), lanes=lanes, dead_letters=os.devnull)
 
-    def nested() -> int:
-        async def main() -> int:
-            async with tm.Lanes(1) as lanes:
-                return await lanes.run(square, 2)
 
-        if door == "executor":
-            with tm.LanesExecutor(1) as pool:
+def nested(door: str, lanes: int = 1) -> int:
+    async def opened() -> int:
+        async with tm.Lanes(lanes) as within:
+            return await within.run(square, 2)
+
+    match door:
+        case "Lanes":
+            return asyncio.run(opened())
+        case "LanesExecutor":
+            with tm.LanesExecutor(lanes) as pool:
                 return pool.submit(square, 2).result()
-        return asyncio.run(main())
+        case "run":
+            return 4 * small_run(tm.Plan(), tm.sinks.Latest(), lanes).rows_out
+    raise AssertionError(door)
 
-    if door == "run":
-        with pytest.raises(CallError, match="stay in the process"):
-            await two.run(lambda: two)
-    else:
-        with pytest.raises(CallError, match="no lanes within lanes"):
-            await two.run(nested)
+
+@pytest.mark.parametrize("door", ["Lanes", "LanesExecutor", "run"])
+async def test_nested_use_is_refused(two: tm.Lanes, door: str) -> None:
+    """Lanes in a lane, by any way to have them: one clear sentence, also in a pipeline's lane; inline there is no need to."""
+    with pytest.raises((CallError, OutsideError), match="no lanes within lanes"):
+        await two.run(nested, door)
+    assert await two.run(nested, door, lanes=0) == 4
+
+    def refused(batch: tm.Batch) -> dict[str, Any]:
+        try:
+            nested(door)
+        except (CallError, OutsideError) as error:
+            return {"told": np.array([str(error)] * len(batch), object)}
+        raise AssertionError("it was not refused")
+
+    latest = tm.sinks.Latest()
+    await asyncio.to_thread(small_run, tm.Plan(tm.Map(refused)), latest, 1)
+    assert "no lanes within lanes" in latest["a"]["told"]
+
+
+async def test_lanes_do_not_travel(two: tm.Lanes) -> None:
+    """A function cannot take those of the application along."""
+    with pytest.raises(CallError, match="stay in the process"):
+        await two.run(lambda: two)
     assert await two.run(square, 3) == 9
 
 

@@ -1,4 +1,4 @@
-"""Elsewhere than on Linux: plans and inline lanes work, and lanes with processes say that they do not yet."""
+"""Elsewhere than on Linux: plans, inline lanes and inline runs work, and lanes with processes say that they do not yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for module in ("fcntl", "resource", "termios", "pwd", "grp"):
 for owner, names in {
     os: ("memfd_create", "fork", "sched_getaffinity", "register_at_fork", "MFD_CLOEXEC", "MFD_ALLOW_SEALING"),
     socket: ("SOCK_SEQPACKET",),
-    signal: ("SIGKILL", "SIGCHLD"),
+    signal: ("SIGKILL", "SIGCHLD", "SIGHUP", "pthread_sigmask"),
 }.items():
     for name in names:
         if hasattr(owner, name):
@@ -49,10 +49,17 @@ try:
         pass
 except tm.CallError as error:
     print(error)
+rows = [{"sensor": "a", "time": 1, "v": 1.0}, {"sensor": "a", "time": 2, "v": 2.0}]
+pipeline = tm.Pipeline(tm.sources.Records(rows), tm.Plan(), tm.sinks.Latest())
+for count in (2, None):
+    try:
+        tm.run(pipeline, lanes=count)
+    except tm.OutsideError as error:
+        print(error)
+assert tm.run(pipeline, lanes=0).rows_out == 2
 with tm.LanesExecutor(0) as pool:
     assert pool.submit(divmod, 7, 2).result() == (3, 1)
 plan = tm.Plan(tm.Rolling("v", window=2, stats=["mean"]))
-rows = [{"sensor": "a", "v": 1.0}, {"sensor": "a", "v": 2.0}]
 assert [row["v_mean_2"] for row in plan.apply(rows, key="sensor")] == [1.0, 1.5]
 """
 
@@ -61,6 +68,7 @@ def test_without_what_only_linux_has() -> None:
     """In an interpreter that lacks fork, memfds and fcntl."""
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == 2 * [
-        "Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system."
+    assert done.stdout.splitlines() == [
+        *2 * ["Lanes run on Linux so far. tm.Lanes(0) runs the same calls inline."],
+        *2 * ["Lanes run on Linux so far. lanes=0 runs the pipeline in this process."],
     ]

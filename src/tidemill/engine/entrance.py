@@ -23,10 +23,12 @@ from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
 from tidemill.errors import InputError
+from tidemill.lanes.forkserver import HELD
 
 __all__ = ["run", "run_async", "serve"]
 
-_HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MAY_HANDLE: Final = hasattr(signal, "pthread_sigmask")
+"""Not on Windows, where an interrupt is raised like any other."""
 _log = logging.getLogger("tidemill")
 
 
@@ -188,7 +190,7 @@ async def _executed(
     if path is not None and (why := files.why_not_whole(path)):
         raise InputError(f"the report cannot be written to {files.absolute(path)}: {why}. Name another file.")
     try:
-        with _signals(execution, ends_process) if handle_signals else contextlib.nullcontext():
+        with _signals(execution, ends_process) if handle_signals and _MAY_HANDLE else contextlib.nullcontext():
             made = await execution.execute()
         if told is not None:
             told(made)
@@ -254,7 +256,7 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
     files of tables and models, unless it tells that the terminal is gone in which the run was started: then stop in order.
 
     Afterwards they do what they did before, without a moment in between."""
-    before = {number: signal.getsignal(number) for number in _HANDLED}
+    before = {number: signal.getsignal(number) for number in HELD}
     loop = asyncio.get_running_loop()
     terminals = [standard for standard in (0, 1, 2) if os.isatty(standard)]
     seen = 0
@@ -288,9 +290,9 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         try:
-            for number in _HANDLED:
+            for number in HELD:
                 loop.remove_signal_handler(number)
                 signal.signal(number, late if ends_process else before[number] or signal.SIG_DFL)
         finally:

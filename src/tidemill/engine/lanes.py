@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
@@ -23,7 +22,7 @@ from tidemill.engine.functions_sent import FunctionsSent, call_name, name_of
 from tidemill.engine.keyed import Keyed
 from tidemill.engine.keyed_limits import KeyedLimits
 from tidemill.engine.lane import NICE
-from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
+from tidemill.engine.lanes_count import no_processes, resolved_lanes
 from tidemill.engine.lanes_statistics import LanesReader, LanesStatistics
 from tidemill.engine.making import Making
 from tidemill.engine.options import (
@@ -38,7 +37,6 @@ from tidemill.engine.options import (
 from tidemill.engine.stream import Calling, streamed
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, dumps_arguments, dumps_call, named
-from tidemill.lanes.call_main import inside_lane
 from tidemill.lanes.keyed_objects import KeyedObjects
 
 __all__ = ["Lanes"]
@@ -144,12 +142,8 @@ class Lanes:
         """Return when every lane can take calls; raises `CallError` or `LaneDied` when the initializer fails."""
         if self._loop is not None:
             raise CallError("These lanes were opened before; make new ones with tm.Lanes(...).")
-        if inside_lane():
-            raise CallError("This function runs in a lane already; there are no lanes within lanes. Call it directly.")
-        if self._count and not sys.platform.startswith("linux"):
-            raise CallError("Lanes run on Linux so far; tm.Lanes(0) runs the same calls inline on this system.")
-        if self._count and (missing := no_interpreter()):
-            raise CallError(f"{missing} tm.Lanes(0) runs the same calls inline.")
+        if self._count and (why := no_processes()):
+            raise CallError(f"{why} tm.Lanes(0) runs the same calls inline.")
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         crew = Crew(

@@ -8,8 +8,9 @@ import sys
 
 from tidemill import files
 from tidemill.errors import PlanError, TidemillError
+from tidemill.lanes.forkserver import inside_lane
 
-__all__ = ["default_lanes", "no_interpreter", "resolved_lanes"]
+__all__ = ["default_lanes", "no_processes", "resolved_lanes"]
 
 
 def default_lanes() -> int:
@@ -46,8 +47,12 @@ def resolved_lanes(asked: int | None, error: type[TidemillError] = PlanError) ->
     return asked
 
 
-def no_interpreter() -> str:
-    """Why no process can be started from this one: a sentence, or nothing."""
+def no_processes() -> str:
+    """Why no lane's process can be started from this one: a sentence, or nothing."""
+    if inside_lane():
+        return "This code runs in a lane already, and there are no lanes within lanes."
+    if not sys.platform.startswith("linux"):
+        return "Lanes run on Linux so far."
     if not sys.executable:
         return (
             f"Lanes are started with the Python interpreter that sys.executable names, and it is {sys.executable!r} "

@@ -36,7 +36,7 @@ from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
-from tidemill.engine.lanes_count import no_interpreter, resolved_lanes
+from tidemill.engine.lanes_count import no_processes, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.oversight import Oversight, Terms
@@ -95,9 +95,9 @@ class Run:
         self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
         """Set when the run has ended."""
+        if lanes != 0 and (why := no_processes()):
+            raise OutsideError(f"{why} lanes=0 runs the pipeline in this process.")
         self._lanes = resolved_lanes(lanes)
-        if self._lanes and (missing := no_interpreter()):
-            raise OutsideError(f"{missing} lanes=0 runs the pipeline in this process.")
         self._seconds = seconds
         self._clock = clock or SystemClock()
         self._on_statistics = on_statistics

@@ -15,20 +15,11 @@ from tidemill.lanes.last_words import LAST_WORDS_BYTES, keep_last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Stop
 
-__all__ = ["inside_lane", "main"]
-
-_inside = False
-
-
-def inside_lane() -> bool:
-    """Whether this process is a lane: there are no lanes within lanes."""
-    return _inside
+__all__ = ["main"]
 
 
 def main(control: socket.socket, memories: list[int]) -> None:
     """Run until told to stop or the parent is gone. ``memories`` are the cursor's and, if there is one, the arena's."""
-    global _inside  # noqa: PLW0603 - true of the whole process, once
-    _inside = True
     os.dup2(2, 1)  # what a function prints must not get into the application's output
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -27,15 +27,16 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "main"]
+__all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "inside_lane", "main"]
 
-HELD: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+HELD: Final = frozenset(number for number in signal.Signals if number.name in {"SIGINT", "SIGTERM", "SIGHUP"})
 """Signals that are for the application alone, though a Ctrl-C reaches the whole group: who starts the server blocks them for it,
 since one that came in its first moments would end it."""
 _FIRST_WAIT_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 0.5
 MAX_FDS: Final = 64
 """Descriptors of one spawn: the socket, the state memory and the slabs."""
+_inside = False
 
 
 class Spawn(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -98,8 +99,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _requests = msgspec.msgpack.Decoder(Spawn | Kill | Preload)
 
 
+def inside_lane() -> bool:
+    """Whether this process was started here, a lane's or a sink's: there are no lanes within lanes."""
+    return _inside
+
+
 def main(fd: int) -> None:
     """Serve until the application's end of the socket closes."""
+    global _inside  # noqa: PLW0603 - true of the whole process and of its children, once
+    _inside = True
     while (opened := os.open(os.devnull, os.O_RDWR)) < 3:  # a service may start with its standard streams closed
         os.set_inheritable(opened, True)
     os.close(opened)
