@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.errors import CallError, LaneDied
-from tidemill.lanes.parcels import LARGE
+from tidemill.lanes.parcels import LARGE, Parcel
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
@@ -32,6 +33,10 @@ def same(value: Any) -> Any:
     return value
 
 
+def hashed(value: Any) -> str:
+    return hashlib.sha256(cloudpickle.dumps(value)).hexdigest()
+
+
 VALUES = {
     "array": lambda: np.arange(500_000.0),
     "just below": lambda: np.arange(LARGE - 1, dtype=np.uint8),
@@ -42,6 +47,8 @@ VALUES = {
     "columns": lambda: {"a": np.arange(100_000.0), "b": np.arange(100_000, dtype=np.int8), "c": np.zeros(0)},
     "nested": lambda: (1, {"a": [np.arange(100_000.0), "text"]}, np.arange(50_000)),
     "bytes": lambda: bytes(range(256)) * 4_000,
+    "bytearray": lambda: bytearray(range(256)) * 4_000,
+    "bytes within": lambda: {"a": bytes(range(256)) * 4_000, "b": [bytearray(300_001)]},
     "text": lambda: "ü" * 1_000_000,
     "table": lambda: pa.table({"x": np.arange(100_000.0), "s": ["a", "b"] * 50_000}),
     "larger than any arena": lambda: np.arange(20 * MB, dtype=np.uint8),
@@ -134,6 +141,30 @@ async def test_a_result_larger_than_the_arena_is_told_once(caplog: pytest.LogCap
     (told,) = [record.getMessage() for record in caplog.records]
     assert "a ndarray, of 3" in told
     assert "arena_bytes" in told
+
+
+@pytest.mark.parametrize("megabytes", [0, 2], ids=["no arena", "no room"])
+async def test_what_finds_no_room_is_sent_from_where_it_lies(megabytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn of the loop puts it into one piece: it goes to the socket a bound number of bytes at a time."""
+    async with tm.Lanes(1, arena_bytes=megabytes * MB) as lanes:
+
+        def refused(_: Parcel) -> bytes:
+            raise AssertionError("it was copied into one piece")
+
+        monkeypatch.setattr(Parcel, "data", property(refused))
+        for kind in ("array", "columns", "nested", "bytes", "bytearray", "bytes within", "table"):
+            value = [VALUES[kind]()] if kind == "bytearray" else VALUES[kind]()
+            np.testing.assert_equal(await lanes.run(hashed, value), hashed(value))
+
+
+@pytest.mark.parametrize("megabytes", [0, 32], ids=["no arena", "an arena"])
+async def test_a_bytearray_can_grow_again_when_its_call_has_ended(megabytes: int) -> None:
+    """Nothing holds its memory any more, however the call ended."""
+    async with tm.Lanes(1, arena_bytes=megabytes * MB) as lanes:
+        data = bytearray(3 * MB)
+        for function in (len, lambda _: 1 / 0, lambda _: os._exit(1)):
+            await asyncio.gather(lanes.run(function, data), return_exceptions=True)
+            data += b"more"
 
 
 async def test_a_call_that_is_cancelled_before_its_arguments_are_copied(telephone, home) -> None:

@@ -6,6 +6,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 import tidemill as tm
 from tidemill.column import Column
+from tidemill.errors import CallError
+from tidemill.lanes.call_codec import MAX_BYTES, dumps_call
 from tidemill.lanes.memory import ALIGN
 from tidemill.lanes.parcels import LARGE, Parcel, pack, pack_arguments, unpack
 from tidemill.schema import Kind
@@ -119,6 +122,53 @@ def test_bytes_and_arrow_tables_travel_beside_the_pickle() -> None:
     for parcel in (pack(table), pack(data), pack_arguments((data,), {}), pack_arguments((7, table), {})):
         assert len(parcel.head) < 2_000 < LARGE < parcel.room
         assert all(part in (table, data) for own in both_ways(parcel) for part in [_first(own)])
+
+
+LARGE_BYTES = bytes(range(256)) * 1_000
+IN_CONTAINERS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "bytearray": ((bytearray(LARGE_BYTES),), {}),
+    "keyword": ((), {"image": LARGE_BYTES}),
+    "tuple": (((1, LARGE_BYTES, "x"),), {}),
+    "list": (([bytearray(LARGE_BYTES), LARGE_BYTES],), {}),
+    "dict": ((7, {"image": LARGE_BYTES, "depth": bytearray(LARGE_BYTES)}), {"more": (LARGE_BYTES,)}),
+    "with a class of a script": ((type("Seen", (), {"__module__": "__main__"}), [LARGE_BYTES]), {}),
+}
+
+
+@pytest.mark.parametrize("kind", IN_CONTAINERS)
+def test_bytes_in_small_containers_travel_beside_the_pickle(kind: str) -> None:
+    """Bytes and bytearrays, as what they were, where they were."""
+    args, kwargs = IN_CONTAINERS[kind]
+    parcel = pack_arguments(args, kwargs)
+    assert len(parcel.head) < 3_000 < LARGE < parcel.room
+    for own in both_ways(parcel):
+        assert own == (args, kwargs)
+        same(own[1], kwargs)
+        for value, right in zip(own[0], args, strict=True):
+            if not isinstance(right, type):
+                same(value, right)
+
+
+def test_bytes_that_are_met_twice_are_one() -> None:
+    """They are sent once, and containers that hold themselves or each other do so on the other side."""
+    shared: list[Any] = [LARGE_BYTES]
+    shared.append(shared)
+    parcel = pack_arguments((shared, LARGE_BYTES, {"deep": {"deeper": [shared, LARGE_BYTES]}}), {})
+    assert parcel.room == len(LARGE_BYTES)
+    for (own, data, deep), _ in both_ways(parcel):
+        assert own[0] is data
+        assert own[0] is deep["deep"]["deeper"][1]
+        assert own[1] is own is deep["deep"]["deeper"][0]
+
+
+def test_bytes_beyond_the_limit_are_refused_before_they_are_copied() -> None:
+    """Whatever they lie in: 1 GiB that nobody has touched, which stays so."""
+    value = bytes(MAX_BYTES)
+    resident = psutil.Process().memory_info().rss
+    for args in ((value,), ([value],)):
+        with pytest.raises(CallError, match=r"1,073,74[12],\d+ bytes when packed, more than"):
+            dumps_call(args, {})
+    assert psutil.Process().memory_info().rss - resident < MAX_BYTES // 16
 
 
 def _first(own: Any) -> Any:

@@ -15,7 +15,7 @@ from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import FINISHED_BYTES, Finished
-from tidemill.lanes.framing import Payload, joined, joined_size, pieces
+from tidemill.lanes.framing import Part, Payload, joined, joined_size, pieces
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
@@ -134,18 +134,16 @@ class CallProcess:
         self.turns[call] = turn
         if len(request.parcels) == 1:
             parcel = request.parcels[0]
-            if (
-                parcel.buffers
-                and not request.listed
-                and self.large is not None
-                and self.large.send(call, turn, number, parcel)
-            ):
+            if not parcel.buffers:
+                self._post(Call(call, turn, number, request.listed, [parcel.size]), parcel.head)
                 return
-            payload = parcel.data
-            self._post(Call(call, turn, number, request.listed, [len(payload)]), payload)
+            if not request.listed and self.large is not None and self.large.send(call, turn, number, parcel):
+                return
+            parts = parcel.parts
+            self._post(Call(call, turn, number, request.listed, [sum(map(len, parts))]), *parts)
             return
-        parts = [parcel.data for parcel in request.parcels]
-        self._post(Call(call, turn, number, request.listed, list(map(len, parts))), joined(parts))
+        several = [parcel.data for parcel in request.parcels]
+        self._post(Call(call, turn, number, request.listed, list(map(len, several))), joined(several))
 
     def _introduce(self, function: SentFunction) -> None:
         if len(self.functions) == MAX_FUNCTIONS:
@@ -153,17 +151,17 @@ class CallProcess:
         self.functions[function.number] = None
         self._post(Function(function.number), function.data)
 
-    def _post(self, message: Message, payload: bytes = b"") -> None:
+    def _post(self, message: Message, *payload: Part) -> None:
         """Send behind what is still being copied, or at once."""
         if self.large is not None and self.large.sending:
-            self.large.post(message, payload)
+            self.large.post(message, *payload)
         else:
             assert self.channel is not None
-            self.channel.send(message, payload)
+            self.channel.send(message, *payload)
 
-    def _send(self, message: Message, payload: bytes = b"") -> None:
+    def _send(self, message: Message, *payload: Part) -> None:
         assert self.channel is not None
-        self.channel.send(message, payload)
+        self.channel.send(message, *payload)
 
     def revoke(self, call: int, *, or_kill: bool) -> bool:
         """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""

@@ -17,10 +17,13 @@ def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome
     """Give a future its value or its error; nothing when its caller gave up."""
     if future.done():
         return
+    if isinstance(outcome, Exception):
+        future.set_exception(own(outcome))
+        return
     try:
-        value = value_of(outcome) if isinstance(outcome, Exception) else outcome.value()
+        value = outcome.value()
     except Exception as error:  # noqa: BLE001 - the call's own error, or a BadResult
-        future.set_exception(error)
+        future.set_exception(error.with_traceback(None))  # frames of ours would keep its arguments
     else:
         future.set_result(value)
 

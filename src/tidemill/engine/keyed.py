@@ -22,7 +22,7 @@ from tidemill.engine.endings import settle, value_of
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.keyed_limits import KeyedLimits, KeyedStatistics
 from tidemill.errors import BadResult, CallError
-from tidemill.lanes.call_codec import Answer, dumps_arguments
+from tidemill.lanes.call_codec import Answer, dumps_arguments, dumps_call
 
 __all__ = ["Keyed"]
 
@@ -202,7 +202,7 @@ class Keyed:
         request = Request(
             f"{self._name} of key {key!r}",
             self._sent,
-            [dumps_arguments((arguments, {}), {})],
+            [dumps_call(arguments, {})],
             lambda outcome: self._settled(key, known, turn, version, outcome),
         )
         turn.call = self._crew.submit(request, known.lane, kept=True)

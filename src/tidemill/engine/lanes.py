@@ -403,5 +403,5 @@ class Lanes:
         if sent is not None:
             return Request(sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)
         check_callable(fn)
-        parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)})
+        parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)}, depth=3)
         return Request(call_name(fn), None, [parcel], done, timeout_s=timeout)

@@ -9,7 +9,7 @@ import numpy as np
 from tidemill.engine.slices import Slices, Turns, copied
 from tidemill.lanes.arena import ArenaBack, ArenaOut
 from tidemill.lanes.call_codec import Answer, Parcel
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Part, Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.parcels import room_of
 from tidemill.lanes.wire import Call, Message, Returned
@@ -26,7 +26,7 @@ class LargeBuffers:
     for all that is copied on this loop.
     """
 
-    def __init__(self, size: int, send: Callable[[Message, bytes], None], turns: Turns) -> None:
+    def __init__(self, size: int, send: Callable[..., None], turns: Turns) -> None:
         self._shared = Shared("arena", size)
         self._memory = memoryview(self._shared.buffer)
         self._out = ArenaOut(size)
@@ -59,9 +59,9 @@ class LargeBuffers:
         self._sending.do(self._copied_and_sent(message, parcel))
         return True
 
-    def post(self, message: Message, payload: bytes) -> None:
+    def post(self, message: Message, *payload: Part) -> None:
         """Send a message behind the calls that wait for their buffers."""
-        self._sending.do(self._sent(message, payload))
+        self._sending.do(self._sent(message, *payload))
 
     def withdraw(self, call: int) -> bool:
         """Do not send the call; False when it was sent."""
@@ -82,8 +82,8 @@ class LargeBuffers:
         if self._unsent.pop(message.call, None) is not None:
             self._send(message, parcel.head)
 
-    def _sent(self, message: Message, payload: bytes) -> Iterator[None]:
-        self._send(message, payload)
+    def _sent(self, message: Message, *payload: Part) -> Iterator[None]:
+        self._send(message, *payload)
         yield
 
     def free(self, turn: int) -> None:

@@ -25,7 +25,7 @@ import cloudpickle
 
 from tidemill.errors import CallError
 
-__all__ = ["dumps_by_value"]
+__all__ = ["PicklerByValue", "dumps_by_value"]
 
 _Cached: Final = type(functools.lru_cache(len))
 _OF_EVERY_MEMBER: Final = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
@@ -39,7 +39,7 @@ _foreign: Final[set[str]] = set()
 """The names of those that came from elsewhere."""
 
 
-def dumps_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None = None) -> bytes:
+def dumps_by_value(value: Any) -> bytes:
     """Pickle a value; raises whatever its own methods raise.
 
     >>> import pickle
@@ -50,11 +50,11 @@ def dumps_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None = No
     (True, 2.0)
     """
     file = io.BytesIO()
-    _Pickler(file, 5, buffer_callback).dump(value)
+    PicklerByValue(file, 5).dump(value)
     return file.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
         if kind is _Cached and not _is_found(obj):

@@ -105,10 +105,11 @@ def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return {f"argument {name}": value for name, value in (*enumerate(args), *kwargs.items())}
 
 
-def dumps_arguments(value: Any, where: dict[str, Any]) -> Parcel:
-    """Pack what a call needs; raises `CallError` that names the one of ``where`` that cannot be sent, and its path."""
+def dumps_arguments(value: Any, where: dict[str, Any], depth: int = 0) -> Parcel:
+    """Pack what a call needs, with bytes so deep in it; raises `CallError` that names the one of ``where`` that cannot be sent,
+    and its path."""
     try:
-        parcel = pack(value)
+        parcel = pack(value, depth)
     except BaseException as error:
         raise _unsendable(error, where) from error
     return parcel if parcel.size <= MAX_BYTES else _refused(parcel)

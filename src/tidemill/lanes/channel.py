@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from tidemill.lanes.framing import FrameReader, Payload, frame
+from tidemill.lanes.framing import FrameReader, Part, Payload, frame
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["Exit", "ProcessChannel"]
@@ -90,7 +90,7 @@ class ProcessChannel:
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._readable)
 
-    def send(self, message: Message, payload: bytes | bytearray | memoryview = b"") -> None:
+    def send(self, message: Message, *payload: Part) -> None:
         """Hand a message to the child, in order.
 
         The first of a turn of the loop goes at once, so that the child can begin; those that follow it in the same turn
@@ -98,7 +98,7 @@ class ProcessChannel:
         """
         if self._eof:
             return
-        parts = frame(message, payload)
+        parts = frame(message, *payload)
         if self._armed or self._gathering:
             self._unsent.extend(map(memoryview, parts))
             return

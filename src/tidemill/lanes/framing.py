@@ -17,8 +17,9 @@ from tidemill.errors import EngineError
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 from tidemill.lanes.wire import FromLane, Message, ToLane
 
-__all__ = ["MAX_FRAME", "FrameReader", "Payload", "frame", "joined", "joined_size", "pieces"]
+__all__ = ["MAX_FRAME", "FrameReader", "Part", "Payload", "frame", "joined", "joined_size", "pieces"]
 
+Part = bytes | bytearray | memoryview
 Payload = bytearray | memoryview
 """What came with a message: memory of the receiver's own, to be written to as it likes."""
 
@@ -36,24 +37,25 @@ _to_lane = msgspec.msgpack.Decoder(ToLane)
 _from_lane = msgspec.msgpack.Decoder(FromLane)
 
 
-def frame(message: Message, payload: bytes | bytearray | memoryview = b"") -> list[bytes | bytearray | memoryview]:
-    """The parts to send, for ``sendmsg``."""
+def frame(message: Message, payload: Part = b"", *more: Part) -> list[Part]:
+    """The parts to send, for ``sendmsg``; the payload may be in several too."""
     header = _encoder.encode(message)
-    if len(header) + len(payload) > MAX_FRAME:
-        raise EngineError(f"a message of {len(header) + len(payload)} bytes cannot be sent to another process")
-    head = _HEAD.pack(len(header), len(payload))
-    if len(payload) <= _JOINED:
-        return [b"".join((head, header, payload))]
-    return [head + header, payload]
+    size = len(payload) + sum(map(len, more)) if more else len(payload)
+    if len(header) + size > MAX_FRAME:
+        raise EngineError(f"a message of {len(header) + size} bytes cannot be sent to another process")
+    head = _HEAD.pack(len(header), size)
+    if size <= _JOINED:
+        return [b"".join((head, header, payload, *more))]
+    return [head + header, payload, *more]
 
 
-def joined(parts: Sequence[bytes | bytearray | memoryview]) -> bytes:
+def joined(parts: Sequence[Part]) -> bytes:
     """A payload of several parts; each begins at a multiple of `ALIGN`, since arrays may lie in it.
 
     >>> [bytes(part) for part in pieces(bytearray(joined([b"one", b"three"])), [3, 5])]
     [b'one', b'three']
     """
-    padded: list[bytes | bytearray | memoryview] = []
+    padded: list[Part] = []
     for part in parts:
         padded += part, PADS[len(part) % ALIGN]
     return b"".join(padded[:-1])

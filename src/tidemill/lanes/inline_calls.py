@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Part, Payload
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["InlineCalls"]
@@ -27,9 +27,9 @@ class InlineCalls:
         self._scheduled = False
         self.pid: int | None = None
 
-    def send(self, message: Message, payload: bytes | bytearray = b"") -> None:
+    def send(self, message: Message, *payload: Part) -> None:
         """Act on it at the loop's next turn, so that replies never come from inside ``send``."""
-        self._messages.append((message, bytearray(payload)))
+        self._messages.append((message, bytearray().join(payload)))
         self._schedule()
 
     def kill(self) -> None:

@@ -4,21 +4,22 @@
     large   the same head; its buffers go through shared memory (`tidemill.lanes.arena`) and are read where they lie
 
 Dicts of arrays and batches have a codec of their own (`column_codec`); of all else pickle finds the buffers: arrays
-inside of tuples and objects, Arrow tables, and bytes that are an argument or a result themselves. Nothing here is read
-that was not written by our own processes.
+inside of tuples and objects, Arrow tables, and bytes and bytearrays that are an argument or a result, or in a small list,
+tuple or dict that is an argument. Nothing here is read that was not written by our own processes.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.lanes.by_value import dumps_by_value
+from tidemill.lanes.by_value import PicklerByValue
 from tidemill.lanes.column_codec import ColumnReader, columns_of
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 
@@ -27,6 +28,10 @@ __all__ = ["LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
 LARGE: Final = 131_072
 """Bytes from which a buffer, or the buffers of a value together, are worth a place in shared memory."""
 _COLUMNAR: Final = frozenset((dict, Batch))
+_BYTES: Final = frozenset((bytes, bytearray))
+_LOOKED_AT: Final = _BYTES | {tuple, list, dict}
+_FEW: Final = 64
+"""Members of a container that is looked into for large bytes."""
 _HEAD: Final = struct.Struct("<BBI")
 """Codec, how it is wrapped, and the length of the head, this included."""
 _COLUMNS: Final = 1
@@ -62,6 +67,11 @@ class Parcel:
         """All of it in one piece."""
         return _joined(self.head, self.buffers) if self.buffers else self.head
 
+    @property
+    def parts(self) -> list[Buffer]:
+        """All of it in the pieces in which it lies."""
+        return _parts(self.head, self.buffers)
+
 
 def room_of(buffer: Buffer) -> int:
     """Bytes that a buffer takes among others."""
@@ -69,13 +79,17 @@ def room_of(buffer: Buffer) -> int:
 
 
 def _joined(head: bytes, buffers: Sequence[Buffer]) -> bytes:
+    return b"".join(_parts(head, buffers))
+
+
+def _parts(head: bytes, buffers: Sequence[Buffer]) -> list[Buffer]:
     parts: list[Buffer] = [head, PADS[len(head) % ALIGN]]
     for buffer in buffers:
         parts.append(buffer)
         size = buffer.nbytes if type(buffer) is np.ndarray else len(buffer)
         if size % ALIGN:
             parts.append(PADS[size % ALIGN])
-    return b"".join(parts)
+    return parts
 
 
 # -- packing ---------------------------------------------------------------------------------------------
@@ -87,18 +101,38 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
         packed = _columns(args[0], _ALONE)
         if packed is not None:
             return packed
-    if any(type(value) is bytes for value in args):
-        args = tuple(map(_marked, args))
-    return _pickled((args, kwargs))
+    large: dict[int, bytes | bytearray] = {}
+    for value in args:
+        if type(value) in _LOOKED_AT:
+            _find_large(value, large, 1)
+    if kwargs:
+        _find_large(kwargs, large, 2)
+    return _pickled((args, kwargs), large)
 
 
-def pack(value: Any) -> Parcel:
-    """Pack a value; raises whatever its own methods raise."""
+def pack(value: Any, depth: int = 0) -> Parcel:
+    """Pack a value, in which bytes may lie so deep; raises whatever its own methods raise."""
     if type(value) in _COLUMNAR:
         packed = _columns(value, _BARE)
         if packed is not None:
             return packed
-    return _pickled(_marked(value))
+    large: dict[int, bytes | bytearray] = {}
+    if type(value) in _LOOKED_AT:
+        _find_large(value, large, depth)
+    return _pickled(value, large)
+
+
+def _find_large(value: Any, found: dict[int, bytes | bytearray], depth: int) -> None:
+    """Bytes that are worth a place of their own, by their ids. What is not found is pickled like all else."""
+    if type(value) in _BYTES:
+        if len(value) >= LARGE:
+            found[id(value)] = value
+    elif depth and len(value) <= _FEW:
+        members = value.values() if type(value) is dict else value
+        if not _LOOKED_AT.isdisjoint(map(type, members)):
+            for member in members:
+                if type(member) in _LOOKED_AT:
+                    _find_large(member, found, depth - 1)
 
 
 def _columns(value: Any, wrapped: int) -> Parcel | None:
@@ -119,7 +153,7 @@ def _columns(value: Any, wrapped: int) -> Parcel | None:
     return Parcel(head, large)
 
 
-def _pickled(value: Any) -> Parcel:
+def _pickled(value: Any, large: dict[int, bytes | bytearray]) -> Parcel:
     buffers: list[memoryview] = []
 
     def inside(buffer: pickle.PickleBuffer) -> bool:
@@ -131,13 +165,16 @@ def _pickled(value: Any) -> Parcel:
         return False
 
     try:
-        data = pickle.dumps(value, 5, buffer_callback=inside)
+        if large:
+            data = _dumped(pickle.Pickler, value, large, inside)
+        else:
+            data = pickle.dumps(value, 5, buffer_callback=inside)
         by_value = b"__main__" in data  # by name, and the other side has another main module
     except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
         by_value = True
     if by_value:
         buffers.clear()
-        data = dumps_by_value(value, inside)
+        data = _dumped(PicklerByValue, value, large, inside)
     if not buffers:
         return Parcel(data)
     sizes = struct.pack(f"<{len(buffers)}q", *(view.nbytes for view in buffers))
@@ -145,18 +182,36 @@ def _pickled(value: Any) -> Parcel:
     return Parcel(_HEAD.pack(_PICKLE, _BARE, _HEAD.size + len(head)) + head, buffers)
 
 
-class _Bytes:
-    """Stands for large ``bytes``, which pickle would keep among its own."""
+def _dumped(
+    kind: type[pickle.Pickler],
+    value: Any,
+    large: dict[int, bytes | bytearray],
+    inside: Callable[[pickle.PickleBuffer], bool],
+) -> bytes:
+    """The large bytes come first, as buffers, and the value refers to them, wherever it has them."""
+    file = io.BytesIO()
+    pickler = kind(file, 5, buffer_callback=inside)
+    if large:
+        stand_ins = {place: _Bytes(data) for place, data in large.items()}
+        pickler.dump(list(stand_ins.values()))
+        memo = dict(pickler.memo.copy())
+        for place, stand_in in stand_ins.items():
+            memo[place] = memo.pop(id(stand_in))[0], large[place]
+        pickler.memo = memo
+        file.seek(-1, io.SEEK_CUR)
+        file.write(pickle.POP)  # where the pickle of the stand-ins would stop
+    pickler.dump(value)
+    return file.getvalue()
 
-    def __init__(self, data: bytes) -> None:
+
+class _Bytes:
+    """Stands for large bytes, which pickle would keep among its own."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return bytes, (pickle.PickleBuffer(self._data),)
-
-
-def _marked(value: Any) -> Any:
-    return _Bytes(value) if type(value) is bytes and len(value) >= LARGE else value
+        return type(self._data), (pickle.PickleBuffer(self._data),)
 
 
 # -- unpacking -------------------------------------------------------------------------------------------
