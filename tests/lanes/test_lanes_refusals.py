@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from math import inf, nan
 from typing import Any
 
@@ -92,6 +95,34 @@ async def test_timeouts_that_make_no_sense(one: tm.Lanes, value: object) -> None
     with pytest.raises(CallError, match="must be more than 0 seconds"):
         one.batched(list, timeout=value)  # type: ignore[arg-type]
     assert await one.run(abs, -1) == 1
+
+
+async def test_a_timeout_that_is_a_timedelta(one: tm.Lanes) -> None:
+    """The message says what to write."""
+    with pytest.raises(CallError, match=r"must be a number of seconds; give timeout=1\.5"):
+        await one.run(abs, -1, timeout=timedelta(seconds=1.5))  # type: ignore[arg-type]
+    assert await one.run(functools.partial(dict, timeout=timedelta(1), key=1)) == {"timeout": timedelta(1), "key": 1}
+
+
+class Locked:
+    def __init__(self) -> None:
+        self.kept = {"lock": threading.Lock()}
+
+    def method(self) -> None: ...
+
+
+async def test_what_cannot_be_sent_is_named(one: tm.Lanes) -> None:
+    """The variable that a function closes over, the part of a method's object, a partial's argument, an open file."""
+    numbers, locked, file = (x for x in ()), Locked(), io.TextIOWrapper(io.BytesIO())
+    for told, call in {
+        "closes over numbers, a generator ": lambda: one.run(lambda: list(numbers)),
+        "closes over file, a TextIOWrapper ": lambda: one.run(lambda: file.read() + ""),
+        r"the function\.__self__\.kept\['lock'\], a lock,": lambda: one.run(locked.method),
+        r"the function\.args\[0\], a generator,": lambda: one.run(functools.partial(list, numbers)),
+        r"argument 0\[1\], a TextIOWrapper,.*an open file stays in its process": lambda: one.run(len, [1, file]),
+    }.items():
+        with pytest.raises(CallError, match=told):
+            await call()
 
 
 class Client:

@@ -202,7 +202,8 @@ class Lanes:
         waits here, really stop the work: a call that was not started never is; one that was can see it
         (`tidemill.cancelled`) and is killed with its process after the grace, and the other calls of that lane run as
         if nothing had happened. Calls with the same ``key`` run in the same lane, one after the other in the order of
-        calling. The lane's traceback is the ``__cause__`` of an exception. Raises `CallError` when the call cannot be
+        calling. A function that has arguments named ``timeout`` or ``key`` gets them by ``functools.partial(fn, key=...)``.
+        The lane's traceback is the ``__cause__`` of an exception. Raises `CallError` when the call cannot be
         made, `LanesFull` when too many wait, `LaneDied` when the process ended in it, `RemoteError` and `BadResult`
         for what cannot be sent back.
         """

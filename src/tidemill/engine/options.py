@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 from tidemill.errors import CallError
@@ -59,6 +60,8 @@ def check_timeout(value: Any, name: str = "timeout") -> float | None:
     """None, or more than 0 seconds, as a float."""
     if value is None:
         return None
+    if isinstance(value, timedelta):
+        raise CallError(f"{name}={value!r} must be a number of seconds; give {name}={value.total_seconds()!r}.")
     if not _is_number(value) or not value > 0:
         raise CallError(f"{name}={value!r} must be more than 0 seconds; leave it out for none.")
     return float(value)

@@ -59,6 +59,8 @@ class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle h
         kind = type(obj)
         if kind is _Cached and not _is_found(obj):
             return _cached, (obj.__wrapped__, obj.cache_parameters())
+        if kind is io.TextIOWrapper and obj is not sys.stdout and obj is not sys.stderr:
+            raise TypeError("an open file stays in its process")  # cloudpickle would send what is in it
         if kind is functools.cached_property:
             return kind, (obj.func,), {name: value for name, value in vars(obj).items() if name != "lock"}
         reduced = super().reducer_override(obj)

@@ -7,8 +7,11 @@ pickle themselves: whatever it raises, ``sys.exit()`` too, belongs to its own ca
 
 from __future__ import annotations
 
+import functools
+import inspect
 import pickle
 import traceback
+import types
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -85,10 +88,24 @@ def dumps_function(function: Any) -> bytes:
     try:
         return dumps_by_value(function)
     except BaseException as error:
+        told = _describe(error)
+        closed_over = next((found for name, part in _captured(function) if (found := _culprit(part, name))), "")
+        because = f": it closes over {closed_over.rstrip(',')}" if closed_over else ""
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
-            f"lane ({_describe(error)}). Make what it closes over inside of it, or pass it as an argument."
+            f"lane{because} ({told}). Make what it closes over inside of it, or pass it as an argument."
         ) from error
+
+
+def _captured(function: Any) -> list[tuple[str, Any]]:
+    """What a function has of where it was defined, by name."""
+    if not isinstance(function, types.FunctionType):
+        return []
+    try:
+        captured = inspect.getclosurevars(function)
+    except ValueError:  # one of them has no value yet
+        return []
+    return [*captured.nonlocals.items(), *captured.globals.items()]
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
@@ -149,6 +166,10 @@ def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
         parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
     elif depth and type(value) in {list, tuple}:
         parts = [(f"{path}[{number}]", part) for number, part in enumerate(value)]
+    elif depth and isinstance(value, types.MethodType):
+        parts = [(f"{path}.__self__", value.__self__)]
+    elif depth and isinstance(value, functools.partial):
+        parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
     elif depth and isinstance(getattr(value, "__dict__", None), dict):
         parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
     for name, part in parts:
