@@ -86,7 +86,8 @@ class Records(EdgedSource):
                 f"{type(records).__name__} is read to its end."
             )
         self.records = records
-        self.finite = not live  # type: ignore[misc]  # of this one, not of the class
+        if live:
+            self.finite = False  # type: ignore[misc]  # of this one, not of the class
         self._slice = _SLICE
         self._sought: dict[str, Any] | None = None
         self._block: dict[str, Any] | None = None
