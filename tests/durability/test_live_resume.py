@@ -189,6 +189,24 @@ async def test_rows_of_a_sink_that_was_lost_as_it_committed_are_counted_once(tmp
     counted_once(run.report)
 
 
+def test_a_live_iterable_that_ends_goes_on_with_the_next_start(tmp_path):
+    """A broker closes, and its iterator returns: that is no end of the input."""
+    got = []
+
+    def start(numbers):
+        async def readings():
+            for number in numbers:
+                yield {"sensor": "S1", "time": number, "value": number}
+
+        source = tm.sources.Records(readings(), live=True)
+        sink = tm.sinks.Callback(lambda batch: got.extend(batch["value_lag_1"].tolist()))
+        return tm.run(tm.Pipeline(source, tm.Lag("value"), sink, name="plant"), lanes=0, state=tmp_path / "state")
+
+    assert start(range(3)).rows_out == 3
+    assert start(range(3, 6)).rows_out == 3
+    assert got[1:] == [0, 1, 2, 3, 4]
+
+
 async def test_a_killed_fork_server_costs_a_live_run_nothing_but_time(tmp_path):
     """Somebody, or a machine without memory, ends it, and all lanes and sinks with it: the run starts another, and goes on from
     the last checkpoint, while the source is read on."""

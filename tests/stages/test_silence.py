@@ -35,8 +35,12 @@ def told(rows, after, lag):
     for key, time in rows:
         mark = int(watermark.advance(np.array([time * S]), wall_ns=None)[-1])
         made.append((key, False, time))
+        before = last.get(key)
+        if before is not None and mark != BEGIN and before * S > mark + 30 * DAY * S:
+            del last[key]  # from when nobody knew that it was wrong
+            before = None
+            reported.discard(key)
         if mark == BEGIN or time * S <= mark + 30 * DAY * S:  # else its clock is wrong
-            before = last.get(key)
             if before is not None and key not in reported and (before + after) * S < mark:
                 late = (before + after, key)  # silent until this very record
                 last[key] = before
@@ -90,6 +94,23 @@ recordings = in_order | in_no_order | with_wrong_clocks
 def test_events_come_out_where_the_rules_told_record_by_record_say(rows, after, lag):
     made = tm.Plan(tm.Silence(after)).apply(dicts(rows), lag=lag)
     assert seen(made) == told(rows, after, lag)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 100])
+def test_a_sensor_whose_first_time_was_wrong_is_told_silent_later(cut):
+    """The clock of a device that has just been switched on: nothing says that it is wrong before others have spoken."""
+    rows = [("a", 936 * DAY), *((key, 1_000 + at) for at in range(0, 60, 10) for key in "ab"), ("b", 1_200)]
+    made, _ = run(tm.Silence(60), dicts(rows), max_records=cut, lag=5)
+    assert ("a", True, 1_050) in seen(made)
+    assert seen(made) == told(rows, 60, 5)
+
+
+def test_with_a_lag_of_months_nobody_who_speaks_is_silent():
+    """Then every time is far ahead of the watermark, and none tells anything."""
+    rows = [(key, day * DAY) for day in range(100) for key in "ab"]
+    made, _ = run(tm.Silence(3 * DAY), dicts(rows), lag="40d")
+    assert seen(made) == told(rows, 3 * DAY, 40 * DAY)
+    assert not any(silent for _, silent, _ in seen(made))
 
 
 @settings(max_examples=25)

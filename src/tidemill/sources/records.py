@@ -42,8 +42,8 @@ class Records(EdgedSource):
     ``user_code``, how long it held the loop. Batches pass
     unsplit up to 32,768 records.
 
-    ``live``  of an asynchronous iterable: its records come when they come, as those of `TCP` do, and their end is not what
-              is waited for. The run keeps state, shows its pages, watches tables and models, and goes on with the watermark
+    ``live``  of an asynchronous iterable: its records come when they come, as those of `TCP` do, and where they end, the next
+              start of the run brings more. The run keeps state, shows its pages, watches tables and models, and goes on with the watermark
               when no record comes (`Pipeline(idle_after=)`), which `Silence` and windows of time need. Without it an iterable
               is a recording, whose records alone tell the time
 
@@ -87,7 +87,7 @@ class Records(EdgedSource):
             )
         self.records = records
         if live:
-            self.finite = False  # type: ignore[misc]  # of this one, not of the class
+            self.finite, self.goes_on = False, True  # type: ignore[misc]  # of this one, not of the class
         self._slice = _SLICE
         self._sought: dict[str, Any] | None = None
         self._block: dict[str, Any] | None = None

@@ -61,24 +61,37 @@ class Heard:
     def of(
         cls, times: NDArray[np.int64], slots: NDArray[np.int32], places: NDArray[np.int32], marks: NDArray[np.int64]
     ) -> Self:
-        """Those that tell something; ``marks`` is the watermark before the slab and behind each of its records."""
+        """``marks`` is the watermark before the slab and behind each of its records. The time of one that tells nothing is `NEVER`."""
         times = np.clip(times, -FARTHEST, FARTHEST)
         behind = marks[1:][places]
-        # Before the watermark has begun nothing says that a time is wrong.
-        telling = np.flatnonzero((times <= np.maximum(behind, NEVER) + _AHEAD_NS) | (behind < NEVER))
+        # Before the watermark has begun nothing says that a time is wrong: see `believed`.
+        tells = (times <= np.maximum(behind, NEVER) + _AHEAD_NS) | (behind < NEVER)
+        if not tells.all():
+            times = np.where(tells, times, NEVER)
         # Sorted by sensor, and by place among equals: one sort of plain numbers, for which NumPy has vector code.
         bits = len(slots).bit_length()
-        rows = np.sort((slots[telling].astype(np.int64) << bits) | telling) & ((1 << bits) - 1)
+        rows = np.sort((slots.astype(np.int64) << bits) | np.arange(len(slots))) & ((1 << bits) - 1)
         own = slots[rows]
         border = np.ones(len(own) + 1, np.bool_)
         border[1:-1] = own[1:] != own[:-1]
         first, last = (border[:-1], border[1:]) if len(own) else (border[:0], border[:0])
         return cls(own, times[rows], places[rows], behind[rows], first, last)
 
+    @property
+    def _begun(self) -> NDArray[np.bool_]:
+        """Which came when the watermark had begun; those of a sensor that had not come before these."""
+        return self.marks >= NEVER
+
+    def believed(self, before: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``before`` without times from when the watermark had not begun that it shows to be wrong."""
+        wrong = self._begun[self.first] & (before > np.maximum(self.marks[self.first], NEVER) + _AHEAD_NS)
+        return np.where(wrong, NEVER, before)
+
     def newest(self, before: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The newest time of the sensor with each record; ``before`` has it for each sensor, in order of slots."""
+        """The newest time of the sensor with each record; ``before`` has it for each sensor, in order of slots (`believed`)."""
         times = self.times.copy()
         times[self.first] = np.maximum(times[self.first], before)
+        self._forget_wrong(times)
         if bool(np.all((times[1:] >= times[:-1]) | self.first[1:])):
             return times
         # The running maximum of each sensor, in one go: of ranks that grow from sensor to sensor.
@@ -90,12 +103,23 @@ class Heard:
         newest: NDArray[np.int64] = times[order[running]]
         return newest
 
+    def _forget_wrong(self, times: NDArray[np.int64]) -> None:
+        """As `believed`, where the watermark begins between two records of a sensor."""
+        begun = self._begun
+        starts = np.flatnonzero(self.first)
+        for at in (np.flatnonzero(begun[1:] & ~begun[:-1] & ~self.first[1:]) + 1).tolist():
+            start = int(starts[np.searchsorted(starts, at, "right") - 1])
+            if times[start:at].max() > self.marks[at] + _AHEAD_NS:
+                times[start:at] = NEVER
+
     def silences(self, newest: NDArray[np.int64], before: NDArray[np.int64], after_ns: int, until: int) -> Silences:
         """Those that begin with one of these records; ``until`` is where the watermark is behind the slab."""
         since, reached = self.marks.copy(), np.append(self.marks, until)[1:]
         # A sensor that is heard for the first time has not been reported yet, however late it is.
-        since[self.first] = np.where(before == NEVER, NEVER, since[self.first])
+        known = np.roll(newest, 1)
+        known[self.first] = before
+        since[known == NEVER] = NEVER
         reached[self.last] = until
         deadlines = newest + after_ns
-        found = (deadlines >= since) & (deadlines < reached)
+        found = (newest > NEVER) & (deadlines >= since) & (deadlines < reached)
         return Silences(self.slots[found], newest[found], self.places[found])

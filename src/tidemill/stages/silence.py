@@ -125,7 +125,7 @@ class Silence(Stage):
         until = int(marks[-1])
         heard = Heard.of(times, state.slots, state.places, marks)
         own = heard.slots[heard.last]
-        before = state["last"][own] + NEVER
+        before = heard.believed(state["last"][own] + NEVER)
         newest = heard.newest(before)
         found = heard.silences(newest, before, self._after, until)
         due = int(state["due"][0, 1]) if state["due"][0, 0] else _END
