@@ -69,6 +69,21 @@ async def test_queues_have_a_slice_in_turn(clock: Clock) -> None:
     assert max(counts) * SLICE_S < 0.0001 + SLICE_S
 
 
+async def test_what_a_slice_brings_has_its_part_of_the_same_turn(clock: Clock) -> None:
+    """A result that is whole lets its caller send the next argument, at once: together they have no more of the turn than one."""
+    turns, done = Turns(), []
+    first, second = Slices(turns), Slices(turns)
+
+    def brings() -> Iterator[None]:
+        yield from work(clock, done, "first", many=1)
+        second.do(work(clock, done, "second"))
+
+    first.do(brings())
+    counts = await turns_until_done(clock, second, done, 0.001)
+    assert done.count("second") == 100
+    assert max(counts) * SLICE_S < 0.0001 + SLICE_S
+
+
 async def test_a_queue_that_is_dropped_does_nothing_more(clock: Clock) -> None:
     """What it was about is gone."""
     queue, done = Slices(Turns()), []

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import cloudpickle
@@ -158,8 +159,23 @@ async def test_what_finds_no_room_is_sent_from_where_it_lies(megabytes: int, mon
 
 
 @pytest.mark.parametrize("megabytes", [0, 32], ids=["no arena", "an arena"])
-async def test_a_bytearray_can_grow_again_when_its_call_has_ended(megabytes: int) -> None:
-    """Nothing holds its memory any more, however the call ended."""
+async def test_a_bytearray_is_sent_as_it_is_at_the_call(megabytes: int) -> None:
+    """However large: who reads into one buffer again and again need not know when a lane has taken it."""
+
+    async def read() -> AsyncIterator[bytearray]:
+        data = bytearray(MB)
+        for number in range(8):
+            data[0] = number
+            yield data
+        data += b"more"
+
+    async with tm.Lanes(1, arena_bytes=megabytes * MB) as lanes:
+        assert [byte async for byte in lanes.stream(lambda data: data[0], read(), window=8)] == list(range(8))
+
+
+@pytest.mark.parametrize("megabytes", [0, 32], ids=["no arena", "an arena"])
+async def test_a_bytearray_can_grow_again_however_its_call_has_ended(megabytes: int) -> None:
+    """Nothing holds its memory any more."""
     async with tm.Lanes(1, arena_bytes=megabytes * MB) as lanes:
         data = bytearray(3 * MB)
         for function in (len, lambda _: 1 / 0, lambda _: os._exit(1)):

@@ -339,10 +339,14 @@ class _Batch:
             self._of.again(records)
             return
         self.records = []  # they know their batch, and it them no longer
+        request = self.request
+        del (
+            self.request
+        )  # which knows this batch: neither keeps the other, and what was sent, for the garbage collector
         if isinstance(outcome, Exception):
             for future in records:
                 settle(future, outcome)
             return
-        self._of.measured(len(records), self.request.busy_ns * 1e-9, self._sent_s)
+        self._of.measured(len(records), request.busy_ns * 1e-9, self._sent_s)
         for future, answer in zip(records, outcome, strict=True):
             settle(future, answer)

@@ -223,6 +223,8 @@ class Lanes:
         except asyncio.CancelledError:
             crew.cancel(call)
             raise
+        finally:
+            del future  # its error has this frame, and this frame the arguments
 
     async def _entered(self, crew: Crew, fn: Callable[..., Any], timeout: float | None) -> tuple[bool, float | None]:  # noqa: ASYNC109
         """By ``when_full``: whether the caller stood in line, and the time it has left."""

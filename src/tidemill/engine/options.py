@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import types
 from datetime import timedelta
 from typing import Any, Final, Literal
 
@@ -41,8 +42,9 @@ def check_plain(function: Any) -> None:
         bare = bare.func
     if isinstance(bare, type):
         return
-    code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
-    if code is not None and code.co_flags & _ASYNC:
+    is_function = isinstance(bare, types.FunctionType | types.MethodType)  # others may answer to any attribute
+    code = getattr(bare if is_function else type(bare).__call__, "__code__", None)
+    if isinstance(code, types.CodeType) and code.co_flags & _ASYNC:
         name = getattr(bare, "__qualname__", None) or type(bare).__qualname__
         raise CallError(
             f"{name} is async, and a lane runs plain functions: await on the event loop, and give a lane what computes, as a "

@@ -27,13 +27,14 @@ class Turns:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queues: deque[Slices] = deque()
-        self._scheduled: asyncio.Handle | None = None
+        self._is_on = False  # has its turn, or will have it
         self._left_s = 0.0  # when the loop was given back
 
     def join(self, queue: Slices) -> None:
         """Have slices of this queue done until it is empty: from now on, if no other has any, else with them."""
         self._queues.append(queue)
-        if self._scheduled is None:
+        if not self._is_on:
+            self._is_on = True
             self._go_on()
 
     def leave(self, queue: Slices) -> None:
@@ -42,17 +43,19 @@ class Turns:
             self._queues.remove(queue)
 
     def _go_on(self) -> None:
-        self._scheduled = None
         now = monotonic()
         until = now + (_ALONE_S if now - self._left_s < _OTHERS_S else _AMONG_OTHERS_S)
-        while self._queues:
-            queue = self._queues.popleft()
-            if queue.slice():
-                self._queues.append(queue)
-            if self._queues and (now := monotonic()) >= until:
-                self._scheduled = self._loop.call_soon(self._go_on)
+        try:
+            while self._queues and now < until:
+                queue = self._queues.popleft()
+                if queue.slice():  # which may have others join
+                    self._queues.append(queue)
+                now = monotonic()
+        finally:
+            self._is_on = bool(self._queues)
+            if self._is_on:
                 self._left_s = now
-                return
+                self._loop.call_soon(self._go_on)
 
 
 class Slices:

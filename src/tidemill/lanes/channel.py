@@ -134,8 +134,11 @@ class ProcessChannel:
                     self._unsent[0] = self._unsent[0][sent:]
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError:  # the child is gone; the reader notices
+        except (BrokenPipeError, ConnectionResetError):  # the child is gone; the reader notices
             self._unsent.clear()
+        except OSError:  # what it has of a frame it would wait for the rest of for ever
+            self._unsent.clear()
+            self.kill()
         if bool(self._unsent) is not self._armed:
             self._armed = bool(self._unsent)
             if self._armed:

@@ -208,10 +208,13 @@ class _Bytes:
     """Stands for large bytes, which pickle would keep among its own."""
 
     def __init__(self, data: bytes | bytearray) -> None:
-        self._data = data
+        self._kind = type(data)
+        self._data = bytes(
+            data
+        )  # of a bytearray a copy, as pickle makes one: who fills it anew does not wait for the call
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self._data), (pickle.PickleBuffer(self._data),)
+        return self._kind, (pickle.PickleBuffer(self._data),)
 
 
 # -- unpacking -------------------------------------------------------------------------------------------
