@@ -77,6 +77,13 @@ def test_a_counter_is_a_reading_only_when_there_is_nothing_else() -> None:
     assert recorded.doubt("value") == "a guess: no number is called as readings are"
 
 
+def test_the_reading_of_a_database_may_begin_with_an_underscore() -> None:
+    """As InfluxDB exports it, beside the number of a table that never varies."""
+    head = "result,table,_time,_value,_field,_measurement,host"
+    rows = [f",0,2024-03-01T00:00:{n:02}Z,{20 + n / 2},usage,cpu,h{n % 2}" for n in range(10)]
+    assert roles("\n".join([head, *rows, ""])).value == ("_value",)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

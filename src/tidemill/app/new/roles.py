@@ -382,7 +382,7 @@ def _worth(path: Place, numbers: Sequence[float], rows: int) -> tuple[int, ...]:
     there, is near the top."""
     words = set(words_of(path[-1]))
     called = 3 if words & set(READINGS) else 2 if words & set(PHYSICAL) else 0 if words & set(NO_READINGS) else 1
-    if path[0].startswith("_"):
+    if path[0].startswith("_") and not words & set(READINGS):
         called = 0
     varies = len(set(numbers)) > 1
     fractions = any(number != int(number) for number in numbers)
