@@ -82,6 +82,19 @@ def test_what_a_stage_refuses_is_judged_against_all_that_came() -> None:
     ]
 
 
+def test_rows_that_stages_made_are_judged_against_those_that_came_to_the_stage() -> None:
+    """However many records they were made of: one gives many rows, or a thousand give one."""
+    run = Seen()
+    for made, dead, said in (
+        (1_000, 40, []),
+        (10_000, 9_000, ["stage rate: 9,040 of the last 11,000 rows are dead letters, 9,040 of them raised"]),
+    ):
+        run.rejections.made(made, "rate")
+        for _ in range(dead):
+            run.rejections.buried_row("raised", "ValueError: no", "rate")
+        assert run.passed(1, came=10, dead=0) == said
+
+
 @given(st.lists(st.tuples(st.integers(1, 600), st.integers(0, 50), st.integers(0, 50)), max_size=100))
 def test_little_is_remembered(seconds: list[tuple[int, int, int]]) -> None:
     """However long the run, and however its records come."""

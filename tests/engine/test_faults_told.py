@@ -61,6 +61,34 @@ async def test_a_source_that_gives_nothing_but_dead_letters_is_named(
     assert line.newest_dead_letter == "field 'value' is float and this record has str"
 
 
+def unsure(columns: dict[str, Any]) -> dict[str, Any]:
+    if (columns["value"] >= 5).any():
+        raise ValueError("no such pump")
+    return {"rate": columns["value"]}
+
+
+async def test_a_stage_that_refuses_the_rows_that_another_makes_is_named(tmp_path: Path, lanes: int) -> None:
+    """Though they are no records: ten are made of each record, and all are good until something changes."""
+    source = tm.sources.TCP()
+    stages = [tm.Resample("value", "100ms", max_gap="200s"), tm.Map(unsure, adds={"rate": float}, name="rate")]
+    pipeline = tm.Pipeline(source, stages, tm.sinks.Latest(), lag=0)
+    async with tm.serve(pipeline, lanes=lanes, state=False, dead_letters=tmp_path / "dead.ndjson") as run:
+        found: dict[bool, tuple[str, ...]] = {}
+        for bad in (False, True):
+            record = b'{"sensor": "s", "time": %d, "value": %d}'
+            numbers = range(5 * bad, 5 + 10 * bad)
+            await send(source, *[record % (1_700_000_000 + number, 5 * bad) for number in numbers])
+            while run.statistics().counters.get("dead_rows", 0) < 81 * bad or run.statistics().rows_out < 30:  # noqa: ASYNC110 - rows come without a word
+                await asyncio.sleep(0)
+            run._oversight.look()
+            found[bad] = tuple(one.said for one in run.statistics().mostly_dead)
+    assert found[False] == ()
+    (said,) = found[True]
+    assert said.startswith("stage rate: ")
+    assert "rows are dead letters, " in said
+    assert said.endswith(" of them raised")
+
+
 async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:
     """With the tries, as long as it lasts; then it is forgotten, and nothing is missing."""
     with small_disk(tmp_path / "disk") as disk:

@@ -112,6 +112,8 @@ class Chain:
         entered, made = len(batch), 0
         began = self._now()
         for index, stage in enumerate(self._stages):
+            if outcome.ends is not None:
+                outcome.count_made(index, len(outcome.slots) - outcome.records)
             self._set_aside(index, outcome, orders.quarantine.get(index), entered)
             if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
                 outcome.stage_ns.append(0)
@@ -313,6 +315,7 @@ class Chain:
         count = len(outcome.batch)
         made = emitted.batch.with_columns({})
         made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
+        outcome.count_made(index, len(made))
         for reject in emitted.rejects:
             row = made.slice(reject.row, reject.row + 1).to_rows()[0]
             outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row))

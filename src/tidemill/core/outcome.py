@@ -46,6 +46,8 @@ class Outcome:
     """Nanoseconds spent in each stage."""
     gone: dict[str, int] = field(default_factory=dict)
     """How many of the records that did not come out, and are not dead, count as what; the rest was filtered."""
+    made_came: dict[int, int] = field(default_factory=dict)
+    """Of each stage, how many rows that stages had made came to it; its own among them."""
     slots: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     """Key slot of each row."""
     places: NDArray[np.int32] | None = None
@@ -59,6 +61,11 @@ class Outcome:
     def records(self) -> int:
         """Rows that are a record's own."""
         return len(self.slots) if self.ends is None else int(np.count_nonzero(self.ends == BEGIN))
+
+    def count_made(self, stage: int, rows: int) -> None:
+        """So many rows that stages had made came to this one."""
+        if rows:
+            self.made_came[stage] = self.made_came.get(stage, 0) + rows
 
     def keep(self, kept: NDArray[np.intp]) -> None:
         """Go on with these rows alone; the batch is the caller's to change."""

@@ -36,9 +36,10 @@ class _Slice:
 
 
 class _Book:
-    """What came by one way."""
+    """What came by one way; ``what`` says of what."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "records") -> None:
+        self._what = what
         self.open = _Slice()
         self.samples: dict[str, str] = {}
         self._slices: deque[_Slice] = deque()
@@ -68,14 +69,15 @@ class _Book:
         reason, times = reasons.most_common(1)[0]
         last = max(came, died)  # those that a stage refuses came a moment before
         return MostlyDead(
-            f"{who}: {died:,} of the last {last:,} records are dead letters, {times:,} of them {reason}",
+            f"{who}: {died:,} of the last {last:,} {self._what} are dead letters, {times:,} of them {reason}",
             self.samples[who],
         )
 
 
 class Rejections:
     """Counts what came and what died of it, within the last minute. What is refused of a source's records is judged against
-    these, what is refused by a stage against all.
+    these, what is refused by a stage against all. Rows that stages made are no records: those that a stage refuses are
+    judged against those that came to it.
 
     >>> rejections = Rejections()
     >>> rejections.came(30, "mqtt")
@@ -87,6 +89,7 @@ class Rejections:
     def __init__(self) -> None:
         self._all = _Book()
         self._sources: dict[str, _Book] = {}
+        self._made: dict[str, _Book] = {}
 
     def came(self, records: int, source: str) -> None:
         """So many came in; some of them may be dead letters."""
@@ -100,12 +103,27 @@ class Rejections:
         book.open.dead[who, reason_code] += 1
         book.samples[who] = reason
 
+    def made(self, rows: int, stage: str) -> None:
+        """So many rows that stages had made came to this one; some of them may be dead letters."""
+        self._of_made(stage).open.came += rows
+
+    def buried_row(self, reason_code: str, reason: str, stage: str) -> None:
+        """One of these became a dead letter."""
+        book, who = self._of_made(stage), f"stage {stage}"
+        book.open.dead[who, reason_code] += 1
+        book.samples[who] = reason
+
     def look(self, now_ns: int) -> list[MostlyDead]:
         """Those of whom more than half are dead letters; called about once a second."""
-        books = [*self._sources.values(), self._all]
+        books = [*self._sources.values(), self._all, *self._made.values()]
         return [found for book in books for found in book.look(now_ns)]
 
     def _of(self, source: str) -> _Book:
         if source not in self._sources:
             self._sources[source] = _Book()
         return self._sources[source]
+
+    def _of_made(self, stage: str) -> _Book:
+        if stage not in self._made:
+            self._made[stage] = _Book("rows")
+        return self._made[stage]

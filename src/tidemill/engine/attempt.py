@@ -98,13 +98,16 @@ class Attempt:
         watch: Callable[[], None],
         came: Callable[[int, str], None],
         buried: Callable[[DeadLetter], None],
+        made: Callable[[int, str], None],
+        buried_row: Callable[[DeadLetter], None],
         started: asyncio.Event,
     ) -> None:
         self.pipeline, self.checked, self._inflow = pipeline, checked, inflow
         self._lanes, self._server = lanes, server
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
-        self._watched, self._came, self._buried, self.started = watch, came, buried, started
+        self._watched, self._came, self._buried, self._buried_row = watch, came, buried, buried_row
+        self.started = started
         self._lanes_ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -130,7 +133,8 @@ class Attempt:
             emit=self._emit,
             fail=self._fail,
             reject=self._reject,
-            reject_row=self.outflow.bury,
+            reject_row=self._reject_row,
+            made=made,
             defer=asyncio.get_running_loop().call_soon,
             ready=self._lanes_ready.set,
             copied=self._lane_copied,
@@ -387,6 +391,10 @@ class Attempt:
         self._buried(letter)
         self.outflow.bury(letter)
         self._check_idle()  # it may have been the last record
+
+    def _reject_row(self, letter: DeadLetter) -> None:
+        self._buried_row(letter)
+        self.outflow.bury(letter)
 
     # -- out -------------------------------------------------------------------------------------------------
 

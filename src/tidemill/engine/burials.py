@@ -21,7 +21,8 @@ _RAW_SHOWN: Final = 10_000
 
 
 class Burials:
-    """Hands dead letters on: those of records to ``reject``, those of rows that stages had made to ``reject_row``.
+    """Hands dead letters on: those of records to ``reject``, those of rows that stages had made to ``reject_row``; ``made``
+    is told how many such rows came to which stage.
 
     ``counters`` is where the latter are counted, as ``dead_rows``: they are no records.
     """
@@ -32,14 +33,17 @@ class Burials:
         counters: dict[str, int],
         reject: Callable[[DeadLetter], None],
         reject_row: Callable[[DeadLetter], None],
+        made: Callable[[int, str], None],
     ) -> None:
         self._names = [stage.name for stage in plan.stages]
         self._counters = counters
-        self._reject, self._reject_row = reject, reject_row
+        self._reject, self._reject_row, self._made = reject, reject_row, made
 
     def of(self, slab: Slab, shares: Sequence[Share]) -> int:
         """Those of a slab; how many records they are."""
         for share in shares:
+            for stage, rows in share.result.made_came.items():
+                self._made(rows, self._names[stage])
             for stage, code, reason, made in share.result.dead_rows:
                 self._counters["dead_rows"] = self._counters.get("dead_rows", 0) + 1
                 self._reject_row(DeadLetter(code, reason, msgspec.json.decode(made), stage=self._names[stage]))

@@ -351,7 +351,7 @@ class Statistics:
     ending: str = ""
     """Why the run ends itself; empty while it does not."""
     mostly_dead: tuple[MostlyDead, ...] = ()
-    """Sources and stages of which most records became dead letters lately."""
+    """Sources and stages of which most records, or most of the rows that stages made, became dead letters lately."""
     trouble: Trouble | None = None
     """With state: what the outside refused since the run last got something done, such as a database that is away."""
     load: Load = field(default_factory=Load)

@@ -91,7 +91,7 @@ class Mill:
     """Lanes, slabs and the books of one run.
 
     What the lanes do is added to ``work``. ``emit`` gets each slab's output in input order; ``fail`` the error that ends the run; ``reject`` the dead letters of
-    records, ``reject_row`` those of rows that stages had made.
+    records, ``reject_row`` those of rows that stages had made, of which so many came to a stage as ``made`` is told.
     ``ready`` is called when all lanes have loaded the plan, ``copied`` when a lane has copied its state at a barrier, and
     ``passed`` when all before the barrier has been emitted, and nothing behind it; ``moved`` when a control record has
     taken effect.
@@ -112,6 +112,7 @@ class Mill:
         fail: Callable[[BaseException], None],
         reject: Callable[[DeadLetter], None],
         reject_row: Callable[[DeadLetter], None],
+        made: Callable[[int, str], None],
         defer: Callable[[Callable[[], None]], object],
         ready: Callable[[], None],
         copied: Callable[[int], None] = lambda _: None,
@@ -130,7 +131,7 @@ class Mill:
         self.slabs = Slabs()
         self.counts = Counts()
         self.counters: dict[str, int] = {}
-        self._burials = Burials(plan, self.counters, reject, reject_row)
+        self._burials = Burials(plan, self.counters, reject, reject_row, made)
         self._work = work
         self.culprit = ""
         """Who failed, where the outside is to blame."""

@@ -118,6 +118,14 @@ class Oversight:
         if self._dead is not None:
             self._dead.buried(letter.reason_code, sensor=letter.key, source=letter.source)
 
+    def made(self, rows: int, stage: str) -> None:
+        """So many rows that stages had made came to this one."""
+        self._rejections.made(rows, stage)
+
+    def buried_row(self, letter: DeadLetter) -> None:
+        """A row that a stage had made has become a dead letter; it was no record, and ``max_dead`` is of records."""
+        self._rejections.buried_row(letter.reason_code, letter.reason, letter.stage)
+
     def stopping(self) -> None:
         """The run is being stopped: whoever waits for it should know now, and not at the next look."""
         if self._manager is not None:

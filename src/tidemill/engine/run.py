@@ -284,6 +284,8 @@ class Run:
             watch=self._watched,
             came=self._oversight.came,
             buried=self._oversight.buried,
+            made=self._oversight.made,
+            buried_row=self._oversight.buried_row,
             started=started,
         )
         return self._attempt

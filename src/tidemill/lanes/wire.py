@@ -203,6 +203,8 @@ class Result(Message, frozen=True):
     """Nanoseconds spent in each stage."""
     objects: list[Objects] = []
     """The objects that the slab has changed."""
+    made_came: dict[int, int] = {}
+    """Of each stage, how many rows that stages had made came to it."""
 
 
 class Committed(Message, frozen=True):

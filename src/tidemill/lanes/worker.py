@@ -212,6 +212,7 @@ class Worker:
             [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
             outcome.stage_ns,
             self._changed_objects(),
+            outcome.made_came,
         )
         return result, payload
 
