@@ -251,6 +251,7 @@ async def test_a_record_as_long_as_no_message_may_be_is_a_dead_letter(
         assert [(each.reason_code, each.reason) for each in engine.letters] == [
             ("oversize", "the record is longer than 262144 bytes")
         ]
+        assert len(engine.letters[0].raw) > 300_000  # whole, so that it can be repaired
         assert len(engine.rows) == rows
 
 

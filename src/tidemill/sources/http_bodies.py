@@ -13,7 +13,7 @@ import msgspec
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LINE_FORMATS, LineFormat
-from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, shown, text_of
+from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, text_of
 from tidemill.formats.rejects import format_hint
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import OVERSIZE
@@ -174,7 +174,7 @@ async def _short(data: bytes, form: LineFormat, made: list[Decoded]) -> list[Dec
     if not long:
         return made
     reason = f"the record is longer than {MESSAGE_LIMIT} bytes"
-    bad = [BadLine(OVERSIZE, reason, shown(bytes(record)), sound=True) for record in long]
+    bad = [BadLine(OVERSIZE, reason, text_of(bytes(record)), sound=True) for record in long]
     kept = [msgspec.json.decode(record) for record in records if len(record) <= MESSAGE_LIMIT]
     return [*(await _sound(form.items(kept)) or ()), Decoded(bad=bad)]
 
