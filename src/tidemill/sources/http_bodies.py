@@ -69,10 +69,11 @@ class Gzip:
         return True
 
 
-class _Metrics(msgspec.Struct, forbid_unknown_fields=True):
-    """A batch of Telegraf's."""
+class _Metrics(msgspec.Struct):
+    """A batch of Telegraf's; a metric, where it has fields or no metrics."""
 
-    metrics: list[msgspec.Raw]
+    metrics: list[msgspec.Raw] = []
+    fields: msgspec.Raw | None = None
 
 
 class Posted:
@@ -180,13 +181,20 @@ async def _short(data: bytes, form: LineFormat, made: list[Decoded]) -> list[Dec
 
 
 def _apart(data: bytes, form: LineFormat) -> Sequence[bytes | msgspec.Raw]:
-    """The records of an array or a batch; else what it is as a whole."""
-    several = list[msgspec.Raw] | _Metrics if isinstance(form, TelegrafJson) else list[msgspec.Raw]
+    """The records of an array or of batches; else what it is as a whole."""
     try:
-        found = msgspec.json.decode(data, type=several)
+        items: Sequence[bytes | msgspec.Raw] = msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.MsgspecError:
-        return [data.rstrip(b"\r\n")]
-    return found.metrics if isinstance(found, _Metrics) else found
+        items = [data.rstrip(b"\r\n")]
+    return [metric for item in items for metric in _metrics(item)] if isinstance(form, TelegrafJson) else items
+
+
+def _metrics(item: bytes | msgspec.Raw) -> Sequence[bytes | msgspec.Raw]:
+    try:
+        found = msgspec.json.decode(item, type=_Metrics)
+    except msgspec.MsgspecError:
+        return [item]
+    return found.metrics if found.metrics and found.fields is None else [item]
 
 
 def sliced(parts: Iterable[Decoded], most: int) -> Iterator[Decoded]:
