@@ -18,8 +18,9 @@ import pytest
 import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.formats.lines import text_of
 from tidemill.letters import DeadLetter
-from tidemill.sources import HTTP, SourceContext
+from tidemill.sources import HTTP, SourceContext, http_bodies
 from tidemill.testing import ListSink
 
 
@@ -237,6 +238,7 @@ LONG_RECORDS = {
     ),
     "a metric": ("telegraf-json", json.dumps({"metrics": METRICS}).encode(), {}, 1),
     "a metric of a document": ("telegraf-json", json.dumps({"metrics": METRICS}).encode(), A_JSON, 1),
+    "a metric of two batches": ("telegraf-json", json.dumps([{"metrics": METRICS}, METRICS[0]]).encode(), A_JSON, 2),
 }
 
 
@@ -255,13 +257,22 @@ async def test_a_record_as_long_as_no_message_may_be_is_a_dead_letter(
         assert len(engine.rows) == rows
 
 
-@pytest.mark.parametrize("form", ["ndjson", "telegraf-json"])
-async def test_many_records_may_be_longer_together(form: str) -> None:
+SMALL = [{"name": "m", "tags": {"sensor": "S"}, "fields": {"said": row["said"]}} for row in FILLING]
+TOGETHER = {
+    "an array": ("ndjson", FILLING),
+    "a batch": ("telegraf-json", {"metrics": SMALL}),
+    "a batch with more": ("telegraf-json", {"metrics": SMALL, "version": 1}),
+    "two batches": ("telegraf-json", [{"metrics": SMALL[:1_400]}, {"metrics": SMALL[1_400:]}]),
+    "metrics among batches": ("telegraf-json", [*SMALL[:1], {"metrics": SMALL[2:]}, *SMALL[1:2]]),
+    "metrics with more": ("telegraf-json", [each | {"metrics": []} for each in SMALL]),
+}
+
+
+@pytest.mark.parametrize(("form", "posted"), TOGETHER.values(), ids=TOGETHER)
+async def test_many_records_may_be_longer_together(form: str, posted: Any) -> None:
     """An array and a batch of Telegraf's have the limit of the body, and only a record of them that of one."""
-    metrics = [{"name": "m", "tags": {"sensor": "S"}, "fields": {"said": row["said"]}} for row in FILLING]
-    body = json.dumps(FILLING if form == "ndjson" else {"metrics": metrics}).encode()
     async with Engine(HTTP(format=form)) as engine:
-        assert (await Sender(engine.source.port).post(body, **A_JSON))[0] == 202
+        assert (await Sender(engine.source.port).post(json.dumps(posted).encode(), **A_JSON))[0] == 202
         assert (len(engine.rows), engine.letters) == (len(FILLING), [])
 
 
@@ -401,6 +412,20 @@ async def test_a_body_that_is_refused_ends_nothing() -> None:
             assert (status, told["line"]) == (400, 1)
         assert (await sender.post(b"m v=1 1700000000000000000\n"))[0] == 202
         assert [row["v"] for row in engine.rows] == [1.0]
+
+
+async def test_of_a_body_that_is_not_json_only_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what tells its format: a megabyte that is not text either would take the loop a third of a second."""
+    looked_at: list[int] = []
+
+    def counted(raw: bytes) -> str:
+        looked_at.append(len(raw))
+        return text_of(raw)
+
+    monkeypatch.setattr(http_bodies, "text_of", counted)
+    async with Engine(HTTP()) as engine:
+        status, _, _ = await Sender(engine.source.port).post(b"\xff" * 100_000, **A_JSON)
+        assert (status, max(looked_at) < 5_000) == (400, True)
 
 
 async def test_a_fault_of_the_decoder_costs_one_body(monkeypatch: pytest.MonkeyPatch) -> None:

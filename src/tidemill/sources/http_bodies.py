@@ -22,6 +22,8 @@ __all__ = ["Gzip", "Posted", "Refused", "records_of", "sliced"]
 
 _PACKED: Final = 1 << 14
 """Bytes that are unpacked at a time: what is behind the end of a member is copied, and there may be thousands of members."""
+_LOOKED_AT: Final = 4_097
+"""Bytes of a body that is not JSON by which its format is told: one more than there may be of a line for that."""
 _log = logging.getLogger("tidemill")
 
 
@@ -152,7 +154,7 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     try:
         document = msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data))}") from None
+        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data[:_LOOKED_AT]))}") from None
     if may_exceed(data) and (why := excess(document, data)):
         raise Refused(400, f"the body {why}")
     return document if isinstance(document, list) else [document]
