@@ -22,7 +22,7 @@ from tests.web import asked
 import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.core.admission import Admission
-from tidemill.errors import PlanError
+from tidemill.errors import OutsideError, PlanError
 from tidemill.sources import TCP
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import bound
@@ -287,6 +287,36 @@ def test_who_comes_when_all_files_are_in_use_is_turned_away() -> None:
                 assert closed_by_the_other_side(each)
                 assert admission.turned_away == number
     assert admission.last == f"127.0.0.1: 0 are open, and no more files may be opened by this process (ulimit -n {few})"
+
+
+def test_when_nobody_comes_the_file_that_may_be_given_up_stays() -> None:
+    """Else the next who comes while all files are in use could not be turned away, nor any other."""
+    admission = Admission(10, None, "connections=10")
+    with bound("127.0.0.1", 0, "TCP", admission=admission) as door:
+        door.listen()
+        door.setblocking(False)
+        with socket.socket() as late, few_files(0), all_closed([]) as others:
+            for comes in (None, door.getsockname()):
+                with contextlib.suppress(OSError):
+                    while True:
+                        others.append(socket.socket())
+                if comes is not None:
+                    late.connect(comes)
+                with pytest.raises(BlockingIOError if comes is None else ConnectionAbortedError):
+                    door.accept()
+    assert admission.turned_away == 1
+
+
+def test_a_listener_that_gets_no_file_says_so() -> None:
+    """In a sentence, as for each other reason why there is no listening."""
+    with few_files(0), all_closed([]) as others:
+        with contextlib.suppress(OSError):
+            while True:
+                others.append(socket.socket())
+        with pytest.raises(OutsideError, match="TCP port 0 on 127.0.0.1 cannot be used: Too many open files"):
+            bound("127.0.0.1", 0, "TCP", admission=Admission(10, None, ""))
+        others.pop().close()
+        bound("127.0.0.1", 0, "TCP", admission=Admission(10, None, "")).close()
 
 
 def connection(source: TCP, clock: tm.testing.ManualClock) -> Connection:

@@ -69,10 +69,17 @@ class _Door(socket.socket):
     def __init__(self, family: int, kind: int, proto: int, admission: Admission) -> None:
         super().__init__(family, kind, proto)
         self._admission = admission
-        self._spare: socket.socket | None = socket.socket()
+        self._spare: socket.socket | None = None
         """Given up to turn somebody away when all files are in use: else asyncio would try, and complain, for ever."""
+        self._take_spare()
 
     def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return self._accepted()
+        finally:  # it may have been given up for nobody
+            self._take_spare()
+
+    def _accepted(self) -> tuple[socket.socket, Any]:
         most = files.may_be_open()
         try:
             taken, address = super().accept()
@@ -89,12 +96,13 @@ class _Door(socket.socket):
             self._admission.turn_away(
                 str(address[0]), f"no more files may be opened by this process (ulimit -n {most})"
             )
+            raise ConnectionAbortedError  # which asyncio takes for a client that has left again
+        return taken, address
+
+    def _take_spare(self) -> None:
         if self._spare is None:
             with contextlib.suppress(OSError):
                 self._spare = socket.socket()
-        if not room:
-            raise ConnectionAbortedError  # which asyncio takes for a client that has left again
-        return taken, address
 
     def close(self) -> None:
         super().close()
@@ -186,15 +194,17 @@ def bound(
         family, kind, proto, _, address = socket.getaddrinfo(host or None, port, type=of, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise OutsideError(f"{source} cannot listen on host {host!r}: {error.strerror or error}.") from None
-    made = socket.socket(family, kind, proto) if admission is None else _Door(family, kind, proto, admission)
+    made: socket.socket | None = None
     try:
+        made = socket.socket(family, kind, proto) if admission is None else _Door(family, kind, proto, admission)
         if of is socket.SOCK_STREAM:  # others would share the port, and each get some of what comes
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         if port and of is socket.SOCK_STREAM:
             made.listen(BACKLOG)  # a port that another program listens on is refused only here on some systems
     except OSError as error:
-        made.close()
+        if made is not None:
+            made.close()
         if error.errno == errno.EADDRINUSE:
             what = "is in use by another program; stop it or choose another port (0 takes a free one)"
         elif error.errno == errno.EACCES:
