@@ -93,11 +93,11 @@ async def test_what_goes_on_for_ever_is_not_held(said: bytes) -> None:
 async def test_bodies_that_are_still_coming_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small they are packed; what comes as a whole is taken meanwhile, and what is coming may go on."""
     monkeypatch.setattr(http_server, "_UNFINISHED", 1_000)
-    source = HTTP()
+    source = HTTP(limit=1_300)
     rest = b" " * 600 + BODY
-    packed = gzip.compress(b" " * 600)[:-8]
+    packed = gzip.compress(b" " * 900)[:-8]
     begun = HEAD.replace(b"%d" % len(BODY), b"%d\r\nExpect: 100-continue" % (600 + len(rest)))
-    beyond = HEAD.replace(b"%d" % len(BODY), b"10000\r\nContent-Encoding: gzip") + packed
+    beyond = HEAD.replace(b"%d" % len(BODY), b"1300\r\nContent-Encoding: gzip") + packed
     async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
         _, port = await source.wait_listening()
         first, its_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -115,6 +115,21 @@ async def test_bodies_that_are_still_coming_are_bounded_together(monkeypatch: py
         run.stop_soon()
         report = await run.wait()
     assert report.rows_out == 2
+
+
+async def test_a_body_may_be_as_long_as_the_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond what bodies that are coming have together by default."""
+    monkeypatch.setattr(http_server, "_UNFINISHED", 1_000)
+    source = HTTP(limit=10_000)
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CHUNKED + b"%x\r\n%s\r\n" % (5_000 + len(BODY), b" " * 5_000 + BODY) + b"0\r\n\r\n")
+        assert b"202" in await reader.readline()
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == 1
 
 
 async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(

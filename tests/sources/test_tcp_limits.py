@@ -313,7 +313,7 @@ def test_a_listener_that_gets_no_file_says_so() -> None:
         with contextlib.suppress(OSError):
             while True:
                 others.append(socket.socket())
-        with pytest.raises(OutsideError, match="TCP port 0 on 127.0.0.1 cannot be used: Too many open files"):
+        with pytest.raises(OutsideError, match=r"TCP port 0 on 127\.0\.0\.1 cannot be used: Too many open files"):
             bound("127.0.0.1", 0, "TCP", admission=Admission(10, None, ""))
         others.pop().close()
         bound("127.0.0.1", 0, "TCP", admission=Admission(10, None, "")).close()

@@ -29,7 +29,8 @@ __all__ = ["Server"]
 _BODY_S: Final = 30.0
 """Seconds in which a body must have come."""
 _UNFINISHED: Final = 64 << 20
-"""Bytes, unpacked, of bodies that are still coming, over all connections; the one that passes it is not taken."""
+"""Bytes, unpacked, of bodies that are still coming, over all connections, or of one where more is allowed; the one that passes
+it is not taken."""
 _ACCEPTED: Final = 16
 """Connections that are taken in one turn of the loop."""
 _LAST_S: Final = 2
@@ -74,6 +75,7 @@ class Server(uvicorn.Server):
         self._token = None if token is None else f"Bearer {token}".encode()
         self._limit = limit
         self._unfinished = 0
+        self._most_unfinished = max(_UNFINISHED, limit)
         self._ending = False
 
     async def serve_on(self, listening: socket.socket) -> None:
@@ -179,7 +181,7 @@ class Server(uvicorn.Server):
                         raise self._too_long()
                     self._unfinished += len(body) - held
                     held = len(body)
-                    if self._unfinished > _UNFINISHED and came != length:
+                    if self._unfinished > self._most_unfinished and came != length:
                         raise Refused(429, "too many bodies are coming at the same time; send these records again")
         except TimeoutError:
             raise Refused(408, f"the body did not come within {_BODY_S:g} s") from None
