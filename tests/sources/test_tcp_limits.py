@@ -271,6 +271,32 @@ async def test_two_listeners_have_no_more_files_between_them_than_one(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+def test_a_loop_that_accepts_by_itself_leaves_the_process_its_files_too() -> None:
+    """As uvloop does, which asks the listening socket for its number alone."""
+    uvloop = pytest.importorskip("uvloop", reason="it is in the dev extra")
+    tcp, http = TCP(name="tcp"), tm.sources.HTTP(name="http")
+
+    async def crowded() -> tm.RunReport:
+        async with tm.serve(tm.Pipeline([tcp, http], tm.Plan(), ListSink()), lanes=0, state=False) as run:
+            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
+            crowd = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", CROWD, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert crowd.stdin is not None
+            await until(lambda: min(each.statistics().turned_away for each in (tcp, http)) > 0)
+            crowd.stdin.write(b"1\n")
+            await until(lambda: run.statistics().records_in == 2)
+            crowd.stdin.close()
+            await crowd.wait()
+            run.stop_soon()
+            return await run.wait()
+
+    with few_files(200), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(crowded()).rows_out == 2
+    for each in (tcp, http):
+        assert "no more files may be opened by this process" in each.statistics().last_away
+
+
 def test_who_comes_when_all_files_are_in_use_is_turned_away() -> None:
     """Whatever took them: there is one to give up, and so the loop is not asked to try again for ever."""
     admission = Admission(10, None, "connections=10")

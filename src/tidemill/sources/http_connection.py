@@ -9,6 +9,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidemill.core.admission import Admission
+from tidemill.sources.listening import enters
 
 __all__ = ["connections_through"]
 
@@ -40,7 +41,7 @@ class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         host = self.client[0] if self.client is not None else ""
-        if not self._door.enter(host):
+        if not enters(self._door, transport, host):
             transport.abort()
             return
         self._host = host

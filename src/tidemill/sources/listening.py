@@ -23,6 +23,7 @@ __all__ = [
     "ListeningSource",
     "bound",
     "checked_port",
+    "enters",
     "is_loopback",
     "keep_alive",
 ]
@@ -80,10 +81,9 @@ class _Door(socket.socket):
             self._take_spare()
 
     def _accepted(self) -> tuple[socket.socket, Any]:
-        most = files.may_be_open()
         try:
             taken, address = super().accept()
-            room = most is None or taken.fileno() < most - min(_KEPT_FREE, most // 2)
+            room = _leaves_room(taken.fileno())
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or self._spare is None:
                 raise
@@ -93,9 +93,7 @@ class _Door(socket.socket):
             room = False
         if not room:
             taken.close()
-            self._admission.turn_away(
-                str(address[0]), f"no more files may be opened by this process (ulimit -n {most})"
-            )
+            self._admission.turn_away(str(address[0]), _no_room())
             raise ConnectionAbortedError  # which asyncio takes for a client that has left again
         return taken, address
 
@@ -108,6 +106,31 @@ class _Door(socket.socket):
         super().close()
         if self._spare is not None:
             self._spare.close()
+
+    def detach(self) -> int:
+        if self._spare is not None:
+            self._spare.close()
+        return super().detach()
+
+
+def _leaves_room(number: int) -> bool:
+    """Whether a file with this number is none of those that are for the process itself."""
+    most = files.may_be_open()
+    return most is None or number < most - min(_KEPT_FREE, most // 2)
+
+
+def _no_room() -> str:
+    return f"no more files may be opened by this process (ulimit -n {files.may_be_open()})"
+
+
+def enters(admission: Admission, transport: asyncio.BaseTransport, host: str) -> bool:
+    """Whether a connection is taken; one that is must leave ``admission``. Not each kind of loop has asked `_Door`: uvloop
+    accepts by itself."""
+    connected = transport.get_extra_info("socket")
+    if connected is not None and not _leaves_room(connected.fileno()):
+        admission.turn_away(host, _no_room())
+        return False
+    return admission.enter(host)
 
 
 class ConnectedSource(ListeningSource):

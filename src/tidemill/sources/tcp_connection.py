@@ -11,6 +11,7 @@ from tidemill.clock import Clock
 from tidemill.formats.lines import LineSplitter, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.listening import enters
 
 if TYPE_CHECKING:
     from tidemill.sources.tcp import TCP
@@ -67,7 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         host, port = (str(peer[0]), str(peer[1])) if isinstance(peer, tuple) else ("", "")
         self._host = host
-        self._entered = self._source._admission.enter(host)
+        self._entered = enters(self._source._admission, transport, host)
         if not self._entered:
             self.abort()
             return
