@@ -183,3 +183,11 @@ def test_no_payload_breaks_the_reader(payload: bytes) -> None:
         rows, bad = PayloadReader(value).read(payload)
         assert rows or bad
         assert all(math.isfinite(row["value"]) for row in rows if type(row.get("value")) is float)
+
+
+def test_of_messages_that_lack_something_no_text_is_held() -> None:
+    """A source lives for months, and what is at a path may be as long as a message."""
+    reader = PayloadReader("temp")
+    reader.read(b'{"said": "' + b"x" * 10_000 + b'", "list": [1, 2], "data": {"t": 20.5}}')
+    assert list(reader._seen.values()) == [None, None, 20.5]
+    assert "value='data.t'" in reader.explained

@@ -83,8 +83,8 @@ class PayloadReader:
         self._nothing = f"the message has nothing at {' or '.join(map(repr, paths.values()))}"
         self._words = {word for name in (*paths, *paths.values()) for word in words_of(name)[-1:]}
         self._lacking = 0
-        self._seen: dict[str, Any] = {}
-        """Paths of messages in which one led nowhere, and what the first of them has there."""
+        self._seen: dict[str, float | None] = {}
+        """Paths of messages in which one led nowhere, and the number that the first of them has there."""
         into = 0 if self._each is None else len(self._each) + 1
         self._columns = [
             (column, made[into:], True) if _EACH in made else (column, made, False) for column, made in steps.items()
@@ -143,7 +143,7 @@ class PayloadReader:
     def _note(self, message: Any) -> None:
         self._lacking += 1
         for steps, item in islice(leaves(message), MOST_SHOWN - len(self._seen)):
-            self._seen.setdefault(path_of(steps), item)
+            self._seen.setdefault(path_of(steps), item if type(item) in (int, float) else None)
 
     @property
     def explained(self) -> str:
