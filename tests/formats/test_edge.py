@@ -195,6 +195,7 @@ LINES = {
     "S1;2024-05-01 00:00:00;20,5;7": 'looks like CSV: say format="csv".',
     "sensor,time,value": 'looks like CSV: say format="csv".',
     "hello": "An example: 'hello'.",
+    "hello, world, foo": "An example: 'hello, world, foo'.",
     "it\x1b[2J" + "x" * 10_000: "An example: 'it\\x1b[2J",
 }
 
@@ -207,6 +208,7 @@ def test_what_is_no_record_is_shown_and_a_format_that_is_known_is_named(line: st
     sentence = edge.explain(formats=["csv", "ndjson", "influx"])
     assert sentence.startswith("the line is not that. An example: '")
     assert LINES[line] in sentence
+    assert ("say format" in sentence) == ("say format" in LINES[line])
     assert sentence.isprintable()
     assert len(sentence) < 250
     assert "say format" not in edge.explain()

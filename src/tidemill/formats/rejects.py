@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.influx_lines import InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.letters import MALFORMED
@@ -121,4 +122,5 @@ def _are_cells(cells: Sequence[str]) -> bool:
     if len(cells) < 2 or any("=" in cell for cell in cells):
         return False
     cells = [cell.strip().strip('"') for cell in cells]
-    return any(map(_NUMBER, cells)) or (len(cells) > 2 and all(map(_NAME, cells)))
+    named = len(cells) > 2 and all(map(_NAME, cells)) and likely(cells, (*SENSORS, *TIMES)) is not None
+    return named or any(map(_NUMBER, cells))
