@@ -105,4 +105,4 @@ def test_little_is_remembered(seconds: list[tuple[int, int, int]]) -> None:
         for _ in range(dead):
             rejections.buried("malformed", "no JSON", source="tcp")
         rejections.look(now)
-        assert all(len(book._slices) <= 60 + 10 for book in (rejections._all, rejections._of("tcp")))
+        assert all(len(book._slices) <= 60 + 10 for book in (rejections._all, rejections._sources["tcp"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +111,25 @@ def counted_once(report):
     assert list(report.sinks.values()) == [2_000]
 
 
+@contextlib.asynccontextmanager
+async def live_plant(
+    folder: Path, sink: tm.sinks.SQLite, lanes: int
+) -> AsyncIterator[tuple[Plant, tm.sources.TCP, Any]]:
+    """A live run, and a plant that sends to it. It is stopped at the end: what came is there once, and counted once."""
+    source = tm.sources.TCP()
+    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
+    pipeline = tm.Pipeline(source, plan, sink, name="plant")
+    plant = Plant.__new__(Plant)
+    plant.folder = folder
+    async with tm.serve(pipeline, lanes=lanes, state=tm.State(folder / "state", checkpoint_s=0.05)) as run:
+        plant.sender = socket.create_connection(await source.wait_listening())
+        yield plant, source, run
+        run.stop_soon()
+        plant.sender.close()
+    assert plant.rows() == wanted(2_000)
+    counted_once(run.report)
+
+
 class Away(tm.sinks.SQLite):
     """A database that is away while a file says so."""
 
@@ -136,14 +158,7 @@ class Lost(tm.sinks.SQLite):
 
 async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_path, lanes, caplog):
     """Meanwhile the source is read on: into the log."""
-    source = tm.sources.TCP()
-    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
-    pipeline = tm.Pipeline(source, plan, Away(tmp_path / "out.db"), name="plant")
-    plant = Plant.__new__(Plant)
-    plant.folder = tmp_path
-    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
-        host, port = await source.wait_listening()
-        plant.sender = socket.create_connection((host, port))
+    async with live_plant(tmp_path, Away(tmp_path / "out.db"), lanes) as (plant, source, _):
         plant.send(0, 500)
         while len(plant.rows()) < 500:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.01)
@@ -159,22 +174,12 @@ async def test_a_sink_that_is_away_is_waited_for_and_gets_every_row_once(tmp_pat
         (tmp_path / "away").unlink()
         while len(plant.rows()) < 2_000:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        run.stop_soon()
-        plant.sender.close()
-    assert plant.rows() == wanted(2_000)
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
-    counted_once(run.report)
 
 
 async def test_rows_of_a_sink_that_was_lost_as_it_committed_are_counted_once(tmp_path, lanes):
     """Nobody was told of the commit, and the rows are not put again: the sink's next opening shows that they are there."""
-    source = tm.sources.TCP()
-    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
-    pipeline = tm.Pipeline(source, plan, Lost(tmp_path / "out.db"), name="plant")
-    plant = Plant.__new__(Plant)
-    plant.folder = tmp_path
-    async with tm.serve(pipeline, lanes=lanes, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
-        plant.sender = socket.create_connection(await source.wait_listening())
+    async with live_plant(tmp_path, Lost(tmp_path / "out.db"), lanes) as (plant, source, _):
         for start in range(0, 2_000, 500):
             plant.send(start, 500)
             while len(plant.rows()) < start + 500:  # noqa: ASYNC110 - nothing tells
@@ -182,11 +187,7 @@ async def test_rows_of_a_sink_that_was_lost_as_it_committed_are_counted_once(tmp
         plant.sender.sendall(b"no json\n" * 3)
         while source.statistics().rejected < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        run.stop_soon()
-        plant.sender.close()
     assert (tmp_path / "lost1").exists()
-    assert plant.rows() == wanted(2_000)
-    counted_once(run.report)
 
 
 def test_a_live_iterable_that_ends_goes_on_with_the_next_start(tmp_path):
@@ -210,15 +211,8 @@ def test_a_live_iterable_that_ends_goes_on_with_the_next_start(tmp_path):
 async def test_a_killed_fork_server_costs_a_live_run_nothing_but_time(tmp_path):
     """Somebody, or a machine without memory, ends it, and all lanes and sinks with it: the run starts another, and goes on from
     the last checkpoint, while the source is read on."""
-    source = tm.sources.TCP()
-    plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean"]), tm.Lag("value"))
-    pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(tmp_path / "out.db"), name="plant")
-    plant = Plant.__new__(Plant)
-    plant.folder = tmp_path
     killed = set()
-    async with tm.serve(pipeline, lanes=2, state=tm.State(tmp_path / "state", checkpoint_s=0.05)) as run:
-        host, port = await source.wait_listening()
-        plant.sender = socket.create_connection((host, port))
+    async with live_plant(tmp_path, tm.sinks.SQLite(tmp_path / "out.db"), 2) as (plant, _, run):
         for start in range(0, 1_500, 500):
             plant.send(start, 500)
             while len(plant.rows()) < start + 500:  # noqa: ASYNC110 - nothing tells
@@ -230,12 +224,8 @@ async def test_a_killed_fork_server_costs_a_live_run_nothing_but_time(tmp_path):
         plant.send(1_500, 500)
         while len(plant.rows()) < 2_000:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        run.stop_soon()
-        plant.sender.close()
     assert len(killed) == 3
-    assert plant.rows() == wanted(2_000)
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 3
-    counted_once(run.report)
 
 
 async def test_what_is_acknowledged_is_in_the_log_and_dead_letters_are_acknowledged_too(tmp_path, lanes):

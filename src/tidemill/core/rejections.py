@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +43,10 @@ class _Book:
         self.open = _Slice()
         self.samples: dict[str, str] = {}
         self._slices: deque[_Slice] = deque()
+
+    def buried(self, who: str, reason_code: str, reason: str) -> None:
+        self.open.dead[who, reason_code] += 1
+        self.samples[who] = reason
 
     def look(self, now_ns: int) -> list[MostlyDead]:
         if self.open.came or self.open.dead:
@@ -88,42 +92,29 @@ class Rejections:
 
     def __init__(self) -> None:
         self._all = _Book()
-        self._sources: dict[str, _Book] = {}
-        self._made: dict[str, _Book] = {}
+        self._sources: dict[str, _Book] = defaultdict(_Book)
+        self._made: dict[str, _Book] = defaultdict(lambda: _Book("rows"))
 
     def came(self, records: int, source: str) -> None:
         """So many came in; some of them may be dead letters."""
         self._all.open.came += records
-        self._of(source).open.came += records
+        self._sources[source].open.came += records
 
     def buried(self, reason_code: str, reason: str, *, source: str = "", stage: str = "") -> None:
         """One of these became a dead letter."""
         who = f"stage {stage}" if stage else f"source {source}" if source else "lanes"
-        book = self._all if stage or not source else self._of(source)
-        book.open.dead[who, reason_code] += 1
-        book.samples[who] = reason
+        book = self._all if stage or not source else self._sources[source]
+        book.buried(who, reason_code, reason)
 
     def made(self, rows: int, stage: str) -> None:
         """So many rows that stages had made came to this one; some of them may be dead letters."""
-        self._of_made(stage).open.came += rows
+        self._made[stage].open.came += rows
 
     def buried_row(self, reason_code: str, reason: str, stage: str) -> None:
         """One of these became a dead letter."""
-        book, who = self._of_made(stage), f"stage {stage}"
-        book.open.dead[who, reason_code] += 1
-        book.samples[who] = reason
+        self._made[stage].buried(f"stage {stage}", reason_code, reason)
 
     def look(self, now_ns: int) -> list[MostlyDead]:
         """Those of whom more than half are dead letters; called about once a second."""
         books = [*self._sources.values(), self._all, *self._made.values()]
         return [found for book in books for found in book.look(now_ns)]
-
-    def _of(self, source: str) -> _Book:
-        if source not in self._sources:
-            self._sources[source] = _Book()
-        return self._sources[source]
-
-    def _of_made(self, stage: str) -> _Book:
-        if stage not in self._made:
-            self._made[stage] = _Book("rows")
-        return self._made[stage]

@@ -340,9 +340,7 @@ class _Batch:
             return
         self.records = []  # they know their batch, and it them no longer
         request = self.request
-        del (
-            self.request
-        )  # which knows this batch: neither keeps the other, and what was sent, for the garbage collector
+        del self.request  # it knows this batch: a cycle would keep what was sent for the garbage collector
         if isinstance(outcome, Exception):
             for future in records:
                 settle(future, outcome)

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any, Final
 
 from tidemill.formats.decoded import BadLine, Decoded
+from tidemill.formats.json_limits import DIGITS
 from tidemill.formats.lines import text_of
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, OVERSIZE
 
@@ -34,7 +35,6 @@ _ESCAPED_IN_MEASUREMENT: Final = re.compile(r"\\([ ,])")
 _ESCAPED_IN_TEXT: Final = re.compile(r'\\(["\\])')
 
 _FLOAT: Final = re.compile(r"-?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][-+]?[0-9]{1,4})?").fullmatch
-_DIGITS: Final = 64
 _LONG_NUMBER: Final = re.compile(r"-?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?[iu]?").fullmatch
 _INTEGER: Final = re.compile(r"(-?[0-9]{1,64})([iu])").fullmatch
 _STAMP: Final = re.compile(r"-?[0-9]{1,19}").fullmatch
@@ -277,8 +277,8 @@ def _value(name: str, item: str) -> Any:
     if _NO_NUMBERS(item):
         code = MALFORMED if item.lower().endswith("nan") else INFINITE
         raise _Bad(f"field {_short(name)} holds {item}, which line protocol does not know; leave the field out", code)
-    if len(item) > _DIGITS and _LONG_NUMBER(item):
-        raise _Bad(f"field {_short(name)} holds {_short(item)}, a number of more than {_DIGITS} digits")
+    if len(item) > DIGITS and _LONG_NUMBER(item):
+        raise _Bad(f"field {_short(name)} holds {_short(item)}, a number of more than {DIGITS} digits")
     raise _Bad(f"field {_short(name)} holds {_short(item)}, which is no number, truth value or text in double quotes")
 
 
