@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
@@ -303,6 +303,7 @@ def test_a_baseline_has_the_digits_that_the_spread_asks_for(mean: float, spread:
 
 
 @settings(max_examples=30)
+@example([("#", 0.0, 0.0), ("# ", 0.0, 0.0)])
 @given(
     st.lists(
         st.tuples(words.filter(str.strip), st.floats(), st.floats(min_value=0)),

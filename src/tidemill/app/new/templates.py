@@ -97,14 +97,17 @@ class Calibrated:
 
 
 def calibration_text(sensors: Sequence[Calibrated]) -> str:
-    """A line for each of these sensors.
+    """A line for each of these sensors; one for those whose names differ by blanks around them, which tables do not tell apart.
 
     >>> print(calibration_text([Calibrated("S1", 20.5, 1.25), Calibrated("still, or stuck", 3.0, 0.0)]), end="")
     sensor,baseline,scale
     S1,20.5,1.25
     "still, or stuck",3,1
     """
-    rows = [("sensor", "baseline", "scale"), *(one.cells for one in sensors)]
+    named: dict[str, Sequence[str]] = {}
+    for one in sensors:
+        named.setdefault(one.sensor.strip(), one.cells)
+    rows = [("sensor", "baseline", "scale"), *named.values()]
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
 
 
