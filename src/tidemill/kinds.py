@@ -100,8 +100,11 @@ class Kinds:
             self._kinds.setdefault(name, Kind(kind))
         self._learned = []
 
-    def column(self, name: str, items: Sequence[Any]) -> tuple[Column, list[Reject]]:
-        """``items`` (Python values, None, `ABSENT`) as a column; rows that do not fit are rejected and read as null."""
+    def column(self, name: str, items: Sequence[Any] | Column) -> tuple[Column, list[Reject]]:
+        """``items`` (Python values, None, `ABSENT`, or what is a column already) as a column of the field's kind; rows that do not
+        fit are rejected and read as null."""
+        if isinstance(items, Column):
+            return conform(name, items, self)
         known = self._kinds.get(name)
         if known in (None, Kind.FLOAT) and (floats := _floats(items)) is not None:
             self.learn(name, Kind.FLOAT)

@@ -19,18 +19,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG
+from tidemill.column import ABSENT, ABSENT_TAG, Column
 from tidemill.kinds import Kinds
 from tidemill.letters import Reject
 
-__all__ = ["Fields", "RowsByField", "batch_of_rows", "fields_of_rows", "joined", "rows_of_batch", "rows_of_lists"]
+__all__ = [
+    "Fields",
+    "RowsByField",
+    "batch_of_rows",
+    "fields_of_rows",
+    "joined",
+    "lists_of_rows",
+    "rows_of_batch",
+    "rows_of_lists",
+]
 
-Fields = tuple[tuple[str, ...], list[Sequence[Any]], tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None]
-"""Names, one list of values per name (`ABSENT` where a row lacks it), and the field orders where they differ."""
+Values = Sequence[Any] | Column
+"""Of one field."""
+_Orders = tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None
+Fields = tuple[tuple[str, ...], Sequence[Values], _Orders]
+"""Names, the values per name (`ABSENT` where a row lacks it), and the field orders where they differ."""
 
 
 class RowsByField(Sequence[dict[str, Any]]):
-    """Rows that all have the same fields in the same order, kept field by field: one list of values for each name.
+    """Rows that all have the same fields in the same order, kept field by field: a list of values or a column for each name.
 
     A row is made for whoever asks for it, so that rows which nobody looks at singly cost no dict.
 
@@ -39,12 +51,13 @@ class RowsByField(Sequence[dict[str, Any]]):
     (2, {'sensor': 'S2', 'value': 21.0})
     """
 
-    def __init__(self, names: tuple[str, ...], lists: list[Sequence[Any]]) -> None:
+    def __init__(self, names: tuple[str, ...], values: Sequence[Values]) -> None:
         self.names = names
-        self.lists = lists
+        self.values = values
+        self._lists: list[Sequence[Any]] | None = None
 
     def __len__(self) -> int:
-        return len(self.lists[0])
+        return len(self.values[0])
 
     @overload
     def __getitem__(self, place: int) -> dict[str, Any]: ...
@@ -52,11 +65,27 @@ class RowsByField(Sequence[dict[str, Any]]):
     def __getitem__(self, place: slice) -> RowsByField: ...
     def __getitem__(self, place: int | slice) -> dict[str, Any] | RowsByField:
         if isinstance(place, slice):
-            return RowsByField(self.names, [items[place] for items in self.lists])
-        return {name: items[place] for name, items in zip(self.names, self.lists, strict=True)}
+            start, stop, _ = place.indices(len(self))
+            return RowsByField(
+                self.names,
+                [
+                    items.slice(start, max(start, stop)) if isinstance(items, Column) else items[start:stop]
+                    for items in self.values
+                ],
+            )
+        return {name: items[place] for name, items in zip(self.names, self._listed(), strict=True)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(_dicts(self.names, self.lists))
+        return iter(_dicts(self.names, self._listed()))
+
+    def _listed(self) -> list[Sequence[Any]]:
+        if self._lists is None:
+            self._lists = [_listed(items) for items in self.values]
+        return self._lists
+
+
+def _listed(items: Values) -> Sequence[Any]:
+    return items.to_list() if isinstance(items, Column) else items
 
 
 def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]]:
@@ -67,14 +96,24 @@ def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]
     if not by_field or len(by_field) < len(parts) or any(part.names != by_field[0].names for part in by_field):
         return list(chain.from_iterable(parts))
     return RowsByField(
-        by_field[0].names, [list(chain(*lists)) for lists in zip(*(part.lists for part in by_field), strict=True)]
+        by_field[0].names, [_chained(each) for each in zip(*(part.values for part in by_field), strict=True)]
     )
 
 
+def _chained(parts: Sequence[Values]) -> Values:
+    columns = [part for part in parts if isinstance(part, Column)]
+    if len(columns) == len(parts) and len({column.kind for column in columns}) == 1:
+        return Column.concat(columns)
+    return list(chain(*map(_listed, parts)))
+
+
 def fields_of_rows(rows: Sequence[dict[str, Any]]) -> Fields:
-    """Rows turned on their side; quick when all have the same fields in the same order."""
-    if isinstance(rows, RowsByField):
-        return rows.names, rows.lists, None
+    """Rows turned on their side."""
+    return (rows.names, rows.values, None) if isinstance(rows, RowsByField) else lists_of_rows(rows)
+
+
+def lists_of_rows(rows: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[Sequence[Any]], _Orders]:
+    """The same of dicts; quick when all have the same fields in the same order."""
     names = tuple(rows[0]) if rows else ()
     # Each row's fields are distinct, so the fields of all rows in one line can only equal the first row's, repeated,
     # when every row has exactly those.

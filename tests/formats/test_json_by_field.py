@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidemill.formats import alike_kernel
 from tidemill.formats.edge import Edge
 from tidemill.formats.json_by_field import SMALLEST, JsonByField
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.line_formats import line_format
 from tidemill.rows import RowsByField, joined
 from tidemill.sources.blocks import turns_of
+from tidemill.stages.statistics.compiled import load_kernels
+
+
+@pytest.fixture(scope="module", autouse=True, params=["msgspec", "compiled"])
+def read(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both as it is in a process that has loaded the compiled kernels, and in one that has not."""
+    kernels = load_kernels()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(alike_kernel, "_in_use", [kernels["read_alike"]] if request.param == "compiled" else [])
+        yield
+
 
 plain_texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), max_size=6)
 scalars = (

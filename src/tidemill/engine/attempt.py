@@ -45,6 +45,7 @@ from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.printable import counted
 from tidemill.sinks.base import LoopSink, ProcessSink
+from tidemill.stages.statistics.compiled import load_kernels
 
 __all__ = ["CHECKPOINT", "Attempt", "Inflow"]
 
@@ -265,6 +266,10 @@ class Attempt:
         if self._keeper is None:
             await self._open_outlets()
         await self._lanes_ready.wait()
+        if any(source.uses_kernels for source in self.pipeline.sources):
+            await asyncio.to_thread(
+                load_kernels, compile_missing=False
+            )  # lanes that use them have compiled them by now
         self._ready.set()
         self.started.set()
 

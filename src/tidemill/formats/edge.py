@@ -177,7 +177,8 @@ class Edge:
         if early:
             self._note_fields(row for row in kept if type(row) is dict)
             places = np.array([place for place in range(len(kept)) if place not in early], np.intp)
-            kept = [kept[place] for place in places.tolist()]
+            listed = list(kept)
+            kept = [listed[place] for place in places.tolist()]
             fields = None
         batch, misfits = batch_of_rows(kept, self.kinds, fields)
         if plain and (set(map(type, batch.names)) - {str} or not is_unicode("".join(batch.names))):

@@ -81,6 +81,7 @@ class InfluxLines:
     """
 
     fallback: str | None = SERIES
+    uses_kernels = False
 
     def __init__(self, precision: int = 1) -> None:
         self._precision = precision

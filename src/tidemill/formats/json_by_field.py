@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.formats import alike_kernel
+from tidemill.formats.json_alike import MOST_FIELDS, JsonAlike
 from tidemill.formats.json_limits import may_have_long_number
 from tidemill.rows import RowsByField
 
@@ -22,7 +24,8 @@ __all__ = ["SMALLEST", "JsonByField"]
 
 SMALLEST: Final = 1 << 14
 """Bytes below which looking for a shape takes longer than the dicts would."""
-_MOST_FIELDS: Final = 64
+_SMALLEST_ALIKE: Final = 1 << 10
+"""The same of lines that are all like the first."""
 _MOST_PASSED: Final = 63
 """Blocks left alone, at most, after some that were of no one shape."""
 _QUOTE, _COLON, _BRACE, _END = b'":{\n'
@@ -32,13 +35,13 @@ _Value = str | float | int | bool | None
 
 
 class JsonByField:
-    """Reads blocks of one input, of ``smallest`` bytes at least. It remembers only how often it was in vain, so as not to be
-    tried on each block."""
+    """Reads blocks of one input. Where machine code for it is loaded, blocks of lines that are all like the first are read by
+    `json_alike`; blocks of ``smallest`` bytes at least whose lines have but their fields in common are looked at here."""
 
     def __init__(self, smallest: int = SMALLEST) -> None:
         self._smallest = smallest
-        self._in_vain = 0
-        self._pass = 0
+        self._alike = JsonAlike()
+        self._alike_tries, self._tries = _Tries(), _Tries()
 
     def rows(self, block: bytes) -> RowsByField | None:
         """The rows of whole lines, one for each, when all have the same fields in the same order, none of them nested; else
@@ -48,12 +51,29 @@ class JsonByField:
         >>> JsonByField(smallest=0).rows(lines)[99]
         {'sensor': 'S1', 'value': 20}
         """
-        if len(block) < self._smallest:
+        read = alike_kernel.compiled()
+        if read is not None and len(block) >= _SMALLEST_ALIKE and self._alike_tries.is_due():
+            alike = self._alike_tries.told(self._alike.rows(block, read))
+            if alike is not None:
+                return alike
+        if len(block) < self._smallest or not self._tries.is_due():
             return None
-        if self._pass:
-            self._pass -= 1
-            return None
-        made = _rows(block)
+        return self._tries.told(_rows(block))
+
+
+class _Tries:
+    """After some in vain, not each block is tried."""
+
+    def __init__(self) -> None:
+        self._in_vain = 0
+        self._pass = 0
+
+    def is_due(self) -> bool:
+        self._pass -= 1
+        return self._pass < 0
+
+    def told(self, made: RowsByField | None) -> RowsByField | None:
+        """What a try has come to."""
         self._in_vain = 0 if made is not None else min(2 * self._in_vain + 1, _MOST_PASSED)
         self._pass = self._in_vain
         return made
@@ -94,7 +114,7 @@ def _names(block: bytes, data: NDArray[np.uint8], lines: int) -> tuple[str, ...]
     if not (colons == colons[0]).all():
         return None
     places = np.flatnonzero(colons[0])
-    if not len(places) or len(places) > _MOST_FIELDS:
+    if not len(places) or len(places) > MOST_FIELDS:
         return None
     opening, closing = opening[:, places] + 1, closing[:, places]
     if not _alike(data, opening, closing):

@@ -29,6 +29,8 @@ class LineFormat(Protocol):
 
     fallback: str | None
     """What it knows that names the sensor of a record without the default key field; None when it knows nothing."""
+    uses_kernels: bool
+    """Whether it reads quicker in a process that has loaded the compiled kernels."""
 
     def decode(self, block: bytes) -> Decoded: ...
 
@@ -45,6 +47,7 @@ class LineFormat(Protocol):
 
 class _JsonLines:
     fallback: str | None = None
+    uses_kernels = True
 
     def __init__(self) -> None:
         self._by_field = JsonByField()

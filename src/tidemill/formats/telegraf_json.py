@@ -56,6 +56,7 @@ class TelegrafJson:
     """
 
     fallback: str | None = SERIES
+    uses_kernels = False
 
     def __init__(self, precision: int = 10**9) -> None:
         self._precision = precision

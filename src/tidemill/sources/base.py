@@ -122,6 +122,11 @@ class Source(Named, Configured, abc.ABC):
         """What is known of the records before the first is read."""
         return Schema(open=True)
 
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether it reads quicker in a process that has loaded the compiled kernels."""
+        return False
+
     goes_on: bool = False
     """Where its stream ends, the next start of the run brings more: with state, its end is a stop, and no end of input."""
 

@@ -92,6 +92,10 @@ class Lines(RecordedSource):
         self.goes_on = goes_on
         self._schema: Schema | None = None
 
+    @property
+    def uses_kernels(self) -> bool:
+        return self.format == "ndjson"
+
     def check(self) -> None:
         self.peek()
 

@@ -82,6 +82,10 @@ class Replay(RecordedSource):
 
     # -- before the run ----------------------------------------------------------------------------
 
+    @property
+    def uses_kernels(self) -> bool:
+        return any(kind == "ndjson" for _, kind in self._files)
+
     def check(self) -> None:
         self.peek()
 

@@ -23,7 +23,7 @@ from tidemill.errors import BadResult, StageError
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.orders import Orders, follows
-from tidemill.rows import fields_of_rows, rows_of_lists
+from tidemill.rows import lists_of_rows, rows_of_lists
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
 from tidemill.stages.functions import made_column, own_items, shown_type
@@ -189,7 +189,7 @@ class RecordCalls(Calls):
         rows = self._rows if not self.rejects else [self._rows[at] for at in kept.tolist()]
         if not set(map(type, rows)) <= {dict} and not all(isinstance(row, dict) for row in rows):
             return None
-        names, fields, orders = fields_of_rows(rows)
+        names, fields, orders = lists_of_rows(rows)
         columns = {}
         try:
             for name, items in zip(names, fields, strict=True):

@@ -14,7 +14,7 @@ from tidemill.errors import BadResult
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE, Reject
 from tidemill.orders import Orders, follows
-from tidemill.rows import fields_of_rows, rows_of_lists
+from tidemill.rows import lists_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
 from tidemill.stages.functions import FunctionStage, own_items, shown_type
@@ -73,7 +73,7 @@ class MapRows(FunctionStage):
     def step(self, batch: Batch, state: StageState) -> Step:
         lists = {name: own_items(column) for name, column in batch.columns.items()}
         rows, rejects = self._checked(self._call(rows_of_lists(batch, lists)), len(batch))
-        names, fields, orders = fields_of_rows(rows)
+        names, fields, orders = lists_of_rows(rows)
         made = Batch({}, rows=len(batch), key=batch.key_column, time=batch.time_ns, arrived_ns=batch.arrived_ns)
         for name in names:
             if type(name) is not str:

@@ -32,13 +32,17 @@ from numpy.typing import NDArray
 
 from tidemill import files
 from tidemill.errors import EngineError, OutsideError
+from tidemill.formats import alike_kernel
 from tidemill.stages.statistics import compiling, folds, kernels, ranks, recurrences, rolling, spans, trends, windows
 from tidemill.stages.statistics.blocks import Blocks
 from tidemill.stages.statistics.compiling import Packed
 
 __all__ = ["Kernels", "address_of", "compile_kernels", "interpreted_kernels", "load_kernels"]
 
-_SOURCES: Final[tuple[ModuleType, ...]] = (folds, kernels, rolling, ranks, trends, spans, recurrences, windows)
+_SOURCES: Final[tuple[ModuleType, ...]] = (
+    *(folds, kernels, rolling, ranks, trends, spans, recurrences, windows),
+    alike_kernel,
+)
 """The modules whose kernels are compiled, each after those whose ``HELPERS`` it calls. Each has ``HELPERS`` and
 ``KERNELS``; a kernel's name is its own among them all."""
 _KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
@@ -50,6 +54,7 @@ _NUMPY_OF: Final[dict[str, np.dtype[Any]]] = {
     "i": np.dtype(np.int32),
     "q": np.dtype(np.int64),
     "d": np.dtype(np.float64),
+    "b": np.dtype(np.uint8),
 }
 _NUMBA_RUNTIME: Final = (
     "NRT_Allocate",
@@ -255,6 +260,7 @@ def _load(folder: Path | None, compile_missing: bool) -> Kernels:
         if path is not None:
             _store(path, packed)
     calls, owner = _link(packed)
+    alike_kernel.use(calls["read_alike"], owner)
     return Kernels(calls, "compiled", cold_s=time.perf_counter() - started, keeps=owner)
 
 

@@ -27,6 +27,7 @@ def machine_code(sources: Sequence[ModuleType]) -> Packed:
         "i": types.CPointer(types.int32),
         "q": types.CPointer(types.int64),
         "d": types.CPointer(types.float64),
+        "b": types.CPointer(types.uint8),
         "w": types.CPointer(types.int64),
     }
     # Eight equal operations side by side become vector instructions; their order, and so each bit, stays.

@@ -1,0 +1,304 @@
+"""NDJSON whose lines are like the first: what machine code reads is what msgspec reads, or is left to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidemill.formats import alike_kernel
+from tidemill.formats.edge import Edge
+from tidemill.formats.json_alike import JsonAlike
+from tidemill.formats.json_lines import decode_json_lines
+from tidemill.kinds import Kinds
+from tidemill.rows import RowsByField, joined
+from tidemill.schema import Kind
+from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
+
+INTERPRETED = interpreted_kernels()["read_alike"]
+"""Plain Python, which checks each index."""
+
+
+@pytest.fixture(scope="module", params=["interpreted", "compiled"])
+def read(request: pytest.FixtureRequest) -> Any:
+    return INTERPRETED if request.param == "interpreted" else load_kernels()["read_alike"]
+
+
+def shown(rows: Sequence[dict[str, Any]]) -> list[list[tuple[str, str, str]]]:
+    """Rows so that order, type and each bit of a float tell them apart."""
+    return [[(name, type(item).__name__, repr(item)) for name, item in row.items()] for row in rows]
+
+
+def block_of(lines: Sequence[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def read_by_msgspec(block: bytes) -> list[list[tuple[str, str, str]]]:
+    rows, bad = decode_json_lines(block)
+    assert not bad
+    return shown(rows)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), max_size=6).map(
+    lambda text: f'"{text}"'
+)
+digits = st.text("0123456789", min_size=1, max_size=24)
+whole_numbers = st.integers(-(10**24), 10**24).map(str) | st.sampled_from(["0", "-0", "9007199254740993", str(2**63)])
+numbers = (
+    whole_numbers
+    | st.floats(allow_nan=False, allow_infinity=False).map(repr).filter(lambda text: "inf" not in text)
+    | st.builds("{}.{}".format, whole_numbers, digits)
+    | st.builds("{}{}{}".format, whole_numbers, st.sampled_from(["e", "E", ".5e+", ".25E-"]), st.integers(0, 99))
+    | st.sampled_from(
+        ["-0.0", "0.1", "1e-400", "4.35", "1.7976931348623157e308", "5e-324", "0.000001", "123456789.125"]
+    )
+)
+truths = st.sampled_from(["true", "false"])
+names = st.lists(texts, min_size=1, max_size=5, unique=True)
+separators = st.sampled_from([(",", ":"), (", ", ": "), (" ,", ":"), (",\t", ":\t ")])
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Lines whose values are of the same sort, or null but in the first."""
+    fields = draw(names)
+    sorts = [draw(st.sampled_from([texts, numbers, truths])) for _ in fields]
+    comma, colon = draw(separators)
+    lines = []
+    for number in range(draw(st.integers(1, 6))):
+        values = [draw(sort | st.just("null") if number else sort) for sort in sorts]
+        pairs = (f"{name}{colon}{value}" for name, value in zip(fields, values, strict=True))
+        lines.append(f"{{{comma.join(pairs)}}}".encode())
+    return lines * draw(st.integers(1, 3))
+
+
+@given(lines=alike())
+def test_lines_like_the_first_are_read_and_alike(read: Any, lines: list[bytes]) -> None:
+    """Names, order, types, and values to the last bit are those that msgspec gives."""
+    made = JsonAlike().rows(block_of(lines), read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(block_of(lines))
+
+
+bits = st.sampled_from(
+    [
+        b'"',
+        b"\n",
+        b"\r",
+        b"\\",
+        b",",
+        b":",
+        b"{",
+        b"}",
+        b"n",
+        b"0",
+        b"-",
+        b".",
+        b"e",
+        b" ",
+        b"\xff",
+        b"\x00",
+        b"tru",
+        b"9",
+    ]
+)
+
+
+@given(
+    lines=alike(),
+    changes=st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 3), bits | st.binary(max_size=2)), min_size=1, max_size=3
+    ),
+)
+def test_what_is_otherwise_is_left_alone(lines: list[bytes], changes: list[tuple[int, int, bytes]]) -> None:
+    """Whatever bytes come: what both readers read is one, compiled and not, and neither looks beyond the block."""
+    block = block_of(lines)
+    for at, cut, put in changes:
+        block = block[: at % len(block)] + put + block[at % len(block) + cut :]
+        block = block or b"\n"
+    found = [JsonAlike().rows(block, one) for one in (INTERPRETED, load_kernels()["read_alike"])]
+    assert (found[0] is None) == (found[1] is None)
+    if found[0] is not None and found[1] is not None:
+        assert shown(found[0]) == shown(found[1]) == read_by_msgspec(block)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a":1,"b":"x\\n"}', b'{"a":1}', b'{"b":"x","a":1}', b'{"a":01,"b":"x"}', b'{"a":1.,"b":"x"}', b'{"a":.5,"b":"x"}',
+        b'{"a":+1,"b":"x"}', b'{"a":1e,"b":"x"}', b'{"a":--1,"b":"x"}', b'{"a":-,"b":"x"}', b'{"a":1e999,"b":"x"}', b'{"a":NaN,"b":"x"}',
+        b'{"a":' + b"9" * 70 + b',"b":"x"}', b'{"a":true,"b":"x"}', b'{"a":1,"b":2}', b'{"a":nul,"b":"x"}', b'{"a":1,"b":"x"}x',
+        b'{"a":1,"b":"x"', b'{"a":1,"b":"x', b'{"a":1,"b":"\xff"}', b'{"a":1,"b":"\t"}', b'{"a":1,"b":["x"]}', b"", b'{"a":', b"n", b'{"a":1_0,"b":"x"}',
+        b'{"a":1,"b":"x"}\r', b'{"a":"1","b":"x"}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("at", [1, 3])
+def test_one_line_of_another_kind_leaves_the_block_to_others(read: Any, line: bytes, at: int) -> None:
+    """In the middle and at the end; the lines that follow are read as before."""
+    usual = [b'{"a":1,"b":"x"}', b'{"a":2.5,"b":"y"}', b'{"a":null,"b":"z"}']
+    reader = JsonAlike()
+    assert reader.rows(block_of([*usual[:at], line, *usual[at:]]), read) is None
+    assert reader.rows(block_of(usual)[:-1], read) is None
+    assert reader.rows(b"", read) is reader.rows(b"\n", read) is None
+    made = reader.rows(block_of(usual), read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(block_of(usual))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b'{"a":null}',
+        b'{"a":{"b":1}}',
+        b'{"a":["b","c","d"]}',
+        b'{"a":1,"a":2}',
+        b'{"\\u0061":1}',
+        b"{}",
+        b'["a",1]',
+        b'"a"',
+        b"{",
+        b'{"a" 1}',
+    ],
+)
+def test_a_first_line_that_is_no_flat_object_is_left_to_others(read: Any, first: bytes) -> None:
+    assert JsonAlike().rows(block_of([first] * 3), read) is None
+
+
+def test_several_shapes_take_turns(read: Any) -> None:
+    """Each has its texts; more of them than are remembered change nothing."""
+    reader = JsonAlike()
+    for turn in range(3):
+        for shape in range(20):
+            block = block_of([b'{"s":"S%d","f%d":%d}' % (turn + line, shape, line) for line in range(3)])
+            made = reader.rows(block, read)
+            assert made is not None
+            assert shown(made) == read_by_msgspec(block)
+
+
+def test_texts_that_come_again_share_one_table(read: Any) -> None:
+    """Whoever has seen the table need not look at its texts again; it grows with what is new."""
+    reader = JsonAlike()
+    first, again = (reader.rows(block_of([b'{"s":"S1"}', b'{"s":"S2"}']), read) for _ in range(2))
+    more = reader.rows(block_of([b'{"s":"S3"}', b'{"s":"S1"}']), read)
+    assert first is not None and again is not None and more is not None  # noqa: PT018 - for the type checker
+    assert first.values[0].texts is again.values[0].texts  # type: ignore[union-attr]
+    assert more.values[0].texts.tolist() == ["S1", "S2", "S3"]  # type: ignore[union-attr]
+
+
+def test_texts_that_do_not_come_again_fill_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A free text, or a time as text: when the table is full of texts that came once, it is kept no longer."""
+    reader = JsonAlike()
+    read = load_kernels()["read_alike"]
+    each = alike_kernel.TEXTS // 2
+    for turn in range(4):
+        block = block_of([b'{"s":"S%d","t":"%d"}' % (line % 5, turn * each + line) for line in range(each)])
+        made = reader.rows(block, read)
+        assert made is not None
+        assert shown(made) == read_by_msgspec(block)
+    assert made is not None
+    assert [type(values).__name__ for values in made.values] == ["Column", "list"]
+    odd = block_of([b'{"s":"S1","t":"\xc3\xbc"}', b'{"s":"S2","t":null}', b'{"s":"S1","t":""}'])
+    made = reader.rows(odd, read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(odd)
+    assert reader.rows(block_of([b'{"s":"S1","t":"\xff"}']), read) is None
+
+
+def test_texts_that_come_again_among_more_than_there_is_room_for(read: Any) -> None:
+    """The table begins anew; one text that is longer than it is read too."""
+    reader = JsonAlike()
+    long = b"x" * (alike_kernel.LETTERS // 3)
+    for turn in range(12):
+        block = block_of([b'{"s":"%d%s"}' % (turn // 3, long)] * 2)
+        made = reader.rows(block, read)
+        assert made is not None
+        assert shown(made) == read_by_msgspec(block)
+    block = block_of([b'{"s":"%s"}' % (long * 4)])
+    made = JsonAlike().rows(block, read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(block)
+
+
+def test_machine_code_writes_where_it_may() -> None:
+    """Around each of its arrays stands what nobody may touch."""
+    read = load_kernels()["read_alike"]
+    guarded: list[tuple[np.ndarray[Any, Any], Any]] = []
+
+    def among_guards(*arguments: Any) -> None:
+        given = []
+        for argument in arguments:
+            if not isinstance(argument, np.ndarray):
+                given.append(argument)
+                continue
+            around = np.full(argument.size + 64, 77, argument.dtype)
+            around[32:-32] = argument.reshape(-1)
+            given.append(around[32:-32])
+            guarded.append((around, argument))
+        read(*given)
+        for around, argument in guarded:
+            assert (around[:32] == 77).all()
+            assert (around[-32:] == 77).all()
+            if argument.flags.writeable:
+                argument.reshape(-1)[:] = around[32:-32]
+        guarded.clear()
+
+    reader = JsonAlike()
+    for last in (
+        b'{"a":1,"b":"x"}',
+        b'{"a":1,"b":"x',
+        b'{"a":-',
+        b'{"a":n',
+        b'{"a":1,"b":"x"}{',
+        b'{"a":1' + b"0" * 99,
+    ):
+        block = block_of([b'{"a":0.1,"b":"S%d"}' % line for line in range(50)] + [last])
+        made = reader.rows(block, among_guards)
+        assert (made is None) == (last != b'{"a":1,"b":"x"}')
+
+
+cells = st.sampled_from([1.5, 2, None, -0.0, 10**25, 2**53 + 1])
+
+
+@given(
+    items=st.lists(
+        st.tuples(st.sampled_from(["S1", "", "S2", None]), cells, st.booleans() | st.none()), min_size=1, max_size=8
+    ),
+    kinds=st.dictionaries(
+        st.sampled_from(["value", "on", "sensor"]),
+        st.sampled_from([Kind.FLOAT, Kind.INT, Kind.TEXT, Kind.BOOL, Kind.TIME]),
+    ),
+)
+def test_columns_become_what_dicts_become(read: Any, items: list[tuple[Any, Any, Any]], kinds: dict[str, Kind]) -> None:
+    """Kinds that are declared and learned, records that fit no kind or name no sensor, and what is shown of those: all alike."""
+    rows = [{"sensor": "S0", "time": 5, "value": 1, "on": True}]
+    rows += [{"sensor": sensor, "time": 5, "value": value, "on": on} for sensor, value, on in items]
+    block = block_of([json.dumps(row).encode() for row in rows])
+    made = JsonAlike().rows(block, read)
+    assert made is not None
+    one, other = Edge(columns=kinds), Edge(columns=kinds)
+    batch, letters = one.rows(made, parsed=True)
+    expected, expected_letters = other.rows(decode_json_lines(block)[0], parsed=True)
+    assert shown(batch.to_rows()) == shown(expected.to_rows())
+    assert letters == expected_letters
+    assert one.kinds.learned == other.kinds.learned
+
+
+def test_rows_of_columns_are_a_sequence_of_dicts() -> None:
+    """Of several with the same fields and kinds one is made; with others, of lists."""
+    kinds = Kinds()
+    some = RowsByField(("a", "b"), [kinds.column("a", [1, 2.5, None])[0], kinds.column("b", ["x", "y", "z"])[0]])
+    assert (
+        list(some) == [some[0], some[1], some[2]] == [{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}, {"a": None, "b": "z"}]
+    )
+    assert list(some[1:]) == list(some)[1:]
+    assert list(some[2:1]) == []
+    both = joined([some, some[:1]])
+    assert isinstance(both, RowsByField)
+    assert list(both) == [*some, some[0]]
+    mixed = joined([some, RowsByField(("a", "b"), [[True], some[:1].values[1]])])
+    assert list(mixed) == [*some, {"a": True, "b": "x"}]
