@@ -92,7 +92,7 @@ def test_epochs_that_are_none() -> None:
 @example(dt.datetime(2024, 10, 27, 2, 30), "Europe/Berlin")
 def test_naive_times_are_local(moment: dt.datetime, tz: str) -> None:
     """A time without a zone is the zone's local time: of a doubled hour the first, in a skipped one the old offset."""
-    moment = moment.replace(microsecond=0)
+    moment = moment.replace(microsecond=0, fold=0)  # which no text can tell
     expected = (moment.replace(tzinfo=zoneinfo.ZoneInfo(tz)) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(
         seconds=1
     )
@@ -102,6 +102,12 @@ def test_naive_times_are_local(moment: dt.datetime, tz: str) -> None:
     local = np.array([moment], "datetime64[ns]").view(np.int64)
     assert reader.localised(local).tolist() == [expected * 10**9]
     assert reader.texts([moment.isoformat() + "Z"]).tolist() == TimeReader().texts([moment.isoformat()]).tolist()
+
+
+def test_a_datetime_may_say_that_it_means_the_second_of_a_doubled_hour() -> None:
+    moment = dt.datetime(2024, 10, 27, 2, 30)
+    reader = TimeReader("Europe/Berlin")
+    assert reader.one(moment.replace(fold=1)) - reader.one(moment) == 3_600 * 10**9
 
 
 def test_objects_that_are_times() -> None:
