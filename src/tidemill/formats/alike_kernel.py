@@ -19,6 +19,8 @@ __all__ = [
     "HELPERS",
     "KERNELS",
     "LETTERS",
+    "NEW",
+    "NOTHING",
     "NUMBER",
     "PLACES",
     "TEXT",
@@ -29,10 +31,11 @@ __all__ = [
     "use",
 ]
 
-TEXT, TEXT_APART, NUMBER, BOOL = 0, 1, 2, 3
-"""What the values of a field are: texts that come again, any other texts, numbers, true or false."""
-UNLIKE, FULL = -1, -2
-"""What comes in place of the number of lines: one is not like the first; there is no room for another text."""
+NOTHING, TEXT, TEXT_APART, NUMBER, BOOL = 0, 1, 2, 3, 4
+"""What the values of a field are: null so far, texts that come again, any other texts, numbers, true or false."""
+UNLIKE, FULL, NEW = -1, -2, -3
+"""What comes in place of the number of lines: one is not like the first; there is no room for another text; the first value of a
+field that was null so far."""
 TEXTS: Final = 1 << 14
 """Different texts of a field that are kept."""
 LETTERS: Final = 1 << 18
@@ -70,7 +73,7 @@ def read_alike(
 ) -> None:
     """The values of the ``n`` bytes of ``rows`` lines, by field: of numbers in ``numbers``, of texts and of true and false in
     ``codes``, of texts apart in ``spans``; ``told`` is the number of lines, or why there is none, the number of values in
-    ``left``, and the field that is to blame.
+    ``left``, or where a new value begins, and the field that is to blame.
 
     ``left`` has what is to be read by who can: its place in ``numbers``, where it begins and ends, and whether it is an integer.
     """
@@ -164,6 +167,11 @@ def read_alike(
                     waiting += 1
                     if is_float == 0:
                         tags[cell] = INTEGER_TAG
+            elif kind == NOTHING:
+                told[0] = NEW
+                told[1] = at
+                told[2] = field
+                return
             elif kind == BOOL:
                 if byte == 116:  # true
                     if data[at + 1] != 114 or data[at + 2] != 117 or data[at + 3] != 101:

@@ -23,68 +23,97 @@ from tidemill.formats.json_limits import may_have_long_number
 from tidemill.rows import RowsByField
 from tidemill.schema import Kind
 
-__all__ = ["MOST_FIELDS", "JsonAlike"]
+__all__ = ["SMALLEST", "JsonAlike"]
 
-MOST_FIELDS: Final = 64
+SMALLEST: Final = 1 << 12
+"""Bytes below which dicts take no longer."""
+_MOST_FIELDS: Final = 64
+_LONGEST: Final = 1 << 14
+"""Bytes of a first line."""
 _MOST_SHAPES: Final = 16
 """That are remembered: each has tables of its texts."""
+_MOST_PASSED: Final = 63
+"""Blocks left alone, at most, after some that were not alike."""
 _TOKEN: Final = re.compile(rb'"[^"]*"|[^\s{}\[\]:,"]+')
 """Of a line without a backslash: a name, a value, a name, ..."""
 _POWERS: Final = 10.0 ** np.arange(23)
-_KINDS: Final = {str: kernel.TEXT, int: kernel.NUMBER, float: kernel.NUMBER, bool: kernel.BOOL}
+_KIND_OF_FIRST: Final = {
+    **dict.fromkeys(b"-0123456789", kernel.NUMBER),
+    **dict.fromkeys(b"tf", kernel.BOOL),
+    ord('"'): kernel.TEXT,
+    ord("n"): kernel.NOTHING,
+}
+"""By the byte that a value begins with."""
+_FLAT: Final = (str, int, float, bool, type(None))
 Read = Callable[..., Any]
 
 
 class JsonAlike:
-    """Reads blocks of one input."""
+    """Reads blocks of one input. It remembers the kinds of lines that it has met, their texts, and how often it was in vain, so as
+    not to try each block then."""
 
     def __init__(self) -> None:
-        self._shapes: dict[tuple[bytes, ...], _Shape] = {}
+        self._shapes: dict[tuple[bytes | int, ...], _Shape] = {}
+        self._in_vain = 0
+        self._pass = 0
 
-    def rows(self, block: bytes, read: Read) -> RowsByField | None:
-        """The rows of a block of whole lines, when all are like the first; else None. Never raises.
+    def rows(self, block: bytes) -> RowsByField | None:
+        """The rows of a block of whole lines, one for each, where all are like the first, and the kernels are loaded; else None.
+        Never raises.
 
-        ``read`` is `alike_kernel.read_alike`, compiled or not.
+        >>> JsonAlike().rows(b'{"sensor": "S1", "value": 20}\\n') is None  # so few are not worth it
+        True
         """
+        read = kernel.compiled()
+        if read is None or len(block) < SMALLEST:
+            return None
+        if self._pass:
+            self._pass -= 1
+            return None
+        made = self.read(block, read)
+        self._in_vain = 0 if made is not None else min(2 * self._in_vain + 1, _MOST_PASSED)
+        self._pass = self._in_vain
+        return made
+
+    def read(self, block: bytes, read: Read) -> RowsByField | None:
+        """The same of any block, by ``read``, which is `alike_kernel.read_alike`."""
         first = block[: block.find(b"\n") + 1]
-        if b"\\" in first or not block.endswith(b"\n"):
+        if len(first) > _LONGEST or b"\\" in first or not block.endswith(b"\n"):
             return None
         spans = [match.span() for match in _TOKEN.finditer(first)][1::2]
-        if not 0 < len(spans) <= MOST_FIELDS:
-            return None
-        shape = self._shapes.get(_known_by(first, spans)) or self._learned(first, spans)
-        return None if shape is None else shape.rows(block, read)
-
-    def _learned(self, first: bytes, spans: Sequence[tuple[int, int]]) -> _Shape | None:
-        """None for a line that is no flat object, with values that say what they are."""
-        if may_have_long_number(first):
-            return None
+        literals = _literals(first, spans)
+        kinds = [_KIND_OF_FIRST.get(first[start], kernel.NOTHING) for start, _ in spans]
+        known_by: tuple[bytes | int, ...] = (*literals, *kinds)
+        shape = self._shapes.get(known_by)
+        if shape is None:
+            names = _names(first)
+            if not 0 < len(names) == len(spans) <= _MOST_FIELDS:
+                return None
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[known_by] = _Shape(names, kinds, literals)
         try:
-            row = msgspec.json.decode(first)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return shape.rows(block, read)
+        except UnicodeDecodeError:
             return None
-        if type(row) is not dict or len(row) != len(spans) or not all(type(item) in _KINDS for item in row.values()):
-            return None
-        if len(self._shapes) >= _MOST_SHAPES:
-            self._shapes.clear()
-        kinds = [_KINDS[type(item)] for item in row.values()]
-        made = self._shapes[_known_by(first, spans)] = _Shape(tuple(row), kinds, _literals(first, spans))
-        return made
+
+
+def _names(line: bytes) -> tuple[str, ...]:
+    """Of a flat object; of anything else none."""
+    if may_have_long_number(line):
+        return ()
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ()
+    flat = type(row) is dict and all(type(item) in _FLAT for item in row.values())
+    return tuple(row) if flat else ()
 
 
 def _literals(first: bytes, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     """What stands before, between and behind the values."""
     begins, ends = [0, *(end for _, end in spans)], [*(start for start, _ in spans), len(first)]
     return [first[begin:end] for begin, end in zip(begins, ends, strict=True)]
-
-
-def _known_by(first: bytes, spans: Sequence[tuple[int, int]]) -> tuple[bytes, ...]:
-    """What makes a shape: its literals, and of each value what it begins with."""
-    return (*_literals(first, spans), *(_sort(first[start]) for start, _ in spans))
-
-
-def _sort(byte: int) -> bytes:
-    return b"0" if byte == 45 or 48 <= byte <= 57 else b"t" if byte == 102 else bytes([byte])
 
 
 class _Shape:
@@ -98,49 +127,86 @@ class _Shape:
         self._texts = _Texts(len(names))
 
     def rows(self, block: bytes, read: Read) -> RowsByField | None:
-        try:
-            return self._rows(block, read)
-        except UnicodeDecodeError:
-            return None
-
-    def _rows(self, block: bytes, read: Read) -> RowsByField | None:
-        lines, fields = block.count(b"\n"), len(self._names)
-        cells = lines * fields
-        numbers, codes, tags = np.empty(cells), np.empty(cells, np.int32), np.empty(cells, np.uint8)
+        """None where a line is another. Raises `UnicodeDecodeError` where a text is none."""
+        found = _Found(block, len(self._names))
         apart = bool((self._kinds == kernel.TEXT_APART).any())
-        spans = np.empty(2 * cells if apart else 1, np.int64)
-        left, told = np.empty(4 * cells, np.int64), np.zeros(3, np.int64)
         read(
-            len(block), np.frombuffer(block, np.uint8), fields, self._kinds, self._literals, self._literal_ends, _POWERS, lines,
-            numbers, codes, spans, tags, *self._texts.arrays, left, told,
+            len(block), np.frombuffer(block, np.uint8), len(self._names), self._kinds, self._literals, self._literal_ends, _POWERS,
+            *found.room(apart=apart), *self._texts.arrays, found.left, found.told,
         )  # fmt: skip
-        if told[0] == kernel.FULL:
-            if self._texts.begin_anew(int(told[2])):
-                self._kinds[told[2]] = kernel.TEXT_APART
-            return self._rows(block, read)
-        if told[0] != lines:
+        outcome, where, field = found.told.tolist()
+        if outcome == kernel.FULL and self._texts.begin_anew(field):
+            self._kinds[field] = kernel.TEXT_APART
+        elif outcome == kernel.NEW:
+            self._kinds[field] = _KIND_OF_FIRST.get(block[where], kernel.NOTHING)
+            if self._kinds[field] == kernel.NOTHING:
+                return None
+        if outcome in (kernel.FULL, kernel.NEW):
+            return self.rows(block, read)
+        if outcome != found.lines or not found.read_rest(where):
             return None
-        self._texts.take_in()
-        exact = _read_rest(block, numbers, left[: 4 * told[1]].reshape(-1, 4), lines)
-        if exact is None:
-            return None
-        made: list[Sequence[Any] | Column] = []
-        for field, kind in enumerate(self._kinds.tolist()):
-            part = slice(field * lines, (field + 1) * lines)
-            if kind == kernel.TEXT_APART:
-                made.append(_texts_at(block, spans[2 * part.start : 2 * part.stop].reshape(-1, 2), tags[part]))
-                continue
-            tagged = tags[part] if tags[part].any() else None
-            if kind == kernel.NUMBER:
-                if tagged is not None:
-                    numbers[part][tagged == NULL_TAG] = np.nan
-                made.append(Column(Kind.FLOAT, numbers[part], tags=tagged, exact=exact.get(field)))
-            elif kind == kernel.BOOL:
-                made.append(Column(Kind.BOOL, codes[part].astype(np.bool_), tags=tagged))
-            else:
-                self._texts.coded[field] += lines
-                made.append(Column(Kind.TEXT, codes[part], tags=tagged, texts=self._texts.tables[field]))
-        return RowsByField(self._names, made)
+        self._texts.take_in(found.lines)
+        kinds = enumerate(self._kinds.tolist())
+        return RowsByField(self._names, [found.values(field, kind, self._texts.tables[field]) for field, kind in kinds])
+
+
+class _Found:
+    """What was read of a block."""
+
+    def __init__(self, block: bytes, fields: int) -> None:
+        self.lines = block.count(b"\n")
+        self.told = np.zeros(3, np.int64)
+        self._block = block
+        self._cells = cells = self.lines * fields
+        self._numbers, self._codes, self._tags = np.empty(cells), np.empty(cells, np.int32), np.empty(cells, np.uint8)
+        self._spans = np.empty(0, np.int64)
+        self.left = np.empty(4 * cells, np.int64)
+        self._exact: dict[int, dict[int, int]] = {}
+
+    def room(self, *, apart: bool) -> tuple[Any, ...]:
+        self._spans = np.empty(2 * self._cells if apart else 1, np.int64)
+        return self.lines, self._numbers, self._codes, self._spans, self._tags
+
+    def read_rest(self, waiting: int) -> bool:
+        """Read the numbers that take more than a division; False where one is beyond any float."""
+        for cell, start, end, is_integer in self.left[: 4 * waiting].reshape(-1, 4).tolist():
+            text = self._block[start:end]
+            number = int(text) if is_integer else float(text)
+            self._numbers[cell] = number
+            if math.isinf(self._numbers[cell]):
+                return False
+            if is_integer and not -(2**53) <= number <= 2**53:
+                self._exact.setdefault(cell // self.lines, {})[cell % self.lines] = int(number)
+        return True
+
+    def values(self, field: int, kind: int, texts: NDArray[np.object_]) -> Sequence[Any] | Column:
+        """Of one field. Raises `UnicodeDecodeError` where a text is none."""
+        part = slice(field * self.lines, (field + 1) * self.lines)
+        tags = self._tags[part] if self._tags[part].any() else None
+        match kind:
+            case kernel.NOTHING:
+                return [None] * self.lines
+            case kernel.TEXT_APART:
+                return self._texts_apart(self._spans[2 * part.start : 2 * part.stop].reshape(-1, 2), tags)
+            case kernel.TEXT:
+                return Column(Kind.TEXT, self._codes[part], tags=tags, texts=texts)
+            case kernel.BOOL:
+                return Column(Kind.BOOL, self._codes[part].astype(np.bool_), tags=tags)
+        numbers = self._numbers[part]
+        if tags is not None:
+            numbers[tags == NULL_TAG] = np.nan
+        return Column(Kind.FLOAT, numbers, tags=tags, exact=self._exact.get(field))
+
+    def _texts_apart(self, spans: NDArray[np.int64], tags: NDArray[np.uint8] | None) -> list[str | None]:
+        if tags is not None:
+            spans[tags == NULL_TAG] = 0
+        ascii_ = self._block.decode("ascii") if self._block.isascii() else None
+        texts: list[str | None] = [
+            self._block[start:end].decode() if ascii_ is None else ascii_[start:end] for start, end in spans.tolist()
+        ]
+        for row in () if tags is None else np.flatnonzero(tags == NULL_TAG).tolist():
+            texts[row] = None
+        return texts
 
 
 class _Texts:
@@ -152,16 +218,18 @@ class _Texts:
         self._letters = np.zeros((fields, kernel.LETTERS), np.uint8)
         self._counts = np.zeros(fields, np.int64)
         self.tables: list[NDArray[np.object_]] = [object_array([]) for _ in range(fields)]
-        self.coded = [0] * fields
-        """Values that were coded with each table."""
+        self._coded = [0] * fields
+        """Lines that were read with each table."""
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         return self._places, self._ends, self._letters, self._counts
 
-    def take_in(self) -> None:
-        """Make texts of the bytes that are new. Raises `UnicodeDecodeError` when some are not UTF-8, and keeps none then."""
+    def take_in(self, lines: int) -> None:
+        """So many lines were read: make texts of the bytes that are new. Raises `UnicodeDecodeError` when some are not UTF-8, and
+        keeps none of the field then."""
         for field, count in enumerate(self._counts.tolist()):
+            self._coded[field] += lines
             known = len(self.tables[field])
             if count == known:
                 continue
@@ -176,41 +244,9 @@ class _Texts:
 
     def begin_anew(self, field: int) -> bool:
         """Forget a field's texts; True when they did not come again."""
-        in_vain = self.coded[field] <= 2 * int(self._counts[field])
+        in_vain = self._coded[field] <= 2 * int(self._counts[field])
         self._places[field] = 0
         self._counts[field] = 0
         self.tables[field] = object_array([])
-        self.coded[field] = 0
+        self._coded[field] = 0
         return in_vain
-
-
-def _read_rest(
-    block: bytes, numbers: NDArray[np.float64], left: NDArray[np.int64], lines: int
-) -> dict[int, dict[int, int]] | None:
-    """Read what takes more than a division, and give, by field and row, the integers that no float holds; None where a number is
-    beyond any float."""
-    exact: dict[int, dict[int, int]] = {}
-    for cell, start, end, is_integer in left.tolist():
-        text = block[start:end]
-        if not is_integer:
-            numbers[cell] = float(text)
-            if math.isinf(numbers[cell]):
-                return None
-            continue
-        item = int(text)
-        numbers[cell] = float(item)
-        if not -(2**53) <= item <= 2**53:
-            exact.setdefault(cell // lines, {})[cell % lines] = item
-    return exact
-
-
-def _texts_at(block: bytes, spans: NDArray[np.int64], tags: NDArray[np.uint8]) -> list[str | None]:
-    missing = tags == NULL_TAG
-    if missing.any():
-        spans[missing] = 0
-        texts: list[str | None] = _texts_at(block, spans, np.zeros_like(tags))
-        return [None if none else text for none, text in zip(missing.tolist(), texts, strict=True)]
-    if block.isascii():
-        whole = block.decode("ascii")
-        return [whole[start:end] for start, end in spans.tolist()]
-    return [block[start:end].decode() for start, end in spans.tolist()]

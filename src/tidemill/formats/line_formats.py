@@ -9,7 +9,7 @@ from tidemill.errors import PlanError
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.edge import Edge, Known
 from tidemill.formats.influx_lines import TIME, InfluxLines
-from tidemill.formats.json_by_field import JsonByField
+from tidemill.formats.json_alike import JsonAlike
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
@@ -50,14 +50,14 @@ class _JsonLines:
     uses_kernels = True
 
     def __init__(self) -> None:
-        self._by_field = JsonByField()
+        self._alike = JsonAlike()
 
     def decode(self, block: bytes) -> Decoded:
         rows = self.by_field(block)
         return Decoded(*decode_json_lines(block)) if rows is None else Decoded(rows)
 
     def by_field(self, block: bytes) -> RowsByField | None:
-        return self._by_field.rows(block.replace(b"\r\n", b"\n") if b"\r" in block else block)
+        return self._alike.rows(block.replace(b"\r\n", b"\n") if b"\r" in block else block)
 
     def parts(self, block: bytes) -> Iterator[Decoded]:
         yield self.decode(block)
