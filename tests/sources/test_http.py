@@ -7,8 +7,10 @@ import contextlib
 import gzip
 import http.client
 import json
+import socket
 import ssl
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
@@ -107,6 +109,25 @@ async def test_what_is_posted_is_taken_in_order(body: bytes, headers: Any) -> No
         status, told, _ = await Sender(engine.source.port).post(body, **headers)
         assert (status, told) == (202, {"records": 2})
         assert [row["value"] for row in engine.rows] == [1, 2]
+
+
+_DATA_SEGMENTS_IN = 152  # in the kernel's struct tcp_info
+
+
+async def test_an_answer_comes_in_one_piece() -> None:
+    """Its head and its body, as the system counts what came; also one that says no more than that the rest may come."""
+    head = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 39\r\n\r\n"
+    async with Engine(HTTP()) as engine:
+        with socket.create_connection(("127.0.0.1", engine.source.port), timeout=30) as to:
+            for number in range(1, 4):
+                to.sendall(head)
+                assert (await asyncio.to_thread(to.recv, 4096)).startswith(b"HTTP/1.1 100")
+                to.sendall(lines(1))
+                answer = await asyncio.to_thread(to.recv, 4096)
+                assert answer.startswith(b"HTTP/1.1 202")
+                assert answer.endswith(b'{"records":1}')
+                told = to.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                assert int.from_bytes(told[_DATA_SEGMENTS_IN : _DATA_SEGMENTS_IN + 4], sys.byteorder) == 2 * number
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n"])

@@ -30,6 +30,34 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
     return Connection
 
 
+class _InOnePiece:
+    """A transport that sends the head of an answer with the body that follows in the same turn: half the packets, and half the
+    time that the system takes for an answer."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._send)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._head:
+            self.write(b"")
+
+
 class _Connection(HttpToolsProtocol):
     _door: ClassVar[Admission]
     _host: str | None = None
@@ -39,7 +67,7 @@ class _Connection(HttpToolsProtocol):
     """Bytes that came since the parser last got anywhere; it has no limit of its own."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport, self.loop)))
         host = self.client[0] if self.client is not None else ""
         if not enters(self._door, transport, host):
             transport.abort()
