@@ -11,7 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tidemill.core.admission import Admission
 from tidemill.sources.listening import enters
 
-__all__ = ["connections_through"]
+__all__ = ["WHOLE", "connections_through"]
+
+WHOLE: Final = "tidemill.whole"
+"""In the scope of a request whose body has come: the first message brings all of it."""
 
 _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
@@ -114,6 +117,7 @@ class _Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._held = 0
         if not self.parser.should_upgrade():
+            self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,7 @@ import hmac
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import uvicorn
@@ -20,7 +20,7 @@ from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.core.refusals import Refusals
 from tidemill.sources.http_bodies import Gzip, Posted, Refused
-from tidemill.sources.http_connection import connections_through
+from tidemill.sources.http_connection import WHOLE, connections_through
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import BACKLOG
 
@@ -128,31 +128,43 @@ class Server(uvicorn.Server):
 
     def _check(self, request: Request) -> None:
         """All that is known before the body comes."""
+        headers = _headers(request)
         if self._token is not None:
-            shown = request.headers.get("authorization", "").encode("latin-1", "replace")
+            shown = headers.get(b"authorization", b"")
             if not hmac.compare_digest(shown, self._token):
                 host = request.client.host if request.client is not None else ""
                 if shown and not self._refusals.wrong_token(host, self._clock.monotonic_ns()):
                     raise Refused(429, "too many wrong tokens came from here; show the right one", again_s=60)
                 raise Refused(401, "show the token: Authorization: Bearer TOKEN")
-        elif "origin" in request.headers:  # any page that somebody on this machine looks at could post here
+        elif b"origin" in headers:  # any page that somebody on this machine looks at could post here
             raise Refused(403, "this comes from a web page, and needs a token; give HTTP a token= that the page shows")
         if self._ending:
             raise Refused(503, "the run ends; send these records again")
         if self._inbox.paused:
             raise Refused(429, "too much waits to be worked on; send these records again")
-        length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._limit:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._limit:
             raise self._too_long()
 
     async def _read(self, request: Request) -> Posted:
-        data = await self._body(request)
+        headers = _headers(request)
+        packing = headers.get(b"content-encoding", b"identity").strip().lower()
+        if packing not in (b"identity", b"gzip"):
+            raise Refused(
+                415, f"Content-Encoding: {packing[:40].decode('ascii', 'replace')} is not known here; gzip is"
+            )
+        if WHOLE in request.scope and packing == b"identity":
+            data: bytes = (await request.receive())["body"]
+            if len(data) > self._limit:
+                raise self._too_long()
+        else:
+            data = await self._body(request, Gzip(self._limit) if packing == b"gzip" else None, headers)
         if self._ending:
             raise Refused(503, "the run ends; send these records again")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         posted = Posted(
             data,
-            document=kind == "application/json",
+            document=kind == b"application/json",
             known={"peer_host": request.client.host if request.client is not None else ""},
             arrived_ns=self._clock.monotonic_ns(),
             wall_ns=self._clock.wall_ns(),
@@ -160,14 +172,10 @@ class Server(uvicorn.Server):
         self._inbox.put(posted, max(len(data), 1))
         return posted
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, unpacker: Gzip | None, headers: Mapping[bytes, bytes]) -> bytes:
         """Unpacked; neither packed nor unpacked may it be longer than the limit, and never more of it is held."""
-        packing = request.headers.get("content-encoding", "identity").strip().lower()
-        if packing not in ("identity", "gzip"):
-            raise Refused(415, f"Content-Encoding: {packing[:40]} is not known here; gzip is")
-        unpacker = Gzip(self._limit) if packing == "gzip" else None
         body = unpacker.unpacked if unpacker is not None else bytearray()
-        length = int(request.headers.get("content-length", -1))
+        length = int(headers.get(b"content-length", -1))
         came = held = 0
         try:
             async with asyncio.timeout(_BODY_S):
@@ -195,3 +203,8 @@ class Server(uvicorn.Server):
 
     def _too_long(self) -> Refused:
         return Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
+
+
+def _headers(request: Request) -> dict[bytes, bytes]:
+    """By name, in lower case; of several the first counts."""
+    return dict(reversed(request.scope["headers"]))
