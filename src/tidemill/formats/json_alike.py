@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.formats import alike_kernel as kernel
 from tidemill.formats.json_limits import may_have_long_number
+from tidemill.formats.lines import line_ends
 from tidemill.rows import RowsByField
 from tidemill.schema import Kind
 
@@ -154,7 +155,7 @@ class _Found:
     """What was read of a block."""
 
     def __init__(self, block: bytes, fields: int) -> None:
-        self.lines = block.count(b"\n")
+        self.lines = line_ends(block)
         self.told = np.zeros(3, np.int64)
         self._block = block
         self._cells = cells = self.lines * fields

@@ -11,10 +11,14 @@ from tidemill.batch import Batch
 from tidemill.formats.decoded import Decoded
 from tidemill.formats.edge import Edge, Known
 from tidemill.formats.line_formats import LineFormat, known_of
+from tidemill.formats.lines import line_ends
 from tidemill.letters import DeadLetter
 from tidemill.rows import joined
 
 __all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "turns_of"]
+
+
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 class Amounts(NamedTuple):
@@ -101,7 +105,7 @@ class Gathered:
         self._rows: list[Sequence[Any]] = []
         self._counts: list[int] = []
         self._walls: list[int] = []
-        self._known: list[Mapping[str, str]] = []
+        self._known: list[Known] = []
         self._letters: list[DeadLetter] = []
         self._arrived_ns = 0
 
@@ -112,20 +116,22 @@ class Gathered:
         refuse = self._edge.refuse
         self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
 
-    def add_together(self, rows: Sequence[Any], blocks: Sequence[Lines]) -> None:
-        """The rows of several blocks, one for each of their lines."""
+    def add_together(self, rows: Sequence[Any], blocks: Sequence[Lines]) -> list[int]:
+        """The rows of several blocks, one for each of their lines; how many those are."""
         self._rows.append(rows)
-        for block in blocks:
-            self._note(block, block.lines.count(b"\n"), self._known_of(block))
+        counts = [line_ends(block.lines) for block in blocks]
+        for block, count in zip(blocks, counts, strict=True):
+            self._note(block, count, self._known_of(block))
+        return counts
 
     def _known_of(self, block: Lines) -> Mapping[str, str]:
-        return block.known if self._of_sender else {}
+        return block.known if self._of_sender else _NOTHING
 
     def _note(self, block: Lines, rows: int, known: Known) -> None:
         self._arrived_ns = self._arrived_ns or block.arrived_ns
         self._counts.append(rows)
         self._walls.append(block.wall_ns)
-        self._known += [known] * rows if isinstance(known, Mapping) else known
+        self._known.append(known)
 
     def __len__(self) -> int:
         """Rows so far."""
@@ -133,10 +139,23 @@ class Gathered:
 
     def taken(self) -> tuple[Batch, list[DeadLetter]]:
         """The batch, and what is no record; the next begins."""
-        wall_ns = np.repeat(np.array(self._walls, np.int64), self._counts)
         batch, more = self._edge.rows(
-            joined(self._rows), arrived_ns=self._arrived_ns, wall_ns=wall_ns, known=self._known, parsed=True
+            joined(self._rows),
+            arrived_ns=self._arrived_ns,
+            wall_ns=np.repeat(np.array(self._walls, np.int64), self._counts),
+            known=self._known_of_each(),
+            parsed=True,
         )
         letters = self._letters + more
         self._begin()
         return batch, letters
+
+    def _known_of_each(self) -> Known:
+        """One for all where it is the same, as where nothing is known."""
+        first = self._known[0] if self._known else _NOTHING
+        if isinstance(first, Mapping) and all(known is first for known in self._known):
+            return first
+        each: list[Mapping[str, str]] = []
+        for known, rows in zip(self._known, self._counts, strict=True):
+            each += [known] * rows if isinstance(known, Mapping) else known
+        return each

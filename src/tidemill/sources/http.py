@@ -257,9 +257,8 @@ class HTTP(ConnectedSource):
         # Several are of no more bytes than are taken at a time, each with an end of line more perhaps; one alone may be large.
         rows = self._form.by_field(lines) if len(lines) <= self._step + len(bodies) else None
         if rows is not None:
-            gathered.add_together(rows, bodies)
-            for posted in bodies:
-                posted.records = posted.lines.count(b"\n")
+            for posted, records in zip(bodies, gathered.add_together(rows, bodies), strict=True):
+                posted.records = records
             yield self._made(context, gathered, bodies)
             return
         ended: list[Posted] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from tidemill.clock import Clock
-from tidemill.formats.lines import LineSplitter, shown, text_of
+from tidemill.formats.lines import LineSplitter, line_ends, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import enters
@@ -36,7 +36,7 @@ class Block:
     wall_ns: int
     sender: Connection
     count: int
-    """Lines that the connection has brought, these and those set aside included."""
+    """Lines that the connection has brought, these and those set aside included, where it is told of them."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -88,7 +88,8 @@ class Connection(asyncio.BufferedProtocol):
         held = self.splitter.held
         data = bytes(self._shared[:nbytes])
         lines = self.splitter.feed(data)
-        self._count += data.count(b"\n")
+        if self._source.ack:
+            self._count += line_ends(data)
         self._source._unfinished += self.splitter.held - held
         self._heard_ns = self._clock.monotonic_ns()
         if lines or not held:
