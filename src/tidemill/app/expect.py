@@ -18,7 +18,7 @@ from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
 from tidemill.engine.pipeline import Pipeline
 from tidemill.errors import PlanError
-from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME
+from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.formats.times import TimeReader
 from tidemill.printable import counted
 from tidemill.testing.list_sink import ListSink

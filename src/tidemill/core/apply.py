@@ -18,7 +18,8 @@ from tidemill.core.outcome import Dead, Outcome
 from tidemill.core.placement import devices_of, lacking
 from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError
-from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
+from tidemill.formats.edge import Edge
+from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.orders import Part, joined, placed
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory

@@ -13,7 +13,7 @@ from tidemill.core.watermark import Watermark
 from tidemill.durations import duration_ns
 from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import PlanError
-from tidemill.formats.edge import DEFAULT_KEY
+from tidemill.formats.roles import DEFAULT_KEY
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source

@@ -253,7 +253,7 @@ class CsvDecoder:
         for name, items in zip(self.header, cells, strict=True):
             kind = self.kind_of(name, items)
             columns[name], wrong = column_of_cells(name, items, kind, self.edge.times)
-            if name in self.edge.key_fields and _has_blanks(columns[name]):
+            if name in self.edge.roles.key_fields and _has_blanks(columns[name]):
                 columns[name], _ = column_of_cells(name, [cell.strip() for cell in items], kind, self.edge.times)
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
@@ -267,7 +267,9 @@ class CsvDecoder:
         known = kinds.get(name)
         if known is not None:
             return known
-        if name in self.edge.key_fields or (name == self.edge.time and self.edge.times.time_format is not None):
+        if name in self.edge.roles.key_fields or (
+            name == self.edge.roles.time and self.edge.times.time_format is not None
+        ):
             return kinds.learn(name, Kind.TEXT)
         learned = learn_kind(cells)
         return None if learned is None else kinds.learn(name, learned)

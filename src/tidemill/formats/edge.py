@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
+from tidemill.column import ABSENT_TAG, Column
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.json_lines import time_texts
-from tidemill.formats.key_template import KeyTemplate, is_nested
 from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
+from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME, Known, Roles
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
@@ -35,15 +35,11 @@ from tidemill.letters import (
 from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
-__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Edge", "Known"]
+__all__ = ["Edge"]
 
-DEFAULT_KEY: Final = "sensor"
-DEFAULT_TIME: Final = "time"
 MOST_NAMES: Final = 4_096
 """Names of fields that a source learns of its records: after that, a record with another one is refused."""
 
-Known = Mapping[str, str] | Sequence[Mapping[str, str]]
-"""What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
 RawOf = Callable[[int], Any]
 
 
@@ -75,32 +71,27 @@ class Edge:
         fallback: str | None = None,
         source: str = "",
     ) -> None:
-        self.key = key if key is not None else DEFAULT_KEY
-        self.time = time if time is not None else DEFAULT_TIME
-        self.arrival = arrival and time is None
-        self._key_given = key is not None
-        self.fallback = fallback if key is None else None
         self.declared = dict(columns or {})
         self.times = TimeReader(tz, time_format)
+        self.roles = Roles(
+            key if key is not None else DEFAULT_KEY,
+            time if time is not None else DEFAULT_TIME,
+            self.times,
+            arrival=arrival and time is None,
+            fallback=fallback if key is None else None,
+        )
+        self._key_given = key is not None
         self.kinds = Kinds(self.declared, self.times.column)
         self.source = source
-        self._template = KeyTemplate(self.key)
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
         self._accepted = 0
-        self._sound_texts: NDArray[np.object_] | None = None
-        """The texts of the last key column in which every text was a good key: slices share them."""
 
     def named_by(self, fallback: str) -> None:
         """Without a ``key`` of its own: ``fallback``, which is known of each record, names the sensor of one that lacks
         the default key field."""
         if not self._key_given:
-            self.fallback = fallback
-
-    @property
-    def key_fields(self) -> tuple[str, ...]:
-        """The names that make the key: fields of the record, or things that the source knows."""
-        return self._template.names
+            self.roles = self.roles.falling_back_on(fallback)
 
     def twin(self) -> Edge:
         """An edge that learns the same kinds and counts for itself: for a look ahead that is no reading."""
@@ -111,8 +102,7 @@ class Edge:
     def reading(self, key: str, time: str, *, arrival: bool) -> Edge:
         """An edge that reads the roles from elsewhere, and shares with this one what it learns of fields and kinds."""
         made = copy.copy(self)
-        made.key, made.time, made.arrival, made.fallback, made._key_given = key, time, arrival, None, True
-        made._template = KeyTemplate(key)
+        made.roles, made._key_given = Roles(key, time, self.times, arrival=arrival, fallback=None), True
         return made
 
     @property
@@ -216,7 +206,7 @@ class Edge:
         found = dict(rejects or {})
         made = {}
         for name, column in columns.items():
-            names_sensors = column.kind is Kind.OBJECT and name in self.key_fields
+            names_sensors = column.kind is Kind.OBJECT and name in self.roles.key_fields
             own = _as_texts(name, column, found) if names_sensors else column
             made[name], misfits = conform(name, own, self.kinds)
             for reject in misfits:
@@ -230,12 +220,12 @@ class Edge:
         if not parsed:
             find_unsendable(batch, found)
         show = raw_of or (lambda row: _shown(batch, row, naive))
-        for name in naive.intersection(self.declared).intersection(made) - {self.time}:
+        for name in naive.intersection(self.declared).intersection(made) - {self.roles.time}:
             column = made[name]
             if column.kind is Kind.TIME:
                 made[name] = Column(Kind.TIME, self.times.localised(column.values), tags=column.tags)
         chosen, found = self._with_roles(Batch(made, rows=rows), found, wall_ns, known, None)
-        if self.time in naive and chosen.time_ns is not None and columns[self.time].kind is Kind.TIME:
+        if self.roles.time in naive and chosen.time_ns is not None and columns[self.roles.time].kind is Kind.TIME:
             chosen.time_ns = self.times.localised(chosen.time_ns)
         chosen.arrived_ns = arrived_ns
         return chosen, self._letters(found, show, known, wall_ns)
@@ -253,8 +243,8 @@ class Edge:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
         self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
         record = raw if isinstance(raw, Mapping) else None
-        time_ns = None if record is None or reason_code == BAD_TIME else self._time_told(record, wall_ns)
-        key = self._key_told(record or {}, known or {})
+        time_ns = None if record is None or reason_code == BAD_TIME else self.roles.time_told(record, wall_ns)
+        key = self.roles.key_told(record or {}, known or {})
         return DeadLetter(
             reason_code,
             reason,
@@ -262,20 +252,9 @@ class Edge:
             source=self.source,
             key=key,
             time_ns=time_ns,
-            arrival=self.arrival,
+            arrival=self.roles.arrival,
             header=header,
         )
-
-    def _key_told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
-        if self.fallback is not None and self.fallback in known and self.key not in known:
-            known = {**known, self.key: known[self.fallback]}
-        return self._template.told(record, known)
-
-    def _time_told(self, record: Mapping[Any, Any], wall_ns: int) -> int | None:
-        if self.arrival and record.get(self.time) is None:
-            return wall_ns
-        ns = self.times.column(Kinds().column("", [record.get(self.time)])[0])[0][0]
-        return None if ns == NAT else int(ns)
 
     def explain(self, *, formats: Sequence[str] = (), paths: str = "") -> str:
         """Why nothing came through: what was seen, and the option to try. The source reads these ``formats`` where it is told
@@ -299,7 +278,7 @@ class Edge:
 
     def _roles_hint(self, fields: Sequence[str]) -> str:
         return (
-            f" The key is read from {self.key!r} and the time from {self.time!r}; say which fields they are, for example "
+            f" The key is read from {self.roles.key!r} and the time from {self.roles.time!r}; say which fields they are, for example "
             f"{self.suggestion(fields)}."
         )
 
@@ -324,13 +303,15 @@ class Edge:
         needed = [
             (name, MISSING_FIELD, f"the record has no field {name!r}, which is declared") for name in self.declared
         ]
-        if not self.arrival:
-            needed.append((self.time, BAD_TIME, f"the record has no field {self.time!r}, which holds its time"))
-        if self.fallback is None:
+        if not self.roles.arrival:
+            needed.append(
+                (self.roles.time, BAD_TIME, f"the record has no field {self.roles.time!r}, which holds its time")
+            )
+        if self.roles.fallback is None:
             given = known if isinstance(known, Mapping) or known is None else known[0] if known else None
             needed += [
                 (name, NO_KEY, f"the record has no field {name!r}, which names the sensor")
-                for name in self.key_fields
+                for name in self.roles.key_fields
                 if name not in (given or {})
             ]
         found = []
@@ -393,113 +374,12 @@ class Edge:
         if (rejects or not self._fields) and len(self._fields) < MOST_NAMES:
             self._fields.update(dict.fromkeys(batch.names))
         find_infinite(batch, rejects)
-        batch.time_ns = self._time(batch, rejects, wall_ns)
-        batch.key_column = self._key(batch, rejects, known)
+        batch.time_ns = self.roles.time_of(batch, rejects, wall_ns)
+        batch.key_column = self.roles.key_of(batch, rejects, known)
         self._accepted += len(batch) - len(rejects)
         if rejects:
             batch = batch.take(np.array([row for row in range(len(batch)) if row not in rejects], np.intp))
         return batch, rejects
-
-    def _time(self, batch: Batch, rejects: dict[int, Reject], wall_ns: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        column = batch.columns.get(self.time)
-        if column is None:
-            if self.arrival:
-                return np.full(len(batch), wall_ns, np.int64)
-            for row in range(len(batch)):
-                rejects.setdefault(
-                    row, Reject(row, BAD_TIME, f"the record has no field {self.time!r}, which holds its time")
-                )
-            return np.zeros(len(batch), np.int64)
-        ns, bad = self.times.column(column)
-        bad |= (ns > FARTHEST) | (ns < -FARTHEST)
-        if not bad.any():
-            return ns
-        missing = _missing(column)
-        if self.arrival and missing is not None:
-            ns = np.where(missing, wall_ns, ns)
-            bad &= ~missing
-        for row in np.flatnonzero(bad).tolist():
-            if row not in rejects:
-                rejects[row] = Reject(row, BAD_TIME, self._bad_time(column.slice(row, row + 1).to_list()[0]))
-        return ns
-
-    def _bad_time(self, item: Any) -> str:
-        if item is None or item is ABSENT:
-            return f"the record has nothing in field {self.time!r}, which holds its time"
-        if self.times.is_time(item):
-            return f"the time {_short(item)} in field {self.time!r} is beyond the years 1823 to 2116 that this program works in"
-        wanted = f"the format {self.times.time_format!r}" if self.times.time_format else "ISO 8601 or an epoch number"
-        return f"the time {_short(item)} in field {self.time!r} is not {wanted}"
-
-    def _key(self, batch: Batch, rejects: dict[int, Reject], known: Known | None) -> Column:
-        if self._template.field is not None:
-            column = batch.columns.get(self._template.field)
-            if column is not None and column.kind is Kind.TEXT and column.tags is None:
-                return self._sound(Column(Kind.TEXT, column.values, texts=column.texts), rejects)
-        parts = [self._part(batch, name, rejects, known) for name in self.key_fields]
-        if all(isinstance(part, str) for part in parts):
-            key = self._template.join([part for part in parts if isinstance(part, str)])
-            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([key], object))
-        lists = [[part] * len(batch) if isinstance(part, str) else part for part in parts]
-        if self._template.field is not None:
-            return self._sound(Column.of_texts(lists[0]), rejects)
-        return self._sound(Column.of_texts([self._template.join(row) for row in zip(*lists, strict=True)]), rejects)
-
-    def _part(self, batch: Batch, name: str, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
-        """One name of the key's template in every record."""
-        column = batch.columns.get(name)
-        if column is None:
-            return self._known_part(name, len(batch), rejects, known)
-        items = column.to_list()
-        types = set(map(type, items))
-        if types == {str}:
-            return items
-        texts = []
-        for row, item in enumerate(items):
-            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not is_nested(item)):
-                texts.append(str(item))
-            elif (item is None or item is ABSENT) and self.fallback is not None:
-                texts.append(_known_at(known, row, self.fallback) or "")
-            else:
-                texts.append("")
-                what = "is nested" if is_nested(item) else "is missing or null"
-                rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {what}"))
-        return texts
-
-    def _known_part(self, name: str, rows: int, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
-        name = self.fallback if self.fallback is not None and name == self.key else name
-        if isinstance(known, Mapping) and name in known:
-            return known[name]
-        if known is not None and not isinstance(known, Mapping):
-            found = [one.get(name) for one in known]
-            if None not in found:
-                return [text or "" for text in found]
-        texts = []
-        for row in range(rows):
-            text = _known_at(known, row, name)
-            if text is None:
-                rejects.setdefault(
-                    row, Reject(row, NO_KEY, f"the record has no field {name!r}, which names the sensor")
-                )
-            texts.append(text or "")
-        return texts
-
-    def _sound(self, key: Column, rejects: dict[int, Reject]) -> Column:
-        """Rejects keys that are empty or not valid Unicode."""
-        assert key.texts is not None
-        if key.texts is self._sound_texts:
-            return key
-        texts = key.texts.tolist()
-        if all(texts) and is_unicode("".join(texts)):
-            self._sound_texts = key.texts
-            return key
-        for code, text in enumerate(texts):
-            if text and is_unicode(text):
-                continue
-            reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
-            for row in np.flatnonzero(key.values == code).tolist():
-                rejects.setdefault(row, Reject(row, NO_KEY, reason))
-        return key
 
     # -- out ---------------------------------------------------------------------------------------
 
@@ -522,13 +402,6 @@ class Edge:
             if len(self._fields) > 50:
                 return
             self._fields.update(dict.fromkeys(map(str, row)))
-
-
-def _missing(column: Column) -> NDArray[np.bool_] | None:
-    if column.tags is None:
-        return None
-    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
-    return missing
 
 
 def _shown(batch: Batch, row: int, naive: frozenset[str]) -> dict[str, Any]:
@@ -557,14 +430,3 @@ def _as_texts(name: str, column: Column, rejects: dict[int, Reject]) -> Column:
                     row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, is not UTF-8 text")
                 )
     return Kinds().column(name, items)[0]
-
-
-def _known_at(known: Known | None, row: int, name: str) -> str | None:
-    if known is None:
-        return None
-    return (known if isinstance(known, Mapping) else known[row]).get(name)
-
-
-def _short(item: Any) -> str:
-    text = repr(item)
-    return text if len(text) <= 60 else f"{text[:57]}..."

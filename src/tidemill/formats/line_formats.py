@@ -7,10 +7,11 @@ from typing import Any, Final, Protocol
 
 from tidemill.errors import PlanError
 from tidemill.formats.decoded import BadLine, Decoded
-from tidemill.formats.edge import Edge, Known
+from tidemill.formats.edge import Edge
 from tidemill.formats.influx_lines import TIME, InfluxLines
 from tidemill.formats.json_alike import JsonAlike
 from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.roles import Known
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
 from tidemill.rows import RowsByField

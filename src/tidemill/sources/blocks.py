@@ -9,9 +9,10 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.formats.decoded import Decoded
-from tidemill.formats.edge import Edge, Known
+from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.formats.lines import line_ends
+from tidemill.formats.roles import Known
 from tidemill.letters import DeadLetter
 from tidemill.rows import joined
 
@@ -98,7 +99,7 @@ class Gathered:
 
     def __init__(self, edge: Edge, first: Lines) -> None:
         self._edge = edge
-        self._of_sender = any(name in first.known for name in (*edge.key_fields, edge.fallback))
+        self._of_sender = any(name in first.known for name in (*edge.roles.key_fields, edge.roles.fallback))
         self._begin()
 
     def _begin(self) -> None:

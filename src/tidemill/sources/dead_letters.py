@@ -15,9 +15,10 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import NAT
 from tidemill.formats.csv_lines import CsvDecoder
-from tidemill.formats.edge import DEFAULT_KEY, DEFAULT_TIME, Edge
+from tidemill.formats.edge import Edge
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.lines import LineSplitter, shown
+from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.formats.times import TimeReader
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
 from tidemill.schema import Schema
@@ -151,7 +152,7 @@ class DeadLetters(RecordedSource):
         if isinstance(raw, str) and not header:
             rows, bad = decode_json_lines(raw.encode("utf-8", "replace"))
             if bad:
-                known = {} if key is None else {self.edge.key: key}
+                known = {} if key is None else {self.edge.roles.key: key}
                 return self.edge.refuse(bad[0].reason_code, bad[0].reason, raw, known=known)
             raw = rows[0] if rows else {}
         time_ns = NAT if time is None or self.time is not None else TimeReader().one(time)

@@ -54,9 +54,9 @@ class Frame(EdgedSource):
         head = self.table[:100] if kind_of_table(self.table) != "arrow" else self.table.slice(0, 100)
         batch = from_table(head)
         hint = f"its columns are: {', '.join(batch.names)}; try {self.edge.suggestion(batch.names)}"
-        if self.edge.time not in batch:
-            raise InputError(f"the table has no column {self.edge.time!r} to read the time from; {hint}.")
-        for name in self.edge.key_fields:
+        if self.edge.roles.time not in batch:
+            raise InputError(f"the table has no column {self.edge.roles.time!r} to read the time from; {hint}.")
+        for name in self.edge.roles.key_fields:
             if name not in batch:
                 raise InputError(f"the table has no column {name!r} to read the sensor from; {hint}.")
         schema = Schema(

@@ -65,8 +65,8 @@ def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) ->
             f"{path} has one column, {fields[0]!r}: its cells are apart by {apart!r}, it seems, and only commas are read. "
             f"This writes a plan that reads it: tidemill new plan.py --from {path}"
         )
-    if edge.time not in fields and not edge.arrival:
-        raise InputError(f"{path} has no field {edge.time!r} to read the time from; {hint}.")
-    for name in edge.key_fields:
-        if name not in fields and name not in reader.known and edge.fallback is None:
+    if edge.roles.time not in fields and not edge.roles.arrival:
+        raise InputError(f"{path} has no field {edge.roles.time!r} to read the time from; {hint}.")
+    for name in edge.roles.key_fields:
+        if name not in fields and name not in reader.known and edge.roles.fallback is None:
             raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")

@@ -34,7 +34,7 @@ class MadeSource(EdgedSource):
         name: str | None = None,
     ) -> None:
         super().__init__(key=key, time=time, columns=columns, tz=tz, name=name)
-        for field in (*self.edge.key_fields, self.edge.time, *self.columns):
+        for field in (*self.edge.roles.key_fields, self.edge.roles.time, *self.columns):
             if field not in READINGS:
                 raise PlanError(
                     f"{type(self).__name__} makes records of {', '.join(READINGS.names)}; they have no field {field!r}."

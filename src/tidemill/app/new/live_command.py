@@ -23,8 +23,8 @@ from tidemill.app.new.topics_seen import TopicsSeen, topics_seen
 from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.brokers import broker_of
-from tidemill.formats.edge import DEFAULT_TIME
 from tidemill.formats.json_lines import time_texts
+from tidemill.formats.roles import DEFAULT_TIME
 from tidemill.formats.topics import TopicPattern
 from tidemill.printable import counted
 from tidemill.schema import Kind

@@ -23,10 +23,10 @@ from tidemill.app.new.vocabulary import (
     WEAK_SENSORS,
 )
 from tidemill.errors import InputError
-from tidemill.formats.edge import DEFAULT_TIME
 from tidemill.formats.field_names import SENSORS, TIMES, words_of
 from tidemill.formats.key_template import KeyTemplate
 from tidemill.formats.payloads import leaves, path_of
+from tidemill.formats.roles import DEFAULT_TIME
 
 __all__ = ["ARRIVAL", "STEM", "Given", "Roles", "at_place", "roles_of", "shown_place"]
 

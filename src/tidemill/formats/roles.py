@@ -1,0 +1,184 @@
+"""Which sensor a record is of, and what time it has: the roles that its fields play."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.batch import Batch
+from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
+from tidemill.formats.key_template import KeyTemplate, is_nested
+from tidemill.formats.times import TimeReader
+from tidemill.formats.unfit import is_unicode
+from tidemill.kinds import Kinds
+from tidemill.letters import BAD_TIME, NO_KEY, Reject
+from tidemill.schema import Kind
+
+__all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Known", "Roles"]
+
+DEFAULT_KEY: Final = "sensor"
+DEFAULT_TIME: Final = "time"
+
+Known = Mapping[str, str] | Sequence[Mapping[str, str]]
+"""What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
+
+
+class Roles:
+    """Reads the key and the time of records; see `Edge` for the options."""
+
+    def __init__(self, key: str, time: str, times: TimeReader, *, arrival: bool, fallback: str | None) -> None:
+        self.key, self.time, self.times = key, time, times
+        self.arrival, self.fallback = arrival, fallback
+        self._template = KeyTemplate(key)
+        self._sound_texts: NDArray[np.object_] | None = None
+        """The texts of the last key column in which every text was a good key: slices share them."""
+
+    def falling_back_on(self, fallback: str) -> Roles:
+        """The same, but for records without the key's field."""
+        return Roles(self.key, self.time, self.times, arrival=self.arrival, fallback=fallback)
+
+    @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The names that make the key: fields of the record, or things that the source knows."""
+        return self._template.names
+
+    # -- of a batch --------------------------------------------------------------------------------
+
+    def time_of(self, batch: Batch, rejects: dict[int, Reject], wall_ns: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Nanoseconds; ``rejects`` gets the rows that tell none, or one that no clock has."""
+        column = batch.columns.get(self.time)
+        if column is None:
+            if self.arrival:
+                return np.full(len(batch), wall_ns, np.int64)
+            for row in range(len(batch)):
+                rejects.setdefault(
+                    row, Reject(row, BAD_TIME, f"the record has no field {self.time!r}, which holds its time")
+                )
+            return np.zeros(len(batch), np.int64)
+        ns, bad = self.times.column(column)
+        bad |= (ns > FARTHEST) | (ns < -FARTHEST)
+        if not bad.any():
+            return ns
+        missing = _missing(column)
+        if self.arrival and missing is not None:
+            ns = np.where(missing, wall_ns, ns)
+            bad &= ~missing
+        for row in np.flatnonzero(bad).tolist():
+            if row not in rejects:
+                rejects[row] = Reject(row, BAD_TIME, self._bad_time(column.slice(row, row + 1).to_list()[0]))
+        return ns
+
+    def _bad_time(self, item: Any) -> str:
+        if item is None or item is ABSENT:
+            return f"the record has nothing in field {self.time!r}, which holds its time"
+        if self.times.is_time(item):
+            return f"the time {_short(item)} in field {self.time!r} is beyond the years 1823 to 2116 that this program works in"
+        wanted = f"the format {self.times.time_format!r}" if self.times.time_format else "ISO 8601 or an epoch number"
+        return f"the time {_short(item)} in field {self.time!r} is not {wanted}"
+
+    def key_of(self, batch: Batch, rejects: dict[int, Reject], known: Known | None) -> Column:
+        """Names as a TEXT column; ``rejects`` gets the rows that have none."""
+        if self._template.field is not None:
+            column = batch.columns.get(self._template.field)
+            if column is not None and column.kind is Kind.TEXT and column.tags is None:
+                return self._sound(Column(Kind.TEXT, column.values, texts=column.texts), rejects)
+        parts = [self._part(batch, name, rejects, known) for name in self.key_fields]
+        if all(isinstance(part, str) for part in parts):
+            key = self._template.join([part for part in parts if isinstance(part, str)])
+            return Column(Kind.TEXT, np.zeros(len(batch), np.int32), texts=np.array([key], object))
+        lists = [[part] * len(batch) if isinstance(part, str) else part for part in parts]
+        if self._template.field is not None:
+            return self._sound(Column.of_texts(lists[0]), rejects)
+        return self._sound(Column.of_texts([self._template.join(row) for row in zip(*lists, strict=True)]), rejects)
+
+    def _part(self, batch: Batch, name: str, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
+        """One name of the key's template in every record."""
+        column = batch.columns.get(name)
+        if column is None:
+            return self._known_part(name, len(batch), rejects, known)
+        items = column.to_list()
+        types = set(map(type, items))
+        if types == {str}:
+            return items
+        texts = []
+        for row, item in enumerate(items):
+            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not is_nested(item)):
+                texts.append(str(item))
+            elif (item is None or item is ABSENT) and self.fallback is not None:
+                texts.append(_known_at(known, row, self.fallback) or "")
+            else:
+                texts.append("")
+                what = "is nested" if is_nested(item) else "is missing or null"
+                rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {what}"))
+        return texts
+
+    def _known_part(self, name: str, rows: int, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
+        name = self.fallback if self.fallback is not None and name == self.key else name
+        if isinstance(known, Mapping) and name in known:
+            return known[name]
+        if known is not None and not isinstance(known, Mapping):
+            found = [one.get(name) for one in known]
+            if None not in found:
+                return [text or "" for text in found]
+        texts = []
+        for row in range(rows):
+            text = _known_at(known, row, name)
+            if text is None:
+                rejects.setdefault(
+                    row, Reject(row, NO_KEY, f"the record has no field {name!r}, which names the sensor")
+                )
+            texts.append(text or "")
+        return texts
+
+    def _sound(self, key: Column, rejects: dict[int, Reject]) -> Column:
+        """Rejects keys that are empty or not valid Unicode."""
+        assert key.texts is not None
+        if key.texts is self._sound_texts:
+            return key
+        texts = key.texts.tolist()
+        if all(texts) and is_unicode("".join(texts)):
+            self._sound_texts = key.texts
+            return key
+        for code, text in enumerate(texts):
+            if text and is_unicode(text):
+                continue
+            reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
+            for row in np.flatnonzero(key.values == code).tolist():
+                rejects.setdefault(row, Reject(row, NO_KEY, reason))
+        return key
+
+    # -- of a record that is shown ----------------------------------------------------------------
+
+    def key_told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
+        """The name that a refused record tells, as far as it does."""
+        if self.fallback is not None and self.fallback in known and self.key not in known:
+            known = {**known, self.key: known[self.fallback]}
+        return self._template.told(record, known)
+
+    def time_told(self, record: Mapping[Any, Any], wall_ns: int) -> int | None:
+        """The time that a refused record tells, or that of its arrival."""
+        if self.arrival and record.get(self.time) is None:
+            return wall_ns
+        ns = self.times.column(Kinds().column("", [record.get(self.time)])[0])[0][0]
+        return None if ns == NAT else int(ns)
+
+
+def _missing(column: Column) -> NDArray[np.bool_] | None:
+    if column.tags is None:
+        return None
+    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
+    return missing
+
+
+def _known_at(known: Known | None, row: int, name: str) -> str | None:
+    if known is None:
+        return None
+    return (known if isinstance(known, Mapping) else known[row]).get(name)
+
+
+def _short(item: Any) -> str:
+    text = repr(item)
+    return text if len(text) <= 60 else f"{text[:57]}..."
