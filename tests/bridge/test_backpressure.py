@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tracemalloc
 from random import Random
 
 import cloudpickle
@@ -103,6 +104,38 @@ async def test_bytes_are_bounded_too(telephone, home, when_full: str) -> None:
         assert all(end == 1_000_000 or isinstance(end, LanesFull) for end in ends)
         assert (ends.count(1_000_000) == 20) == (when_full == "block")
         assert await lanes.run(len, bytes(5_000_000)) == 5_000_000
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel", "closure", "moved"])
+async def test_what_nobody_wants_any_more_does_not_add_up(telephone, home, how: str) -> None:
+    """While a lane is in one long call, the arguments of those that were sent to it and taken back are not kept."""
+    async with tm.Lanes(2 if how == "moved" else 1, max_waiting_bytes=2_000_000) as lanes:
+        running = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        tracemalloc.start()
+        try:
+            for _ in range(60):
+                text = "x" * 500_000
+                if how == "moved":
+                    assert await asyncio.gather(*(lanes.run(len, text) for _ in range(3))) == [500_000] * 3
+                elif how == "cancel":
+                    call = asyncio.create_task(lanes.run(len, text))
+                    await turns(2)
+                    call.cancel()
+                    await asyncio.wait([call])
+                else:
+                    with pytest.raises(TimeoutError):
+                        await lanes.run(
+                            *(lambda text=text: len(text),) if how == "closure" else (len, text), timeout=1e-4
+                        )
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 6_000_000
+        await telephone.tell("running")
+        assert await running == "done"
+        assert await asyncio.gather(*(lanes.run(square, number) for number in range(20))) == [x * x for x in range(20)]
+        assert [lane.restarts for lane in lanes.statistics().lanes] == [0] * len(lanes.statistics().lanes)
 
 
 async def test_both_bounds_hold_at_once() -> None:

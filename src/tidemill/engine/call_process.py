@@ -116,6 +116,8 @@ class CallProcess:
         """The turn of each call that was sent and not answered or revoked."""
         self._last_turn = 0
         self.dying = False
+        self.clogged = False
+        """Whether a call that was revoked may still lie before its socket, which is full."""
 
     @property
     def memories(self) -> list[int]:
@@ -179,6 +181,18 @@ class CallProcess:
             if self.large is not None:
                 self.large.free(turn)
         return started < turn
+
+    def clog(self, read: Callable[[], None]) -> bool:
+        """A call was revoked. Whether, for the first time, it may lie before a full socket; ``read`` is called when it does not."""
+
+        def caught_up() -> None:
+            self.clogged = False
+            read()
+
+        if self.clogged or not isinstance(self.channel, ProcessChannel):
+            return False
+        self.clogged = self.channel.once_caught_up(caught_up)
+        return self.clogged
 
     def ask_to_stop(self, call: int) -> None:
         """Tell a call that may be running that nobody wants it any more; its function can see that."""

@@ -210,7 +210,7 @@ class Crew:
         process = self.staff.seats[lane]
         if process is None or call not in process.turns or not process.revoke(call, or_kill=False):
             return []
-        return self.calls.revoked(lane, call)
+        return self._revoked(process, lane, call)
 
     def _stop(self, lane: int, call: int) -> list[Command]:
         """Revoke the call; one that may be running is asked to stop, and killed when the grace has passed."""
@@ -218,7 +218,7 @@ class Crew:
         assert process is not None
         kill = not self._inline and not self._grace_s
         if process.revoke(call, or_kill=kill):
-            return self.calls.revoked(lane, call)
+            return self._revoked(process, lane, call)
         if self._inline:
             return []  # there is no process to kill
         if process.dying:
@@ -227,6 +227,23 @@ class Crew:
         process.ask_to_stop(call)
         process.stops[call] = self._loop.call_later(self._grace_s, self._kill, process, call)
         return self.calls.held(lane)
+
+    def _revoked(self, process: CallProcess, lane: int, call: int) -> list[Command]:
+        """The lane will not start the call. While that may lie before a full socket the lane gets nothing more: behind one
+        that runs for long, what nobody wants would add up.
+        """
+        held = self.calls.held(lane) if process.clog(lambda: self._unclogged(process)) else []
+        return held + self.calls.revoked(lane, call)
+
+    def _unclogged(self, process: CallProcess) -> None:
+        if process.lane is not None and not self.closed:
+            self._perform(self._going_on(process, process.lane))
+
+    def _going_on(self, process: CallProcess, lane: int) -> list[Command]:
+        """The lane may be given calls again, if nothing else speaks against it."""
+        if process.stops or process.clogged or process.dying or lane == self._retiring:
+            return []
+        return self.calls.attached(lane)
 
     def _kill(self, process: CallProcess, call: int) -> None:
         if call in process.turns:
@@ -355,9 +372,7 @@ class Crew:
         timer = process.stops.pop(call, None)
         if timer is not None:
             timer.cancel()
-        if process.stops or process.dying or lane == self._retiring:
-            return []
-        return self.calls.attached(lane)
+        return self._going_on(process, lane)
 
     def vacated(self, lane: int, process: CallProcess, how: Exit) -> None:
         """The lane's process ended."""

@@ -82,6 +82,7 @@ class ProcessChannel:
         self._loop = asyncio.get_running_loop()
         self._exit: Exit | None = None
         self._armed = False  # whether the loop tells us when the socket takes more
+        self._caught_up: Callable[[], None] | None = None
         self._gathering = False  # whether what is sent waits for the end of this turn
         self._eof = False
         self._told = False
@@ -116,6 +117,12 @@ class ProcessChannel:
         self._unsent.extend(map(memoryview, parts))
         self._writable()
 
+    def once_caught_up(self, told: Callable[[], None]) -> bool:
+        """Whether messages wait here for the child to read; then ``told`` is called when it has, once."""
+        if self._armed:
+            self._caught_up = told
+        return self._armed
+
     def _gathered(self) -> None:
         self._gathering = False
         if self._unsent and not self._armed:
@@ -145,6 +152,9 @@ class ProcessChannel:
                 self._loop.add_writer(self._socket, self._writable)
             else:
                 self._loop.remove_writer(self._socket)
+                told, self._caught_up = self._caught_up, None
+                if told is not None:
+                    told()
 
     def _readable(self) -> None:
         """Take what is there, up to the bounds of a turn."""
