@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -15,7 +16,7 @@ import cloudpickle
 import pytest
 
 import tidemill as tm
-from tidemill.errors import LaneDied
+from tidemill.errors import LaneDied, TidemillError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(100)]
@@ -121,6 +122,85 @@ async def test_arguments_and_results_are_let_go(processes) -> None:
         await lanes.run(square, 1)
         gc.collect()
         assert raised() is None
+
+
+class Fails:
+    """Fails as it is told to, with an object for each key and without."""
+
+    def __init__(self) -> None:
+        self.state = b""
+
+    def __call__(self, how: str, _: object) -> object:
+        if how == "raises":
+            raise ZeroDivisionError
+        if how == "dies":
+            suicide()
+        if how == "grows":
+            self.state = bytes(2000)
+        return Unreadable() if how == "returns what cannot be read" else None
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+def each_fails(records: list[tuple[str, object]]) -> list[object]:
+    return [Fails()(*record) for record in records]
+
+
+async def by_run(lanes: tm.Lanes, how: str, value: object) -> None:
+    await lanes.run(Fails(), how, value)
+
+
+async def by_stream(lanes: tm.Lanes, how: str, value: object) -> None:
+    async for _ in lanes.stream(lambda both: Fails()(*both), [(how, value)]):
+        pass
+
+
+async def by_batched(lanes: tm.Lanes, how: str, value: object) -> None:
+    await lanes.batched(each_fails)((how, value))
+
+
+async def by_executor(lanes: tm.Lanes, how: str, value: object) -> None:
+    await asyncio.get_running_loop().run_in_executor(lanes.executor(), Fails(), how, value)
+
+
+async def by_keyed(lanes: tm.Lanes, how: str, value: object) -> None:
+    await lanes.keyed(Fails, max_bytes=1000)("S1", how, value)
+
+
+async def by_keyed_in_line(lanes: tm.Lanes, how: str, value: object) -> None:
+    objects = lanes.keyed(Fails, max_waiting=1)
+    objects("S1", "returns", None)
+    await objects("S1", how, value)
+
+
+@pytest.mark.parametrize("how", ["raises", "dies", "grows", "returns what cannot be read", "cannot be sent"])
+async def test_an_error_that_is_dropped_keeps_no_argument(how: str) -> None:
+    """What its caller had is let go with it, at whatever door, and needs no garbage collector."""
+
+    class Token:
+        pass
+
+    async def fails(lanes: tm.Lanes, door) -> weakref.ref[Token]:
+        token = Token()
+        if how == "cannot be sent":
+            token.never = (x for x in ())
+        with contextlib.suppress(ZeroDivisionError, TidemillError):
+            await door(lanes, how, token)
+        return weakref.ref(token)
+
+    async with tm.Lanes(1) as lanes:
+        gc.collect()
+        gc.disable()
+        try:
+            for door in (by_run, by_stream, by_batched, by_executor, by_keyed, by_keyed_in_line):
+                token = await fails(lanes, door)
+                await asyncio.sleep(0)  # the loop lets go of what woke this
+                assert token() is None, door.__name__
+        finally:
+            gc.enable()
 
 
 async def test_functions_are_let_go() -> None:

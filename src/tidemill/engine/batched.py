@@ -13,7 +13,7 @@ from tidemill.engine.backpressure import dropped, refused
 from tidemill.engine.batch_limits import BatchedStatistics, BatchLimits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import own, settle
+from tidemill.engine.endings import own, settle, unsendable
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.options import check_timeout
 from tidemill.errors import CallError, LaneDied
@@ -174,7 +174,7 @@ class Batched:
             try:
                 parcel = dumps_arguments(future.parcel, {"the record": future.parcel})
             except CallError as error:
-                future.set_exception(error)
+                unsendable(future, error)
                 continue
             future.parcel = parcel
             self._waiting.append(future)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import settle, settler
+from tidemill.engine.endings import settle, settler, unsendable
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer, Parcel
@@ -47,7 +47,7 @@ class OneByOne:
             self._check()
             self._calls[future] = self._crew.submit(self._request(value, settler(future)), kept=True)  # by the window
         except CallError as error:  # at its place in the order, like every other
-            future.set_exception(error)
+            unsendable(future, error)
         else:
             future.add_done_callback(lambda done: self._calls.pop(done, None))
         return future
@@ -93,7 +93,7 @@ class Bundles:
             self._check()
             self._waiting.append((future, self._pack(value)))
         except CallError as error:  # at its place in the order, like every other
-            future.set_exception(error)
+            unsendable(future, error)
             return future
         if not self._scheduled:
             self._scheduled = True

@@ -10,7 +10,7 @@ from typing import Any
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer
 
-__all__ = ["own", "settle", "settler", "value_of"]
+__all__ = ["own", "settle", "settler", "unsendable", "value_of"]
 
 
 def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome: Answer | Exception) -> None:
@@ -53,3 +53,9 @@ def own(error: Exception) -> Exception:
     copy = type(error)(str(error))
     copy.__cause__ = error.__cause__
     return copy
+
+
+def unsendable(future: asyncio.Future[Any] | concurrent.futures.Future[Any], error: CallError) -> None:
+    """Give a future the error of pickling, which is told by its message; the frames in its cause lead to the future."""
+    error.__cause__ = error.__context__ = None
+    future.set_exception(error.with_traceback(None))

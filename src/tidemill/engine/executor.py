@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from tidemill.engine.call_process import Request
 from tidemill.engine.crew import Crew
-from tidemill.engine.endings import settle
+from tidemill.engine.endings import settle, unsendable
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import Answer
 
@@ -141,7 +141,7 @@ class LoopExecutor(concurrent.futures.Executor):
             return self.submit(fn, *values)
         except CallError as error:
             failed: WorkFuture[T] = WorkFuture(self._loop, self._thread)
-            failed.set_exception(error)
+            unsendable(failed, error)
             return failed
 
     def _mapped(
@@ -222,7 +222,7 @@ class LoopExecutor(concurrent.futures.Executor):
 
         def ended(done: concurrent.futures.Future[Any]) -> None:
             if done.cancelled():
-                self._on_loop(self._cancelled, future, call)
+                self._on_loop(self._cancelled, done, call)  # not `future`: it would know itself
 
         future.add_done_callback(ended)
 

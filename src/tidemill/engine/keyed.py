@@ -18,7 +18,7 @@ from tidemill.core.keys import in_turn
 from tidemill.engine.backpressure import refused
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.crew import CLOSED, Crew
-from tidemill.engine.endings import settle, value_of
+from tidemill.engine.endings import settle, unsendable, value_of
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.keyed_limits import KeyedLimits, KeyedStatistics
 from tidemill.errors import BadResult, CallError
@@ -163,7 +163,7 @@ class Keyed:
                 try:
                     self._take(turn)
                 except CallError as error:
-                    turn.future.set_exception(error)
+                    unsendable(turn.future, error)
 
     # -- one call after the other ----------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class Keyed:
                 turn.future.set_result(value)
         except Exception as error:  # noqa: BLE001 - the call's own
             known.process = None
-            settle(turn.future, error)
+            settle(turn.future, error.with_traceback(None))  # frames of ours would keep its arguments
         if self._crew.closed:
             self._close(known)
         else:

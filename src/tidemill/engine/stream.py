@@ -156,14 +156,10 @@ async def streamed(
                 if not pending[0].done():
                     with contextlib.suppress(Exception):  # told below, at its place
                         await pending[0]
-                future = pending.popleft()
-                error = future.exception()
-                if error is None:
-                    yield future.result()
-                elif return_exceptions:
-                    yield error
+                if return_exceptions and pending[0].exception() is not None:
+                    yield pending.popleft().exception()
                 else:
-                    raise error
+                    yield pending.popleft().result()  # without a name: its error has this frame
             elif not calls.ended:
                 await source.some()
             elif calls.error is not None:

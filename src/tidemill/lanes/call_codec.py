@@ -56,10 +56,12 @@ class Answer:
             raise loads_error(self.data)
         try:
             return unpack(self.data, self.block)
-        except BaseException as error:
-            raise BadResult(
+        except BaseException as error:  # noqa: BLE001 - whatever a __setstate__ raises
+            raised = BadResult(
                 "unreadable_result", f"The function ran, but its result cannot be read here ({_describe(error)})."
-            ) from error
+            )
+            raised.__cause__ = _RemoteTraceback(_text(error))  # its frames would keep what its caller has
+        raise raised
 
 
 def dumps(value: Any) -> bytes:
@@ -210,7 +212,7 @@ class _Raised(msgspec.Struct, array_like=True):
 
 
 class _RemoteTraceback(Exception):
-    """Never raised: the cause of what is; shows where in the lane it happened, as part of the traceback here."""
+    """Never raised: the cause of what is; shows where it happened, mostly in the lane, as part of the traceback here."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -226,16 +228,20 @@ _decode = msgspec.msgpack.Decoder(_Raised).decode
 
 def dumps_error(error: BaseException) -> bytes:
     """Pickle an error with its traceback's text; one that cannot be pickled travels as text alone."""
-    name = _sendable(type(error).__qualname__)
-    try:
-        text = "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001 - what the user's class has put into it
-        text = f"{name}: its traceback cannot be shown\n"
     try:
         message = str(error)
     except BaseException:  # noqa: BLE001 - the user's __str__
         message = "(its message cannot be shown)"
-    return _encode(_Raised(name, _sendable(message), _sendable(text), _dumped(error)))
+    name = _sendable(type(error).__qualname__)
+    return _encode(_Raised(name, _sendable(message), _sendable(_text(error)), _dumped(error)))
+
+
+def _text(error: BaseException) -> str:
+    """Its traceback."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 - what the user's class has put into it
+        return f"{type(error).__qualname__}: its traceback cannot be shown\n"
 
 
 def _sendable(text: str) -> str:
