@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import tracemalloc
 from random import Random
 from typing import Any
 
@@ -188,6 +189,28 @@ async def test_what_makes_no_sense_is_refused(two: tm.Lanes) -> None:
         await two.keyed(object)("a", 1)
     with pytest.raises(CallError, match="argument 0, a generator"):
         two.keyed(Sums)("a", (x for x in ()))
+
+
+@pytest.mark.parametrize("max_waiting", [1, 100], ids=["blocked", "in line"])
+async def test_calls_behind_a_long_one_that_are_given_up_keep_nothing(telephone, home, max_waiting: int) -> None:
+    """Whoever was cancelled does not count as waiting, and is not kept until the long call ends either."""
+    async with tm.Lanes(1) as lanes:
+        sums = lanes.keyed(Sums, max_waiting=max_waiting)
+        held = sums.call("a", "hold", home, telephone.port, "held")
+        await telephone.hear("held")
+        tracemalloc.start()
+        try:
+            for number in range(50):
+                sums("a", number, "x" * 200_000).cancel()
+                await asyncio.sleep(0)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 2_000_000
+        last = sums("a", 5)
+        await telephone.tell("held")
+        assert await held == "done"
+        assert await last == 4
 
 
 async def test_closing_the_lanes_ends_the_calls(telephone, home) -> None:

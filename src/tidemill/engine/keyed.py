@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = ["Keyed"]
 Key = str | bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn:
     key: Key
     method: str
@@ -45,7 +45,7 @@ class _Object:
     state: bytes = b""
     process: CallProcess | None = None  # that has this version
     now: _Turn | None = None
-    line: deque[_Turn] = field(default_factory=deque)
+    line: OrderedDict[_Turn, None] = field(default_factory=OrderedDict)
 
 
 class Keyed:
@@ -69,7 +69,7 @@ class Keyed:
         self._objects: dict[Key, _Object] = {}
         self._bytes = 0
         self._open = self._open_bytes = self._rejected = self._restored = 0
-        self._blocked: deque[_Turn] = deque()
+        self._blocked: OrderedDict[_Turn, None] = OrderedDict()
         self._numbers = itertools.count()
         self._versions = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -122,7 +122,8 @@ class Keyed:
             self._rejected += 1
             raise refused(self._name, self._why_full)
         else:
-            self._blocked.append(turn)  # its arguments are pickled when there is room
+            self._blocked[turn] = None  # its arguments are pickled when there is room
+            turn.future.add_done_callback(lambda _: self._blocked.pop(turn, None))
         return turn.future
 
     @property
@@ -147,7 +148,7 @@ class Keyed:
         self._open += 1
         self._open_bytes += len(arguments)
         turn.future.add_done_callback(lambda _: self._over(turn))
-        known.line.append(turn)
+        known.line[turn] = None
         if known.now is None:
             self._next(turn.key, known)
 
@@ -158,7 +159,7 @@ class Keyed:
         if turn.future.cancelled():
             self._given_up(turn)
         while self._blocked and not self._is_full and not self._crew.closed:
-            turn = self._blocked.popleft()
+            turn, _ = self._blocked.popitem(last=False)
             if not turn.future.done():
                 try:
                     self._take(turn)
@@ -180,7 +181,7 @@ class Keyed:
         """Begin the next call of the key that somebody waits for."""
         known.now = None
         while known.line and known.now is None:
-            turn = known.line.popleft()
+            turn, _ = known.line.popitem(last=False)
             if not turn.future.done():
                 known.now = turn
         if known.now is not None:
@@ -243,6 +244,8 @@ class Keyed:
     def _given_up(self, turn: _Turn) -> None:
         """Its caller was cancelled: the call leaves no trace."""
         known = self._objects.get(turn.key)
+        if known is not None:
+            known.line.pop(turn, None)
         if known is not None and known.now is turn and not self._crew.closed:
             self._crew.cancel(turn.call)
             known.process = None
@@ -252,4 +255,4 @@ class Keyed:
         """The lanes are closing: those who wait behind a call that was told so are told too."""
         for line in (known.line, self._blocked):
             while line:
-                settle(line.popleft().future, CallError(CLOSED))
+                settle(line.popitem(last=False)[0].future, CallError(CLOSED))
