@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import mmap
 import os
 import signal
+import socket
 import sys
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
 import pytest
 
 import tidemill as tm
+from tidemill.lanes.channel import ProcessChannel
+from tidemill.lanes.framing import frame
+from tidemill.lanes.wire import Stop
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -50,8 +57,6 @@ async def test_while_ten_megabytes_are_on_their_way_to_it(one: tm.Lanes, telepho
 @pytest.mark.parametrize("kind", LARGE)
 async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kind: str) -> None:
     """The lane ends while it waits for this side to read: its call is told, or has its result; never half of it."""
-    import socket
-
     make, act = LARGE[kind], way.act
 
     def returns_much(port: int) -> object:
@@ -96,6 +101,66 @@ async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kin
         assert result[0] == make()[0]
         assert result[-1] == make()[-1]
     assert await behind == 16
+
+
+# -- a frame that breaks off here ----------------------------------------------------------------------------
+
+
+class CutFile:
+    """A file of 4 MB that is mapped here, and then cut: what lay beyond the cut can be read no more."""
+
+    SIZE = 4_000_000
+    LEFT = 1_000_000
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(b"\1" * self.SIZE)
+        self.path = path
+        with path.open("r+b") as file:
+            self.memory = mmap.mmap(file.fileno(), self.SIZE)
+        os.truncate(path, self.LEFT)
+
+    def mend(self) -> None:
+        """What was cut off is there again, and 0."""
+        os.truncate(self.path, self.SIZE)
+
+
+async def test_a_frame_that_breaks_off_is_sent_again_to_the_next_process(tmp_path: Path) -> None:
+    """Of an argument no more can be read than a part: that process ends, nothing was run, and all calls have their results."""
+    cut = CutFile(tmp_path / "cut")
+    async with tm.Lanes(1, arena_bytes=0) as lanes:
+        pid = await lanes.run(os.getpid)
+        large = asyncio.create_task(lanes.run(np.count_nonzero, np.frombuffer(cut.memory, np.uint8)))
+        small = [asyncio.create_task(lanes.run(square, number)) for number in range(8)]
+        while not lanes.statistics().lanes[0].restarts:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        cut.mend()
+        assert CutFile.LEFT <= await large < CutFile.SIZE
+        assert await asyncio.gather(*small) == [number * number for number in range(8)]
+        assert await lanes.run(os.getpid) != pid
+
+
+async def test_nothing_follows_a_frame_that_broke_off(tmp_path: Path) -> None:
+    """Until the kill has reached the process it reads on, and would take the next frame for the rest of that one."""
+    cut, kills = CutFile(tmp_path / "cut"), []
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    channel = ProcessChannel(ours, lambda: kills.append(1), lambda *_: None, lambda _: None)
+    read = bytearray()
+    channel.send(Stop(), memoryview(cut.memory))
+    while not kills:
+        with contextlib.suppress(BlockingIOError):
+            read += theirs.recv(1 << 20)
+        await asyncio.sleep(0)
+    for _ in range(3):
+        channel.send(Stop())
+        await asyncio.sleep(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            read += theirs.recv(1 << 20)
+    assert read == b"".join(frame(Stop(), b"\1" * CutFile.SIZE))[: len(read)]
+    assert kills == [1]
+    channel.close()
+    theirs.close()
 
 
 # -- after the end -------------------------------------------------------------------------------------------

@@ -84,6 +84,9 @@ class ProcessChannel:
         self._armed = False  # whether the loop tells us when the socket takes more
         self._caught_up: Callable[[], None] | None = None
         self._gathering = False  # whether what is sent waits for the end of this turn
+        self._cut_off = (
+            False  # whether nothing more is written: it would be taken for the rest of a frame that broke off
+        )
         self._eof = False
         self._told = False
         self.pid: int | None = None
@@ -97,7 +100,7 @@ class ProcessChannel:
         The first of a turn of the loop goes at once, so that the child can begin; those that follow it in the same turn
         go together at its end. What the socket does not take at once follows as it drains.
         """
-        if self._eof:
+        if self._cut_off:
             return
         parts = frame(message, *payload)
         if self._armed or self._gathering:
@@ -143,8 +146,10 @@ class ProcessChannel:
             pass
         except (BrokenPipeError, ConnectionResetError):  # the child is gone; the reader notices
             self._unsent.clear()
-        except OSError:  # what it has of a frame it would wait for the rest of for ever
+        except OSError as error:  # what it has of a frame it would wait for the rest of for ever
+            _log.error("process %s cannot be written to (%s), and is killed", self.pid, error)
             self._unsent.clear()
+            self._cut_off = True
             self.kill()
         if bool(self._unsent) is not self._armed:
             self._armed = bool(self._unsent)
@@ -210,7 +215,7 @@ class ProcessChannel:
         self._ended()
 
     def _ended(self) -> None:
-        self._eof = True
+        self._eof = self._cut_off = True
         self._unsent.clear()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
