@@ -142,12 +142,13 @@ async def test_recycling_loses_and_repeats_nothing(tmp_path: Path, caplog: pytes
     caplog.set_level("INFO", "tidemill")
     async with tm.Lanes(2, recycle_after=20) as lanes:
         values = await asyncio.gather(*(lanes.run(noting, str(log), x) for x in range(400)))
+        while sum(lane.recycled for lane in lanes.statistics().lanes) < 2:  # the next process comes when it comes
+            values.append(await lanes.run(noting, str(log), len(values)))
         read = lanes.statistics()
-    assert values == list(range(400))
+    assert values == list(range(len(values)))
     runs = collections.Counter(line.split()[0] for line in log.read_text().splitlines())
-    assert (len(runs), set(runs.values())) == (400, {1})
+    assert (len(runs), set(runs.values())) == (len(values), {1})
     recycled = sum(lane.recycled for lane in read.lanes)
-    assert recycled >= 2
     assert [lane.restarts for lane in read.lanes] == [0, 0]
     assert sum("was replaced after" in record.message for record in caplog.records) == recycled
 
