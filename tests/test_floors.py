@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,18 @@ HEAVY = {
 }
 """Libraries imported only where they are used: they are optional, or cost start-up time."""
 
+LINUX = re.compile(
+    r"memfd|MFD_|F_ADD_SEALS|F_SEAL_|SOCK_SEQPACKET|pidfd|waitid|pipe2|prctl|RUSAGE_THREAD|sched_|register_at_fork|platform"
+)
+"""How the names begin that not every system has, or that ask which it is."""
+
+LINUX_HERE = {
+    "tidemill.lanes.platform",  # all that lanes ask of it
+    "tidemill.engine.state_folder",  # which file system a state folder lies on, where the system tells
+    "tidemill.sinks.fence",  # a sink's process that outlived its engine; an edge knows no other
+}
+"""The files that name them, or paths in /proc and /sys."""
+
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -180,3 +193,16 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
     nothing_but_its_use = ("tidemill.app.commands", "tidemill.app.run_options")
     used_here = {"cyclopts"} if name_of(path) in nothing_but_its_use else set()
     assert {(line, name) for line, name in top_level_imports_of(path) if name in HEAVY - used_here} == set()
+
+
+def is_of_linux(node: ast.AST) -> bool:
+    """Whether it is a name, or the beginning of a path, that not every system has."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, str) and node.value.startswith(("/proc/", "/sys/"))
+    return isinstance(node, ast.Attribute) and bool(LINUX.match(node.attr))
+
+
+def test_what_lanes_ask_of_linux_is_in_one_file() -> None:
+    """So that another system is added in one place."""
+    found = {name_of(path) for path in MODULES if any(map(is_of_linux, ast.walk(ast.parse(path.read_text()))))}
+    assert found == LINUX_HERE

@@ -300,7 +300,7 @@ async def test_no_call_is_started_twice_whatever_happens(tmp_path: Path) -> None
 
 ADOPTED = """
 import os
-from tidemill.lanes.forkserver import _die_with_parent
+from tidemill.lanes.platform import die_with_parent
 
 reader, writer = os.pipe()
 server = os.fork()
@@ -309,7 +309,7 @@ if server == 0:
     if os.fork() == 0:
         while os.getppid() == server:
             os.sched_yield()
-        _die_with_parent(server)
+        die_with_parent(server)
         os.write(writer, b"it lives on")
     os._exit(0)
 os.waitpid(server, 0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import Final
 
-from tidemill import files
 from tidemill.engine.call_process import CallProcess
 from tidemill.engine.making import Making
+from tidemill.lanes.platform import resident_bytes
 
-__all__ = ["is_worn", "resident_bytes"]
+__all__ = ["is_worn"]
 
 _RSS_CHECK_NS: Final = 20_000_000
 
@@ -22,9 +21,3 @@ def is_worn(process: CallProcess, making: Making, now_ns: int) -> bool:
         return False
     process.rss_at_ns = now_ns
     return resident_bytes(process.channel.pid) >= making.recycle_rss
-
-
-def resident_bytes(pid: int | None) -> int:
-    """Of a process, as the kernel counts them; 0 for one that is gone."""
-    statm: bytes | None = None if pid is None else files.read_bytes(f"/proc/{pid}/statm")
-    return 0 if not statm else int(statm.split()[1]) * mmap.PAGESIZE

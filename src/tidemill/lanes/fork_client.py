@@ -22,6 +22,7 @@ from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.forkserver import HELD, Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
+from tidemill.lanes.platform import above_standard_streams, in_forked_child, message_pair, process_handle
 from tidemill.lanes.wire import FromLane
 
 __all__ = ["NO_ROOM", "PATIENCE_S", "ForkServer", "ended"]
@@ -45,8 +46,7 @@ def _close_ours() -> None:
         end.close()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where this module is imported all the same
-    os.register_at_fork(after_in_child=_close_ours)
+in_forked_child(_close_ours)
 
 _CODE: Final = "import sys; sys.path[:] = {path}; from tidemill.lanes.forkserver import main; main({fd})"
 """What the server runs. Modules are found where the application finds them, and nowhere before."""
@@ -97,13 +97,11 @@ class ForkServer:
 
     def begin(self) -> None:
         """Start the process; its imports go on while the caller does other things."""
-        import fcntl  # not on Windows, where this module is imported all the same
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = message_pair()
         _ours.add(ours)
         environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD}
         with theirs:
-            control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # no standard stream, though some may be closed
+            control = above_standard_streams(theirs)
         code = _CODE.format(path=ascii([entry for entry in sys.path if isinstance(entry, str)]), fd=control)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
         try:
@@ -281,7 +279,7 @@ async def _reaped(process: subprocess.Popen[bytes]) -> None:
 async def ended(pid: int) -> None:
     """Return when the process has ended. Raises `ProcessLookupError` for one that is gone."""
     loop = asyncio.get_running_loop()
-    handle = os.pidfd_open(pid)
+    handle = process_handle(pid)
     readable = asyncio.Event()
     loop.add_reader(handle, readable.set)
     try:

@@ -27,6 +27,8 @@ from typing import Final
 
 import msgspec
 
+from tidemill.lanes.platform import die_with_parent, ended_child, name_process
+
 __all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "inside_lane", "main"]
 
 HELD: Final = frozenset(number for number in signal.Signals if number.name in {"SIGINT", "SIGTERM", "SIGHUP"})
@@ -116,7 +118,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # one that came before is overlooked too
     _import_roles()
-    _name_process("tidemill-server")
+    name_process("tidemill-server")
     with socket.socket(fileno=fd) as control:
         server = _Server(control)
         server.tell(_encode(Loaded()))
@@ -195,7 +197,9 @@ class _Server:
         self._children: dict[int, int] = {}  # pid -> child
         self._pending: list[_Pending] = []
         """Those for which the system had no process."""
-        self._wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake, wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
@@ -288,8 +292,8 @@ class _Server:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
             self._control.close()
             os.close(self._wake)
-            _die_with_parent(server)
-            _name_process(f"tidemill-{spawn.role}")
+            die_with_parent(server)
+            name_process(f"tidemill-{spawn.role}")
             if spawn.nice:
                 os.nice(spawn.nice)
             sys.setswitchinterval(0.0005)
@@ -312,15 +316,9 @@ class _Server:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake, 512):
                 pass
-        while self._children:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            _kill_group(ended.si_pid)  # what it left behind; before it is reaped, so that the number is still its own
-            pid, status = os.waitpid(ended.si_pid, 0)
+        while self._children and (pid := ended_child()) is not None:
+            _kill_group(pid)  # what it left behind; before it is reaped, so that the number is still its own
+            _, status = os.waitpid(pid, 0)
             child = self._children.pop(pid, None)
             if child is not None:
                 self.tell(_encode(Exited(child, status)))
@@ -358,21 +356,3 @@ def _reseed() -> None:
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()
-
-
-def _name_process(name: str) -> None:
-    """As ``ps -o comm`` and ``top`` show it, so that an operator can tell a lane from the server (Linux)."""
-    import ctypes
-
-    pr_set_name = 15
-    ctypes.CDLL(None).prctl(pr_set_name, name.encode()[:15], 0, 0, 0)
-
-
-def _die_with_parent(parent: int) -> None:
-    """The kernel kills this process when the fork server, its ``parent``, ends, however it ends (Linux)."""
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel was told, and somebody else has adopted this process
-        os._exit(0)

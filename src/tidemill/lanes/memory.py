@@ -7,6 +7,8 @@ import os
 import threading
 from typing import Final
 
+from tidemill.lanes.platform import sealed_memory
+
 __all__ = ["ALIGN", "PADS", "Shared", "aligned", "fence", "write_at"]
 
 ALIGN: Final = 16
@@ -34,22 +36,14 @@ class Shared:
     """``size`` zero bytes that other processes can map by ``fd``.
 
     Only the pages that are touched are taken from the machine, so a generous size costs nothing. The size is sealed:
-    nobody who has the memory can take it away from under another. Without memfds
-    (macOS, Windows) the memory is private to this process, which is all that ``lanes=0`` needs.
+    nobody who has the memory can take it away from under another. Where lanes have no processes the memory is private to
+    this one, which is all that ``lanes=0`` needs.
     """
 
     def __init__(self, name: str, size: int) -> None:
         self.size = size
-        self.fd = -1
-        if hasattr(os, "memfd_create"):
-            import fcntl
-
-            self.fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self.buffer = mmap.mmap(self.fd, size)
-        else:
-            self.buffer = mmap.mmap(-1, size)
+        self.fd = sealed_memory(name, size)
+        self.buffer = mmap.mmap(self.fd, size)
 
     @classmethod
     def of(cls, fd: int) -> mmap.mmap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import struct
 import time
@@ -22,6 +21,7 @@ from tidemill.core.outcome import Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
 from tidemill.lanes.object_states import received_states, sent_states
+from tidemill.lanes.platform import thread_usage
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -51,11 +51,6 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 
 __all__ = ["Worker", "pack_frame", "pack_made"]
 
-_resource: Any = None
-with contextlib.suppress(ImportError):
-    import resource
-
-    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 _WORD: Final = 8  # bytes
 Copy = Callable[[int, memoryview], None]
 _NUMBER: Final = struct.Struct("=q")
@@ -260,23 +255,15 @@ class _Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._taken_away, self._worked_s = _used()
+        self._taken_away, self._worked_s = thread_usage()
         self._start = time.perf_counter_ns()
 
     def busy_ns(self) -> int:
         passed = time.perf_counter_ns() - self._start
-        taken_away, worked_s = _used()
+        taken_away, worked_s = thread_usage()
         if taken_away == self._taken_away:
             return passed
         return min(passed, round((worked_s - self._worked_s) * 1e9))
-
-
-def _used() -> tuple[int, float]:
-    """How often the processor was taken from this thread, and the seconds it had; where the platform tells."""
-    if _resource is None:
-        return 0, 0.0
-    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
-    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
 
 
 def _orders(work: Work) -> Orders | None:

@@ -1,0 +1,148 @@
+"""All that lanes ask of Linux and not of every system: another system is added here.
+
+To import it asks for nothing, and what lanes without processes (``lanes=0``) use says what it gives elsewhere. Beside it the
+processes need what POSIX has: fork, groups of processes, sockets that carry descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from tidemill import files
+
+__all__ = [
+    "above_standard_streams",
+    "allowed_cpus",
+    "die_with_parent",
+    "ended_child",
+    "in_forked_child",
+    "message_pair",
+    "name_process",
+    "no_lanes_here",
+    "process_handle",
+    "resident_bytes",
+    "sealed_memory",
+    "thread_usage",
+]
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+
+_resource: Any = None
+with contextlib.suppress(ImportError):
+    import resource
+
+    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
+
+
+# -- anywhere ----------------------------------------------------------------------------------------------
+
+
+def no_lanes_here() -> str:
+    """Why lanes have no processes on this system: a sentence, or nothing."""
+    return "" if sys.platform.startswith("linux") else "Lanes run on Linux so far."
+
+
+def allowed_cpus() -> int:
+    """CPUs that the affinity mask and the cgroup's quota let this process use, at least 1; elsewhere all there are."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return allowed if quota is None else min(allowed, max(1, math.floor(quota)))
+
+
+def _quota() -> float | None:
+    """CPUs that the cgroup allows, v2 or v1; None for no limit."""
+    v2 = files.read_bytes("/sys/fs/cgroup/cpu.max")
+    if v2 is not None:
+        limit, _, period = v2.decode().strip().partition(" ")
+        return None if limit == "max" else int(limit) / int(period or 100_000)
+    limit_v1 = files.read_bytes("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+    period_v1 = files.read_bytes("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if limit_v1 is None or period_v1 is None or int(limit_v1) <= 0:
+        return None
+    return int(limit_v1) / int(period_v1)
+
+
+def sealed_memory(name: str, size: int) -> int:
+    """A descriptor by which other processes map ``size`` zero bytes, whose number nobody can change any more; -1 elsewhere."""
+    if not hasattr(os, "memfd_create"):
+        return -1
+    import fcntl
+
+    fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def thread_usage() -> tuple[int, float]:
+    """How often the processor was taken from this thread, and the seconds it had; zeros elsewhere."""
+    if _resource is None:
+        return 0, 0.0
+    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
+    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
+
+
+def in_forked_child(do: Callable[[], None]) -> None:
+    """Do it in each process that is forked from this one, before that goes on; nothing where none can be."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=do)
+
+
+# -- where there are processes -----------------------------------------------------------------------------
+
+
+def message_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a socket on which a read gives one whole message, with its descriptors, or the end of the other side."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def above_standard_streams(end: socket.socket) -> int:
+    """Another descriptor of it, which is none of the standard streams, though some of these may be closed."""
+    import fcntl
+
+    return fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def process_handle(pid: int) -> int:
+    """A descriptor that is readable from the process's end on. Raises `ProcessLookupError` for one that is gone."""
+    return os.pidfd_open(pid)
+
+
+def ended_child() -> int | None:
+    """A child that has ended and is not reaped, so that the number is still its own; None when there is none."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if ended is None else ended.si_pid
+
+
+def name_process(name: str) -> None:
+    """As ``ps -o comm`` and ``top`` show this one, so that an operator can tell a lane from the server."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """The kernel kills this process when the thread of ``parent`` that forked it ends, however it ends."""
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the kernel was told, and somebody else has adopted this process
+        os._exit(0)
+
+
+def resident_bytes(pid: int | None) -> int:
+    """What a process has in memory, as the kernel counts it; 0 for one that is gone."""
+    statm = None if pid is None else files.read_bytes(f"/proc/{pid}/statm")
+    return 0 if not statm else int(statm.split()[1]) * mmap.PAGESIZE
