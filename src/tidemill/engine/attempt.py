@@ -34,6 +34,7 @@ from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
 from tidemill.engine.outflow import Outflow
 from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
+from tidemill.engine.oversight import Oversight
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
@@ -97,17 +98,14 @@ class Attempt:
         letters: DeadLetterFile,
         keeper: Keeper | None,
         watch: Callable[[], None],
-        came: Callable[[int, str], None],
-        buried: Callable[[DeadLetter], None],
-        made: Callable[[int, str], None],
-        buried_row: Callable[[DeadLetter], None],
+        oversight: Oversight,
         started: asyncio.Event,
     ) -> None:
         self.pipeline, self.checked, self._inflow = pipeline, checked, inflow
         self._lanes, self._server = lanes, server
         self._clock, self._readings, self.stopping = clock, readings, stopping
         self._keeper = keeper
-        self._watched, self._came, self._buried, self._buried_row = watch, came, buried, buried_row
+        self._watched, self._oversight = watch, oversight
         self.started = started
         self._lanes_ready = asyncio.Event()
         self._idle = asyncio.Event()
@@ -135,7 +133,7 @@ class Attempt:
             fail=self._fail,
             reject=self._reject,
             reject_row=self._reject_row,
-            made=made,
+            made=oversight.made,
             defer=asyncio.get_running_loop().call_soon,
             ready=self._lanes_ready.set,
             copied=self._lane_copied,
@@ -377,7 +375,7 @@ class Attempt:
     def came(self, records: int, source: str) -> None:
         """So many have come in."""
         self.mill.counts.records_in += records
-        self._came(records, source)
+        self._oversight.came(records, source)
 
     async def enter(self, batch: Batch, source: str, wall_ns: int) -> None:
         """A batch as it comes again in every attempt: what was done before does not count as having come in."""
@@ -393,12 +391,12 @@ class Attempt:
 
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1
-        self._buried(letter)
+        self._oversight.buried(letter)
         self.outflow.bury(letter)
         self._check_idle()  # it may have been the last record
 
     def _reject_row(self, letter: DeadLetter) -> None:
-        self._buried_row(letter)
+        self._oversight.buried_row(letter)
         self.outflow.bury(letter)
 
     # -- out -------------------------------------------------------------------------------------------------

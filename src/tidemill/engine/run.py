@@ -282,10 +282,7 @@ class Run:
             letters=letters,
             keeper=keeper,
             watch=self._watched,
-            came=self._oversight.came,
-            buried=self._oversight.buried,
-            made=self._oversight.made,
-            buried_row=self._oversight.buried_row,
+            oversight=self._oversight,
             started=started,
         )
         return self._attempt
