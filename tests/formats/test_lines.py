@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.formats.lines import LineSplitter, shown
+from tidemill.formats.lines import LineSplitter, line_ends, shown, text_of
 
 
 def feed_all(data: bytes, cuts: list[int], limit: int) -> tuple[list[bytes], int]:
@@ -67,3 +67,19 @@ def test_what_is_shown_of_a_line_is_bounded() -> None:
     """A rejected line is shown cut, with its length."""
     assert len(shown(b"x" * 1_000_000)) < 2_100
     assert "1000000 bytes" in shown(b"x" * 1_000_000)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "\\x", "ü", "€", "😀", "\0", "\r", "\n"]).map(str.encode)
+        | st.sampled_from([b"\xff", b"\x80", b"\xe2\x82", b"\xf0\x9f", b"\xed\xa0\x80", b"\xc0\xaf"]),
+        min_size=1,
+        max_size=30,
+    ),
+    st.sampled_from([1, 3_000]),
+)
+def test_what_is_no_text_is_shown_byte_by_byte(parts: list[bytes], times: int) -> None:
+    """A long line, too, is what Python's own error handler makes of it; and the ends of lines are counted alike."""
+    raw = b"".join(parts) * times
+    assert text_of(raw) == raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    assert line_ends(raw) == raw.count(b"\n")
