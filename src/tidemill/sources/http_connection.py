@@ -20,6 +20,8 @@ _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
 _OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 """Headers of who would rather speak another protocol."""
+_READ: Final = 65_536
+"""Bytes that are read at a time."""
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
@@ -29,6 +31,7 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
 
     class Connection(_Connection):
         _door = door
+        _shared = memoryview(bytearray(_READ))
 
     return Connection
 
@@ -61,8 +64,11 @@ class _InOnePiece:
             self.write(b"")
 
 
-class _Connection(HttpToolsProtocol):
+class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     _door: ClassVar[Admission]
+    _shared: ClassVar[memoryview]
+    """All connections read into it, one after the other, and keep nothing there. Else asyncio takes 256 KiB of memory for each read,
+    which takes longer than all else that is done for it."""
     _host: str | None = None
     """Where a connection that was taken is from."""
     _late: asyncio.TimerHandle | None = None
@@ -77,6 +83,12 @@ class _Connection(HttpToolsProtocol):
             return
         self._host = host
         self._watch()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._shared
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._shared[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         if self._host is None:

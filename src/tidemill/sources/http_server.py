@@ -116,8 +116,9 @@ class Server(uvicorn.Server):
 
     async def _ingest(self, request: Request) -> Response:
         try:
-            self._check(request)
-            posted = await self._read(request)
+            headers = dict(reversed(request.scope["headers"]))  # of several with one name the first counts
+            self._check(request, headers)
+            posted = await self._read(request, headers)
             await posted.safe()
         except Refused as refused:
             self._refusals.refused(f"{refused.status}: {refused}")
@@ -126,9 +127,8 @@ class Server(uvicorn.Server):
             return Response(status_code=400)
         return Response(b'{"records":%d}' % posted.records, 202, media_type="application/json")
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: Request, headers: Mapping[bytes, bytes]) -> None:
         """All that is known before the body comes."""
-        headers = _headers(request)
         if self._token is not None:
             shown = headers.get(b"authorization", b"")
             if not hmac.compare_digest(shown, self._token):
@@ -146,8 +146,7 @@ class Server(uvicorn.Server):
         if not length.isdigit() or int(length) > self._limit:
             raise self._too_long()
 
-    async def _read(self, request: Request) -> Posted:
-        headers = _headers(request)
+    async def _read(self, request: Request, headers: Mapping[bytes, bytes]) -> Posted:
         packing = headers.get(b"content-encoding", b"identity").strip().lower()
         if packing not in (b"identity", b"gzip"):
             raise Refused(
@@ -203,8 +202,3 @@ class Server(uvicorn.Server):
 
     def _too_long(self) -> Refused:
         return Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
-
-
-def _headers(request: Request) -> dict[bytes, bytes]:
-    """By name, in lower case; of several the first counts."""
-    return dict(reversed(request.scope["headers"]))
