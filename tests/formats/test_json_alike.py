@@ -233,6 +233,22 @@ def test_texts_that_come_again_among_more_than_there_is_room_for(read: Any) -> N
     assert shown(made) == read_by_msgspec(block)
 
 
+def test_texts_that_are_made_to_meet_in_one_place_of_the_table_are_cut_out() -> None:
+    """Who knows how the table is kept cannot make each look at it a long one."""
+    numbers = np.arange(10**7, 10**7 + 3 * 300 * alike_kernel.PLACES // 2, dtype=np.uint64)
+    hashed = np.full(len(numbers), 2_166_136_261, np.uint64)
+    for power in range(7, -1, -1):
+        digit = numbers // np.uint64(10**power) % np.uint64(10) + np.uint64(ord("0"))
+        hashed = (hashed ^ digit) * np.uint64(16_777_619) & np.uint64(0xFFFF_FFFF)
+    meeting = numbers[(hashed ^ (hashed >> np.uint64(15))) & np.uint64(alike_kernel.PLACES - 1) == 0][:300]
+    assert len(meeting) == 300
+    block = block_of([b'{"s":"%d"}' % number for number in meeting.tolist()])
+    made = JsonAlike().read(block, load_kernels()["read_alike"])
+    assert made is not None
+    assert shown(made) == read_by_msgspec(block)
+    assert type(made.values[0]) is list
+
+
 def test_machine_code_writes_where_it_may() -> None:
     """Around each of its arrays stands what nobody may touch."""
     read = load_kernels()["read_alike"]

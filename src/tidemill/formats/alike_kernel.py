@@ -42,6 +42,8 @@ LETTERS: Final = 1 << 18
 """Their bytes."""
 PLACES: Final = 1 << 15
 """Of a field's hash table, more than there may be texts."""
+_MOST_LOOKS: Final = 256
+"""For a place that is free: who sends texts that all belong to one place gets no slower than that."""
 _SURE_DIGITS: Final = 15
 """A number of so many digits is a float, exactly."""
 _MOST_DIGITS: Final = 60
@@ -205,13 +207,14 @@ def read_alike(
                     spans[2 * cell + 1] = start + length
                     continue
                 place = (hashed ^ (hashed >> 15)) & (PLACES - 1)
+                looks = 0
                 while True:
                     code = places[field * PLACES + place] - 1
                     ends = field * (TEXTS + 1)
                     if code < 0:
                         code = counts[field]
                         kept = text_ends[ends + code]
-                        if code == TEXTS or kept + length > LETTERS:
+                        if code == TEXTS or kept + length > LETTERS or looks > _MOST_LOOKS:
                             told[0] = FULL
                             told[2] = field
                             return
@@ -230,6 +233,7 @@ def read_alike(
                         if step == length:
                             break
                     place = (place + 1) & (PLACES - 1)
+                    looks += 1
                 codes[cell] = code
         row += 1
     told[0] = row
