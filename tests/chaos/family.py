@@ -15,6 +15,8 @@ from typing import TypeVar
 LONGEST_S = 60.0
 """No wait for anything takes longer: it is a failure then."""
 LOOK_S = 0.0005
+UNHURRIED_S = 0.005
+"""Between two looks for what need not be seen at once, so that looking leaves the processors to the run."""
 
 _SLEEPING = {"x86_64": {"35", "230"}, "aarch64": {"101", "115"}}.get(platform.machine(), {"35", "230"})
 """nanosleep and clock_nanosleep: a lane in the plant's ``labour``."""
@@ -61,12 +63,18 @@ class Family:
     def members(self) -> dict[int, str]:
         """Process ids and names of all that live in the session."""
         found = {}
-        for entry in os.listdir("/proc"):  # noqa: PTH208 - many times a second
-            if entry.isdigit() and (stat := _stat(int(entry))) is not None:
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):  # noqa: PTH208 - many times a second
+            if self._has(pid) and (stat := _stat(pid)) is not None:
                 name, state, session = stat
                 if session == self.session and state not in "ZX":
-                    found[int(entry)] = name
+                    found[pid] = name
         return found
+
+    def _has(self, pid: int) -> bool:
+        """Whether it is of the session: much cheaper to ask than its name."""
+        with contextlib.suppress(OSError):
+            return os.getsid(pid) == self.session
+        return False
 
     def lanes(self) -> list[int]:
         return self.named("tidemill-lane")

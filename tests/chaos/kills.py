@@ -10,7 +10,7 @@ from functools import partial
 from signal import SIGKILL
 
 from tests.chaos import outside
-from tests.chaos.family import Family, Late, is_working, wait_for
+from tests.chaos.family import LOOK_S, UNHURRIED_S, Family, Late, is_working, wait_for
 from tests.chaos.harness import Campaign, Strike, end_well
 from tests.chaos.plant import Plant
 
@@ -28,10 +28,10 @@ def waited(family: Family, seconds: float) -> bool:
     return family.alive
 
 
-def moment(family: Family, look: Callable[[], object], within_s: float = PATIENCE_S) -> bool:
+def moment(family: Family, look: Callable[[], object], within_s: float = PATIENCE_S, each_s: float = LOOK_S) -> bool:
     """Wait a while for a moment that may not come; whether it has."""
     try:
-        wait_for("the moment", lambda: not family.alive or look(), within_s)
+        wait_for("the moment", lambda: not family.alive or look(), within_s, each_s)
     except Late:
         return False
     return family.alive
@@ -86,7 +86,7 @@ def lanes_killed(campaign: Campaign, plant: Plant, rng: random.Random, most: int
         wait_for("a lane is at work", lambda: not family.alive or any(map(is_working, family.lanes())))
         while len(strikes) < most and waited(family, rng.expovariate(1 / 0.15)):
             if in_vain >= 2:
-                moment(family, partial(_is_beyond, plant, reached), 60)
+                moment(family, partial(_is_beyond, plant, reached), 60, UNHURRIED_S)
             if (now := outside.position(plant)) > reached:
                 in_vain, reached = 0, now
             done = kill_a_lane(plant, family, rng, rng.choice(HOW_LANES))
@@ -110,10 +110,10 @@ def kill_the_engine(plant: Plant, family: Family, rng: random.Random, how: str, 
     begun = outside.epoch(plant)
     working = False
     if how == "beginning":
-        moment(family, lambda: outside.epoch(plant) > begun, 20)
+        moment(family, lambda: outside.epoch(plant) > begun, 20, UNHURRIED_S)
         waited(family, rng.uniform(0.0, 0.7))
     else:
-        moment(family, lambda: outside.position(plant) > before, 20)
+        moment(family, lambda: outside.position(plant) > before, 20, UNHURRIED_S)
         waited(family, rng.expovariate(1 / 0.3))
         lanes = family.lanes()
         if how == "in a checkpoint":

@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
-from tests.chaos.family import Family, wait_for
+from tests.chaos.family import UNHURRIED_S, Family, wait_for
 from tests.chaos.harness import Campaign, Strike, end_well
 from tests.chaos.oracle import difference, letters_of, rows_of
 from tests.chaos.plant import HERE, Plant
@@ -165,7 +165,7 @@ class Script:
             port = self.plant.folder / "port"
             port.unlink(missing_ok=True)
             self._family = family = self.start(self.rng.choice((0, 1, 2)))
-            wait_for("the run listens", lambda: not family.alive or port.exists())
+            wait_for("the run listens", lambda: not family.alive or port.exists(), each_s=UNHURRIED_S)
             assert family.alive, family.told()[-2000:]
             self._sender = socket.create_connection(("127.0.0.1", int(port.read_text())), 60)
             self.sent.append(Connection())
@@ -186,7 +186,11 @@ class Script:
         """All that was sent is there, and right."""
         family, _ = self.started()
         self.add()
-        wait_for("what was sent is there", lambda: not family.alive or self.newest() == self.numbered - 1, each_s=0.005)
+        wait_for(
+            "what was sent is there",
+            lambda: not family.alive or self.newest() == self.numbered - 1,
+            each_s=UNHURRIED_S,
+        )
         assert family.alive, family.told()[-2000:]
         self.due(len(self.sent[-1].lines))
         told = judged(self.plant, self.sent, self.plant.sinks[:1], ended=False)

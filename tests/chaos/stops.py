@@ -10,7 +10,7 @@ from functools import partial
 from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, Signals
 
 from tests.chaos import outside
-from tests.chaos.family import Family, is_working, wait_for
+from tests.chaos.family import UNHURRIED_S, Family, is_working, wait_for
 from tests.chaos.harness import Campaign, Strike, end_well
 from tests.chaos.kills import Writing, kill_a_lane, kill_the_engine, moment, waited
 from tests.chaos.plant import Plant
@@ -26,9 +26,10 @@ LANES = (1, 4, 2, 0, 3)
 
 def has_begun(plant: Plant, family: Family, begun: int, before: int, *, working: bool) -> None:
     """Wait until a start holds the folder; ``working`` until its sinks have more than ``before`` too."""
-    wait_for("the start holds its folder", lambda: not family.alive or outside.epoch(plant) > begun)
+    holds, more = lambda: outside.epoch(plant) > begun, lambda: outside.position(plant) > before
+    wait_for("the start holds its folder", lambda: not family.alive or holds(), each_s=UNHURRIED_S)
     if working:
-        wait_for("more is committed", lambda: not family.alive or outside.position(plant) > before)
+        wait_for("more is committed", lambda: not family.alive or more(), each_s=UNHURRIED_S)
 
 
 def in_flight(plant: Plant, family: Family) -> bool:
@@ -164,7 +165,7 @@ def mixed(campaign: Campaign, plant: Plant, rng: random.Random, most: int, seed:
 
 def kill_in_a_checkpoint(plant: Plant, family: Family, rng: random.Random, before: int) -> list[Strike]:
     """The engine is stopped to look whether it is writing one; if so it never wakes up."""
-    moment(family, lambda: outside.position(plant) > before, 20)
+    moment(family, lambda: outside.position(plant) > before, 20, UNHURRIED_S)
     for _ in range(50):
         moment(family, Writing(plant, []))
         family.send(family.engine.pid, SIGSTOP)

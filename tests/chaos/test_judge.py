@@ -1,11 +1,17 @@
-"""The judge of live scripts sees what is lost, doubled, out of order or made up."""
+"""The judges see what is lost, doubled, out of order or made up."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import sqlite3
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from tests.chaos.oracle import Golden, contents_of, rows_of
+from tests.chaos.plant import Plant
 from tests.chaos.scripts import Connection, came_in, more_lines
 
 
@@ -63,3 +69,30 @@ def test_what_nobody_sent_and_what_comes_late_is_told():
     assert "nobody sent" in came_in(sent, [5_000.0], [])[0]
     assert "nobody sent" in came_in(sent, [], ["no record 5000"])[0]
     assert "mixed" in told(FIRST[:40], SECOND, FIRST[40:])[0]
+
+
+WRITTEN = ("sqlite", "ndjson", "parquet")
+
+
+def written(folder, values):
+    """A plant whose sinks have these in their rows."""
+    (folder / "rows").mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(folder / "rows.db")) as connection, connection:
+        connection.execute("CREATE TABLE features (value REAL)")
+        connection.executemany("INSERT INTO features VALUES (?)", [(value,) for value in values])
+    (folder / "rows.ndjson").write_text("".join(f"{json.dumps({'value': value})}\n" for value in values))
+    for at in range(0, len(values), 2):
+        pq.write_table(pa.table({"value": values[at : at + 2]}), folder / "rows" / f"{at}.parquet")
+    return Plant(folder, folder / "none", sinks=WRITTEN)
+
+
+@pytest.mark.parametrize(
+    "other", [[0.1, 0.1 + 0.2, 0.2], [0.1, 0.2, 0.3], [0.1, 0.3], [0.1, 0.3, 0.2, 0.2], [0.1, 0.3, None]]
+)
+def test_a_bit_a_row_and_an_order_are_told_of_each_sink(tmp_path, other):
+    """Also where sinks are compared without a look at each row."""
+    whole = written(tmp_path / "whole", [0.1, 0.3, 0.2])
+    golden = Golden({sink: rows_of(whole, sink) for sink in WRITTEN}, [], {s: contents_of(whole, s) for s in WRITTEN})
+    assert not golden.difference(written(tmp_path / "same", [0.1, 0.3, 0.2]))
+    told = golden.difference(written(tmp_path / "other", other))
+    assert [line.partition(":")[0] for line in told.splitlines() if line[0] != " "] == list(WRITTEN)
