@@ -28,10 +28,10 @@ help:
 demo: $(VENV)/.all
 	@$(VENV)/bin/tidemill demo $(ARGS)
 
-test: check
+test: check compiled
 	@$(PYTHON) -m pytest $(THREE) $(ARGS)
 
-test-fast: $(VENV)/.dev
+test-fast: compiled
 	@$(PYTHON) -m pytest $(THREE) -m 'not slow' $(ARGS)
 
 check: $(VENV)/.dev
@@ -40,7 +40,7 @@ check: $(VENV)/.dev
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pytest -q tests/test_dangerous_calls.py
 
-chaos: $(VENV)/.dev
+chaos: compiled
 	@$(PYTHON) -m tests.chaos --long $(ARGS)
 	@$(PYTHON) -m tests.chaos.planted_in_runs
 
@@ -48,6 +48,11 @@ bench: $(VENV)/.dev
 	@$(PYTHON) -m bench $(ARGS)
 
 bench-peers: $(PEERS:%=bench/.peers/%/.made)
+
+# Tests start processes by the thousand: where Python is told to write no bytecode, each would compile all sources anew.
+.PHONY: compiled
+compiled: $(VENV)/.dev
+	@$(PYTHON) -m compileall -q src
 
 clean:
 	rm -rf $(VENV) bench/.peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
