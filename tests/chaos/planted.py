@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+from hypothesis import Phase, settings
+
 from tidemill import files
 from tidemill.core.epochs import Epochs
 from tidemill.engine.journal import Journal
@@ -147,6 +150,14 @@ PLANTED = {
         _a_torn_tail_is_not_cut, f"{_DURABILITY}/test_log_power_loss.py::test_power_may_fail_at_any_moment"
     ),
 }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """That a test fails is enough: nobody reads of a shorter example."""
+    settings.register_profile("planted", settings(), phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("planted")
+
 
 if name := os.environ.get("TIDEMILL_PLANTED"):
     PLANTED[name].plant()

@@ -25,10 +25,14 @@ ROOT = Path(__file__).parents[2]
 def test_a_planted_bug_is_caught(name: str) -> None:
     """By a test that passes without it, since it is one of these here."""
     bug = PLANTED[name]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "tests.chaos.planted"]
+    options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "tests.chaos.planted"]
     environment = {**os.environ, "TIDEMILL_PLANTED": name, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(  # noqa: PLW1510 - that it fails is what is wanted
-        [*command, bug.caught_by], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *options, bug.caught_by],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 failed" in done.stdout, done.stdout
