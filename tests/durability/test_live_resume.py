@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chaos.small_plants import count_in, patient
 
 import tidemill as tm
 from tidemill.engine.ingest_log import IngestLog
@@ -49,7 +50,9 @@ class Plant:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LIVE.format(lanes=lanes)], cwd=folder, start_new_session=True
         )
-        while not (folder / "port").exists():
+        for _ in patient():
+            if (folder / "port").exists():
+                break
             assert self.process.poll() is None, "it did not start"
         self.sender = socket.create_connection(("127.0.0.1", int((folder / "port").read_text())))
 
@@ -70,7 +73,9 @@ class Plant:
             return []
 
     def wait_for(self, count: int) -> None:
-        while len(self.rows()) < count:
+        for _ in patient():
+            if count_in(self.folder / "out.db") >= count:
+                return
             assert self.process.poll() is None, "it ended"
 
     def kill(self) -> None:

@@ -6,16 +6,15 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chaos.small_plants import asked, count_in
 
 _RUN = """
 import asyncio, pathlib, sys
@@ -150,13 +149,7 @@ class Plant:
 
     def rows(self) -> list[tuple[str, int]]:
         """(sensor, seq) of what is committed."""
-        if not (self._folder / "out.db").exists():
-            return []
-        with closing(sqlite3.connect(self._folder / "out.db")) as database:
-            try:
-                return database.execute("SELECT sensor, seq FROM features").fetchall()
-            except sqlite3.OperationalError:
-                return []  # no table yet
+        return asked(self._folder / "out.db", "SELECT sensor, seq FROM features")
 
     def count(self, sensor: int) -> int:
         return [name for name, _ in self.rows()].count(str(sensor))
@@ -167,7 +160,7 @@ class Plant:
         return made
 
     def until_rows(self, count: int) -> None:
-        self.until(lambda: len(self.rows()) >= count)
+        self.until(lambda: count_in(self._folder / "out.db") >= count)
 
     def until(self, so: Any) -> None:
         until = time.monotonic() + 120

@@ -10,9 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.chaos.small_plants import count_in, patient
 
 import tidemill as tm
 
@@ -72,19 +74,20 @@ pipeline = tm.Pipeline(tm.sources.Replay("in.ndjson", pace=300.0), plan, tm.sink
 """
 
 
-def committed(path: Path) -> int:
-    if not path.exists():
-        return 0
-    try:
-        return len(rows(path))
-    except sqlite3.OperationalError:
-        return 0
+def until(running: subprocess.Popen[bytes], so: Callable[[], bool]) -> None:
+    """Or until it has ended, whichever comes first."""
+    for _ in patient():
+        if running.poll() is not None or so():
+            return
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def killed_with_more_than(rows: int, running: subprocess.Popen[bytes], output: Path) -> None:
     """kill -9 of the whole family, as soon as there are more rows than that."""
-    while running.poll() is None and committed(output) <= rows:
-        pass
+    until(running, lambda: count_in(output) > rows)
     assert running.poll() is None, "it ended before it was killed"
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
@@ -95,7 +98,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, lanes):
     recording(tmp_path / "in.ndjson", 6_000)
     tm.run(pipeline(tmp_path, "whole.db"), lanes=0, dead_letters=tmp_path / "dead.ndjson")
     for _ in range(5):
-        killed_with_more_than(committed(tmp_path / "out.db"), child(tmp_path, PACED, lanes), tmp_path / "out.db")
+        killed_with_more_than(count_in(tmp_path / "out.db"), child(tmp_path, PACED, lanes), tmp_path / "out.db")
     tm.run(pipeline(tmp_path), lanes=lanes, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
     assert (tmp_path / "state" / "dead_letters.ndjson").read_text() == (tmp_path / "dead.ndjson").read_text()
@@ -107,7 +110,7 @@ def test_letters_between_records_stay_on_their_side_of_a_checkpoint(tmp_path, la
     tm.run(pipeline(tmp_path, "whole.db"), lanes=0, dead_letters=tmp_path / "dead.ndjson")
     for _ in range(4):
         running = child(tmp_path, PACED, lanes, checkpoint_s=0.001)
-        killed_with_more_than(committed(tmp_path / "out.db") + 300, running, tmp_path / "out.db")
+        killed_with_more_than(count_in(tmp_path / "out.db") + 300, running, tmp_path / "out.db")
     tm.run(pipeline(tmp_path), lanes=lanes, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
     assert (tmp_path / "state" / "dead_letters.ndjson").read_text() == (tmp_path / "dead.ndjson").read_text()
@@ -134,12 +137,11 @@ def test_another_number_of_lanes_goes_on_with_the_same_state(tmp_path):
     seen = 0
     for lanes in (2, 1, 3):
         running = child(tmp_path, PACED, lanes)
-        while running.poll() is None and committed(tmp_path / "out.db") <= seen:
-            pass
+        until(running, lambda seen=seen: count_in(tmp_path / "out.db") > seen)
         assert running.poll() is None, "it ended before it was stopped"
         os.kill(running.pid, signal.SIGTERM)
         assert running.wait() == 0
-        seen = committed(tmp_path / "out.db")
+        seen = count_in(tmp_path / "out.db")
     tm.run(pipeline(tmp_path), lanes=2, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
 
@@ -148,11 +150,10 @@ def test_a_stage_that_is_added_starts_empty_and_the_others_go_on(tmp_path, lanes
     """What is added has seen nothing of what was before; and state is not lost unless that is said."""
     recording(tmp_path / "in.ndjson", 6_000)
     running = child(tmp_path, PACED, lanes)
-    while running.poll() is None and committed(tmp_path / "out.db") < 1_000:
-        pass
+    until(running, lambda: count_in(tmp_path / "out.db") >= 1_000)
     os.kill(running.pid, signal.SIGTERM)
     assert running.wait() == 0
-    before = committed(tmp_path / "out.db")
+    before = count_in(tmp_path / "out.db")
     changed = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Diff("value"))
     pipe = tm.Pipeline(
         tm.sources.Replay(tmp_path / "in.ndjson"), changed, tm.sinks.SQLite(tmp_path / "out.db"), name="plant"
@@ -186,12 +187,11 @@ def test_two_recordings_go_through_the_log_and_each_goes_on_where_it_was(tmp_pat
     seen = 0
     for _ in range(4):
         running = child(tmp_path, TWO, lanes)
-        while running.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") <= seen):
-            pass
+        until(running, lambda seen=seen: lines_in(out) > seen)
         assert running.poll() is None, "it ended before it was killed"
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        seen = out.read_bytes().count(b"\n")
+        seen = lines_in(out)
     running = child(tmp_path, TWO.replace(", pace=300.0", ""), lanes)
     assert running.wait() == 0
     made = [json.loads(line) for line in out.read_text().splitlines()]
@@ -229,12 +229,11 @@ def test_rows_that_a_callback_gets_again_have_the_numbers_that_they_had(tmp_path
     lines = 0
     for _ in range(3):
         running = child(tmp_path, NUMBERED.format(pace=300.0), 2)
-        while running.poll() is None and (not seen.exists() or seen.read_bytes().count(b"\n") < lines + 1_000):
-            pass
+        until(running, lambda lines=lines: lines_in(seen) >= lines + 1_000)
         assert running.poll() is None, "it ended before it was killed"
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        lines = seen.read_bytes().count(b"\n")
+        lines = lines_in(seen)
     assert child(tmp_path, NUMBERED.format(pace="'max'"), 2).wait() == 0
     rows_of: dict[int, set[str]] = {}
     epochs = set()
