@@ -36,10 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def frozen() -> Iterator[None]:
-    """What thousands of tests are made of is not looked through for garbage by each run that one of them begins."""
+    """What thousands of tests are made of is not looked through for garbage, nor counted, by each run that one of them begins."""
     gc.collect()
     gc.freeze()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "get_freeze_count", lambda: 1)  # 40 ms for each run, over half a million objects
+        yield
     gc.unfreeze()
 
 

@@ -10,10 +10,13 @@ import pytest
 
 from tidemill.engine.responsive import SWITCH_INTERVAL_S, YOUNG_OBJECTS, responsive
 
+_COUNT = gc.get_freeze_count
+
 
 @pytest.fixture
-def thawed() -> Iterator[None]:
-    """As an application is that knows nothing of this."""
+def thawed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As an application is that knows nothing of this, nor of what all tests share."""
+    monkeypatch.setattr(gc, "get_freeze_count", _COUNT)
     gc.unfreeze()
     yield
     gc.freeze()
