@@ -78,9 +78,10 @@ OPENED = {
     "tidemill.stages.statistics.compiled": {
         "os",
         "pathlib",
+        "threading",
         "time",
         "tidemill.files",
-    },  # machine code is kept on disk, its making timed
+    },  # machine code is kept on disk, its making timed, and loaded once though two runs begin
 }
 """Doors that are open, with the reason."""
 

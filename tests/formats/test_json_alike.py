@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.formats import alike_kernel
+from tidemill.formats import alike_kernel, json_alike
 from tidemill.formats.edge import Edge
 from tidemill.formats.json_alike import SMALLEST, JsonAlike
 from tidemill.formats.json_lines import decode_json_lines
@@ -178,6 +178,72 @@ def test_a_first_line_that_is_no_flat_object_is_left_to_others(read: Any, first:
     assert JsonAlike().read(block_of([first] * 3), read) is None
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"s":"S1","v":[],"v":5}', b'{"s":"S2","v":[],"v":6}'],
+        [b'{"s":[],"v":1,"s":"S1"}', b'{"s":[],"v":1,"s":"S2"}'],
+        [b'{"a":{},"a":7}', b'{"a":{},"a":8}'],
+        [b'{"a":1,"b":2,"a":3}', b'{"a":1,"b":2,"a":3}'],
+    ],
+)
+def test_a_name_that_comes_twice_is_left_to_others(read: Any, lines: list[bytes]) -> None:
+    """Also where its first value has nothing in it."""
+    assert JsonAlike().read(block_of(lines), read) is None
+
+
+def test_what_was_refused_teaches_no_kind(read: Any) -> None:
+    """A block in which a line is none, and one of nulls alone, say nothing of what a field holds."""
+    reader, edge = JsonAlike(), Edge(arrival=True)
+    nulls, numbers = [b'{"sensor":"S1","v":null}'] * 3, [b'{"sensor":"S1","v":1}'] * 3
+    assert reader.read(block_of([*nulls, *numbers, b"{oops"]), read) is None
+    made = reader.read(block_of(nulls), read)
+    assert made is not None
+    edge.rows(made, parsed=True)
+    batch, letters = edge.rows(reader.read(block_of([b'{"sensor":"S1","v":"text"}'] * 3), read) or [], parsed=True)
+    assert not letters
+    assert batch.to_rows() == [{"sensor": "S1", "v": "text"}] * 3
+
+
+def test_fields_that_are_null_at_first_are_one_shape(read: Any) -> None:
+    """Whichever of them are: the tables of texts stay, and a block is read again a few times at most."""
+    reader = JsonAlike()
+    tables = set()
+    for turn in range(30):
+        values = [b"null" if turn >> place & 1 else b"%d.5" % place for place in range(5)]
+        block = block_of([b'{"s":"S%d","a":%s,"b":%s,"c":%s,"d":%s,"e":%s}' % (line, *values) for line in range(4)])
+        made = reader.read(block, read)
+        assert made is not None
+        assert shown(made) == read_by_msgspec(block)
+        tables.add(id(made.values[0].texts))  # type: ignore[union-attr]
+    assert len(tables) == 1
+    late = block_of(
+        [b'{"a":null,"b":null,"c":null,"d":null,"e":null,"f":null}'] * 3
+        + [b'{"a":1,"b":"x","c":true,"d":2,"e":"y","f":3}']
+    )
+    made = reader.read(late, read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(late)
+
+
+def test_no_room_is_made_for_values_that_cannot_be_there(read: Any) -> None:
+    """One line of many fields and then ends of lines alone would be gigabytes."""
+
+    def refused(*_: Any) -> None:
+        raise AssertionError
+
+    wide = b"{" + b",".join(b'"f%d":1' % place for place in range(60)) + b"}\n"
+    assert JsonAlike().read(wide + b"\n" * 100_000, refused) is None
+
+
+def test_numbers_of_many_digits_are_read_in_one_piece(read: Any) -> None:
+    """Seventeen digits, which Python writes, times in nanoseconds, and what no float holds."""
+    lines = [b'{"v":%r,"t":%d}' % (number / 7, 1_700_000_000_000_000_000 + number) for number in range(50)]
+    made = JsonAlike().read(block_of([*lines, b'{"v":1e300,"t":9007199254740993}']), read)
+    assert made is not None
+    assert shown(made) == read_by_msgspec(block_of([*lines, b'{"v":1e300,"t":9007199254740993}']))
+
+
 def test_several_shapes_take_turns(read: Any) -> None:
     """Each has its texts; more of them than are remembered change nothing."""
     reader = JsonAlike()
@@ -233,8 +299,9 @@ def test_texts_that_come_again_among_more_than_there_is_room_for(read: Any) -> N
     assert shown(made) == read_by_msgspec(block)
 
 
-def test_texts_that_are_made_to_meet_in_one_place_of_the_table_are_cut_out() -> None:
-    """Who knows how the table is kept cannot make each look at it a long one."""
+def test_texts_that_are_made_to_meet_in_one_place_of_the_table_are_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knew how the table is kept, and where its hashes begin, could not make each look at it a long one."""
+    monkeypatch.setattr(json_alike, "_SEED", 2_166_136_261)
     numbers = np.arange(10**7, 10**7 + 3 * 300 * alike_kernel.PLACES // 2, dtype=np.uint64)
     hashed = np.full(len(numbers), 2_166_136_261, np.uint64)
     for power in range(7, -1, -1):
@@ -370,8 +437,8 @@ def test_another_order_of_names_is_seen_wherever_it_is(read: Any, order: list[st
 def test_what_changes_its_shape_again_and_again_is_tried_less_and_less_often(kernels_loaded: None) -> None:
     """A look in vain costs as much as a fifth of the reading; steady lines are found again after at most 64 blocks."""
     reader = JsonAlike()
-    mixed = block_of([b'{"a":1}', b'{"b":1}'] * 400)
-    steady = block_of([b'{"a":1}'] * 800)
+    mixed = block_of([b'{"a":1}', b'{"b":1}'] * 800)
+    steady = block_of([b'{"a":1}'] * 1600)
     assert [reader.rows(mixed) for _ in range(200)] == [None] * 200
     found = [place for place in range(64) if reader.rows(steady) is not None]
     assert found

@@ -21,10 +21,13 @@ from tidemill.app.status import summary
 from tidemill.engine.exposition import Reading, exposed
 from tidemill.engine.metrics import Distribution, Spread
 from tidemill.errors import OutsideError, PlanError
+from tidemill.formats import alike_kernel, json_alike
+from tidemill.formats.json_alike import JsonAlike
 from tidemill.formats.line_formats import line_format
 from tidemill.letters import MALFORMED, OVERSIZE
 from tidemill.sources import UDP
 from tidemill.sources.udp_losses import Losses
+from tidemill.stages.statistics.compiled import load_kernels
 
 SMALL = 4_096  # bytes of buffer: room for a few datagrams
 
@@ -269,3 +272,24 @@ def test_losses_are_counted_over_sockets_and_told_when_they_grow() -> None:
     assert told[0] > 0
     assert told[1] == 0
     assert told[2] == losses.read()
+
+
+async def test_datagrams_with_the_same_fields_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel where there is one, though their last lines had no end."""
+    read: list[object] = []
+
+    def noted(self: JsonAlike, block: bytes, kernel: Any, _read: Any = JsonAlike.read) -> Any:
+        read.append(_read(self, block, kernel))
+        return read[-1]
+
+    monkeypatch.setattr(alike_kernel, "_in_use", [load_kernels()["read_alike"]])
+    monkeypatch.setattr(json_alike, "SMALLEST", 1)
+    monkeypatch.setattr(JsonAlike, "read", noted)
+    async with running(UDP()) as run:
+        with sender(run.source.address) as to:
+            for n in range(20):
+                to.send(record(n))
+        await run.until(lambda: len(run.rows) == 20)
+    assert values(run.rows) == list(range(20))
+    assert read
+    assert None not in read

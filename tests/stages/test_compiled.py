@@ -1,5 +1,6 @@
 """The compiled kernels' cache: used when it is whole and ours, and never otherwise."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -145,3 +146,25 @@ def test_rows_move_as_numpy_moves_them(dtype):
         expected[rows] = picked[::-1]
         assert whole.tobytes() == expected.tobytes()
     assert not len(kernels.pick(column, rows[:0]))
+
+
+def test_functions_live_as_long_as_somebody_has_them(folder):
+    """Though the kernels are loaded anew meanwhile, as another run in another thread may do."""
+    compiled._loaded.pop(str(folder), None)
+    pick = load_kernels(folder, compile_missing=False)["pick"]
+    compiled._loaded.pop(str(folder), None)
+    load_kernels(folder, compile_missing=False)
+    gc.collect()
+    out = np.empty(2)
+    pick(2, np.array([2, 0], np.int32), np.array([1.0, 2.0, 3.0]), out)
+    assert out.tolist() == [3.0, 1.0]
+
+
+def test_a_broken_llvmlite_leaves_the_kernels_interpreted(folder, monkeypatch):
+    """And says so."""
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
+    compiled._loaded.pop(str(folder), None)
+    found = load_kernels(folder, compile_missing=False)
+    assert found.kind == "interpreted"
+    assert "llvmlite cannot be loaded" in found.reason
+    compiled._loaded.pop(str(folder), None)

@@ -252,9 +252,11 @@ class Attempt:
         server, checked, readings = self._server, self.checked, self._readings
         if server is not None:
             await server.wait_ready()
-            preloaded = await _told_when_long(server.preload(self.mill.pickled, kernels=checked.plan.uses_kernels))
+            in_lanes = checked.plan.uses_kernels
+            kernels = in_lanes or any(source.uses_kernels and not source.finite for source in self.pipeline.sources)
+            preloaded = await _told_when_long(server.preload(self.mill.pickled, kernels=kernels))
             readings.kernels, readings.cold_s = preloaded.kernels, preloaded.cold_s
-            if preloaded.reason:
+            if preloaded.reason and in_lanes:
                 _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
         if self._keeper is not None:  # rows that a sink has already must not be made before it has said so
             await self._open_outlets()
@@ -265,9 +267,7 @@ class Attempt:
             await self._open_outlets()
         await self._lanes_ready.wait()
         if any(source.uses_kernels for source in self.pipeline.sources):
-            await asyncio.to_thread(
-                load_kernels, compile_missing=False
-            )  # lanes that use them have compiled them by now
+            await asyncio.to_thread(load_kernels, compile_missing=False)  # where they are: compiled for the lanes
         self._ready.set()
         self.started.set()
 

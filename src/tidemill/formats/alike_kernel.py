@@ -42,8 +42,8 @@ LETTERS: Final = 1 << 18
 """Their bytes."""
 PLACES: Final = 1 << 15
 """Of a field's hash table, more than there may be texts."""
-_MOST_LOOKS: Final = 256
-"""For a place that is free: who sends texts that all belong to one place gets no slower than that."""
+_MOST_LOOKS: Final = 64
+"""For a place that is free, where most are: texts that all belong to one place make it no slower than that."""
 _SURE_DIGITS: Final = 15
 """A number of so many digits is a float, exactly."""
 _MOST_DIGITS: Final = 60
@@ -66,22 +66,27 @@ def read_alike(
     codes: Any,
     spans: Any,
     tags: Any,
+    seed: int,
     places: Any,
+    hashes: Any,
     text_ends: Any,
     letters: Any,
     counts: Any,
     left: Any,
+    left_texts: Any,
     told: Any,
 ) -> None:
     """The values of the ``n`` bytes of ``rows`` lines, by field: of numbers in ``numbers``, of texts and of true and false in
-    ``codes``, of texts apart in ``spans``; ``told`` is the number of lines, or why there is none, the number of values in
-    ``left``, or where a new value begins, and the field that is to blame.
+    ``codes``, of texts apart in ``spans``; ``told`` is the number of lines, or why there is none.
 
-    ``left`` has what is to be read by who can: its place in ``numbers``, where it begins and ends, and whether it is an integer.
+    Numbers that take more than a division are for who can read them: their places in ``numbers`` are in ``left``, their texts, each
+    with a comma behind, in ``left_texts``. ``told`` goes on with how many they are and how long their texts, or with where a new
+    value begins, and the field that is to blame.
     """
     at = 0
     row = 0
     waiting = 0
+    written = 0
     told[0] = UNLIKE
     while at < n:
         begin = 0
@@ -162,11 +167,13 @@ def read_alike(
                     value = float(held) / powers[fraction]
                     numbers[cell] = -value if negative else value
                 else:
-                    left[4 * waiting] = cell
-                    left[4 * waiting + 1] = start
-                    left[4 * waiting + 2] = at
-                    left[4 * waiting + 3] = 1 if is_float == 0 else 0
+                    left[waiting] = cell
                     waiting += 1
+                    for step in range(start, at):
+                        left_texts[written] = data[step]
+                        written += 1
+                    left_texts[written] = 44  # a comma, for which a literal's byte has room
+                    written += 1
                     if is_float == 0:
                         tags[cell] = INTEGER_TAG
             elif kind == NOTHING:
@@ -192,7 +199,7 @@ def read_alike(
                     return
                 at += 1
                 start = at
-                hashed = 2_166_136_261  # FNV-1a, of 32 bits
+                hashed = seed  # FNV-1a of 32 bits, but for where it begins, which nobody outside knows
                 byte = data[at]
                 while byte != 34:
                     if byte < 32 or byte == 92:  # no text may hold it as it is; an escape
@@ -221,11 +228,12 @@ def read_alike(
                         for step in range(length):
                             letters[field * LETTERS + kept + step] = data[start + step]
                         text_ends[ends + code + 1] = kept + length
+                        hashes[field * TEXTS + code] = hashed
                         counts[field] = code + 1
                         places[field * PLACES + place] = code + 1
                         break
                     kept = text_ends[ends + code]
-                    if text_ends[ends + code + 1] - kept == length:
+                    if hashes[field * TEXTS + code] == hashed and text_ends[ends + code + 1] - kept == length:
                         kept += field * LETTERS
                         step = 0
                         while step < length and letters[kept + step] == data[start + step]:
@@ -238,14 +246,15 @@ def read_alike(
         row += 1
     told[0] = row
     told[1] = waiting
+    told[2] = written
 
 
-_in_use: list[Any] = []
+_in_use: list[Callable[..., Any]] = []
 
 
-def use(call: Callable[..., Any], owner: object) -> None:
-    """Have this process read by ``call``, which is `read_alike` as machine code that lives as long as its ``owner``."""
-    _in_use[:] = [call, owner]
+def use(call: Callable[..., Any]) -> None:
+    """Have this process read by ``call``, which is `read_alike` as machine code."""
+    _in_use[:] = [call]
 
 
 def compiled() -> Callable[..., Any] | None:
@@ -255,5 +264,5 @@ def compiled() -> Callable[..., Any] | None:
 
 HELPERS: Final[tuple[Callable[..., Any], ...]] = ()
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
-    "read_alike": (read_alike, "nbnibqdndiqbiqbqqq"),
+    "read_alike": (read_alike, "nbnibqdndiqbniqqbqqbq"),
 }

@@ -69,7 +69,8 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -
     for number, some in enumerate(_steps(blocks, step)):
         if number:
             yield None
-        rows = form.by_field(b"".join(block.lines for block in some)) if len(some) > 1 else None
+        whole = len(some) > 1 and all(block.lines.endswith(b"\n") for block in some)
+        rows = form.by_field(b"".join(block.lines for block in some)) if whole else None
         if rows is not None:
             made.add_together(rows, some)
             continue

@@ -178,7 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         skipping = self.splitter.skipping
         rest = self.splitter.finish()
         self._count += bool(rest) or skipping
-        self._put(rest)
+        self._put(rest + b"\n" if rest else b"")
 
     def _put(self, lines: bytes) -> None:
         for line in self.splitter.oversize:

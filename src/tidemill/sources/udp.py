@@ -251,5 +251,5 @@ class _Reader:
             refuse = self._source.edge.refuse
             letters = [refuse(OVERSIZE, reason, shown(data), known=known) for data in datagrams if len(data) > limit]
             datagrams = [data for data in datagrams if len(data) <= limit]
-        lines = b"\n".join([data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n") for data in datagrams])
+        lines = b"".join([data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n") + b"\n" for data in datagrams])
         self.inbox.put(_Datagrams(lines, known, now_ns, wall_ns, tuple(letters)), size)

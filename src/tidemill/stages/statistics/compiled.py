@@ -20,6 +20,7 @@ import importlib.util
 import inspect
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -87,12 +88,10 @@ class Kernels:
         *,
         reason: str = "",
         cold_s: float = 0.0,
-        keeps: object = None,
     ) -> None:
         self.kind = kind
         self.reason = reason
         self.cold_s = cold_s
-        self._keeps = keeps  # the engine that owns the code: freed with it
         self._calls = calls
         self._keep = calls["keep"]
         self._advance = calls["advance"]
@@ -220,6 +219,7 @@ def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
 # -- getting them ---------------------------------------------------------------------------------------
 
 _loaded: dict[str, Kernels] = {}
+_loading: Final = threading.Lock()
 
 
 def load_kernels(cache: str | os.PathLike[str] | None = _CACHE, *, compile_missing: bool = True) -> Kernels:
@@ -236,10 +236,11 @@ def load_kernels(cache: str | os.PathLike[str] | None = _CACHE, *, compile_missi
         return interpreted_kernels("NUMBA_DISABLE_JIT is set")
     folder = files.cache_folder() if cache == _CACHE else None if cache is None else Path(cache)
     name = str(folder)
-    found = _loaded.get(name)
-    if found is None or (found.kind == "interpreted" and compile_missing):
-        found = _loaded[name] = _load(folder, compile_missing)
-    return found
+    with _loading:
+        found = _loaded.get(name)
+        if found is None or (found.kind == "interpreted" and compile_missing):
+            found = _loaded[name] = _load(folder, compile_missing)
+        return found
 
 
 def _load(folder: Path | None, compile_missing: bool) -> Kernels:
@@ -249,6 +250,10 @@ def _load(folder: Path | None, compile_missing: bool) -> Kernels:
             "Numba is not installed, so rolling statistics run interpreted, about 100 times slower; "
             'install it with: pip install "tidemill[fast]"'
         )
+    try:
+        importlib.import_module("llvmlite.binding")
+    except (ImportError, OSError) as error:
+        return interpreted_kernels(f"llvmlite cannot be loaded, so rolling statistics run interpreted: {error}")
     if folder is not None and not files.is_private(folder):
         folder = None
     path = None if folder is None else folder / f"kernels-{cache_key()[:32]}.bin"
@@ -259,9 +264,9 @@ def _load(folder: Path | None, compile_missing: bool) -> Kernels:
         packed = compile_kernels()
         if path is not None:
             _store(path, packed)
-    calls, owner = _link(packed)
-    alike_kernel.use(calls["read_alike"], owner)
-    return Kernels(calls, "compiled", cold_s=time.perf_counter() - started, keeps=owner)
+    calls = _link(packed)
+    alike_kernel.use(calls["read_alike"])
+    return Kernels(calls, "compiled", cold_s=time.perf_counter() - started)
 
 
 def interpreted_kernels(reason: str = "asked for") -> Kernels:
@@ -328,8 +333,8 @@ def _unpack(data: bytes | None) -> Packed | None:
 # -- linking --------------------------------------------------------------------------------------------
 
 
-def _link(packed: Packed) -> tuple[dict[str, Call], object]:
-    """Object code made callable, and the engine that owns it."""
+def _link(packed: Packed) -> dict[str, Call]:
+    """Object code made callable."""
     llvm: Any = importlib.import_module("llvmlite.binding")
 
     llvm.initialize_native_target()
@@ -340,8 +345,7 @@ def _link(packed: Packed) -> tuple[dict[str, Call], object]:
     for kernel in packed:
         engine.add_object_file(llvm.ObjectFileRef.from_data(kernel["code"]))
     engine.finalize_object()
-    calls = {k["name"]: _call(k["name"], engine.get_function_address(k["symbol"])) for k in packed}
-    return calls, engine
+    return {k["name"]: _call(k["name"], engine.get_function_address(k["symbol"]), engine) for k in packed}
 
 
 def _settle_symbols(llvm: Any) -> None:
@@ -355,12 +359,13 @@ def _settle_symbols(llvm: Any) -> None:
             llvm.add_symbol(name, abort)
 
 
-def _call(name: str, address: int) -> Call:
+def _call(name: str, address: int, engine: object) -> Call:
+    """The function at this address, which is there as long as its ``engine`` is."""
     arguments = _KERNELS[name][1]
     native = ctypes.CFUNCTYPE(None, *(ctypes.c_int64 if a == "n" else ctypes.c_void_p for a in arguments))(address)
     dtypes = [_NUMPY_OF.get(letter) for letter in arguments[1:]]
 
-    def call(rows: int, *given: Any) -> None:
+    def call(rows: int, *given: Any, _keeps: object = engine) -> None:
         if rows:  # nothing has no address
             native(rows, *map(_native, given, dtypes))
 
