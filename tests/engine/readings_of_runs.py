@@ -25,7 +25,7 @@ def source(name: str = "mqtt", **changed: Any) -> SourceFlow:
 
 def sink(name: str = "postgres", **changed: Any) -> SinkFlow:
     """One with nothing to do."""
-    return SinkFlow(name, **{"rows": 10, "waiting": 0, "waiting_s": 0.0, "commit_age_s": 0.2, **changed})
+    return SinkFlow(name, **{"rows": 10, "waiting": 0, "waiting_s": 0.0, "commit_age_s": 0.2, "commits": 3, **changed})
 
 
 def lane(number: int = 0, **changed: Any) -> LaneFlow:

@@ -85,6 +85,20 @@ def test_who_waits_for_another_is_not_to_blame() -> None:
     assert judged(held).culprits == ("sink a: 3 batches wait, the oldest for 400 s (limit 301)",)
 
 
+def test_who_fell_silent_with_a_lane_that_hangs_waits_for_it() -> None:
+    """Its senders may be waiting for answers; who was silent long before, or is not connected, has a fault of its own."""
+    hung = "lane 1: 3 slabs, none finished for 400 s (limit 300)"
+    for changed, told in (
+        ({"last_record_age_s": 400.5}, ()),
+        ({"last_record_age_s": 500.0}, ("source tcp: connected, silent 500 s (limit 300)",)),
+        ({"last_record_age_s": 390.0, "connected": False}, ("source tcp: not connected, silent 390 s (limit 300)",)),
+    ):
+        run = statistics(
+            lane_flows=(lane(0), lane(1, in_flight=3, waiting_s=400.0)), source_flows=(source("tcp", **changed),)
+        )
+        assert judged(run).culprits == (hung, *told)
+
+
 def test_a_silent_source_beside_a_sink_that_is_away_is_told_too() -> None:
     """Two faults are two sentences, the sink's first: it loses more."""
     both = statistics(trouble=REFUSED, source_flows=(source("a", last_record_age_s=400.0), source("b")))

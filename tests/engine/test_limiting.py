@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.readings_of_runs import sink, source, statistics
+from tests.engine.readings_of_runs import lane, sink, source, statistics
 
 from tidemill.core.flows import Trouble
 from tidemill.core.load import Load
@@ -31,6 +31,12 @@ CASES = {
     ),
     "the sources are the limit: 34 records/s; lanes are 3 % busy": statistics(
         load=Load(34, 34, (0.03, 0.03)), source_flows=(source("a", connected=False), source("b"))
+    ),
+    "lane 1 is the limit: it has finished nothing for 14 s": statistics(
+        load=Load(0, 0, (0.0, 0.0)), lane_flows=(lane(0), lane(1, in_flight=3, waiting_s=14.0))
+    ),
+    "the source is the limit: 3 records/s; lanes are 90 % busy": statistics(
+        load=Load(3, 3, (0.9, 0.9)), lane_flows=(lane(0), lane(1, in_flight=1, waiting_s=2.0))
     ),
     "the lanes are the limit: 31 k records/s; lanes are 97 % busy": statistics(
         load=Load(31_000, 31_000, (0.97, 0.97), queue=0.7, loop=0.3)

@@ -98,6 +98,20 @@ async def test_a_run_counts_what_it_did(tmp_path: Path, lanes: int) -> None:
     assert run.metrics_url == ""
 
 
+async def test_what_has_not_been_yet_is_not_told_of_as_the_last() -> None:
+    """Neither a record nor a commit, until there is one."""
+    source = tm.sources.TCP()
+    async with tm.serve(live(source, tm.sinks.Latest()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        await source.wait_listening()
+        _, text = await ask(run, "/healthz?verbose")
+        assert "source tcp: connected, 0 records, 0 rejected, none so far\n" in text
+        assert "sink latest: 0 rows, no commit so far\n" in text
+        await send(source, reading(0))
+        text = await ask_until(run, "/healthz?verbose", lambda _, text: "so far" not in text)
+        assert re.search(r"source tcp: connected, 1 record, 0 rejected, the last \d+\.\d s ago\n", text)
+        assert re.search(r"sink latest: 1 row, the last commit \d+\.\d s ago\n", text)
+
+
 async def test_readings_of_others_do_not_change_what_one_reads() -> None:
     """Rates are since one's own last reading, however often the pages are asked for."""
     clock = ManualClock()

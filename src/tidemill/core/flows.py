@@ -34,7 +34,8 @@ class SourceFlow:
     rejected: int
     """Records it has handed to the dead letters so far."""
     last_record_age_s: float
-    """Since the last record, good or rejected; before the first, since the source was begun."""
+    """Since the last record, good or rejected; before the first, since the source was begun. While it had to wait with what it
+    gave it could give no more, so that such a time is left out once it is over."""
     held_s: float
     """How long it has waited for the engine to take what it gave; 0 while it reads."""
     ended: bool
@@ -67,6 +68,8 @@ class SinkFlow:
     """How long the oldest of these has waited."""
     commit_age_s: float
     """Since rows were last committed, or flushed in a run without state; before the first time, since the run began."""
+    commits: int
+    """Batches that its readers can see by now; 0 before anything was committed, or flushed."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ class SourceProgress:
     >>> progress.gave(7, 5_000_000_000)
     >>> progress.last_record_age_s(8_000_000_000), progress.held_s(8_000_000_000)
     (3.0, 3.0)
-    >>> progress.taken(); progress.held_s(9_000_000_000)
-    0.0
+    >>> progress.taken(9_000_000_000)
+    >>> progress.last_record_age_s(10_000_000_000), progress.held_s(10_000_000_000)
+    (1.0, 0.0)
     """
 
     def __init__(self, now_ns: int) -> None:
@@ -132,8 +136,10 @@ class SourceProgress:
         """A record came that was none."""
         self._last_ns = now_ns
 
-    def taken(self) -> None:
-        """The batch has been taken."""
+    def taken(self, now_ns: int) -> None:
+        """The batch has been taken: only now can more come."""
+        if self._held_since_ns is not None:
+            self._last_ns = min(self._last_ns + now_ns - self._held_since_ns, now_ns)
         self._held_since_ns = None
 
     def last_record_age_s(self, now_ns: int) -> float:

@@ -26,6 +26,8 @@ STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
 _OFTEN: Final = 3
 """Lost processes of a lane within a minute: one record that kills its lane costs two."""
+_TOGETHER_S: Final = 1.0
+"""A source whose last record came so long before a lane stood still, or later, is silent since then: its senders may wait."""
 _LONGEST: Final = 400
 """Characters of what an error said; a health page is read at a glance."""
 
@@ -125,10 +127,10 @@ class _Culprit:
 def _found(statistics: Statistics | None, limit_s: float, silent_s: float | None) -> list[_Culprit]:
     if statistics is None or statistics.stopping:
         return []
-    stuck = [*_refused(statistics, limit_s), *_stuck(statistics, limit_s)]
-    if not stuck:
-        stuck = [*_waiting_for_checkpoint(statistics, limit_s)]
-    return [*stuck, *_silent(statistics, limit_s, silent_s, blameless=bool(stuck))]
+    standing = [*_stuck(statistics, limit_s)]
+    since_s = max((one.lasts_s + _TOGETHER_S for one in standing), default=0.0)
+    stuck = [*_refused(statistics, limit_s), *standing] or [*_waiting_for_checkpoint(statistics, limit_s)]
+    return [*stuck, *_silent(statistics, limit_s, silent_s, since_s, blameless=bool(stuck))]
 
 
 def _refused(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
@@ -173,7 +175,10 @@ def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[
         yield _Culprit(told, state.waiting_s, limit_s + state.interval_s)
 
 
-def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, blameless: bool) -> Iterator[_Culprit]:
+def _silent(
+    statistics: Statistics, limit_s: float, silent_s: float | None, since_s: float, *, blameless: bool
+) -> Iterator[_Culprit]:
+    """``since_s``: for how long lanes or sinks stand still; who is connected and fell silent with them waits for them."""
     connected_s = limit_s if silent_s is None else silent_s
     for source in statistics.source_flows:
         anew = source.name if source.dials else ""
@@ -189,7 +194,7 @@ def _silent(statistics: Statistics, limit_s: float, silent_s: float | None, *, b
                 why = "the ingest log is full" if log_full else "it is not taken in"
                 told = f"source {source.name}: what it gave has waited for {_over(source.held_s, limit_s)}: {why}"
                 yield _Culprit(told, source.held_s, limit_s)
-        elif not source.held_s and silent_for_s > allowed_s:
+        elif not source.held_s and silent_for_s > (max(allowed_s, since_s) if source.connected else allowed_s):
             told = f"source {source.name}: {_how(source)}, silent {_over(silent_for_s, allowed_s)}"
             yield _Culprit(told, silent_for_s, allowed_s, anew, merely_silent=source.connected)
 

@@ -13,6 +13,8 @@ _FULL: Final = 0.3
 """An intake that is this full on average is one that sources wait for: it swings between its marks, half and full."""
 _WAITING: Final = 0.4
 """Share of the slabs that wait for sinks, from which these are what all wait for."""
+_HUNG_S: Final = 10.0
+"""A lane that has finished nothing for so long is what all wait for, whatever came before."""
 _BUSY: Final = 0.8
 _APART: Final = 1.5
 """A lane that is so many times as busy as the mean has most of the sensors' records."""
@@ -33,6 +35,9 @@ def limiting(statistics: Statistics | None) -> str:
     lanes = _lanes(load)
     if load.sinks >= _WAITING:
         return f"{_the(_slowest_sink(statistics))} is the limit: {_rate(load.rows_per_s, 'rows')}; {lanes}"
+    slowest = max(statistics.lane_flows, key=lambda lane: lane.waiting_s, default=None)
+    if slowest is not None and slowest.waiting_s >= _HUNG_S:
+        return f"lane {slowest.number} is the limit: it has finished nothing for {slowest.waiting_s:.0f} s"
     if load.queue < _FULL and load.backlog < 0.5:
         sources = "the source is" if len(statistics.source_flows) == 1 else "the sources are"
         return f"{sources} the limit: {_given(statistics)}; {lanes}"

@@ -113,11 +113,13 @@ def _details(statistics: Statistics) -> Iterator[str]:
     for source in statistics.source_flows:
         how = "ended" if source.ended else "connected" if source.connected else "not connected"
         given = f"{counted(source.records, 'record')}, {source.rejected:,} rejected"
-        yield f"source {source.name}: {how}, {given}, the last {source.last_record_age_s:,.1f} s ago"
+        last = f"the last {source.last_record_age_s:,.1f} s ago" if source.records or source.rejected else "none so far"
+        yield f"source {source.name}: {how}, {given}, {last}"
         if source.turned_away:
             yield f"source {source.name}: {source.turned_away:,} connections turned away, the last from {source.last_away}"
     for sink in statistics.sink_flows:
-        yield f"sink {sink.name}: {counted(sink.rows, 'row')}, the last commit {sink.commit_age_s:,.1f} s ago"
+        last = f"the last commit {sink.commit_age_s:,.1f} s ago" if sink.commits else "no commit so far"
+        yield f"sink {sink.name}: {counted(sink.rows, 'row')}, {last}"
     if (state := statistics.state) is not None:
         yield (
             f"checkpoint {state.checkpoint:,}: {state.checkpoint_age_s:,.1f} s ago, {counted(state.behind, 'input')} since; "

@@ -99,7 +99,7 @@ class SourceReader:
                         first.is_over = first.is_over or len(batch) > 0
                         progress.gave(len(batch), self.clock.monotonic_ns())
                         await give(batch)
-                        progress.taken()
+                        progress.taken(self.clock.monotonic_ns())
                 finally:
                     close = getattr(stream, "aclose", None)
                     if close is not None:

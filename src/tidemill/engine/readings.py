@@ -209,7 +209,9 @@ class Readings:
                 for lane, slabs in zip(mill.lanes, in_flight, strict=True)
             ),
             sink_flows=tuple(
-                SinkFlow(name, rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now))
+                SinkFlow(
+                    name, rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now), progress.commits
+                )
                 for name, progress, rows in sinks
             ),
             gone={what: getattr(counts, what) for what in ("filtered", "late", "deduplicated", "dropped", "absorbed")},
