@@ -196,8 +196,11 @@ def test_a_missing_role_is_refused_at_start(tmp_path: Path, name: str) -> None:
     assert str(path) in str(caught.value)
     assert "machine, timestamp, value" in str(caught.value)
     assert "time='timestamp'" in str(caught.value)
-    with pytest.raises(InputError, match="'sensor' to read the sensor from"):
+    finds = f" This finds them and writes a plan: tidemill new plan.py --from {path}"
+    assert str(caught.value).endswith(f".{finds}") == (path.suffix != ".parquet")  # which `new` does not read
+    with pytest.raises(InputError, match="'sensor' to read the sensor from") as caught:
         Replay(path, time="timestamp").check()
+    assert str(caught.value).endswith(f".{finds}") == (path.suffix != ".parquet")
     Replay(path, time="timestamp", key="machine").check()
 
 

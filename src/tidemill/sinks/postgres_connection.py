@@ -155,14 +155,15 @@ def named(error: psycopg.Error, database: SecretText, doing: str) -> TidemillErr
         if prefix in _LASTING_STATES:
             return InputError(_sentence(place, doing, said, _LASTING_STATES[prefix]))
     needs_password = getattr(error.pgconn, "needs_password", False) if not state else False
-    if not state and (needs_password or any(words in said for words in _LASTING)):
+    if not state and (needs_password or any(words in str(error) for words in _LASTING)):
         return InputError(_sentence(place, doing, said, "Check the address, user, password and rights."))
     return OutsideError(_sentence(place, doing, said, _PASSING.get(state, "")))
 
 
 def _said(error: psycopg.Error) -> str:
-    """The server's words in one line; its context quotes rows, and is left out."""
-    said = (error.diag.message_primary if error.sqlstate else None) or str(error) or type(error).__name__
+    """The server's words in one line; its context quotes rows, and is left out, and so is what libpq asks on further lines."""
+    first_line = str(error).strip().partition("\n")[0]
+    said = (error.diag.message_primary if error.sqlstate else None) or first_line or type(error).__name__
     return " ".join(said.split()).rstrip(".")
 
 

@@ -41,7 +41,7 @@ def fields_at_head(
         learn_kinds(edge, [*batch.to_rows(), *raws])
     names = looking.fields or batch.names
     if len(batch) or raws or (kind == "csv" and names):
-        _require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader, edge)
+        _require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader, edge, kind)
     return batch.names or names
 
 
@@ -57,8 +57,11 @@ def _kind_of(item: object) -> Kind:
     return Kinds().column("", [item])[0].kind
 
 
-def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) -> None:
+def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge, kind: str) -> None:
     hint = f"the fields seen are: {', '.join(fields)}; try {edge.suggestion(fields)}"
+    found = (
+        f" This finds them and writes a plan: tidemill new plan.py --from {path}" if kind in ("csv", "ndjson") else ""
+    )
     apart = next((mark for mark in ";\t|" if len(fields) == 1 and mark in fields[0]), None)
     if apart is not None:
         raise InputError(
@@ -66,7 +69,7 @@ def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge) ->
             f"This writes a plan that reads it: tidemill new plan.py --from {path}"
         )
     if edge.roles.time not in fields and not edge.roles.arrival:
-        raise InputError(f"{path} has no field {edge.roles.time!r} to read the time from; {hint}.")
+        raise InputError(f"{path} has no field {edge.roles.time!r} to read the time from; {hint}.{found}")
     for name in edge.roles.key_fields:
         if name not in fields and name not in reader.known and edge.roles.fallback is None:
-            raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.")
+            raise InputError(f"{path} has no field {name!r} to read the sensor from; {hint}, or key='{{stem}}'.{found}")
