@@ -181,6 +181,13 @@ STRAINED = {
     "lane 1: its process was lost 6 times within 60 s; the dead letters say to which records, or the log to what else": (
         statistics(lane_flows=(lane(0, lost_lately=2), lane(1, lost_lately=6)))
     ),
+    "source http: at least 300 connections were turned away within 60 s, the last from 10.0.0.7: 84 are open, and "
+    "connections=84": statistics(
+        source_flows=(
+            source("tcp", turned_away=900, away_lately=2, last_away="10.0.0.8"),
+            source("http", turned_away=301, away_lately=300, last_away="10.0.0.7: 84 are open, and connections=84"),
+        )
+    ),
     "ingest log: full, so sources wait: the disk has 9 bytes left (log_min_free) or fewer; make room there": statistics(
         state=state(
             log_full=True,

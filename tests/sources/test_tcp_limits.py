@@ -249,6 +249,11 @@ async def test_two_listeners_have_no_more_files_between_them_than_one(
             await until(lambda: min(each.statistics().turned_away for each in (tcp, http)) > 0)
             status, _ = await asyncio.to_thread(asked, f"{run.metrics_url}/metrics")
             assert status == 200
+            _, text = await asyncio.to_thread(asked, f"{run.metrics_url}/healthz")
+            assert text.startswith("the run progresses\n")
+            assert re.search(
+                r"source tcp: at least \d+ connections were turned away within 60 s, the last from 127", text
+            )
             _, text = await asyncio.to_thread(asked, f"{run.metrics_url}/healthz?verbose")
             for source in ("tcp", "http"):
                 assert re.search(

@@ -49,6 +49,8 @@ class SourceFlow:
     """Connections that were not taken, because there were too many."""
     last_away: str = ""
     """From where the last of these was, and what there was too much of."""
+    away_lately: int = 0
+    """Of these, the ones within the last minute; of very many, at least so many."""
     refused: int = 0
     """Requests that were not taken, and answered why."""
     dials: bool = False

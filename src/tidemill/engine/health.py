@@ -25,7 +25,7 @@ __all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", 
 STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
 _OFTEN: Final = 3
-"""Lost processes of a lane within a minute: one record that kills its lane costs two."""
+"""Lost processes of a lane within a minute, since one record that kills its lane costs two, or connections turned away."""
 _TOGETHER_S: Final = 1.0
 """A source whose last record came so long before a lane stood still, or later, is silent since then: its senders may wait."""
 _LONGEST: Final = 400
@@ -211,6 +211,12 @@ def _strained(statistics: Statistics | None) -> Iterator[str]:
         "to which records, or the log to what else"
         for lane in statistics.lane_flows
         if lane.lost_lately >= _OFTEN
+    )
+    yield from (
+        f"source {source.name}: at least {source.away_lately:,} connections were turned away within {LATELY_S:.0f} s, "
+        f"the last from {_line(source.last_away)}"
+        for source in statistics.source_flows
+        if source.away_lately >= _OFTEN
     )
     state = statistics.state
     if state is None:

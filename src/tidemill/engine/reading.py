@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,7 @@ from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.first_records import FirstRecords, Nothing
 from tidemill.core.flows import SourceFlow, SourceProgress
+from tidemill.core.lately import Lately
 from tidemill.letters import DeadLetter
 from tidemill.sources.base import Source, SourceContext, at_once
 
@@ -38,12 +40,15 @@ class SourceReader:
     _first: dict[str, tuple[Source, FirstRecords]] = field(default_factory=dict)
     _ending: dict[str, asyncio.Event] = field(default_factory=dict)
     """Of each source that can be connected anew, what tells its stream to end."""
+    _away: dict[str, Lately] = field(default_factory=lambda: defaultdict(Lately))
+    """Of each source, how many connections it has turned away."""
 
     def flow(self, source: Source) -> SourceFlow:
         """How a source gives, now; one that was not begun yet has not fallen silent."""
         now = self.clock.monotonic_ns()
         progress = self._progress.get(source.name) or SourceProgress(now)
         told = source.statistics()
+        self._away[source.name].look(told.turned_away, now)
         return SourceFlow(
             source.name,
             live=not source.finite,
@@ -58,6 +63,7 @@ class SourceReader:
             lost=told.lost,
             turned_away=told.turned_away,
             last_away=told.last_away,
+            away_lately=self._away[source.name].read(now),
             refused=told.refused,
             dials=told.dials,
         )
