@@ -276,6 +276,48 @@ async def test_two_listeners_have_no_more_files_between_them_than_one(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+ONE_BEFORE_THE_OTHER = """
+import socket, sys
+
+def come(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+tcp, http = map(int, sys.argv[1:])
+there = [come(tcp) for number in range(160)]
+print("there", flush=True)
+sys.stdin.readline()
+line = b'{"sensor":"S1","time":1,"value":1.5}\\n'
+for number in range(16):
+    there.append(come(http))
+    there[-1].sendall(b"POST /ingest HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(line), line))
+    print(there[-1].recv(1000).split()[1].decode(), flush=True)
+sys.stdin.readline()
+"""
+
+
+async def test_a_listener_with_a_crowd_leaves_another_its_few() -> None:
+    """R18: whoever comes to the other is taken, the first sixteen of them, though more come to the first than there is room for."""
+    tcp, http = TCP(name="tcp"), tm.sources.HTTP(name="http")
+    with few_files(200):
+        async with tm.serve(tm.Pipeline([tcp, http], tm.Plan(), ListSink()), lanes=0, state=False) as run:
+            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
+            crowd = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", ONE_BEFORE_THE_OTHER, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            assert crowd.stdin is not None
+            assert crowd.stdout is not None
+            assert await crowd.stdout.readline() == b"there\n"
+            await until(lambda: tcp.statistics().connections + tcp.statistics().turned_away == 160)
+            assert tcp.statistics().turned_away > 0
+            crowd.stdin.write(b"\n")
+            for _ in range(16):
+                assert await crowd.stdout.readline() == b"202\n"
+            crowd.stdin.close()
+            await crowd.wait()
+            run.stop_soon()
+            await run.wait()
+
+
 def test_a_loop_that_accepts_by_itself_leaves_the_process_its_files_too() -> None:
     """As uvloop does, which asks the listening socket for its number alone."""
     uvloop = pytest.importorskip("uvloop", reason="it is in the dev extra")

@@ -34,6 +34,11 @@ class Admission:
         self.last = ""
         """From where the last of them was, and why it was turned away."""
 
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return self._all
+
     def enter(self, host: str) -> bool:
         """Whether it is taken; one that is must `leave`."""
         if self._all >= self._most:

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, Final
+from weakref import WeakSet
 
 from tidemill import files
 from tidemill.clock import Clock
@@ -33,6 +34,8 @@ BACKLOG: Final = 4_096
 _SWEEP_S: Final = 5.0
 _KEPT_FREE: Final = 128
 """Of the files that a process may open, the last: for the log, checkpoints, sinks, pages and lanes that are replaced."""
+_OWN: Final = 16
+"""Connections that each listener of a process may have, however many the others have."""
 _log = logging.getLogger("tidemill")
 
 
@@ -70,6 +73,7 @@ class _Door(socket.socket):
     def __init__(self, family: int, kind: int, proto: int, admission: Admission) -> None:
         super().__init__(family, kind, proto)
         self._admission = admission
+        _doors.add(self)
         self._spare: socket.socket | None = None
         """Given up to turn somebody away when all files are in use: else asyncio would try, and complain, for ever."""
         self._take_spare()
@@ -83,7 +87,7 @@ class _Door(socket.socket):
     def _accepted(self) -> tuple[socket.socket, Any]:
         try:
             taken, address = super().accept()
-            room = _leaves_room(taken.fileno())
+            room = _leaves_room(taken.fileno(), self._admission)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or self._spare is None:
                 raise
@@ -103,20 +107,32 @@ class _Door(socket.socket):
                 self._spare = socket.socket()
 
     def close(self) -> None:
+        _doors.discard(self)
         super().close()
         if self._spare is not None:
             self._spare.close()
 
     def detach(self) -> int:
+        _doors.discard(self)
         if self._spare is not None:
             self._spare.close()
         return super().detach()
 
 
-def _leaves_room(number: int) -> bool:
-    """Whether a file with this number is none of those that are for the process itself."""
+_doors: Final[WeakSet[_Door]] = WeakSet()
+"""That are open, of all runs of this process."""
+
+
+def _leaves_room(number: int, admission: Admission) -> bool:
+    """Whether a file with this number is none of those that are for the process itself, nor, for a listener that has its own
+    few connections, of those that are for the others'."""
     most = files.may_be_open()
-    return most is None or number < most - min(_KEPT_FREE, most // 2)
+    if most is None:
+        return True
+    room = most - min(_KEPT_FREE, most // 2)
+    if admission.open >= _OWN:
+        room -= min(_OWN * (len(_doors) - 1), room // 2)
+    return number < room
 
 
 def _no_room() -> str:
@@ -127,7 +143,7 @@ def enters(admission: Admission, transport: asyncio.BaseTransport, host: str) ->
     """Whether a connection is taken; one that is must leave ``admission``. Not each kind of loop has asked `_Door`: uvloop
     accepts by itself."""
     connected = transport.get_extra_info("socket")
-    if connected is not None and not _leaves_room(connected.fileno()):
+    if connected is not None and not _leaves_room(connected.fileno(), admission):
         admission.turn_away(host, _no_room())
         return False
     return admission.enter(host)
