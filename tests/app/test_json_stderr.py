@@ -114,7 +114,11 @@ def test_everything_that_a_run_writes_to_stderr_is_json(tmp_path: Path) -> None:
     assert "in a lane" in messages
     (traceback,) = [one["traceback"] for one in objects if one["message"] == "KeyError: 'gone'"]
     assert traceback.startswith("Traceback (most recent call last):\n")
-    assert messages[-1].startswith("The dead letters are in dead_letters.ndjson")
+    assert objects[-1]["logger"] == "tidemill"
+    assert messages[-1].startswith("300 records in, 0 rows out, in ")
+    assert "; dead letters: 300 raised; " in messages[-1]
+    assert (objects[-1]["records"], objects[-1]["rows"], objects[-1]["dead_letters"]) == (300, 0, 300)
+    assert objects[-1]["dead_letters_in"] == "dead_letters.ndjson"
     (letters,) = [one for one in objects if one["message"].startswith("300 of 300 records are dead letters")]
     assert (letters["dead_letters"], letters["level"]) == (300, "WARNING")
 

@@ -18,7 +18,7 @@ from tidemill.printable import NAME, counted, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["line", "summary", "watching"]
+__all__ = ["line", "summary", "summary_json", "watching"]
 
 LIVE_EVERY_S = 0.25  # 4 Hz: more would cost a core to draw and nobody reads faster
 LINE_EVERY_S = 60.0  # into a log that is kept for weeks
@@ -233,6 +233,33 @@ def summary(report: Report) -> str:
         f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",
     ]
     return "".join(f"{text}\n" for text in lines if text)
+
+
+def summary_json(report: Report, *, pipeline: str, dead_letters_in: str = "") -> str:
+    """The same as a line of the log, with its numbers as fields."""
+    fields: dict[str, object] = {
+        "pipeline": pipeline,
+        "seconds": round(report.seconds, 1),
+        "records": report.records_in,
+        "records_per_s": round(report.records_per_s, 1),
+        "rows": report.rows_out,
+        "filtered": report.filtered,
+        "dead_letters": report.dead_letters,
+        "late": report.late,
+        "deduplicated": report.deduplicated,
+        "dropped": report.dropped,
+        "absorbed": report.absorbed,
+        "unfinished": report.in_flight,
+        "latency_p50_ms": round(report.latency.p50_ms, 3),
+        "latency_p99_ms": round(report.latency.p99_ms, 3),
+        "loop_lag_p99_ms": round(report.loop_lag.p99_ms, 3),
+        "lanes_busy": round(sum(lane.busy for lane in report.lanes) / max(len(report.lanes), 1), 3),
+        "lane_restarts": sum(lane.restarts for lane in report.lanes),
+    }
+    if dead_letters_in:
+        fields["dead_letters_in"] = dead_letters_in
+    said = "; ".join(" ".join(text.split()) for text in summary(report).splitlines())
+    return json_line("INFO", "tidemill", said, fields)
 
 
 def _named(counts: Mapping[str, int]) -> str:
