@@ -18,6 +18,7 @@ __all__ = [
     "RAISED",
     "TOO_MANY_KEYS",
     "TOO_MANY_OPEN",
+    "UNASKED",
     "UNKNOWN_KEY",
     "WRONG_LENGTH",
     "WRONG_TYPE",
@@ -41,6 +42,7 @@ KILLED: Final = "killed_lane"
 TOO_MANY_KEYS: Final = "too_many_keys"
 LATE: Final = "late"
 TOO_MANY_OPEN: Final = "too_many_open"
+UNASKED: Final = "unasked"
 
 
 @dataclass(frozen=True)

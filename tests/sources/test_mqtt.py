@@ -460,6 +460,39 @@ async def test_why_no_message_becomes_a_record_is_said_with_what_came(
         assert "key=" not in keeper.source.explain()
 
 
+async def test_what_an_earlier_plan_asked_for_is_told_by_its_topic(
+    own_mosquitto: Any, root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session still has the subscription: said once, with what to do, and not that JSON is not read; a clean start mends it."""
+    broker = own_mosquitto()
+    publisher = Publisher(broker.port)
+
+    async def sent(letters: int, **options: Any) -> Keeper:
+        async with kept(MQTT(broker.url, "appl/{sensor}", client_id=root, **options)) as keeper:
+            publisher.publish("app/S1", '{"value": 1}')
+            publisher.publish("app/S2", '{"value": 2}')
+            publisher.publish("appl/S1", '{"value": 3}')
+            await keeper.until(1, letters)
+        return keeper
+
+    async with kept(MQTT(broker.url, "app/{sensor}", client_id=root)):
+        pass
+    later = await sent(2)
+    assert [(letter.reason_code, letter.key) for letter in later.letters] == [
+        ("unasked", "app/S1"),
+        ("unasked", "app/S2"),
+    ]
+    assert "asks for the topic 'app/S2'; if an earlier run with client_id" in later.letters[1].reason
+    assert later.source.explain().endswith("keeps for it.")
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == f"source mqtt: {later.letters[0].reason}"
+    assert "give another client_id=, or run once with clean_start=True" in line
+    clean = await sent(0, clean_start=True)
+    again = await sent(0)
+    assert [clean.rows, clean.letters] == [again.rows, again.letters] == [[{"sensor": "S1", "value": 3}], []]
+    publisher.close()
+
+
 @pytest.mark.parametrize("retained", [False, True])
 async def test_topics_on_which_nothing_comes_are_named_in_the_log(
     mosquitto: Any, publisher: Publisher, root: str, caplog: pytest.LogCaptureFixture, retained: bool

@@ -29,6 +29,7 @@ from tidemill.letters import (
     MISSING_FIELD,
     NO_KEY,
     OVERSIZE,
+    UNASKED,
     DeadLetter,
     Reject,
 )
@@ -268,6 +269,8 @@ class Edge:
         fields = tuple(self._fields)
         if code == MALFORMED:
             return self._rejects.malformed(formats)
+        if code == UNASKED:
+            return ""
         if paths and code in (MISSING_FIELD, BAD_TIME, NO_KEY):
             return f" {paths}"
         if code not in ("", BAD_TIME, NO_KEY):

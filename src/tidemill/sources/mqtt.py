@@ -20,7 +20,8 @@ from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.topics import TopicPattern
-from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter
+from tidemill.letters import OVERSIZE, UNASKED, DeadLetter
+from tidemill.printable import quoted
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
@@ -81,7 +82,8 @@ class MQTT(EdgedSource):
 
     Delivery: in the broker's order. With QoS 1 or 2 and state, a message is acknowledged when it is in the ingest log, on
     the disk, and not before: everything that the broker has taken is worked on at least once, over crashes of either side,
-    if the broker keeps the session (``client_id``). A message comes twice when an acknowledgement was lost with a connection,
+    if the broker keeps the session (``client_id``). A session keeps its subscriptions too: of a plan that asks for other topics
+    under the ``client_id`` of an earlier one, what comes on the earlier one's is a dead letter. A message comes twice when an acknowledgement was lost with a connection,
     or with us; `Dedup` drops the second. What is rejected is acknowledged too: it is safe among the dead letters.
     Without state, a message is acknowledged when it was taken in, and what is in flight is lost with us. QoS 0 is at most once.
 
@@ -155,6 +157,7 @@ class MQTT(EdgedSource):
         self._certificates = (ca, cert, cert_key, self._cert_password)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
         self._skipped = 0
+        self._unasked = False
         self._tries = 0
         self._trouble = ""
         self._connection: Connection | None = None
@@ -340,9 +343,17 @@ class MQTT(EdgedSource):
         if bound is not None:
             reason = f"the message is longer than {self.limit} bytes, its topic included"
             return self.edge.refuse(OVERSIZE, reason, shown(message.payload), known={**bound[0], **bound[1]})
-        reason = "the topic is none of those asked for, or not UTF-8; was the session's name used with other topics?"
-        known = {"topic": text_of(message.topic)}
-        return self.edge.refuse(MALFORMED, reason, text_of(message.payload), known=known)
+        topic = text_of(message.topic)
+        reason = f"nothing in topics= asks for the topic {quoted(topic)}"
+        if self.client_id is not None:
+            reason += (
+                f"; if an earlier run with client_id {quoted(self.client_id)} did, the broker still sends it: give another "
+                "client_id=, or run once with clean_start=True, which drops what the broker keeps for it"
+            )
+        if not self._unasked:
+            self._unasked = True
+            _log.warning("source %s: %s", self.name, reason, extra={"source": self.name})
+        return self.edge.refuse(UNASKED, reason, text_of(message.payload), known={"topic": topic})
 
     def _pause(self) -> None:
         if self._connection is not None:
