@@ -78,7 +78,8 @@ def _new(
     tz
         The zone of times without one.
     value
-        The field that holds the reading; inside of other fields as data.temp.
+        The field that holds the reading; inside of other fields as data.temp; in messages, inside of
+        a list as 'metrics[*].value', which makes a record of each item.
     force
         Write over files that are there.
     debug

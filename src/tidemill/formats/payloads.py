@@ -17,7 +17,7 @@ from tidemill.formats.lines import BYTE_ORDER_MARK, text_of
 from tidemill.formats.rejects import MOST_SHOWN, shown_names
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
-__all__ = ["BadReading", "PayloadReader", "leaves", "path_of"]
+__all__ = ["BadReading", "PayloadReader", "leaves", "path_of", "steps_of"]
 
 _DECODER: Final = msgspec.json.Decoder()
 _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -192,6 +192,15 @@ def path_of(steps: Sequence[str | None]) -> str:
     """
     made = ["[*]" if name is None else f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in steps]
     return "".join(made).removeprefix(".")
+
+
+def steps_of(path: str) -> tuple[str | int | None, ...]:
+    """The other way round; a number is the place in a list. Raises `PlanError` for what is no path.
+
+    >>> steps_of("rxInfo[*].rssi"), steps_of('list[0]["a.b"]')
+    (('rxInfo', None, 'rssi'), ('list', 0, 'a.b'))
+    """
+    return tuple(None if isinstance(step, _Each) else step for step in _parsed(path))
 
 
 def leaves(item: Any, steps: tuple[str | None, ...] = ()) -> Iterator[tuple[tuple[str | None, ...], Any]]:

@@ -18,6 +18,7 @@ from tidemill.app.load import load
 from tidemill.app.new.live_command import new_live
 from tidemill.app.new.roles import Given
 from tidemill.errors import InputError, OutsideError
+from tidemill.formats.payloads import PayloadReader
 from tidemill.testing import ListSink
 
 Publish = Callable[[dict[str, Any]], None]
@@ -167,3 +168,40 @@ def test_a_broker_that_says_nothing_refuses_or_is_not_there(
     with pytest.raises(InputError, match="more than 0"):
         new_live(plan, broker.url, "#", 0, Given(), force=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_readings_in_a_list(
+    broker: Any, retain: Publish, hears: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --value it is said what to give; with it each item is a record, and what tells the items apart is in the key."""
+    hears(3)
+    payloads = {
+        f"up/{n}": json.dumps(
+            {
+                "device": "ab"[n % 2],
+                "ts": 1_700_000_000 + n,
+                "metrics": [{"name": "temp", "value": 20 + n}, {"name": "flow", "value": n / 2}],
+            }
+        )
+        for n in range(3)
+    }
+    retain(payloads)
+    with pytest.raises(InputError, match=r"are in a list; --value 'metrics\[\*\]\.value' makes a record of each"):
+        new_live(str(tmp_path / "plant.py"), broker.url, "#", 60, Given(), force=False)
+    with pytest.raises(InputError, match=r"no message has items in a list at 'metric\[\*\].value'"):
+        new_live(str(tmp_path / "plant.py"), broker.url, "#", 60, Given(value="metric[*].value"), force=False)
+    source = listened(tmp_path, broker.url, value="metrics[*].value", key="{device}/{name}").sources[0]
+    assert source.key == "{device}/{name}"
+    plan = (tmp_path / "plant.py").read_text()
+    assert 'value={"value": "metrics[*].value", "device": "device", "name": "metrics[*].name", "ts": "ts"}' in plan
+    kept = [json.loads(line) for line in (tmp_path / "heard.ndjson").read_text().splitlines()]
+    assert {(row["device"], row["name"], row["ts"] - 1_700_000_000, row["value"]) for row in kept} == {
+        ("ab"[n % 2], name, n, value) for n in range(3) for name, value in (("temp", 20 + n), ("flow", n / 2))
+    }
+    paths = {"value": "metrics[*].value", "device": "device", "name": "metrics[*].name", "ts": "ts"}
+    read = [row for payload in payloads.values() for row in PayloadReader(paths).read(payload.encode())[0]]
+    fields = [{name: item for name, item in row.items() if name in paths} for row in kept]
+    assert sorted(fields, key=str) == sorted(({name: row[name] for name in fields[0]} for row in read), key=str)
+    assert "3 messages on 3 topics" in capsys.readouterr().out
+    (tmp_path / "guessed").mkdir()
+    assert listened(tmp_path / "guessed", broker.url, value="metrics[*].value").sources[0].key == "{sensor}/{name}"

@@ -129,6 +129,22 @@ def test_what_is_given_and_not_there_is_refused(given: dict, said: str) -> None:
         roles("sensor,time,value\nS1,1700000000,20\n", **given)
 
 
+@pytest.mark.parametrize(
+    ("record", "given", "said"),
+    [
+        ({"metrics": [{"name": "temp", "value": 20}]}, {}, "jq -c 'del(.metrics) + .metrics[]'"),
+        ({"n": 1, "data": {"odd-name": [{"t": 20}]}}, {"value": "x[*].t"}, """jq -c 'del(.data["odd-name"]) + .data["odd-name"][]'"""),
+        ({"samples": [1, 2.5]}, {}, """jq -c 'del(.samples) + {"samples": .samples[]}'"""),
+    ],
+)  # fmt: skip
+def test_readings_in_a_list_of_a_file_are_opened_first(record: dict, given: dict, said: str) -> None:
+    """With a command that does it, and makes a recording that is read."""
+    text = lines({"device": "D1", "ts": 1700000000, **record})
+    with pytest.raises(InputError) as refused:
+        roles(text, **given)
+    assert str(refused.value).endswith(f"first, for example with: {said}")
+
+
 names = st.text(min_size=1, max_size=6)
 items = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),

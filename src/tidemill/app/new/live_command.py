@@ -14,6 +14,7 @@ import numpy as np
 from tidemill import files, sources
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.new.command import finish, near, places_of
+from tidemill.app.new.in_lists import EACH, Opened, opened
 from tidemill.app.new.live import Heard, heard
 from tidemill.app.new.roles import Given, Roles, at_place, roles_of
 from tidemill.app.new.sniffing import Head, Layout
@@ -24,6 +25,7 @@ from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.brokers import broker_of
 from tidemill.formats.json_lines import time_texts
+from tidemill.formats.key_template import KeyTemplate
 from tidemill.formats.roles import DEFAULT_TIME
 from tidemill.formats.topics import TopicPattern
 from tidemill.printable import counted
@@ -57,13 +59,21 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
     found = heard(url, broker.password, topic, seconds)
     topics = topics_seen(found.topics)
     rows = _rows(found, topics)
+    many = len(rows)
+    asked = replace(given, key=given.key or topics.key, otherwise="{topic}", arrival=True)
+    items: Opened | None = None
+    if given.value is not None and EACH in given.value:
+        items = opened(str(broker), rows, given.value)
+        rows, asked = list(items.rows), replace(asked, value=items.value)
     fields = tuple(dict.fromkeys(name for row in rows for name in row if name != _ARRIVED))
     head = Head(str(broker), Layout("ndjson"), fields, tuple(rows))
-    roles = roles_of(head, replace(given, key=given.key or topics.key, otherwise="{topic}", arrival=True))
-    paths = _paths(roles, TopicPattern(topics.pattern).names)
+    roles = roles_of(head, asked)
+    if items is not None and given.key is None:
+        roles = _told_apart(roles, items)
+    paths = _paths(roles, TopicPattern(topics.pattern).names, always=items is not None)
     recorded = [_recorded(row, roles, paths) for row in rows]
     on = counted(len({row["topic"] for row in rows}), "topic")
-    count = f"{counted(len(rows), 'message')} on {on} in {seconds:g} s"
+    count = f"{counted(many, 'message')} on {on} in {seconds:g} s"
     live = Live(
         str(broker),
         topics.pattern,
@@ -71,7 +81,7 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
         broker.username,
         broker.password is not None,
         f"tidemill-{places[0].stem}-{secrets.token_hex(_LETTERS // 2)}",
-        paths,
+        paths if items is None else {name: items.in_message(place) for name, place in paths.items()},
     )
     roles = replace(roles, value=roles.value[-1:] if paths else roles.value)
     draft = Draft(places[0].name, HEARD, True, places[0].stem, Layout("ndjson"), roles, live=live)
@@ -102,9 +112,20 @@ def _rows(found: Heard, topics: TopicsSeen) -> list[Row]:
     ]
 
 
-def _paths(roles: Roles, bound: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where each column is, once the reading is inside of other fields: a source takes these columns, and no others."""
-    if len(roles.value) == 1:
+def _told_apart(roles: Roles, items: Opened) -> Roles:
+    """The same with what tells the items of a list apart in the key, where something does."""
+    label = next((name for name in items.labels if name not in (*roles.key_fields, roles.time)), None)
+    if label is None or set(items.labels) & set(roles.key_fields):
+        return roles
+    template = KeyTemplate(roles.key)
+    key = roles.key if template.field is None else f"{{{template.field}}}"
+    doubts = {**(roles.doubts or {}), "key": f"a guess: {label!r} tells the items of a list apart"}
+    return replace(roles, key=f"{key}/{{{label}}}", doubts=doubts)
+
+
+def _paths(roles: Roles, bound: Sequence[str], *, always: bool) -> dict[str, tuple[str, ...]]:
+    """Where each column is, once the reading is inside of other fields, or ``always``: a source takes these columns, and no others."""
+    if len(roles.value) == 1 and not always:
         return {}
     own = [name for name in (*roles.key_fields, roles.time) if name not in (*bound, "topic")]
     return {roles.value[-1]: roles.value, **{name: (name,) for name in own if name != roles.value[-1]}}

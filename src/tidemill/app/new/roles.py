@@ -5,6 +5,7 @@ What cannot be told is an `InputError` that says what was seen and which option 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ __all__ = ["ARRIVAL", "STEM", "Given", "Roles", "at_place", "roles_of", "shown_p
 STEM: Final = "stem"
 """What every file knows, and its fields do not say: its own name."""
 Place = tuple[str, ...]
+Steps = tuple[str | None, ...]
 ARRIVAL: Final = TimeSeen("the arrival: no field tells it", zoned=True)
 
 _OTHERWISE: Final = {
@@ -322,7 +324,10 @@ def _value(
         for found in [_readings_in(head, items)]
         if len(found) >= 0.5 * len(items) > 0 and _readable(columns, path)
     }
+    listed = _in_lists(head)
     if given.value is not None:
+        if "[*]" in given.value and listed and not given.arrival:
+            raise InputError(_only_in_a_list(head, listed, given))
         wanted: Place = (given.value,) if (given.value,) in columns else tuple(given.value.split("."))
         if wanted not in numbers:
             what = "holds no numbers" if wanted in columns else "is not there"
@@ -330,6 +335,8 @@ def _value(
                 f"{head.named}: field {given.value!r} {what}; give another with --value. {_fields_seen(head, columns)}"
             )
         return wanted, tuple(path for path in numbers if path != wanted)
+    if not numbers and listed:
+        raise InputError(_only_in_a_list(head, listed, given))
     if not numbers:
         raise InputError(
             f"{head.named}: no field holds numbers to work on besides the time and the sensor. {_fields_seen(head, columns)}"
@@ -338,25 +345,57 @@ def _value(
     best = max(numbers, key=lambda path: (*worth[path], -list(numbers).index(path)))
     rivals = tuple(path for path in numbers if path != best and all(worth[path][:2]))
     if not worth[best][0]:
-        doubts["value"] = f"a guess: no number is called as readings are{_of_lists(head) if given.arrival else ''}"
+        doubts["value"] = (
+            f"a guess: no number is called as readings are{_of_lists(head, listed) if given.arrival else ''}"
+        )
     elif rivals:
         doubts["value"] = "a guess among the numbers"
     return best, rivals
 
 
-def _of_lists(head: Head) -> str:
+def _of_lists(head: Head, listed: Steps) -> str:
     """A few words on the numbers in lists of messages, which a source makes a record each."""
-    found: dict[tuple[str | None, ...], list[float]] = {}
-    for row in head.rows[:_MESSAGES]:
-        for steps, item in leaves(row):
-            number = None if isinstance(item, str) else number_of(item)
-            if None in steps and number is not None and all(name is None or name.isprintable() for name in steps):
-                found.setdefault(steps, []).append(number)
-    worth = {steps: _worth((str(steps[-1]),), numbers, len(head.rows)) for steps, numbers in found.items()}
-    best = max(found, key=lambda steps: worth[steps], default=None)
-    if best is None or not worth[best][0] or best[-1] is None:
+    if not listed or not _worth((_last(listed),), [0.0], len(head.rows))[0]:
         return ""
-    return f', and value={{"{best[-1]}": {_short(repr(path_of(best)))}}} at the source takes those of a list'
+    return f', and value={{"{_last(listed)}": {_short(repr(path_of(listed)))}}} at the source takes those of a list'
+
+
+def _in_lists(head: Head) -> Steps:
+    """Where in lists the numbers are that are most like readings; empty when none are."""
+    found: dict[Steps, list[float]] = {}
+    for row in head.rows[:_MESSAGES]:
+        for path, item in leaves(row):
+            bare = isinstance(item, list) and None not in path
+            steps = (*path, None) if bare else path
+            numbers = [
+                number
+                for each in (item if bare else [item])
+                if not isinstance(each, str) and (number := number_of(each)) is not None
+            ]
+            if numbers and None in steps and all(name is None or name.isprintable() for name in steps):
+                found.setdefault(steps, []).extend(numbers)
+    return max(found, key=lambda steps: _worth((_last(steps),), found[steps], len(head.rows)), default=())
+
+
+def _last(steps: Steps) -> str:
+    return next(name for name in reversed(steps) if name is not None)
+
+
+def _only_in_a_list(head: Head, listed: Steps, given: Given) -> str:
+    """What to do, where a source of messages makes a record of each item, and those of files do not."""
+    path = path_of(listed)
+    if given.arrival:
+        return f"{head.named}: the only numbers are in a list; --value {shlex.quote(path)} makes a record of each item."
+    names = listed[: listed.index(None)]
+    inner = "".join(
+        f".{name}" if re.fullmatch("[A-Za-z_][A-Za-z_0-9]*", str(name)) else f"[{json.dumps(name)}]" for name in names
+    )
+    place = inner if inner.startswith(".") else f".{inner}"
+    items = f"{{{json.dumps(_last(listed))}: {place}[]}}" if listed[-1] is None else f"{place}[]"
+    return (
+        f"{head.named}: the numbers at {path!r} are in a list, which no source of files opens. Write a record of each item "
+        f"first, for example with: jq -c {shlex.quote(f'del({place}) + {items}')}"
+    )
 
 
 def _readings_in(head: Head, items: Iterable[Any]) -> list[float]:

@@ -129,7 +129,7 @@ class Live:
     password: bool
     """Whether one was given; the plan reads it from the environment."""
     client_id: str
-    paths: Mapping[str, Place] = field(default_factory=dict)
+    paths: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     """Where in the messages each column is, when the reading is inside of other fields."""
 
     def options(self) -> list[str]:
