@@ -190,7 +190,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     """One of the three is enough; --force replaces them; a recording that cannot be told leaves nothing behind."""
     march = written(tmp_path, "march.csv", "sensor,time,value\nS1,1700000000,20\nS1,1700000001,21\n")
     written(tmp_path, "calibration.csv", "mine")
-    with pytest.raises(OutputExists, match=r"calibration.csv is there already.*--force"):
+    with pytest.raises(OutputExists, match=r"calibration.csv is there already"):
         new(str(tmp_path / "plant.py"), str(march), Given(), force=False)
     bad = written(tmp_path, "bad.csv", "sensor,value\nS1,20\n")
     with pytest.raises(InputError, match="--time"):
@@ -199,6 +199,19 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert not (tmp_path / "plant.py").exists()
     assert new(str(tmp_path / "plant.py"), str(march), Given(), force=True) == 0
     assert (tmp_path / "calibration.csv").read_text() == "sensor,baseline,scale\nS1,20.5,0.5\n"
+
+
+def test_a_second_plan_is_sent_to_a_folder_of_its_own(tmp_path: Path) -> None:
+    """--force would take the first plan's calibration from it; it is proposed only for the plan's own files."""
+    march = written(tmp_path, "march.csv", "sensor,time,value\nS1,1700000000,20\nS1,1700000001,21\n")
+    assert new(str(tmp_path / "plant.py"), str(march), Given(), force=False) == 0
+    with pytest.raises(
+        OutputExists, match=r"calibration.csv is there already.* give other.py a folder of its own\."
+    ) as other:
+        new(str(tmp_path / "other.py"), str(march), Given(), force=False)
+    assert "--force" not in str(other.value)
+    with pytest.raises(OutputExists, match=r"plant.py and .* are there already.* add --force"):
+        new(str(tmp_path / "plant.py"), str(march), Given(), force=False)
 
 
 def test_more_sensors_than_a_calibration_has_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,10 +70,13 @@ def places_of(plan: str, *more: str, force: bool) -> tuple[Path, ...]:
     there = [str(place) for place in places if files.stamp(place) is not None]
     if there and not force:
         verb = "is" if len(there) == 1 else "are"
-        raise OutputExists(
-            f"{' and '.join(there)} {verb} there already, and new writes over nothing; "
-            f"give another name or folder, or add --force to replace what is there."
+        own = files.stamp(path) is not None or files.stamp(places[2]) is not None
+        advice = (
+            "give another folder, or add --force to replace what is there"
+            if own
+            else f"another plan may need that, so give {path.name} a folder of its own"
         )
+        raise OutputExists(f"{' and '.join(there)} {verb} there already, and new writes over nothing; {advice}.")
     return places
 
 
