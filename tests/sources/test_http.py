@@ -85,6 +85,7 @@ class Engine:
             await self.task
 
 
+A_JSON = {"Content_Type": "application/json"}
 BODIES = {
     "lines": (lines(1, 2), {}),
     "lines without a last end": (lines(1, 2)[:-1], {}),
@@ -192,6 +193,16 @@ REFUSED = {
     ),
     "no object, far down": (lines(*range(2_000)) + b"[1]\n", {}, 400, "line 2001: the line holds a JSON array"),
     "an item of an array": (b'[{"sensor": "S"}, 7]', {"Content_Type": "application/json"}, 400, "item 2"),
+    "a line beyond a limit that is no object": (lines(1) + b"[" * 40 + b"]" * 40 + b"\n" + lines(2), {}, 400, "line 2"),
+    "what is broken behind one": (lines(1) + b'{"value":%b}\nnope\n' % (b"1" * 65), {}, 400, "line 3: the line is not"),
+    "an item beyond a limit that is no object": (
+        b'[{"sensor": "S"}, %b]' % (b"[" * 40 + b"]" * 40),
+        A_JSON,
+        400,
+        "item 2",
+    ),
+    "an array too deep to be read": (b"[" * 5_000 + b"]" * 5_000, A_JSON, 400, "the body is nested too deeply"),
+    "a line too deep to be read": (b"[" * 5_000 + b"]" * 5_000, {}, 400, "line 1: the line is nested too deeply"),
     "a broken array": (b'[{"sensor"', {"Content_Type": "application/json; charset=utf-8"}, 400, "not JSON"),
     "a body that says it is too long": (lines(*range(3_000)), {}, 413, "longer than 100000 bytes"),
     "packed far beyond": (gzip.compress(b" " * 10_000_000), {"Content_Encoding": "gzip"}, 413, "longer than"),
@@ -245,7 +256,6 @@ async def test_a_record_that_is_none_is_a_dead_letter_and_answered() -> None:
 LONG = "x" * 300_000
 FILLING = [{"sensor": "S", "value": number, "said": "y" * 200} for number in range(1_500)]
 METRICS = [{"name": "m", "tags": {}, "fields": {"value": 2.0}}, {"name": "m", "fields": {"said": LONG}}]
-A_JSON = {"Content_Type": "application/json"}
 LONG_RECORDS = {
     "a line": ("ndjson", lines(1) + b'{"sensor":"S","said":"%b"}\n' % LONG.encode() + lines(2), {}, 2),
     "line protocol": ("influx", b'm value=1\nm said="%b"\nm value=2\n' % LONG.encode(), {}, 2),
@@ -275,6 +285,52 @@ async def test_a_record_as_long_as_no_message_may_be_is_a_dead_letter(
             ("oversize", "the record is longer than 262144 bytes")
         ]
         assert len(engine.letters[0].raw) > 300_000  # whole, so that it can be repaired
+        assert len(engine.rows) == rows
+
+
+BEYOND = {
+    "is nested too deeply": b"[" * 40 + b"]" * 40,
+    "holds a number of more than 64 digits": b"1" * 65,
+    "has more than 1,024 fields": b"{%b}" % b",".join(b'"f%d":1' % number for number in range(1_100)),
+}
+PLACES = {
+    "a line": ("ndjson", b'{"sensor":"S","value":1}\n{"sensor":"S","value":%b}\n{"sensor":"S","value":3}', {}, 2),
+    "an item": ("ndjson", b'[{"sensor":"S","value":1}, {"sensor":"S",\n"value":%b}]', A_JSON, 1),
+    "a document": ("ndjson", b'{"sensor":"S","value":%b}', A_JSON, 0),
+    "a metric": ("telegraf-json", b'{"name":"m","fields":{"value":1}}\n{"name":"m","fields":{"value":%b}}', {}, 1),
+    "a metric of a batch": (
+        "telegraf-json",
+        b'{"metrics":[%b]}' % (b'{"name":"m","fields":{"value":1}},' * 250 + b'{"name":"m","fields":{"value":%b}}'),
+        {},
+        250,
+    ),
+    "a metric of a long batch": (
+        "telegraf-json",
+        b'{"metrics":[%b]}' % (b'{"name":"m","fields":{"value":1}},' * 9_000 + b'{"name":"m","fields":{"value":%b}}'),
+        {},
+        9_000,
+    ),
+    "a metric of a document": (
+        "telegraf-json",
+        b'[{"name":"m","fields":{"value":1}}, {"metrics":[{"name":"m","fields":{"value":%b}}]}]',
+        A_JSON,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("why", "beyond"), BEYOND.items())
+@pytest.mark.parametrize(("form", "body", "headers", "rows"), PLACES.values(), ids=PLACES)
+async def test_a_record_beyond_a_limit_of_json_is_a_dead_letter(
+    why: str, beyond: bytes, form: str, body: bytes, headers: Any, rows: int
+) -> None:
+    """Alone: its neighbours are taken, also those of its batch, and all is answered with 202."""
+    async with Engine(HTTP(format=form)) as engine:
+        answer = await Sender(engine.source.port).post(body.replace(b"%b", beyond), **headers)
+        assert (answer[0], answer[1]) == (202, {"records": rows})
+        assert [letter.reason_code for letter in engine.letters] == ["malformed"]
+        assert engine.letters[0].reason.endswith(why)
+        assert engine.letters[0].raw.count('"value"') == 1
         assert len(engine.rows) == rows
 
 

@@ -170,28 +170,3 @@ def test_numbers_of_connections_are_checked() -> None:
     """None at all would be a source that takes nothing."""
     with pytest.raises(PlanError, match="connections=0 of HTTP"):
         HTTP(connections=0)
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        (b'[{"sensor":"S1","value":' + b"[" * 40 + b"]" * 40 + b"}]", "nested too deeply"),
-        (b'[{"sensor":"S1","value":' + b"1" * 70 + b"}]", "more than 64 digits"),
-        (b"[{" + b",".join(b'"f%d":1' % number for number in range(1_025)) + b"}]", "more than 1,024 fields"),
-    ],
-)
-async def test_a_document_beyond_the_limits_is_refused_with_the_reason(body: bytes, why: str) -> None:
-    """As each line of NDJSON is."""
-    source = HTTP()
-    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
-        _, port = await source.wait_listening()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        writer.write(head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        answer = (await reader.read()).decode()
-        writer.close()
-        run.stop_soon()
-        report = await run.wait()
-    assert answer.startswith("HTTP/1.1 400")
-    assert why in answer
-    assert report.records_in == 0

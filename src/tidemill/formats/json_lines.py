@@ -28,8 +28,8 @@ _DECODER: Final = msgspec.json.Decoder()
 def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """The records of a block of whole lines, in order, and the lines that are none; never raises.
 
-    Empty lines are passed over. A bad line touches no other line; one that exceeds a limit of `json_limits` is bad. As in most readers of JSON, the last of two fields
-    with one name wins.
+    Empty lines are passed over. A bad line touches no other line; one that exceeds a limit of `json_limits` is bad, and sound if it
+    is an object. As in most readers of JSON, the last of two fields with one name wins.
 
     >>> decode_json_lines(b'{"value": 1}\\n{"value": NaN}\\n')[0]
     [{'value': 1}]
@@ -67,7 +67,7 @@ def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadL
             continue
         why = excess(row, line) if may_exceed(line) else ""
         if why:
-            bad.append(BadLine(MALFORMED, f"the line {why}", text_of(line)))
+            bad.append(BadLine(MALFORMED, f"the line {why}", text_of(line), sound=type(row) is dict))
         elif type(row) is dict:
             rows.append(row)
         else:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.influx_lines import MEASUREMENT, MOST_FIELDS, SERIES, TIME
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.letters import BAD_TIME, MALFORMED, OVERSIZE
 
-__all__ = ["TelegrafJson"]
+__all__ = ["TelegrafJson", "metrics_of"]
 
 _BATCH: Final = "metrics"
 _PART: Final = 200
@@ -73,7 +75,17 @@ class TelegrafJson:
     def parts(self, block: bytes) -> Iterator[Decoded]:
         """The same, two hundred metrics at a time: a batch of Telegraf's has a thousand by default."""
         lines, bad = decode_json_lines(block)
+        if any(each.sound for each in bad):  # a metric may be beyond a limit in a batch whose others are not
+            return self._apart(block)
         return self._parts(lines, _Part(bad=bad))
+
+    def _apart(self, block: bytes) -> Iterator[Decoded]:
+        """The same, each metric of a batch decoded for itself."""
+        for line in block.split(b"\n"):
+            metrics = metrics_of(line)
+            for start in range(0, len(metrics), _PART):
+                made, bad = decode_json_lines(b"\n".join(metrics[start : start + _PART]))
+                yield from self._parts(made, _Part(bad=bad))
 
     def items(self, items: list[Any]) -> Iterator[Decoded]:
         """The records of what was read of JSON, each item like a line of `parts`."""
@@ -134,6 +146,22 @@ class TelegrafJson:
         if not -(2**63) < time_ns < 2**63:
             raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True)
         return {TIME: time_ns}
+
+
+class _Metrics(msgspec.Struct):
+    """A batch; a metric, where it has fields or no metrics."""
+
+    metrics: list[msgspec.Raw] = []
+    fields: msgspec.Raw | None = None
+
+
+def metrics_of(item: bytes | msgspec.Raw) -> Sequence[bytes | msgspec.Raw]:
+    """The metrics of a batch, not decoded; else what it is as a whole."""
+    try:
+        found = msgspec.json.decode(item, type=_Metrics)
+    except (msgspec.MsgspecError, RecursionError):
+        return [item]
+    return found.metrics if found.metrics and found.fields is None else [item]
 
 
 def _series_of(name: str, tags: Mapping[str, str]) -> str:

@@ -15,8 +15,8 @@ from tidemill.formats.json_limits import excess, may_exceed
 from tidemill.formats.line_formats import LINE_FORMATS, LineFormat
 from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, text_of
 from tidemill.formats.rejects import format_hint
-from tidemill.formats.telegraf_json import TelegrafJson
-from tidemill.letters import OVERSIZE
+from tidemill.formats.telegraf_json import TelegrafJson, metrics_of
+from tidemill.letters import MALFORMED, OVERSIZE
 
 __all__ = ["Gzip", "Posted", "Refused", "records_of", "sliced"]
 
@@ -24,6 +24,8 @@ _PACKED: Final = 1 << 14
 """Bytes that are unpacked at a time: what is behind the end of a member is copied, and there may be thousands of members."""
 _LOOKED_AT: Final = 4_097
 """Bytes of a body that is not JSON by which its format is told: one more than there may be of a line for that."""
+_TURN: Final = 1_000
+"""Records that are looked at by themselves in one turn of the loop."""
 _log = logging.getLogger("tidemill")
 
 
@@ -71,13 +73,6 @@ class Gzip:
         return True
 
 
-class _Metrics(msgspec.Struct):
-    """A batch of Telegraf's; a metric, where it has fields or no metrics."""
-
-    metrics: list[msgspec.Raw] = []
-    fields: msgspec.Raw | None = None
-
-
 class Posted:
     """One body, until it is answered."""
 
@@ -123,6 +118,8 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
         if made is None:
             number, reason = _first_bad(form.items, ([item] for item in items))
             raise Refused(400, f"item {number}: {reason}", item=number)
+        if may_exceed(posted.lines) and excess(items, posted.lines):
+            return await _within_limits(_apart(posted.lines, form), form)
         return made if _all_short(posted.lines, len(items)) else await _short(posted.lines, form, made)
     parts: list[Decoded] = []
     before = 0
@@ -153,10 +150,10 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
         return None
     try:
         document = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as error:
         raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data[:_LOOKED_AT]))}") from None
-    if may_exceed(data) and (why := excess(document, data)):
-        raise Refused(400, f"the body {why}")
     return document if isinstance(document, list) else [document]
 
 
@@ -173,12 +170,27 @@ def _all_short(data: bytes, items: int) -> bool:
 async def _short(data: bytes, form: LineFormat, made: list[Decoded]) -> list[Decoded]:
     """What was ``made`` of a document or a line that is longer than a message may be, without those of its records that are."""
     records = _apart(data, form)
-    long = [record for record in records if len(record) > MESSAGE_LIMIT]
-    if not long:
-        return made
-    reason = f"the record is longer than {MESSAGE_LIMIT} bytes"
-    bad = [BadLine(OVERSIZE, reason, text_of(bytes(record)), sound=True) for record in long]
-    kept = [msgspec.json.decode(record) for record in records if len(record) <= MESSAGE_LIMIT]
+    return made if all(len(record) <= MESSAGE_LIMIT for record in records) else await _within_limits(records, form)
+
+
+async def _within_limits(records: Sequence[bytes | msgspec.Raw], form: LineFormat) -> list[Decoded]:
+    """What is made of those that are neither longer than a message may be nor beyond a limit of JSON; the others are dead letters."""
+    kept: list[Any] = []
+    bad: list[BadLine] = []
+    for number, record in enumerate(map(bytes, records), start=1):
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
+        if len(record) > MESSAGE_LIMIT:
+            bad.append(
+                BadLine(OVERSIZE, f"the record is longer than {MESSAGE_LIMIT} bytes", text_of(record), sound=True)
+            )
+            continue
+        value = msgspec.json.decode(record)
+        why = excess(value, record) if may_exceed(record) else ""
+        if why:
+            bad.append(BadLine(MALFORMED, f"the record {why}", text_of(record), sound=True))
+        else:
+            kept.append(value)
     return [*(await _sound(form.items(kept)) or ()), Decoded(bad=bad)]
 
 
@@ -188,15 +200,7 @@ def _apart(data: bytes, form: LineFormat) -> Sequence[bytes | msgspec.Raw]:
         items: Sequence[bytes | msgspec.Raw] = msgspec.json.decode(data, type=list[msgspec.Raw])
     except msgspec.MsgspecError:
         items = [data.rstrip(b"\r\n")]
-    return [metric for item in items for metric in _metrics(item)] if isinstance(form, TelegrafJson) else items
-
-
-def _metrics(item: bytes | msgspec.Raw) -> Sequence[bytes | msgspec.Raw]:
-    try:
-        found = msgspec.json.decode(item, type=_Metrics)
-    except msgspec.MsgspecError:
-        return [item]
-    return found.metrics if found.metrics and found.fields is None else [item]
+    return [metric for item in items for metric in metrics_of(item)] if isinstance(form, TelegrafJson) else items
 
 
 def sliced(parts: Iterable[Decoded], most: int) -> Iterator[Decoded]:
