@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -154,6 +155,22 @@ def test_every_metric_is_one_that_a_run_shows(where: str, expression: str, page:
     labels |= set(re.findall(r"\{(\w+)=~", expression))
     assert labels <= {"instance", *(label for name in names for label in page[name])}
     assert expression.count("(") == expression.count(")")
+
+
+def fires(alert: str, now: dict[str, float]) -> bool:
+    """Whether a rule that compares metrics with numbers does, by the values of a moment."""
+    (expression,) = [rule["expr"] for rule in ALERTS["groups"][0]["rules"] if rule["alert"] == alert]
+    compared = [clause.split() for clause in re.split(r" and (?:on \([^)]*\) )?", expression)]
+    return all(now[name] < float(to) if sign == "<" else now[name] > float(to) for name, sign, to in compared)
+
+
+@pytest.mark.parametrize(
+    ("seconds_left", "filled", "does"), [(900, 0.01, False), (math.inf, 0.5, False), (900, 0.5, True)]
+)
+def test_a_log_is_said_to_fill_only_when_something_stays_in_it(seconds_left: float, filled: float, does: bool) -> None:
+    """Much that comes and leaves again, as in a fast plant, is nothing to wake anybody for; nor is a log that takes in nothing."""
+    now = {"tidemill_log_seconds_left": seconds_left, "tidemill_log_filled_ratio": filled}
+    assert fires("TidemillLogFills", now) == does
 
 
 def test_what_is_told_of_an_alert_is_what_it_has(page: dict[str, set[str]]) -> None:
