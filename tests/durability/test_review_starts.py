@@ -315,6 +315,21 @@ async def test_a_run_whose_sink_never_opens_can_be_stopped(tmp_path: Path, lanes
         await running
 
 
+class Absent(ListSink):
+    """It is away from the start."""
+
+    async def open(self, schema: tm.Schema) -> None:
+        raise tm.OutsideError("the database is away.")
+
+
+async def test_a_run_whose_sink_is_away_from_the_start_ends_after_its_seconds(tmp_path: Path, lanes: int) -> None:
+    """Though lanes and sinks have never been ready; it says who kept them from that."""
+    pipeline = tm.Pipeline(Endless([[record(1)]], name="scripted"), tm.Plan(tm.Lag("value")), Absent(), name="plant")
+    run = Run(pipeline, lanes=lanes, state=tmp_path / "state", seconds=0.01)
+    with pytest.raises(tm.OutsideError, match="the database is away"):
+        await run.execute()
+
+
 async def test_no_checkpoint_is_written_from_memory_that_was_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

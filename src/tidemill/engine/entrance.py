@@ -88,7 +88,8 @@ def run(
     """Run a pipeline to its end and return its `Report`.
 
     ``lanes``         worker processes; by default what the machine or the container allows, 0 runs inline
-    ``seconds``       stop after this long; by default when the sources end
+    ``seconds``       stop after this long, from when lanes and sinks are ready, or one of them could not be made so; by
+                      default when the sources end
     ``report``        a file to write the report to, as JSON
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
     ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small

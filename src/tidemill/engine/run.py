@@ -124,6 +124,8 @@ class Run:
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
+        self._failed = asyncio.Event()
+        """Set when an attempt has failed."""
 
     def require_places_apart(self, report: str | Path | None) -> None:
         """Refuse, with `InputError`, to write what the run reads or writes otherwise."""
@@ -255,6 +257,7 @@ class Run:
                 self._done_before = self._done
                 culprit = _STATE_FOLDER if attempt is None else attempt.culprit
                 self._troubles.failed(culprit, str(first), self._clock.monotonic_ns())
+                self._failed.set()
                 wait_s = await self._back_off(first, wait_s)
                 again = True
             else:
@@ -352,10 +355,18 @@ class Run:
     # -- the end ---------------------------------------------------------------------------------------------
 
     async def _end_after_seconds(self) -> None:
-        if self._seconds is not None:
-            await self.started.wait()
-            await self._clock.sleep(self._seconds)
-            self.stop_soon()
+        """They begin when lanes and sinks are ready, since functions may have to be compiled first, or an attempt has
+        failed: a sink that is away is waited for within them."""
+        if self._seconds is None:
+            return
+        begins = [asyncio.ensure_future(event.wait()) for event in (self.started, self._failed)]
+        try:
+            await asyncio.wait(begins, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in begins:
+                waiting.cancel()
+        await self._clock.sleep(self._seconds)
+        self.stop_soon()
 
     def stop_soon(self) -> None:
         """Stop reading, finish what is in flight, flush, end; returns at once."""
