@@ -26,6 +26,7 @@ from tests.web import asked
 import tidemill as tm
 from tidemill.engine import page_server, showing
 from tidemill.engine.pages import Seen, page
+from tidemill.engine.run import Run
 from tidemill.testing import ManualClock
 
 ANYWHERE = "127.0.0.1:0"
@@ -239,6 +240,43 @@ async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_whe
         await ask_until(run, "/healthz", lambda status, _: status == 200)
         assert (await told(run))["tidemill_tries", ""] == 0
     assert server.query("SELECT count(*), sum(value) FROM features") == [(20, 190.0)]
+
+
+async def test_a_database_that_is_away_at_the_start_is_waited_for(server: PostgresServer, tmp_path: Path) -> None:
+    """Sources listen meanwhile, with a new state and with one that is there; what they took is in the table once."""
+    for start in range(2):
+        await asyncio.to_thread(server.stop, "immediate")
+        source, sink = tm.sources.TCP(), tm.sinks.PostgreSQL(server.url(), name="history")
+        run = Run(live(source, sink), lanes=0, state=tmp_path / "state", metrics=ANYWHERE)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run.execute())
+            await send(source, *map(reading, range(10 * start, 10 * start + 10)))
+            text = await ask_until(run, "/readyz", lambda _, text: "tries" in text)
+            assert text.startswith("sink history: ")
+            while source.statistics().records < 10:  # noqa: ASYNC110 - records come without a word
+                await asyncio.sleep(0)
+            await asyncio.to_thread(server.start)
+            await ask_until(run, "/readyz", lambda status, _: status == 200)
+            run.stop_soon()
+        assert server.query("SELECT count(*), sum(value) FROM features") == [((10, 45.0), (20, 190.0))[start]]
+
+
+async def test_what_stays_so_ends_a_live_run_at_the_start(postgres: PostgresServer, tmp_path: Path) -> None:
+    """A wrong password, and whatever is in the way of a run that has no other try: without state, or over a recording."""
+
+    async def refused(source: Any, database: str, state: Path | bool) -> str:
+        with pytest.raises(tm.TidemillError) as caught:
+            await tm.run_async(live(source, tm.sinks.PostgreSQL(database)), lanes=0, state=state)
+        return f"{caught.type.__name__}: {caught.value}"
+
+    away = postgres.url().replace(f":{postgres.port}/", ":1/")
+    recorded = tm.sources.Records([{"sensor": "a", "time": 0.0, "value": 1.0}])
+    for source, database, state, said in (
+        (tm.sources.TCP(), postgres.url(password="another"), tmp_path / "live", "InputError: .*password"),
+        (tm.sources.TCP(), away, False, "OutsideError: .*could not be reached"),
+        (recorded, away, tmp_path / "recorded", "OutsideError: .*could not be reached"),
+    ):
+        assert re.match(said, await refused(source, database, state))
 
 
 # -- the server itself -----------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class Keeper:
         """The pipeline with its tables and models as they were at the checkpoint."""
         known = {} if self.facts is None else self.facts.files
         load = self.files.loader(known)
-        checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, load=load)
+        checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, waits=not pipeline.finite, load=load)
         self.in_effect = load.in_effect
         return checked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from tidemill.core import plan as core
 from tidemill.core.watermark import Watermark
 from tidemill.durations import duration_ns
 from tidemill.engine.plan import FROM_DISK, Plan
-from tidemill.errors import PlanError
+from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.roles import DEFAULT_KEY
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
@@ -118,18 +119,22 @@ class Pipeline:
         """A new run's."""
         return Watermark(lag_ns=self.lag_ns, max_ahead_ns=self.max_ahead_ns, idle_ns=self.idle_ns)
 
-    def check(self, *, edges: bool = True, resumes: bool = False, load: Load = FROM_DISK) -> Checked:
+    def check(
+        self, *, edges: bool = True, resumes: bool = False, waits: bool = False, load: Load = FROM_DISK
+    ) -> Checked:
         """Refuse what cannot run, with the name of the culprit: a missing file, an unknown column, a bad table.
 
         ``edges=False`` leaves the outside alone: what exists at a sink's place does not matter yet. One that ``resumes``
-        leaves that to those sinks that know their own output. Tables and models come from ``load``.
+        leaves that to those sinks that know their own output. One that ``waits`` for sinks that are away is told of them as
+        it opens them, and its sources listen by then. Tables and models come from ``load``.
         """
         if edges:
             for source in self.sources:
                 source.check()
             for sink in self.sinks:
                 if not (resumes and sink.keeps_position):
-                    sink.check()
+                    with contextlib.suppress(OutsideError) if waits else contextlib.nullcontext():
+                        sink.check()
         plan = self.plan.prepared(load)
         entering = _together([(source.name, source.peek()) for source in self.sources])
         entering.key = _key_field(self.sources)

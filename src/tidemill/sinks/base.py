@@ -101,7 +101,8 @@ class Sink(Named, Configured, abc.ABC):
         return None
 
     def check(self) -> None:
-        """Refuse at start what cannot work: a file that exists, a folder that does not."""
+        """Refuse at start what cannot work: a file that exists, a folder that does not. An `OutsideError`, such as of a
+        server that is away, does not end a live run with state: it finds out as it opens, and waits."""
 
     def bind(self, schema: Schema) -> None:
         """Refuse at start a column that the plan does not give."""
