@@ -270,7 +270,9 @@ async def test_arguments_are_let_go_when_they_are_sent(two: tm.Lanes) -> None:
     assert await anext(stream) == 0.0
     while done() < before + 32:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0)
-    assert sum(array() is not None for array in arrays) <= 1  # the source's own
+    # All but the source's own; what was taken back from a busy lane goes when that one reads on.
+    while sum(array() is not None for array in arrays) > 1:  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0)
     assert [result async for result in stream] == [40_000.0 * number for number in range(1, 32)]
 
 
