@@ -73,12 +73,12 @@ class RowsByField(Sequence[dict[str, Any]]):
                     for items in self.values
                 ],
             )
-        return {name: items[place] for name, items in zip(self.names, self._listed(), strict=True)}
+        return {name: items[place] for name, items in zip(self.names, self._all_listed(), strict=True)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(_dicts(self.names, self._listed()))
+        return iter(_dicts(self.names, self._all_listed()))
 
-    def _listed(self) -> list[Sequence[Any]]:
+    def _all_listed(self) -> list[Sequence[Any]]:
         if self._lists is None:
             self._lists = [_listed(items) for items in self.values]
         return self._lists

@@ -46,11 +46,26 @@ _MOST_LOOKS: Final = 64
 """For a place that is free, where most are: texts that all belong to one place make it no slower than that."""
 _SURE_DIGITS: Final = 15
 """A number of so many digits is a float, exactly."""
+_HELD_DIGITS: Final = 18
+"""Of a number, which 64 bits hold."""
 _MOST_DIGITS: Final = 60
 """Of a number that is read here; `json_limits` has more to say of others."""
 _MOST_HELD: Final = 1 << 53
 _LARGEST_POWER: Final = 22
 """Of ten, among those that a float holds exactly: a division of two exact floats is rounded once, as it should be."""
+
+
+def read_digits(data: Any, at: int, held: int, digits: int) -> tuple[int, int, int]:
+    """What stands behind the digits at ``at``, the number that the first of them make, and how many they are, together with those
+    before them."""
+    byte = data[at]
+    while 48 <= byte <= 57:
+        if digits < _HELD_DIGITS:
+            held = held * 10 + (byte - 48)
+        digits += 1
+        at += 1
+        byte = data[at]
+    return at, held, digits
 
 
 def read_alike(
@@ -118,29 +133,17 @@ def read_alike(
                     at += 1
                     byte = data[at]
                 first = byte
-                whole = 0
-                held = 0
-                digits = 0
-                while 48 <= byte <= 57:
-                    if digits < 18:
-                        held = held * 10 + (byte - 48)
-                    digits += 1
-                    at += 1
-                    byte = data[at]
-                whole = digits
+                at, held, whole = read_digits(data, at, 0, 0)
+                byte = data[at]
+                digits = whole
                 if whole == 0 or (first == 48 and whole > 1):
                     return
                 is_float = 0
                 if byte == 46:
                     is_float = 1
                     at += 1
+                    at, held, digits = read_digits(data, at, held, whole)
                     byte = data[at]
-                    while 48 <= byte <= 57:
-                        if digits < 18:
-                            held = held * 10 + (byte - 48)
-                        digits += 1
-                        at += 1
-                        byte = data[at]
                     if digits == whole:
                         return
                 fraction = digits - whole
@@ -153,17 +156,13 @@ def read_alike(
                     if byte in (43, 45):  # +, -
                         at += 1
                         byte = data[at]
-                    exponent = 0
-                    while 48 <= byte <= 57:
-                        exponent += 1
-                        at += 1
-                        byte = data[at]
+                    at, _, exponent = read_digits(data, at, 0, 0)
                     if exponent == 0 or exponent > _MOST_DIGITS:
                         return
                 if is_float == 0 and digits <= _SURE_DIGITS:
                     numbers[cell] = float(-held if negative else held)
                     tags[cell] = INTEGER_TAG
-                elif is_float == 1 and digits <= 18 and held <= _MOST_HELD and fraction <= _LARGEST_POWER:
+                elif is_float == 1 and digits <= _HELD_DIGITS and held <= _MOST_HELD and fraction <= _LARGEST_POWER:
                     value = float(held) / powers[fraction]
                     numbers[cell] = -value if negative else value
                 else:
@@ -262,7 +261,7 @@ def compiled() -> Callable[..., Any] | None:
     return _in_use[0] if _in_use else None
 
 
-HELPERS: Final[tuple[Callable[..., Any], ...]] = ()
+HELPERS: Final[tuple[Callable[..., Any], ...]] = (read_digits,)
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
     "read_alike": (read_alike, "nbnibqdndiqbniqqbqqbq"),
 }

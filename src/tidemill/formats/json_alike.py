@@ -271,8 +271,8 @@ class _Texts:
         return self._places, self._hashes, self._ends, self._letters, self._counts
 
     def take_in(self, lines: int) -> None:
-        """So many lines were read: make texts of the bytes that are new. Raises `UnicodeDecodeError` when some are not UTF-8, and
-        keeps none of the field then."""
+        """So many lines were read: make texts of the bytes that are new. Raises `UnicodeDecodeError` when some are not UTF-8; these
+        tables are of no use then."""
         for field, count in enumerate(self._counts.tolist()):
             self._coded[field] += lines
             known = len(self.tables[field])
@@ -280,12 +280,7 @@ class _Texts:
                 continue
             ends = self._ends[field, known : count + 1].tolist()
             letters = self._letters[field, : ends[-1]].tobytes()
-            try:
-                new = [letters[start:end].decode() for start, end in pairwise(ends)]
-            except UnicodeDecodeError:
-                self.begin_anew(field)
-                raise
-            self.tables[field] = self._longer(field, new)
+            self.tables[field] = self._longer(field, [letters[start:end].decode() for start, end in pairwise(ends)])
 
     def _longer(self, field: int, new: list[str]) -> NDArray[np.object_]:
         """The field's table and these, as another: what has the old one goes on with it, and no text is copied each time."""

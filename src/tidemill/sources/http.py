@@ -171,10 +171,6 @@ class HTTP(ConnectedSource):
         )
 
     @property
-    def uses_kernels(self) -> bool:
-        return self._form.uses_kernels
-
-    @property
     def acknowledges(self) -> bool:
         return True
 

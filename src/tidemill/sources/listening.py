@@ -16,6 +16,7 @@ from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
+from tidemill.formats.line_formats import LineFormat
 from tidemill.sources.edged import EdgedSource
 
 __all__ = [
@@ -42,12 +43,19 @@ _log = logging.getLogger("tidemill")
 class ListeningSource(EdgedSource):
     """A source that senders find at an address, ``host`` and a port, once it says that it has `_started`."""
 
+    _form: LineFormat
+    """Of what they send."""
+
     def __init__(self, host: str, port: int, **roles: Any) -> None:
         super().__init__(**roles)
         self.host = host
         self._wanted_port = checked_port(port, type(self).__name__)
         self._address: tuple[str, int] | None = None
         self._started = asyncio.Event()
+
+    @property
+    def uses_kernels(self) -> bool:
+        return self._form.uses_kernels
 
     @property
     def port(self) -> int:

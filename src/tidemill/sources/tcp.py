@@ -155,10 +155,6 @@ class TCP(ConnectedSource):
         )
 
     @property
-    def uses_kernels(self) -> bool:
-        return self._form.uses_kernels
-
-    @property
     def acknowledges(self) -> bool:
         return self.ack
 

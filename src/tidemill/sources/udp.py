@@ -120,10 +120,6 @@ class UDP(ListeningSource):
         """Bytes of datagrams that were read and wait here."""
         return self._inbox.size if self._inbox is not None else 0
 
-    @property
-    def uses_kernels(self) -> bool:
-        return self._form.uses_kernels
-
     def check(self) -> None:
         bound(self.host, self._wanted_port, "UDP", socket.SOCK_DGRAM).close()
 
