@@ -13,8 +13,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from tests.web import asked
@@ -228,6 +229,38 @@ for number in map(int, sys.stdin):
 """
 
 
+@dataclass
+class Crowd:
+    """Senders of another process, which connect to several listeners, and stay until they are told."""
+
+    ports: list[str]
+    process: asyncio.subprocess.Process
+
+    @classmethod
+    async def of(cls, script: str, *sources: Any) -> Self:
+        """One that is there."""
+        ports = [str((await source.wait_listening())[1]) for source in sources]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        made = cls(ports, process)
+        assert await made.heard() == b"there\n"
+        return made
+
+    def say(self, text: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+
+    async def heard(self) -> bytes:
+        assert self.process.stdout is not None
+        return await self.process.stdout.readline()
+
+    async def leave(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        await self.process.wait()
+
+
 async def test_two_listeners_have_no_more_files_between_them_than_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,13 +272,7 @@ async def test_two_listeners_have_no_more_files_between_them_than_one(
         async with tm.serve(
             pipeline, lanes=0, state=tm.State(tmp_path, checkpoint_s=0.05), metrics="127.0.0.1:0"
         ) as run:
-            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
-            crowd = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", CROWD, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert crowd.stdin is not None
-            assert crowd.stdout is not None
-            assert await crowd.stdout.readline() == b"there\n"
+            crowd = await Crowd.of(CROWD, tcp, http)
             await until(lambda: min(each.statistics().turned_away for each in (tcp, http)) > 0)
             status, _ = await asyncio.to_thread(asked, f"{run.metrics_url}/metrics")
             assert status == 200
@@ -261,15 +288,14 @@ async def test_two_listeners_have_no_more_files_between_them_than_one(
                     rf"\d+ are open, and no more files may be opened by this process \(ulimit -n {few}\)",
                     text,
                 )
-            crowd.stdin.write(b"1\n")
-            assert await crowd.stdout.readline() == b"202\n"
+            crowd.say(b"1\n")
+            assert await crowd.heard() == b"202\n"
             await until(lambda: tcp.statistics().connections == 1)
-            there = await asyncio.to_thread(connected, int(ports[0]))  # they have left: there is room again
+            there = await asyncio.to_thread(connected, int(crowd.ports[0]))  # they have left: there is room again
             with there:
                 there.sendall(line(2))
                 await until(lambda: run.statistics().records_in == 3)
-            crowd.stdin.close()
-            await crowd.wait()
+            await crowd.leave()
             run.stop_soon()
             report = await run.wait()
     assert (report.rows_out, report.dead_letters) == (3, 0)
@@ -300,20 +326,13 @@ async def test_a_listener_with_a_crowd_leaves_another_its_few() -> None:
     tcp, http = TCP(name="tcp"), tm.sources.HTTP(name="http")
     with few_files(200):
         async with tm.serve(tm.Pipeline([tcp, http], tm.Plan(), ListSink()), lanes=0, state=False) as run:
-            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
-            crowd = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", ONE_BEFORE_THE_OTHER, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert crowd.stdin is not None
-            assert crowd.stdout is not None
-            assert await crowd.stdout.readline() == b"there\n"
+            crowd = await Crowd.of(ONE_BEFORE_THE_OTHER, tcp, http)
             await until(lambda: tcp.statistics().connections + tcp.statistics().turned_away == 160)
             assert tcp.statistics().turned_away > 0
-            crowd.stdin.write(b"\n")
+            crowd.say(b"\n")
             for _ in range(16):
-                assert await crowd.stdout.readline() == b"202\n"
-            crowd.stdin.close()
-            await crowd.wait()
+                assert await crowd.heard() == b"202\n"
+            await crowd.leave()
             run.stop_soon()
             await run.wait()
 
@@ -325,16 +344,11 @@ def test_a_loop_that_accepts_by_itself_leaves_the_process_its_files_too() -> Non
 
     async def crowded() -> tm.RunReport:
         async with tm.serve(tm.Pipeline([tcp, http], tm.Plan(), ListSink()), lanes=0, state=False) as run:
-            ports = [str((await source.wait_listening())[1]) for source in (tcp, http)]
-            crowd = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", CROWD, *ports, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert crowd.stdin is not None
+            crowd = await Crowd.of(CROWD, tcp, http)
             await until(lambda: min(each.statistics().turned_away for each in (tcp, http)) > 0)
-            crowd.stdin.write(b"1\n")
+            crowd.say(b"1\n")
             await until(lambda: run.statistics().records_in == 2)
-            crowd.stdin.close()
-            await crowd.wait()
+            await crowd.leave()
             run.stop_soon()
             return await run.wait()
 
