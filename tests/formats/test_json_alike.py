@@ -20,7 +20,7 @@ from tidemill.formats.line_formats import line_format
 from tidemill.kinds import Kinds
 from tidemill.rows import RowsByField, joined
 from tidemill.schema import Kind
-from tidemill.sources.blocks import turns_of
+from tidemill.sources.blocks import Amounts, turns_of
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
 INTERPRETED = interpreted_kernels()["read_alike"]
@@ -465,7 +465,7 @@ def test_many_senders_with_few_lines_each_are_read_together(key: str | None, ker
     ]
     for number, block in enumerate(blocks):
         block.wall_ns = number
-    (turn,) = turns_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks, step=1 << 20)
+    (turn,) = turns_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks, Amounts(1 << 20, 1 << 20, 1 << 20))
     assert turn is not None
     together, letters = turn.batch, turn.letters
     edge, apart = Edge(key=key, arrival=True), []

@@ -20,9 +20,11 @@ import pytest
 import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.formats import alike_kernel
 from tidemill.formats.lines import text_of
 from tidemill.letters import DeadLetter
 from tidemill.sources import HTTP, SourceContext, http_bodies
+from tidemill.stages.statistics.compiled import load_kernels
 from tidemill.testing import ListSink
 
 
@@ -416,6 +418,17 @@ async def test_other_paths_and_methods_are_not_there() -> None:
         assert (await Sender(engine.source.port).post(lines(1), path="/in"))[0] == 202
 
 
+async def test_who_asks_for_a_head_alone_is_answered_and_may_post_behind_it() -> None:
+    """Over the same connection: an answer that has no body does not wait for one."""
+    async with Engine(HTTP()) as engine:
+        reader, writer = await asyncio.open_connection("127.0.0.1", engine.source.port)
+        with contextlib.closing(writer):
+            writer.write(b"HEAD /ingest HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+            writer.write(b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (39, lines(1)))
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 202 ")
+
+
 def _certify(cert: Path, key: Path) -> None:
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     named = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
@@ -537,8 +550,13 @@ async def test_a_large_body_becomes_many_batches_and_is_answered_with_the_last(k
         assert len(engine.letters) == 20_000
 
 
-async def test_bodies_that_come_together_keep_their_order_and_their_answers() -> None:
-    """Of one shape or not, with and without a last end of line, empty, packed: each has its own records and its own answer."""
+@pytest.mark.parametrize("compiled", [False, True], ids=["decoded", "read by kernels"])
+async def test_bodies_that_come_together_keep_their_order_and_their_answers(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one shape or not, with and without a last end of line, empty, in one group or the next: each has its own records and
+    its own answer."""
+    monkeypatch.setattr(alike_kernel, "_in_use", [load_kernels()["read_alike"]] if compiled else [])
     bodies = {
         "one": lines(*range(600)),
         "two": lines(*range(600, 1_200)).rstrip(b"\n"),
@@ -546,7 +564,9 @@ async def test_bodies_that_come_together_keep_their_order_and_their_answers() ->
         "four": b"",
         "five": lines(*range(1_200, 1_800)).replace(b"\n", b"\r\n"),
     }
-    async with Engine(HTTP()) as engine:
+    source = HTTP()
+    source._amounts = source._amounts._replace(alike=50_000)
+    async with Engine(source) as engine:
         engine.pull.clear()
         sender = Sender(engine.source.port)
         first = asyncio.ensure_future(sender.post(lines(-1)))

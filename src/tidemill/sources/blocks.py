@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.formats.lines import line_ends
 from tidemill.formats.roles import Known
 from tidemill.letters import DeadLetter
-from tidemill.rows import joined
+from tidemill.rows import RowsByField, joined
 
-__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "turns_of"]
+__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
 
 
 _NOTHING: Final[Mapping[str, str]] = {}
@@ -27,12 +27,14 @@ class Amounts(NamedTuple):
 
     step: int
     """Read from one sender at a time, and decoded before the loop goes on: about a millisecond's work."""
+    alike: int
+    """Decoded before the loop goes on where `LineFormat.by_field` tells what they are."""
     batch: int
     """That become one batch when as many wait: what a batch costs however small it is, many lines share."""
 
 
-_AMOUNTS: Final = {"ndjson": Amounts(1 << 17, 1 << 18)}
-_AMOUNTS_OF_OTHERS: Final = Amounts(1 << 14, 1 << 17)
+_AMOUNTS: Final = {"ndjson": Amounts(1 << 17, 1 << 18, 1 << 19)}
+_AMOUNTS_OF_OTHERS: Final = Amounts(1 << 14, 1 << 14, 1 << 17)
 
 
 def amounts(format_: str) -> Amounts:
@@ -53,6 +55,9 @@ class Lines(Protocol):
     def wall_ns(self) -> int: ...
 
 
+Of = TypeVar("Of", bound=Lines)
+
+
 class Turn(NamedTuple):
     """What is made in one turn of the loop."""
 
@@ -62,37 +67,47 @@ class Turn(NamedTuple):
     """Whether it is the last of these blocks."""
 
 
-def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], step: int) -> Iterator[Turn | None]:
+def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amounts) -> Iterator[Turn | None]:
     """The records in order, and what is none: all in one batch, but where a format takes a line apart since it is long. None
-    where about ``step`` bytes have been decoded, more are to come, and the loop should have its turn."""
+    where as much was decoded as ``amounts`` say, more is to come, and the loop should have its turn."""
     made = Gathered(edge, blocks[0])
-    for number, some in enumerate(_steps(blocks, step)):
-        if number:
+    for group, some in enumerate(groups_of(blocks, amounts.alike)):
+        if group:
             yield None
-        whole = len(some) > 1 and all(block.lines.endswith(b"\n") for block in some)
-        rows = form.by_field(b"".join(block.lines for block in some)) if whole else None
+        rows = rows_of_all(form, some) if len(some) > 1 else None
         if rows is not None:
             made.add_together(rows, some)
             continue
-        for block in some:
-            parts = form.parts(block.lines)
-            made.add(next(parts), block)
-            for part in parts:
-                yield Turn(*made.taken(), ends=False)
-                made.add(part, block)
+        for step, few in enumerate(groups_of(some, amounts.step)):
+            if step:
+                yield None
+            for block in few:
+                parts = form.parts(block.lines)
+                made.add(next(parts), block)
+                for part in parts:
+                    yield Turn(*made.taken(), ends=False)
+                    made.add(part, block)
     yield Turn(*made.taken(), ends=True)
 
 
-def _steps(blocks: Sequence[Lines], step: int) -> Iterator[list[Lines]]:
-    some: list[Lines] = []
+def groups_of(blocks: Sequence[Of], most: int) -> Iterator[list[Of]]:
+    """The same in groups, of up to ``most`` bytes together, or of one block that has more."""
+    some: list[Of] = []
     size = 0
     for block in blocks:
-        if some and size + len(block.lines) > step:
+        if some and size + len(block.lines) > most:
             yield some
             some, size = [], 0
         some.append(block)
         size += len(block.lines)
     yield some
+
+
+def rows_of_all(form: LineFormat, blocks: Sequence[Lines]) -> RowsByField | None:
+    """One for each line of the blocks, where each ends with one, and the format can tell them together."""
+    if not all(block.lines.endswith(b"\n") for block in blocks):
+        return None
+    return form.by_field(b"".join(block.lines for block in blocks))
 
 
 class Gathered:

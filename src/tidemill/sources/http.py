@@ -12,11 +12,12 @@ from tidemill.core.refusals import Refusals
 from tidemill.errors import MissingExtra, PlanError
 from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.printable import printable
+from tidemill.rows import RowsByField
 from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import Gathered, amounts
+from tidemill.sources.blocks import Gathered, amounts, groups_of, rows_of_all
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.http_bodies import Posted, Refused, records_of, sliced
 from tidemill.sources.inbox import Inbox
@@ -132,7 +133,7 @@ class HTTP(ConnectedSource):
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
         self._turn = _TURN if format == "ndjson" else _TURN // 4
-        self._step = amounts(format).step
+        self._amounts = amounts(format)
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
@@ -212,9 +213,10 @@ class HTTP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
-                    self._taken = inbox.take(self._step)
+                    await inbox.growing(self._amounts.batch)
+                    self._taken = inbox.take(self._amounts.batch)
                     async for batch in self._batches(context, self._taken):
-                        if inbox.size < self._step // 2:
+                        if inbox.size < self._amounts.step // 2:
                             await context.gather()  # meanwhile senders post more, which would not be safe any sooner
                         yield batch
                         if not context.tells_kept:
@@ -249,30 +251,37 @@ class HTTP(ConnectedSource):
     async def _batches(self, context: SourceContext, bodies: list[Posted]) -> AsyncIterator[Batch]:
         """Bodies that have the same fields become one batch; a body is safe with the last of its rows."""
         gathered = Gathered(self.edge, bodies[0])
-        lines = b"" if any(posted.document for posted in bodies) else b"".join(posted.lines for posted in bodies)
-        # Several are of no more bytes than are taken at a time, each with an end of line more perhaps; one alone may be large.
-        rows = self._form.by_field(lines) if len(lines) <= self._step + len(bodies) else None
-        if rows is not None:
-            for posted, records in zip(bodies, gathered.add_together(rows, bodies), strict=True):
-                posted.records = records
-            yield self._made(context, gathered, bodies)
-            return
         ended: list[Posted] = []
-        for posted in bodies:
-            try:
-                parts = await records_of(posted, self._form, self._turn)
-            except Refused as refused:
-                posted.settle(refused)
+        for group, some in enumerate(groups_of(bodies, self._amounts.alike)):
+            if group:
+                await asyncio.sleep(0)
+            rows = self._rows_of_all(some)
+            if rows is not None:
+                for posted, records in zip(some, gathered.add_together(rows, some), strict=True):
+                    posted.records = records
+                ended += some
                 continue
-            for part in sliced(parts, _ROWS):
-                if len(gathered) + len(part.rows) > _ROWS:
-                    yield self._made(context, gathered, ended)
-                    ended = []
-                gathered.add(part, posted)
-                posted.records += len(part.rows)
-            ended.append(posted)
+            for posted in some:
+                try:
+                    parts = await records_of(posted, self._form, self._turn)
+                except Refused as refused:
+                    posted.settle(refused)
+                    continue
+                for part in sliced(parts, _ROWS):
+                    if len(gathered) + len(part.rows) > _ROWS:
+                        yield self._made(context, gathered, ended)
+                        ended = []
+                    gathered.add(part, posted)
+                    posted.records += len(part.rows)
+                ended.append(posted)
         if ended:
             yield self._made(context, gathered, ended)
+
+    def _rows_of_all(self, bodies: list[Posted]) -> RowsByField | None:
+        """None where one is a document, or one alone is large."""
+        if len(bodies[0].lines) > self._amounts.alike or any(posted.document for posted in bodies):
+            return None
+        return rows_of_all(self._form, bodies)
 
     def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Batch:
         batch, letters = gathered.taken()

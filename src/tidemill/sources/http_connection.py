@@ -20,6 +20,9 @@ _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
 _OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 """Headers of who would rather speak another protocol."""
+_HEAD: Final = b"HTTP/"
+_CONTINUE: Final = b"HTTP/1.1 100 "
+"""The head of an answer that has no body, and others behind it."""
 _READ: Final = 65_536
 """Bytes that are read at a time."""
 _HELD: Final = 65_536
@@ -37,31 +40,32 @@ def connections_through(door: Admission) -> type[asyncio.Protocol]:
 
 
 class _InOnePiece:
-    """A transport that sends the head of an answer with the body that follows in the same turn: half the packets, and half the
-    time that the system takes for an answer."""
+    """A transport that keeps the head of an answer back until its body follows, or what is there is sent: half the packets, and
+    half the time that the system takes for an answer."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
         self._head = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._head and data.startswith(b"HTTP/"):
-            self._head = data
-            self._loop.call_soon(self._send)
-        else:
+        if self._head:
             head, self._head = self._head, b""
             self._transport.write(head + data)
+        elif data.startswith(_HEAD) and not data.startswith(_CONTINUE):
+            self._head = data
+        else:
+            self._transport.write(data)
 
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    def _send(self) -> None:
+    def send(self) -> None:
         if self._head:
             self.write(b"")
+
+    def close(self) -> None:
+        self.send()
+        self._transport.close()
 
 
 class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
@@ -76,7 +80,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Bytes that came since the parser last got anywhere; it has no limit of its own."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport)))
         host = self.client[0] if self.client is not None else ""
         if not enters(self._door, transport, host):
             transport.abort()
@@ -131,6 +135,10 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         if not self.parser.should_upgrade():
             self.scope[WHOLE] = True  # type: ignore[typeddict-unknown-key]
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        cast(_InOnePiece, self.transport).send()  # an answer to HEAD has no body
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

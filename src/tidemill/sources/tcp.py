@@ -208,7 +208,7 @@ class TCP(ConnectedSource):
                     await inbox.growing(self._amounts.batch)
                     blocks = inbox.take(self._amounts.batch)
                     counts = {block.sender: block.count for block in blocks}
-                    for turn in turns_of(self.edge, self._form, blocks, step):
+                    for turn in turns_of(self.edge, self._form, blocks, self._amounts):
                         if turn is not None:
                             self.accept(context, turn.batch, turn.letters + self._taken_lost())
                             if self.ack:

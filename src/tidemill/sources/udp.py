@@ -150,7 +150,7 @@ class UDP(ListeningSource):
                     taken = inbox.take(self._amounts.batch)
                     letters = [letter for datagrams in taken for letter in datagrams.letters]
                     self._tell_of_losses()
-                    for turn in turns_of(self.edge, self._form, taken, self._amounts.step):
+                    for turn in turns_of(self.edge, self._form, taken, self._amounts):
                         if turn is not None:
                             self.accept(context, turn.batch, letters + turn.letters)
                             letters = []
