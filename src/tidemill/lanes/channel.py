@@ -87,6 +87,7 @@ class ProcessChannel:
         self._cut_off = (
             False  # whether nothing more is written: it would be taken for the rest of a frame that broke off
         )
+        self._delivering = False  # whether messages of the last read wait for the next turn; nothing more is read then
         self._eof = False
         self._told = False
         self.pid: int | None = None
@@ -163,13 +164,15 @@ class ProcessChannel:
 
     def _readable(self) -> None:
         """Take what is there, up to the bounds of a turn."""
+        if self._delivering:  # to stop listening for a turn would cost two calls of the system
+            return
         count = self._read()
         if count is None:
             return
         if not count:
             self._ended()
         elif not self._deliver(_TURN_S):
-            self._loop.remove_reader(self._socket)
+            self._delivering = True
             self._loop.call_soon(self._deliver_more)
 
     def _read(self) -> int | None:
@@ -184,13 +187,13 @@ class ProcessChannel:
         return count
 
     def _deliver_more(self) -> None:
-        """What was left of the last read; then listen again."""
+        """What was left of the last read."""
         if self._eof or self._told:
             return
-        if not self._deliver(_TURN_S):
+        if self._deliver(_TURN_S):
+            self._delivering = False
+        else:
             self._loop.call_soon(self._deliver_more)
-        elif not self._eof:
-            self._loop.add_reader(self._socket, self._readable)
 
     def _deliver(self, seconds: float) -> bool:
         """Hand on the complete messages, for about so long; False when some are left."""
