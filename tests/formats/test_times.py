@@ -79,6 +79,24 @@ def test_fractional_seconds_are_read_to_the_microsecond(micros: int) -> None:
     assert TimeReader().one(micros / 1e6) == micros * 1_000
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(-1e20, 1e20),
+            st.floats(allow_nan=True, allow_infinity=True),
+            st.floats(-5e9, 5e9),
+            st.sampled_from([2.0**22, 2.0**23, 2.0**26, 9_223_372_034.5, 9_223_372_035.0, -9_223_372_035.5]),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_an_epoch_does_not_depend_on_its_neighbours(numbers: list[float]) -> None:
+    """Nor on what can be said of all of them together."""
+    each = [epochs(np.array([number])).tolist()[0] for number in numbers]
+    assert epochs(np.array(numbers)).tolist() == each
+
+
 def test_epochs_that_are_none() -> None:
     """NaN, infinities and what nanoseconds cannot hold are no times."""
     assert (epochs(np.array([np.nan, np.inf, -np.inf, 1e30, 9.3e9])) == NAT).all()
