@@ -33,7 +33,7 @@ from bench._edges_run import in_turn, lines_of, sender, taken
 from bench._edges_sender import POSTED, block
 
 LINES = 1_000_000
-POSTED_LINES = 200_000
+POSTED_LINES = 1_000_000
 _DECODED = 1 << 16
 """Bytes that the decoders get at a time, as from a socket."""
 

@@ -31,6 +31,9 @@ __all__ = ["HTTP"]
 
 _TURN: Final = 1 << 15
 """Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
+_TURNS: Final = 3
+"""Of the loop, without a further body, after which those that are there are taken. In the first of them answers are sent, and
+who gets one posts again."""
 _TOLD: Final = 300
 """Letters of an answer that the log repeats."""
 _ROWS: Final = 1_000
@@ -213,11 +216,11 @@ class HTTP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
-                    await inbox.growing(self._amounts.batch)
+                    if inbox.size < self._amounts.batch:
+                        await context.gather()  # meanwhile senders post more, which would not be safe any sooner
+                    await inbox.growing(self._amounts.batch, turns=_TURNS)
                     self._taken = inbox.take(self._amounts.batch)
                     async for batch in self._batches(context, self._taken):
-                        if inbox.size < self._amounts.step // 2:
-                            await context.gather()  # meanwhile senders post more, which would not be safe any sooner
                         yield batch
                         if not context.tells_kept:
                             self.kept(self._yielded)

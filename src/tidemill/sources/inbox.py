@@ -67,11 +67,14 @@ class Inbox(Generic[Item]):
             await self._wake.wait()
         return bool(self._items)
 
-    async def growing(self, most: int) -> None:
-        """Wait while each turn of the loop brings more, up to a size of ``most``: who sends fast is taken many at a time, and
-        nobody else waits for longer than one turn."""
-        before = 0
-        while before < self.size < most and not self.paused:
+    async def growing(self, most: int, *, turns: int = 1) -> None:
+        """Wait while so many turns of the loop bring more, up to a size of ``most``: who sends fast is taken many at a time, and
+        nobody else waits for longer than they take."""
+        before = quiet = 0
+        while self.size < most and not self.paused:
+            quiet = quiet + 1 if self.size == before else 0
+            if quiet == turns:
+                return
             before = self.size
             await asyncio.sleep(0)
 
