@@ -11,7 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from tidemill.clock import SystemClock
-from tidemill.engine.metrics import LagMonitor, Quantiles
+from tidemill.engine.loop_lag import LagMonitor
+from tidemill.engine.metrics import Quantiles
 
 SENSORS = 8
 IN_FLIGHT = 8
@@ -46,8 +47,8 @@ async def bridge(
 ) -> tuple[float, list[dict[str, Any]], Quantiles]:
     """Records per second of ``run_in_executor``, batches of ``size``, results in order; the results; the loop's lag."""
     loop = asyncio.get_running_loop()
-    lag = LagMonitor(SystemClock())
-    watch = asyncio.ensure_future(lag.watch())
+    lag = LagMonitor(SystemClock(), period_s=0.001)
+    lag.start()
     await asyncio.gather(*(loop.run_in_executor(pool, features, records[:20]) for _ in range(8)))  # workers are there
     out: list[dict[str, Any]] = []
     under_way: deque[asyncio.Future[list[dict[str, Any]]]] = deque()
@@ -59,5 +60,5 @@ async def bridge(
     for batch in under_way:
         out.extend(await batch)
     seconds = time.perf_counter() - began
-    watch.cancel()
+    lag.stop()
     return len(records) / seconds, out, lag.histogram.quantiles()

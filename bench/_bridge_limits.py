@@ -23,7 +23,8 @@ from bench._bridge_calls import Sides
 from bench._bridge_passes import Pass, checked, looping
 from bench._common import Table, Wrong, attempt, lag_text, median, spread
 from tidemill.clock import SystemClock
-from tidemill.engine.metrics import LagMonitor, Quantiles
+from tidemill.engine.loop_lag import LagMonitor
+from tidemill.engine.metrics import Quantiles
 
 _BYTES = work.LARGE * 8
 _ARRAYS = 8
@@ -98,11 +99,10 @@ async def lag(sides: Sides, table: Table, options: argparse.Namespace) -> None:
     async def measured() -> tuple[Quantiles, float, float, float]:
         with _flowing(sides.lanes, options.lanes) as flowed:
             ceiling = (await _small(sides.lanes, None, options.lag_seconds / 4))[0]
-            monitor = LagMonitor(SystemClock())
-            watch = asyncio.ensure_future(monitor.watch())
+            monitor = LagMonitor(SystemClock(), period_s=0.001)
             before = len(flowed)
-            rate, seconds = await _small(sides.lanes, 0.7 * ceiling, options.lag_seconds)
-            watch.cancel()
+            with monitor.measuring():
+                rate, seconds = await _small(sides.lanes, 0.7 * ceiling, options.lag_seconds)
             return monitor.histogram.quantiles(), ceiling, rate, (len(flowed) - before) * _BYTES / seconds
 
     made = await attempt(table, row, measured)

@@ -1,4 +1,4 @@
-"""How late the event loop runs a 1 ms timer while every lane is saturated, for each built-in sink.
+"""How late the event loop runs a timer that is due every 5 ms while every lane is saturated, for each built-in sink.
 
 Two loads: W1 as fast as it goes (the slowest of lanes, loop and sink decides), and W1 with a further function that
 burns time in the lanes, so that they are what is saturated whatever the sink.

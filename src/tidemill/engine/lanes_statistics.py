@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
-from tidemill.clock import Clock, SystemClock
+from tidemill.clock import SystemClock
 from tidemill.engine.crew import Crew
-from tidemill.engine.metrics import Histogram, Quantiles
+from tidemill.engine.loop_lag import LagMonitor
+from tidemill.engine.metrics import Quantiles
 
 __all__ = ["LaneUse", "LanesReader", "LanesStatistics"]
 
@@ -59,30 +59,6 @@ class LanesStatistics:
     """How late the event loop came back to a timer, since the lanes were opened."""
 
 
-class _Lag:
-    """A timer that goes off every few milliseconds and notes how late it was: 0.3 % of a core's time at most."""
-
-    PERIOD_S = 0.005
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
-        self._loop = loop
-        self._clock = clock
-        self.histogram = Histogram()
-        self._due_ns = 0
-        self._next()
-
-    def _next(self) -> None:
-        self._due_ns = self._clock.monotonic_ns() + round(self.PERIOD_S * 1e9)
-        self._timer = self._loop.call_later(self.PERIOD_S, self._went_off)
-
-    def _went_off(self) -> None:
-        self.histogram.add(max(0, self._clock.monotonic_ns() - self._due_ns))
-        self._next()
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-
 class LanesReader:
     """Reads a crew; busy shares are since the reading before."""
 
@@ -91,7 +67,8 @@ class LanesReader:
         self._clock = SystemClock()
         self._at_ns = self._clock.monotonic_ns()
         self._busy_ns = [0] * len(crew.lanes)
-        self._lag = _Lag(asyncio.get_running_loop(), self._clock)
+        self._lag = LagMonitor(self._clock)
+        self._lag.start()
 
     def close(self) -> None:
         """Measure no more."""

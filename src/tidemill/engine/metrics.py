@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 from array import array
@@ -14,7 +13,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.clock import Clock
 from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow, Trouble
 from tidemill.core.load import Load
 from tidemill.core.rejections import MostlyDead
@@ -23,7 +21,6 @@ __all__ = [
     "Counts",
     "Distribution",
     "Histogram",
-    "LagMonitor",
     "LaneReport",
     "LaneStatistics",
     "Quantiles",
@@ -119,24 +116,6 @@ class Distribution:
     samples: int = 0
     total: int = 0
     """Their sum, in the unit of the bounds."""
-
-
-class LagMonitor:
-    """How late the event loop runs a timer that is due every millisecond."""
-
-    PERIOD_S = 0.001
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.histogram = Histogram()
-
-    async def watch(self) -> None:
-        """Measure until cancelled."""
-        period = round(self.PERIOD_S * 1e9)
-        while True:
-            before = self._clock.monotonic_ns()
-            await asyncio.sleep(self.PERIOD_S)
-            self.histogram.add(self._clock.monotonic_ns() - before - period)
 
 
 @dataclass

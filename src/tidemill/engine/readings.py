@@ -14,9 +14,9 @@ from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.core.plan import Plan
 from tidemill.core.rejections import MostlyDead
 from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.loop_lag import LagMonitor
 from tidemill.engine.metrics import (
     Histogram,
-    LagMonitor,
     LaneReport,
     LaneStatistics,
     Report,

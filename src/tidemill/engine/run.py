@@ -152,7 +152,7 @@ class Run:
             if self._lanes:
                 self._begin_server()  # its imports take longest; everything else happens meanwhile
             try:
-                with responsive():
+                with responsive(), self._readings.loop_lag.measuring():
                     attempt = await self._tried(checked, keeper, letters)
             finally:
                 if self._server is not None:
@@ -191,7 +191,6 @@ class Run:
         """The run's tasks; the attempt that went well."""
         async with one_error(), asyncio.TaskGroup() as group:
             background = [
-                group.create_task(self._readings.loop_lag.watch()),
                 group.create_task(self._end_after_seconds()),
                 group.create_task(self._oversight.watch()),
                 group.create_task(self._reader.watch()),
