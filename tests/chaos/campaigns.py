@@ -51,8 +51,8 @@ CAMPAIGNS: dict[str, Kind] = {
     ),
     "outage": Kind("outages", outages.struck_by_outages, 2, 20, 10, {"records": 0}, ANY, outages.OutageCampaign),
     "rescaling": Kind("R20", stops.rescaled, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
-    "scripts": Kind("R28", scripts.played, 80, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
-    "signals": Kind("R24", stops.stopped, 8, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
+    "scripts": Kind("R28", scripts.played, 200, 5_000, 20, {"records": 0}, ANY, scripts.LiveCampaign),
+    "signals": Kind("R24", stops.stopped, 20, 200, 5, {"records": 12_000, "sinks": THREE}, ANY),
 }
 
 TINY = {"records": 6_000, "sinks": ("sqlite", "ndjson")}
