@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill.app.new.roles import Given, Roles, at_place, roles_of
+from tidemill.app.new.fields_seen import at_place
+from tidemill.app.new.roles import Given, Roles, roles_of
 from tidemill.app.new.sniffing import Head, Layout, sniffed
 from tidemill.errors import InputError, TidemillError
 

@@ -5,6 +5,6 @@
               written      time,     sensor's
                            value     numbers
 
-``sniffing``, ``roles``, ``times_seen`` and ``templates`` decide and have no I/O; ``survey`` reads the recording as a run
+``sniffing``, ``roles`` with what it asks, and ``templates`` decide and have no I/O; ``survey`` reads the recording as a run
 reads it, and ``command`` reads, writes and says.
 """

@@ -13,10 +13,12 @@ from typing import Any, Final
 from tidemill import files, sources
 from tidemill.app.check import aligned
 from tidemill.app.exit_codes import ExitCode
-from tidemill.app.new.roles import ARRIVAL, Given, Place, Roles, roles_of, shown_place
+from tidemill.app.new.fields_seen import Place, shown_place
+from tidemill.app.new.roles import Given, Roles, roles_of
 from tidemill.app.new.sniffing import BLANKS, Head, Layout, sniffed
 from tidemill.app.new.survey import LOOKED_AT, Survey, surveyed
 from tidemill.app.new.templates import BLANK, MOST_SENSORS, Draft, calibration_text
+from tidemill.app.new.time_role import ARRIVAL
 from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import InputError, MissingExtra, OutputExists, PlanError
 from tidemill.sources.base import Source

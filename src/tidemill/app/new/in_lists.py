@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tidemill.app.new.roles import at_place
+from tidemill.app.new.fields_seen import at_place
 from tidemill.app.new.vocabulary import NO_SENSORS
 from tidemill.errors import InputError, PlanError
 from tidemill.formats.field_names import words_of
 from tidemill.formats.payloads import steps_of
 
-__all__ = ["EACH", "Opened", "opened"]
+__all__ = ["EACH", "Opened", "Steps", "opened"]
 
 EACH: Final = "[*]"
 """What goes into a list, in a path."""
 Row = dict[str, Any]
 Steps = tuple[str | None, ...]
+"""A place, with None where it goes into every item of a list."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import numpy as np
 from tidemill import files, sources
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.new.command import finish, near, places_of
+from tidemill.app.new.fields_seen import at_place
 from tidemill.app.new.in_lists import EACH, Opened, opened
 from tidemill.app.new.live import Heard, heard
-from tidemill.app.new.roles import Given, Roles, at_place, roles_of
+from tidemill.app.new.roles import Given, Roles, roles_of
 from tidemill.app.new.sniffing import Head, Layout
 from tidemill.app.new.survey import surveyed
 from tidemill.app.new.templates import Draft, Live

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -15,7 +15,7 @@ from tidemill.formats.influx_lines import InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.times import TimeReader
 
-__all__ = ["Head", "Layout", "number_of", "sniffed"]
+__all__ = ["Head", "Layout", "number_of", "numbers_in", "sniffed"]
 
 SUFFIXES: Final = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 BLANKS: Final = " "
@@ -138,6 +138,11 @@ def number_of(item: Any, decimal: str = ".") -> float | None:
     else:
         return None
     return number if math.isfinite(number) else None
+
+
+def numbers_in(items: Iterable[Any], decimal: str = ".") -> list[float]:
+    """Those of the items that are finite numbers."""
+    return [number for item in items if (number := number_of(item, decimal)) is not None]
 
 
 def _decoded(named: str, data: bytes) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.app.new.roles import Place, at_place
+from tidemill.app.new.fields_seen import Place, at_place
 from tidemill.app.new.sniffing import number_of
 from tidemill.app.new.templates import MOST_SENSORS, Calibrated
 from tidemill.app.recording import Rejected

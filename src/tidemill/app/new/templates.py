@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from string import Template
 from typing import Any, Final
 
-from tidemill.app.new.roles import ARRIVAL, STEM, Place, Roles, shown_place
+from tidemill.app.new.fields_seen import Place, shown_place
+from tidemill.app.new.key_role import STEM
+from tidemill.app.new.roles import Roles
 from tidemill.app.new.sniffing import BLANKS, Layout
+from tidemill.app.new.time_role import ARRIVAL
 from tidemill.formats.key_template import KeyTemplate
 from tidemill.formats.payloads import path_of
 

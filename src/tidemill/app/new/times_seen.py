@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tidemill.app.new.sniffing import number_of
+from tidemill.app.new.sniffing import numbers_in
 from tidemill.column import NAT
 from tidemill.formats.times import TimeReader
 
@@ -68,7 +68,7 @@ def times_seen(items: Sequence[Any]) -> TimeSeen | None:
     if not there:
         return None
     items = _spread(there, _LOOKED_AT)
-    numbers = [number for item in items if (number := number_of(item)) is not None]
+    numbers = numbers_in(items)
     if len(numbers) >= _MOST * len(items):
         return _epoch(numbers)
     texts = [item.strip() for item in items if isinstance(item, str)]

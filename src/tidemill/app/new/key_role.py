@@ -1,0 +1,102 @@
+"""Which fields name the sensor. No I/O."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Final
+
+from tidemill.app.new.fields_seen import FieldsSeen
+from tidemill.app.new.sniffing import number_of
+from tidemill.app.new.times_seen import times_seen
+from tidemill.app.new.vocabulary import METRICS, NO_SENSORS, WEAK_SENSORS
+from tidemill.errors import InputError
+from tidemill.formats.field_names import SENSORS, words_of
+from tidemill.formats.key_template import KeyTemplate
+
+__all__ = ["STEM", "key_of"]
+
+STEM: Final = "stem"
+"""What every file knows, and its fields do not say: its own name."""
+_OTHERWISE: Final = {
+    "{stem}": "the file is taken for one, and its name for the sensor's",
+    "{topic}": "each topic is taken for one",
+}
+"""What is done then, by the key that does it."""
+
+
+def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) -> tuple[str, str]:
+    """A field or a template, and why it is a guess, if it is; ``otherwise`` where no field names a sensor.
+
+    Raises `InputError`.
+    """
+    if given is not None:
+        for name in KeyTemplate(given).names:
+            if name != STEM:
+                fields.require(name, "--key")
+        return given, ""
+    able = [name for name in fields.nameable if name != time and _names_things(fields, name)]
+    called = [name for name in able if _rank(name) < len(SENSORS) and not _numbers_rows(fields, name)]
+    if called:
+        own = min(called, key=_rank)
+        metric = next((name for name in able if name != own and set(METRICS) & set(words_of(name))), None)
+        if (
+            metric is not None
+            and all(re.fullmatch(r"[\w -]+", name) for name in (own, metric))
+            and len(set(map(str, fields.column(metric)))) > 1
+        ):
+            return f"{{{own}}}/{{{metric}}}", f"a guess: {own!r} and {metric!r} together name a sensor"
+        return own, ""
+    texts = [name for name in able if not set(NO_SENSORS) & set(words_of(name)) and _repeats(fields, name)]
+    if len(texts) > 1:
+        raise InputError(
+            f"{fields.head.named}: no field is called as sensors are, and several might name them: "
+            f"{', '.join(map(repr, texts[:8]))}. Say which one it is: --key {shlex.quote(texts[0])}; or --key '{{stem}}' "
+            f"when the whole file is of one sensor. {fields.told}"
+        )
+    if texts:
+        return texts[0], "a guess: the one field whose texts come again"
+    return otherwise, f"no field names a sensor: {_OTHERWISE[otherwise]}"
+
+
+def _names_things(fields: FieldsSeen, name: str) -> bool:
+    """Whether nearly all records have one of these, and they are texts or whole numbers."""
+    items = fields.column(name)
+    if len(items) < 0.9 * len(fields.head.rows):
+        return False
+    decimal = fields.head.layout.decimal
+    return all(
+        not isinstance(item, bool)
+        and (
+            isinstance(item, int)
+            or (isinstance(item, str) and "\n" not in item and len(item) <= 200 and not _fractional(item, decimal))
+        )
+        for item in items[:200]
+    )
+
+
+def _fractional(text: str, decimal: str) -> bool:
+    number = number_of(text, decimal)
+    return number is not None and number != int(number)
+
+
+def _rank(name: str) -> int:
+    return min((SENSORS.index(word) for word in words_of(name) if word in SENSORS), default=len(SENSORS))
+
+
+def _numbers_rows(fields: FieldsSeen, name: str) -> bool:
+    """Whether every record has one of its own, under a name that may mean the record."""
+    items = fields.column(name)
+    weak = not (set(SENSORS) - set(WEAK_SENSORS)) & set(words_of(name))
+    return weak and len(items) > 2 and len(set(map(str, items))) == len(items)
+
+
+def _repeats(fields: FieldsSeen, name: str) -> bool:
+    items = fields.column(name)
+    decimal = fields.head.layout.decimal
+    texts = [
+        item
+        for item in items
+        if isinstance(item, str) and number_of(item, decimal) is None and times_seen([item]) is None
+    ]
+    return len(texts) == len(items) and 1 < len(set(texts)) <= len(texts) // 2
