@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, Final
-
-import numpy as np
 
 from tidemill.app.new.sniffing import numbers_in
 from tidemill.column import NAT
@@ -94,7 +93,7 @@ def day_and_hour(items: Sequence[Any]) -> str:
 
 
 def _epoch(numbers: Sequence[float]) -> TimeSeen | None:
-    middle = float(np.median(np.abs(numbers)))
+    middle = median_low(map(abs, numbers))
     unit = next(name for name, bound in _UNITS if middle < bound)
     ns = [TimeReader().one(number) for number in numbers]
     low, high = (second * 10**9 for second in _PLAUSIBLE_S)
