@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gzip
 import http.client
 import json
@@ -371,6 +372,23 @@ async def test_too_much_that_waits_is_not_taken() -> None:
         assert ((await first)[0], (await second)[0]) == (202, 202)
         assert (await Sender(engine.source.port).post(lines(3)))[0] == 202
         assert len(engine.rows) == 12
+
+
+async def test_while_too_much_waits_nobody_waits_for_the_disk() -> None:
+    """What is there is taken at once then, so that senders are refused no longer than they must be."""
+    source, waited = HTTP(buffer=100), []
+
+    async def gather() -> None:
+        assert source._inbox is not None
+        waited.append(source._inbox.paused)
+
+    engine = Engine(source)
+    engine.context = dataclasses.replace(engine.context, gather=gather)
+    async with engine:
+        for values in ([1], range(20), [2]):
+            assert (await Sender(source.port).post(lines(*values)))[0] == 202
+    assert waited
+    assert not any(waited)
 
 
 async def test_a_token_must_be_shown() -> None:

@@ -13,8 +13,7 @@ __all__ = ["LagMonitor"]
 
 
 class LagMonitor:
-    """A timer that is due every ``period_s`` seconds, and notes how late the loop ran it: at every 5 ms, 1 % of a core's time or
-    less, and a twentieth of what a task that sleeps for 1 ms would take.
+    """A timer that is due every ``period_s`` seconds, and notes how late the loop ran it: at every 5 ms, 1 to 2 % of a core's time.
 
     >>> async def held():
     ...     import time
@@ -38,9 +37,9 @@ class LagMonitor:
 
     def start(self) -> None:
         """Measure the running loop, until `stop`."""
-        loop = asyncio.get_running_loop()
+        self.stop()
         self._due_ns = self._clock.monotonic_ns() + round(self._period_s * 1e9)
-        self._timer = loop.call_later(self._period_s, self._went_off)
+        self._timer = asyncio.get_running_loop().call_later(self._period_s, self._went_off)
 
     def _went_off(self) -> None:
         self.histogram.add(self._clock.monotonic_ns() - self._due_ns)

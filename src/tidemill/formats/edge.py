@@ -87,6 +87,8 @@ class Edge:
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
         self._accepted = 0
+        self.refuses = False
+        """Whether some of the last records that it was given were refused."""
 
     def named_by(self, fallback: str) -> None:
         """Without a ``key`` of its own: ``fallback``, which is known of each record, names the sensor of one that lacks
@@ -242,9 +244,20 @@ class Edge:
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
+        (time_ns,) = self.roles.times_told([None if reason_code == BAD_TIME else raw], [wall_ns])
+        return self._letter(reason_code, reason, raw, time_ns, known, header)
+
+    def _letter(
+        self,
+        reason_code: str,
+        reason: str,
+        raw: Any,
+        time_ns: int | None,
+        known: Mapping[str, str] | None,
+        header: tuple[str, ...] = (),
+    ) -> DeadLetter:
         self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
         record = raw if isinstance(raw, Mapping) else None
-        time_ns = None if record is None or reason_code == BAD_TIME else self.roles.time_told(record, wall_ns)
         key = self.roles.key_told(record or {}, known or {})
         return DeadLetter(
             reason_code,
@@ -389,15 +402,22 @@ class Edge:
     def _letters(
         self, rejects: Mapping[int, Reject], raw_of: RawOf, known: Known | None, wall_ns: int | NDArray[np.int64]
     ) -> list[DeadLetter]:
+        self.refuses = bool(rejects)
+        places = sorted(rejects)
+        raws = [raw_of(place) for place in places]
+        walls = [wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]) for place in places]
+        timed = [
+            None if rejects[place].reason_code == BAD_TIME else raw for place, raw in zip(places, raws, strict=True)
+        ]
         return [
-            self.refuse(
+            self._letter(
                 rejects[place].reason_code,
                 rejects[place].reason,
-                raw_of(place),
-                known=known if known is None or isinstance(known, Mapping) else known[place],
-                wall_ns=wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]),
+                raw,
+                time_ns,
+                known if known is None or isinstance(known, Mapping) else known[place],
             )
-            for place in sorted(rejects)
+            for place, raw, time_ns in zip(places, raws, self.roles.times_told(timed, walls), strict=True)
         ]
 
     def _note_fields(self, rows: Any) -> None:

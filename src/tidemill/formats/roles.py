@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
 from tidemill.formats.key_template import KeyTemplate, is_nested
-from tidemill.formats.times import TimeReader
+from tidemill.formats.times import TimeReader, epochs
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds
 from tidemill.letters import BAD_TIME, NO_KEY, Reject
@@ -158,11 +158,18 @@ class Roles:
             known = {**known, self.key: known[self.fallback]}
         return self._template.told(record, known)
 
-    def time_told(self, record: Mapping[Any, Any], wall_ns: int) -> int | None:
-        """The time that a refused record tells, or that of its arrival."""
-        if self.arrival and record.get(self.time) is None:
-            return wall_ns
-        ns = self.times.column(Kinds().column("", [record.get(self.time)])[0])[0][0]
+    def times_told(self, raws: Sequence[Any], walls_ns: Sequence[int]) -> list[int | None]:
+        """The times that refused records tell, or those of their arrival; of what is no record, none."""
+        items = [raw.get(self.time) if isinstance(raw, Mapping) else ABSENT for raw in raws]
+        if set(map(type, items)) == {float} and self.times.time_format is None:  # often many, and quick together
+            return [None if ns == NAT else ns for ns in epochs(np.array(items)).tolist()]
+        return [
+            None if item is ABSENT else wall_ns if self.arrival and item is None else self._time_told(item)
+            for item, wall_ns in zip(items, walls_ns, strict=True)
+        ]
+
+    def _time_told(self, item: Any) -> int | None:
+        ns = self.times.column(Kinds().column("", [item])[0])[0][0]
         return None if ns == NAT else int(ns)
 
 

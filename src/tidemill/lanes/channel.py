@@ -190,9 +190,9 @@ class ProcessChannel:
         """What was left of the last read."""
         if self._eof or self._told:
             return
-        if self._deliver(_TURN_S):
-            self._delivering = False
-        else:
+        self._delivering = False
+        if not self._deliver(_TURN_S):
+            self._delivering = True
             self._loop.call_soon(self._deliver_more)
 
     def _deliver(self, seconds: float) -> bool:

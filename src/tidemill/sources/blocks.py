@@ -16,10 +16,16 @@ from tidemill.formats.roles import Known
 from tidemill.letters import DeadLetter
 from tidemill.rows import RowsByField, joined
 
-__all__ = ["Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
+__all__ = ["FEW_ROWS", "Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
 
 
 _NOTHING: Final[Mapping[str, str]] = {}
+_MOST_ROWS: Final = 1 << 13
+"""That become one batch where they are made of columns: about a millisecond's work of the loop."""
+_MOST_OF_SENDERS: Final = 1 << 11
+"""The same where the key of each has something of its sender."""
+FEW_ROWS: Final = 1_000
+"""The same where each costs some microseconds: it is made of a dict, or refused perhaps."""
 
 
 class Amounts(NamedTuple):
@@ -74,14 +80,18 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amo
     for group, some in enumerate(groups_of(blocks, amounts.alike)):
         if group:
             yield None
-        rows = rows_of_all(form, some) if len(some) > 1 else None
+        rows = rows_of_all(edge, form, some) if len(some) > 1 else None
         if rows is not None:
+            if not made.has_room_for(rows):
+                yield Turn(*made.taken(), ends=False)
             made.add_together(rows, some)
             continue
         for step, few in enumerate(groups_of(some, amounts.step)):
             if step:
                 yield None
             for block in few:
+                if len(made) >= FEW_ROWS:
+                    yield Turn(*made.taken(), ends=False)
                 parts = form.parts(block.lines)
                 made.add(next(parts), block)
                 for part in parts:
@@ -103,9 +113,14 @@ def groups_of(blocks: Sequence[Of], most: int) -> Iterator[list[Of]]:
     yield some
 
 
-def rows_of_all(form: LineFormat, blocks: Sequence[Lines]) -> RowsByField | None:
-    """One for each line of the blocks, where each ends with one, and the format can tell them together."""
-    if not all(block.lines.endswith(b"\n") for block in blocks):
+def rows_of_all(edge: Edge, form: LineFormat, blocks: Sequence[Lines]) -> RowsByField | None:
+    """One for each line of the blocks, where their lines have ends, the format can tell them together, and none of the last records
+    were refused."""
+    if (
+        not form.uses_kernels
+        or edge.refuses
+        or not all(block.lines.endswith(b"\n") or not block.lines for block in blocks)
+    ):
         return None
     return form.by_field(b"".join(block.lines for block in blocks))
 
@@ -133,7 +148,13 @@ class Gathered:
         refuse = self._edge.refuse
         self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
 
-    def add_together(self, rows: Sequence[Any], blocks: Sequence[Lines]) -> list[int]:
+    def has_room_for(self, rows: RowsByField) -> bool:
+        """Whether these, too, become columns of the batch within one turn of the loop. They always do where there is none yet."""
+        most = _MOST_OF_SENDERS if self._of_sender else _MOST_ROWS
+        alike = all(isinstance(part, RowsByField) and part.names == rows.names for part in self._rows)
+        return not self._rows or (alike and len(self) + len(rows) <= most)
+
+    def add_together(self, rows: RowsByField, blocks: Sequence[Lines]) -> list[int]:
         """The rows of several blocks, one for each of their lines; how many those are."""
         self._rows.append(rows)
         counts = [line_ends(block.lines) for block in blocks]

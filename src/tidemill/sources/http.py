@@ -17,7 +17,7 @@ from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
-from tidemill.sources.blocks import Gathered, amounts, groups_of, rows_of_all
+from tidemill.sources.blocks import FEW_ROWS, Gathered, amounts, groups_of, rows_of_all
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.http_bodies import Posted, Refused, records_of, sliced
 from tidemill.sources.inbox import Inbox
@@ -29,15 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["HTTP"]
 
-_TURN: Final = 1 << 15
-"""Bytes of NDJSON that are decoded in one turn of the loop; other formats take longer."""
-_TURNS: Final = 3
+_DECODED: Final = 1 << 15
+"""Bytes of NDJSON, of one body by itself, that are decoded in one turn of the loop; other formats take longer."""
+_QUIET_TURNS: Final = 3
 """Of the loop, without a further body, after which those that are there are taken. In the first of them answers are sent, and
 who gets one posts again."""
 _TOLD: Final = 300
 """Letters of an answer that the log repeats."""
-_ROWS: Final = 1_000
-"""Records that become one batch in one turn of the loop, where they are made one by one."""
 
 
 class HTTP(ConnectedSource):
@@ -135,7 +133,7 @@ class HTTP(ConnectedSource):
         self.path = path
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
-        self._turn = _TURN if format == "ndjson" else _TURN // 4
+        self._decoded = _DECODED if format == "ndjson" else _DECODED // 4
         self._amounts = amounts(format)
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
@@ -216,9 +214,9 @@ class HTTP(ConnectedSource):
         try:
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
-                    if inbox.size < self._amounts.batch:
+                    if inbox.size < self._amounts.batch and not inbox.paused:
                         await context.gather()  # meanwhile senders post more, which would not be safe any sooner
-                    await inbox.growing(self._amounts.batch, turns=_TURNS)
+                    await inbox.growing(self._amounts.batch, turns=_QUIET_TURNS)
                     self._taken = inbox.take(self._amounts.batch)
                     async for batch in self._batches(context, self._taken):
                         yield batch
@@ -260,18 +258,21 @@ class HTTP(ConnectedSource):
                 await asyncio.sleep(0)
             rows = self._rows_of_all(some)
             if rows is not None:
+                if not gathered.has_room_for(rows):
+                    yield self._made(context, gathered, ended)
+                    ended = []
                 for posted, records in zip(some, gathered.add_together(rows, some), strict=True):
                     posted.records = records
                 ended += some
                 continue
             for posted in some:
                 try:
-                    parts = await records_of(posted, self._form, self._turn)
+                    parts = await records_of(posted, self._form, self._decoded)
                 except Refused as refused:
                     posted.settle(refused)
                     continue
-                for part in sliced(parts, _ROWS):
-                    if len(gathered) + len(part.rows) > _ROWS:
+                for part in sliced(parts, FEW_ROWS):
+                    if len(gathered) + len(part.rows) > FEW_ROWS:
                         yield self._made(context, gathered, ended)
                         ended = []
                     gathered.add(part, posted)
@@ -284,7 +285,7 @@ class HTTP(ConnectedSource):
         """None where one is a document, or one alone is large."""
         if len(bodies[0].lines) > self._amounts.alike or any(posted.document for posted in bodies):
             return None
-        return rows_of_all(self._form, bodies)
+        return rows_of_all(self.edge, self._form, bodies)
 
     def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Batch:
         batch, letters = gathered.taken()

@@ -20,7 +20,7 @@ _HEAD_S: Final = 10.0
 """Seconds in which a request's head must have come, the first as any other."""
 _OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 """Headers of who would rather speak another protocol."""
-_HEAD: Final = b"HTTP/"
+_ANSWER: Final = b"HTTP/"
 _CONTINUE: Final = b"HTTP/1.1 100 "
 """The head of an answer that has no body, and others behind it."""
 _READ: Final = 65_536
@@ -54,7 +54,7 @@ class _InOnePiece:
         if self._head:
             head, self._head = self._head, b""
             self._transport.write(head + data)
-        elif data.startswith(_HEAD) and not data.startswith(_CONTINUE):
+        elif data.startswith(_ANSWER) and not data.startswith(_CONTINUE):
             self._head = data
         else:
             self._transport.write(data)

@@ -68,8 +68,8 @@ class Inbox(Generic[Item]):
         return bool(self._items)
 
     async def growing(self, most: int, *, turns: int = 1) -> None:
-        """Wait while so many turns of the loop bring more, up to a size of ``most``: who sends fast is taken many at a time, and
-        nobody else waits for longer than they take."""
+        """Wait until so many turns of the loop have brought nothing more, or there is a size of ``most``: who sends fast is taken
+        many at a time."""
         before = quiet = 0
         while self.size < most and not self.paused:
             quiet = quiet + 1 if self.size == before else 0
