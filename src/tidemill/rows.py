@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, repeat
 from operator import setitem
-from typing import Any, Final, overload
+from typing import Any, Final, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from tidemill.letters import Reject
 __all__ = [
     "Fields",
     "RowsByField",
+    "are_joined_by_field",
     "batch_of_rows",
     "fields_of_rows",
     "joined",
@@ -92,12 +93,18 @@ def joined(parts: Sequence[Sequence[dict[str, Any]]]) -> Sequence[dict[str, Any]
     """Rows of several, one after another; by field where all of them are, with the same fields."""
     if len(parts) == 1:
         return parts[0]
-    by_field = [part for part in parts if isinstance(part, RowsByField)]
-    if not by_field or len(by_field) < len(parts) or any(part.names != by_field[0].names for part in by_field):
+    if not are_joined_by_field(parts):
         return list(chain.from_iterable(parts))
+    by_field = cast("Sequence[RowsByField]", parts)
     return RowsByField(
         by_field[0].names, [_chained(each) for each in zip(*(part.values for part in by_field), strict=True)]
     )
+
+
+def are_joined_by_field(parts: Sequence[Sequence[dict[str, Any]]]) -> bool:
+    """Whether none of them becomes dicts when they are `joined`."""
+    by_field = [part for part in parts if isinstance(part, RowsByField)]
+    return len(by_field) == len(parts) > 0 and all(part.names == by_field[0].names for part in by_field)
 
 
 def _chained(parts: Sequence[Values]) -> Values:

@@ -14,18 +14,20 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.formats.lines import line_ends
 from tidemill.formats.roles import Known
 from tidemill.letters import DeadLetter
-from tidemill.rows import RowsByField, joined
+from tidemill.rows import RowsByField, are_joined_by_field, joined
 
 __all__ = ["FEW_ROWS", "Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
 
 
 _NOTHING: Final[Mapping[str, str]] = {}
-_MOST_ROWS: Final = 1 << 13
-"""That become one batch where they are made of columns: about a millisecond's work of the loop."""
-_MOST_OF_SENDERS: Final = 1 << 11
+_MOST_ROWS: Final = 1 << 14
+"""That become one batch where they are columns already: about a millisecond's work of the loop."""
+_MOST_DICTS: Final = 1 << 12
+"""The same where columns are made of dicts: some milliseconds."""
+_MOST_KEYED: Final = 1 << 11
 """The same where the key of each has something of its sender."""
 FEW_ROWS: Final = 1_000
-"""The same where each costs some microseconds: it is made of a dict, or refused perhaps."""
+"""The same where some are refused perhaps, which takes many times as long."""
 
 
 class Amounts(NamedTuple):
@@ -90,10 +92,11 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amo
             if step:
                 yield None
             for block in few:
-                if len(made) >= FEW_ROWS:
-                    yield Turn(*made.taken(), ends=False)
                 parts = form.parts(block.lines)
-                made.add(next(parts), block)
+                first = next(parts)
+                if not made.has_room_for(first.rows):
+                    yield Turn(*made.taken(), ends=False)
+                made.add(first, block)
                 for part in parts:
                     yield Turn(*made.taken(), ends=False)
                     made.add(part, block)
@@ -130,7 +133,8 @@ class Gathered:
 
     def __init__(self, edge: Edge, first: Lines) -> None:
         self._edge = edge
-        self._of_sender = any(name in first.known for name in (*edge.roles.key_fields, edge.roles.fallback))
+        self._keyed_by_sender = any(name in first.known for name in edge.roles.key_fields)
+        self._of_sender = self._keyed_by_sender or edge.roles.fallback in first.known
         self._begin()
 
     def _begin(self) -> None:
@@ -148,11 +152,15 @@ class Gathered:
         refuse = self._edge.refuse
         self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
 
-    def has_room_for(self, rows: RowsByField) -> bool:
-        """Whether these, too, become columns of the batch within one turn of the loop. They always do where there is none yet."""
-        most = _MOST_OF_SENDERS if self._of_sender else _MOST_ROWS
-        alike = all(isinstance(part, RowsByField) and part.names == rows.names for part in self._rows)
-        return not self._rows or (alike and len(self) + len(rows) <= most)
+    def has_room_for(self, rows: Sequence[Any]) -> bool:
+        """Whether a batch of these, too, takes one turn of the loop no longer than others wait gladly."""
+        if self._edge.refuses:
+            most = FEW_ROWS
+        elif self._keyed_by_sender:
+            most = _MOST_KEYED
+        else:
+            most = _MOST_ROWS if are_joined_by_field([*self._rows, rows]) else _MOST_DICTS
+        return not self._rows or len(self) + len(rows) <= most
 
     def add_together(self, rows: RowsByField, blocks: Sequence[Lines]) -> list[int]:
         """The rows of several blocks, one for each of their lines; how many those are."""
