@@ -122,6 +122,19 @@ def test_the_edges_may_refer_to_what_is_kept_elsewhere(tmp_path, monkeypatch):
         replaced(found(), Edges(input="${env:NOT_THERE}", output="-"))
 
 
+def test_line_protocol_that_is_written_as_an_output_has_the_same_sensors(tmp_path):
+    """Its tags are tags again, whatever they look like."""
+    read, written = tmp_path / "x.influx", tmp_path / "y.lp"
+    read.write_text(
+        "cpu,cpu=cpu0,host=PLANT\\ 1 idle=1.5,n=3i 1700000000000000001\n"
+        "cpu,cpu=cpu1 idle=2.5 1700000000000000002\n"
+        "mem,host=2024-01-01,slot=7 used=7i,ok=true 1700000000000000003\n"
+        "mem used=9i 1700000000000000004\n"
+    )
+    tm.run(replaced(found(plan=tm.Plan()), Edges(input=str(read), output=str(written))), lanes=0)
+    assert written.read_text() == read.read_text()
+
+
 def test_a_url_is_no_recording():
     """Its password is not repeated."""
     with pytest.raises(tm.PlanError, match="mqtt:// is no recording; write the source into the file") as told:

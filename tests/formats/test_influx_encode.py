@@ -97,6 +97,22 @@ def test_what_is_written_is_read_again(made: tuple[list[str], list[dict[str, Any
 
 
 @given(records())
+def test_lines_with_all_texts_as_tags_are_of_the_same_sensors(made: tuple[list[str], list[dict[str, Any]]]) -> None:
+    """Read, written without a word on tags, and read again: where texts are tags, nothing has changed."""
+    tags, rows = made
+    rows = [
+        {name: item for name, item in row.items() if name in (*tags, "measurement") or type(item) is not str}
+        for row in rows
+    ]
+    read = InfluxLines().decode(InfluxEncoder(tags=tags).encode(batch_of(rows)))
+    again = InfluxLines().decode(InfluxEncoder(tags="text").encode(batch_of(list(read.rows))))
+    assert [known["series"] for known in again.known or ()] == [known["series"] for known in read.known or ()]
+    assert list(map(typed, again.rows)) == [
+        {name: wanted[name] for name in row} for row, wanted in zip(again.rows, map(typed, read.rows), strict=True)
+    ]
+
+
+@given(records())
 def test_another_parser_reads_the_same(made: tuple[list[str], list[dict[str, Any]]]) -> None:
     """Each line for itself. (It refuses subnormal floats, and the outermost integers that 64 bits hold.)"""
     tags, rows = made
@@ -160,6 +176,15 @@ def test_all_texts_can_be_tags() -> None:
     assert encoder.encode(Batch.from_rows(rows)) == b"cpu,host=a idle=1.5\ndisk,host=a,path=/ free=7i\n"
     assert encoder.encode(Batch.from_rows([{"measurement": "cpu", "a\n": "b", "idle": 1.5}])) == b"cpu idle=1.5\n"
     assert encoder.left_out == {"a\n": 1}
+
+
+def test_with_all_texts_a_sensor_is_a_tag_too() -> None:
+    """Also one that is a number: it is whose record this is. A row of texts alone has no field, and it is said what to do."""
+    encoder = InfluxEncoder(tags="text")
+    rows = [{"measurement": "mill", "sensor": 7, "value": 1.5}, {"measurement": "log", "line": "started"}]
+    assert encoder.encode(Batch.from_rows(rows)) == b"mill,sensor=7 value=1.5\n"
+    assert encoder.left_out == {NO_FIELD: 1}
+    assert encoder.why_left_out(NO_FIELD).endswith("name those that are with tags=[...]")
 
 
 def test_the_time_is_the_records_own() -> None:

@@ -35,10 +35,11 @@ def test_the_suffix_says_the_sink(path: str | Path, cls: type[sinks.ProcessSink]
 
 @pytest.mark.parametrize("path", ["out.influx", "out.LP.gz"])
 def test_the_suffix_says_line_protocol(path: str) -> None:
-    """Which needs no more options."""
+    """Which needs no more options, unless they say otherwise."""
     sink = sinks.for_path(path)
     assert isinstance(sink, sinks.Lines)
     assert sink.format == "influx"
+    assert sinks.for_path(path, format="csv", if_exists="replace").format == "csv"
 
 
 def test_a_folder_that_is_there(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class InfluxEncoder:
     """Rows as lines; what has no place in them is counted.
 
     ``measurement``  the name, or a template over columns; those that it names are no fields
-    ``tags``         columns that are tags, or ``"text"`` for all columns of text; a row without a value there is without
-                     that tag
+    ``tags``         columns that are tags, or ``"text"`` for ``sensor`` and all columns of text; a row without a value there
+                     is without that tag
     ``time``         the column of the timestamp; the rows' own time, or else that of column ``time``, by default
     ``precision``    what a timestamp counts; what is finer is cut off
     ``integers``     write numbers that came as integers with an ``i``; declared ones have it always
@@ -67,8 +67,9 @@ class InfluxEncoder:
     ) -> None:
         self._constant, self._template = _measured(measurement)
         self._every_text = tags == "text"
-        self._tags = {tag: _tag_texts(tag) for tag in (() if self._every_text else _checked_tags(tags, time))}
-        self._given = {*self._tags, time} if tags is not None else {time}
+        named = None if self._every_text else tags
+        self._tags = {tag: _tag_texts(tag) for tag in _checked_tags(named, time)}
+        self._given = {*self._tags, time} if named is not None else {time}
         self._time = time
         if precision is not None and precision not in PRECISIONS:
             raise PlanError(f"precision={precision!r} of Lines is not one of {', '.join(map(repr, PRECISIONS))}.")
@@ -101,7 +102,12 @@ class InfluxEncoder:
             sought = " or ".join(map(repr, self._named_by))
             return f'{name} in {sought} are left out, and counted; give them one with measurement="a name"'
         if name == NO_FIELD:
-            return f"{name} that has a value are left out, and counted: line protocol has no such line"
+            texts = (
+                "; of a row of texts alone all are tags: name those that are with tags=[...]"
+                if self._every_text
+                else ""
+            )
+            return f"{name} that has a value are left out, and counted: line protocol has no such line{texts}"
         return f"some values of field {name!r} have no place in line protocol as they are; the report counts them"
 
     def check(self, schema: Schema) -> None:

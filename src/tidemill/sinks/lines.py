@@ -57,8 +57,8 @@ class Lines(ProcessSink):
 
     ``measurement``  of line protocol: the measurement, or a template over columns, ``"{site}_{kind}"``; by default what
                      column ``measurement`` holds
-    ``tags``         of line protocol: the columns that are tags (default: ``sensor``), or ``"text"``: all columns of text,
-                     for lines whose tags are not known beforehand; the others are fields
+    ``tags``         of line protocol: the columns that are tags (default: ``sensor``), or ``"text"``: that and all columns of
+                     text, for lines whose tags are not known beforehand; the others are fields
     ``time``         of line protocol: the column of the timestamp; by default, the record's time
     ``precision``    of line protocol: ``"ns"`` (default), ``"us"``, ``"ms"`` or ``"s"``, what a timestamp counts
     ``integers``     of line protocol: False writes every number as a float, also ``5`` that came as an integer, unless its

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tidemill import files
 from tidemill.errors import PlanError
+from tidemill.formats.line_formats import INFLUX_SUFFIXES
 from tidemill.secret import SecretText, refers
 from tidemill.sinks.base import ProcessSink
 
@@ -16,14 +17,15 @@ __all__ = ["for_path"]
 _DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _SERVERS: Final = ("postgresql://", "postgres://")
 _BROKERS: Final = ("mqtt://", "mqtts://")
-_LINES: Final = (".ndjson", ".jsonl", ".csv", ".influx", ".lp")
+_LINES: Final = (".ndjson", ".jsonl", ".csv", *INFLUX_SUFFIXES)
 
 
 def for_path(path: str | Path, **options: Any) -> ProcessSink:
     """The sink that a path's suffix means; ``options`` are the sink's own (``if_exists=``, ``columns=``, ``where=``).
 
     ``.db`` or ``.sqlite`` → `SQLite`; ``.parquet``, or a folder (it ends with ``/``, or is there) → `Parquet`;
-    ``.ndjson``, ``.jsonl``, ``.csv``, ``.influx``, ``.lp``, each also with ``.gz``, and ``-`` for standard output → `Lines`;
+    ``.ndjson``, ``.jsonl``, ``.csv``, ``.influx``, ``.lp``, each also with ``.gz``, and ``-`` for standard output → `Lines`,
+    of line protocol with ``tags="text"`` unless the options say otherwise: read again, its sensors are those that were read;
     ``postgresql://...`` → `PostgreSQL`; ``mqtt://host/topic`` or ``mqtts://...`` → `MQTT`, with the topic as it is
     written there: ``mqtt://broker/features/{sensor}``.
 
@@ -54,7 +56,8 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     if meant == "-" or suffix in _LINES:
         from tidemill.sinks.lines import Lines
 
-        return Lines(path, **options)
+        influx = suffix in INFLUX_SUFFIXES and options.get("format") in (None, "influx")
+        return Lines(path, **({"tags": "text", **options} if influx else options))
     if suffix in _DATABASES and not packed:
         from tidemill.sinks.sqlite import SQLite
 
