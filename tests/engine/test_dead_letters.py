@@ -128,6 +128,17 @@ def test_hostile_records_are_written(tmp_path, raw, shown):
     assert json.loads(lines[1])["raw"] == "next"
 
 
+def test_what_would_deceive_a_terminal_is_escaped(tmp_path):
+    """As in logs; whoever reads the JSON has the same text, and what people write stays as it is."""
+    raw = {"pump \u202e7": "\u2066a\u2069 \x7f \x9b2J \u200f \U000e0001 Übergröße 温度 😀"}
+    lines, _ = write(tmp_path / "dead.ndjson", [DeadLetter(MALFORMED, "why \u202a", raw, key="\u202e")])
+    text = lines[0].decode()
+    assert text.isprintable()
+    assert "Übergröße 温度 😀" in text
+    letter = msgspec.json.decode(lines[0])
+    assert (letter["raw"], letter["reason"], letter["key"]) == (raw, "why \u202a", "\u202e")
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
@@ -145,6 +156,7 @@ def test_every_letter_is_one_line(tmp_path, raws):
     assert len(lines) == file.count == len(raws)
     for line in lines:
         msgspec.json.decode(line)
+        assert line.decode().isprintable()
 
 
 def test_the_cap(tmp_path, caplog):

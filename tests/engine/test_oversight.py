@@ -55,8 +55,9 @@ async def ended(pipeline: tm.Pipeline, act: Callable[[Any], Awaitable[None]], **
 # -- stalls ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_sink_that_takes_nothing_ends_the_run_and_is_named() -> None:
-    """Though it never comes back from the call, and the way out meets with it again."""
+async def test_a_sink_that_takes_nothing_ends_the_run_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Though it never comes back from the call, and the way out meets with it again. What is given up are rows: no record is in
+    flight any more."""
     clock, source = ManualClock(), tm.sources.TCP()
 
     async def take(_: tm.Batch) -> None:
@@ -74,6 +75,8 @@ async def test_a_sink_that_takes_nothing_ends_the_run_and_is_named() -> None:
     assert str(error) == (
         "the run does not progress, and ends itself: sink screen: 1 batch waits, the oldest for 61 s (limit 60)."
     )
+    told = [record.getMessage() for record in caplog.records if "grace" in record.getMessage()]
+    assert told == ["the grace of 0 s is over: gave up rows on their way to sinks"]
 
 
 async def test_silence_is_a_stall_only_when_it_is_asked_for() -> None:

@@ -321,12 +321,13 @@ class Attempt:
         late = await self.stopping.until({asyncio.ensure_future(self._nothing_in_flight())})
         for task in late:
             task.cancel()
+            records = self.mill.counts.in_flight
             _log.warning(
-                "the grace of %g s is over: gave up %s in flight%s",
+                "the grace of %g s is over: gave up %s%s",
                 self.stopping.grace,
-                counted(self.mill.counts.in_flight, "record"),
-                "" if self._keeper is None else ", which the next start reads again",
-                extra={"in_flight": self.mill.counts.in_flight},
+                f"{counted(records, 'record')} in flight" if records else "rows on their way to sinks",
+                "" if self._keeper is None else f", which the next start {'reads' if records else 'makes'} again",
+                extra={"in_flight": records},
             )
 
     async def _nothing_in_flight(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
+import re
 import reprlib
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -31,6 +33,7 @@ NEWEST: Final = 100
 _WRITE_EVERY_S: Final = 0.2
 _SAMPLE_LETTERS: Final = 2_000  # of a line
 _DEEPEST: Final = 50  # levels of nesting that are written as such
+_UNPRINTABLE: Final = re.compile(r"[^ -~]")  # not all of what it finds is
 _AS_WHO_WRITES: Final = os.access in os.supports_effective_ids
 _log = logging.getLogger("tidemill")
 
@@ -259,10 +262,22 @@ def _encoded(letter: DeadLetter) -> bytes:
     try:
         data = msgspec.json.encode(fields, enc_hook=_shown)
         if b"null" not in data or _is_finite(letter.raw):
-            return data
+            return _harmless(data)
     except (TypeError, ValueError, OverflowError, RecursionError):  # half a surrogate pair, endless nesting
         pass
-    return msgspec.json.encode({name: _plain(value) for name, value in fields.items()}, enc_hook=_shown)
+    return _harmless(msgspec.json.encode({name: _plain(value) for name, value in fields.items()}, enc_hook=_shown))
+
+
+def _harmless(data: bytes) -> bytes:
+    """The same JSON, with everything escaped that moves, colours or reorders what a terminal shows."""
+    if data.isascii() and b"\x7f" not in data:
+        return data
+    text = data.decode()
+    return data if text.isprintable() else _UNPRINTABLE.sub(_escaped, text).encode()
+
+
+def _escaped(one: re.Match[str]) -> str:
+    return one[0] if one[0].isprintable() else json.dumps(one[0])[1:-1].replace("\x7f", "\\u007f")
 
 
 def _is_finite(value: Any) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from tidemill.errors import PlanError
 from tidemill.formats.field_names import TIMES, words_of
-from tidemill.formats.json_limits import excess, may_exceed
+from tidemill.formats.json_limits import DIGITS, excess, may_exceed
 from tidemill.formats.lines import BYTE_ORDER_MARK, text_of
 from tidemill.formats.rejects import MOST_SHOWN, shown_names
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
@@ -22,6 +22,7 @@ __all__ = ["BadReading", "PayloadReader", "leaves", "path_of", "steps_of"]
 _DECODER: Final = msgspec.json.Decoder()
 _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _LONGEST_NUMBER: Final = 64
+_INFINITY: Final = re.compile(rb'(?i)(?<![\w"])inf(?:inity)?(?![\w"])')
 _LOOKED_AT: Final = 20
 """Times that a path led nowhere, at which those that the message has are remembered."""
 _DEEPEST: Final = 8
@@ -243,8 +244,10 @@ def _reason(error: Exception, payload: bytes) -> tuple[str, str]:
         return MALFORMED, "the message is not UTF-8"
     if "Number out of range" in str(error):
         return INFINITE, "the message holds a number that is too large for a float"
-    if b"Infinity" in payload:
-        return INFINITE, "the message holds Infinity, which is not a number in JSON"
+    if "Integer value out of range" in str(error):  # thousands of digits: Python would make no int of them
+        return MALFORMED, f"the message holds a number of more than {DIGITS} digits"
+    if found := _INFINITY.search(payload):
+        return INFINITE, f"the message holds {found[0].decode()}, which is not a number in JSON"
     if b"nan" in payload.lower():
         return MALFORMED, "the message holds NaN, which JSON does not know; send null, or nothing"
     return MALFORMED, "the message is neither a number nor JSON"
