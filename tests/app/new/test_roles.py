@@ -54,6 +54,15 @@ def test_readings_with_decimal_commas_name_no_sensor() -> None:
     assert (found.key, found.value, found.others) == ("{stem}", ("Temperatur",), (("Feuchte",),))
 
 
+@pytest.mark.parametrize("odd", ["e\nx", "e\n" * 200, "e" * 201])
+def test_one_odd_name_costs_no_sensor_its_column(odd: str) -> None:
+    """On a broker anybody may send one; a field whose texts mostly have several lines names nothing."""
+    rows = [{"sensor": odd if n % 2 else "S1", "time": 1700000000 + n, "value": n * 37 % 11} for n in range(20)]
+    assert roles(lines(*rows)).key == "sensor"
+    texts = [{"report": f"ok\n{n % 2}", "time": 1700000000 + n, "value": n * 37 % 11} for n in range(20)]
+    assert roles(lines({**texts[0], "report": "ok"}, *texts)).key == "{stem}"
+
+
 def test_what_is_a_guess_is_said_to_be_one() -> None:
     """And what is told by the recording is not."""
     sure = roles("sensor,time,value\nS1,1700000000,20.5\n")

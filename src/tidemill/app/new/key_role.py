@@ -23,6 +23,8 @@ _OTHERWISE: Final = {
     "{topic}": "each topic is taken for one",
 }
 """What is done then, by the key that does it."""
+_LONGEST: Final = 200
+"""Characters of a sensor's name."""
 
 
 def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) -> tuple[str, str]:
@@ -60,18 +62,20 @@ def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) 
 
 
 def _names_things(fields: FieldsSeen, name: str) -> bool:
-    """Whether nearly all records have one of these, and they are texts or whole numbers."""
+    """Whether nearly all records have one of these, and they are texts or whole numbers.
+
+    Texts of several lines, or long ones, are passed over where they are not the most: whoever may send may send one.
+    """
     items = fields.column(name)
     if len(items) < 0.9 * len(fields.head.rows):
         return False
     decimal = fields.head.layout.decimal
-    return all(
+    looked_at = items[:200]
+    named = [item for item in looked_at if not (isinstance(item, str) and ("\n" in item or len(item) > _LONGEST))]
+    return 2 * len(named) >= len(looked_at) and all(
         not isinstance(item, bool)
-        and (
-            isinstance(item, int)
-            or (isinstance(item, str) and "\n" not in item and len(item) <= 200 and not _fractional(item, decimal))
-        )
-        for item in items[:200]
+        and (isinstance(item, int) or (isinstance(item, str) and not _fractional(item, decimal)))
+        for item in named
     )
 
 
