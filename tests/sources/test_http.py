@@ -470,6 +470,8 @@ async def test_bodies_come_by_https_too(tmp_path: Path) -> None:
         ({"host": "0.0.0.0"}, "can be reached from other machines; give it a token="),
         ({"host": "0.0.0.0", "token": "t"}, "would send its token in the clear; give it cert="),
         ({"token": ""}, "is empty"),
+        ({"host": "0.0.0.0", "token": "Short-0ne-of-15", "plaintext": True}, "token= has fewer than 16 characters"),
+        ({"host": "0.0.0.0", "token": " " * 32, "plaintext": True}, "token= has fewer than 16 characters"),
         ({"path": "ingest"}, "must begin with a slash"),
         ({"limit": 0}, "must be a number of bytes"),
         ({"port": 70_000}, "must be a number from 0"),
@@ -477,8 +479,25 @@ async def test_bodies_come_by_https_too(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused_at_once(options: Any, told: str) -> None:
     """In one sentence."""
-    with pytest.raises(PlanError, match=told):
+    with pytest.raises(PlanError, match=told) as refused:
         HTTP(**options)
+    assert "Short-0ne" not in str(refused.value)
+
+
+async def test_a_short_token_that_is_kept_elsewhere_is_refused_before_anybody_may_guess(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By `check`, and by a run for which it has become short since; not shown. On this machine any will do."""
+    monkeypatch.setenv("INGEST_TOKEN", "Short-0ne-of-15")
+    source = HTTP("0.0.0.0", token="${env:INGEST_TOKEN}", plaintext=True)
+    HTTP(token="${env:INGEST_TOKEN}").check()
+    with pytest.raises(InputError, match=r"on '0\.0\.0\.0' .* token= has fewer than 16 characters") as refused:
+        source.check()
+    assert "Short-0ne" not in str(refused.value)
+    with pytest.raises(InputError, match="fewer than 16"):
+        await anext(source.stream(SourceContext(SystemClock(), [].append)))
+    monkeypatch.setenv("INGEST_TOKEN", "Long-enough-of-16")
+    source.check()
 
 
 def test_a_port_in_use_is_refused() -> None:

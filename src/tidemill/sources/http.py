@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
 from tidemill.core.refusals import Refusals
-from tidemill.errors import MissingExtra, PlanError
+from tidemill.errors import InputError, MissingExtra, PlanError
 from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.printable import printable
 from tidemill.rows import RowsByField
@@ -34,6 +34,7 @@ _DECODED: Final = 1 << 15
 _QUIET_TURNS: Final = 3
 """Of the loop, without a further body, after which those that are there are taken. In the first of them answers are sent, and
 who gets one posts again."""
+_SHORTEST_TOKEN: Final = 16
 _TOLD: Final = 300
 """Letters of an answer that the log repeats."""
 
@@ -48,7 +49,8 @@ class HTTP(ConnectedSource):
                         holds for JSON objects and arrays too
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
-                        loopback) there must be one. Better ``"${env:NAME}"`` or ``"${file:PATH}"`` than the token itself
+                        loopback) there must be one, of 16 characters at least. Better ``"${env:NAME}"`` or ``"${file:PATH}"``
+                        than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``cert_password``   the passphrase of a private key that has one, better referred to too
@@ -138,6 +140,8 @@ class HTTP(ConnectedSource):
         self.limit = checked_limit(limit, "HTTP")
         self.buffer = checked_limit(buffer, "HTTP")
         self._token = SecretText(token, "token= of HTTP") if token is not None else None
+        if self._token is not None and not self._token.refers:
+            self._shown_token()
         self._cert_password = passphrase(cert_password, "HTTP")
         self._certificate = (cert, cert_key, self._cert_password)
         self._refusals = Refusals()
@@ -158,6 +162,7 @@ class HTTP(ConnectedSource):
         for secret in (self._token, self._cert_password):
             if secret is not None:
                 secret.check()
+        self._shown_token()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -190,7 +195,7 @@ class HTTP(ConnectedSource):
         self._inbox = inbox
         self._pending = Acknowledgements()
         self._yielded = 0
-        token = await asyncio.to_thread(self._token.resolved) if self._token is not None else None
+        token = await asyncio.to_thread(self._shown_token)
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = self._listening()
         server = Server(
@@ -228,6 +233,19 @@ class HTTP(ConnectedSource):
             self._connected = False
             self._started.clear()
             await self._end(server, serving)
+
+    def _shown_token(self) -> str | None:
+        """What senders must show. Raises where others than this machine may guess at it, and it is soon found."""
+        if self._token is None:
+            return None
+        token = self._token.resolved()
+        if not is_loopback(self.host) and len(token.strip()) < _SHORTEST_TOKEN:
+            raise (InputError if self._token.refers else PlanError)(
+                f"HTTP on {self.host!r} can be reached from other machines, and its token= has fewer than {_SHORTEST_TOKEN} "
+                "characters, blanks around it not counted; give it one that nobody can guess, such as this prints: "
+                'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+            )
+        return token
 
     def _news(self, now_ns: int) -> list[str | None]:
         return [*super()._news(now_ns), self._refusals.tell(now_ns)]
