@@ -68,6 +68,10 @@ def test_numbers_on_a_topic_for_each_sensor(
     source = listened(tmp_path, broker.url).sources[0]
     assert isinstance(source, tm.sources.MQTT)
     assert (source.topics, source.key) == (("plant/{group}/{sensor}/temperature",), "sensor")
+    plan = (tmp_path / "plant.py").read_text()
+    (tmp_path / "kept.py").write_text(plan.replace('    # keep="7d", ', '    keep="7d", '))
+    (kept,) = load(str(tmp_path / "kept.py")).pipeline.sinks
+    assert kept._ages is not None  # what the plan says of a file that grows for ever is what there is to write
     told = capsys.readouterr().out
     assert "6 messages on 6 topics" in told
     assert "1 topic is left out ('other'); 1 message holds no reading" in told

@@ -40,8 +40,16 @@ plan = tm.Plan(
 ${stages}    tm.Calibrate(HERE / "calibration.csv", ${column}),  # (reading - baseline) / scale, of its own sensor
     tm.Rolling("normalized", window=50, stats=["mean", "std", "min", "max"]),  # of each sensor's last 50 records
 )
-pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(HERE / ${database}))
+${end}
 ''')
+
+_LIVE_END: Final = Template("""\
+sink = tm.sinks.SQLite(
+    HERE / ${database},
+    # keep="7d",  # the file grows for as long as messages come; this deletes rows a week older than the newest
+)
+pipeline = tm.Pipeline(source, plan, sink)""")
+_END: Final = Template("pipeline = tm.Pipeline(source, plan, tm.sinks.SQLite(HERE / ${database}))")
 
 _OPENED: Final = Template('''\
 
@@ -195,7 +203,9 @@ class Draft:
             source=self._source(),
             stages=_lines(stages, "    "),
             column=column,
-            database=literal(f"{self.plan.removesuffix('.py')}.db"),
+            end=(_END if self.live is None else _LIVE_END).substitute(
+                database=literal(f"{self.plan.removesuffix('.py')}.db")
+            ),
         )
 
     def _source(self) -> str:
