@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from tests.slow import slow_tests
 
 import tidemill as tm
+from tidemill.formats import alike_kernel
+from tidemill.stages.statistics.compiled import load_kernels
 
 settings.register_profile("all", deadline=None)  # no test depends on speed
 settings.register_profile("fast", deadline=None, max_examples=20)
@@ -316,3 +318,9 @@ def home():
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Signs certificates, of `tests/certificates.py`."""
     return _beside("certificates").Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def kernels_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has loaded them."""
+    monkeypatch.setattr(alike_kernel, "_in_use", [load_kernels()["read_alike"]])

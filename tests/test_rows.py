@@ -5,16 +5,19 @@ from __future__ import annotations
 import enum
 import math
 import struct
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidemill import rows as rows_module
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.kinds import Kinds
-from tidemill.rows import batch_of_rows, rows_of_batch
+from tidemill.rows import batch_of_rows, rows_of_batch, runs_of_rows
 from tidemill.schema import Kind
 
 
@@ -133,3 +136,14 @@ def test_rows_get_what_was_added_and_lose_what_was_replaced_by_nothing() -> None
         {"a": "x", "b": 2.5},
         {"a": "y", "b": 4.5},
     ]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.integers()), max_size=12), st.integers(1, 40))
+def test_rows_with_little_in_common_are_parted(rows: list[dict[str, Any]], most: int) -> None:
+    """In order, none left out; the columns of a part have no more cells than one turn may make, or are of one row."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "_MOST_CELLS", most)
+        parts = [rows[run] for run in runs_of_rows(rows)]
+    assert list(chain.from_iterable(parts)) == rows
+    for part in parts:
+        assert len(part) * len(set().union(*part)) <= most or len(part) == 1

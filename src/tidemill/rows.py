@@ -33,8 +33,11 @@ __all__ = [
     "lists_of_rows",
     "rows_of_batch",
     "rows_of_lists",
+    "runs_of_rows",
 ]
 
+_MOST_CELLS: Final = 1 << 16
+"""Of columns that are made of dicts in one turn of the loop."""
 Values = Sequence[Any] | Column
 """Of one field."""
 _Orders = tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]] | None
@@ -112,6 +115,26 @@ def _chained(parts: Sequence[Values]) -> Values:
     if len(columns) == len(parts) and len({column.kind for column in columns}) == 1:
         return Column.concat(columns)
     return list(chain(*map(_listed, parts)))
+
+
+def runs_of_rows(rows: Sequence[dict[str, Any]]) -> Iterator[slice]:
+    """Where to part rows so that each part becomes columns in some 20 ms: a cell takes 0.3 us, and rows that have nothing in
+    common have as many columns as they have fields together.
+
+    >>> list(runs_of_rows([{"a": 1}, {"b": 2}])), len(list(runs_of_rows([{str(place): 1} for place in range(1_000)])))
+    ([slice(0, 2, None)], 4)
+    """
+    if isinstance(rows, RowsByField) or len(rows) * len(set().union(*rows)) <= _MOST_CELLS:
+        yield slice(0, len(rows))
+        return
+    names: set[str] = set()
+    start = 0
+    for place, row in enumerate(rows):
+        names |= row.keys()
+        if len(names) * (place + 1 - start) > _MOST_CELLS and place > start:
+            yield slice(start, place)
+            names, start = set(row), place
+    yield slice(start, len(rows))
 
 
 def fields_of_rows(rows: Sequence[dict[str, Any]]) -> Fields:

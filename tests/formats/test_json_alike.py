@@ -20,8 +20,7 @@ from tidemill.formats.line_formats import line_format
 from tidemill.kinds import Kinds
 from tidemill.rows import RowsByField, joined
 from tidemill.schema import Kind
-from tidemill.sources import blocks as blocks_module
-from tidemill.sources.blocks import Amounts, rows_of_all, turns_of
+from tidemill.sources.blocks import Amounts, turns_of
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
 INTERPRETED = interpreted_kernels()["read_alike"]
@@ -31,12 +30,6 @@ INTERPRETED = interpreted_kernels()["read_alike"]
 @pytest.fixture(scope="module", params=["interpreted", "compiled"])
 def read(request: pytest.FixtureRequest) -> Any:
     return INTERPRETED if request.param == "interpreted" else load_kernels()["read_alike"]
-
-
-@pytest.fixture
-def kernels_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has loaded them."""
-    monkeypatch.setattr(alike_kernel, "_in_use", [load_kernels()["read_alike"]])
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[list[tuple[str, str, str]]]:
@@ -487,45 +480,6 @@ def test_many_senders_with_few_lines_each_are_read_together(key: str | None, ker
         batch.keys[code] for batch in apart for code in batch.key.tolist()
     ]
     assert together.orders is None
-
-
-def test_what_one_turn_makes_of_many_lines_is_bounded(kernels_loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines of one kind become one batch up to so many rows, those of another the next; none is lost, and their order stays."""
-    monkeypatch.setattr(blocks_module, "_MOST_ROWS", 1_000)
-    monkeypatch.setattr(blocks_module, "_MOST_DICTS", 200)
-
-    def sent(name: bytes, *numbers: int) -> Sent:
-        return Sent(b"".join(b'{"sensor":"S","%b":%d.5}\n' % (name, number) for number in numbers), {})
-
-    blocks = [sent(b"temp", *range(at, at + 100)) for at in range(0, 2_100, 100)]
-    blocks += [sent(b"speed", *range(at, at + 100)) for at in range(2_100, 3_000, 100)]
-    turns = turns_of(Edge(arrival=True), line_format("ndjson"), blocks, Amounts(10_000, 10_000, 1 << 20))
-    batches = [turn.batch for turn in turns if turn is not None]
-    assert max(map(len, batches)) <= 1_000
-    assert len(batches) <= 5
-    assert all(len(set(batch.names) & {"temp", "speed"}) == 1 for batch in batches)
-    rows = [row for batch in batches for row in batch.to_rows()]
-    assert [row.get("temp", row.get("speed")) for row in rows] == [number + 0.5 for number in range(3_000)]
-
-
-def test_after_a_refused_record_few_are_made_in_one_turn_until_all_are_sound(kernels_loaded: None) -> None:
-    """A letter costs many times what a row costs, and who sends one record that is none mostly sends more."""
-    edge, form, amounts = Edge(arrival=True), line_format("ndjson"), Amounts(1 << 20, 1 << 20, 1 << 20)
-    sound = [Sent(b'{"sensor":"S","value":1.5}\n' * 500, {}) for _ in range(8)]
-    nobody = [Sent(b'{"value":1.5}\n' * 700, {}) for _ in range(8)]
-    sizes = []
-    for blocks in (sound, nobody, nobody, sound, sound):
-        turns = [turn for turn in turns_of(edge, form, blocks, amounts) if turn is not None]
-        sizes.append([len(turn.batch) + len(turn.letters) for turn in turns])
-    assert sizes == [[4_000], [5_600], [700] * 8, [1_000, 3_000], [4_000]]
-
-
-def test_an_empty_block_among_others_costs_nothing(kernels_loaded: None) -> None:
-    """The others are read together all the same."""
-    lines = Sent(b'{"sensor":"S","value":1.5}\n' * 500, {})
-    rows = rows_of_all(Edge(arrival=True), line_format("ndjson"), [lines, Sent(b"", {}), lines])
-    assert rows is not None
-    assert len(rows) == 1_000
 
 
 @given(

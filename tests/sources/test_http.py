@@ -21,11 +21,9 @@ import pytest
 import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
-from tidemill.formats import alike_kernel
 from tidemill.formats.lines import text_of
 from tidemill.letters import DeadLetter
 from tidemill.sources import HTTP, SourceContext, http_bodies
-from tidemill.stages.statistics.compiled import load_kernels
 from tidemill.testing import ListSink
 
 
@@ -589,11 +587,12 @@ async def test_a_large_body_becomes_many_batches_and_is_answered_with_the_last(k
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["decoded", "read by kernels"])
 async def test_bodies_that_come_together_keep_their_order_and_their_answers(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch
+    compiled: bool, request: pytest.FixtureRequest
 ) -> None:
     """Of one shape or not, with and without a last end of line, empty, in one group or the next: each has its own records and
     its own answer."""
-    monkeypatch.setattr(alike_kernel, "_in_use", [load_kernels()["read_alike"]] if compiled else [])
+    if compiled:
+        request.getfixturevalue("kernels_loaded")
     bodies = {
         "one": lines(*range(600)),
         "two": lines(*range(600, 1_200)).rstrip(b"\n"),

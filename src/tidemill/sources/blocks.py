@@ -14,7 +14,7 @@ from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.formats.lines import line_ends
 from tidemill.formats.roles import Known
 from tidemill.letters import DeadLetter
-from tidemill.rows import RowsByField, are_joined_by_field, joined
+from tidemill.rows import RowsByField, are_joined_by_field, joined, runs_of_rows
 
 __all__ = ["FEW_ROWS", "Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
 
@@ -85,7 +85,7 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amo
         rows = rows_of_all(edge, form, some) if len(some) > 1 else None
         if rows is not None:
             if not made.has_room_for(rows):
-                yield Turn(*made.taken(), ends=False)
+                yield from made.taken(ends=False)
             made.add_together(rows, some)
             continue
         for step, few in enumerate(groups_of(some, amounts.step)):
@@ -95,12 +95,12 @@ def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amo
                 parts = form.parts(block.lines)
                 first = next(parts)
                 if not made.has_room_for(first.rows):
-                    yield Turn(*made.taken(), ends=False)
+                    yield from made.taken(ends=False)
                 made.add(first, block)
                 for part in parts:
-                    yield Turn(*made.taken(), ends=False)
+                    yield from made.taken(ends=False)
                     made.add(part, block)
-    yield Turn(*made.taken(), ends=True)
+    yield from made.taken(ends=True)
 
 
 def groups_of(blocks: Sequence[Of], most: int) -> Iterator[list[Of]]:
@@ -183,18 +183,22 @@ class Gathered:
         """Rows so far."""
         return sum(self._counts)
 
-    def taken(self) -> tuple[Batch, list[DeadLetter]]:
-        """The batch, and what is no record; the next begins."""
-        batch, more = self._edge.rows(
-            joined(self._rows),
-            arrived_ns=self._arrived_ns,
-            wall_ns=np.repeat(np.array(self._walls, np.int64), self._counts),
-            known=self._known_of_each(),
-            parsed=True,
-        )
-        letters = self._letters + more
+    def taken(self, *, ends: bool) -> Iterator[Turn]:
+        """The batch, and what is no record; several where rows have little in common. The next begins."""
+        rows, letters, arrived_ns = joined(self._rows), self._letters, self._arrived_ns
+        walls = np.repeat(np.array(self._walls, np.int64), self._counts)
+        known = self._known_of_each()
         self._begin()
-        return batch, letters
+        for run in runs_of_rows(rows):
+            batch, more = self._edge.rows(
+                rows[run],
+                arrived_ns=arrived_ns,
+                wall_ns=walls[run],
+                known=known if isinstance(known, Mapping) else known[run],
+                parsed=True,
+            )
+            yield Turn(batch, letters + more, ends and run.stop == len(rows))
+            letters = []
 
     def _known_of_each(self) -> Known:
         """One for all where it is the same, as where nothing is known."""

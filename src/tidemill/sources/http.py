@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
@@ -277,7 +277,8 @@ class HTTP(ConnectedSource):
             rows = self._rows_of_all(some)
             if rows is not None:
                 if not gathered.has_room_for(rows):
-                    yield self._made(context, gathered, ended)
+                    for batch in self._made(context, gathered, ended):
+                        yield batch
                     ended = []
                 for posted, records in zip(some, gathered.add_together(rows, some), strict=True):
                     posted.records = records
@@ -291,13 +292,15 @@ class HTTP(ConnectedSource):
                     continue
                 for part in sliced(parts, FEW_ROWS):
                     if len(gathered) + len(part.rows) > FEW_ROWS:
-                        yield self._made(context, gathered, ended)
+                        for batch in self._made(context, gathered, ended):
+                            yield batch
                         ended = []
                     gathered.add(part, posted)
                     posted.records += len(part.rows)
                 ended.append(posted)
         if ended:
-            yield self._made(context, gathered, ended)
+            for batch in self._made(context, gathered, ended):
+                yield batch
 
     def _rows_of_all(self, bodies: list[Posted]) -> RowsByField | None:
         """None where one is a document, or one alone is large."""
@@ -305,11 +308,12 @@ class HTTP(ConnectedSource):
             return None
         return rows_of_all(self.edge, self._form, bodies)
 
-    def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Batch:
-        batch, letters = gathered.taken()
-        self._yielded += 1
-        self._pending.yielded(dict.fromkeys(ended, 0))
-        return self.accept(context, batch, letters)
+    def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Iterator[Batch]:
+        """With the last of it, the bodies that ``ended`` are in."""
+        for turn in gathered.taken(ends=True):
+            self._yielded += 1
+            self._pending.yielded(dict.fromkeys(ended, 0) if turn.ends else {})
+            yield self.accept(context, turn.batch, turn.letters)
 
 
 def _nothing() -> None:

@@ -22,6 +22,7 @@ from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.topics import TopicPattern
 from tidemill.letters import OVERSIZE, UNASKED, DeadLetter
 from tidemill.printable import quoted
+from tidemill.rows import runs_of_rows
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sources.acknowledgements import Acknowledgements
 from tidemill.sources.base import SourceContext, SourceStatistics
@@ -265,14 +266,16 @@ class MQTT(EdgedSource):
         counts = {block.sender: block.count for block in blocks}
         made: Batch | None = None
         for rows, known, wall_ns, letters in self._pieces(blocks):
-            if made is not None:
-                self._note({})
-                yield made
-                await asyncio.sleep(0)
-            batch, more = self.edge.rows(
-                rows, arrived_ns=blocks[0].arrived_ns, wall_ns=np.array(wall_ns, np.int64), known=known, parsed=True
-            )
-            made = self.accept(context, batch, letters + more)
+            for run in runs_of_rows(rows):
+                if made is not None:
+                    self._note({})
+                    yield made
+                    await asyncio.sleep(0)
+                walls = np.array(wall_ns[run], np.int64)
+                batch, more = self.edge.rows(
+                    rows[run], arrived_ns=blocks[0].arrived_ns, wall_ns=walls, known=known[run], parsed=True
+                )
+                made = self.accept(context, batch, more if run.start else letters + more)
         if made is not None and (len(made) or self.acknowledges):
             self._note(counts)
             yield made
