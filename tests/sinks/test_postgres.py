@@ -288,6 +288,45 @@ def test_two_runs_that_add_the_same_column(place: Any) -> None:
     assert [(row["value"], row["unit"]) for row in place.rows()] == [(1.5, None)] * 3 + [(2.5, "C")] * 2
 
 
+def test_fields_for_which_a_table_has_no_room(place: Any) -> None:
+    """The rows are written without them, they are counted, and room is kept for what the plan makes; of a table that is there,
+    dropped columns count."""
+    place.query("CREATE TABLE features (gone text, c0 double precision)")
+    place.query("ALTER TABLE features DROP COLUMN gone")
+    rows = [Batch.from_rows([{"value": 1.5, **{f"{letter}{i}": 1.0 for i in range(900)}}]) for letter in "cd"]
+    last = Batch.from_rows([{"value": 2.5, "d0": 3.0, "d99": 4.0, "mean": 0.5, "none": None}])
+    schema = Schema([Field("mean", Kind.FLOAT)], open=True)
+    sink = written(place.sink(if_exists="append"), *rows, last, schema=schema)
+    assert place.query("SELECT count(*) FROM pg_attribute WHERE attrelid = 'features'::regclass AND attnum > 0") == [
+        (1600,)
+    ]
+    assert place.query("SELECT value, c899, d0, mean FROM features ORDER BY ctid") == [
+        (1.5, 1.0, None, None), (1.5, None, 1.0, None), (2.5, None, 3.0, 0.5),
+    ]  # fmt: skip
+    left_out = sink.statistics().left_out
+    assert sum(left_out.values()) == 900 - (1600 - 1 - 900 - 2) + 1
+    assert left_out["d99 (no room)"] == 2
+    assert len(sink.whys_left_out(list(left_out))) == 1
+
+
+def widened(number: int, value: Any) -> dict[str, Any]:
+    return {"value": 1.5, **{f"a{i:04}": value for i in range(number)}}
+
+
+@pytest.mark.parametrize(("value", "fit"), [(1.5, 974), ("é" * 10, 324), ({"x": [1, 2]}, 324)])
+def test_values_for_which_a_row_has_no_room(place: Any, value: Any, fit: int) -> None:
+    """The server takes the row without them; other rows of the table keep theirs."""
+    schema = Schema([Field("value", Kind.FLOAT)], open=True)
+    batch = Batch.from_rows([widened(3, value), widened(1015, value), {"a1014": value}])
+    sink = written(place.sink(), batch, schema=schema)
+    there = [[name for name, stored in row.items() if stored is not None] for row in place.rows()]
+    assert [len(names) for names in there] == [4, 1 + fit, 1]
+    assert there[1] == ["value", *(f"a{i:04}" for i in range(fit))]
+    assert there[2] == ["a1014"]
+    left_out = sink.statistics().left_out
+    assert sum(left_out.values()) == 1015 - fit
+
+
 def test_a_rule_of_the_table_is_refused_with_its_name(place: Any) -> None:
     """A CHECK, a NOT NULL, a unique index: the server's own words."""
     place.query("CREATE TABLE features (value double precision CONSTRAINT positive CHECK (value > 0))")

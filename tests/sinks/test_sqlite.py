@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tidemill as tm
 from tidemill import sinks
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.schema import Field, Kind, Schema
+from tidemill.sinks.base import Keeping
 from tidemill.sinks.sqlite_values import ColumnNames, bindable, fits
 
 OPEN = Schema(open=True)
@@ -242,12 +245,83 @@ def test_two_runs_that_make_the_same_table(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM features").fetchall() == [(1,)] * 2
 
 
-def test_too_many_columns(tmp_path: Path) -> None:
-    """Records with ever new fields end in a sentence that says what to do."""
-    sink = sinks.SQLite(tmp_path / "features.db")
+def test_fields_for_which_a_table_has_no_room(tmp_path: Path) -> None:
+    """The rows are written without them, they are counted, and room is kept for what the plan makes."""
+    path = tmp_path / "features.db"
+    sink = sinks.SQLite(path, name="rows")
+    sink.open(Schema([Field("mean", Kind.FLOAT)], open=True))
+    sink.write(Batch.from_rows([{"value": 1.5}, {"value": 2.5, **dict.fromkeys((f"a{i}" for i in range(1990)), 1.0)}]))
+    sink.write(Batch.from_rows([{"value": 3.5, **dict.fromkeys((f"b{i}" for i in range(20, 0, -1)), 2.0)}]))
+    sink.write(batch_of(value=[4.5], b1=[3.0], b9=[4.0], mean=[0.5], none=[None]))
+    sink.close()
+    names = [row[1] for row in query(path, "PRAGMA table_info(features)")]
+    assert len(names) == 2000
+    assert [name for name in names if name.startswith("b")] == [f"b{i}" for i in (16, 15, 14, 13, 12, 11, 10, 1)]
+    assert query(path, "SELECT value, b1, mean FROM features") == [
+        (1.5, None, None), (2.5, None, None), (3.5, 2.0, None), (4.5, 3.0, 0.5),
+    ]  # fmt: skip
+    left_out = sink.statistics().left_out
+    assert left_out["b9 (no room)"] == 2
+    told = sink.whys_left_out(list(left_out))
+    assert len(told) == 1
+    assert all(said in "".join(told.values()) for said in (str(path), "columns=[...]", "and others"))
+    assert sink.whys_left_out(["c (no room)"]) == {}
+
+
+def test_a_run_goes_on_when_a_table_has_no_room(tmp_path: Path, lanes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The report counts the fields, one sentence names the first of them, and room is kept for what holds the time."""
+    rows = [{"sensor": "S1", "value": 0.5, **{f"{letter}{i}": 1.0 for i in range(1000)}} for letter in "ab"]
+    rows.append({"sensor": "S1", "value": 1.5, "time": 1_709_251_200.0})
+    pipeline = tm.Pipeline(tm.sources.Records(iter(rows)), tm.Plan(), sinks.SQLite(tmp_path / "f.db"))
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        report = tm.run(pipeline, lanes=lanes, dead_letters=tmp_path / "dead.ndjson")
+    assert report.rows_out == report.sinks["sqlite"] == 3
+    assert report.left_out == {"sqlite": {f"b{i} (no room)": 1 for i in (997, 998, 999)}}
+    assert [record.getMessage() for record in caplog.records if "no room" in record.getMessage()] == [
+        (
+            f"sink sqlite: {tmp_path}/f.db, table 'features' has no room for all fields: 'b997', 'b998', 'b999' are left out of "
+            "the rows, as are those that come later; the report counts them; name the columns you want with columns=[...]"
+        )
+    ]
+    assert query(tmp_path / "f.db", "SELECT b996, time FROM features") == [
+        (None, None),
+        (1.0, None),
+        (None, 1_709_251_200.0),
+    ]
+
+
+def test_the_fields_that_find_room_depend_on_the_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever batches end, and when rows come again after a crash."""
+    monkeypatch.setattr("tidemill.sinks.sqlite.MOST_COLUMNS", 5)
+    rows: list[dict[str, Any]] = [{"n": 0}, {"n": 1, "c": 1}, {"n": 2, "z": 2, "a": 2, "A": 2}, {"n": 3, "B": 3}]
+    for end in range(1, 5):
+        folder = tmp_path / str(end)
+        folder.mkdir()
+        path = folder / "features.db"
+        for epoch in (1, 2):  # what the first start has written is never committed
+            sink = sinks.SQLite(path)
+            sink.roles = ("time",)
+            assert sink.resume(OPEN, Keeping(folder, "plant", epoch)) == 0
+            for batch in filter(None, (rows[:end], rows[end:])):
+                sink.write(Batch.from_rows(batch))
+            assert sink.statistics().left_out == {"z (no room)": 1, "B (no room)": 1}
+            if epoch == 2:
+                sink.commit(4)
+            sink.close()
+        columns = sorted(row[1] for row in query(path, "PRAGMA table_info(features)"))
+        assert columns == ["A_2", "a", "c", "n"]
+        assert query(path, "SELECT n, c, a, a_2 FROM features") == [
+            (0, None, None, None), (1, 1, None, None), (2, None, 2, 2), (3, None, None, None),
+        ]  # fmt: skip
+
+
+def test_a_plan_of_too_many_columns(tmp_path: Path) -> None:
+    """It is known before a row is written, and ends in a sentence that says what to do."""
+    columns = [f"c{i}" for i in range(2001)]
+    sink = sinks.SQLite(tmp_path / "features.db", columns=columns)
     sink.open(OPEN)
     with pytest.raises(InputError, match=r"2000.*columns=\["):
-        sink.write(Batch.from_rows([{f"c{i}": 1.5 for i in range(2001)}]))
+        sink.write(Batch.from_rows([dict.fromkeys(columns, 1.5)]))
     sink.close()
 
 

@@ -71,8 +71,8 @@ class Outlet(abc.ABC):
 
     def note(self, counts: SinkCounts) -> None:
         """What the sink tells of itself."""
-        for name in counts.left_out.keys() - self.counts.left_out.keys():
-            why = self.sink.why_left_out(name)
+        new = [name for name in counts.left_out if name not in self.counts.left_out]
+        for name, why in self.sink.whys_left_out(new).items():
             _log.warning("sink %s: %s", self.name, why, extra={"sink": self.name, "field": name})
         self.counts = counts
 

@@ -14,7 +14,8 @@ from tidemill.core.watermark import Watermark
 from tidemill.durations import duration_ns
 from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import OutsideError, PlanError
-from tidemill.formats.roles import DEFAULT_KEY
+from tidemill.formats.key_template import KeyTemplate
+from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.schema import Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
@@ -143,6 +144,7 @@ class Pipeline:
         plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])
+            sink.roles = tuple(dict.fromkeys(name for source in self.sources for name in _roles(source)))
         return Checked(plan, schemas, place_by)
 
 
@@ -161,6 +163,11 @@ def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
                     f"in both, or run them as two pipelines."
                 )
     return Schema((field for _, field in fields.values()), open=any(schema.open for _, schema in sources))
+
+
+def _roles(source: Source) -> tuple[str, ...]:
+    """The names of the fields from which records have their key and their time."""
+    return (*KeyTemplate(source.key or DEFAULT_KEY).names, source.time or DEFAULT_TIME)
 
 
 def _key_field(sources: Sequence[Source]) -> str:

@@ -79,6 +79,8 @@ class Sink(Named, Configured, abc.ABC):
         self.columns = tuple(columns) if columns is not None else None
         self.if_exists: IfExists = if_exists
 
+    roles: tuple[str, ...] = ()
+    """The records' fields that name the sensor, and those that hold the time; the pipeline says which these are."""
     keeps_position: bool = False
     """Whether it commits rows and their position together (`ProcessSink.resume`, `commit`): then each row is there
     exactly once. One sink of a class may not, when what it writes to cannot be taken back: standard output."""
@@ -113,6 +115,10 @@ class Sink(Named, Configured, abc.ABC):
     def why_left_out(self, name: str) -> str:
         """What a person is told, once, when the first values under ``name`` appear in `SinkStatistics.left_out`."""
         return f"some values of field {name!r} could not be written as they are; the report counts them"
+
+    def whys_left_out(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The same for all that appear at once: each with its sentence, or several with one, under the first of them."""
+        return {name: self.why_left_out(name) for name in names}
 
     def chosen(self, batch: Batch) -> Batch:
         """The rows and columns of ``batch`` that are wanted here."""

@@ -10,13 +10,16 @@ from tidemill.batch import Batch
 from tidemill.errors import OutsideError, PlanError
 from tidemill.schema import Kind, Schema
 from tidemill.secret import SecretText
-from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.postgres_connection import connected, named, require_library, shown
 from tidemill.sinks.postgres_copy import OpenCopy
 from tidemill.sinks.postgres_position import POSITIONS, Position
 from tidemill.sinks.postgres_rows import TextPieces, copied
 from tidemill.sinks.postgres_table import Table, found_table
 from tidemill.sinks.postgres_values import MOST_BYTES
+from tidemill.sinks.postgres_width import MOST_BYTES as MOST_ROW_BYTES
+from tidemill.sinks.postgres_width import within_row
+from tidemill.sinks.room import TableSink
 from tidemill.sinks.row_group import kind_of
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ BEGIN_KEPT: Final = BEGIN + "; SET LOCAL synchronous_commit = on"
 """With a position: what a checkpoint builds on must outlive a crash of the server."""
 
 
-class PostgreSQL(ProcessSink):
+class PostgreSQL(TableSink):
     """Rows into a table of PostgreSQL, by binary COPY.
 
     ``database``  a URL, ``postgresql://user@host/database``, or words, ``"host=... dbname=..."``, as libpq reads them;
@@ -44,6 +47,11 @@ class PostgreSQL(ProcessSink):
     becomes a new column, NULL in the rows before it; one that has held nothing but null has no column yet. A value that
     PostgreSQL cannot hold as it is (NUL in a text, which becomes ``␀``; an int beyond 64 bits, which becomes NULL) is
     counted as left out.
+
+    A table takes 1,600 columns, those that were dropped too, and a row 8 kB: a number needs 8 bytes, a text or JSON, however
+    long, up to 24 (8 or 16 if it is short). Room is kept for the key, the time, what the plan makes or a source declares, and
+    ``columns=``; of the other fields, those that come when there is no column left are left out of the rows, and of a row that
+    is too wide those whose names come last. They are counted.
 
     Delivery: exactly once with state: each commit (about once a second) is one transaction of the rows and of how far
     they reach, in the table ``tidemill_positions`` of the same schema; a later start takes over from there, and what an
@@ -103,7 +111,6 @@ class PostgreSQL(ProcessSink):
         self._texts = TextPieces()
         self._rows = 0
         self._bytes = 0
-        self._left_out: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"PostgreSQL({self.place})"
@@ -134,8 +141,8 @@ class PostgreSQL(ProcessSink):
             connection, table = self._opened()
             self._begin(connection)
             kinds = {name: kind_of(column) or self._declared(name) for name, column in batch.columns.items()}
-            columns = {name: kind for name, kind in kinds.items() if kind is not None}
-            self._copy(connection, table, batch, columns)
+            wanted = {name: kind for name, kind in kinds.items() if kind is not None}
+            self._copy(connection, table, batch, self._with_room(connection, table, batch, wanted))
         self._rows += len(batch)
 
     def flush(self) -> None:
@@ -177,8 +184,9 @@ class PostgreSQL(ProcessSink):
         self._connection = None
 
     def statistics(self) -> SinkStatistics:
-        """``bytes`` is what was sent by COPY; ``left_out`` the values that could not be stored as they were."""
-        return SinkStatistics(self.name, self._rows, self._bytes, self._left_out)
+        """``bytes`` is what was sent by COPY; ``left_out`` the values that could not be stored as they were, or not at
+        all, since there is no room for them."""
+        return SinkStatistics(self.name, self._rows, self._bytes, self.left_out)
 
     # -- the session ---------------------------------------------------------------------------------
 
@@ -200,7 +208,7 @@ class PostgreSQL(ProcessSink):
                 found = found_table(self._connection, self._place, self.schema, self.table)
             if_exists = self.if_exists if position is None else "append"
             found.require(if_exists)
-            self._table = Table(found, replace=if_exists == "replace")
+            self._table = Table(found, replace=if_exists == "replace", first=self.first_fields(schema))
         return position
 
     def _begin(self, connection: Connection) -> None:
@@ -227,6 +235,20 @@ class PostgreSQL(ProcessSink):
         if self._table is not None:
             self._table.committed()
 
+    def _with_room(
+        self, connection: Connection, table: Table, batch: Batch, kinds: dict[str, Kind]
+    ) -> Mapping[str, Kind]:
+        """The kinds of the columns without new fields that have no value here, and those for which the table has no room."""
+        new = {name: batch.columns[name] for name in kinds if not table.knows(name)}
+        if not new:
+            return kinds
+        valued = {name: column for name, column in new.items() if column.has_values}
+        if valued:
+            if not table.full:
+                self._end_copy()  # the server is asked
+            self.leave_out(table.turned_away(connection, valued))
+        return {name: kind for name, kind in kinds.items() if table.knows(name)}
+
     def _copy(self, connection: Connection, table: Table, batch: Batch, kinds: Mapping[str, Kind]) -> None:
         target = table.known_target(kinds)
         if self._copying is not None and self._copying.target is not target:
@@ -236,12 +258,16 @@ class PostgreSQL(ProcessSink):
             connection.execute(target.nothing.encode(), (len(batch),))
             return
         self._copying = self._copying or OpenCopy(connection, target)
-        data, changed = copied([batch.columns[name] for name in kinds], target.types, len(batch), self._texts)
+        columns = {name: batch.columns[name] for name in kinds}
+        if target.widest > MOST_ROW_BYTES:
+            columns, without_room = within_row(columns, frozenset(self.first_fields(self._schema)))
+            self.count_without_room(without_room)
+        data, changed = copied([*columns.values()], target.types, len(batch), self._texts)
         self._copying.write(data)
         self._bytes += len(data)
         for name, count in zip(kinds, changed, strict=True):
             if count:
-                self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + count}
+                self.count_left_out(name, count)
 
     def _end_copy(self) -> None:
         copying, self._copying = self._copying, None

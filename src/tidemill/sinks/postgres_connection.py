@@ -137,6 +137,7 @@ _LASTING_STATES: Final[dict[str, str]] = {
     "3F": "Create the schema, or name another one with schema=.",
     "42501": "Grant the user what is missing; it needs to create and to write tables.",
     "2BP01": 'Other objects depend on the table, so if_exists="replace" cannot drop it; drop those first.',
+    "54000": "Name the columns that you want with columns=[...].",
     "54011": "Name the columns that you want with columns=[...].",
     "23": "The table has a rule of its own that a row breaks.",
     "22": "A value does not fit into its column.",

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import InputError, OutputExists
 from tidemill.schema import Kind
 from tidemill.sinks.base import IfExists
 from tidemill.sinks.postgres_values import DECLARED, STORED, ColumnNames, note_of, noted, quoted
+from tidemill.sinks.postgres_width import widest
+from tidemill.sinks.room import finding_room
 
 if TYPE_CHECKING:
     from tidemill.sinks.postgres_connection import Connection
@@ -18,13 +21,15 @@ __all__ = ["FoundTable", "Table", "Target", "found_table"]
 
 _SCHEMA: Final = """SELECT n.nspname, has_schema_privilege(n.oid, 'USAGE'), has_schema_privilege(n.oid, 'CREATE')
     FROM pg_namespace n WHERE n.nspname = coalesce(%s, current_schema())"""
-_TABLE: Final = """SELECT c.oid, c.relkind, has_table_privilege(c.oid, 'INSERT')
+_TABLE: Final = """SELECT c.oid, c.relkind, c.relnatts, has_table_privilege(c.oid, 'INSERT')
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s"""
 _COLUMNS: Final = """SELECT a.attname, t.typname, format_type(a.atttypid, a.atttypmod),
         col_description(a.attrelid, a.attnum)
     FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
     WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped"""
 
+MOST_COLUMNS: Final = 1600
+"""PostgreSQL's own limit."""
 _TABLES: Final = ("r", "p")
 """Kinds of relations that take rows: tables, and tables in partitions."""
 
@@ -41,6 +46,8 @@ class FoundTable:
     """Column → PostgreSQL's short name of its type, and how a user writes it; None when there is no table."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Fields whose columns bear other names → these."""
+    made: int = 0
+    """Columns that it has had, those that were dropped too: PostgreSQL counts them all."""
 
     def require(self, if_exists: IfExists) -> None:
         """Raise `OutputExists` when the table is to be left alone."""
@@ -66,7 +73,7 @@ def found_table(connection: Connection, place: str, schema: str | None, table: s
                 f"The user may not create tables in schema {schema!r} of {place}; GRANT USAGE, CREATE to it."
             )
         return FoundTable(whole, schema, table, None)
-    oid, kind, insert = there
+    oid, kind, made, insert = there
     if kind not in _TABLES:
         raise InputError(f"{schema}.{table} of {place} is a view or another thing than a table; choose another table=.")
     if not usage or not insert:
@@ -74,7 +81,7 @@ def found_table(connection: Connection, place: str, schema: str | None, table: s
     columns = connection.execute(_COLUMNS, (oid,)).fetchall()
     types = {name: (stored, written) for name, stored, written, _ in columns}
     fields = {told: name for name, _, _, note in columns if (told := noted(note)) is not None}
-    return FoundTable(whole, schema, table, types, fields)
+    return FoundTable(whole, schema, table, types, fields, made)
 
 
 @dataclass(frozen=True)
@@ -85,19 +92,25 @@ class Target:
     types: Sequence[str]
     nothing: str
     """Adds %s rows without a value."""
+    widest: int
+    """Bytes within the table that a row of these columns may need."""
 
 
 class Table:
     """The table as the open transaction sees it; columns are made when the first row that has them comes."""
 
-    def __init__(self, found: FoundTable, *, replace: bool) -> None:
+    def __init__(self, found: FoundTable, *, replace: bool, first: Sequence[str] = ()) -> None:
         self._found = found
         self._sql = f"{quoted(found.schema)}.{quoted(found.table)}"
         self._replace = replace and found.types is not None
         self._types = None if self._replace or found.types is None else dict(found.types)
         self._names = ColumnNames({} if self._types is None else found.fields)
+        for name in first:  # room is kept for these
+            self._names.of(name)
         self._targets: dict[tuple[tuple[str, Kind], ...], Target] = {}
         self._committed = (self._types, self._replace)
+        self.full = False
+        """Whether no field gets a column any more but one that `knows` its own."""
 
     @property
     def known(self) -> bool:
@@ -115,6 +128,31 @@ class Table:
         """How rows of these columns are added; None when `make_room` has not been asked for them yet."""
         return self._targets.get(tuple(kinds.items()))
 
+    def knows(self, name: str) -> bool:
+        """Whether the field has its column, or will have it whenever it comes."""
+        return name in self._names.known
+
+    def turned_away(self, connection: Connection, new: Mapping[str, Column]) -> dict[str, Column]:
+        """Those of the new fields for which there is no column, and no room for one."""
+        there: Mapping[str, tuple[str, str]] = self._types or {}
+        made = 0
+        if self._types is not None and not self.full:  # another run may have added columns
+            now = found_table(connection, self._found.place, self._found.schema, self._found.table)
+            there, made = now.types or {}, now.made
+        unknown = {}
+        for name, column in new.items():
+            if not self.knows(name) and self._names.next(name) in there:
+                self._names.of(name)
+            elif not self.knows(name):
+                unknown[name] = column
+        kept = sum(column not in there for column in self._names.known.values())
+        room = 0 if self.full else MOST_COLUMNS - made - kept
+        found = finding_room(unknown, room, (NULL_TAG, ABSENT_TAG))
+        for name in found:
+            self._names.of(name)
+        self.full = len(found) >= room
+        return {name: column for name, column in unknown.items() if not self.knows(name)}
+
     def make_room(self, connection: Connection, kinds: Mapping[str, Kind]) -> Target:
         """Create the table, or the columns of it that are new; refuse those there of types that do not fit."""
         key = tuple(kinds.items())
@@ -130,6 +168,7 @@ class Table:
                 f"COPY {self._sql} ({columns}) FROM STDIN (FORMAT BINARY)",
                 [self._types[column][0] for column in named],
                 f"INSERT INTO {self._sql} SELECT FROM generate_series(1, %s)",
+                widest(kinds.values()),
             )
         return self._targets[key]
 

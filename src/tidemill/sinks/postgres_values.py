@@ -61,21 +61,25 @@ class ColumnNames:
     """
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self._known = dict(known or {})
-        self._taken = {*_SYSTEM, *self._known.values()}
+        self.known: dict[str, str] = dict(known or {})
+        self._taken = {*_SYSTEM, *self.known.values()}
 
     def of(self, field: str) -> str:
         """The column for a field: always the same one."""
-        if field not in self._known:
-            base = clean_text(field.replace("\0", NUL_SHOWN)) or "_"
-            column, number = _cut(base, MOST_BYTES), 2
-            while column in self._taken:
-                suffix = f"_{number}"
-                column = _cut(base, MOST_BYTES - len(suffix)) + suffix
-                number += 1
-            self._known[field] = column
-            self._taken.add(column)
-        return self._known[field]
+        if field not in self.known:
+            self.known[field] = self.next(field)
+            self._taken.add(self.known[field])
+        return self.known[field]
+
+    def next(self, field: str) -> str:
+        """The column that a field which has none would get now."""
+        base = clean_text(field.replace("\0", NUL_SHOWN)) or "_"
+        column, number = _cut(base, MOST_BYTES), 2
+        while column in self._taken:
+            suffix = f"_{number}"
+            column = _cut(base, MOST_BYTES - len(suffix)) + suffix
+            number += 1
+        return column
 
 
 def _cut(text: str, most: int) -> str:

@@ -17,9 +17,10 @@ from tidemill.column import Column
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
-from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.room import TableSink, finding_room
 from tidemill.sinks.sqlite_ages import TABLE as AGES
 from tidemill.sinks.sqlite_ages import Ages
 from tidemill.sinks.sqlite_insert import Insert
@@ -48,7 +49,7 @@ class _Output(msgspec.Struct, frozen=True):
     """The table was made, without rows, of what was known of them: rows may need other types."""
 
 
-class SQLite(ProcessSink):
+class SQLite(TableSink):
     """Rows into a table of a SQLite file, readable by other programs while it is written (WAL mode).
 
     The table gets its columns from the rows: float REAL (NaN and missing are NULL), int and bool INTEGER, text TEXT, time
@@ -57,6 +58,9 @@ class SQLite(ProcessSink):
     REAL, and a later ``5`` reads ``5.0``. An int that its column rounds, beyond 2**53 in a REAL one and beyond 64 bits in an
     INTEGER one, is counted as left out. A field that comes later becomes a new column, NULL in the rows before it. SQLite
     does not tell ``a`` from ``A``: the second becomes ``A_2``.
+
+    A table takes 2,000 columns. Room is kept for the key, the time, what the plan makes or a source declares, and
+    ``columns=``; of the other fields, those that come when there is no room are left out of the rows, and counted.
 
     ``keep``  how long rows are kept, by their event time: ``"7d"``. What is that much older than the newest row is deleted,
     in the order in which it came, some with each transaction: no more than 10,000 rows, or twice those that it adds. A row
@@ -132,7 +136,6 @@ class SQLite(ProcessSink):
         self._noted_in = Path()
         self._rows = 0
         self._bytes = 0
-        self._left_out: dict[str, int] = {}
 
     # -- the contract of a sink ----------------------------------------------------------------------
 
@@ -202,6 +205,7 @@ class SQLite(ProcessSink):
             connection = self._opened()
             if not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE")
+            batch = self._with_room(connection, batch)
             self._make_room(connection, batch.columns)
             self._insert(connection, batch)
             self._count_rounded(batch.columns)
@@ -260,9 +264,10 @@ class SQLite(ProcessSink):
         return {name: columns[name] for name in self.columns or columns}
 
     def statistics(self) -> SinkStatistics:
-        """``bytes`` is the size of the file and its WAL at the last flush; ``left_out`` counts ints that were rounded."""
+        """``bytes`` is the size of the file and its WAL at the last flush; ``left_out`` counts ints that were rounded, and
+        values of fields for which there is no room."""
         deleted = 0 if self._ages is None else self._ages.deleted
-        return SinkStatistics(self.name, self._rows, self._bytes, self._left_out, deleted)
+        return SinkStatistics(self.name, self._rows, self._bytes, self.left_out, deleted)
 
     # -- with state ----------------------------------------------------------------------------------
 
@@ -372,6 +377,32 @@ class SQLite(ProcessSink):
             )
         return {folded(row[1]): row[2] for row in rows}
 
+    def _with_room(self, connection: sqlite3.Connection, batch: Batch) -> Batch:
+        """The batch without those new fields for which the table has no room."""
+        names = self._names
+        if batch.columns.keys() <= names.known.keys():
+            return batch
+        for name in self.first_fields(self._schema):
+            names.of(name)  # which keeps its place
+        if self._declared is not None and self.if_exists == "append" and len(self._declared) < MOST_COLUMNS:
+            self._declared = self._existing(connection, ours=True)  # another run may have made the same
+        declared = self._declared or {}
+        new = {}
+        for name, column in batch.columns.items():
+            if name not in names.known:
+                if folded(names.next(name)) in declared:
+                    names.of(name)
+                else:
+                    new[name] = column
+        taken = {*declared, *map(folded, names.known.values())}
+        found = finding_room(new, MOST_COLUMNS - len(taken))
+        for name in found:
+            names.of(name)
+        if len(found) == len(new):
+            return batch
+        self.leave_out({name: column for name, column in new.items() if name not in found})
+        return batch.select({name: name for name in batch.columns if name in names.known})
+
     def _make_room(self, connection: sqlite3.Connection, columns: dict[str, Column]) -> None:
         """Create the table, or the columns of it that are new; check those that are not when they were there before."""
         key = _shape(columns)
@@ -387,7 +418,7 @@ class SQLite(ProcessSink):
         if len({*(self._declared or ()), *map(folded, added)}) > MOST_COLUMNS:
             raise InputError(
                 f"The rows for {self.path} have more than {MOST_COLUMNS} columns, the most that SQLite "
-                f"takes; name those you want with columns=[...]."
+                f"takes; name those you want with columns=[...], and choose another table= if this one is full."
             )
         if self._declared is None:
             types = {name: declared_type(column) for name, column in added.items()}
@@ -429,7 +460,7 @@ class SQLite(ProcessSink):
         assert self._declared is not None
         for name, column in columns.items():
             if column.exact and (count := rounded(column, self._declared[folded(self._names.of(name))])):
-                self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + count}
+                self.count_left_out(name, count)
 
     # -- the file ------------------------------------------------------------------------------------
 

@@ -91,14 +91,18 @@ class ColumnNames:
     def of(self, name: str) -> str:
         """The column for the field ``name``: always the same one."""
         if name not in self.known:
-            base = column = clean_text(name.replace("\0", "\u2400"))
-            number = 2
-            while folded(column) in self._taken:
-                column = f"{base}_{number}"
-                number += 1
-            self.known[name] = column
-            self._taken.add(folded(column))
+            self.known[name] = self.next(name)
+            self._taken.add(folded(self.known[name]))
         return self.known[name]
+
+    def next(self, name: str) -> str:
+        """The column that a field which has none would get now."""
+        base = column = clean_text(name.replace("\0", "\u2400"))
+        number = 2
+        while folded(column) in self._taken:
+            column = f"{base}_{number}"
+            number += 1
+        return column
 
 
 def folded(name: str) -> str:
