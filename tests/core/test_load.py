@@ -20,12 +20,14 @@ def sample(now_ns: int, *, rate: float, busy: list[float], loop: float, queue: f
     return LoadSample(
         now_ns,
         records=round(rate * now_ns / 1e9),
-        rows=round(rate * now_ns / 2e9),
+        through=round(rate * now_ns / 2e9),
         lanes_busy_ns=tuple(round(share * now_ns) for share in busy),
         loop_busy_ns=round(loop * now_ns),
+        waiting=7,
         queue=queue,
         sinks=sinks,
         backlog=queue > 0.5,
+        sink_rows=(round(rate * now_ns / 3e9), 0),
     )
 
 
@@ -41,7 +43,9 @@ def test_what_does_not_change_is_its_own_mean(
     read = meter.read()
     close = {"rel": 1e-6, "abs": 1e9 / min(gaps[1:]) + 1e-6}
     assert read.records_per_s == pytest.approx(rate, **close)
-    assert read.rows_per_s == pytest.approx(rate / 2, **close)
+    assert read.through_per_s == pytest.approx(rate / 2, **close)
+    assert read.sink_rows_per_s == pytest.approx((rate / 3, 0), **close)
+    assert read.waiting == pytest.approx(7)
     assert read.queue == pytest.approx(queue)
     assert read.sinks == pytest.approx(sinks)
     assert read.backlog == pytest.approx(float(queue > 0.5))
@@ -55,16 +59,24 @@ def test_shares_are_shares_whatever_is_counted(steps: list[tuple[int, int, int]]
     meter, now, busy, loop = LoadMeter(), 0, 0, 0
     for passed, worked, used in steps:
         now, busy, loop = now + passed, busy + worked, loop + used
-        meter.add(LoadSample(now, busy, busy, (busy,), loop, 0.5, 0.5, False))
+        meter.add(LoadSample(now, busy, busy, (busy,), loop, 1, 0.5, 0.5, False))
     read = meter.read()
     assert all(0 <= share <= 1 for share in (*read.lanes, read.loop, read.queue, read.sinks, read.backlog))
+
+
+def test_slabs_of_seconds_are_work_for_all_of_their_time() -> None:
+    """They are counted at their end, eight looks after the last."""
+    meter = LoadMeter()
+    for look in range(200):
+        meter.add(LoadSample(look * SECOND // 4, 0, 0, (look // 8 * 2 * SECOND,), 0, 0, 0.0, 0.0, False))
+    assert meter.read().lanes[0] > 0.8
 
 
 def test_what_was_is_forgotten_within_a_minute() -> None:
     """From all the time to none of it."""
     meter = LoadMeter()
     for second in range(100):
-        meter.add(LoadSample(second * SECOND, 0, 0, (min(second, 40) * SECOND,), 0, 0.0, 0.0, False))
+        meter.add(LoadSample(second * SECOND, 0, 0, (min(second, 40) * SECOND,), 0, 0, 0.0, 0.0, False))
     assert meter.read().lanes[0] < 0.001
 
 
@@ -72,12 +84,12 @@ def test_another_attempts_counts_begin_anew() -> None:
     """Counts that fell are not a negative rate."""
     meter = LoadMeter()
     for second, records in enumerate((0, 900, 1_800, 0, 5, 10)):
-        meter.add(LoadSample(second * SECOND, records, 0, (0,), 0, 0.0, 0.0, False))
+        meter.add(LoadSample(second * SECOND, records, 0, (0,), 0, 0, 0.0, 0.0, False))
     assert meter.read().records_per_s == pytest.approx(5)
 
 
 def test_before_two_samples_there_is_nothing_to_say() -> None:
     """A rate needs two readings."""
     meter = LoadMeter()
-    meter.add(dataclasses.replace(LoadSample(5, 1, 1, (1,), 1, 1.0, 1.0, True)))
+    meter.add(dataclasses.replace(LoadSample(5, 1, 1, (1,), 1, 1, 1.0, 1.0, True)))
     assert meter.read() == Load()

@@ -11,6 +11,10 @@ __all__ = ["limiting"]
 
 _FULL: Final = 0.3
 """An intake that is this full on average is one that sources wait for: it swings between its marks, half and full."""
+_LATE_S: Final = 1.0
+"""Or one in which records wait for so long on average, however full it is: where lanes are slow that is long before."""
+_SLOWER: Final = 0.9
+"""Of the records that come, the share that gets through, below which what waits grows."""
 _WAITING: Final = 0.4
 """Share of the slabs that wait for sinks, from which these are what all wait for."""
 _HUNG_S: Final = 10.0
@@ -34,16 +38,16 @@ def limiting(statistics: Statistics | None) -> str:
     load = statistics.load
     lanes = _lanes(load)
     if load.sinks >= _WAITING:
-        return f"{_the(_slowest_sink(statistics))} is the limit: {_rate(load.rows_per_s, 'rows')}; {lanes}"
+        return f"{_slowest_sink(statistics)}; {lanes}"
     slowest = max(statistics.lane_flows, key=lambda lane: lane.waiting_s, default=None)
     if slowest is not None and slowest.waiting_s >= _HUNG_S:
         return f"lane {slowest.number} is the limit: it has finished nothing for {slowest.waiting_s:.0f} s"
-    if load.queue < _FULL and load.backlog < 0.5:
+    if load.queue < _FULL and load.backlog < 0.5 and not (statistics.ready and _late(load)):
         sources = "the source is" if len(statistics.source_flows) == 1 else "the sources are"
         return f"{sources} the limit: {_given(statistics)}; {lanes}"
     busiest = max(load.lanes)
     mean = sum(load.lanes) / len(load.lanes)
-    rate = _rate(load.records_per_s, "records")
+    rate = _rate(load.through_per_s, "records")
     if busiest >= _BUSY and busiest >= _APART * mean:
         return f"lane {load.lanes.index(busiest)} is the limit: {rate}; it is {_percent(busiest)} busy, all together {_percent(mean)}"
     if load.loop >= max(mean, _BUSY) and not statistics.inline:
@@ -51,6 +55,12 @@ def limiting(statistics: Statistics | None) -> str:
     if mean >= _BUSY or statistics.inline:
         return f"{'the one lane is' if len(load.lanes) == 1 else 'the lanes are'} the limit: {rate}; {lanes}"
     return f"the CPUs are the limit: {rate}; the event loop has {_percent(load.loop)} of one, and {lanes}"
+
+
+def _late(load: Load) -> bool:
+    """Whether records wait, for lanes or a loop that have no time for them or let ever more wait."""
+    slower = load.through_per_s < _SLOWER * load.records_per_s or max(*load.lanes, load.loop) >= _BUSY
+    return slower and load.waiting > _LATE_S * load.through_per_s
 
 
 def _given(statistics: Statistics) -> str:
@@ -62,9 +72,12 @@ def _given(statistics: Statistics) -> str:
 
 
 def _slowest_sink(statistics: Statistics) -> str:
-    """The one whose oldest batch has waited longest."""
-    slowest = max(statistics.sink_flows, key=lambda sink: (sink.waiting_s, sink.waiting), default=None)
-    return "sink" if slowest is None else f"sink {slowest.name}"
+    """The one whose oldest batch has waited longest, and what it writes."""
+    flows, rates = statistics.sink_flows, statistics.load.sink_rows_per_s
+    slowest = max(range(len(flows)), key=lambda place: (flows[place].waiting_s, flows[place].waiting), default=None)
+    if slowest is None or slowest >= len(rates):
+        return "the sink is the limit"
+    return f"the sink {flows[slowest].name} is the limit: {_rate(rates[slowest], 'rows')}"
 
 
 def _the(what: str) -> str:

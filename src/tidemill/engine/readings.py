@@ -125,7 +125,7 @@ class Readings:
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
         mill, state = attempt.mill, attempt.state_statistics()
-        now = self._clock.monotonic_ns()
+        now, queue = self._clock.monotonic_ns(), attempt.intake.statistics()
         attempt.keys.look(now)
         for lane in mill.lanes:
             self._lost[lane.number].look(lane.work.restarts, now)
@@ -133,12 +133,14 @@ class Readings:
             LoadSample(
                 now,
                 mill.counts.records_in,
-                mill.counts.rows_out,
+                mill.counts.records_in - mill.counts.in_flight,
                 tuple(work.busy_ns for work in self.work.lanes),
                 thread_cpu_ns(),
-                queue=attempt.intake.statistics().fill,
+                waiting=queue.waiting,
+                queue=queue.fill,
                 sinks=mill.ledger.statistics().in_sinks / SLAB_COUNT,
                 backlog=state is not None and state.log_waiting > 0,
+                sink_rows=tuple(outlet.counts.rows for outlet in attempt.outflow.outlets),
             )
         )
 
