@@ -290,3 +290,18 @@ def test_dear_records_keep_batches_small(record_s):
     batcher = flooded(0.0, record_s)
     assert batcher.statistics().cap in {max(1, int(0.99 * 0.005 / record_s)), max(1, int(0.005 / record_s))}
     assert batcher.statistics().fixed_s < 0.1 * record_s
+
+
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_each_lane_tells_its_fixed_cost_apart(lanes):
+    """A batch of one record is in one lane, and the dearest lane decides: what another has learned by then keeps it from
+    nothing."""
+    batcher, chance = Batcher(), np.random.default_rng(7)
+    for _ in range(150):
+        records = batcher.records(waiting=100_000, in_flight=[0] * lanes)
+        batcher.sent(records)
+        shares = chance.multinomial(records, [1 / lanes] * lanes)
+        for lane in np.flatnonzero(shares):
+            batcher.measured(records, 0.1 + 1e-6 * shares[lane], int(lane))
+        batcher.validate()
+    assert records >= 1_000

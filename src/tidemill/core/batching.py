@@ -92,14 +92,17 @@ class BatcherStatistics:
 class _Cost:
     """Seconds a record costs in one lane, and a batch however few it has: a DataFrame costs a millisecond to make."""
 
-    __slots__ = ("_busy_s", "_fast_s", "_last", "_records", "_small", "_small_s", "fixed_s", "record_s", "tried")
+    __slots__ = ("_busy_s", "_fast_s", "_records", "_small", "_small_s", "fixed_s", "last", "record_s", "same", "tried")
 
     def __init__(self) -> None:
         self.record_s = self._fast_s = self._busy_s = self._records = 0.0
-        self._last = 0
+        self.last = 0
+        """Records of the last batch."""
         self.fixed_s = 0.0
         self.tried = False
         """Whether batches of different sizes were seen: before, all that a batch costs is taken for its records'."""
+        self.same = 0
+        """Batches in a row of about one size, the cap at least, while it was not tried."""
         self._small, self._small_s = 0, 0.0  # the smallest batch, and what such a one takes
 
     def measured(self, records: int, busy_s: float) -> None:
@@ -109,10 +112,10 @@ class _Cost:
         busy_s = own_s * records
         if not self._fast_s:  # a process's first batch imports and compiles: it is not what records cost
             self.record_s = self._fast_s = own_s
-            self._last = records
+            self.last = records
             return
-        self._fast_s += max(_FAST, records / (records + self._last)) * (own_s - self._fast_s)
-        self._last = records
+        self._fast_s += max(_FAST, records / (records + self.last)) * (own_s - self._fast_s)
+        self.last = records
         self._busy_s += busy_s - _SLOW * self._busy_s
         self._records += records - _SLOW * self._records
         self.record_s = max(self._fast_s, self._busy_s / self._records)
@@ -152,13 +155,11 @@ class Batcher:
         self._cap = self._proven = min(start, self.limits.max_records)
         self._largest = 0  # sent since the cap last fell
         self._lately = 0  # sent, the larger of the last and of half of those before
-        self._before = 0  # measured
         self._affordable = 0
         self._costs: dict[int, _Cost] = {}
         self._cost_s = self._fixed_s = 0.0
         self._target_s = self.limits.target_s
         self._travel_s = 0.0
-        self._same = 0  # batches in a row of about one size, the cap at least, of a cost that is not told apart yet
 
     # -- how many --------------------------------------------------------------------------------------
 
@@ -244,6 +245,7 @@ class Batcher:
         if travel_s is not None:
             self._travelled(travel_s)
         own = self._costs.setdefault(lane, _Cost())
+        before = own.last
         own.measured(records, busy_s)
         dearest = max(self._costs.values(), key=lambda cost: cost.record_s)
         self._cost_s, self._fixed_s = dearest.record_s, dearest.fixed_s
@@ -261,12 +263,10 @@ class Batcher:
             self._cap = max(self._cap, min(2 * records, self._affordable))
             self._proven = max(self._proven, min(records, self._cap))
             self._grow()
-        # Sizes less than twice one another tell as little as one size.
-        alike = records == self._cap or (self._cap < records < 2 * self._before and self._before < 2 * records)
-        self._same = self._same + 1 if alike and not own.tried else 0
-        self._before = records
-        if self._same >= _UNVARIED and 2 * records <= self.limits.max_records:
-            self._same = 0
+        # Sizes less than twice one another tell as little as one size. Each lane tells its cost apart by itself.
+        alike = records == self._cap or (self._cap < records < 2 * before and before < 2 * records)
+        own.same = own.same + 1 if alike and not own.tried else 0
+        if own.same >= _UNVARIED and 2 * records <= self.limits.max_records:
             self._cap, self._proven = 2 * records, max(self._proven, records)
 
     def _grow(self) -> None:
