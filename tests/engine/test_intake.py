@@ -191,6 +191,14 @@ async def test_small_batches_of_a_source_can_be_joined_to_twice_their_size():
     assert [len(desk.intake.take(wanted).batch) for wanted in (20, 19)] == [20, 10]
 
 
+async def test_a_slab_of_many_small_batches_is_as_large_as_it_may_be():
+    """They are joined anyway; slabs that end early, at a little more than half, would grow by a little each time."""
+    desk = Desk()
+    for _ in range(20):
+        await desk.intake.put(batch_of(numbered(4)), "source")
+    assert [len(desk.intake.take(wanted).batch) for wanted in (34, 40)] == [34, 40]
+
+
 async def test_a_turn_of_the_loop():
     """Many records fill a turn, and so do few with much to encode."""
     desk = Desk()

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,10 @@ from tidemill.letters import MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WR
 from tidemill.schema import Kind
 
 __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Beginning", "Intake", "IntakeStatistics", "Taken"]
+
+_MANY: Final = 5
+"""Batches of a source that are joined to more than half a slab, which may as well be full then: slabs that end at a little more
+than half would grow by one such batch each time, and not double."""
 
 
 @dataclass(frozen=True)
@@ -276,15 +281,15 @@ class Intake:
 
     def take(self, records: int, most_bytes: float = SLICE_BYTES) -> Taken:
         """The next records waiting: ``records`` of them, or fewer where a source's batch ends, because joining batches
-        means copying them: when these are more than half as many, or when the batches behind fill slabs of their own,
-        each of which would otherwise be joined of two. There must be as many, and no control record next.
+        means copying them: when a few of these are more than half as many, or when the batches behind fill slabs of their
+        own, each of which would otherwise be joined of two. There must be as many, and no control record next.
 
         Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
         long to encode; or where a control record or a cut comes.
         """
         pieces: list[Piece] = []
         left, left_bytes = records, most_bytes
-        while 2 * left >= records and self._pieces:
+        while self._pieces and (2 * left >= records or len(pieces) >= _MANY):
             piece = self._pieces[0]
             if isinstance(piece, _Placed) or (pieces and self._slabs_follow(records)):
                 break
