@@ -76,7 +76,7 @@ class Turn(NamedTuple):
 
 
 def turns_of(edge: Edge, form: LineFormat, blocks: Sequence[Lines], amounts: Amounts) -> Iterator[Turn | None]:
-    """The records in order, and what is none: all in one batch, but where a format takes a line apart since it is long. None
+    """The records in order, and what is none, in no more batches than it takes for each to be made in one turn of the loop. None
     where as much was decoded as ``amounts`` say, more is to come, and the loop should have its turn."""
     made = Gathered(edge, blocks[0])
     for group, some in enumerate(groups_of(blocks, amounts.alike)):
