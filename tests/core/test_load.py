@@ -93,3 +93,11 @@ def test_before_two_samples_there_is_nothing_to_say() -> None:
     meter = LoadMeter()
     meter.add(dataclasses.replace(LoadSample(5, 1, 1, (1,), 1, 1, 1.0, 1.0, True)))
     assert meter.read() == Load()
+
+
+def test_an_attempt_with_other_sinks_begins_anew() -> None:
+    """A history that is worked on first has a sink of its own."""
+    meter = LoadMeter()
+    for second, rows in enumerate([(0,), (50,), (0, 0), (10, 20)]):
+        meter.add(LoadSample(second * 10**9, 0, 0, (0,), 0, 0, 0.0, 0.0, False, rows))
+    assert [round(rate) for rate in meter.read().sink_rows_per_s] == [10, 20]

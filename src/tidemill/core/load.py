@@ -79,11 +79,14 @@ class LoadMeter:
         self._weight = 0.0
 
     def add(self, sample: LoadSample) -> None:
-        """One more; counts that are smaller than before are another attempt's, which is measured from here on."""
+        """One more; counts that are smaller than before, or of other sinks, are another attempt's, measured from here on."""
         last, self._last = self._last, sample
         if last is None or sample.now_ns <= last.now_ns:
             return
-        if sample.records < last.records or any(map(lt, sample.lanes_busy_ns, last.lanes_busy_ns)):
+        before = (last.records, *last.lanes_busy_ns)
+        if len(sample.sink_rows) != len(last.sink_rows) or any(
+            map(lt, (sample.records, *sample.lanes_busy_ns), before)
+        ):
             self._means, self._weight = [], 0.0
             return
         passed = sample.now_ns - last.now_ns
