@@ -39,6 +39,8 @@ class Line:
         """Set when what is held may go on."""
         self.ready = threading.Event()
         """Set when the sink was told, after what was held, that the server is ready for the next."""
+        self.went_on = threading.Event()
+        """Set when the sink has sent something after that."""
         self._copied = 0
 
     def window(self, kind: bytes, message: bytes) -> str | None:
@@ -60,7 +62,12 @@ class Line:
         return None
 
     @property
-    def unread(self) -> bool:
+    def answer_read(self) -> bool:
+        """Whether the sink has read the answer that was held; of what it has asked since, it reads some only at its next commit."""
+        return self.ready.is_set() and (self.went_on.is_set() or not self._unread)
+
+    @property
+    def _unread(self) -> bool:
         """Whether the sink has not read all that it was sent."""
         ours, its = (f"{end[1]:04X}" for end in (self.client.getsockname(), self.client.getpeername()))
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -159,6 +166,8 @@ class Between:
             naming = False
             while (received := _received(reader)) is not None:
                 kind, message = received
+                if source is line.client and line.ready.is_set():
+                    line.went_on.set()
                 commits = line.commits
                 if (window := line.window(kind, message)) is not None:
                     self._hold_up(line, window, commits)
@@ -177,5 +186,6 @@ class Between:
             self._wanted = None
             line.go.clear()
             line.ready.clear()
+            line.went_on.clear()
             self._held = line
         line.go.wait()

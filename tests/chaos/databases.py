@@ -203,7 +203,7 @@ def the_answer_is_read(trial: Trial, family: Family) -> None:
     assert line is not None
     family.send(family.engine.pid, SIGSTOP)
     trial.between.pass_on()
-    wait_for("the sink has its answer", lambda: line.ready.is_set() and not line.unread)
+    wait_for("the sink has its answer", lambda: line.answer_read)
 
 
 def strike(trial: Trial, family: Family, how: str) -> str:
