@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from hypothesis import strategies as st
 
 from tidemill.formats import alike_kernel, json_alike
 from tidemill.formats.edge import Edge
-from tidemill.formats.json_alike import SMALLEST, JsonAlike
+from tidemill.formats.json_alike import JsonAlike
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.formats.line_formats import line_format
 from tidemill.kinds import Kinds
 from tidemill.rows import RowsByField, joined
 from tidemill.schema import Kind
-from tidemill.sources.blocks import Amounts, turns_of
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
 INTERPRETED = interpreted_kernels()["read_alike"]
@@ -438,48 +435,6 @@ def test_what_changes_its_shape_again_and_again_is_tried_less_and_less_often(ker
     assert found
     assert found == list(range(found[0], 64))
     assert reader.rows(steady) is not None
-
-
-@dataclass
-class Sent:
-    """Lines of one sender."""
-
-    lines: bytes
-    known: dict[str, str]
-    arrived_ns: int = 5
-    wall_ns: int = 7
-
-
-@pytest.mark.parametrize("key", [None, "{peer_host}/{sensor}"])
-def test_many_senders_with_few_lines_each_are_read_together(key: str | None, kernels_loaded: None) -> None:
-    """The batch is the one that each by itself would give, each row with what is known of its own sender and its arrival."""
-    blocks = [
-        Sent(b'{"sensor":"S%d","value":%d.5}\n{"sensor":"S%d","value":null}\n' % (n, n, n + 1), {"peer_host": f"h{n}"})
-        for n in range(SMALLEST // 40)
-    ]
-    for number, block in enumerate(blocks):
-        block.wall_ns = number
-    (turn,) = turns_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks, Amounts(1 << 20, 1 << 20, 1 << 20))
-    assert turn is not None
-    together, letters = turn.batch, turn.letters
-    edge, apart = Edge(key=key, arrival=True), []
-    for block in blocks:
-        batch, more = edge.rows(
-            decode_json_lines(block.lines)[0],
-            arrived_ns=5,
-            wall_ns=block.wall_ns,
-            known=[block.known] * 2,
-            parsed=True,
-        )
-        apart.append(batch)
-        letters += more
-    assert not letters
-    assert together.to_rows() == [row for batch in apart for row in batch.to_rows()]
-    assert together.time.tolist() == [ns for batch in apart for ns in batch.time.tolist()]
-    assert [together.keys[code] for code in together.key] == [
-        batch.keys[code] for batch in apart for code in batch.key.tolist()
-    ]
-    assert together.orders is None
 
 
 @given(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from tidemill.formats.edge import Edge
+from tidemill.formats.json_alike import SMALLEST
+from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.line_formats import line_format
+from tidemill.rows import are_joined_by_field
 from tidemill.sources import blocks as blocks_module
 from tidemill.sources.blocks import Amounts, rows_of_all, turns_of
 
@@ -20,6 +25,38 @@ class Sent:
     known: dict[str, str]
     arrived_ns: int = 5
     wall_ns: int = 7
+
+
+@pytest.mark.parametrize("key", [None, "{peer_host}/{sensor}"])
+def test_many_senders_with_few_lines_each_are_read_together(key: str | None, kernels_loaded: None) -> None:
+    """The batch is the one that each by itself would give, each row with what is known of its own sender and its arrival."""
+    blocks = [
+        Sent(b'{"sensor":"S%d","value":%d.5}\n{"sensor":"S%d","value":null}\n' % (n, n, n + 1), {"peer_host": f"h{n}"})
+        for n in range(SMALLEST // 40)
+    ]
+    for number, block in enumerate(blocks):
+        block.wall_ns = number
+    (turn,) = turns_of(Edge(key=key, arrival=True), line_format("ndjson"), blocks, Amounts(1 << 20, 1 << 20, 1 << 20))
+    assert turn is not None
+    together, letters = turn.batch, turn.letters
+    edge, apart = Edge(key=key, arrival=True), []
+    for block in blocks:
+        batch, more = edge.rows(
+            decode_json_lines(block.lines)[0],
+            arrived_ns=5,
+            wall_ns=block.wall_ns,
+            known=[block.known] * 2,
+            parsed=True,
+        )
+        apart.append(batch)
+        letters += more
+    assert not letters
+    assert together.to_rows() == [row for batch in apart for row in batch.to_rows()]
+    assert together.time.tolist() == [ns for batch in apart for ns in batch.time.tolist()]
+    assert [together.keys[code] for code in together.key] == [
+        batch.keys[code] for batch in apart for code in batch.key.tolist()
+    ]
+    assert together.orders is None
 
 
 def test_what_one_turn_makes_of_many_lines_is_bounded(kernels_loaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +109,19 @@ def test_an_empty_block_among_others_costs_nothing(kernels_loaded: None) -> None
     rows = rows_of_all(Edge(arrival=True), line_format("ndjson"), [lines, Sent(b"", {}), lines])
     assert rows is not None
     assert len(rows) == 1_000
+
+
+def test_what_is_gathered_is_not_looked_at_again_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand senders with a line each would take a thousand times as long as one with a thousand."""
+    parts: list[int] = []
+
+    def counted(some: Sequence[Sequence[dict[str, Any]]]) -> bool:
+        parts.append(len(some))
+        return are_joined_by_field(some)
+
+    monkeypatch.setattr(blocks_module, "are_joined_by_field", counted)
+    blocks = [Sent(b"mill,line=L%d speed=4\n" % number, {}) for number in range(100)]
+    (turn,) = turns_of(Edge(arrival=True), line_format("influx"), blocks, Amounts(1 << 20, 1 << 20, 1 << 20))
+    assert turn is not None
+    assert len(turn.batch) + len(turn.letters) == 100
+    assert max(parts) <= 2

@@ -139,6 +139,8 @@ class Gathered:
 
     def _begin(self) -> None:
         self._rows: list[Sequence[Any]] = []
+        self._by_field = True  # whether none of them becomes dicts
+        self._size = 0
         self._counts: list[int] = []
         self._walls: list[int] = []
         self._known: list[Known] = []
@@ -147,7 +149,7 @@ class Gathered:
 
     def add(self, made: Decoded, block: Lines) -> None:
         """What is decoded of one block."""
-        self._rows.append(made.rows)
+        self._append(made.rows)
         self._note(block, len(made.rows), known_of(made, self._known_of(block)))
         refuse = self._edge.refuse
         self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
@@ -159,12 +161,21 @@ class Gathered:
         elif self._keyed_by_sender:
             most = _MOST_KEYED
         else:
-            most = _MOST_ROWS if are_joined_by_field([*self._rows, rows]) else _MOST_DICTS
+            most = _MOST_ROWS if self._stays_by_field(rows) else _MOST_DICTS
         return not self._rows or len(self) + len(rows) <= most
+
+    def _stays_by_field(self, rows: Sequence[Any]) -> bool:
+        """With these. One part stands for all before it: there may be thousands, of a line each."""
+        return self._by_field and are_joined_by_field([*self._rows[-1:], rows])
+
+    def _append(self, rows: Sequence[Any]) -> None:
+        self._by_field = self._stays_by_field(rows)
+        self._rows.append(rows)
+        self._size += len(rows)
 
     def add_together(self, rows: RowsByField, blocks: Sequence[Lines]) -> list[int]:
         """The rows of several blocks, one for each of their lines; how many those are."""
-        self._rows.append(rows)
+        self._append(rows)
         counts = [line_ends(block.lines) for block in blocks]
         for block, count in zip(blocks, counts, strict=True):
             self._note(block, count, self._known_of(block))
@@ -181,7 +192,7 @@ class Gathered:
 
     def __len__(self) -> int:
         """Rows so far."""
-        return sum(self._counts)
+        return self._size
 
     def taken(self, *, ends: bool) -> Iterator[Turn]:
         """The batch, and what is no record; several where rows have little in common. The next begins."""
