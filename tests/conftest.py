@@ -123,6 +123,24 @@ def mosquitto() -> Iterator[Any]:
     server.remove()
 
 
+@pytest.fixture(scope="session")
+def influx() -> Iterator[Any]:
+    """An InfluxDB server of these tests alone; its class is in the file beside this one."""
+    server = _beside("influx_server").InfluxServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def guarded_influx() -> Iterator[Any]:
+    """One that asks who comes, for one test alone."""
+    server = _beside("influx_server").InfluxServer(auth=True)
+    server.start()
+    yield server
+    server.remove()
+
+
 @pytest.fixture
 def own_mosquitto() -> Iterator[Any]:
     """Makes brokers of one test alone, which may be stopped and killed: ``own_mosquitto(setting=...)``."""

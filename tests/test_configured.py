@@ -24,11 +24,14 @@ NEEDED: dict[type, dict[str, Any]] = {
     tm.sources.Records: {"records": []},
     tm.sources.Replay: {"path": "march.csv"},
     tm.sinks.Callback: {"fn": print},
+    tm.sinks.HTTP: {"url": "https://hub/ingest"},
     tm.sinks.Lines: {"path": "out.ndjson"},
     tm.sinks.MQTT: {"url": "mqtts://broker", "topic": "features/{sensor}", "username": "mill"},
     tm.sinks.Parquet: {"path": "out/"},
     tm.sinks.PostgreSQL: {"database": "postgresql://db"},
     tm.sinks.SQLite: {"path": "out.db"},
+    tm.sinks.TCP: {"url": "tls://hub:9000"},
+    tm.sinks.UDP: {"url": "udp://hub:9000"},
     tm.testing.ScriptedSource: {"script": []},
 }
 """What each is to be given besides the option that is tried."""

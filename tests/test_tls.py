@@ -73,6 +73,8 @@ def test_whoever_takes_a_key_says_why_it_does_not_open(shown: dict[str, Path], g
         lambda **more: tm.sources.HTTP(**shown, **more),
         lambda **more: tm.sources.MQTT("mqtts://broker", "plant/{sensor}", **shown, **more),
         lambda **more: tm.sinks.MQTT("mqtts://broker", "plant/{sensor}", **shown, **more),
+        lambda **more: tm.sinks.TCP("tls://hub:9000", **shown, **more),
+        lambda **more: tm.sinks.HTTP("https://hub/ingest", **shown, **more),
     ):
         with pytest.raises(InputError) as caught:
             make(cert_password=given).check()

@@ -10,7 +10,7 @@ from tidemill import files
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText
 
-__all__ = ["client_context", "passphrase", "refused_certificate", "server_context"]
+__all__ = ["client_context", "no_tls", "passphrase", "refused_certificate", "server_context", "untrusted"]
 
 PathLike = str | os.PathLike[str]
 
@@ -120,6 +120,21 @@ def refused_certificate(error: ssl.SSLError) -> str:
     if not isinstance(error, ssl.SSLCertVerificationError):
         return ""
     return error.verify_message.rstrip(".")
+
+
+def untrusted(server: object, why: str) -> str:
+    """What is told of a server whose certificate is refused, without a full stop."""
+    return (
+        f"{server} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed it, and the "
+        "name that is in it in the address"
+    )
+
+
+def no_tls(server: object, said: str) -> str:
+    """What is told of a server that refuses TLS, without a full stop."""
+    return (
+        f"{server} refuses TLS: {said.replace('_', ' ').lower()}; is this its port for TLS, and does it want a cert=?"
+    )
 
 
 def _said(error: Exception) -> str:

@@ -268,7 +268,7 @@ async def test_the_pages_of_a_run_name_what_is_wrong_with_it_and_forget_it(
     fault: Any, tmp_path: Path, own_mosquitto: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one line, the culprit first."""
-    monkeypatch.setattr("tidemill.sinks.mqtt_publisher.PATIENCE_S", 0.2)
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.2)
     async with fault((tmp_path, own_mosquitto)) as of:
         options = {"lanes": 0, "state": tmp_path / "state", "dead_letters": tmp_path / "dead.ndjson", **of.options}
         async with tm.serve(of.pipeline, metrics=ANYWHERE, **options) as run:

@@ -173,7 +173,7 @@ def test_a_broker_that_is_away_is_one_sentence(root: str) -> None:
 
 def test_a_broker_that_stays_away_fails_the_write_and_lets_go(own_mosquitto: Any, root: str, monkeypatch: Any) -> None:
     """After the tries that it gets; closing afterwards is quiet, and the sink can be opened again."""
-    monkeypatch.setattr("tidemill.sinks.mqtt_publisher.PATIENCE_S", 0.3)
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.3)
     broker = own_mosquitto()
     sink = sinks.MQTT(broker.url, f"{root}/{{sensor}}")
     sink.open(OPEN)

@@ -42,6 +42,18 @@ def test_the_suffix_says_line_protocol(path: str) -> None:
     assert sinks.for_path(path, format="csv", if_exists="replace").format == "csv"
 
 
+@pytest.mark.parametrize("written", ["http://influx:8086/api/v2/write?bucket=b", "${env:INFLUX}"])
+def test_an_address_that_ends_in_write_is_posted_line_protocol(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the options say otherwise."""
+    monkeypatch.setenv("INFLUX", "http://influx:8086/write?db=b")
+    for sink in (sinks.for_path(written), sinks.for_path(written, measurement="m", tags=["sensor"])):
+        assert isinstance(sink, sinks.HTTP)
+        assert sink.format == "influx"
+    plain = sinks.for_path(written, format="ndjson")
+    assert isinstance(plain, sinks.HTTP)
+    assert plain.format == "ndjson"
+
+
 def test_a_folder_that_is_there(tmp_path: Path) -> None:
     """It needs no slash at its end."""
     assert type(sinks.for_path(tmp_path)) is sinks.Parquet
@@ -66,6 +78,12 @@ def test_another_suffix_is_refused_with_those_known(path: str, tmp_path: Path, m
         ("mqtt://broker/${env:LINE}/{s}", "MQTT('mqtt://broker:1883', '7/{s}')"),
         ("postgresql://me:${env:SECRET}@db/history", "PostgreSQL(postgresql://db/history, table 'features')"),
         ("${env:DATABASE}", "PostgreSQL(${env:DATABASE}, table 'features')"),
+        ("http://me:written-0ut@hub:8080/ingest?k=written-0ut", "HTTP('http://hub:8080/ingest')"),
+        ("https://${env:SECRET}@${env:HOST}/ingest", "HTTP('https://${env:HOST}/ingest')"),
+        ("${env:HUB}", "HTTP('${env:HUB}')"),
+        ("tcp://telegraf:8094", "TCP('tcp://telegraf:8094')"),
+        ("tls://hub-${env:LINE}:9000", "TCP('tls://hub-7:9000')"),
+        ("udp://telegraf:8094", "UDP('udp://telegraf:8094')"),
     ],
 )
 def test_a_url_says_the_server_and_refers_to_what_is_kept(url: str, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +91,7 @@ def test_a_url_says_the_server_and_refers_to_what_is_kept(url: str, seen: str, m
     for name, kept in {
         "BROKER": "mqtts://me:c4nary@broker",
         "DATABASE": "postgresql://me:c4nary@db",
+        "HUB": "https://me:c4nary@hub/ingest",
         "LINE": "7",
         "SECRET": "c4nary",
     }.items():
@@ -105,8 +124,8 @@ def test_what_is_kept_may_say_the_sink(tmp_path: Path, monkeypatch: pytest.Monke
         ("mqtt://me:${file:/run/mqtt}@broker/", "names the topic too: mqtt://HOST/TOPIC"),
         ("${env:WHOLE}", "names the topic too: mqtt://HOST/TOPIC"),
         (
-            "http://me:c4nary@host/ingest",
-            "^http:// is not the beginning of a sink's URL; those known are postgresql://, mqtt",
+            "ftp://me:c4nary@host/ingest",
+            "^ftp:// is not the beginning of a sink's URL; those known are postgresql://, ",
         ),
         ("${env:OTHER}", "^what it refers to is not the beginning of a sink's URL"),
         ("${env:NONE}", r"'\$\{env:NONE\}' does not say which sink it is"),

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText
 
-__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "check_session", "no_tls", "refusal", "untrusted"]
+__all__ = ["VERSIONS", "Access", "Broker", "broker_of", "check_session", "refusal"]
 
 VERSIONS: Final = ("5", "3.1.1")
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
@@ -106,21 +106,6 @@ class Access:
 def _without_login(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}"
-
-
-def untrusted(broker: Broker, why: str) -> str:
-    """What is told of a certificate that is refused, without a full stop."""
-    return (
-        f"{broker} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed it, and the "
-        "name that is in it in the address"
-    )
-
-
-def no_tls(broker: Broker, said: str) -> str:
-    """What is told of a broker that refuses TLS, without a full stop."""
-    return (
-        f"{broker} refuses TLS: {said.replace('_', ' ').lower()}; is this its port for TLS, and does it want a cert=?"
-    )
 
 
 _WHO: Final = "check username and password"

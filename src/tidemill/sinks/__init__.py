@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from tidemill.sinks.base import LoopSink, ProcessSink, Sink, SinkStatistics
     from tidemill.sinks.callback import Callback
+    from tidemill.sinks.http import HTTP
     from tidemill.sinks.latest import Latest
     from tidemill.sinks.lines import Lines
     from tidemill.sinks.mqtt import MQTT
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
     from tidemill.sinks.paths import for_path
     from tidemill.sinks.postgres import PostgreSQL
     from tidemill.sinks.sqlite import SQLite
+    from tidemill.sinks.tcp import TCP
+    from tidemill.sinks.udp import UDP
 
 __all__ = [
+    "HTTP",
     "MQTT",
+    "TCP",
+    "UDP",
     "Callback",
     "Latest",
     "Lines",
@@ -37,6 +43,7 @@ __all__ = [
 
 _HOMES: Final = {
     "Callback": "callback",
+    "HTTP": "http",
     "Latest": "latest",
     "Lines": "lines",
     "LoopSink": "base",
@@ -47,6 +54,8 @@ _HOMES: Final = {
     "SQLite": "sqlite",
     "Sink": "base",
     "SinkStatistics": "base",
+    "TCP": "tcp",
+    "UDP": "udp",
     "for_path": "paths",
 }
 

@@ -108,8 +108,12 @@ class Sink(Named, Configured, abc.ABC):
 
     def bind(self, schema: Schema) -> None:
         """Refuse at start a column that the plan does not give."""
+        self._require(schema, self.columns or ())
+
+    def _require(self, schema: Schema, columns: Sequence[str]) -> None:
+        """These must be there, and those that ``where`` reads."""
         read = sorted(self.where.names) if isinstance(self.where, Expression) else ()
-        for column in (*read, *(self.columns or ())):
+        for column in dict.fromkeys((*read, *columns)):
             schema.require(column, stage=f"sink {self.name}")
 
     def why_left_out(self, name: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -15,14 +15,12 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
 from tidemill.errors import InputError, OutputExists, OutsideError, PlanError
 from tidemill.schema import Kind, Schema
-from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.csv_headers import csv_header, header_of
 from tidemill.sinks.fence import Fence, another_start
+from tidemill.sinks.line_sink import LineSink
 from tidemill.sinks.notes import read_note, write_note
 from tidemill.sinks.output import KeptOutput, Output, require_whole_gzip
-
-if TYPE_CHECKING:
-    from tidemill.formats.influx_encode import InfluxEncoder
 
 __all__ = ["Lines"]
 
@@ -50,7 +48,7 @@ class _Committed(msgspec.Struct, frozen=True):
     """Bytes that were there before this pipeline's first start."""
 
 
-class Lines(ProcessSink):
+class Lines(LineSink):
     """Rows as lines of text: ``.ndjson`` or ``.jsonl`` (one JSON object a line), ``.csv`` (one header), ``.influx`` or
     ``.lp`` (InfluxDB line protocol), each also with ``.gz``; ``Lines("-")`` is standard output, NDJSON unless ``format``
     says ``"csv"`` or ``"influx"``. ``format`` overrules the suffix.
@@ -122,32 +120,21 @@ class Lines(ProcessSink):
         if_exists: IfExists = "fail",
         name: str | None = None,
     ) -> None:
-        super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         if format not in (None, "ndjson", "csv", "influx"):
             raise PlanError(f'format={format!r} of Lines is not one of "ndjson", "csv", "influx".')
+        super().__init__(
+            format or _format_of(path),
+            measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
+            where=where, columns=columns, if_exists=if_exists, name=name,
+        )  # fmt: skip
         self.path = None if str(path) == "-" else files.absolute(path)
         self.gz = str(path).lower().endswith(".gz")
-        self.format = format or _format_of(path)
         if self.path is None or (self.path.exists() and _is_device(self.path)):
             self.keeps_position = False
             self.delivery_with_state = self.delivery
-        self._influx: InfluxEncoder | None = None
-        if self.format == "influx":
-            from tidemill.formats.influx_encode import InfluxEncoder
-
-            self._influx = InfluxEncoder(
-                measurement=measurement, tags=tags, time=time, precision=precision, integers=integers
-            )
-            if self.columns is not None:
-                self.columns = tuple(dict.fromkeys((*self.columns, *self._influx.needs)))
-        elif (measurement, tags, time, precision, integers) != (None, None, None, None, True):
-            raise PlanError(
-                'measurement=, tags=, time=, precision= and integers= of Lines are for format="influx" alone.'
-            )
         if spreadsheet and self.format != "csv":
             raise PlanError("spreadsheet= of Lines is for CSV alone.")
         self.spreadsheet = spreadsheet
-        self._wanted = columns
         self._output: Output | None = None
         self._fence: Fence | None = None
         self._noted_in = Path()
@@ -179,19 +166,6 @@ class Lines(ProcessSink):
                 f'{self.path} already exists; write if_exists="append" to add to it, or if_exists="replace" to '
                 f"write over it."
             )
-
-    def bind(self, schema: Schema) -> None:
-        if self._influx is None:
-            super().bind(schema)
-            return
-        for column in self._wanted or ():
-            schema.require(column, stage=f"sink {self.name}")
-        known = (
-            schema
-            if self.columns is None
-            else Schema((field for field in schema if field.name in self.columns), open=schema.open)
-        )
-        self._influx.check(known)
 
     def _require_folder(self) -> None:
         if self.path is None:
@@ -283,13 +257,13 @@ class Lines(ProcessSink):
     def statistics(self) -> SinkStatistics:
         """``bytes`` counts what reached the system at the last flush, after compression."""
         if self._influx is not None:
-            return SinkStatistics(self.name, self._influx.rows, self._bytes, self._influx.left_out)
+            return SinkStatistics(self.name, self._influx.rows, self._bytes, self._unfit())
         return SinkStatistics(self.name, self._rows, self._bytes, self._left_out)
 
     def why_left_out(self, name: str) -> str:
+        if self.format != "csv":
+            return super().why_left_out(name)
         place = self.path or "standard output"
-        if self._influx is not None:
-            return self._influx.why_left_out(name)
         return (
             f"the field {name!r} is not in the header of {place}, and rows are written without it; name the columns you "
             "want with columns=[...], or write NDJSON"
@@ -363,12 +337,8 @@ class Lines(ProcessSink):
                 self._header = self._fitting(header_of(self.path, plain=self.spreadsheet), wanted)
 
     def _encoded(self, batch: Batch) -> bytes:
-        if self._influx is not None:
-            return self._influx.encode(batch)
-        if self.format == "ndjson":
-            from tidemill.formats.json_lines import encode_json_lines
-
-            return encode_json_lines(batch)
+        if self.format != "csv":
+            return super()._encoded(batch)
         from tidemill.formats.csv_encode import encode_csv
 
         if self._header is None:

@@ -141,8 +141,7 @@ class MQTT(ProcessSink):
         self._tls(self._access.looked_up())
 
     def bind(self, schema: Schema) -> None:
-        for column in dict.fromkeys((*self._topic.names, *(self.columns or ()))):
-            schema.require(column, stage=f"sink {self.name}")
+        self._require(schema, (*self._topic.names, *(self.columns or ())))
         if self.numbered:
             self._refuse_numbers(schema.names if self._shown is None else self._shown)
 

@@ -16,19 +16,12 @@ from typing import Any, Final
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-from tidemill.core.backoff import Backoff
 from tidemill.errors import InputError, OutsideError
-from tidemill.formats.brokers import Broker, no_tls, refusal, untrusted
-from tidemill.tls import refused_certificate
+from tidemill.formats.brokers import Broker, refusal
+from tidemill.sinks.connecting import ANSWER_S, PROGRESS_S, connected, patiently
 
 __all__ = ["Publisher"]
 
-ANSWER_S: Final = 10.0
-"""In which a broker must answer to each of: the connection, TLS, CONNECT."""
-PROGRESS_S: Final = 30.0
-"""A connection over which nothing is acknowledged for so long, while something waits for it, is given up."""
-PATIENCE_S: Final = 10.0
-"""For how long a lost connection is tried again here; then the run begins again at its last checkpoint."""
 _MESSAGES: Final = 1_000
 """Published and not acknowledged, at most; the broker may want fewer."""
 _BYTES: Final = 8 << 20
@@ -42,13 +35,6 @@ _TOGETHER: Final = 1 << 16
 """Bytes that wait here before they are sent."""
 _UNUSABLE: Final = (144, 149, 153)
 """Reason codes of a broker that does not take this message, whatever comes of the others."""
-_TRIED: Final = (
-    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
-    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 10),
-    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 5),
-    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 4),
-    ("TCP_NODELAY", socket.IPPROTO_TCP, 1),
-)
 _log = logging.getLogger("tidemill")
 
 
@@ -260,7 +246,7 @@ class Publisher:
 
     def connect(self) -> None:
         """Try once."""
-        self._wire = wire = _Wire(self._socket())
+        self._wire = wire = _Wire(connected(self._broker.host, self._broker.port, self._tls, self._broker))
         self._client = client = _Client(wire, self._client_id, five=self._five)
         self._lost, self._granted = "", None
         self._acknowledged.clear()
@@ -281,6 +267,10 @@ class Publisher:
             why, lasting = refusal(client.refused) if client.refused else (self._lost, False)
             self._drop()
             raise (InputError if lasting else OutsideError)(f"{self._broker} refuses the connection: {why}.")
+
+    def _connect_anew(self) -> None:
+        self._drop()
+        self.connect()
 
     def close(self) -> None:
         """Say goodbye, as far as that goes; what is under way is nobody's any more."""
@@ -303,21 +293,11 @@ class Publisher:
     def _reconnect(self) -> None:
         """Connect again, and publish again what was not acknowledged."""
         _log.warning("%s is gone: %s. Connecting again.", self._broker, self._lost)
-        backoff = Backoff(0.1, 5.0)
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            self._drop()
-            why = self._lost
-            try:
-                self.connect()
-                break
-            except OutsideError as error:
-                why = str(error).rstrip(".")
-            wait_s = backoff.failed(time.monotonic_ns())
-            if time.monotonic() + wait_s > until:
-                self._under_way.clear()
-                raise OutsideError(f"{why}.")
-            time.sleep(wait_s)
+        try:
+            patiently(self._connect_anew)
+        except OutsideError:
+            self._under_way.clear()
+            raise
         again, self._under_way, self._bytes = self._under_way, {}, 0
         waiting = deque(again.values() if self._qos else ())
         while waiting and not self._lost:
@@ -329,29 +309,6 @@ class Publisher:
             message
         ) in waiting:  # lost once more: the rest is still to come, behind what went; no number can be one of these
             self._under_way[-1 - len(self._under_way)] = message
-
-    def _socket(self) -> socket.socket:
-        broker = self._broker
-        try:
-            made = socket.create_connection((broker.host, broker.port), ANSWER_S)
-        except TimeoutError:
-            raise OutsideError(f"{broker} does not answer.") from None
-        except OSError as error:
-            raise OutsideError(f"{broker} cannot be reached: {error.strerror or error}.") from None
-        try:
-            for option, level, value in _TRIED:
-                if hasattr(socket, option):
-                    made.setsockopt(level, getattr(socket, option), value)
-            return made if self._tls is None else self._tls.wrap_socket(made, server_hostname=broker.host)
-        except BaseException as error:
-            made.close()
-            if isinstance(error, ssl.SSLError):
-                why = refused_certificate(error)
-                told = untrusted(broker, why) if why else no_tls(broker, error.reason or str(error))
-                raise InputError(f"{told}.") from None
-            if isinstance(error, OSError):
-                raise OutsideError(f"{broker} ended the connection during TLS: {error.strerror or error}.") from None
-            raise
 
     # -- paho's callbacks --------------------------------------------------------------------------------
 

@@ -17,7 +17,13 @@ __all__ = ["for_path"]
 _DATABASES: Final = (".db", ".sqlite", ".sqlite3")
 _SERVERS: Final = ("postgresql://", "postgres://")
 _BROKERS: Final = ("mqtt://", "mqtts://")
+_POSTS: Final = ("http://", "https://")
+_STREAMS: Final = ("tcp://", "tls://")
+_DATAGRAMS: Final = ("udp://",)
+_KNOWN: Final = (*_SERVERS, *_BROKERS, *_POSTS, *_STREAMS, *_DATAGRAMS)
 _LINES: Final = (".ndjson", ".jsonl", ".csv", *INFLUX_SUFFIXES)
+_TAGGED: Final = {"tags": "text"}
+"""Of line protocol that may be read again: its sensors are then those that were read."""
 
 
 def for_path(path: str | Path, **options: Any) -> ProcessSink:
@@ -27,7 +33,9 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     ``.ndjson``, ``.jsonl``, ``.csv``, ``.influx``, ``.lp``, each also with ``.gz``, and ``-`` for standard output → `Lines`,
     of line protocol with ``tags="text"`` unless the options say otherwise: read again, its sensors are those that were read;
     ``postgresql://...`` → `PostgreSQL`; ``mqtt://host/topic`` or ``mqtts://...`` → `MQTT`, with the topic as it is
-    written there: ``mqtt://broker/features/{sensor}``.
+    written there: ``mqtt://broker/features/{sensor}``; ``http://...`` or ``https://...`` → `HTTP`, of line protocol, with tags as
+    above, where the path ends with ``/write``, as that of InfluxDB and others does; ``tcp://HOST:PORT``, ``tls://...`` →
+    `TCP`; ``udp://HOST:PORT`` → `UDP`.
 
     It may refer to what is kept elsewhere, in whole or in part: ``${env:NAME}``, ``${file:PATH}``.
 
@@ -46,18 +54,18 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
         from tidemill.sinks.mqtt import MQTT
 
         return MQTT(*_broker_and_topic(text), **options)
+    if meant.startswith((*_POSTS, *_STREAMS, *_DATAGRAMS)):
+        return _sender(text, meant, options)
     if "://" in meant:  # not to be shown whole: it may hold a password
         begins = "what it refers to" if refers(text) else f"{text.partition('://')[0]}://"
-        raise PlanError(
-            f"{begins} is not the beginning of a sink's URL; those known are postgresql://, mqtt:// and mqtts://."
-        )
+        raise PlanError(f"{begins} is not the beginning of a sink's URL; those known are {', '.join(_KNOWN)}.")
     suffix = files.suffix(meant)
     packed = meant.lower().endswith(".gz")
     if meant == "-" or suffix in _LINES:
         from tidemill.sinks.lines import Lines
 
         influx = suffix in INFLUX_SUFFIXES and options.get("format") in (None, "influx")
-        return Lines(path, **({"tags": "text", **options} if influx else options))
+        return Lines(path, **(_TAGGED | options if influx else options))
     if suffix in _DATABASES and not packed:
         from tidemill.sinks.sqlite import SQLite
 
@@ -70,13 +78,28 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     raise PlanError(
         f"{shown} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
         f"folder that ends with / (Parquet), {', '.join(_LINES)} with or without .gz, - for standard output, and "
-        f"postgresql://... or mqtt://HOST/TOPIC for a server."
+        f"postgresql://..., mqtt://HOST/TOPIC, http://..., tcp://HOST:PORT or udp://HOST:PORT for a server."
     )
+
+
+def _sender(url: str, meant: str, options: dict[str, Any]) -> ProcessSink:
+    if meant.startswith(_STREAMS):
+        from tidemill.sinks.tcp import TCP
+
+        return TCP(url, **options)
+    if meant.startswith(_DATAGRAMS):
+        from tidemill.sinks.udp import UDP
+
+        return UDP(url, **options)
+    from tidemill.sinks.http import HTTP
+
+    influx = meant.partition("?")[0].endswith("/write") and options.get("format") in (None, "influx")
+    return HTTP(url, **({"format": "influx", **_TAGGED} | options if influx else options))
 
 
 def _meant(text: str) -> str:
     """What says which sink it is: of a server's URL that begins as one nothing is looked up here."""
-    if not refers(text) or text.startswith((*_SERVERS, *_BROKERS)):
+    if not refers(text) or text.startswith(_KNOWN):
         return text
     return SecretText(text, "the path of the output").resolved()
 

@@ -16,10 +16,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from tidemill.clock import Clock
 from tidemill.errors import InputError, OutsideError
-from tidemill.formats.brokers import Broker, no_tls, refusal, untrusted
+from tidemill.formats.brokers import Broker, refusal
 from tidemill.formats.mqtt_packets import PacketLimit
 from tidemill.sources.mqtt_client import Client, Message, Wire, asking, expiring
-from tidemill.tls import refused_certificate
+from tidemill.tls import no_tls, refused_certificate, untrusted
 
 __all__ = ["UNEXPLAINED", "Block", "Connection", "Session"]
 

@@ -1,0 +1,112 @@
+"""Connections to servers that rows are sent to: made, and made again with growing pauses."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from tidemill.core.backoff import Backoff, level_of_try
+from tidemill.errors import InputError, OutsideError
+from tidemill.tls import no_tls, refused_certificate, untrusted
+
+__all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Later", "Patience", "connected", "patiently", "untrusting"]
+
+ANSWER_S: Final = 10.0
+"""In which a server must answer to each of: the connection, TLS, a greeting."""
+PROGRESS_S: Final = 30.0
+"""A server that takes or acknowledges nothing for so long is given up."""
+PATIENCE_S: Final = 10.0
+"""For how long a server that is away is tried again here; then the run begins again at its last checkpoint."""
+_ASKED: Final = (
+    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 10),
+    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 5),
+    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 4),
+    ("TCP_NODELAY", socket.IPPROTO_TCP, 1),
+)
+T = TypeVar("T")
+
+
+class Later(OutsideError):
+    """The server wants to be asked again, after so many seconds at least."""
+
+    def __init__(self, told: str, after_s: float) -> None:
+        super().__init__(told)
+        self.after_s = after_s
+
+
+def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) -> socket.socket:
+    """A connection that is kept alive; its timeout is `ANSWER_S`. ``server`` is what people know it by.
+
+    Raises `OutsideError` when it is not to be reached, `InputError` for a certificate that is not trusted.
+    """
+    try:
+        made = socket.create_connection((host, port), ANSWER_S)
+    except TimeoutError:
+        raise OutsideError(f"{server} does not answer.") from None
+    except OSError as error:
+        raise OutsideError(f"{server} cannot be reached: {error.strerror or error}.") from None
+    try:
+        for option, level, value in _ASKED:
+            if hasattr(socket, option):
+                made.setsockopt(level, getattr(socket, option), value)
+        return made if tls is None else tls.wrap_socket(made, server_hostname=host)
+    except BaseException as error:
+        made.close()
+        if isinstance(error, ssl.SSLError):
+            raise untrusting(server, error) from None
+        if isinstance(error, OSError):
+            during = " during TLS" if tls is not None else ""
+            raise OutsideError(f"{server} ended the connection{during}: {error.strerror or error}.") from None
+        raise
+
+
+def untrusting(server: object, error: ssl.SSLError) -> InputError:
+    """What is told when TLS does not come about."""
+    why = refused_certificate(error)
+    told = untrusted(server, why) if why else no_tls(server, error.reason or str(error))
+    return InputError(f"{told}.")
+
+
+class Patience:
+    """Waits with growing pauses for a server that is away, `PATIENCE_S` at most without progress in between; connections that
+    end soon, again and again, are not made ever faster."""
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(0.1, 5.0)
+        self._since: float | None = None
+
+    @property
+    def level(self) -> int:
+        """Of the log, for the connection that is lost now."""
+        return level_of_try(self._backoff.brief + 1)
+
+    def connected(self) -> None:
+        self._backoff.connected(time.monotonic_ns())
+
+    def progressed(self) -> None:
+        """The server does what it is asked for."""
+        self._since = None
+
+    def failed(self, error: OutsideError) -> None:
+        """Return when it is time for another try; raises the error when it is time to give up. A server that says `Later` is left
+        alone for so long."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        wait_s = max(self._backoff.failed(time.monotonic_ns()), error.after_s if isinstance(error, Later) else 0.0)
+        if now + wait_s > self._since + PATIENCE_S:
+            raise OutsideError(str(error)) from error
+        time.sleep(wait_s)
+
+
+def patiently(attempt: Callable[[], T]) -> T:
+    """What the attempt returns, as soon as one does not raise `OutsideError`."""
+    patience = Patience()
+    while True:
+        try:
+            return attempt()
+        except OutsideError as error:
+            patience.failed(error)

@@ -1,0 +1,386 @@
+"""The sink HTTP: what is posted, and what each answer makes of it; against real servers, InfluxDB among them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.sinks.line_servers import Post, take, web_server
+
+import tidemill as tm
+from tidemill import sinks
+from tidemill.batch import Batch
+from tidemill.errors import InputError, OutsideError, PlanError
+from tidemill.schema import Schema
+from tidemill.sinks.base import Keeping
+from tidemill.tls import server_context
+
+OPEN = Schema(open=True)
+
+
+def rows_from(start: int, end: int) -> list[dict[str, Any]]:
+    return [{"sensor": f"S{n % 3}", "time": 1_700_000_000 + n, "n": n} for n in range(start, end)]
+
+
+def written(sink: sinks.HTTP, *batches: list[dict[str, Any]], keeping: Keeping | None = None) -> sinks.HTTP:
+    """Each with a flush, or a commit."""
+    sink.check()
+    if keeping is None:
+        sink.open(OPEN)
+    else:
+        assert sink.resume(OPEN, keeping) == 0
+    try:
+        for rows in batches:
+            sink.write(Batch.from_rows(rows))
+            sink.flush()
+    finally:
+        sink.close()
+    return sink
+
+
+def numbers(lines: list[bytes]) -> list[int]:
+    return [json.loads(line)["n"] for line in lines]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.5)
+
+
+# -- what is posted --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_rows_are_posted_in_order(lanes: int) -> None:
+    """Of a run as a user writes it, over one connection, with the token and the headers."""
+    with web_server() as server:
+        sink = sinks.HTTP(server.url, token="t0ken", headers={"X-Plant": "mill ü"}, body=4_000, columns=["n"])
+        report = tm.run(tm.Pipeline(tm.sources.Records(rows_from(0, 1_000)), tm.Lag("n"), sink), lanes=lanes)
+        assert numbers(server.taken) == [*range(1_000)]
+        assert len(server.connections) == 1
+        assert {len(b"".join(post.lines)) <= 4_000 for post in server.posts} == {True}
+        post = server.posts[0]
+        assert post.path == "/write?db=features"
+        assert post.headers["Authorization"] == "Bearer t0ken"
+        assert post.headers["Content-Type"] == "application/x-ndjson"
+        assert post.headers["X-Plant"].encode("latin-1").decode() == "mill ü"
+    assert report.sinks == {"http": 1_000}
+    assert report.delivery["http"].startswith("at-least-once")
+
+
+def test_posts_may_be_packed() -> None:
+    """With gzip; bytes are those of the lines."""
+    with web_server() as server:
+        sink = written(sinks.HTTP(server.url, gzip=True), rows_from(0, 100))
+        assert server.posts[0].headers["Content-Encoding"] == "gzip"
+        assert numbers(server.taken) == [*range(100)]
+        assert sink.statistics().bytes == len(b"".join(server.taken))
+
+
+def test_a_login_in_the_address_is_shown_to_the_server_alone() -> None:
+    """As Basic; with what it refers to, encoded or not."""
+    with web_server() as server:
+        sink = written(sinks.HTTP(server.url.replace("://", "://mill:pa%40ss@")), rows_from(0, 1))
+        assert server.posts[0].headers["Authorization"] == "Basic bWlsbDpwYUBzcw=="
+        assert server.posts[0].headers["Host"] == f"127.0.0.1:{server.port}"
+        assert repr(sink) == f"HTTP('http://127.0.0.1:{server.port}/write')"
+
+
+# -- what answers mean -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([1, 1, 1, 40]), min_size=1, max_size=40),
+    bad=st.sets(st.integers(0, 39), max_size=8),
+    limit=st.sampled_from([60, 150, 10_000]),
+    cuts=st.lists(st.integers(1, 20), max_size=4),
+)
+def test_lines_that_a_server_refuses_are_counted_and_their_neighbours_taken_once(
+    sizes: list[int], bad: set[int], limit: int, cuts: list[int]
+) -> None:
+    """Whichever they are, however posts are cut: by 400 for a whole post that has a bad line, by 413 for one that is long."""
+
+    def answer(post: Post) -> Any:
+        if sum(map(len, post.lines)) > limit:
+            return 413, {}, b"too long"
+        return (400, {}, b"a line is bad") if bad & set(numbers(post.lines)) else take(post)
+
+    rows = [{"n": n, "text": "x" * size} for n, size in enumerate(sizes)]
+    lines = [len(json.dumps(row, separators=(",", ":"))) + 1 for row in rows]
+    with web_server(answer) as server:
+        batches, start = [], 0
+        for cut in [*cuts, len(rows)]:
+            batches.append(rows[start : start + cut])
+            start += cut
+        sink = written(sinks.HTTP(server.url), *filter(None, batches))
+        large = {n for n, size in enumerate(lines) if size > limit}
+        assert numbers(server.taken) == [n for n in range(len(rows)) if n not in bad | large]
+        counted = Counter({"(too large)": len(large), "(refused)": len((bad & set(range(len(rows)))) - large)})
+        assert sink.statistics().left_out == +counted
+        assert sink.statistics().rows == len(server.taken)
+
+
+def test_a_server_that_takes_less_is_posted_less_from_then_on() -> None:
+    """It says so a few times, not for each post."""
+
+    def answer(post: Post) -> Any:
+        return take(post) if sum(map(len, post.lines)) <= 5_000 else (413, {}, b"")
+
+    with web_server(answer) as server:
+        written(sinks.HTTP(server.url), *(rows_from(start, start + 1_000) for start in range(0, 5_000, 1_000)))
+        assert numbers(server.taken) == [*range(5_000)]
+        refused = sum(sum(map(len, post.lines)) > 5_000 for post in server.posts)
+        assert refused < 10
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, None])
+def test_what_is_to_come_later_is_posted_again(status: int | None) -> None:
+    """So is a post whose answer was lost: then the server has it twice, and it counts once."""
+    left = [3]
+
+    def answer(post: Post) -> Any:
+        left[0] -= 1
+        return take(post) if left[0] < 0 else None if status is None else (status, {}, b"not now")
+
+    with web_server(answer) as server:
+        sink = written(sinks.HTTP(server.url), rows_from(0, 10), rows_from(10, 20))
+        assert numbers(server.taken) == [*range(20)]
+        assert len(server.posts) == 5
+    assert sink.statistics().rows == 20
+    assert sink.statistics().left_out == {}
+
+
+def test_who_asks_for_more_time_than_there_is_is_not_asked_again() -> None:
+    """It is told as the server's own word, and left to the run."""
+    with web_server(lambda _: (429, {"Retry-After": "120"}, b'{"error": "too much\\nwaits"}')) as server:
+        with pytest.raises(
+            OutsideError, match=r"takes nothing now: it answers 429 Too Many Requests: too much waits\.$"
+        ):
+            written(sinks.HTTP(server.url), rows_from(0, 10))
+        assert len(server.posts) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 301])
+def test_who_refuses_whatever_is_posted_ends_the_run_unless_it_was_right_before(status: int, tmp_path: Path) -> None:
+    """With the server's words. With state it is known to have been right also after the next start, of this address alone."""
+    refusing = [True]
+
+    def answer(post: Post) -> Any:
+        return (status, {"Location": "http://127.0.0.1:1/"}, b"no such thing") if refusing[0] else take(post)
+
+    keeping = Keeping(tmp_path, "plant", 1)
+    with web_server(answer) as server:
+        for kept in (None, keeping):
+            with pytest.raises(InputError, match=rf"refuses what is posted: it answers {status} .*no such thing\.$"):
+                written(sinks.HTTP(server.url), rows_from(0, 10), keeping=kept)
+        refusing[0] = False
+        sink = sinks.HTTP(server.url)
+        sink.resume(OPEN, keeping)
+        sink.write(Batch.from_rows(rows_from(0, 10)))
+        sink.commit(10)
+        refusing[0] = True
+        sink.write(Batch.from_rows(rows_from(10, 20)))
+        with pytest.raises(OutsideError, match="no such thing"):
+            sink.commit(20)
+        sink.close()
+        with pytest.raises(OutsideError, match="no such thing"):
+            written(sinks.HTTP(server.url), rows_from(10, 20), keeping=keeping)
+        with pytest.raises(InputError, match="no such thing"):
+            written(sinks.HTTP(server.url.replace("/write", "/other")), rows_from(10, 20), keeping=keeping)
+
+
+def test_who_refuses_each_of_the_first_lines_ends_the_run() -> None:
+    """It is not the lines' fault then, and is told after a hundred of them; who has taken one is posted all others."""
+    told = r"each of the first 100 lines, .* 400 Bad Request: unable to parse\.$"
+    with (
+        web_server(lambda _: (400, {}, b'{"message": "unable to parse"}')) as server,
+        pytest.raises(InputError, match=told),
+    ):
+        written(sinks.HTTP(server.url), rows_from(0, 1_000))
+    with web_server(lambda post: take(post) if numbers(post.lines) == [7] else (400, {}, b"")) as server:
+        sink = written(sinks.HTTP(server.url), rows_from(0, 200))
+        assert sink.statistics().left_out == {"(refused)": 199}
+
+
+def test_a_line_that_is_refused_is_told_of_once_with_the_words_of_the_server(caplog: Any) -> None:
+    """What it says is no more than a line of text, whatever it is."""
+    with web_server(lambda post: (422, {}, b"\x1b[2J bad\r\nline " + b"x" * 100_000) if post else None) as server:
+        sink = written(sinks.HTTP(server.url), rows_from(0, 3))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"http://127.0.0.1:{server.port}/write refuses a line: it answers 422 ")
+    assert len(told) < 400
+    assert told.isprintable()
+    assert "left out" in sink.why_left_out("(refused)")
+
+
+def test_an_answer_with_more_to_say_than_is_read_costs_its_connection_and_no_more() -> None:
+    """The next post goes over another."""
+    with web_server(lambda post: (200, {}, b"x" * 1_000_000)) as server:
+        written(sinks.HTTP(server.url), rows_from(0, 3), rows_from(3, 6))
+        assert numbers(server.taken) == [*range(6)]
+        assert len(server.connections) == 2
+
+
+def test_a_server_that_is_away_is_one_sentence(impatient: None) -> None:
+    """After the tries that it gets; closing afterwards is quiet."""
+    sink = sinks.HTTP("http://127.0.0.1:1/write?p=canary")
+    with pytest.raises(OutsideError, match=r"^http://127.0.0.1:1/write cannot be reached: Connection refused\.$"):
+        written(sink, rows_from(0, 1))
+    sink.close()
+
+
+# -- who may know what -----------------------------------------------------------------------------------
+
+
+def test_what_options_refer_to_is_shown_to_the_server_alone(monkeypatch: Any, tmp_path: Path) -> None:
+    """Looked up at each start, and never told, though the server repeats it."""
+    (tmp_path / "token").write_text("c4nary-token\n")
+    monkeypatch.setenv("PLANT_BUCKET", "c4nary/bucket")
+    monkeypatch.setenv("PLANT_KEY", "c4nary-key")
+
+    def answer(post: Post) -> Any:
+        return 403, {}, f"{post.headers['Authorization']} {post.headers['X-Key']} {post.path}".encode()
+
+    with web_server(answer) as server:
+        sink = sinks.HTTP(
+            server.url + "&bucket=${env:PLANT_BUCKET}",
+            token=f"${{file:{tmp_path}/token}}",
+            headers={"X-Key": "${env:PLANT_KEY}"},
+        )
+        with pytest.raises(InputError, match="403") as caught:
+            written(sink, rows_from(0, 1))
+        post = server.posts[0]
+        assert post.path == "/write?db=features&bucket=c4nary%2Fbucket"
+        assert (post.headers["Authorization"], post.headers["X-Key"]) == ("Bearer c4nary-token", "c4nary-key")
+        assert "c4nary" not in f"{caught.value}{sink!r}"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda authority: authority.signed("expired", expired=True), "certificate has expired"),
+        (lambda authority: authority.signed("other", "192.0.2.7"), "IP address mismatch"),
+        (lambda authority: authority.alone("alone"), "self-signed certificate"),
+    ],
+)
+def test_a_server_that_is_not_trusted_is_posted_nothing(authority: Any, made: Any, said: str) -> None:
+    """Expired, of another host, or signed by nobody: one sentence that says which."""
+    with web_server(tls=server_context(*made(authority))) as server:
+        with pytest.raises(InputError, match=said):
+            written(sinks.HTTP(server.url, ca=authority.ca), rows_from(0, 1))
+        assert server.posts == []
+
+
+def test_over_tls_with_a_certificate_that_is_trusted(authority: Any) -> None:
+    """With one connection for all posts."""
+    with web_server(tls=server_context(*authority.signed("server"))) as server:
+        written(sinks.HTTP(server.url, ca=authority.ca), rows_from(0, 3), rows_from(3, 6))
+        assert numbers(server.taken) == [*range(6)]
+        assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("mqtt://host", {}),
+        ("host:8086/write", {}),
+        ("http://", {}),
+        ("http://host:99999/", {}),
+        ("http://host/a b", {}),
+        (None, {}),
+        ("http://host", {"format": "csv"}),
+        ("http://host", {"tags": ["sensor"]}),
+        ("http://host", {"token": ""}),
+        ("http://host", {"token": "a\nb"}),
+        ("http://host", {"token": "a", "headers": {"authorization": "b"}}),
+        ("http://host", {"headers": {"a b": "c"}}),
+        ("http://host", {"headers": {"a": "b\r\nc: d"}}),
+        ("http://host", {"headers": {"a": 1}}),
+        ("http://host", {"body": 0}),
+        ("http://host", {"ca": "ca.pem"}),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(url: Any, options: Any) -> None:
+    """In one sentence that shows nothing of what may be secret."""
+    with pytest.raises(PlanError) as caught:
+        sinks.HTTP(url, **options)
+    assert "host/a b" not in str(caught.value)
+
+
+def test_an_address_that_is_kept_elsewhere_is_judged_when_it_is_known(monkeypatch: Any) -> None:
+    """At the start, without showing it."""
+    monkeypatch.setenv("PLANT_URL", "ftp://c4nary/")
+    sink = sinks.HTTP("${env:PLANT_URL}")
+    assert repr(sink) == "HTTP('${env:PLANT_URL}')"
+    with pytest.raises(InputError, match="must be http://HOST:PORT/PATH") as caught:
+        sink.check()
+    assert "c4nary" not in str(caught.value)
+
+
+# -- InfluxDB --------------------------------------------------------------------------------------------
+
+
+def test_influxdb_has_each_row(influx: Any) -> None:
+    """With its tags, fields and times; a field that is of another kind there is left out and counted, its neighbours are not."""
+    rows = [{"sensor": f"S{n % 3}", "time": 1_700_000_000 + n, "n": n, "value": n / 7} for n in range(1_000)]
+    rows[500]["value"] = "broken"
+    sink = sinks.HTTP(influx.url("rows"), format="influx", measurement="mill")
+    written(sink, *([row] for row in rows[499:502]), rows[:499], rows[502:])
+    found = influx.query("SELECT n, sensor, value FROM mill", "rows")
+    assert found == [
+        {"time": row["time"] * 10**9, **{name: row[name] for name in ("n", "sensor", "value")}}
+        for row in rows
+        if row["n"] != 500
+    ]
+    assert sink.statistics().left_out == {"(refused)": 1}
+    assert sink.statistics().rows == 999
+
+
+def test_influxdb_that_refuses_whatever_comes_is_told_in_its_own_words(guarded_influx: Any) -> None:
+    """A database that is not there, and who may not."""
+    url = guarded_influx.url("rows", u=guarded_influx.user, p=guarded_influx.password)
+    written(sinks.HTTP(url, format="influx", measurement="m"), rows_from(0, 10))
+    assert guarded_influx.query("SELECT count(n) FROM m", "rows")[0]["count"] == 10
+    for wrong, said in (
+        (url.replace("db=rows", "db=other"), '404 Not Found: database not found: "other"'),
+        (url.replace("u=mill", "u=nobody"), "401 Unauthorized: authorization failed"),
+    ):
+        with pytest.raises(InputError) as caught:
+            written(sinks.HTTP(wrong, format="influx", measurement="m"), rows_from(0, 10))
+        assert said in str(caught.value)
+        assert "canary" not in str(caught.value)
+
+
+_RUN = """
+import sys
+import tidemill as tm
+url, state, lanes = sys.argv[1:]
+records = tm.sources.Records([{"sensor": f"S{n % 5}", "time": 1_700_000_000 + n, "value": n} for n in range(20_000)])
+sink = tm.sinks.HTTP(url, format="influx", measurement="mill", body=10_000)
+tm.run(tm.Pipeline(records, tm.Rolling("value", window=3, stats=["sum"]), sink, name="mill"), lanes=int(lanes), state=state)
+"""
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_influxdb_has_each_row_once_after_a_kill(influx: Any, tmp_path: Path, lanes: int) -> None:
+    """The run is killed while rows come, and started again: what is posted twice is one point there."""
+    (tmp_path / "run.py").write_text(_RUN)
+    url = influx.url(f"kills{lanes}")
+    call = [sys.executable, tmp_path / "run.py", url, tmp_path / "state", str(lanes)]
+    first = subprocess.Popen(call)
+    while not influx.query("SELECT count(value) FROM mill", f"kills{lanes}"):
+        assert first.poll() is None
+    first.kill()
+    assert first.wait() < 0
+    subprocess.run(call, check=True, timeout=60)
+    found = influx.query("SELECT value, value_sum_3 FROM mill", f"kills{lanes}")
+    assert [row["value"] for row in found] == [*range(20_000)]
+    assert [row["value_sum_3"] for row in found[10:]] == [3 * n - 15 for n in range(10, 20_000)]
