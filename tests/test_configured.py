@@ -70,7 +70,7 @@ def test_a_reference_is_never_the_text_itself(of: type[Source | Sink], tmp_path:
     (tmp_path / "own.pem").touch()
     for option in options_of(of):
         more = {"cert": tmp_path / "own.pem"} if option in ("cert_key", "cert_password") else {}
-        said = refused(of, option, NOWHERE, **more)
+        said = refused(of, option, {"X-Key": NOWHERE} if option == "headers" else NOWHERE, **more)
         if option in of.looked_up_options | of.secret_options:
             assert f"refers to {NOWHERE}, and the environment has no NOT_THERE" in said
             assert f"{option}= of {of.__name__}" in said or option in ("url", "database")

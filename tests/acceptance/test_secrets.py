@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from urllib.parse import quote
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from tests.sinks.line_servers import WebServer, take, web_server
 
 PLANT = """
 import tidemill as tm
@@ -31,7 +33,10 @@ pipeline = tm.Pipeline(
         tm.sources.TCP(cert={cert!r}, cert_key={cert_key!r}, cert_password={key!r}),
     ],
     tm.Plan(),
-    tm.sinks.PostgreSQL({database!r}, {root!r}),
+    [
+        tm.sinks.PostgreSQL({database!r}, {root!r}),
+        tm.sinks.HTTP({hub!r}, token={posted!r}, headers={{"X-Key": {posted!r}}}),
+    ],
     name="plant",
 )
 print(pipeline, pipeline.sources, pipeline.sinks)
@@ -42,7 +47,8 @@ WAIT_S = 30.0
 class Plant:
     """One in a folder of its own, with the passwords kept one way."""
 
-    def __init__(self, folder: Path, postgres: Any, mosquitto: Any, authority: Any, way: str) -> None:
+    def __init__(self, folder: Path, postgres: Any, mosquitto: Any, authority: Any, hub: WebServer, way: str) -> None:
+        self.hub = hub
         self.folder = folder
         self.root = f"secrets_{uuid.uuid4().hex}"
         self.mosquitto = mosquitto
@@ -51,6 +57,7 @@ class Plant:
             "DATABASE": f"{self.root}@/: '",
             "TOKEN": f"t0ken-{self.root}",
             "KEY": f"k3y-{self.root}",
+            "POSTED": f"p0sted-{self.root}",
         }
         cert, open_key = authority.alone("plant")
         self.certificate = {"cert": str(cert), "cert_key": str(authority.locked(open_key, self.secrets["KEY"]))}
@@ -78,6 +85,8 @@ class Plant:
                 **self.certificate,
                 root=self.root,
                 database=self.url.format(as_written["DATABASE"]),
+                hub=f"{self.hub.url}&key={as_written['POSTED']}",
+                posted=as_written["POSTED"],
             )
         )
         if self.way == "file":
@@ -131,9 +140,10 @@ class Plant:
 
 
 @pytest.fixture
-def made(tmp_path: Path, postgres: Any, mosquitto: Any, authority: Any) -> Callable[[str], Plant]:
+def made(tmp_path: Path, postgres: Any, mosquitto: Any, authority: Any) -> Iterator[Callable[[str], Plant]]:
     """Makes the one of the test."""
-    return lambda way: Plant(tmp_path, postgres, mosquitto, authority, way)
+    with web_server() as hub:
+        yield lambda way: Plant(tmp_path, postgres, mosquitto, authority, hub, way)
 
 
 def read(url: str) -> str:
@@ -176,6 +186,13 @@ def test_a_run_never_shows_a_secret(made: Callable[[str], Plant], way: str) -> N
     assert {"report.json", "dead_letters.ndjson"} <= {Path(name).name for name in kept}
     assert any(name.endswith(".checkpoint") for name in kept)
     assert plant.postgres.query(f"SELECT value FROM {plant.root}.{plant.root} ORDER BY value") == [(1.5,), (2.5,)]
+    assert [json.loads(line)["value"] for line in plant.hub.taken] == [1.5, 2.5]
+    posted = plant.hub.posts[0]
+    assert posted.path.endswith(f"&key={plant.secrets['POSTED']}")
+    assert (posted.headers["Authorization"], posted.headers["X-Key"]) == (
+        f"Bearer {plant.secrets['POSTED']}",
+        plant.secrets["POSTED"],
+    )
     for where, text in {
         "output": output,
         "pages": "".join(pages),
@@ -191,18 +208,24 @@ def test_a_run_never_shows_a_secret(made: Callable[[str], Plant], way: str) -> N
         ("file", "MQTT", "the username or password is wrong|not authorized"),
         ("env", "DATABASE", "password authentication failed"),
         ("written out", "DATABASE", "password authentication failed"),
+        ("env", "POSTED", "refuses what is posted: it answers 401 Unauthorized"),
     ],
 )
 def test_a_wrong_secret_is_told_without_it(made: Callable[[str], Plant], way: str, wrong: str, said: str) -> None:
     """With what was refused and by whom, in one sentence."""
     plant = made(way)
-    plant.secrets[wrong] = f"{plant.secrets[wrong]}-wrong"
+    right = plant.secrets[wrong]
+    plant.hub.answer = lambda post: take(post) if post.headers["X-Key"] == right else (401, {}, post.path.encode())
+    plant.secrets[wrong] = f"{right}-wrong"
     with plant.running() as run:
+        if wrong == "POSTED":
+            assert run.stdout is not None
+            next(line for line in run.stdout if "source mqtt: connected to" in line)
+            plant.publish("1.5")
         output, _ = run.communicate(timeout=WAIT_S)
     assert run.returncode not in (0, -signal.SIGKILL)
     assert re.search(said, output)
     assert "Traceback" not in output
-    right = plant.secrets[wrong].removesuffix("-wrong")
     for text in (output, *plant.kept().values()):
         assert plant.shows(text) == []
         assert right not in text

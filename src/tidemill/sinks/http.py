@@ -201,6 +201,10 @@ class HTTP(SentLines):
             host = None
         if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
             raise PlanError("The address of HTTP(...) must be http://HOST:PORT/PATH, or https://HOST/PATH for TLS.")
+        if parts.username is not None and "authorization" in map(str.casefold, self._headers):
+            raise PlanError(
+                "The address of HTTP(...) has a login, and there is a token= or a header Authorization too."
+            )
         if parts.scheme == "http" and any(each is not None for each in self._certificates):
             raise PlanError(
                 "ca=, cert=, cert_key= and cert_password= of HTTP are for TLS; write https:// in the address."
