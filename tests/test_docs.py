@@ -137,6 +137,20 @@ def test_the_page_about_postgresql_runs_from_top_to_bottom(
     assert told.splitlines() == "\n".join(shown[1:3]).splitlines()
 
 
+def test_the_page_about_lines_that_are_sent_runs_and_influxdb_has_the_rows(
+    tmp_path: Path, influx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prints what it shows; the server alone has another port."""
+    monkeypatch.setenv("INFLUX_TOKEN", "any")
+    url = influx.url("plant")
+    page = ROOT / "docs" / "howto" / "send-lines.md"
+    told = executed(python_of(page)[0].replace("http://127.0.0.1:8086/write?db=plant", url), tmp_path)
+    shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
+    assert told.splitlines() == shown[1:]
+    found = influx.query("SELECT count(value), count(value_mean_50) FROM readings", "plant")
+    assert [found[0]["count"], found[0]["count_1"]] == [940, 940]
+
+
 def test_the_page_about_statistics_names_the_columns_that_there_are() -> None:
     """Behind each stage, and no other."""
     (code,) = python_of(ROOT / "docs" / "statistics.md")

@@ -1,7 +1,8 @@
 """Where rows go. Each sink says in its docstring what it guarantees and when rows become visible.
 
-`SQLite`, `PostgreSQL`, `MQTT`, `Parquet` and `Lines` run in a process of their own; `Callback` and `Latest` live in the application, on its
-event loop. `for_path` picks one by a path's suffix or a URL. A sink imports its own library only when it is opened.
+`SQLite`, `PostgreSQL`, `MQTT`, `HTTP`, `TCP`, `UDP`, `Parquet` and `Lines` run in a process of their own; `Callback` and
+`Latest` live in the application, on its event loop. `for_path` picks one by a path's suffix or a URL. A sink imports its own
+library only when it is opened.
 """
 
 from __future__ import annotations
