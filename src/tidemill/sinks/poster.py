@@ -9,6 +9,7 @@ import logging
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import urllib3
@@ -62,14 +63,13 @@ def meaning(status: int) -> Meaning:
     return Meaning.LATER if status in (408, 425, 429) or status >= 500 else Meaning.REFUSED
 
 
+@dataclass(frozen=True)
 class Answer:
-    """A status, and the words that came with it."""
+    """What came of a post."""
 
-    def __init__(self, status: int, words: str) -> None:
-        self.meaning = meaning(status)
-        phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
-        said = in_one_line(words, longest=_TOLD).rstrip(".")
-        self.told = f"{' '.join(filter(None, (str(status), phrase)))}{': ' if said else ''}{said}."
+    meaning: Meaning
+    told: str = ""
+    """Of one that is not taken: the status, and the words that came with it."""
 
 
 class Poster:
@@ -183,7 +183,7 @@ class Poster:
                 retries=False, redirect=False, preload_content=False,  # nothing is asked again, or elsewhere, but by us
             )  # fmt: skip
             try:
-                answer = Answer(response.status, self._hide(_words(response.read(_READ, decode_content=False))))
+                body = response.read(_READ, decode_content=False)
             finally:
                 response.close()  # what has more to say than was read is not listened to
         except SSLError as error:
@@ -193,9 +193,13 @@ class Poster:
             raise OutsideError(f"{self._shown} ended the connection during TLS.") from None
         except (HTTPError, OSError) as error:
             raise OutsideError(f"{self._shown} cannot be reached: {self._hide(_why(error))}.") from None
-        if answer.meaning is Meaning.LATER:
-            raise Later(f"{self._shown} takes nothing now: it answers {answer.told}", _after_s(response.headers))
-        return answer
+        means = meaning(response.status)
+        if means is Meaning.TAKEN:
+            return Answer(means)
+        told = _told(response.status, self._hide(_words(body)))
+        if means is Meaning.LATER:
+            raise Later(f"{self._shown} takes nothing now: it answers {told}", _after_s(response.headers))
+        return Answer(means, told)
 
 
 def _line_end(lines: bytes, start: int, before: int) -> int:
@@ -206,6 +210,13 @@ def _line_end(lines: bytes, start: int, before: int) -> int:
 def _packed(lines: bytes) -> bytes:
     packer = zlib.compressobj(1, zlib.DEFLATED, _GZIP)
     return packer.compress(lines) + packer.flush()
+
+
+def _told(status: int, words: str) -> str:
+    """Both as the end of a sentence."""
+    phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
+    said = in_one_line(words, longest=_TOLD).rstrip(".")
+    return f"{' '.join(filter(None, (str(status), phrase)))}{': ' if said else ''}{said}."
 
 
 def _words(body: bytes) -> str:
