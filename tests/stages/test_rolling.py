@@ -19,7 +19,8 @@ from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernel
 
 ALL = [*STATISTICS, quantile(0.05), quantile(0.9)]
 PANDAS = ["count", "sum", "mean", "std", "var", "min", "max", "median", quantile(0.05), quantile(0.9)]
-VALUES = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.sampled_from([0.0, -0.0, 1.0, 1e-300]))
+SQUARED = st.floats(-1e6, 1e6).filter(lambda x: not 0 < abs(x) < 1e-140)  # nearer to 0, squares lack digits
+VALUES = st.one_of(SQUARED, st.just(float("nan")), st.sampled_from([0.0, -0.0, 1.0, 1e-300]))
 WILD = st.one_of(VALUES, st.floats())
 KEYS = st.sampled_from(["a", "b", "c", "late"])
 
