@@ -107,13 +107,14 @@ class SecretText:
 
     # -- looked up ---------------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Look everything up once, at start. Raises `InputError`; a file that all may read is warned of."""
-        self.resolved()
+    def check(self) -> str:
+        """`resolved`, at start: a file that all may read is warned of."""
+        text = self.resolved()
         for kind, name in self._references():
             if kind == "file" and files.is_readable_by_all(name):
                 told = "%s: every user of this machine may read %s; take that away with: chmod o-r %s"
                 _log.warning(told, self.option, name, name, extra={"option": self.option})
+        return text
 
     def resolved(self) -> str:
         """The text with what it refers to. Reads files: blocks for a moment. Raises `InputError`."""

@@ -19,6 +19,7 @@ from typing import Any, Self
 import pytest
 
 import tidemill as tm
+from tidemill import files
 from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.formats.lines import text_of
@@ -496,6 +497,18 @@ async def test_a_short_token_that_is_kept_elsewhere_is_refused_before_anybody_ma
         await anext(source.stream(SourceContext(SystemClock(), [].append)))
     monkeypatch.setenv("INGEST_TOKEN", "Long-enough-of-16")
     source.check()
+
+
+def test_a_check_looks_a_token_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the token that can be read is the one whose length is judged."""
+    token = tmp_path / "token"
+    token.write_text("Long-enough-of-16")
+    token.chmod(0o600)
+    looked: list[Path] = []
+    look = files.head
+    monkeypatch.setattr(files, "head", lambda place, count: (looked.append(place), look(place, count))[1])
+    HTTP("0.0.0.0", token=f"${{file:{token}}}", plaintext=True).check()
+    assert looked == [token]
 
 
 def test_a_port_in_use_is_refused() -> None:

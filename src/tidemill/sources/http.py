@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
@@ -159,10 +159,9 @@ class HTTP(ConnectedSource):
 
     def check(self) -> None:
         _require_libraries()
-        for secret in (self._token, self._cert_password):
-            if secret is not None:
-                secret.check()
-        self._shown_token()
+        self._shown_token(SecretText.check)
+        if self._cert_password is not None:
+            self._cert_password.check()
         server_context(*self._certificate)
         bound(self.host, self._wanted_port, "HTTP").close()
 
@@ -234,11 +233,11 @@ class HTTP(ConnectedSource):
             self._started.clear()
             await self._end(server, serving)
 
-    def _shown_token(self) -> str | None:
+    def _shown_token(self, look_up: Callable[[SecretText], str] = SecretText.resolved) -> str | None:
         """What senders must show. Raises where others than this machine may guess at it, and it is soon found."""
         if self._token is None:
             return None
-        token = self._token.resolved()
+        token = look_up(self._token)
         if not is_loopback(self.host) and len(token.strip()) < _SHORTEST_TOKEN:
             raise (InputError if self._token.refers else PlanError)(
                 f"HTTP on {self.host!r} can be reached from other machines, and its token= has fewer than {_SHORTEST_TOKEN} "
