@@ -54,6 +54,24 @@ def test_a_sink_that_fails_is_told_once(tmp_path, lanes, caplog, rows):
     assert [record.getMessage() for record in caplog.records] == []
 
 
+class Shutting(Refusing):
+    """Takes rows, and cannot show them."""
+
+    def flush(self):
+        if self.taken:
+            raise OSError("no more")
+
+
+@pytest.mark.parametrize(("sink", "state"), [(Refusing(2_999), None), (Shutting(), "state")])
+async def test_a_run_that_fails_on_its_way_out_leaves_nothing_behind(tmp_path, sink, state):
+    """In an application that goes on: what waited for the sink, or for the last checkpoint, has ended, too."""
+    pipeline = tm.Pipeline(tm.sources.Records(iter(ROWS)), tm.Plan(), sink)
+    kept = None if state is None else tmp_path / state
+    with pytest.raises(OutsideError, match="no more"):
+        await tm.run_async(pipeline, lanes=0, state=kept, dead_letters=tmp_path / "dead.ndjson")
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 def test_a_lane_that_ends_a_run_is_not_replaced(tmp_path, lanes, caplog):
     """A function that fails under on_error="stop": no word of a lane that was lost, since none was."""
 

@@ -206,8 +206,8 @@ class Attempt:
                 background += [group.create_task(self._of_sink(outlet, outlet.run)) for outlet in self.outflow.outlets]
                 inflow = inflow or self._begun(group)
                 await self._input_ended(inflow)
-                await self._drained()
-                await self._ended()
+                await self._drained(group)
+                await self._ended(group)
                 await self._finished()
                 self.mill.stop()
                 for task in background:
@@ -316,9 +316,9 @@ class Attempt:
         if waiting:
             await asyncio.wait(waiting)
 
-    async def _drained(self) -> None:
+    async def _drained(self, group: asyncio.TaskGroup) -> None:
         """Wait until nothing is in flight; after a stop, for what is left of the grace."""
-        late = await self.stopping.until({asyncio.ensure_future(self._nothing_in_flight())})
+        late = await self.stopping.until({group.create_task(self._nothing_in_flight())})
         for task in late:
             task.cancel()
             records = self.mill.counts.in_flight
@@ -335,18 +335,16 @@ class Attempt:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _ended(self) -> None:
+    async def _ended(self, group: asyncio.TaskGroup) -> None:
         """The input has ended: so do open windows. With state they stay open, if it was only stopped."""
         if not self.mill.idle:
             return
         if self._keeper is None:
             self.end_input()
-            await self._drained()
+            await self._drained(group)
         if self._saving is not None and not (self._keeper and self._keeper.warming and self.stopping.asked.is_set()):
-            last = asyncio.ensure_future(self._saving.last())
-            if not await self.stopping.until({last}):
-                last.result()
-            else:
+            last = group.create_task(self._saving.last())
+            if await self.stopping.until({last}):
                 last.cancel()
                 told = "the grace of %g s is over before the last checkpoint: the next start works again on what came since"
                 _log.warning(told, self.stopping.grace)
