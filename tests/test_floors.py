@@ -28,6 +28,7 @@ FLOORS = {
             "durations",
             "clock",
             "held",
+            "first_of",
             "files",
             "tls",
             "secret",

@@ -25,6 +25,7 @@ from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.formats.lines import text_of
 from tidemill.letters import DeadLetter
 from tidemill.sources import HTTP, SourceContext, http_bodies
+from tidemill.sources.http_server import Server
 from tidemill.testing import ListSink
 
 
@@ -497,6 +498,23 @@ async def test_a_short_token_that_is_kept_elsewhere_is_refused_before_anybody_ma
         await anext(source.stream(SourceContext(SystemClock(), [].append)))
     monkeypatch.setenv("INGEST_TOKEN", "Long-enough-of-16")
     source.check()
+
+
+async def test_a_run_that_is_ended_as_it_begins_to_listen_leaves_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would answer for nobody, and hold the port."""
+    begun, startup = asyncio.Event(), Server.startup
+
+    async def begin(server: Server, sockets: list[socket.socket] | None = None) -> None:
+        begun.set()
+        await asyncio.sleep(0)
+        await startup(server, sockets)
+
+    monkeypatch.setattr(Server, "startup", begin)
+    reading = asyncio.ensure_future(anext(HTTP().stream(SourceContext(SystemClock(), [].append))))
+    await begun.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 def test_a_check_looks_a_token_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

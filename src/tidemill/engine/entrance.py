@@ -165,7 +165,7 @@ async def serve(
     try:
         async with asyncio.TaskGroup() as group:  # a run that fails cancels the block, which might wait for ever
             execution._task = task = group.create_task(_executed(execution, report, handle_signals))
-            started = asyncio.ensure_future(execution.started.wait())
+            started = group.create_task(execution.started.wait())
             try:
                 await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
             finally:

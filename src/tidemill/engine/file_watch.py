@@ -22,6 +22,7 @@ from tidemill.core.plan import Plan
 from tidemill.engine.kept_files import KeptLoad
 from tidemill.engine.plan import FROM_DISK
 from tidemill.errors import PlanError, TidemillError
+from tidemill.first_of import first_of
 from tidemill.schema import Schema
 from tidemill.stages.base import Load, Stage
 
@@ -76,12 +77,7 @@ class FileWatch:
         self._asked.set()
 
     async def _asked_within(self, seconds: float) -> bool:
-        waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._asked.wait())}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(self._clock.sleep(seconds), self._asked.wait())
         asked = self._asked.is_set()
         self._asked.clear()
         return asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 from collections import deque
 from typing import Final
@@ -192,7 +193,9 @@ class ProcessOutlet(Outlet):
         self._released = True
         if self._channel is not None:
             self._channel.send(Stop())  # what was written is flushed, so that complete rows stay complete
-            await asyncio.wait([asyncio.ensure_future(self._channel.gone.wait())], timeout=CLOSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._channel.gone.wait()
             self._channel.kill()
         if self._failed.done():
             self._failed.exception()

@@ -52,6 +52,7 @@ from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, InputError, OutsideError, PlanError
+from tidemill.first_of import first_of
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.printable import counted
 from tidemill.sinks.latest import Latest
@@ -301,11 +302,9 @@ class Run:
         _log.log(level_of_try(self._troubles.tries), told, str(error).rstrip("."), wait)
         error.__traceback__ = None
         gc.collect()  # an attempt knows itself, and holds memory and files
-        stopping = asyncio.ensure_future(self._stopping.asked.wait())
-        try:
-            await asyncio.wait([stopping], timeout=wait)
-        finally:
-            stopping.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await self._stopping.asked.wait()
         if self._stopping.asked.is_set():
             raise error
         return min(2 * wait_s, _BACK_OFF_S[1])
@@ -358,12 +357,7 @@ class Run:
         failed: a sink that is away is waited for within them."""
         if self._seconds is None:
             return
-        begins = [asyncio.ensure_future(event.wait()) for event in (self.started, self._failed)]
-        try:
-            await asyncio.wait(begins, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for waiting in begins:
-                waiting.cancel()
+        await first_of(self.started.wait(), self._failed.wait())
         await self._clock.sleep(self._seconds)
         self.stop_soon()
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
+from tidemill.first_of import first_of
 from tidemill.formats.edge import Edge
 from tidemill.letters import DeadLetter
 from tidemill.schema import Field, Schema
@@ -118,7 +119,7 @@ async def pause(context: SourceContext, seconds: float) -> None:
     """Wait, but no longer than until the run wants to end."""
     sleeping = asyncio.ensure_future(context.clock.sleep(seconds))
     stopping = asyncio.ensure_future(context.stopping.wait())
-    try:
+    try:  # sources that keep a pace are here a thousand times a second, and `first_of` takes half as long again
         await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         sleeping.cancel()
@@ -127,12 +128,10 @@ async def pause(context: SourceContext, seconds: float) -> None:
 
 async def until_told(context: SourceContext, waiting: Callable[[], bool], told: asyncio.Event) -> None:
     """Wait until all that was read is safe, so that senders hear of it, but not for ever. ``told`` is set each time more is."""
-    ending = asyncio.ensure_future(context.clock.sleep(_LAST_S))
-    try:
-        while waiting() and not ending.done():
+
+    async def all_told() -> None:
+        while waiting():
             told.clear()
-            telling = asyncio.ensure_future(told.wait())
-            await asyncio.wait({telling, ending}, return_when=asyncio.FIRST_COMPLETED)
-            telling.cancel()
-    finally:
-        ending.cancel()
+            await told.wait()
+
+    await first_of(all_told(), context.clock.sleep(_LAST_S))

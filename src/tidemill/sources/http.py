@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tidemill.batch import Batch
 from tidemill.core.refusals import Refusals
 from tidemill.errors import InputError, MissingExtra, PlanError
+from tidemill.first_of import first_of
 from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.printable import printable
 from tidemill.rows import RowsByField
@@ -209,13 +210,11 @@ class HTTP(ConnectedSource):
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
         serving.add_done_callback(lambda _: inbox.close())
-        starting = asyncio.ensure_future(server.listening.wait())
-        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
-        starting.cancel()
-        self._address = listening.getsockname()[:2]
-        self._connected = True
-        self._started.set()
         try:
+            await first_of(server.listening.wait(), asyncio.wait([serving]))
+            self._address = listening.getsockname()[:2]
+            self._connected = True
+            self._started.set()
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
                     if inbox.size < self._amounts.batch and not inbox.paused:

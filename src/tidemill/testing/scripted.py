@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tidemill.batch import Batch
 from tidemill.errors import OutsideError, PlanError
+from tidemill.first_of import first_of
 from tidemill.formats.edge import Edge
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
@@ -133,10 +133,4 @@ class ScriptedSource(Source):
 
 async def _pause(context: SourceContext, seconds: float) -> None:
     """Sleep, or until the run wants to end."""
-    waits = [asyncio.ensure_future(context.clock.sleep(seconds)), asyncio.ensure_future(context.stopping.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+    await first_of(context.clock.sleep(seconds), context.stopping.wait())
