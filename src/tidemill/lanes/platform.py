@@ -6,19 +6,20 @@ processes need what POSIX has: fork, groups of processes, sockets that carry des
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import os
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from tidemill import files
 
 __all__ = [
+    "ProcessorQueue",
     "above_standard_streams",
     "allowed_cpus",
     "die_with_parent",
@@ -30,17 +31,10 @@ __all__ = [
     "process_handle",
     "resident_bytes",
     "sealed_memory",
-    "thread_usage",
 ]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
-
-_resource: Any = None
-with contextlib.suppress(ImportError):
-    import resource
-
-    _resource = resource if hasattr(resource, "RUSAGE_THREAD") else None
 
 
 # -- anywhere ----------------------------------------------------------------------------------------------
@@ -83,12 +77,23 @@ def sealed_memory(name: str, size: int) -> int:
     return fd
 
 
-def thread_usage() -> tuple[int, float]:
-    """How often the processor was taken from this thread, and the seconds it had; zeros elsewhere."""
-    if _resource is None:
-        return 0, 0.0
-    usage = _resource.getrusage(_resource.RUSAGE_THREAD)
-    return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime
+class ProcessorQueue:
+    """How long the thread that makes this has been ready, and waited for a processor that others had; 0 where the system does not
+    tell, as elsewhere."""
+
+    def __init__(self) -> None:
+        try:
+            self._told = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        except OSError:
+            self._told = -1
+            return
+        weakref.finalize(self, os.close, self._told)
+        if os.pread(self._told, 64, 0) == b"0 0 0\n":  # the last is how often it got one: nobody counts
+            self._told = -1
+
+    def waited_ns(self) -> int:
+        """Up to now; only the difference of two readings says something."""
+        return 0 if self._told < 0 else int(os.pread(self._told, 64, 0).split(b" ")[1])
 
 
 def in_forked_child(do: Callable[[], None]) -> None:

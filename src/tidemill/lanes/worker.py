@@ -21,7 +21,7 @@ from tidemill.core.outcome import Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
 from tidemill.lanes.object_states import received_states, sent_states
-from tidemill.lanes.platform import thread_usage
+from tidemill.lanes.platform import ProcessorQueue
 from tidemill.lanes.wire import (
     Admit,
     Committed,
@@ -75,6 +75,7 @@ class Worker:
         self._kinds_told = 0
         self._memory: StateMemory | None = None
         self._chain: Chain | None = None
+        self._queue = ProcessorQueue()
 
     def handle(self, message: ToLane) -> bool:
         """Act on a message; False when it was the last."""
@@ -158,7 +159,7 @@ class Worker:
         """Run the stages over this lane's rows, hand over the result, then commit: in this order, see `Result`."""
         assert self._memory is not None
         assert self._chain is not None
-        start = _Stopwatch()
+        start = _Stopwatch(self._queue)
         buffer = self._slabs[work.memory]
         rows = np.frombuffer(buffer, np.int32, work.rows, work.rows_at)
         batch = self._unpacker.batch(work.packed, buffer, rows)
@@ -249,21 +250,19 @@ class Worker:
 
 
 class _Stopwatch:
-    """How long a lane works on something: by the clock, unless the kernel took the processor away from it meanwhile.
+    """How long a lane works on something: by the clock, but for the time in which others had the processor.
 
-    On a busy machine a batch of one record then seems to take milliseconds, and batches sized by that stay small.
+    On a busy machine a batch of one record would seem to take milliseconds, and batches sized by that stay small.
     """
 
-    def __init__(self) -> None:
-        self._taken_away, self._worked_s = thread_usage()
+    def __init__(self, queue: ProcessorQueue) -> None:
+        self._queue = queue
         self._start = time.perf_counter_ns()
+        self._waited_ns = queue.waited_ns()
 
     def busy_ns(self) -> int:
-        passed = time.perf_counter_ns() - self._start
-        taken_away, worked_s = thread_usage()
-        if taken_away == self._taken_away:
-            return passed
-        return min(passed, round((worked_s - self._worked_s) * 1e9))
+        waited = self._queue.waited_ns() - self._waited_ns
+        return max(time.perf_counter_ns() - self._start - waited, 0)  # two clocks, of which one is being set
 
 
 def _orders(work: Work) -> Orders | None:
