@@ -292,7 +292,7 @@ def test_a_run_goes_on_when_a_table_has_no_room(tmp_path: Path, lanes: int, capl
 
 def test_the_fields_that_find_room_depend_on_the_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever batches end, and when rows come again after a crash."""
-    monkeypatch.setattr("tidemill.sinks.sqlite.MOST_COLUMNS", 5)
+    monkeypatch.setattr("tidemill.sinks.sqlite_table.MOST_COLUMNS", 5)
     rows: list[dict[str, Any]] = [{"n": 0}, {"n": 1, "c": 1}, {"n": 2, "z": 2, "a": 2, "A": 2}, {"n": 3, "B": 3}]
     for end in range(1, 5):
         folder = tmp_path / str(end)

@@ -15,17 +15,17 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.durations import duration_ns
-from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
+from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.notes import read_note, write_note
-from tidemill.sinks.room import TableSink, finding_room
+from tidemill.sinks.room import TableSink
 from tidemill.sinks.sqlite_ages import TABLE as AGES
 from tidemill.sinks.sqlite_ages import Ages
-from tidemill.sinks.sqlite_insert import Insert
 from tidemill.sinks.sqlite_positions import TABLE, KeptPosition
-from tidemill.sinks.sqlite_values import ColumnNames, declared_type, fits, folded, quoted, rounded
+from tidemill.sinks.sqlite_table import Table
+from tidemill.sinks.sqlite_values import folded
 
 __all__ = ["SQLite"]
 
@@ -34,8 +34,6 @@ BUSY_TIMEOUT: Final = 10.0
 CHECKPOINT_PAGES: Final = 8000
 """Pages of WAL before SQLite copies them into the main file: 32 MB. Each copy rewrites pages that are still filling,
 so the default of 4 MB costs a fifth of the rate."""
-MOST_COLUMNS: Final = 2000
-"""SQLite's own limit."""
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -126,9 +124,7 @@ class SQLite(TableSink):
         self._ages = None if keep is None else Ages(table, duration_ns(keep, name="SQLite: keep"))
         self._connection: sqlite3.Connection | None = None
         self._schema = Schema(open=True)
-        self._declared: dict[str, str] | None = None
-        self._names = ColumnNames()
-        self._inserts: dict[tuple[tuple[str, Kind], ...], Insert] = {}
+        self._table = self._unseen()
         self._failed = False
         self._fence: Fence | None = None
         self._kept: KeptPosition | None = None
@@ -151,7 +147,7 @@ class SQLite(TableSink):
         self._require_folder()
         if self.path.exists():
             with self._refusals(), contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT)) as connection:
-                self._existing(connection)
+                self._unseen().look(connection)
 
     def _require_folder(self) -> None:
         place = self.path
@@ -164,7 +160,10 @@ class SQLite(TableSink):
         self._fence = self._kept = None
         with self._refusals():
             self._connect(schema, synchronous="NORMAL")
-            self._declared = self._existing(self._opened()) if self.if_exists != "replace" else None
+            if self.if_exists == "replace":
+                self._table.replace()
+            else:
+                self._table.look(self._opened())
 
     def resume(self, schema: Schema, keeping: Keeping) -> int:
         self._kept = None
@@ -182,9 +181,7 @@ class SQLite(TableSink):
 
     def _connect(self, schema: Schema, *, synchronous: str) -> None:
         self._schema = schema
-        self._declared = None
-        self._names = ColumnNames()
-        self._inserts.clear()
+        self._table = self._unseen()
         self._failed = False
         if self._ages is not None:
             self._ages.begin()
@@ -207,8 +204,9 @@ class SQLite(TableSink):
                 connection.execute("BEGIN IMMEDIATE")
             batch = self._with_room(connection, batch)
             self._make_room(connection, batch.columns)
-            self._insert(connection, batch)
-            self._count_rounded(batch.columns)
+            self._table.insert(connection, batch)
+            for name, count in self._table.rounded(batch.columns):
+                self.count_left_out(name, count)
             if self._ages is not None:
                 self._ages.wrote(len(batch), batch.time_ns, time.time_ns())
         self._rows += len(batch)
@@ -252,7 +250,7 @@ class SQLite(TableSink):
             if self._failed:
                 connection.rollback()
                 return
-            if self._declared is None and len(self._schema):  # a run without rows leaves an empty table, not none
+            if not self._table.known and len(self._schema):  # a run without rows leaves an empty table, not none
                 connection.execute("BEGIN IMMEDIATE")
                 self._make_room(connection, self._foreseen())
             if connection.in_transaction:
@@ -294,28 +292,20 @@ class SQLite(TableSink):
                 f"was, or start over with --fresh."
             )
         if not known and self.if_exists == "replace":
-            connection.execute(f"DROP TABLE IF EXISTS {quoted(self.table)}")
-        self._declared = self._existing(connection, ours=known)
-        self._names = ColumnNames(dict(self._noted.names))
+            self._table.drop(connection)
+        self._table.look(connection, ours=known, names=dict(self._noted.names))
         if self._noted.forecast:
-            self._take_back_forecast(connection)
+            self._table.drop_empty(connection)
+            self._noted = msgspec.structs.replace(self._noted, names=list(self._table.names.items()), forecast=False)
         connection.execute("COMMIT")
         write_note(self._noted_in, self._noted)
         self._kept = kept
         self._bytes = self._size()
         return kept.position
 
-    def _take_back_forecast(self, connection: sqlite3.Connection) -> None:
-        table = quoted(self.table)
-        if self._declared is not None and not connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # noqa: S608
-            connection.execute(f"DROP TABLE {table}")
-            self._declared = None
-            self._names = ColumnNames()
-        self._noted = msgspec.structs.replace(self._noted, names=list(self._names.known.items()), forecast=False)
-
     def _note_names(self, *, forecast: bool = False) -> None:
         """Before the columns are committed: a name that is noted and not there does no harm."""
-        names = list(self._names.known.items())
+        names = list(self._table.names.items())
         if names != self._noted.names or forecast:
             self._noted = msgspec.structs.replace(self._noted, names=names, forecast=forecast)
             write_note(self._noted_in, self._noted)
@@ -329,7 +319,7 @@ class SQLite(TableSink):
                 with fence.passed():
                     waiting = self._connection.in_transaction
                     self._connection.rollback()
-                    if not waiting and self._declared is None and len(self._schema):
+                    if not waiting and not self._table.known and len(self._schema):
                         self._forecast(self._connection)
         finally:
             self._let_go()
@@ -356,111 +346,22 @@ class SQLite(TableSink):
 
     # -- the table -----------------------------------------------------------------------------------
 
-    def _existing(self, connection: sqlite3.Connection, *, ours: bool = False) -> dict[str, str] | None:
-        """Folded names of the table's columns → declared types; None when it is not there."""
-        query = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')"
-        found = connection.execute(query, (self.table,)).fetchone()
-        if found is None:
-            return None
-        if found[0] != "table":
-            raise InputError(f"{self.table!r} in {self.path} is a view; choose another table=.")
-        if self.if_exists == "fail" and not ours:
-            raise OutputExists(
-                f"{self.path} already has a table {self.table!r}; write "
-                f'if_exists="append" to add rows to it, or if_exists="replace" to delete it first.'
-            )
-        rows = connection.execute(f"PRAGMA table_info({quoted(self.table)})").fetchall()
-        if self._ages is not None and any(row[5] for row in rows):
-            raise InputError(
-                f"The table {self.table!r} in {self.path} has a primary key of its own, so that its rows do not lie in the order "
-                "in which they came; keep= needs a table that SQLite(...) has made."
-            )
-        return {folded(row[1]): row[2] for row in rows}
+    def _unseen(self) -> Table:
+        return Table(self.path, self.table, self.if_exists, in_order=self._ages is not None)
 
     def _with_room(self, connection: sqlite3.Connection, batch: Batch) -> Batch:
         """The batch without those new fields for which the table has no room."""
-        names = self._names
-        if batch.columns.keys() <= names.known.keys():
+        if batch.columns.keys() <= self._table.names.keys():
             return batch
-        for name in self.first_fields(self._schema):
-            names.of(name)  # which keeps its place
-        if self._declared is not None and self.if_exists == "append" and len(self._declared) < MOST_COLUMNS:
-            self._declared = self._existing(connection, ours=True)  # another run may have made the same
-        declared = self._declared or {}
-        new = {}
-        for name, column in batch.columns.items():
-            if name not in names.known:
-                if folded(names.next(name)) in declared:
-                    names.of(name)
-                else:
-                    new[name] = column
-        taken = {*declared, *map(folded, names.known.values())}
-        found = finding_room(new, MOST_COLUMNS - len(taken))
-        for name in found:
-            names.of(name)
-        if len(found) == len(new):
+        away = self._table.turned_away(connection, batch.columns, self.first_fields(self._schema))
+        if not away:
             return batch
-        self.leave_out({name: column for name, column in new.items() if name not in found})
-        return batch.select({name: name for name in batch.columns if name in names.known})
+        self.leave_out(away)
+        return batch.select({name: name for name in batch.columns if name not in away})
 
     def _make_room(self, connection: sqlite3.Connection, columns: dict[str, Column]) -> None:
-        """Create the table, or the columns of it that are new; check those that are not when they were there before."""
-        key = _shape(columns)
-        if key in self._inserts:
-            return
-        table = quoted(self.table)
-        if self._declared is None and not columns:
-            raise InputError(f"The first row for table {self.table!r} has no fields at all; SQLite needs one or more.")
-        added = {self._names.of(name): column for name, column in columns.items()}
-        known = self._declared.keys() if self._declared is not None else set()
-        if self.if_exists == "append" and not known >= set(map(folded, added)):
-            self._declared = self._existing(connection, ours=True)  # another run may have made the same
-        if len({*(self._declared or ()), *map(folded, added)}) > MOST_COLUMNS:
-            raise InputError(
-                f"The rows for {self.path} have more than {MOST_COLUMNS} columns, the most that SQLite "
-                f"takes; name those you want with columns=[...], and choose another table= if this one is full."
-            )
-        if self._declared is None:
-            types = {name: declared_type(column) for name, column in added.items()}
-            definition = ", ".join(f"{quoted(name)} {kind}".rstrip() for name, kind in types.items())
-            if self.if_exists == "replace" and self._kept is None:
-                connection.execute(f"DROP TABLE IF EXISTS {table}")
-            connection.execute(f"CREATE TABLE {table} ({definition})")
-            self._declared = {folded(name): kind for name, kind in types.items()}
-        for name, column in added.items():
-            if folded(name) not in self._declared:
-                kind = declared_type(column)
-                connection.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {kind}")
-                self._declared[folded(name)] = kind
-            elif not self._fits(name, column):
-                raise InputError(
-                    f"Column {name!r} of table {self.table!r} in {self.path} is {self._declared[folded(name)]}, and "
-                    f'the rows have {column.kind.value} there; choose another table=, or if_exists="replace".'
-                )
-        self._inserts[key] = Insert(table, [quoted(name) for name in added])
-        if self._kept is not None:
+        if self._table.make_room(connection, columns) and self._kept is not None:
             self._note_names()
-
-    def _fits(self, name: str, column: Column) -> bool:
-        assert self._declared is not None
-        return fits(self._declared[folded(name)], column.kind) or declared_type(column) == ""
-
-    def _insert(self, connection: sqlite3.Connection, batch: Batch) -> None:
-        """All rows of the batch or none: some text that UTF-8 cannot hold makes sqlite3 stop in the middle."""
-        insert = self._inserts[_shape(batch.columns)]
-        connection.execute("SAVEPOINT batch")
-        try:
-            insert.run(connection, batch, clean=False)
-        except UnicodeEncodeError:
-            connection.execute("ROLLBACK TO batch")
-            insert.run(connection, batch, clean=True)
-        connection.execute("RELEASE batch")
-
-    def _count_rounded(self, columns: dict[str, Column]) -> None:
-        assert self._declared is not None
-        for name, column in columns.items():
-            if column.exact and (count := rounded(column, self._declared[folded(self._names.of(name))])):
-                self.count_left_out(name, count)
 
     # -- the file ------------------------------------------------------------------------------------
 
@@ -491,10 +392,6 @@ class SQLite(TableSink):
             if isinstance(error, sqlite3.Error):
                 raise _named(error, self.path, self.table) from error
             raise
-
-
-def _shape(columns: dict[str, Column]) -> tuple[tuple[str, Kind], ...]:
-    return tuple((name, column.kind) for name, column in columns.items())
 
 
 def _named(error: sqlite3.Error, place: Path, table: str) -> TidemillError:
