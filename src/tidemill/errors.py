@@ -57,7 +57,14 @@ class OutputExists(InputError):
 
 
 class OutsideError(TidemillError):
-    """The outside world refused: a port in use, a full disk, a closed pipe, a database error."""
+    """The outside world refused: a port in use, a full disk, a closed pipe, a database error.
+
+    ``after_s``  seconds for which who refused wants to be left alone, where that was said
+    """
+
+    def __init__(self, *told: object, after_s: float = 0.0) -> None:
+        super().__init__(*told)
+        self.after_s = after_s
 
 
 class Stalled(TidemillError):

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from tests.chaos.small_plants import small_disk
 from tests.engine.test_pages import ANYWHERE, ask, ask_until, live, reading, send, told
+from tests.sinks.line_servers import take, web_server
 from tests.sources.test_mqtt import Publisher
 
 import tidemill as tm
@@ -154,6 +155,30 @@ async def a_broker_of_a_sink_stands_still(place: Place) -> AsyncIterator[Fault]:
 
 
 @contextlib.asynccontextmanager
+async def a_server_takes_no_posts(place: Place) -> AsyncIterator[Fault]:
+    """It takes rows without a word until they are posted, at a commit."""
+    well = [True]
+    with web_server(lambda post: take(post) if well[0] else (503, {}, b"no leader")) as server:
+        source, sink = tm.sources.TCP(), tm.sinks.HTTP(server.url, name="hub")
+
+        async def strike(run: Any) -> None:
+            await run.started.wait()
+            well[0] = False
+            await send(source, reading(0))
+
+        def mend(_: Any) -> None:
+            well[0] = True
+
+        yield Fault(
+            live(source, sink),
+            strike,
+            mend,
+            r"sink hub: \d+ tr(y|ies), http://127\.0\.0\.1:\d+/write takes nothing now: it answers 503 .*: no leader",
+            {("tidemill_tries", ""): (1, MUCH), ("tidemill_progressing", ""): (0, 0)},
+        )
+
+
+@contextlib.asynccontextmanager
 async def a_lane_hangs(place: Place) -> AsyncIterator[Fault]:
     clock, source = ManualClock(), tm.sources.TCP()
     held, going = place[0] / "held", place[0] / "going"
@@ -256,6 +281,7 @@ FAULTS = [
     a_broker_stands_still,
     a_broker_of_a_sink_is_away,
     a_broker_of_a_sink_stands_still,
+    a_server_takes_no_posts,
     a_lane_hangs,
     checkpoints_fail,
     dead_letters_cannot_be_written,

@@ -241,7 +241,7 @@ class Trouble:
 class TroubleBook:
     """The attempts that failed since the run last got something done.
 
-    A failure is over when the run has shown rows since, or has begun again and finds nothing to do. It is counted on
+    A failure is over when the run has shown rows since, or has begun again and finds nothing to do or to save. It is counted on
     until then: a sink that lets itself be opened and fails at each commit has had its tries, too.
 
     >>> book = TroubleBook()

@@ -357,17 +357,23 @@ class Attempt:
 
     async def _finished(self) -> None:
         """Wait until every sink has flushed and closed; after a stop, for what is left of the grace, and a second."""
-        tasks: set[asyncio.Task[Any]] = {asyncio.ensure_future(outlet.finish()) for outlet in self.outflow.outlets}
+        tasks: dict[Outlet, asyncio.Task[Any]] = {
+            outlet: asyncio.ensure_future(outlet.finish()) for outlet in self.outflow.outlets
+        }
         try:
-            late = await self.stopping.until(set(tasks), more_s=1.0)
-            for task in tasks - late:
-                task.result()
+            late = await self.stopping.until(set(tasks.values()), more_s=1.0)
+            for task in tasks.values():
+                if task not in late:
+                    task.result()
         finally:
-            for task in tasks:
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)  # of several that failed, one is told
+            await asyncio.gather(*tasks.values(), return_exceptions=True)  # of several that failed, one is told
         if late:
-            raise OutsideError(f"a sink did not finish within the grace of {self.stopping.grace:g} s after the stop.")
+            names = ", ".join(outlet.name for outlet, task in tasks.items() if task in late)
+            raise OutsideError(
+                f"sink {names} did not finish within the grace of {self.stopping.grace:g} s after the stop."
+            )
 
     # -- in --------------------------------------------------------------------------------------------------
 

@@ -247,7 +247,8 @@ class ThreadOutlet(Outlet):
     async def abandon(self) -> None:
         with contextlib.suppress(RuntimeError):  # it had finished
             closing = asyncio.get_running_loop().run_in_executor(self._thread, self.sink.close)
-            await _closed(self.name, closing)
+            if not await _closed(self.name, closing):
+                self.sink.give_up()
         self._thread.shutdown(wait=False)
 
 
@@ -257,15 +258,19 @@ def _counts(sink: LoopSink | ProcessSink) -> SinkCounts:
     return SinkCounts(told.rows, told.deleted, told.left_out)
 
 
-async def _closed(name: str, closing: Awaitable[None]) -> None:
-    """Wait, but not for ever; the run has failed already, and that is what is told."""
+async def _closed(name: str, closing: Awaitable[None]) -> bool:
+    """Wait, but not for ever, and say whether it is; the run has failed already, and that is what is told."""
     try:
         await asyncio.wait_for(closing, CLOSE_S)
     except Exception as error:  # noqa: BLE001 - the sink's own code may raise anything
         _log.warning("the sink %s could not be closed: %s: %s", name, type(error).__name__, error)
+        return False
+    return True
 
 
 def error_of(message: Failed) -> TidemillError:
     """The error that a process reported."""
     kind = getattr(errors, message.error, EngineError)
+    if kind is OutsideError:
+        return OutsideError(message.message, after_s=message.after_s)
     return kind(message.message) if kind is not errors.MissingExtra else TidemillError(message.message)

@@ -298,6 +298,8 @@ class Run:
 
     async def _back_off(self, error: BaseException, wait_s: float) -> float:
         wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
+        if isinstance(error, OutsideError):
+            wait = max(wait, error.after_s)
         told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
         _log.log(level_of_try(self._troubles.tries), told, str(error).rstrip("."), wait)
         error.__traceback__ = None
@@ -415,13 +417,14 @@ class Run:
         return None if self._attempt is None else self._statistics("oversight")
 
     def _look_for_progress(self) -> None:
-        """What failed is over once it was done since, or the run goes on and has nothing to do."""
+        """What failed is over once it was done since, or the run goes on and has nothing to do: a sink that is away may take rows,
+        and fail when it is to commit them."""
         attempt = self._attempt
         if not self._troubles.open or attempt is None:
             return
         of_state = self._troubles.culprit in (CHECKPOINT, _STATE_FOLDER)
-        idle = attempt.idle and not (of_state and attempt.unsaved)
-        if idle or self._done[of_state] > self._done_before[of_state]:
+        of_commits = of_state or self._troubles.culprit.startswith("sink ")
+        if (attempt.idle and not (of_commits and attempt.unsaved)) or self._done[of_state] > self._done_before[of_state]:
             self._troubles.over()
 
     @property

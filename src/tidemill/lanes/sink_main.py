@@ -102,7 +102,8 @@ def main(control: socket.socket, memories: list[int]) -> None:
     try:
         loop.run()
     except TidemillError as error:
-        parent.send(Failed(type(error).__name__, str(error)))
+        after_s = error.after_s if isinstance(error, OutsideError) else 0.0
+        parent.send(Failed(type(error).__name__, str(error), after_s))
     except Exception as error:  # noqa: BLE001 - whatever a database raises
         told = f"the sink {loop.name} failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
         parent.send(Failed(OutsideError.__name__, told))

@@ -219,6 +219,8 @@ class Failed(Message, frozen=True):
     error: str
     """A class of `tidemill.errors`."""
     message: str
+    after_s: float = 0.0
+    """Of an `OutsideError`."""
 
 
 # -- to and from a sink's process ------------------------------------------------------------------------
