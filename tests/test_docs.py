@@ -146,7 +146,7 @@ def test_the_page_about_lines_that_are_sent_runs_and_influxdb_has_the_rows(
     page = ROOT / "docs" / "howto" / "send-lines.md"
     told = executed(python_of(page)[0].replace("http://127.0.0.1:8086/write?db=plant", url), tmp_path)
     shown = [block.strip() for block in page.read_text().split("```")[1::2] if block.startswith("\n")]
-    assert told.splitlines() == shown[1:]
+    assert told.splitlines() == shown
     found = influx.query("SELECT count(value), count(value_mean_50) FROM readings", "plant")
     assert [found[0]["count"], found[0]["count_1"]] == [940, 940]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Post", "TCPServer", "WebServer", "reset", "tcp_server", "web_server"]
+__all__ = ["Post", "TCPServer", "WebServer", "read_all", "read_post", "reset", "take", "tcp_server", "web_server"]
 
 READ = 1 << 16
 
@@ -44,6 +44,25 @@ def read_all(connection: Any, came: bytearray) -> None:
     """Until the other side has said all."""
     while data := connection.recv(READ):
         came += data
+
+
+def read_post(connection: Any, came: bytearray, *, body: bool = True) -> None:
+    """One post, or its head alone."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += _more(connection, READ if body else 1)
+    start = head.index(b"\r\n\r\n") + 4
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+    while body and len(head) < start + length:
+        head += _more(connection, READ)
+    came += head
+
+
+def _more(connection: Any, size: int) -> bytes:
+    data: bytes = connection.recv(size)
+    if not data:
+        raise ConnectionResetError
+    return data
 
 
 def reset(connection: socket.socket) -> None:

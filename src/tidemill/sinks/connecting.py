@@ -12,12 +12,12 @@ from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.errors import InputError, OutsideError
 from tidemill.tls import no_tls, refused_certificate, untrusted
 
-__all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Later", "Patience", "connected", "patiently", "untrusting"]
+__all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Patience", "connected", "patiently", "untrusting"]
 
 ANSWER_S: Final = 10.0
 """In which a server must answer to each of: the connection, TLS, a greeting."""
 PROGRESS_S: Final = 30.0
-"""A server that takes or acknowledges nothing for so long is given up."""
+"""A connection over which a server takes, or acknowledges, nothing for so long is given up, and made again."""
 PATIENCE_S: Final = 10.0
 """For how long a server that is away is tried again here; then the run begins again at its last checkpoint."""
 _ASKED: Final = (
@@ -30,14 +30,6 @@ _ASKED: Final = (
 T = TypeVar("T")
 
 
-class Later(OutsideError):
-    """The server wants to be asked again, after so many seconds at least."""
-
-    def __init__(self, told: str, after_s: float) -> None:
-        super().__init__(told)
-        self.after_s = after_s
-
-
 def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) -> socket.socket:
     """A connection that is kept alive; its timeout is `ANSWER_S`. ``server`` is what people know it by.
 
@@ -47,8 +39,8 @@ def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) 
         made = socket.create_connection((host, port), ANSWER_S)
     except TimeoutError:
         raise OutsideError(f"{server} does not answer.") from None
-    except OSError as error:
-        raise OutsideError(f"{server} cannot be reached: {error.strerror or error}.") from None
+    except (OSError, UnicodeError) as error:
+        raise OutsideError(f"{server} cannot be reached: {getattr(error, 'strerror', None) or error}.") from None
     try:
         for option, level, value in _ASKED:
             if hasattr(socket, option):
@@ -92,21 +84,23 @@ class Patience:
         self._since = None
 
     def failed(self, error: OutsideError) -> None:
-        """Return when it is time for another try; raises the error when it is time to give up. A server that says `Later` is left
-        alone for so long."""
+        """Return when it is time for another try, and not before the server wants to be asked again; raises the error when it is
+        time to give up."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        wait_s = max(self._backoff.failed(time.monotonic_ns()), error.after_s if isinstance(error, Later) else 0.0)
+        wait_s = max(self._backoff.failed(time.monotonic_ns()), error.after_s)
         if now + wait_s > self._since + PATIENCE_S:
-            raise OutsideError(str(error)) from error
+            raise error
         time.sleep(wait_s)
 
 
-def patiently(attempt: Callable[[], T]) -> T:
-    """What the attempt returns, as soon as one does not raise `OutsideError`."""
+def patiently(attempt: Callable[[], T], given_up: Callable[[], bool] = lambda: False) -> T:
+    """What the attempt returns, as soon as one does not raise `OutsideError`; none is made any more once it is given up."""
     patience = Patience()
     while True:
         try:
             return attempt()
         except OutsideError as error:
+            if given_up():
+                raise
             patience.failed(error)

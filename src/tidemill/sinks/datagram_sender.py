@@ -7,13 +7,13 @@ import socket
 from typing import Final
 
 from tidemill.errors import OutsideError
-from tidemill.sinks.sent_lines import REFUSED, TOO_LARGE, Sent
+from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent
 from tidemill.sinks.server import Server
 
 __all__ = ["LARGEST", "DatagramSender"]
 
 LARGEST: Final = 65_507
-"""Bytes of a datagram, over IPv4."""
+"""Bytes of a datagram over IPv4; over IPv6 it may have a few more."""
 
 
 class DatagramSender:
@@ -21,7 +21,7 @@ class DatagramSender:
     `LARGEST`.
 
     A line counts when the system has taken it. Where the other machine says that nobody listens, which it does of some and
-    later, the lines of the datagram before are counted as refused.
+    later, the lines of the datagram before are counted as refused, too.
 
     Raises `OutsideError` when the system has no way there.
     """
@@ -32,7 +32,7 @@ class DatagramSender:
         try:
             found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM)[0]
             self._socket = socket.socket(found[0], socket.SOCK_DGRAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise self._away(error) from None
         try:
             self._socket.connect(found[4])
@@ -53,6 +53,9 @@ class DatagramSender:
     def close(self) -> None:
         self._socket.close()
 
+    def give_up(self) -> None:
+        """Nothing blocks for long."""
+
     def _put(self, lines: bytes) -> None:
         try:
             while not self._went(lines):
@@ -70,11 +73,11 @@ class DatagramSender:
         try:
             self._socket.send(lines)
         except ConnectionRefusedError:
-            refused, self._last = self._last, b""
-            if refused:
-                self._sent.came_back(refused, REFUSED)
+            if refused := self._last.count(b"\n"):
+                self._sent.leave_out(REFUSED, refused)
+            self._last = b""
             return False
         return True
 
-    def _away(self, error: OSError) -> OutsideError:
-        return OutsideError(f"{self._server} cannot be reached: {error.strerror or error}.")
+    def _away(self, error: OSError | UnicodeError) -> OutsideError:
+        return OutsideError(f"{self._server} cannot be reached: {getattr(error, 'strerror', None) or error}.")

@@ -9,16 +9,18 @@ import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
-from tidemill.errors import InputError, MissingExtra, PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import Schema
 from tidemill.secret import SecretText
 from tidemill.sinks.base import IfExists, Keeping, Where
+from tidemill.sinks.hidden import Hidden
 from tidemill.sinks.notes import read_note, write_note
-from tidemill.sinks.sent_lines import REFUSED, TOO_LARGE, SentLines
+from tidemill.sinks.sent import REFUSED, TOO_LARGE
+from tidemill.sinks.sent_lines import SentLines
 from tidemill.tls import client_context, passphrase
 
 if TYPE_CHECKING:
@@ -29,6 +31,12 @@ __all__ = ["HTTP"]
 _CONTENT: Final = {"ndjson": "application/x-ndjson", "influx": "text/plain; charset=utf-8"}
 _BODY: Final = 512 << 10
 _NOT_ALLOWED: Final = "\r\n\0"
+_AUTHORIZATION: Final = "Authorization"
+_OURS: Final = ("Connection", "Content-Encoding", "Content-Length", "Expect", "Host", "Transfer-Encoding")
+_OPEN: Final = ("bucket", "consistency", "db", "org", "orgid", "precision", "rp")
+"""Parts of a query that keep nothing secret: where lines go."""
+_KEPT: Final = "\ue000"
+"""Stands for what is kept elsewhere: no address has one."""
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
@@ -44,7 +52,8 @@ class HTTP(SentLines):
     ``url``      ``"https://host:8086/api/v2/write?org=plant&bucket=features"``; shown without its query and login. With line
                  protocol, the server is to read timestamps as ``precision`` says, ``"ns"`` by default there and here
     ``token``    shown as ``Authorization: Bearer TOKEN``. Better than written out: ``"${env:NAME}"``, ``"${file:PATH}"``
-    ``headers``  more of them, ``{"Authorization": "Token ${file:/run/secrets/influx}"}``; never shown
+    ``headers``  more of them, ``{"Authorization": "Token ${file:/run/secrets/influx}"}``; never shown, also where the server
+                 repeats what it was sent
     ``format``   ``"ndjson"`` (default) or ``"influx"``; ``measurement``, ``tags``, ``time``, ``precision`` and ``integers`` are
                  those of line protocol, as `Lines` has them
     ``body``     bytes of lines in a post, at most, but for a line that is longer
@@ -65,7 +74,8 @@ class HTTP(SentLines):
 
     Delivery: at least once, in input order, one post at a time: rows count as written when they are answered for. They are posted
     at each flush (at least every 0.25 s), with state at each commit (about once a second), and as soon as there are ``body`` bytes of
-    them. What was not answered is posted again; after ten seconds a live run with state begins again at its last checkpoint,
+    them. What was not answered is posted again; after ten seconds, a minute where posts are taken and never answered, a live run
+    with state begins again at its last checkpoint,
     again and again, while what comes goes into the ingest log. InfluxDB and others keep one point of a series and time, so
     that what comes twice is there once; `tidemill.Dedup` does that behind a `tidemill.sources.HTTP`.
 
@@ -73,7 +83,7 @@ class HTTP(SentLines):
 
     Raises `InputError` for what is refused for good, `OutsideError` when the server is away.
 
-    >>> HTTP("https://me:secret@influx:8086/api/v2/write?org=plant&bucket=b", token="${env:INFLUX}", format="influx")
+    >>> HTTP("https://influx:8086/api/v2/write?org=plant&bucket=b", token="${env:INFLUX_TOKEN}", format="influx")
     HTTP('https://influx:8086/api/v2/write')
     """
 
@@ -110,18 +120,17 @@ class HTTP(SentLines):
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
-        if body < 1:
+        if not isinstance(body, int) or body < 1:
             raise PlanError(f"body={body!r} of HTTP must be a number of bytes above 0.")
         if token == "":
             raise PlanError("token= of HTTP is empty; leave it out where none is asked for.")
         if not isinstance(headers, Mapping | None):
             raise PlanError('headers= of HTTP must be {"Name": "what it says"}.')
-        given = dict(headers or {})
-        if token is not None and "authorization" in map(str.casefold, given):
-            raise PlanError("HTTP(...) has a token= and a header Authorization; it can show one of them.")
-        self._headers = {each: _header(each, value, f"headers= of HTTP ({each})") for each, value in given.items()}
+        self._headers = dict(_header(each, value, "headers= of HTTP") for each, value in (headers or {}).items())
         if token is not None:
-            self._headers["Authorization"] = _header("Authorization", f"Bearer {token}", "token= of HTTP")
+            if _AUTHORIZATION in self._headers:
+                raise PlanError("HTTP(...) has a token= and a header Authorization; it can show one of them.")
+            self._headers.update([_header(_AUTHORIZATION, f"Bearer {token}", "token= of HTTP")])
         self._cert_password = passphrase(cert_password, "HTTP")
         self._certificates = (ca, cert, cert_key, self._cert_password)
         self._url = SecretText(url if isinstance(url, str) else "", "the address of HTTP")
@@ -136,9 +145,8 @@ class HTTP(SentLines):
         return f"HTTP({self._shown!r})"
 
     def check(self) -> None:
-        """The library, the certificates and what the options refer to are there. A server that is not may come yet: it is not
+        """The certificates and what the options refer to are there. A server that is not may come yet: it is not
         asked."""
-        _require_library()
         for each in (self._url, *self._headers.values(), self._cert_password):
             if each is not None:
                 each.check()
@@ -158,23 +166,29 @@ class HTTP(SentLines):
     # -- the server ----------------------------------------------------------------------------------
 
     def _sender(self) -> Poster:
-        _require_library()
         from tidemill.sinks.poster import Poster
 
         url = self._address()
+        headers = {"Content-Type": _CONTENT[self.format], **_login(url), **self._shown_of_us()}
         proven = read_note(self._proven_in, _Proven) if self._proven_in is not None else None
         return Poster(
-            _without_login(url),
+            url,
             self._shown,
-            {"Content-Type": _CONTENT[self.format], **_login(url), **self._shown_of_us()},
+            headers,
             self._tls(url),
             self._sent,
             size=self.body,
             gzip=self.gzip,
-            proven=proven == _Proven(self._shown),
+            proven=proven == self._noted,
             prove=self._prove,
-            hide=self._hide,
+            hide=Hidden([*self._secrets_of(url), *(headers[name] for name in headers.keys() - {"Content-Type"})]).hide,
         )
+
+    @property
+    def _noted(self) -> _Proven:
+        """The address as it was written, without what may be secret."""
+        query = self._url.shown(lambda text: urlencode([each for each in _query(text) if each[0].casefold() in _OPEN]))
+        return _Proven(f"{self._shown}?{query}")
 
     @property
     def _proven_in(self) -> Path | None:
@@ -182,7 +196,7 @@ class HTTP(SentLines):
 
     def _prove(self) -> None:
         if self._proven_in is not None:
-            write_note(self._proven_in, _Proven(self._shown))
+            write_note(self._proven_in, self._noted)
 
     def _address(self) -> str:
         url = self._url.in_url()
@@ -196,12 +210,12 @@ class HTTP(SentLines):
         """Raises `PlanError` that does not show it: there may be a password in it."""
         try:
             parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
+            host, _ = (parts.hostname or "").encode("idna"), parts.port
         except ValueError:
-            host = None
+            host = b""
         if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
             raise PlanError("The address of HTTP(...) must be http://HOST:PORT/PATH, or https://HOST/PATH for TLS.")
-        if parts.username is not None and "authorization" in map(str.casefold, self._headers):
+        if parts.username is not None and _AUTHORIZATION in self._headers:
             raise PlanError(
                 "The address of HTTP(...) has a login, and there is a token= or a header Authorization too."
             )
@@ -212,21 +226,32 @@ class HTTP(SentLines):
 
     def _shown_of_us(self) -> dict[str, str]:
         """The headers; what is beyond Latin letters goes as UTF-8."""
-        return {name: text.resolved().encode().decode("latin-1") for name, text in self._headers.items()}
+        try:
+            return {name: text.resolved().encode().decode("latin-1") for name, text in self._headers.items()}
+        except UnicodeEncodeError:
+            raise InputError("what headers= or token= of HTTP refer to is not UTF-8 text.") from None
 
-    def _hide(self, said: str) -> str:
-        for each in (self._url, *self._headers.values()):
-            said = each.hidden(said)
-        return said
+    def _secrets_of(self, url: str) -> list[str]:
+        """What of it nobody is to read in what a server repeats."""
+        parts = urlsplit(url)
+        login = [unquote(each) for each in (parts.username, parts.password) if each]
+        kept = "" if self._url.whole else self._url.standing_in(_KEPT)
+        open_names = {name for name, value in _query(kept or url) if name.casefold() in _OPEN and _KEPT not in value}
+        return [*login, *(value for name, value in _query(url) if name not in open_names)]
 
     def _tls(self, url: str) -> ssl.SSLContext | None:
         return client_context(*self._certificates) if url.startswith("https:") else None
 
 
-def _header(name: str, value: object, option: str) -> SecretText:
-    if not isinstance(value, str) or any(each in value for each in _NOT_ALLOWED) or not _HEADER.fullmatch(name):
-        raise PlanError(f"{option}: {name!r} is no header, or what it is to say is no line of text.")
-    return SecretText(value, option)
+def _header(name: object, value: object, option: str) -> tuple[str, SecretText]:
+    """With its name in the one way of writing it."""
+    if not isinstance(name, str) or not _HEADER.fullmatch(name):
+        raise PlanError(f"{option}: {name!r} is not the name of a header.")
+    if not isinstance(value, str) or any(each in value for each in _NOT_ALLOWED):
+        raise PlanError(f"{option}: what {name!r} is to say is no line of text.")
+    if name.title() in _OURS:
+        raise PlanError(f"{option}: {name!r} is for the sink to say.")
+    return name.title(), SecretText(value, f"{option} ({name})" if option.startswith("headers") else option)
 
 
 def _without_secrets(url: str) -> str:
@@ -236,9 +261,8 @@ def _without_secrets(url: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def _without_login(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+def _query(url: str) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(url).query, keep_blank_values=True)
 
 
 def _login(url: str) -> dict[str, str]:
@@ -246,11 +270,4 @@ def _login(url: str) -> dict[str, str]:
     if parts.username is None:
         return {}
     told = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Authorization": f"Basic {base64.b64encode(told.encode()).decode()}"}
-
-
-def _require_library() -> None:
-    try:
-        import urllib3  # noqa: F401
-    except ImportError:
-        raise MissingExtra("urllib3", "http", "Posts of rows") from None
+    return {_AUTHORIZATION: f"Basic {base64.b64encode(told.encode()).decode()}"}

@@ -10,13 +10,12 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from tidemill.errors import InputError, OutsideError
 from tidemill.printable import printable
 from tidemill.sinks.connecting import PROGRESS_S, Patience, connected
-from tidemill.sinks.sent_lines import Sent
+from tidemill.sinks.sent import Sent
 from tidemill.sinks.server import Server
 
 __all__ = ["LineSender"]
@@ -27,18 +26,11 @@ _UNDER_WAY: Final = 8 << 20
 """Bytes that were not acknowledged, above which no more are taken."""
 _GOODBYE_S: Final = 5.0
 """For how long a server may go on reading at the end, before the connection is closed."""
-_READ: Final = 1 << 12
+_READ: Final = 1 << 16
 _LONGEST: Final = 20
 """Digits of an acknowledgement."""
+_NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _log = logging.getLogger("tidemill")
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Whole lines."""
-
-    lines: bytes
-    count: int
 
 
 class LineSender:
@@ -50,37 +42,47 @@ class LineSender:
     With them the server writes back, as `tidemill.sources.TCP` with ``ack=True`` does, how many of the connection's lines are
     safe; what is not is sent again over the next: at least once.
 
-    Raises `OutsideError` when the server is away for longer than `connecting.PATIENCE_S`.
+    What a server says besides is read and forgotten, so that it can go on. A connection whose other side is closed is made
+    again. Raises `OutsideError` when the server is away for longer than `connecting.PATIENCE_S`.
     """
 
     def __init__(self, server: Server, tls: ssl.SSLContext | None, sent: Sent, *, acknowledged: bool) -> None:
         self._server, self._tls, self._sent, self._acknowledged = server, tls, sent, acknowledged
-        self._waiting: deque[_Block] = deque()
-        """Blocks that may have to be sent again, the oldest first."""
+        self._waiting: deque[bytes] = deque()
+        """Blocks of whole lines that may have to be sent again, the oldest first."""
         self._waiting_bytes = 0
         self._handed = 0
         """How many of these the system has taken."""
-        self._safe = 0
-        """Lines of this connection that are in blocks which no longer wait."""
+        self._at = 0
+        """Bytes that it has taken of the one behind these."""
         self._handed_lines = 0
+        """Lines of this connection that the system has taken."""
         self._said = b""
         """What has come of an acknowledgement."""
+        self._safe = 0
+        """Lines of this connection that are safe: so many less are waiting."""
+        self._moved_s = 0.0
+        """When the server last took or acknowledged anything."""
         self._patience = Patience()
         self._socket: socket.socket | None = None
+        self._given_up = False
 
     def connect(self) -> None:
         """Try once."""
         self._drop()
         self._handed = self._safe = self._handed_lines = 0
-        self._said = b""
+        self._said, self._at = b"", 0
         self._socket = connected(self._server.host, self._server.port, self._tls, self._server)
-        self._socket.settimeout(PROGRESS_S)
+        self._socket.setblocking(False)
+        self._moved_s = time.monotonic()
         self._patience.connected()
 
     def send(self, lines: bytes) -> None:
+        if not self._waiting:
+            self._moved_s = time.monotonic()
         for block in _blocks(lines):
             self._waiting.append(block)
-            self._waiting_bytes += len(block.lines)
+            self._waiting_bytes += len(block)
         self._until(lambda: self._waiting_bytes <= (_UNDER_WAY if self._acknowledged else 0))
 
     def drain(self) -> None:
@@ -92,18 +94,30 @@ class LineSender:
             self._drop()
 
     def close(self) -> None:
-        """Say goodbye, and let the server read what it was sent: one that is told of data it has not read, of a connection that is
-        gone, may throw it away."""
-        if self._socket is not None and not self._waiting:
+        """Say goodbye, and let the server read what it was sent: one that writes to a connection which is gone is told so at
+        once, and may throw away what it has not read."""
+        if self._socket is not None and not self._waiting and not self._given_up:
             with contextlib.suppress(OSError):
-                self._socket.settimeout(_GOODBYE_S)
-                if isinstance(self._socket, ssl.SSLSocket):
-                    self._socket = self._socket.unwrap()
-                self._socket.shutdown(socket.SHUT_WR)
-                until = time.monotonic() + _GOODBYE_S
-                while time.monotonic() < until and self._socket.recv(_READ):
-                    pass
+                self._say_goodbye(self._socket, time.monotonic() + _GOODBYE_S)
         self._drop()
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def _say_goodbye(self, to: socket.socket, until_s: float) -> None:
+        if isinstance(to, ssl.SSLSocket):
+            to.settimeout(_GOODBYE_S / 2)
+            with contextlib.suppress(OSError, ValueError):
+                to.unwrap()  # says that this was all; raises when the other side says something yet
+            to = self._socket = socket.socket(fileno=to.detach())
+        to.shutdown(socket.SHUT_WR)
+        while (left := until_s - time.monotonic()) > 0:
+            to.settimeout(left)
+            if not to.recv(_READ):
+                return
 
     def _drop(self) -> None:
         if self._socket is not None:
@@ -116,77 +130,124 @@ class LineSender:
         """Hand over, and listen, until it is so; over as many connections as it takes."""
         while self._handed < len(self._waiting) or not enough():
             try:
+                if self._given_up:
+                    raise OutsideError(f"{self._server} was given up.")  # noqa: TRY301 - it is no try
                 if self._socket is None:
                     self.connect()
                 else:
-                    self._turn(self._socket, enough)
+                    self._turn(self._socket)
             except OutsideError as error:
+                if self._given_up:
+                    raise
                 self._patience.failed(error)
             except OSError as error:
                 self._drop()
+                if self._given_up:
+                    continue
                 lost = f"{self._server} is gone: {error.strerror or error}."
                 _log.log(self._patience.level, "%s Connecting again.", lost)
                 self._patience.failed(OutsideError(lost))
 
-    def _turn(self, to: socket.socket, enough: Callable[[], bool]) -> None:
+    def _turn(self, to: socket.socket) -> None:
+        """Read what there is and hand over what goes, once; wait if nothing does."""
         self._hear(to)
-        while self._handed < len(self._waiting):
-            block = self._waiting[self._handed]
-            to.sendall(block.lines)
-            self._handed += 1
-            self._handed_lines += block.count
-            if not self._acknowledged:
-                self._done()
-            self._hear(to)
-        if not enough() and not self._hear(to, PROGRESS_S):
-            raise TimeoutError(
-                f"it has acknowledged nothing for {PROGRESS_S:.0f} s, as a source TCP(ack=True) of tidemill with state does"
+        went = self._hand_over(to)
+        if went or (self._acknowledged and not self._waiting):
+            return
+        left = self._moved_s + PROGRESS_S - time.monotonic()
+        if left <= 0:
+            what = (
+                "acknowledged nothing for {:.0f} s, as a source TCP(ack=True) of tidemill with state does"
+                if self._acknowledged
+                else "taken nothing for {:.0f} s"
             )
+            raise TimeoutError(f"it has {what.format(PROGRESS_S)}")
+        poll = select.poll()
+        poll.register(to, select.POLLIN | (select.POLLOUT if self._handed < len(self._waiting) else 0))
+        poll.poll(left * 1_000)
 
-    def _done(self) -> None:
-        block = self._waiting.popleft()
-        self._waiting_bytes -= len(block.lines)
-        self._handed -= 1
-        self._safe += block.count
-        self._sent.went(block.lines)
-        self._patience.progressed()
-
-    def _hear(self, of: socket.socket, wait_s: float = 0.0) -> bool:
-        """Read what has come; whether anything has. Raises `OSError` when the connection has ended."""
-        there = isinstance(of, ssl.SSLSocket) and of.pending() > 0
-        if not there and not select.select([of], [], [], wait_s)[0]:
+    def _hand_over(self, to: socket.socket) -> bool:
+        """Whether the system has taken anything."""
+        if self._handed == len(self._waiting):
             return False
-        of.settimeout(0)  # what came may be TLS's own business
+        block = self._waiting[self._handed]
         try:
-            came = of.recv(_READ)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
-        finally:
-            of.settimeout(PROGRESS_S)
-        if not came:
-            raise ConnectionResetError("it has closed the connection")
-        if self._acknowledged:
-            self._learn(came)
+            taken = to.send(memoryview(block)[self._at :])
+        except _NOT_NOW:
+            return False
+        self._moved_s = time.monotonic()
+        self._handed_lines += block.count(b"\n", self._at, self._at + taken)
+        self._at += taken
+        if self._at == len(block):
+            self._at = 0
+            self._handed += 1
+            if not self._acknowledged:
+                self._done(block.count(b"\n"))
         return True
+
+    def _done(self, lines: int) -> None:
+        """So many of the oldest lines are where they were to go."""
+        self._patience.progressed()
+        while lines:
+            block = self._waiting.popleft()
+            count = block.count(b"\n")
+            if count > lines:  # a part of it: only what is left would be sent again
+                end = _end_of(lines, block)
+                self._waiting.appendleft(block[end:])
+                block, count = block[:end], lines
+                if not self._handed:
+                    self._at -= end
+            else:
+                self._handed -= 1
+            self._waiting_bytes -= len(block)
+            self._sent.went(block)
+            lines -= count
+
+    def _hear(self, of: socket.socket) -> None:
+        """Read all that has come. Raises `OSError` when the connection has ended."""
+        while True:
+            try:
+                came = of.recv(_READ)
+            except _NOT_NOW:
+                return
+            if not came:
+                raise ConnectionResetError("it has closed the connection")
+            if self._acknowledged:
+                self._learn(came)
 
     def _learn(self, came: bytes) -> None:
         """The newest number says how many of this connection's lines are safe."""
         *numbers, self._said = (self._said + came).split(b"\n")
-        newest = numbers[-1] if numbers else b"0"
-        count = int(newest) if newest.isdigit() and len(newest) <= _LONGEST else -1
-        if not 0 <= count <= self._handed_lines or len(self._said) > _LONGEST:
-            told = printable((newest if numbers else self._said).decode("utf-8", "replace"), longest=_LONGEST)
+        for number in numbers:
+            self._believe(number)
+        if len(self._said) > _LONGEST:
+            self._believe(self._said)
+
+    def _believe(self, number: bytes) -> None:
+        count = int(number) if number.isdigit() and len(number) <= _LONGEST else -1
+        if not 0 <= count <= self._handed_lines:
+            told = printable(number.decode("utf-8", "replace"), longest=_LONGEST)
             raise InputError(
                 f"{self._server} answers {told!r}, where the number of lines that are safe was awaited; ack=True is for a source "
                 "TCP(ack=True) of tidemill."
             )
-        while self._handed and self._safe + self._waiting[0].count <= count:
-            self._done()
+        if count > self._safe:
+            self._moved_s = time.monotonic()
+            self._done(count - self._safe)
+            self._safe = count
 
 
-def _blocks(lines: bytes) -> Iterator[_Block]:
+def _blocks(lines: bytes) -> Iterator[bytes]:
     start = 0
     while start < len(lines):
         end = lines.rfind(b"\n", start, start + _BLOCK) + 1 or lines.find(b"\n", start) + 1
-        yield _Block(lines[start:end], lines.count(b"\n", start, end))
+        yield lines[start:end]
         start = end
+
+
+def _end_of(count: int, lines: bytes) -> int:
+    """Where so many of them end."""
+    end = 0
+    for _ in range(count):
+        end = lines.find(b"\n", end) + 1
+    return end

@@ -93,7 +93,7 @@ def _sender(url: str, meant: str, options: dict[str, Any]) -> ProcessSink:
         return UDP(url, **options)
     from tidemill.sinks.http import HTTP
 
-    influx = meant.partition("?")[0].endswith("/write") and options.get("format") in (None, "influx")
+    influx = meant.partition("?")[0].rstrip("/").endswith("/write") and options.get("format") in (None, "influx")
     return HTTP(url, **({"format": "influx", **_TAGGED} | options if influx else options))
 
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import enum
 import http
 import json
 import logging
+import select
+import socket
 import ssl
+import threading
+import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Final
-
-import urllib3
-from urllib3.exceptions import HTTPError, InvalidHeader, NewConnectionError, SSLError
-from urllib3.util import Retry, Timeout, parse_url
+from urllib.parse import quote, urlsplit
 
 from tidemill.errors import InputError, OutsideError
 from tidemill.printable import in_one_line
-from tidemill.sinks.connecting import ANSWER_S, PROGRESS_S, Later, patiently, untrusting
-from tidemill.sinks.sent_lines import REFUSED, TOO_LARGE, Sent
+from tidemill.sinks.connecting import PROGRESS_S, connected, patiently
+from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent
 
 __all__ = ["Answer", "Meaning", "Poster", "meaning"]
 
+_PIECE: Final = 1 << 14
+"""Bytes that the server must take within `connecting.PROGRESS_S`."""
 _READ: Final = 4 << 10
 """Bytes of an answer that are read."""
 _TOLD: Final = 200
@@ -31,8 +37,15 @@ _ALL_REFUSED: Final = 100
 """Lines of which each was refused by itself before any line was taken: then it is not the lines' fault."""
 _GZIP: Final = 31
 """Of zlib: with gzip's header."""
-_LONGEST_PAUSE_S: Final = 3600
+_LONGEST_PAUSE_S: Final = 3600.0
 """That is believed of a server that asks to come later."""
+_AGAIN: Final = 32
+"""Posts in a row that were taken, after which a larger one is tried than was too large before."""
+_BODY_S: Final = 1.0
+"""In which each part of the body of an answer comes that says that all is well."""
+_SAFE: Final = "%/:?#[]@!$&'()*+,;=~"
+"""What stands for itself in an address, whoever has written it."""
+_PORTS: Final = {"http": 80, "https": 443}
 _log = logging.getLogger("tidemill")
 
 
@@ -82,7 +95,7 @@ class Poster:
     raises `InputError`; later it was right once, and raises `OutsideError`, as does a server that is away for longer than
     `connecting.PATIENCE_S`.
 
-    ``shown`` is what people are shown of the address; ``hide`` puts references back in place of what they stand for.
+    ``shown`` is what people are shown of the address; ``hide`` takes what is secret out of what the server says.
     """
 
     def __init__(
@@ -99,21 +112,20 @@ class Poster:
         prove: Callable[[], None],
         hide: Callable[[str], str],
     ) -> None:
-        self._shown, self._sent, self._size, self._gzip = shown, sent, size, gzip
-        self._target = parse_url(url).request_uri
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        self._target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe=_SAFE)
+        self._shown, self._tls, self._sent, self._gzip = shown, tls, sent, gzip
         self._proven, self._prove, self._hide = proven, prove, hide
-        own = {
-            "User-Agent": "tidemill",
-            "Accept-Encoding": "identity",
-            **({"Content-Encoding": "gzip"} if gzip else {}),
-        }
-        self._headers = {**own, **headers}
+        own = {"User-Agent": "tidemill", "Accept-Encoding": "identity"}
+        self._headers = {**own, **({"Content-Encoding": "gzip"} if gzip else {}), **headers}
+        self._largest = self._size = size
+        self._taken_in_a_row = 0
         self._refused = 0
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
-        timeout = Timeout(connect=ANSWER_S, read=PROGRESS_S)
-        verified = {"ssl_context": tls} if tls is not None else {}
-        self._pool = urllib3.connection_from_url(url, maxsize=1, timeout=timeout, **verified)
+        self._connection: HTTPConnection | None = None
+        self._given_up = False
 
     def send(self, lines: bytes) -> None:
         self._waiting.append(lines)
@@ -127,7 +139,14 @@ class Poster:
             self._deliver(lines)
 
     def close(self) -> None:
-        self._pool.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if (connection := self._connection) is not None:
+            _shut(connection.sock)
 
     # -- one post ------------------------------------------------------------------------------------
 
@@ -140,22 +159,26 @@ class Poster:
             if cut < end:
                 parts.append((cut, end))
             part = lines[start:cut]
-            answer = patiently(lambda: self._asked(part))  # noqa: B023 - it is called at once
+            answer = patiently(lambda: self._asked(part), lambda: self._given_up)  # noqa: B023 - it is called at once
             if answer.meaning is Meaning.TAKEN:
                 self._taken(part)
-            elif answer.meaning is Meaning.REFUSED:
+                continue
+            if answer.meaning is Meaning.REFUSED:
                 raise self._refusing(answer)
-            else:
-                middle = _line_end(lines, start, start + len(part) // 2)
-                if answer.meaning is Meaning.TOO_LARGE:
-                    self._size = max(len(part) // 2, 1)
-                if middle < cut:
-                    parts += [(middle, cut), (start, middle)]
-                else:
-                    self._leave_out(answer)
+            middle = _line_end(lines, start, start + len(part) // 2)
+            if middle == cut:
+                self._leave_out(answer)
+                continue
+            parts += [(middle, cut), (start, middle)]
+            if answer.meaning is Meaning.TOO_LARGE:
+                self._size = min(self._size, max(len(part) // 2, 1))
+                self._taken_in_a_row = 0
 
     def _taken(self, lines: bytes) -> None:
         self._sent.went(lines)
+        self._taken_in_a_row += 1
+        if self._taken_in_a_row >= _AGAIN and self._size < self._largest:
+            self._size, self._taken_in_a_row = min(2 * self._size, self._largest), 0
         if not self._proven:
             self._prove()
             self._proven = True
@@ -177,29 +200,105 @@ class Poster:
 
     def _asked(self, lines: bytes) -> Answer:
         """Post once. Raises `OutsideError` when there is no answer, or one that says later."""
+        why = ""
         try:
-            response = self._pool.urlopen(
-                "POST", self._target, body=_packed(lines) if self._gzip else lines, headers=self._headers,
-                retries=False, redirect=False, preload_content=False,  # nothing is asked again, or elsewhere, but by us
-            )  # fmt: skip
-            try:
-                body = response.read(_READ, decode_content=False)
-            finally:
-                response.close()  # what has more to say than was read is not listened to
-        except SSLError as error:
-            cause = error.args[0] if error.args else None
-            if isinstance(cause, ssl.SSLError):
-                raise untrusting(self._shown, cause) from None
-            raise OutsideError(f"{self._shown} ended the connection during TLS.") from None
-        except (HTTPError, OSError) as error:
-            raise OutsideError(f"{self._shown} cannot be reached: {self._hide(_why(error))}.") from None
-        means = meaning(response.status)
+            connection = self._connected()
+            whole = self._post(connection, _packed(lines) if self._gzip else lines)
+            with _bounded(connection, PROGRESS_S):
+                response = connection.getresponse()
+                means = meaning(response.status)
+                if means is Meaning.TAKEN and connection.sock is not None:
+                    connection.sock.settimeout(_BODY_S)
+                body, whole = _body(response, whole=whole)
+        except (HTTPException, OSError, ValueError) as error:
+            why = f"{self._shown} does not answer: {self._hide(_why(error))}."
+        except BaseException:
+            self.close()
+            raise
+        if why:  # not from within: a traceback holds what is half read, and with it the connection
+            self.close()
+            raise OutsideError(f"{self._shown} was given up." if self._given_up else why)
+        if not whole or response.will_close or connection.sock is None:
+            self.close()
+        else:
+            connection.sock.settimeout(PROGRESS_S)
         if means is Meaning.TAKEN:
             return Answer(means)
         told = _told(response.status, self._hide(_words(body)))
         if means is Meaning.LATER:
-            raise Later(f"{self._shown} takes nothing now: it answers {told}", _after_s(response.headers))
+            after_s = _after_s(response.headers.get("Retry-After", ""))
+            raise OutsideError(f"{self._shown} takes nothing now: it answers {told}", after_s=after_s)
         return Answer(means, told)
+
+    def _connected(self) -> HTTPConnection:
+        """The connection of the last post if it is as that left it, or another."""
+        if (there := self._connection) is not None:
+            if there.sock is not None and not _readable(there.sock):
+                return there
+            self.close()
+        made = (
+            HTTPConnection(self._host, self._port)
+            if self._tls is None
+            else HTTPSConnection(self._host, self._port, context=self._tls)
+        )
+        made.sock = connected(self._host, self._port, self._tls, self._shown)
+        made.sock.settimeout(PROGRESS_S)
+        self._connection = made
+        return made
+
+    def _post(self, connection: HTTPConnection, body: bytes) -> bool:
+        """Whether all of it was sent: a server may say before that it does not want it."""
+        connection.putrequest("POST", self._target, skip_accept_encoding=True)
+        for name, value in self._headers.items():
+            connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        for start in range(0, len(body), _PIECE):
+            if start and _readable(connection.sock):
+                return False
+            try:
+                connection.send(body[start : start + _PIECE])
+            except (BrokenPipeError, ConnectionResetError):  # it may have said why
+                return False
+        return True
+
+
+def _body(response: HTTPResponse, *, whole: bool) -> tuple[bytes, bool]:
+    """The beginning of what the answer says, and whether the connection is good for another. Its status has been said: a body that
+    is none, or comes to no end, does not change that."""
+    try:
+        body = response.read(_READ)
+        return body, whole and response.isclosed()
+    except (HTTPException, OSError, ValueError):
+        return b"", False
+
+
+@contextlib.contextmanager
+def _bounded(connection: HTTPConnection, seconds: float) -> Iterator[None]:
+    """Within which all of an answer comes: each byte of it would have as long otherwise."""
+    timer = threading.Timer(seconds, _shut, [connection.sock])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut(connected: socket.socket | None) -> None:
+    """Whoever waits for it is told that it has ended."""
+    if connected is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of TLS, too: the wire itself
+
+
+def _readable(connected: socket.socket) -> bool:
+    """Whether the other side has said something, or has gone."""
+    if isinstance(connected, ssl.SSLSocket) and connected.pending():
+        return True
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _line_end(lines: bytes, start: int, before: int) -> int:
@@ -224,23 +323,26 @@ def _words(body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     words = (said.get("message") or said.get("error")) if isinstance(said, dict) else None
     return words if isinstance(words, str) else text
 
 
-def _after_s(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks for."""
+def _after_s(said: str) -> float:
+    """Seconds that a server asks for: a number of them, or a date."""
+    if said.isascii() and said.isdigit():
+        return min(float(said[:9]), _LONGEST_PAUSE_S)
     try:
-        return min(Retry().parse_retry_after(headers.get("Retry-After", "0")), _LONGEST_PAUSE_S)
-    except (InvalidHeader, ValueError, OverflowError):
+        after_s = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+    except (ValueError, OverflowError):
         return 0.0
+    return min(max(after_s, 0.0), _LONGEST_PAUSE_S)
 
 
 def _why(error: Exception) -> str:
-    slow = isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError))
-    if slow and not isinstance(error, NewConnectionError):  # which urllib3 counts among them
-        return "it does not answer"
-    cause = error.__cause__ or (error.args[1] if len(error.args) > 1 else error)
-    return in_one_line(getattr(cause, "strerror", None) or str(cause), longest=_TOLD).rstrip(".")
+    if isinstance(error, TimeoutError):
+        return f"it has done nothing for {PROGRESS_S:.0f} s"
+    return in_one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__, longest=_TOLD).rstrip(
+        "."
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 from tidemill.batch import Batch
@@ -13,38 +12,11 @@ from tidemill.errors import PlanError
 from tidemill.schema import Schema
 from tidemill.sinks.base import IfExists, SinkStatistics, Where
 from tidemill.sinks.line_sink import LineSink
+from tidemill.sinks.sent import Sent
 
-__all__ = ["REFUSED", "TOO_LARGE", "Sender", "Sent", "SentLines"]
+__all__ = ["Sender", "SentLines"]
 
-REFUSED: Final = "(refused)"
-"""Rows that the other side does not take, in ``left_out``."""
-TOO_LARGE: Final = "(too large)"
-"""Rows whose line is too large for it."""
 _FORMATS: Final = ("ndjson", "influx")
-
-
-@dataclass
-class Sent:
-    """What came of the lines so far."""
-
-    rows: int = 0
-    size: int = 0
-    """Bytes of these."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Rows that were not sent, or not taken, by what the sink calls the reason; read from another thread, never changed."""
-
-    def went(self, lines: bytes) -> None:
-        self.rows += lines.count(b"\n")
-        self.size += len(lines)
-
-    def came_back(self, lines: bytes, reason: str) -> None:
-        """They had not gone, after all."""
-        self.rows -= lines.count(b"\n")
-        self.size -= len(lines)
-        self.leave_out(reason, lines.count(b"\n"))
-
-    def leave_out(self, reason: str, rows: int = 1) -> None:
-        self.left_out = {**self.left_out, reason: self.left_out.get(reason, 0) + rows}
 
 
 class Sender(Protocol):
@@ -58,6 +30,9 @@ class Sender(Protocol):
 
     def close(self) -> None:
         """Let go; what is under way is nobody's any more."""
+
+    def give_up(self) -> None:
+        """The one call that may come from another thread: whatever blocks ends soon, with an error."""
 
 
 class SentLines(LineSink):
@@ -110,6 +85,10 @@ class SentLines(LineSink):
             with contextlib.closing(sender):
                 sender.drain()
 
+    def give_up(self) -> None:
+        if (sender := self._opened_sender) is not None:
+            sender.give_up()
+
     def statistics(self) -> SinkStatistics:
         """``bytes`` are those of the lines; ``left_out`` counts values that have no place in a line, and rows that were not
         sent or not taken."""
@@ -124,6 +103,7 @@ class SentLines(LineSink):
         try:
             yield sender
         except BaseException:
-            self._opened_sender = None
+            if self._opened_sender is sender:  # else somebody has opened it anew, while this one had been given up
+                self._opened_sender = None
             sender.close()
             raise

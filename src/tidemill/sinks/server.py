@@ -23,14 +23,15 @@ class Server:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-def server_of(url: object, example: str, *schemes: str) -> Server:
-    """The server of a URL that has one of these schemes and a port. Raises `PlanError`.
+def server_of(url: object, of: str, *schemes: str) -> Server:
+    """The server of a URL that has one of these schemes and a port. Raises `PlanError` that does not show it: somebody may have
+    written a password into it, which has no place there.
 
-    >>> print(server_of("tcp://[::1]:8094", "tcp://HOST:PORT", "tcp", "tls"))
+    >>> print(server_of("tcp://[::1]:8094", "TCP", "tcp", "tls"))
     tcp://[::1]:8094
-    >>> server_of("plant-db:8094", "tcp://HOST:PORT", "tcp", "tls")
+    >>> server_of("plant-db:8094", "TCP", "tcp", "tls")
     Traceback (most recent call last):
-    tidemill.errors.PlanError: 'plant-db:8094' is no address for lines; write tcp://HOST:PORT.
+    tidemill.errors.PlanError: The address of TCP(...) must be tcp://HOST:PORT or tls://HOST:PORT, and no more than that.
     """
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
@@ -39,5 +40,6 @@ def server_of(url: object, example: str, *schemes: str) -> Server:
         host, port = None, None
     more = (parts.path.strip("/"), parts.query, parts.fragment, parts.username, parts.password) if host else ()
     if not host or not port or parts.scheme not in schemes or any(more):
-        raise PlanError(f"{url!r} is no address for lines; write {example}.")
+        forms = " or ".join(f"{scheme}://HOST:PORT" for scheme in schemes)
+        raise PlanError(f"The address of {of}(...) must be {forms}, and no more than that.")
     return Server(parts.scheme, host, port)

@@ -35,8 +35,9 @@ class TCP(SentLines):
     five seconds to read what is on its way. With ``ack`` at least once: a row counts when the server has it on its disk, and
     what was not acknowledged is sent again over the next connection; `tidemill.Dedup` there drops what comes twice.
 
-    A server that is away, or acknowledges nothing, for more than ten seconds is waited for by a live run with state, which begins
-    again at its last checkpoint, again and again, while what comes goes into the ingest log: rows since then are sent twice.
+    A server that is away for more than ten seconds, or takes or acknowledges nothing for a minute, is waited for by a live run
+    with state, which begins again at its last checkpoint, again and again, while what comes goes into the ingest log: rows since
+    then are sent twice. One that shuts down its own side, though it still reads, is taken for one that has gone.
 
     ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
 
@@ -75,7 +76,7 @@ class TCP(SentLines):
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
-        self._server = server_of(url, "tcp://HOST:PORT, or tls://HOST:PORT for TLS", "tcp", "tls")
+        self._server = server_of(url, "TCP", "tcp", "tls")
         self._cert_password = passphrase(cert_password, "TCP")
         self._certificates = (ca, cert, cert_key, self._cert_password)
         if self._server.scheme != "tls" and any(each is not None for each in self._certificates):

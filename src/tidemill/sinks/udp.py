@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from tidemill.errors import PlanError
 from tidemill.sinks.base import IfExists, Where
 from tidemill.sinks.datagram_sender import LARGEST, DatagramSender
-from tidemill.sinks.sent_lines import REFUSED, TOO_LARGE, SentLines
+from tidemill.sinks.sent import REFUSED, TOO_LARGE
+from tidemill.sinks.sent_lines import SentLines
 from tidemill.sinks.server import server_of
 
 __all__ = ["UDP"]
@@ -25,12 +26,12 @@ class UDP(SentLines):
     ``datagram`` bytes that a datagram of several lines may have: 1,400 (default) go through nearly every network in one
                  piece, on one machine it may be 65,507
 
-    A datagram has whole lines, each with its end; a line that is longer has one of its own, and one that is longer than 65,507
-    bytes is not sent, and counted in ``left_out`` of the report.
+    A datagram has whole lines, each with its end; a line that is longer has one of its own, and one that no datagram holds (65,507
+    bytes over IPv4) is not sent, and counted in ``left_out`` of the report.
 
     Delivery: at most once, in no certain order: nobody waits, and what a network or a busy receiver loses is not known. A row
-    counts when the system has taken it. Where the other machine says that nobody listens, rows are counted as refused, as far as
-    it says so. After a failure, a run with state sends what came since its last checkpoint again.
+    counts when the system has taken it. Where the other machine says that nobody listens, rows are counted as refused too, as far
+    as it says so. After a failure, a run with state sends what came since its last checkpoint again.
 
     ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
 
@@ -65,9 +66,9 @@ class UDP(SentLines):
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
-        if not 1 <= datagram <= LARGEST:
+        if not isinstance(datagram, int) or not 1 <= datagram <= LARGEST:
             raise PlanError(f"datagram={datagram!r} of UDP must be a number of bytes from 1 to {LARGEST}.")
-        self._server = server_of(url, "udp://HOST:PORT", "udp")
+        self._server = server_of(url, "UDP", "udp")
         self.datagram = datagram
 
     def __repr__(self) -> str:
