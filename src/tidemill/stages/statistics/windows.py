@@ -17,22 +17,19 @@ def unroll(n: int, slots: Any, cells: Any, filled: Any, values: Any, ring: Any, 
     """Put each value into its ring, and copy the window that ends with it: ``out[i]`` has the oldest first, NaN before."""
     for i in range(n):
         base = slots[i] * window
-        last = base + cells[i]
-        ring[last] = values[i]
-        rows = filled[i]
+        ring[base + cells[i]] = values[i]
         at = i * window
-        for j in range(at, at + window - rows):
-            out[j] = NAN
-        at += window - rows
-        wrapped = base - (last + 1 - rows)  # how many of them stand at the end of the ring
-        if wrapped > 0:
-            for j in range(base + window - wrapped, base + window):
-                out[at] = ring[j]
-                at += 1
-            rows -= wrapped
-        for j in range(last + 1 - rows, last + 1):
-            out[at] = ring[j]
-            at += 1
+        missing = window - filled[i]
+        for j in range(missing):
+            out[at + j] = NAN
+        # Asking each cell whether it is past the ring's end costs less than two loops of lengths that nobody can foresee.
+        oldest = base + cells[i] + 1
+        end = base + window
+        for j in range(missing, window):
+            cell = oldest + j
+            if cell >= end:
+                cell -= window
+            out[at + j] = ring[cell]
 
 
 def unroll_span(
