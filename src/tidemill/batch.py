@@ -242,10 +242,11 @@ class Batch:
         return made
 
     @classmethod
-    def concat(cls, parts: Sequence[Batch]) -> Batch:
-        """The parts one after another; a column that a part lacks is absent in its records."""
+    def concat(cls, parts: Sequence[Batch], *, whole: Mapping[str, Column] | None = None) -> Batch:
+        """The parts one after another; a column that a part lacks is absent in its records. Columns that are there already
+        for all of them are given as ``whole``, and not joined again."""
         if len(parts) == 1:
-            return parts[0]
+            return parts[0] if whole is None else parts[0]._like({**parts[0].columns, **whole})
         rows = sum(map(len, parts))
         kinds: dict[str, Kind] = {}
         for part in parts:
@@ -253,7 +254,9 @@ class Batch:
                 if name not in kinds or (kinds[name] is Kind.OBJECT and not column.is_missing):
                     kinds[name] = column.kind
         columns = {
-            name: Column.concat([_as_kind(p.columns.get(name), kind, len(p)) for p in parts])
+            name: whole[name]
+            if whole is not None and name in whole
+            else Column.concat([_as_kind(p.columns.get(name), kind, len(p)) for p in parts])
             for name, kind in kinds.items()
         }
         keys = [part.key_column for part in parts]

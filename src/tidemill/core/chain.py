@@ -244,9 +244,7 @@ class Chain:
         base = batch if len(rows) == len(batch) else batch.take(rows)
         if not parts or not stage.changes_columns:
             return Step(base, rows, rejects, gone), base
-        whole = Batch.concat(parts)
-        whole.columns.update({name: base.columns[name] for name in same})
-        return Step(whole, rows, rejects, gone), base
+        return Step(Batch.concat(parts, whole={name: base.columns[name] for name in same}), rows, rejects, gone), base
 
     def _failed(self, index: int, stage: Stage, batch: Batch, piece: Piece[_Worked]) -> _Worked:
         """A record that the function failed on: rejected, or kept with the stage's columns missing."""
