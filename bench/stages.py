@@ -30,7 +30,7 @@ from tidemill.column import Column
 from tidemill.schema import Kind
 from tidemill.stages.rolling import STATISTICS, Rolling, quantile
 from tidemill.stages.state import StateLayout, StateMemory
-from tidemill.stages.statistics import folds, ranks, spans
+from tidemill.stages.statistics import compiling, folds, ranks, spans
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
 BATCH = 32_768
@@ -136,12 +136,12 @@ def _rescan(what: str) -> Callable[..., None]:
 
     numba.config.SLP_VECTORIZE = 1
 
-    def compiled(function: Callable[..., Any]) -> Any:
-        return numba.njit(error_model="numpy", forceinline=True)(function)
-
-    total, squares = compiled(folds.total_of), compiled(folds.squares_of)
-    lowest, highest = compiled(folds.lowest_of), compiled(folds.highest_of)
-    select, between = compiled(spans.select_of), compiled(ranks.between)
+    helpers = compiling.intrinsics()
+    for module in (folds, ranks, spans):
+        compiling.with_helpers(module, helpers)
+    total, squares = helpers["total_of"], helpers["squares_of"]
+    lowest, highest = helpers["lowest_of"], helpers["highest_of"]
+    select, between = helpers["select_of"], helpers["between"]
 
     def spread_of(n, window, slots, values, heads, ring, _scratch, out):  # type: ignore[no-untyped-def]
         for i in range(n):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tidemill.errors import MissingExtra
 
-__all__ = ["Packed", "machine_code"]
+__all__ = ["Packed", "intrinsics", "machine_code", "with_helpers"]
 
 Packed = list[dict[str, Any]]
 """Per kernel: ``name``, ``symbol`` in the object code, ``code``."""
@@ -34,12 +34,9 @@ def machine_code(sources: Sequence[ModuleType]) -> Packed:
     before, numba.config.SLP_VECTORIZE = numba.config.SLP_VECTORIZE, 1
     packed = []
     try:
-        helpers: dict[str, Any] = {"prefetch": _prefetch()}
+        helpers = intrinsics()
         for module in sources:
-            scope = {**vars(module), **helpers}
-            for fn in module.HELPERS:
-                made = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
-                scope[fn.__name__] = helpers[fn.__name__] = made
+            scope = with_helpers(module, helpers)
             for name, (fn, arguments) in module.KERNELS.items():
                 signature = types.void(*(kinds[letter] for letter in arguments))
                 made = numba.cfunc(signature, error_model="numpy")(_in_scope(fn, scope))
@@ -50,8 +47,18 @@ def machine_code(sources: Sequence[ModuleType]) -> Packed:
     return packed
 
 
-def _prefetch() -> Any:
-    """The processor's own instruction in place of `folds.prefetch`."""
+def with_helpers(module: ModuleType, helpers: dict[str, Any]) -> dict[str, Any]:
+    """What functions of the module see when compiled; its own helpers are added to those there are."""
+    numba: Any = importlib.import_module("numba")
+    scope = {**vars(module), **helpers}
+    for fn in module.HELPERS:
+        made = numba.njit(error_model="numpy", forceinline=True)(_in_scope(fn, scope))
+        scope[fn.__name__] = helpers[fn.__name__] = made
+    return scope
+
+
+def intrinsics() -> dict[str, Any]:
+    """What stands in place of functions of `folds` that do nothing where interpreted."""
     ir: Any = importlib.import_module("llvmlite.ir")
     extending: Any = importlib.import_module("numba.extending")
     cgutils: Any = importlib.import_module("numba.core.cgutils")
@@ -69,7 +76,16 @@ def _prefetch() -> Any:
 
         return types.void(array, types.int64), code
 
-    return prefetch
+    @extending.intrinsic  # type: ignore[untyped-decorator]
+    def settled(_typing: Any, _x: Any) -> Any:
+        def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.DoubleType(), [ir.DoubleType()])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.arithmetic.fence.f64")
+            return builder.call(function, arguments)
+
+        return types.float64(types.float64), code
+
+    return {"prefetch": prefetch, "settled": settled}
 
 
 def _in_scope(fn: Callable[..., Any], scope: dict[str, Any]) -> Callable[..., Any]:

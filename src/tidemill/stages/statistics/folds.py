@@ -1,6 +1,6 @@
 """Folds over the cells of a window: what the kernels of statistics are made of.
 
-Eight accumulators side by side become vector instructions; their order is fixed, and so is each bit.
+Eight accumulators side by side become vector instructions; their order is fixed, and so is each bit (`settled`).
 """
 
 # ruff: noqa: FURB136 - min() and max() are slower interpreted, and leave open what they do with NaN
@@ -20,6 +20,14 @@ EARLIEST: Final = -(2**63)
 
 def prefetch(array: Any, at: int) -> None:
     """Ask for a cell's memory ahead of its use: an instruction where compiled (`compiled`), nothing where interpreted."""
+
+
+def settled(x: float) -> float:
+    """``x``; for the compiler, the end of what it may put together in vectors (`compiling`).
+
+    Left to itself it pairs accumulators in the loop as they are joined after it, from cells that do not lie side by side.
+    """
+    return x
 
 
 def before(t: int, span: int) -> int:
@@ -69,7 +77,9 @@ def squares_of(ring: Any, base: int, end: int, mean: float) -> float:
     for j in range(end8, end):
         d0 = ring[j] - mean
         q0 += d0 * d0
-    return ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
+    return ((settled(q0) + settled(q4)) + (settled(q2) + settled(q6))) + (
+        (settled(q1) + settled(q5)) + (settled(q3) + settled(q7))
+    )
 
 
 def apart_of(ring: Any, base: int, end: int, share: float, mean: float) -> float:
@@ -96,7 +106,9 @@ def apart_of(ring: Any, base: int, end: int, share: float, mean: float) -> float
     for j in range(end8, end):
         d0 = ring[j] * share - mean
         q0 += d0 * d0
-    return ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
+    return ((settled(q0) + settled(q4)) + (settled(q2) + settled(q6))) + (
+        (settled(q1) + settled(q5)) + (settled(q3) + settled(q7))
+    )
 
 
 def lowest_of(ring: Any, base: int, end: int) -> float:
@@ -123,6 +135,10 @@ def lowest_of(ring: Any, base: int, end: int) -> float:
     for j in range(end8, end):
         x = ring[j]
         l0 = x if x < l0 else l0
+    l0 = settled(l0)
+    l2 = settled(l2)
+    l4 = settled(l4)
+    l6 = settled(l6)
     l0 = l4 if l4 < l0 else l0
     l1 = l5 if l5 < l1 else l1
     l2 = l6 if l6 < l2 else l2
@@ -156,6 +172,10 @@ def highest_of(ring: Any, base: int, end: int) -> float:
     for j in range(end8, end):
         x = ring[j]
         h0 = x if x > h0 else h0
+    h0 = settled(h0)
+    h2 = settled(h2)
+    h4 = settled(h4)
+    h6 = settled(h6)
     h0 = h4 if h4 > h0 else h0
     h1 = h5 if h5 > h1 else h1
     h2 = h6 if h6 > h2 else h2
