@@ -65,6 +65,8 @@ RATE: Final = 11
 SLOPE: Final = 12
 AHEAD: Final = 12
 """Records between asking for memory that is not at hand and using it."""
+FURTHER_AHEAD: Final = 32
+"""The same where a record takes a few nanoseconds."""
 
 
 def keep(n: int, slots: Any, heads: Any, log_slots: Any, log_heads: Any) -> None:
@@ -92,8 +94,8 @@ def advance(
     What stands in the cells goes into the undo log, whose list of cells is also the records'. ``far`` says that the rings are not at hand.
     """
     for i in range(n):
-        if far and i + AHEAD < n:
-            s = slots[i + AHEAD]
+        if far and i + FURTHER_AHEAD < n:
+            s = slots[i + FURTHER_AHEAD]
             prefetch(ring, s * window + (heads[s] & 0xFFFFFFFF))
         s = slots[i]
         head = heads[s]
