@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import Column
+from tidemill.core.chain import Chain
 from tidemill.errors import PlanError
 from tidemill.letters import DEADLINE, KILLED, RAISED
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages import windows as machinery
+from tidemill.stages.state import StateMemory
 from tidemill.stages.statistics.compiled import interpreted_kernels, load_kernels
 
 VALUES = st.one_of(st.floats(-1e6, 1e6), st.just(float("nan")), st.sampled_from([0.0, -0.0, 1.0]))
@@ -272,6 +274,27 @@ def test_memory_of_windows_is_used_again(drive, floats):
         places.append(kept.pop().__array_interface__["data"])
     assert place in places
     assert len(set(places)) <= 2
+
+
+@pytest.mark.parametrize(
+    "staged", [lambda fn: tm.MapWindows(fn, "a", 1, into="x"), lambda fn: tm.Rolling("a", 1, ["mean", fn])]
+)
+def test_the_windows_of_a_batch_take_turns_in_one_memory(staged, floats, monkeypatch):
+    """It is a function's own until it returns, and nobody else's after: so one call's windows are all that there is."""
+    monkeypatch.setattr(machinery, "_CELLS_AT_ONCE", 2)
+    places = []
+
+    def newest(windows):
+        places.append(windows.__array_interface__["data"][0])
+        return windows[:, -1] * 2
+
+    plan = tm.Plan(staged(newest))
+    layout = plan.layout(1, 6)
+    memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
+    memory.begin(1)
+    Chain(plan.stages, memory, lambda: 0).run(floats(a=[1, 2, 3, 4, 5, 6]), np.zeros(6, np.int32))
+    assert len(places) == 3
+    assert len(set(places)) == 1
 
 
 class Scaled:

@@ -171,6 +171,7 @@ class Chain:
                 pieces.extend(Piece(row, row + 1, own(row, row + 1)) for row in range(entered.start, entered.stop))
             else:
                 pieces.extend(narrowed(entered.start, entered.stop, own))
+            del entered, own  # the next may come in the same memory
         if len(pieces) == 1 and isinstance(pieces[0].made, _Worked):
             return pieces[0].made.step, pieces[0].made.before
         return self._joined(index, stage, batch, pieces)

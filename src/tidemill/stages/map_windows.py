@@ -37,7 +37,7 @@ class MapWindows(ColumnsFunction):
                  not given
     ``into``     name of the column, for a function that returns one array
 
-    The arrays are read-only. How many rows one call has is not said: at most as many as four megabytes of windows hold.
+    The arrays are read-only. How many rows one call has is not said: at most as many as eight megabytes of windows hold.
     So each row must be worked out by itself, along ``axis=1``, and then no value depends on batches, lanes or restarts.
     (A matrix product, ``windows @ weights``, gives a row other last bits in other company; ``(windows *
     weights).sum(axis=1)`` does not.)
@@ -117,6 +117,7 @@ class MapWindows(ColumnsFunction):
         values = [numbers_of(batch, column, self.name) for column in self.columns]
         for span in self._windows.enter(self._kernels, values, state):
             yield Entered(span.start, span.stop, partial(self._work, span))
+            del span
 
     def _work(self, span: Span, part: Batch, at: int) -> Batch:
         arrays = span.of(part, at)

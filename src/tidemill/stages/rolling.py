@@ -257,6 +257,7 @@ class Rolling(Stage):
         made = self._rolled(batch, state, columns)
         for span in self._windows.spans(self._kernels, state, columns):
             yield Entered(span.start, span.stop, partial(self._work, made, span))
+            del span
         self._whole = True
 
     def _columns(self, batch: Batch) -> list[NDArray[np.float64]]:

@@ -17,10 +17,10 @@ from tidemill.stages.statistics.compiled import Kernels, check_slots
 
 __all__ = ["Places", "Room", "Span", "Windows", "spans", "worked"]
 
-_CELLS_AT_ONCE: Final = 524_288
-"""Of all columns together: four megabytes. Fewer would stay nearer to the core, and be lost in the cost of more calls."""
+_CELLS_AT_ONCE: Final = 1_048_576
+"""Of all columns together: eight megabytes. Fewer would stay nearer to the core, and be lost in the cost of more calls."""
 _HELD: Final = 2
-"""One is worked on while the next is filled."""
+"""One is enough where nothing that functions return is a view of it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def spans(records: int, room: Room, fill: Callable[[slice, Sequence[NDArray[np.f
     """The windows of so many records, span by span; ``fill(own, arrays)`` puts those of some of them into the arrays.
 
     A span's arrays stay as they are for as long as anything refers to them: what a function returns may be a view of them.
+    Who has let go of a span before asking for the next gets it in the same memory.
     """
     rows = -(-records // -(-records // room.rows_at_once)) if records else 1  # all spans of about one length
     for start in range(0, records, rows):
@@ -154,4 +155,5 @@ def worked(batch: Batch, spans: Iterator[Entered]) -> Batch:
         step = span.work(batch.slice(span.start, span.stop), span.start)
         assert not isinstance(step, Step)
         made.append(step)
+        del span
     return Batch.concat(made) if made else batch
