@@ -35,22 +35,57 @@ def rows_of(step):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 12)), min_size=1), st.sampled_from([1, 2, 5, 100]))
-def test_a_copy_is_what_is_among_the_last_records_that_went_on(drive, rows, max_records):
-    """Per sensor, the times of the last records that went on are known, and nothing else is dropped."""
+def test_a_copy_is_what_is_among_the_times_remembered(drive, rows, max_records):
+    """Per sensor, the last that went on, but for those before a forgotten one; no other is dropped, each other counted."""
     keys, seconds = zip(*rows, strict=True)
-    step, _ = stepped(drive, tm.Dedup(max_records=max_records), seconds, keys)
+    step, counts = stepped(drive, tm.Dedup(max_records=max_records), seconds, keys)
     remembered = {key: deque(maxlen=max_records) for key in "ab"}
-    newest = {}
-    expected = []
+    newest = dict.fromkeys("ab", -1)
+    forgotten = dict.fromkeys("ab", -1)
+    expected, unchecked = [], 0
     for nth, (key, time) in enumerate(rows):
-        if time in remembered[key] or time == newest.get(key):
+        known = remembered[key]
+        if time in known or time == newest[key]:
             continue
         expected.append(nth)
-        remembered[key].append(time)
-        newest[key] = max(remembered[key])
+        newest[key] = max(newest[key], time)
+        if time <= forgotten[key]:
+            unchecked += 1
+            continue
+        if len(known) == max_records:
+            forgotten[key] = max(forgotten[key], known[0])
+        known.append(time)
     assert rows_of(step) == expected
     dropped = len(rows) - len(expected)
     assert sum(step.gone.values()) == step.gone.get("deduplicated", 0) == dropped
+    assert counts.get("unchecked", 0) == unchecked
+    assert len(expected) - len({rows[nth] for nth in expected}) <= unchecked
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("block", [30, 100, 900])
+def test_a_block_that_is_delivered_again_is_known_as_far_as_it_is_remembered(drive, block, times):
+    """What was forgotten of it goes on and is counted, and pushes out nothing of the rest."""
+    seconds = [*range(1000), *[*range(1000 - block, 1000)] * times, 1000]
+    step, counts = stepped(drive, tm.Dedup(within="20s", max_records=64), seconds)
+    forgotten = max(block - 64, 0)
+    assert step.gone["deduplicated"] == times * (block - forgotten)
+    assert counts.get("unchecked", 0) == times * forgotten
+    assert rows_of(step)[-1] == len(seconds) - 1
+
+
+def test_a_backlog_pushes_out_nothing_of_what_is_known(drive):
+    """Records that were never seen, long before the newest: they go on, and copies of the newest are still copies."""
+    step, counts = stepped(drive, tm.Dedup(within=5, max_records=10), [*range(100, 120), *range(50), *range(110, 120)])
+    assert rows_of(step) == [*range(70)]
+    assert counts == {"unchecked": 50}
+
+
+def test_what_a_backlog_has_pushed_out_is_counted_when_it_comes_again(drive):
+    """Before anything was forgotten it is remembered like others, and what it takes the place of is forgotten."""
+    step, counts = stepped(drive, tm.Dedup(within=50, max_records=10), [*range(100, 110), 1, 2, 100, 101, 109])
+    assert rows_of(step) == [*range(14)]
+    assert counts == {"unchecked": 4}
 
 
 @st.composite
@@ -98,10 +133,12 @@ def test_records_too_old_to_be_told_go_on_and_are_counted(drive):
     assert step.gone["deduplicated"] == 1
 
 
-def test_a_time_in_the_far_future_is_forgotten_after_as_many_records_as_are_remembered(drive):
-    """It is no measure of how old the others are for longer than that."""
-    step, counts = stepped(drive, tm.Dedup(within=10, max_records=3), [1, 10**9, 2, 3, 4, 5, 5, 6])
-    assert rows_of(step) == [0, 1, 2, 3, 4, 5, 7]
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_times_in_the_far_future_are_forgotten_after_as_many_records_as_are_remembered(drive, ahead):
+    """They are no measure of how old the others are for longer than that."""
+    far = [10**9 + nth for nth in range(ahead)]
+    step, counts = stepped(drive, tm.Dedup(within=10, max_records=3), [1, *far, 2, 3, 4, 5, 5, 6, 5])
+    assert rows_of(step) == [*range(5 + ahead), 6 + ahead]
     assert counts == {"unchecked": 3}
 
 

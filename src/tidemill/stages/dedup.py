@@ -42,10 +42,15 @@ class Dedup(Stage):
                      (default), it goes on unless it is remembered, and is counted as ``unchecked``; ``"drop"``, it is
                      dropped and counted as late, so that nothing goes on twice, ever
 
-    What is remembered are the last ``max_records`` times that went on. Which (sensor, time) go on, and that each does so
-    once, does not depend on the order of arrival, as long as it is within ``within``; of copies that differ the first to
-    arrive goes on. With ``late="drop"`` one record from the far future makes all others of its sensor late until that
-    time: refuse such times before (``Filter``).
+    What is remembered are the last ``max_records`` times that went on, without those that came when a later one had been
+    forgotten: they may be copies, and push out none of those by which copies are known. So of a block that is delivered
+    again everything is dropped that is remembered, however long the block is, and the rest is ``unchecked``. Which
+    (sensor, time) go on, and that each does so once, does not depend on the order of arrival, as long as it is within
+    ``within``; of copies that differ the first to arrive goes on.
+
+    Times from the far future are no measure any more once ``max_records`` others have come; until then those are
+    ``unchecked``. With more than ``max_records`` of them, or with ``late="drop"`` after the first, all others of the
+    sensor are ``unchecked`` or late until that time: refuse such times before (`Filter`).
 
     **By a sequence counter** (``Dedup(counter="fCnt")``): a copy has the sensor and the counter of a record that went on.
     What is missing and where a sensor began anew shows too:
@@ -67,7 +72,7 @@ class Dedup(Stage):
     A record without a counter, or whose counter is not a whole number in the range, goes on and is counted as
     ``unchecked``. Event times play no other part.
 
-    What goes on depends on the sensor's own records, not on batches, lanes or restarts. State per sensor: by time 24 bytes
+    What goes on depends on the sensor's own records, not on batches, lanes or restarts. State per sensor: by time 32 bytes
     and 8 for each of ``max_records``, by counter 32. Time: 0.08 us a record; by time, for records that are out of order,
     proportional to ``max_records``.
 
@@ -159,7 +164,7 @@ class Dedup(Stage):
     def state_fields(self) -> Mapping[str, StateField]:
         if self.counter is not None:
             return {"seen": StateField("int64", (SEEN_CELLS,))}
-        return {"seen": StateField("int64", (3,)), "ring": StateField("int64", (self.max_records,), cellwise=True)}
+        return {"seen": StateField("int64", (4,)), "ring": StateField("int64", (self.max_records,), cellwise=True)}
 
     def opened(self) -> Self:
         lane = super().opened()

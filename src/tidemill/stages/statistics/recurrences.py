@@ -5,7 +5,7 @@ fixed order, and one constant NaN. The state of a key is a row of ``width`` cell
 which packs how many cells are filled (high 32 bits) and the cell of the next record (low 32), in the row's first cell.
 """
 
-# ruff: noqa: FURB136, PLR1714, PLR1730 - min(), max() and sets are slower interpreted; with NaN the first two are open
+# ruff: noqa: FURB136, PLR1730 - min(), max() and sets are slower interpreted; with NaN the first two are open
 # ruff: noqa: PLR0124 - x == x is false for NaN alone
 
 from __future__ import annotations
@@ -287,12 +287,14 @@ def dedup_times(
 ) -> None:
     """0 for the first record of its key with its time, else `DUPLICATE`, or `LATE` or `UNCHECKED` if it cannot be told.
 
-    ``ring`` holds the times of the key's last ``window`` records that went on. A row holds the head, the newest time and
-    the newest that was overwritten: what is not after it may have been seen and forgotten.
+    ``ring`` holds the times of the key's last ``window`` records that went on and were remembered. A row holds the head,
+    the newest time, the newest that was overwritten by one not long before it, and the newest that was overwritten at
+    all. What is not after the last may have been seen and forgotten. What is not after the third is not remembered: of a
+    block that comes again, the part that was forgotten must not push out the part that is known.
     """
     for i in range(n):
         s = slots[i]
-        row = s * 3
+        row = s * 4
         base = s * window
         head = rows[row]
         count = head >> 32
@@ -300,9 +302,11 @@ def dedup_times(
         verdict = 0
         if count > 0:
             newest = rows[row + 1]
-            forgotten = rows[row + 2]
+            closed = rows[row + 2]
+            forgotten = rows[row + 3]
         else:
             newest = t
+            closed = NEVER
             forgotten = NEVER
         if count > 0 and t == newest:
             verdict = 1
@@ -313,23 +317,28 @@ def dedup_times(
                     break
             if verdict == 0 and (t <= forgotten or since(newest, t) > within):
                 verdict = 2 if drop_late != 0 else 3
-        if verdict == 0 or verdict == 3:
+        if verdict == 0 or (verdict == 3 and t > closed):
             at = base + (head & 0xFFFFFFFF)
             gone = ring[at]
             ring[at] = t
             if t > newest:
                 newest = t
-            if count == window and gone == newest and drop_late == 0:
-                # All that came since were before it: a clock that was wrong, and no time to measure others by.
-                newest = t
-                for j in range(base, base + count):
-                    if ring[j] > newest:
-                        newest = ring[j]
-            elif count == window and gone > forgotten:
-                forgotten = gone
+            if count == window:
+                if gone == newest and since(gone, t) > within:
+                    # All that came since were long before it: a clock that was wrong, and no time to measure others by.
+                    newest = t
+                    for j in range(base, base + count):
+                        if ring[j] > newest:
+                            newest = ring[j]
+                    forgotten = closed
+                elif gone > forgotten:
+                    forgotten = gone
+                if gone > closed and since(gone, t) <= within:
+                    closed = gone
             rows[row] = moved(head, window)
             rows[row + 1] = newest
-            rows[row + 2] = forgotten
+            rows[row + 2] = closed
+            rows[row + 3] = forgotten
         verdicts[i] = verdict
 
 
