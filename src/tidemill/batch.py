@@ -125,7 +125,15 @@ class Batch:
 
     @property
     def schema(self) -> Schema:
-        return Schema(Field(name, column.kind) for name, column in self.columns.items())
+        """The columns' kinds: None for one in which no row has a value, since it could still be any.
+
+        >>> Batch.from_rows([{"sensor": "S1", "value": None}]).schema
+        Schema(sensor: text, value: unknown)
+        """
+        return Schema(
+            Field(name, None if column.kind is Kind.OBJECT and column.is_missing else column.kind)
+            for name, column in self.columns.items()
+        )
 
     @property
     def key(self) -> NDArray[np.int32]:

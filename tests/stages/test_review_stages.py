@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -270,3 +271,38 @@ def test_medians_of_infinities_are_those_of_pandas(values):
     made = plan.apply(rows_of(range(len(values))))[0]["value_median"]
     with np.errstate(invalid="ignore"):
         np.testing.assert_equal(made, pd.Series(values).median())
+
+
+# -- of a table as of a run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [list, pd.DataFrame, pa.Table.from_pylist])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        tm.Rolling("value", 2, ["mean"]),
+        tm.Ewm("value", alpha=0.5),
+        tm.Stuck("value", 2),
+        tm.Calibrate({"S1": (0, 1)}),
+        tm.MapWindows(lambda windows: windows[:, -1], "value", window=2, into="newest"),
+        tm.Aggregate(tm.tumbling("10s"), {"value": "count"}),
+        tm.Resample("value", "1s"),
+        tm.Align(["value"], by=None, channel=None),
+    ],
+    ids=repr,
+)
+def test_a_column_without_a_value_is_taken_from_a_table_as_in_a_run(stage, form):
+    """It could be of any kind: a channel that happens to be empty in a part of a recording."""
+    rows = rows_of([None, None])
+    sink = tm.testing.ListSink()
+    tm.run(tm.Pipeline(tm.sources.Records(rows), stage, sink), lanes=0)
+    applied = tm.Plan(stage).apply(form(rows))
+    assert len(applied) == len(sink.rows)
+    if form is list:
+        assert list(map(repr, applied)) == list(map(repr, sink.rows))
+
+
+def test_a_column_of_other_things_is_still_refused_in_a_table():
+    """It has values, and they are no numbers."""
+    with pytest.raises(tm.PlanError, match="needs column 'value' to be float or int or bool; it is object"):
+        out(tm.Rolling("value", 2), rows_of([None, [1]]))
