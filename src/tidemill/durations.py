@@ -7,7 +7,7 @@ import re
 from datetime import timedelta
 from fractions import Fraction
 from numbers import Real
-from typing import Final
+from typing import Any, Final
 
 from tidemill.errors import PlanError
 
@@ -75,6 +75,8 @@ def as_named(value: str | float | timedelta, *, name: str) -> str:
 
 def _exact(value: object) -> Fraction | None:
     """Nanoseconds, exactly as written; None when it is no duration."""
+    if type(value).__name__ == "timedelta64":
+        return _of_numpy(value)
     if isinstance(value, timedelta):
         whole = (value.days * 86_400 + value.seconds) * 10**9 + value.microseconds * 1_000
         return Fraction(whole + getattr(value, "nanoseconds", 0))  # those of a pandas.Timedelta
@@ -83,6 +85,14 @@ def _exact(value: object) -> Fraction | None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return None
     return Fraction(str(value)) * 10**9  # 0.1 is a tenth, not the binary fraction next to it
+
+
+def _of_numpy(value: Any) -> Fraction | None:
+    """Of a timedelta64, by what it is as a Python object: for a duration NumPy is not imported."""
+    item = value.item()
+    if isinstance(item, timedelta):
+        return _exact(item)
+    return Fraction(item) if item is not None and value.dtype.str.endswith("[ns]") else None  # months have no length
 
 
 def _of_text(text: str) -> Fraction | None:

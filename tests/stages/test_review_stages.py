@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -306,3 +307,88 @@ def test_a_column_of_other_things_is_still_refused_in_a_table():
     """It has values, and they are no numbers."""
     with pytest.raises(tm.PlanError, match="needs column 'value' to be float or int or bool; it is object"):
         out(tm.Rolling("value", 2), rows_of([None, [1]]))
+
+
+# -- of what is given as an option ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: tm.Stuck(5), "Stuck: columns=5 must be the name of a column, or a list of names"),
+        (lambda: tm.Lag(None), "Lag: columns=None must be the name of a column"),
+        (lambda: tm.Rolling([1], 3), "Rolling: columns=[1] must be the name of a column"),
+        (lambda: tm.Resample(5, "1s"), "Resample: columns=5 must be the name of a column"),
+        (lambda: tm.MapWindows(len, 5), "MapWindows(len): columns=5 must be the name of a column"),
+        (lambda: tm.Map(len, columns=5), "Map(len): columns=5 must be the name of a column"),
+        (lambda: tm.Keyed(dict, columns=5), "columns=5"),
+        (lambda: tm.Lookup({"S1": {"limit": 1}}, 5), "Lookup: columns=5 must be the name of a column"),
+        (lambda: tm.Align(by="device", channels=5), "Align: channels=5 must be a list of names"),
+        (lambda: tm.Ewm("v", alpha=0.1, stats=5), "Ewm('v'): stats=5 must be the name of a statistic"),
+        (lambda: tm.Lag("v", names=5), "Lag('v'): names=5 must be the name of a column"),
+        (lambda: tm.Rolling("v", 5, names=5), "Rolling('v', 5): names=5 must be the name of a column"),
+        (lambda: tm.Map(len, adds=["x"]), "Map(len): adds=['x'] must be a dict of columns and their kinds"),
+        (lambda: tm.MapRows(len, adds=5), "MapRows(len): adds=5 must be a dict of columns and their kinds"),
+        (lambda: tm.Lag("v", 2.0), "Lag('v'): n=2.0 must be a number of records from 1 to 1,000,000"),
+        (lambda: tm.Lag("v", np.bool_(True)), "must be a number of records from 1"),
+        (
+            lambda: tm.Rolling("v", 2.0),
+            "Rolling('v', 2.0): window=2.0 must be a number of records from 1 to 1,000,000, or",
+        ),
+        (lambda: tm.tumbling(np.timedelta64(1, "M")), "tumbling: size=np.timedelta64(1,'M') is not a duration"),
+        (lambda: tm.tumbling(np.timedelta64("NaT", "ns")), "is not a duration"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(made, told):
+    """With what it takes, and not by an error from the inside."""
+    with pytest.raises(tm.PlanError, match=re.escape(told)):
+        made()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda n: tm.Rolling("v", n(5), min_periods=n(2), ddof=n(0)),
+        lambda n: tm.Rolling("v", "5s", max_records=n(50)),
+        lambda n: tm.MapWindows(len, "v", window=n(5)),
+        lambda n: tm.Lag("v", n(2)),
+        lambda n: tm.Stuck("v", n(5), n(1)),
+        lambda n: tm.Ewm("v", span=n(5), min_periods=n(1)),
+        lambda n: tm.Dedup(max_records=n(300)),
+        lambda n: tm.Dedup(counter="c", modulo=n(300), max_gap=n(9), reorder=n(3)),
+        lambda n: tm.Aggregate(tm.tumbling(n(10)), {"v": "std"}, ddof=n(0), max_waiting=n(1000)),
+        lambda n: tm.Resample("v", n(10), max_waiting=n(1000)),
+        lambda n: tm.Align(["v"], by=None, channel=None, max_waiting=n(1000)),
+        lambda n: tm.Keyed(dict, max_keys=n(5)),
+        lambda n: tm.Map(len, tile=n(64)),
+    ],
+)
+@pytest.mark.parametrize("number", [np.int64, np.uint8])
+def test_a_number_is_one_of_whatever_library_it_is(made, number):
+    """An option of NumPy's integers makes the stage that Python's make: of the same state, columns and words."""
+    own, plain = made(lambda n: number(n) if n < 256 else np.int64(n)), made(int)
+    assert (own.name, own.state_fields(), getattr(own, "adds", ())) == (
+        plain.name,
+        plain.state_fields(),
+        getattr(plain, "adds", ()),
+    )
+    for option in (
+        "n",
+        "window",
+        "min_periods",
+        "max_records",
+        "ddof",
+        "modulo",
+        "max_gap",
+        "reorder",
+        "max_keys",
+        "tile",
+    ):
+        assert type(getattr(own, option, 0)) is type(getattr(plain, option, 0))
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "s", "m"])
+def test_a_duration_of_numpys_is_one(unit):
+    """To the nanosecond."""
+    length = {"ns": 1, "us": 1_000, "s": 10**9, "m": 60 * 10**9}[unit]
+    assert tm.tumbling(np.timedelta64(7, unit)).size_ns == 7 * length

@@ -236,7 +236,7 @@ def test_an_empty_batch(drive, floats):
     ("arguments", "culprit"),
     [
         ({"columns": "v", "window": 0}, "window=0"),
-        ({"columns": 3}, "Rolling needs the name of a column, or several; it was given 3."),
+        ({"columns": 3}, "Rolling: columns=3 must be the name of a column, or a list of names."),
         ({"columns": "v", "window": "0s"}, "Rolling('v', '0s'): window='0s' must be at least a nanosecond"),
         ({"columns": "v", "window": "30x"}, "Rolling('v', '30x'): window='30x' is not a duration"),
         (

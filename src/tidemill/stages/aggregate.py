@@ -23,6 +23,7 @@ from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.narrowing import rejected
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.options import whole_number
 from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.segments import SEGMENT_STATISTICS, Segments
@@ -100,11 +101,10 @@ class Aggregate(Stage):
                 f'Aggregate: {window!r} is no window in time; write tumbling("10s"), sliding("60s", "10s") or '
                 'session("5min"); for the last n records of each sensor there is Rolling.'
             )
-        check_waiting(late, ("drop", "dead_letter", "update"), max_waiting, stage=self.name, what="records")
-        if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
-            raise PlanError(f"{self.name}: ddof={ddof!r} must be 0, 1 or more.")
+        choices = ("drop", "dead_letter", "update")
+        max_waiting = check_waiting(late, choices, max_waiting, stage=self.name, what="records")
         self.late: Late = late
-        self.ddof = ddof
+        self.ddof = whole_number(ddof, name=f"{self.name}: ddof", must="be 0, 1 or more")
         self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
         self.delay_ns = self.lateness_ns
         if late == "update" and not self.lateness_ns:

@@ -107,7 +107,7 @@ class Align(Stage):
         self._check_names()
         if method not in ("last", "linear"):
             raise PlanError(f'{self.name}: method={method!r} is not one of "last", "linear".')
-        check_waiting(late, ("drop", "dead_letter"), max_waiting, stage=self.name, what="readings")
+        max_waiting = check_waiting(late, ("drop", "dead_letter"), max_waiting, stage=self.name, what="readings")
         if tolerance is None and method == "linear":
             raise PlanError(
                 f'{self.name}: method="linear" needs tolerance=, such as "5s": for so long a row waits for the next '
@@ -314,7 +314,11 @@ _NO_KEYS: Final = np.empty(0, object)
 
 
 def _names(channels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(channels, str) or not all(isinstance(channel, str) and channel for channel in channels):
+    if (
+        isinstance(channels, str)
+        or not isinstance(channels, Sequence)
+        or not all(isinstance(channel, str) and channel for channel in channels)
+    ):
         raise PlanError(f'Align: channels={channels!r} must be a list of names, such as ["temp", "flow"].')
     if not channels:
         raise PlanError("Align: channels=[] is empty; name the channels to put side by side.")

@@ -16,7 +16,7 @@ from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Stage, Step
 from tidemill.stages.numbers import NUMERIC, numbers_of
-from tidemill.stages.recurrence import is_count
+from tidemill.stages.options import whole_number
 from tidemill.stages.saved import Saved
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, load_kernels
@@ -130,9 +130,8 @@ class Dedup(Stage):
     def _count(self, option: str, given: int | None, default: int, least: int, most: int) -> int:
         if given is None:
             return default
-        if not is_count(given) or not least <= given <= most:
-            raise PlanError(f"{self.name}: {option}={given!r} must be a whole number from {least:,} to {most:,}.")
-        return given
+        must = f"be a whole number from {least:,} to {most:,}"
+        return whole_number(given, name=f"{self.name}: {option}", must=must, least=least, most=most)
 
     def _gaps(self) -> tuple[int, int, int]:
         """How far ahead a counter may be by default, at least and at most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.durations import as_named, duration_ns
 from tidemill.errors import PlanError
-from tidemill.stages.recurrence import Recurrence, is_count
+from tidemill.stages.options import is_number, names_of, whole_number
+from tidemill.stages.recurrence import Recurrence
 from tidemill.stages.saved import Saved
 from tidemill.stages.state import StateField
 from tidemill.stages.statistics.recurrences import EWM_STATISTICS, WEIGHED_CELLS
@@ -76,11 +77,11 @@ class Ewm(Recurrence):
         names: str | Sequence[str] | None = None,
         name: str | None = None,
     ) -> None:
-        self.stats = (stats,) if isinstance(stats, str) else tuple(stats)
         self.adjust = adjust
         self.bias = bias
-        self.min_periods = min_periods
         shown = name or f"Ewm({columns!r})"
+        self.stats = names_of(stats, name=f"{shown}: stats", what="statistic")
+        self.min_periods = whole_number(min_periods, name=f"{shown}: min_periods", must="be a number of readings")
         self._check(shown)
         ending, self._weights = _weights(shown, alpha, span, halflife, adjust=adjust)
         self.timed = halflife is not None
@@ -93,8 +94,6 @@ class Ewm(Recurrence):
                 raise PlanError(f"{shown}: {stat!r} is not one of its statistics, {', '.join(EWM_STATISTICS)}.")
         if not self.stats or len(set(self.stats)) < len(self.stats):
             raise PlanError(f"{shown} needs statistics, each once; it was given {list(self.stats)}.")
-        if not is_count(self.min_periods) or self.min_periods < 0:
-            raise PlanError(f"{shown}: min_periods={self.min_periods!r} must be a number of readings.")
 
     @property
     def needs_times(self) -> bool:
@@ -146,15 +145,11 @@ def _weights(
         label = f"{shown}: halflife"
         return as_named(halflife, name=label), np.array([1.0, 1.0, math.log(2) / duration_ns(halflife, name=label)])
     if span is not None:
-        if not _is_number(span) or not 1 <= span < math.inf:
+        if not is_number(span) or not 1 <= span < math.inf:
             raise PlanError(f"{shown}: span={span!r} must be a number of records, 1 or more.")
         ending, own = f"span{span}", 2.0 / (span + 1.0)
     else:
-        if not _is_number(alpha) or not 0 < alpha <= 1:
+        if not is_number(alpha) or not 0 < alpha <= 1:
             raise PlanError(f"{shown}: alpha={alpha!r} must be more than 0, and at most 1.")
         ending, own = f"alpha{alpha}", float(alpha)
     return ending, np.array([1.0 - own, 1.0 if adjust else own, 0.0])
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

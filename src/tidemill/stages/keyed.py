@@ -21,6 +21,7 @@ from tidemill.stages.keyed_calls import BatchCalls, Calls, RecordCalls
 from tidemill.stages.narrowing import rejected
 from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.objects import Objects
+from tidemill.stages.options import declared_kinds, names_of, whole_number
 from tidemill.stages.state import StageState
 
 __all__ = ["Keyed"]
@@ -90,11 +91,12 @@ class Keyed(Stage):
         super().__init__(name=name, on_error=on_error, deadline_s=deadline_s)
         self.factory = factory
         self._check_factory()
-        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-        self.adds = {field: Kind.of(kind) for field, kind in (adds or {}).items()}
+        self.columns = None if columns is None else names_of(columns, name=f"{self.name}: columns")
+        self.adds = declared_kinds({} if adds is None else adds, name=f"{self.name}: adds")
         self.ttl_ns = None if ttl is None else duration_ns(ttl, name=f"{self.name}: ttl")
-        if max_keys is not None and (isinstance(max_keys, bool) or not isinstance(max_keys, int) or max_keys < 1):
-            raise PlanError(f"{self.name}: max_keys={max_keys!r} must be a number of sensors, 1 or more.")
+        if max_keys is not None:
+            must = "be a number of sensors, 1 or more"
+            max_keys = whole_number(max_keys, name=f"{self.name}: max_keys", must=must, least=1)
         self.max_keys = max_keys
         self._known: Mapping[str, Kind] = {}
         self._objects: Objects | None = None

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.errors import PlanError
-from tidemill.stages.recurrence import Recurrence, is_count
+from tidemill.stages.options import whole_number
+from tidemill.stages.recurrence import Recurrence
 from tidemill.stages.saved import Saved
 from tidemill.stages.state import StateField
 
@@ -47,9 +47,8 @@ class Lag(Recurrence):
         name: str | None = None,
     ) -> None:
         super().__init__(columns, [f"{type(self).__name__.lower()}_{n}"], names, name)
-        if not is_count(n) or not 1 <= n <= _LARGEST:
-            raise PlanError(f"{self.name}: n={n!r} must be a number of records from 1 to {_LARGEST:,}.")
-        self.n = n
+        must = f"be a number of records from 1 to {_LARGEST:,}"
+        self.n = whole_number(n, name=f"{self.name}: n", must=must, least=1, most=_LARGEST)
 
     def _fields(self) -> Mapping[str, StateField]:
         return {"head": StateField("int64"), "ring": StateField("float64", (self.n,), cellwise=True)}

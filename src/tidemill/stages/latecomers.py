@@ -11,18 +11,19 @@ from tidemill.batch import Batch
 from tidemill.durations import shown
 from tidemill.errors import PlanError
 from tidemill.letters import LATE, TOO_MANY_OPEN, Reject
+from tidemill.stages.options import whole_number
 from tidemill.stages.state import StageState
 
 __all__ = ["check_waiting", "late", "out_of_room", "turned_away"]
 
 
-def check_waiting(late: object, choices: Sequence[str], max_waiting: object, *, stage: str, what: str) -> None:
-    """Raise `PlanError` for a ``late`` that is no choice, or a ``max_waiting`` that is no number of ``what``."""
+def check_waiting(late: object, choices: Sequence[str], max_waiting: object, *, stage: str, what: str) -> int:
+    """``max_waiting``, a number of ``what``, as a Python int; raises `PlanError` unless it is one, and ``late`` a choice."""
     if late not in choices:
         told = ", ".join(f'"{choice}"' for choice in choices)
         raise PlanError(f"{stage}: late={late!r} is not one of {told}.")
-    if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
-        raise PlanError(f"{stage}: max_waiting={max_waiting!r} must be a number of {what}, 1 or more.")
+    must = f"be a number of {what}, 1 or more"
+    return whole_number(max_waiting, name=f"{stage}: max_waiting", must=must, least=1)
 
 
 def late(state: StageState, thresholds: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from tidemill.letters import UNKNOWN_KEY, Reject
 from tidemill.printable import quoted
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Load, OnError, Stage, Step
+from tidemill.stages.options import names_of
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
@@ -115,7 +116,7 @@ class Lookup(Stage):
     ) -> None:
         super().__init__(name=name, on_error=on_error)
         self.path = path_of(table, option=f"table= of {type(self).__name__}")
-        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
+        self.columns = None if columns is None else names_of(columns, name=f"{self.name}: columns")
         self.key_column = key_column
         self.default = default
         self._values: dict[str, Column] | None = None

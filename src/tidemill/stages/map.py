@@ -10,10 +10,11 @@ from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.orders import follows
-from tidemill.schema import Field, Kind, Schema
+from tidemill.schema import Field, Schema
 from tidemill.stages.base import OnError
 from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
+from tidemill.stages.options import declared_kinds, names_of, whole_number
 from tidemill.stages.state import StageState
 
 __all__ = ["ColumnsFunction", "Map", "MapFrame"]
@@ -37,7 +38,7 @@ class ColumnsFunction(FunctionStage):
         deadline_s: float | None,
     ) -> None:
         super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
-        self.adds = None if adds is None else {column: Kind.of(kind) for column, kind in adds.items()}
+        self.adds = None if adds is None else declared_kinds(adds, name=f"{self.name}: adds")
         self.into = into
         if into is not None and self.adds is not None and list(self.adds) != [into]:
             raise PlanError(f"{self.name}: adds={list(self.adds)} and into={into!r} name different columns.")
@@ -132,9 +133,10 @@ class Map(ColumnsFunction):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(fn, adds=adds, into=into, name=name, on_error=on_error, deadline_s=deadline_s)
-        self.columns = None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
-        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-            raise PlanError(f"{self.name}: tile={tile!r} must be a number of records, 1 or more.")
+        self.columns = None if columns is None else names_of(columns, name=f"{self.name}: columns")
+        if tile is not None:
+            must = "be a number of records, 1 or more"
+            tile = whole_number(tile, name=f"{self.name}: tile", must=must, least=1)
         self.tile = tile
 
     def bind(self, schema: Schema) -> Schema:

@@ -18,6 +18,7 @@ from tidemill.rows import lists_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
 from tidemill.stages.functions import FunctionStage, own_items, shown_type
+from tidemill.stages.options import declared_kinds
 from tidemill.stages.state import StageState
 
 __all__ = ["MapRows"]
@@ -56,7 +57,7 @@ class MapRows(FunctionStage):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(fn, name=name, on_error=on_error, deadline_s=deadline_s)
-        self.adds = {field: Kind.of(kind) for field, kind in (adds or {}).items()}
+        self.adds = declared_kinds({} if adds is None else adds, name=f"{self.name}: adds")
         self._kinds = Kinds(self.adds)
 
     def bind(self, schema: Schema) -> Schema:

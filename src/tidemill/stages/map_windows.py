@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
-import numpy as np
-
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
 from tidemill.stages.base import Entered, OnError
 from tidemill.stages.map import ColumnsFunction
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.options import names_of, whole_number
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, load_kernels
 from tidemill.stages.window_functions import check_rows
@@ -77,19 +76,16 @@ class MapWindows(ColumnsFunction):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(fn, adds=adds, into=into, name=name, on_error=on_error, deadline_s=deadline_s)
-        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
-        self.window = window = int(window) if isinstance(window, np.integer) else window
+        self.columns = names_of(columns, name=f"{self.name}: columns")
         self._alone = isinstance(columns, str)
-        if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= _LARGEST_WINDOW:
-            raise PlanError(
-                f"{self.name}: window={window!r} must be a number of records from 1 to {_LARGEST_WINDOW:,}."
-            )
+        must = f"be a number of records from 1 to {_LARGEST_WINDOW:,}"
+        self.window = whole_number(window, name=f"{self.name}: window", must=must, least=1, most=_LARGEST_WINDOW)
         if not self.columns:
             raise PlanError(f"{self.name} needs at least one column.")
         doubled = sorted({str(column) for column in self.columns if self.columns.count(column) > 1})
         if doubled:
             raise PlanError(f"{self.name}: column {doubled[0]!r} is named twice.")
-        self._windows = Windows(len(self.columns), window)
+        self._windows = Windows(len(self.columns), self.window)
         self._kernels: Kernels | None = None
 
     def bind(self, schema: Schema) -> Schema:

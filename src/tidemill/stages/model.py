@@ -15,6 +15,7 @@ from tidemill.stages.model_wiring import Wiring, all_of, named, wired
 from tidemill.stages.numbers import NUMERIC
 from tidemill.stages.onnx_runtime import Calls, Runtime
 from tidemill.stages.onnx_signature import read_signature
+from tidemill.stages.options import whole_number
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import path_of
 
@@ -71,8 +72,9 @@ class Model(Stage):
             raise PlanError(
                 f"{self.name} needs a model: the path of an .onnx file, or its bytes; it was given {type(model).__name__}."
             )
-        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-            raise PlanError(f"{self.name}: tile={tile!r} must be a number of records, 1 or more.")
+        if tile is not None:
+            must = "be a number of records, 1 or more"
+            tile = whole_number(tile, name=f"{self.name}: tile", must=must, least=1)
         self.inputs = named(inputs, "inputs", self.name)
         self.outputs = named(outputs, "outputs", self.name)
         self.tile = tile

@@ -15,11 +15,12 @@ from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.options import names_of
 from tidemill.stages.saved import Saved
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, load_kernels
 
-__all__ = ["Recurrence", "is_count"]
+__all__ = ["Recurrence"]
 
 
 class Recurrence(Stage):
@@ -36,13 +37,13 @@ class Recurrence(Stage):
         self, columns: str | Sequence[str], endings: Sequence[str], names: Sequence[str] | None, name: str | None
     ) -> None:
         super().__init__(name=name)
-        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
+        self.columns = names_of(columns, name=f"{type(self).__name__}: columns")
         if not self.columns:
             raise PlanError(f"{self.name} needs at least one column.")
         self._refuse_doubled("column", self.columns)
         own = tuple(f"{column}_{ending}" for column in self.columns for ending in endings)
         self._renamed = names is not None
-        self.adds = own if names is None else (names,) if isinstance(names, str) else tuple(names)
+        self.adds = own if names is None else names_of(names, name=f"{self.name}: names")
         """Names of the columns it adds."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
             raise PlanError(f"{self.name} needs {len(own)} different names, one for each of {', '.join(own)}.")
@@ -92,8 +93,3 @@ class Recurrence(Stage):
     @abc.abstractmethod
     def _follow(self, values: NDArray[np.float64], batch: Batch, own: Saved) -> Sequence[NDArray[Any]]:
         """The new columns of one column, from its ``values`` and its ``own`` state."""
-
-
-def is_count(value: object) -> bool:
-    """Whether an option is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -22,6 +22,7 @@ from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.newest import Newest
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.options import names_of
 from tidemill.stages.places import Places
 from tidemill.stages.state import StageState, StateField
 
@@ -97,10 +98,10 @@ class Resample(Stage):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
+        self.columns = names_of(columns, name="Resample: columns")
         self.every_ns = duration_ns(every, name="Resample: every")
         self.method, self.time, self.late = method, time, late
-        self._check(max_waiting)
+        max_waiting = self._checked(max_waiting)
         offset_ns = duration_ns(offset, name=f"{self.name}: offset", zero=True)
         self._grid = Grid(min(self.every_ns, NO_LIMIT), offset_ns % self.every_ns)
         self.max_gap_ns = self.every_ns * _USUAL_POINTS
@@ -120,18 +121,21 @@ class Resample(Stage):
         self._rewritten = -1
         self._key = KeyField(Schema())
 
-    def _check(self, max_waiting: int) -> None:
+    def _checked(self, max_waiting: int) -> int:
+        """``max_waiting`` as a Python int."""
         if not self.columns or not all(isinstance(column, str) and column for column in self.columns):
             raise PlanError(f"Resample: columns={list(self.columns)!r} must be names of columns, one at least.")
         if self.method not in METHODS:
             raise PlanError(f'{self.name}: method={self.method!r} is not one of "last", "linear", "mean".')
-        check_waiting(self.late, ("drop", "dead_letter"), max_waiting, stage=self.name, what="readings")
+        choices = ("drop", "dead_letter")
+        max_waiting = check_waiting(self.late, choices, max_waiting, stage=self.name, what="readings")
         if not isinstance(self.time, str) or not self.time:
             raise PlanError(f"{self.name}: time={self.time!r} must be the name of a column.")
         names = (*self.columns, self.time)
         twice = [name for place, name in enumerate(names) if name in names[:place]]
         if twice:
             raise PlanError(f"{self.name}: two columns would be called {twice[0]!r}; time= names that of the time.")
+        return max_waiting
 
     def describe(self) -> str:
         columns = self.columns[0] if len(self.columns) == 1 else list(self.columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from tidemill.errors import PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Entered, OnError, Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
+from tidemill.stages.options import names_of, whole_number
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics.compiled import Kernels, check_slots, load_kernels
 from tidemill.stages.statistics.count_windows import CountWindows
@@ -125,17 +126,15 @@ class Rolling(Stage):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__(name=name, on_error=on_error or "dead_letter", deadline_s=deadline_s)
-        if not isinstance(columns, Iterable):
-            raise PlanError(f"Rolling needs the name of a column, or several; it was given {columns!r}.")
-        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
+        self.columns = names_of(columns, name="Rolling: columns")
         self.stats = tuple(stats) if isinstance(stats, Sequence) and not isinstance(stats, str) else (stats,)
-        self.window = int(window) if isinstance(window, np.integer) else window
+        self.window = window
         self.ddof = ddof
         self.min_periods = min_periods
         self.max_records = max_records
         self.max_gap_s = max_gap_s
         self._check()
-        self._functions = WindowFunctions(self.stats, self.name, min_periods=min_periods)
+        self._functions = WindowFunctions(self.stats, self.name, min_periods=self.min_periods)
         if not self._functions and (on_error is not None or deadline_s is not None):
             raise PlanError(f"{self.name}: on_error and deadline_s are for functions of your own; stats names none.")
         wanted = Wanted([stat for stat in self.stats if not callable(stat)], self.name, windows=bool(self._functions))
@@ -143,7 +142,7 @@ class Rolling(Stage):
         stats_named = self._functions.named(wanted.names, anyhow=names is not None)
         own = tuple(f"{column}_{stat}_{suffix}" for column in self.columns for stat in stats_named)
         self._renamed = names is not None
-        self.adds = own if names is None else tuple(names)
+        self.adds = own if names is None else names_of(names, name=f"{self.name}: names")
         """Names of the columns it adds, in the order columns x stats."""
         if len(self.adds) != len(own) or len(set(self.adds)) != len(own):
             raise PlanError(f"{self.name} needs {len(own)} different names, one for each of {', '.join(own)}.")
@@ -160,26 +159,22 @@ class Rolling(Stage):
             doubled = sorted({str(one) for one in given if given.count(one) > 1})
             if doubled:
                 raise PlanError(f"{self.name}: {kind} {doubled[0]!r} is named twice.")
-        if not _is_count(self.max_records) or not 1 <= self.max_records <= _MOST_RECORDS:
-            raise PlanError(
-                f"{self.name}: max_records={self.max_records!r} must be a number of records from 1 to {_MOST_RECORDS:,}."
-            )
+        must = f"be a number of records from 1 to {_MOST_RECORDS:,}"
+        name = f"{self.name}: max_records"
+        self.max_records = whole_number(self.max_records, name=name, must=must, least=1, most=_MOST_RECORDS)
+        if not isinstance(self.window, str | timedelta):
+            must, name = f'{must}, or a duration such as "30s"', f"{self.name}: window"
+            self.window = whole_number(self.window, name=name, must=must, least=1, most=_MOST_RECORDS)
         most, what = self._most_records()
-        if not _is_count(self.min_periods) or not 0 <= self.min_periods <= most:
-            raise PlanError(f"{self.name}: min_periods={self.min_periods!r} must be from 0 to {what}, {most}.")
-        if not _is_count(self.ddof) or self.ddof < 0:
-            raise PlanError(f"{self.name}: ddof={self.ddof!r} must be 0, 1 or more.")
+        must, name = f"be from 0 to {what}, {most}", f"{self.name}: min_periods"
+        self.min_periods = whole_number(self.min_periods, name=name, must=must, most=most)
+        self.ddof = whole_number(self.ddof, name=f"{self.name}: ddof", must="be 0, 1 or more")
 
     def _most_records(self) -> tuple[int, str]:
         """How many a window can hold, and what says so."""
         window = self.window
-        if isinstance(window, str | timedelta):
+        if not isinstance(window, int):
             return self.max_records, "max_records"
-        if not _is_count(window) or not 1 <= window <= _MOST_RECORDS:
-            raise PlanError(
-                f"{self.name}: window={window!r} must be a number of records from 1 to {_MOST_RECORDS:,}, or a "
-                'duration such as "30s".'
-            )
         if self.max_records != _RECORDS_OF_A_SPAN:
             raise PlanError(f"{self.name}: max_records bounds windows of time; this one is of {window} records.")
         return window, "the window"
@@ -285,7 +280,3 @@ class Rolling(Stage):
             arrays = [array[at : at + len(part)] for array in by_name]
             columns.update(zip(own, self._functions.among(arrays, own, windows, part), strict=True))
         return part.with_columns(columns)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.schema import Kind
-from tidemill.stages.recurrence import Recurrence, is_count
+from tidemill.stages.options import is_number, whole_number
+from tidemill.stages.recurrence import Recurrence
 from tidemill.stages.saved import Saved
 from tidemill.stages.state import StateField
 
@@ -54,15 +55,14 @@ class Stuck(Recurrence):
         name: str | None = None,
     ) -> None:
         super().__init__(columns, ["stuck"], names, name)
-        if not is_count(n) or not 2 <= n <= _LARGEST:
-            raise PlanError(f"{self.name}: n={n!r} must be a number of readings from 2 to {_LARGEST:,}.")
-        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        must = f"be a number of readings from 2 to {_LARGEST:,}"
+        self.n = whole_number(n, name=f"{self.name}: n", must=must, least=2, most=_LARGEST)
+        if not is_number(tolerance) or not 0 <= tolerance < math.inf:
             raise PlanError(f"{self.name}: tolerance={tolerance!r} must be 0 or more, in the column's unit.")
-        self.n = n
         self.tolerance = float(tolerance)
         self._limits = np.array([self.tolerance])
         # Where only equal values count, the run that ends with another value is that value alone: nothing to look up.
-        self._window = n - 1 if tolerance else 0
+        self._window = self.n - 1 if tolerance else 0
 
     def _fields(self) -> Mapping[str, StateField]:
         fields = {"head": StateField("int64"), "run": StateField("float64", (3,))}
