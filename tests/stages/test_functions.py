@@ -178,8 +178,13 @@ def test_refused_at_construction():
     async def later(b):
         return {}
 
-    with pytest.raises(PlanError, match="later is async"):
-        Map(later)
+    class Later:
+        async def __call__(self, b):
+            return {}
+
+    for fn, told in ((later, "later is async"), (Later, "Later is async"), (Later(), "Later is async")):
+        with pytest.raises(PlanError, match=told):
+            Map(fn)
     with pytest.raises(PlanError, match="name different columns"):
         Map(len, into="x", adds={"y": float})
     with pytest.raises(PlanError, match="tile=0"):

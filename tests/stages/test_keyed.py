@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -414,6 +415,16 @@ def test_an_object_that_cannot_be_kept_is_told_at_its_first_batch(lanes: int) ->
         tm.Plan(tm.Keyed(Halfway)).apply([{**row, "do": ""} for row in ROWS])
 
 
+class Later:
+    async def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        return record
+
+
+class ManyLater:
+    async def update_many(self, batch: Any) -> dict[str, Any]:
+        return {}
+
+
 async def make() -> Acting:
     return Acting()
 
@@ -429,6 +440,8 @@ async def make() -> Acting:
         (lambda: tm.Keyed(dict), "the class dict"),
         (lambda: tm.Keyed(object), "the class object has neither update"),
         (lambda: tm.Keyed(make), "make is async"),
+        (lambda: tm.Keyed(Later), r"Keyed\(Later\) needs plain methods; Later.update is async"),
+        (lambda: tm.Keyed(ManyLater), "ManyLater.update_many is async"),
         (lambda: tm.Keyed(Acting, ttl="soon"), r"Keyed\(Acting\): ttl='soon' is not a duration"),
         (lambda: tm.Keyed(Acting, max_keys=0), "max_keys=0 must be a number of sensors"),
         (lambda: tm.scan(5), "scan needs a function; it was given int"),
@@ -485,3 +498,10 @@ def test_what_cannot_be_repeated_is_told() -> None:
 
     with pytest.raises(tm.StageError, match=r"Keyed\(Fickle\): a record that it took was refused when it was given"):
         tm.Plan(tm.Keyed(Fickle)).apply([{**row, "sensor": "S"} for row in ROWS])
+
+
+def test_an_object_whose_method_is_async_stops_the_run() -> None:
+    """Which class a factory makes is seen at its first object; none of the records can be worked on."""
+    plan = tm.Plan(tm.Keyed(functools.partial(Later)))
+    with pytest.raises(tm.StageError, match=r"needs plain methods; Later\.update is async"):
+        plan.apply([{"sensor": "S1", "value": 1.0}])

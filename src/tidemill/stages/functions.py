@@ -23,6 +23,7 @@ __all__ = [
     "as_mask",
     "called",
     "check_function",
+    "is_async",
     "made_column",
     "own_items",
     "own_name",
@@ -86,8 +87,14 @@ def check_function(fn: object, stage: str) -> None:
     """Raises `PlanError` for what is no function that can be called here."""
     if not callable(fn):
         raise PlanError(f"{stage} needs a function; it was given {shown_type(fn)}.")
-    if inspect.iscoroutinefunction(fn):
+    if is_async(fn):
         raise PlanError(f"{stage} needs a plain function; {own_name(fn)} is async.")
+
+
+def is_async(fn: Any) -> bool:
+    """Whether a call returns a coroutine: of the function, or of an object (of the class) that can be called."""
+    by_call = fn.__call__ if isinstance(fn, type) else type(fn).__call__
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(by_call)
 
 
 def called(fn: Callable[..., Any], stage: str) -> Callable[..., Any]:

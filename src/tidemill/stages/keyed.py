@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -16,11 +15,11 @@ from tidemill.errors import PlanError, StageError
 from tidemill.letters import Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Stage, Step
-from tidemill.stages.functions import own_name, shown_type
+from tidemill.stages.functions import is_async, own_name, shown_type
 from tidemill.stages.keyed_calls import BatchCalls, Calls, RecordCalls
 from tidemill.stages.narrowing import rejected
 from tidemill.stages.object_states import ObjectStates
-from tidemill.stages.objects import Objects
+from tidemill.stages.objects import Objects, async_method
 from tidemill.stages.options import declared_kinds, names_of, whole_number
 from tidemill.stages.state import StageState
 
@@ -112,12 +111,14 @@ class Keyed(Stage):
                 f"{type(self).__name__} needs a class, or a function that makes one object per sensor; it was given "
                 f"{shown_type(factory)}{hint}."
             )
-        if inspect.iscoroutinefunction(factory):
+        if is_async(factory):
             raise PlanError(f"{self.name} needs a plain function; {own_name(factory)} is async.")
         if isinstance(factory, type) and not _methods(factory):
             raise PlanError(
                 f"{self.name}: the class {factory.__qualname__} has neither update(record) nor update_many(batch)."
             )
+        if isinstance(factory, type) and (method := async_method(factory)) is not None:
+            raise PlanError(f"{self.name} needs plain methods; {method} is async.")
 
     def bind(self, schema: Schema) -> Schema:
         for column in self.columns or ():

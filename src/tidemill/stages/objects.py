@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -93,6 +94,8 @@ class Objects:
             return value
         value = self._factory()
         if not self.method:
+            if (method := async_method(type(value))) is not None:
+                raise StageError(f"{self._name} needs plain methods; {method} is async.")
             self.method = next((name for name in ("update_many", "update") if callable(getattr(value, name, None))), "")
         if not callable(getattr(value, self.method or "update", None)):
             raise StageError(
@@ -228,3 +231,9 @@ class Objects:
                 self.held[slot] = self._asleep(state)
             else:
                 self.held.pop(slot, None)
+
+
+def async_method(kind: type) -> str | None:
+    """The method of this class that would get records and return a coroutine, by name; None if it has none such."""
+    names = (name for name in ("update_many", "update") if inspect.iscoroutinefunction(getattr(kind, name, None)))
+    return next((f"{kind.__qualname__}.{name}" for name in names), None)

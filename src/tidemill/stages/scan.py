@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_TYPE
 from tidemill.stages.base import OnError
-from tidemill.stages.functions import check_function, own_name, shown_type
+from tidemill.stages.functions import check_function, is_async, own_name, shown_type
 from tidemill.stages.keyed import Keyed
 
 __all__ = ["Scan", "scan"]
@@ -51,7 +50,7 @@ def scan(
     [0.0, 0.0, 2.0]
     """
     check_function(fn, "scan")
-    if inspect.iscoroutinefunction(init):
+    if is_async(init):
         raise PlanError(f"scan({own_name(fn)}) needs a plain function for init; {own_name(init)} is async.")
     return Scan(
         _Starting(fn, init),
