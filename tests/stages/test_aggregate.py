@@ -1,5 +1,6 @@
 """`Aggregate` against pandas, and against itself: other orders of arrival, other batches, other lanes."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -306,11 +307,31 @@ def test_a_notebook_is_told_of_which_window_a_function_failed(sensor):
         (lambda: tm.sliding("60s", "7s"), "multiple"),
         (lambda: tm.sliding("60d", "1s"), "windows"),
         (lambda: tm.session(-1), "session: gap"),
+        (lambda: tm.session("100000d"), "session: gap='100000d' is too long"),
+        (lambda: tm.tumbling("100000d"), "tumbling: size='100000d' is too long"),
+        (lambda: tm.sliding("100000d", "50000d"), "sliding: size='100000d' is too long"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(made, told):
     with pytest.raises(tm.PlanError, match=told):
         made()
+
+
+@pytest.mark.parametrize("window", [tm.tumbling("26000d"), tm.tumbling("10s", offset="100000d"), tm.session("26000d")])
+def test_the_longest_windows_have_ends_that_are_times(window):
+    """And the longest lateness is one; for records of any time that is taken."""
+    plan = tm.Plan(tm.Aggregate(window, {"value": "count"}, allowed_lateness="100000d"))
+    rows = [{"sensor": "S1", "time": time, "value": 1.0} for time in ("1823-12-31T00:00:00Z", "2116-01-01T00:00:00Z")]
+    made = plan.apply(rows)
+    assert [row["value_count"] for row in made] == [1, 1]
+    assert all(row["window_start"] < row["window_end"] for row in made)
+
+
+def test_a_function_gives_its_name_to_its_column():
+    """A partial has that of the function it is of, as in `Rolling`."""
+    stats = [functools.partial(np.percentile, q=90), functools.partial(np.median), np.ptp]
+    stage = tm.Aggregate(tm.tumbling("10s"), {"value": stats})
+    assert stage.adds == ("value_percentile", "value_median", "value_ptp")
 
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are():

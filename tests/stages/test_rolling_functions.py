@@ -287,3 +287,14 @@ def test_refused_at_construction(arguments, culprit):
     """What cannot run is refused before anything runs, naming the culprit."""
     with pytest.raises(PlanError, match=re.escape(culprit)):
         Rolling("v", **arguments)
+
+
+@pytest.mark.parametrize("form", [np.asarray, pd.Series, np.ndarray.tolist])
+def test_a_bool_is_a_number(form):
+    """1 or 0, as in `Aggregate`: whether something is so in a window is a statistic of it."""
+
+    def high(windows):
+        return form(windows[:, -1] > 3)
+
+    rows = [{"sensor": "S1", "time": n, "value": float(n)} for n in range(2, 6)]
+    assert [row["value_high_2"] for row in tm.Plan(tm.Rolling("value", 2, [high])).apply(rows)] == [0.0, 0.0, 1.0, 1.0]

@@ -18,7 +18,8 @@ from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, OnError, Stage, Step
 from tidemill.stages.event_buffer import EventBuffer, Waiting
-from tidemill.stages.functions import check_function
+from tidemill.stages.functions import check_function, own_name
+from tidemill.stages.grid import NO_LIMIT
 from tidemill.stages.latecomers import check_waiting, late, out_of_room, turned_away
 from tidemill.stages.made_rows import KeyField, crossings
 from tidemill.stages.narrowing import rejected
@@ -105,7 +106,8 @@ class Aggregate(Stage):
         max_waiting = check_waiting(late, choices, max_waiting, stage=self.name, what="records")
         self.late: Late = late
         self.ddof = whole_number(ddof, name=f"{self.name}: ddof", must="be 0, 1 or more")
-        self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
+        lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
+        self.lateness_ns = min(lateness_ns, NO_LIMIT)
         self.delay_ns = self.lateness_ns
         if late == "update" and not self.lateness_ns:
             raise PlanError(f'{self.name}: late="update" needs allowed_lateness=, which says for how long.')
@@ -402,7 +404,7 @@ def _name_of(stat: Any, stage: str) -> str:
         return stat.name
     if callable(stat):
         check_function(stat, stage)
-        return str(getattr(stat, "__name__", type(stat).__name__))
+        return own_name(stat)
     raise PlanError(
         f"{stage}: {stat!r} is not a statistic; there are {', '.join(SEGMENT_STATISTICS)}, quantile(q) and functions."
     )

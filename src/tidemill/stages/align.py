@@ -115,7 +115,8 @@ class Align(Stage):
             )
         limit = NO_LIMIT if tolerance is None else duration_ns(tolerance, name=f"{self.name}: tolerance")
         self.tolerance_ns = min(limit, NO_LIMIT)
-        self.lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
+        lateness_ns = duration_ns(allowed_lateness, name=f"{self.name}: allowed_lateness", zero=True)
+        self.lateness_ns = min(lateness_ns, NO_LIMIT)
         self.delay_ns = self.lateness_ns + (self.tolerance_ns if method == "linear" else 0)
         self._places = {channel: place for place, channel in enumerate(self.channels)}
         self._buffer = EventBuffer(["int32", "float64"], max_waiting)

@@ -22,6 +22,7 @@ __all__ = ["Cut", "Session", "Sliding", "TimeWindow", "session", "sliding", "tum
 Duration = str | float | timedelta
 _MOST_WINDOWS: Final = 10_000
 """That a record may be in."""
+_LONGEST: Final = 1 << 61  # ns, 73 years: the end of a window that holds a time of today is a time too
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,14 @@ class Session(TimeWindow):
         return Cut(first, stop, times[first], times[stop - 1] + self.gap_ns)
 
 
+def _length_ns(value: Duration, *, name: str) -> int:
+    """Of a window; raises `PlanError` for one whose ends nanoseconds could not tell."""
+    length_ns = duration_ns(value, name=name)
+    if length_ns > _LONGEST:
+        raise PlanError(f"{name}={value!r} is too long; a window may last 73 years.")
+    return length_ns
+
+
 def _no_windows() -> Cut:
     return Cut(*np.zeros((4, 0), np.int64))
 
@@ -192,24 +201,25 @@ def tumbling(size: Duration, *, offset: Duration = 0) -> Sliding:
     """Windows that follow one another without a gap, of ``size``, beginning at multiples of it since 1970-01-01 UTC.
 
     ``offset`` moves all of them: ``tumbling("1d", offset="6h")`` begins its days at six. Sizes are texts such as
-    ``"10s"``, seconds, or timedeltas. Raises `PlanError` for what is no duration.
+    ``"10s"``, seconds, or timedeltas. Raises `PlanError` for what is no duration, or longer than 73 years.
 
     >>> tumbling("10s")
     tumbling('10s')
     """
-    size_ns = duration_ns(size, name="tumbling: size")
-    return Sliding(size_ns, size_ns, duration_ns(offset, name="tumbling: offset", zero=True))
+    size_ns = _length_ns(size, name="tumbling: size")
+    return Sliding(size_ns, size_ns, duration_ns(offset, name="tumbling: offset", zero=True) % size_ns)
 
 
 def sliding(size: Duration, every: Duration, *, offset: Duration = 0) -> Sliding:
     """Windows of ``size``, one beginning at each multiple of ``every``: a record is in ``size / every`` of them.
 
-    ``size`` must be a multiple of ``every``; else, or for what is no duration, raises `PlanError`.
+    ``size`` must be a multiple of ``every``, at most 10,000 times that, and at most 73 years; else, or for what is no
+    duration, raises `PlanError`. What it costs grows with the windows that a record is in.
 
     >>> sliding("60s", "10s")
     sliding('1min', '10s')
     """
-    size_ns = duration_ns(size, name="sliding: size")
+    size_ns = _length_ns(size, name="sliding: size")
     every_ns = duration_ns(every, name="sliding: every")
     if size_ns % every_ns:
         raise PlanError(
@@ -219,13 +229,15 @@ def sliding(size: Duration, every: Duration, *, offset: Duration = 0) -> Sliding
         raise PlanError(
             f"sliding({size!r}, {every!r}): a record would be in {size_ns // every_ns:,} windows, of at most {_MOST_WINDOWS:,}."
         )
-    return Sliding(size_ns, every_ns, duration_ns(offset, name="sliding: offset", zero=True))
+    return Sliding(size_ns, every_ns, duration_ns(offset, name="sliding: offset", zero=True) % every_ns)
 
 
 def session(gap: Duration) -> Session:
     """Windows of records that follow one another within less than ``gap``; each ends a gap after its last record.
 
+    Raises `PlanError` for a ``gap`` that is no duration, or longer than 73 years.
+
     >>> session("5min")
     session('5min')
     """
-    return Session(duration_ns(gap, name="session: gap"))
+    return Session(_length_ns(gap, name="session: gap"))

@@ -72,7 +72,7 @@ class WindowFunctions:
         columns = [Column(Kind.FLOAT, array) for array in others]
         lacking = self._lacking(windows)
         for place, fn in self._functions.items():
-            result = fn(windows)
+            result = _numbers(fn(windows))
             check_rows(self._stage, names[place], result)
             column = made_column(self._stage, names[place], result, part, Kind.FLOAT)
             if lacking.any():
@@ -87,6 +87,12 @@ class WindowFunctions:
         np.any(np.isnan(windows[:, windows.shape[1] - least :]), axis=1, out=lacking)
         lacking[lacking] = np.count_nonzero(~np.isnan(windows[lacking]), axis=1) < least
         return lacking
+
+
+def _numbers(result: Any) -> Any:
+    """A bool is a number here, 1 or 0, as `Aggregate` takes it of a function."""
+    made = np.array(result) if isinstance(result, list) and all(isinstance(one, bool) for one in result) else result
+    return np.asarray(made, np.float64) if getattr(made, "dtype", None) == np.bool_ else result
 
 
 def check_rows(stage: str, name: str, given: Any) -> None:
