@@ -102,6 +102,21 @@ def test_a_recipe_is_what_its_oracle_computes(page, windows, recipe):
     assert made.tobytes() == alone.astype(made.dtype).tobytes()
 
 
+@pytest.mark.parametrize("recipe", sorted(set(ORACLES) - {"gross_range", "spike", "flat_line"}))
+def test_a_recipe_has_nan_where_a_value_is_missing(page, windows, recipe):
+    """In a window that is not full, and in one with a hole; the others are not touched by it. Flags have a 9 of their own."""
+    lacking = windows[:3].copy()
+    lacking[0, :5] = lacking[1, 20] = np.nan
+    made = page[recipe](lacking)
+    assert np.isnan(made).tolist() == [True, True, False]
+    assert made[2] == page[recipe](windows[2:3])[0]
+
+
+def test_the_entropy_of_a_sensor_that_stands_still_is_zero(page):
+    """And not a negative one."""
+    assert str(page["entropy"](np.ones((1, 5)))[0]) == "0.0"
+
+
 def test_flags_show_every_verdict(page, windows):
     """The data above have good, suspect and failing readings for each flag, so that no verdict goes untested."""
     for recipe in ("gross_range", "spike", "flat_line"):
