@@ -309,6 +309,22 @@ def test_a_column_of_other_things_is_still_refused_in_a_table():
         out(tm.Rolling("value", 2), rows_of([None, [1]]))
 
 
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        (tm.Calibrate("absent.csv"), "Calibrate('value')"),
+        (tm.Lookup("absent.csv"), "Lookup('absent.csv')"),
+        (tm.Model("absent.onnx", inputs=["value"], outputs=["y"]), "Model('absent.onnx')"),
+        (tm.Model(__file__, inputs=["value"], outputs=["y"]), "Model('test_review_stages.py')"),
+        (tm.Calibrate("absent.csv", name="Scale"), "Scale"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_the_stage_that_needs_it(stage, name):
+    """Once, also where the sentence names the stage already."""
+    with pytest.raises(tm.InputError, match=rf"^{re.escape(name)}: (?!{re.escape(name)})"):
+        tm.Plan(stage).apply(rows_of([1.0]))
+
+
 # -- of what is given as an option ---------------------------------------------------------------------------
 
 

@@ -232,7 +232,15 @@ class HastyTally(Tally):
     hasty = True
 
 
+CHANCE = np.random.default_rng(1)
+
+
+def by_chance(batch: Batch) -> dict[str, Any]:
+    return {"more": CHANCE.normal(size=len(batch))}
+
+
 BREAKERS = [
+    ("repetition", tm.Map(by_chance), "it gives other values each time: a second time, record 0"),
     ("pickling", Locked(), "cannot be sent to a lane"),
     ("the schema", Misdeclared(), "'more' is declared as text and came as float"),
     ("the schema", Undeclared(), "'more' came out and is not declared"),

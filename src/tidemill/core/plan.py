@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, Final
 
-from tidemill.errors import PlanError
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import NAMING, Field, Kind, Schema
 from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
@@ -45,7 +45,7 @@ class Plan:
 
     def prepared(self, load: Load) -> Plan:
         """The plan with its tables and models loaded; raises `InputError` or `PlanError` for one that cannot serve."""
-        return Plan(*(stage.prepared(load) for stage in self.stages))
+        return Plan(*(_prepared(stage, load) for stage in self.stages))
 
     def bind(self, schema: Schema) -> list[Schema]:
         """The schema after each stage; raises `PlanError` naming the stage, the column, and what there is."""
@@ -182,3 +182,13 @@ def _flattened(stages: Iterable[Any]) -> Iterable[Stage]:
             raise PlanError(
                 f"{stage!r} is not a stage; a Plan takes stages such as tm.Rolling(...) or tm.Map(function)."
             )
+
+
+def _prepared(stage: Stage, load: Load) -> Stage:
+    """The stage with its table or model; whatever is wrong with that is told with the stage's name."""
+    try:
+        return stage.prepared(load)
+    except InputError as error:
+        if str(error).startswith(stage.name):
+            raise
+        raise InputError(f"{stage.name}: {error}") from None

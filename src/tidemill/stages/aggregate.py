@@ -48,13 +48,14 @@ class Aggregate(Stage):
                           ``{"peak": ("temp", "max")}``. A statistic is ``"count"``, ``"sum"``, ``"mean"``, ``"var"``,
                           ``"std"``, ``"min"``, ``"max"``, ``"range"``, ``"median"``, ``"first"``, ``"last"``,
                           ``"delta"`` (last less first), ``"slope"`` and ``"rate"`` (per second), ``"rms"``,
-                          ``quantile(q)``, or a function that gets the window's values (1-D float64, by event time,
+                          ``quantile(q)`` (no ``"zscore"``, which is of one record), or a function that gets the window's values (1-D float64, by event time,
                           NaN left out) and returns a number
     ``allowed_lateness``  how long behind the watermark a window still takes records; it ends so much later
     ``late``              what becomes of a record that comes when its window has ended: ``"drop"`` (counted as ``late``),
                           ``"dead_letter"``, or ``"update"``: then a window's row comes out at its end, and again with each
                           record that comes within ``allowed_lateness`` behind it, the column ``revision`` counting from 0;
-                          what comes later still is dropped and counted
+                          what comes later still is dropped and counted. Not for sessions, of which one late record can
+                          make one of two
     ``ddof``              ``std`` and ``var`` divide by ``n - ddof``
     ``max_waiting``       records that may wait in one lane; what comes beyond is a dead letter (``too_many_open``)
 
@@ -70,7 +71,8 @@ class Aggregate(Stage):
     each waiting record and 8 for each column. Time: 0.6 us a record, 1.3 where
     it is in six sliding windows: a sort of the records that wait, when a window ends.
 
-    Raises `PlanError` for an unknown statistic, a column that is not there or not a number, or a senseless window.
+    Raises `PlanError` for an unknown statistic, a column that is not there or not a number, or a senseless window. An
+    ``allowed_lateness`` beyond 73 years counts as that.
 
     >>> import tidemill as tm
     >>> rows = [{"sensor": "S1", "time": f"2024-03-01T00:00:{s:02}Z", "value": s} for s in (1, 5, 12)]

@@ -187,7 +187,8 @@ class Stage(abc.ABC):
 
     def within(self, budget_s: float) -> Self:
         """This stage with another time budget, in seconds (10 by default): a call that takes longer is told of, while it goes
-        on, and counted as ``over_budget``. To have it stopped, and its record in the dead letters, there is ``deadline_s``.
+        on, and counted as ``over_budget``; neither with ``lanes=0``, where it holds the run itself. To have it stopped,
+        and its record in the dead letters, there is ``deadline_s``.
 
         Raises `PlanError` unless it is more than 0 seconds.
         """

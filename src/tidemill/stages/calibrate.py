@@ -105,7 +105,10 @@ class Calibrate(Stage):
         """``into = (column - low) / (high - low)``: 0 at the low end of the range, 1 at the high end, not clipped.
 
         ``Calibrate.range(low, high)`` is one range for all sensors; ``Calibrate.range(table)`` one for each, with the
-        header ``sensor,low,high`` (or ``sensor,column,low,high``). ``options`` are those of `Calibrate`.
+        header ``sensor,low,high`` (or ``sensor,column,low,high``). ``options`` are those of `Calibrate`, and so is the cost.
+
+        Raises `PlanError` for neither two numbers nor a table; `InputError` as `Calibrate` does, also where low and high
+        are the same.
 
         >>> Calibrate.range(-20, 60, column="celsius")
         Calibrate.range('celsius')
@@ -133,7 +136,10 @@ class Calibrate(Stage):
 
         with ``low`` and ``high`` as ``(measured, true)`` for all sensors, or a table with the header
         ``sensor,measured_low,true_low,measured_high,true_high``. The slope is computed first, once per sensor.
-        ``options`` are those of `Calibrate`.
+        ``options`` are those of `Calibrate`, and so is the cost.
+
+        Raises `PlanError` for neither two points nor a table; `InputError` as `Calibrate` does, also where both points
+        were measured as the same.
 
         >>> Calibrate.two_point(low=(0.8, 0.0), high=(99.1, 100.0), into="celsius")
         Calibrate.two_point('value')

@@ -65,7 +65,7 @@ class Diff(Lag):
     """The value less that of ``n`` records ago of the same sensor, as pandas' ``groupby(sensor)[column].diff(n)``.
 
     NaN where either is missing, and before there are ``n`` records. ``names`` are by default ``value_diff_1``; all else
-    is as with `Lag`.
+    is as with `Lag`: what is added (float), the state, the time, and what it raises (`PlanError`).
 
     >>> from tidemill import Plan
     >>> rows = [{"sensor": "S1", "time": n, "value": float(n * n)} for n in range(3)]

@@ -39,7 +39,8 @@ def scan(
     them, lists and dicts are what it is quick with. A ``fn`` that raises costs its record, and the state is what it was,
     also where ``fn`` had changed it in place.
 
-    Cost: as of `Keyed` with ``update``.
+    Cost: as of `Keyed` with ``update``. Raises `PlanError` for a ``fn`` that is no plain function, and for options as
+    `Keyed` does; what is not ``(state, dict)`` costs its record (`BadResult`).
 
     >>> from tidemill.engine.plan import Plan
     >>> def rise(last, record):

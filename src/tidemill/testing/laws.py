@@ -66,7 +66,7 @@ def check_stage(
                    (relative, or absolute below 1)
     ``lanes``      processes of the run that `Plan.apply` is compared with; 0 leaves processes out
 
-    The laws: it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
+    The laws: it gives the same each time; it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
     half done is rolled back, and in another number of lanes; where batches are cut changes nothing, nor which other sensors come between, nor arrays
     that are overwritten behind it; columns come out as `Stage.bind` says; every record is accounted for; missing values
     (NaN, null, absent), empty batches and single records do no harm; sensors up to slot 999,999 are the same as the
@@ -124,6 +124,11 @@ def takes_records(subject: Subject) -> None:
             f"{subject.stage.name} rejected all {len(dead)} records, so nothing can be told of it; give batch= with "
             f"records that it is made for. The first: {dead[0].reason}."
         )
+
+
+def repeats_itself(subject: Subject) -> None:
+    """The same records give the same values, as those of a slab do that is worked on again: no clock, no chance."""
+    subject.require_same("it gives other values each time: a second time", subject.trial().feed_all([subject.batch]))
 
 
 def is_picklable(subject: Subject) -> None:
@@ -393,6 +398,7 @@ def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, la
 
 LAWS: Final[Mapping[str, Callable[[Subject], None]]] = {
     "records": takes_records,
+    "repetition": repeats_itself,
     "pickling": is_picklable,
     "the schema": columns_are_declared,
     "rows": records_are_accounted_for,
