@@ -18,6 +18,7 @@ import enum
 import tidemill as tm
 
 FACTOR = 3
+MODEL = None
 
 class Kind(enum.Enum):
     GOOD = 1
@@ -33,6 +34,13 @@ class Reading:
 class NoSensor(Exception):
     pass
 
+def load(model):
+    global MODEL
+    MODEL = model
+
+def predict():
+    return MODEL
+
 def scale(reading):
     if reading.value < 0:
         raise NoSensor(reading.value)
@@ -44,7 +52,7 @@ def made(offset):
     return inner
 
 async def main():
-    async with tm.Lanes(2) as lanes:
+    async with tm.Lanes(2, initializer=load, initargs=("model",)) as lanes:
         read = await lanes.run(scale, Reading(14))
         told = [type(read) is Reading, read.value, read.kind is Kind.GOOD]
         told.append((await lanes.run(made(5), Reading(1))).value)
@@ -57,9 +65,10 @@ async def main():
             await lanes.run(scale, Reading(-1))
         except NoSensor as error:
             told.append(str(error))
+        told.append(await lanes.run(predict))
         print(told)
 """
-TOLD = "[True, 42, True, 6, 6, 21, [3, 6], [0, 3, 6], '-1']\n"
+TOLD = "[True, 42, True, 6, 6, 21, [3, 6], [0, 3, 6], '-1', 'model']\n"
 RUN = "\nasyncio.run(main())\n"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -62,6 +65,74 @@ async def test_the_initializer_runs_once_in_each_process_before_its_calls(tmp_pa
     pids = [pid for _, pid in notes(log)]
     assert len(pids) == len(set(pids))
     assert seen <= set(map(int, pids))
+
+
+MODEL: Any = None
+SCALES: dict[str, float] = {}
+
+
+def load(model: Any) -> None:
+    global MODEL  # noqa: PLW0603 - as initializers do
+    MODEL = model
+    SCALES["S1"] = 2.0
+
+
+def loaded(x: int) -> tuple[int, Any, dict[str, float]]:
+    return x, MODEL, SCALES
+
+
+class Loaded:
+    def __call__(self, x: int) -> tuple[int, Any, dict[str, float]]:
+        return loaded(x)
+
+
+@pytest.mark.parametrize("count", [0, 1], ids=["inline", "process"])
+async def test_what_the_initializer_stores_in_globals_is_there_for_all_functions(count: int) -> None:
+    """By each door, though every function comes with its module's globals as they are here; also in the next process."""
+    there = (1, "model", {"S1": 2.0})
+    async with tm.Lanes(count, initializer=load, initargs=("model",), recycle_after=20) as lanes:
+        for process in range(1 + count):
+            assert await lanes.run(loaded, 1) == there
+            assert await lanes.run(functools.partial(lambda x, y: loaded(x * y), 1, 1)) == there
+            assert await lanes.run(lambda: (1, MODEL, SCALES)) == there
+            assert [value async for value in lanes.stream(loaded, [1])] == [there]
+            assert await lanes.batched(lambda xs: list(map(loaded, xs)))(1) == there
+            if count:  # inline, a class is the one that is here
+                assert await lanes.keyed(Loaded)("S1", 1) == there
+            assert await asyncio.wrap_future(lanes.executor().submit(loaded, 1)) == there
+            if count and not process:
+                with pytest.raises(LaneDied):
+                    await lanes.run(os._exit, 1)
+    assert (MODEL, SCALES) == (None, {})
+
+
+async def test_what_the_initializer_stores_need_not_travel() -> None:
+    """An object whose class uses it comes back without it."""
+
+    def opens() -> None:
+        load(threading.Lock())
+
+    async with tm.Lanes(1, initializer=opens) as lanes:
+        there, back = await lanes.run(lambda: (MODEL is not None, Loaded()))
+    assert there
+    assert type(back) is Loaded
+    assert back(1) == (1, None, {})
+
+
+async def test_globals_that_the_initializer_leaves_alone_are_as_they_were_sent() -> None:
+    """Also those that it reads; and what another function stores is its own."""
+
+    def reads() -> int:
+        return len(SCALES)
+
+    async with tm.Lanes(1, initializer=reads) as lanes:
+        await lanes.run(load, "model")
+        assert await lanes.run(loaded, 1) == (1, None, {})
+        SCALES["S2"] = 3.0
+        try:
+            assert await lanes.run(lambda: SCALES) == {"S2": 3.0}
+        finally:
+            SCALES.clear()
 
 
 @pytest.mark.parametrize("count", [0, 1], ids=["inline", "process"])

@@ -64,7 +64,9 @@ class Lanes:
     ``nice``               added to the priority number of the processes, so that the loop comes first
     ``preload``            names of modules to import once, before any process is forked
     ``initializer``        called with ``initargs`` once in each process, replacements too, before it takes calls; one
-                           that takes longer than ``initializer_timeout`` seconds has failed
+                           that takes longer than ``initializer_timeout`` seconds has failed. What it stores in globals
+                           of a script or a notebook is there for all functions of that, in place of what was sent
+                           with them; what another function stores is not
     ``recycle_after``      replace a process that has returned so many values, between two calls; `recycle_rss`` one
                            that has grown to so many bytes of resident memory. Nothing is lost or run twice
     ``arena_bytes``        shared memory of each process, half for large arguments (from 128 kB) and half for large results,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +12,7 @@ from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.functions_sent import FunctionsSent, name_of
 from tidemill.engine.options import check_count, check_plain, check_timeout
 from tidemill.errors import CallError, LaneDied
-from tidemill.lanes.beginning import Imports, NotImported, begin
+from tidemill.lanes.beginning import Imports, Initializer, NotImported, begin
 from tidemill.lanes.call_codec import dumps_arguments
 from tidemill.lanes.channel import Exit
 
@@ -71,7 +72,10 @@ class Making:
     def first_call(self, functions: FunctionsSent) -> Request:
         """What a process must answer to be ready; raises `CallError` when it cannot be sent."""
         where = {"the initializer": self.initializer, "initargs": self.initargs}
-        arguments = (tuple(self.preload), self.initializer, tuple(self.initargs))
+        initializer: object = self.initializer
+        if isinstance(initializer, types.FunctionType):
+            initializer = Initializer(initializer)
+        arguments = (tuple(self.preload), initializer, tuple(self.initargs))
         parcel = dumps_arguments((arguments, {}), where)
         return Request("the initializer", functions.of(begin), [parcel], lambda _: None)
 

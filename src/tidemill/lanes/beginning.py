@@ -6,7 +6,11 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Imports", "NotImported", "begin"]
+from tidemill.lanes.by_value import dumps_by_value
+from tidemill.lanes.initialized import InitializedGlobals, initialized_here
+from tidemill.lanes.parcels import unpack
+
+__all__ = ["Imports", "Initializer", "NotImported", "begin"]
 
 
 class NotImported(ImportError):
@@ -33,8 +37,19 @@ def _imported(modules: Sequence[str]) -> None:
             ) from error
 
 
+class Initializer:
+    """Unpickling it gives a function of the user's, which travels as those of calls do: pickle might send its name alone."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
+        return unpack, (dumps_by_value(self.function),)
+
+
 def begin(modules: Sequence[str], initializer: Callable[..., object] | None, arguments: Sequence[Any]) -> None:
     """The first call of a process. What could not be imported in the fork server fails here, where it is reported."""
     _imported(modules)
-    if initializer is not None:
-        initializer(*arguments)
+    with (initialized_here.get() or InitializedGlobals()).kept():
+        if initializer is not None:
+            initializer(*arguments)

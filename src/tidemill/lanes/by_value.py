@@ -5,6 +5,8 @@ make another first, which registers itself where classes of its kind do, and the
 they were where it was pickled. One that is new to a process has its slots, and the attributes of its members if it is an
 enumeration. Bases and metaclasses that came by value do nothing to it: what they did at home came with it. Classes that are
 equal stay apart. And ``functools.lru_cache`` and ``cached_property`` travel, with a cache and a lock of their own.
+
+Functions find in their globals what the initializer of their process has stored there (`tidemill.lanes.initialized`).
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from typing import Any, Final
 import cloudpickle
 
 from tidemill.errors import CallError
+from tidemill.lanes.initialized import initialized_here
 
 __all__ = ["PicklerByValue", "dumps_by_value"]
 
+_fill: Final = cloudpickle.cloudpickle._function_setstate
+"""Its name is in every pickle that cloudpickle makes of a function."""
 _Cached: Final = type(functools.lru_cache(len))
 _OF_EVERY_MEMBER: Final = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
 
@@ -64,8 +69,11 @@ class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle h
         if kind is functools.cached_property:
             return kind, (obj.func,), {name: value for name, value in vars(obj).items() if name != "lock"}
         reduced = super().reducer_override(obj)
-        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == 6:
-            return _reduced(obj, *reduced)
+        if isinstance(reduced, tuple) and len(reduced) == 6:
+            if isinstance(obj, type):
+                return _reduced(obj, *reduced)
+            if kind is types.FunctionType:
+                return _with_globals(obj, *reduced)
         return reduced
 
 
@@ -83,6 +91,25 @@ def _is_found(function: Any) -> bool:
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
+
+
+# -- functions -------------------------------------------------------------------------------------------
+
+
+def _with_globals(sent: types.FunctionType, make: Any, arguments: Any, state: Any, *_: Any) -> tuple[Any, ...]:
+    """What cloudpickle has made of a function, for the globals of where it arrives."""
+    here = initialized_here.get()
+    if here is not None:
+        attributes = state[1]
+        attributes["__globals__"] = here.going(sent.__globals__.get("__name__"), attributes["__globals__"])
+    return make, arguments, state, None, None, _arrived
+
+
+def _arrived(function: types.FunctionType, state: Any) -> None:
+    _fill(function, state)
+    here = initialized_here.get()
+    if here is not None:
+        here.come(function.__globals__)
 
 
 # -- classes ---------------------------------------------------------------------------------------------

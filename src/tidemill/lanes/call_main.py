@@ -11,6 +11,7 @@ from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.control import Control
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import Finished
+from tidemill.lanes.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, keep_last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Stop
@@ -30,6 +31,7 @@ def main(control: socket.socket, memories: list[int]) -> None:
     finished = Finished(memory[CURSOR_BYTES + LAST_WORDS_BYTES :])
     cursor = Cursor(memory[:CURSOR_BYTES])
     cursor.use()
+    initialized_here.set(InitializedGlobals())
     arena = memoryview(Shared.of(memories[1])) if len(memories) > 1 else None
     _Host(Control(control), cursor, arena, finished).serve()
 

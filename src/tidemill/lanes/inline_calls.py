@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.framing import Part, Payload
+from tidemill.lanes.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["InlineCalls"]
@@ -24,6 +25,7 @@ class InlineCalls:
         self._loop = asyncio.get_running_loop()
         self._messages: deque[tuple[Message, Payload]] = deque()
         self._worker = CallWorker(cursor, received, lambda: False)  # type: ignore[arg-type]
+        self._initialized = InitializedGlobals()
         self._scheduled = False
         self.pid: int | None = None
 
@@ -48,6 +50,10 @@ class InlineCalls:
         while self._messages:
             self._worker.handle(*self._messages.popleft())
         if self._worker.waiting:
-            self._worker.run_next()
+            before = initialized_here.set(self._initialized)
+            try:
+                self._worker.run_next()
+            finally:
+                initialized_here.reset(before)
         if self._worker.waiting:
             self._schedule()
