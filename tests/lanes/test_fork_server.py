@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tidemill.errors import EngineError
 from tidemill.lanes import fork_client
 from tidemill.lanes.fork_client import ForkServer
 
@@ -28,6 +30,24 @@ async def test_a_signal_to_the_whole_group_ends_no_server_that_is_not_ready_yet(
     assert server._process.poll() is None
     await server.aclose()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM} == set()
+
+
+async def test_the_end_of_one_that_nobody_waits_for_is_no_error_of_the_loop() -> None:
+    """Killed before it was ready: who asks it for something is told, and nothing else is."""
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    server = ForkServer()
+    server.begin()
+    preloading = asyncio.ensure_future(server.preload(b""))
+    await asyncio.sleep(0)
+    assert server._process is not None
+    server._process.kill()
+    with pytest.raises(EngineError):
+        await preloading
+    await server.aclose()
+    del server, preloading
+    gc.collect()
+    assert not told
 
 
 async def test_it_is_left_though_the_applications_threads_are_all_busy() -> None:

@@ -165,6 +165,7 @@ class ForkServer:
         self.alive = False
         if not self._loaded.done():
             self._loaded.set_exception(EngineError("the fork server ended before it was ready; see its message above"))
+            self._loaded.exception()  # nobody may wait for it: who asks for something is told
         if self._preloaded is not None and not self._preloaded.done():
             self._preloaded.set_exception(EngineError("the fork server ended while it loaded the plan's modules"))
         for channel in list(self._channels.values()):
