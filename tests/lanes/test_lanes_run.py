@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import os
 import signal
 import sys
 import threading
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -95,6 +97,19 @@ async def test_an_exception_carries_the_lanes_traceback(two: tm.Lanes) -> None:
     assert caught.value.__notes__ == ["sensor of line 3"]
     assert "in fails" in str(caught.value.__cause__)
     assert "call_worker" not in str(caught.value.__cause__)
+
+
+async def test_a_module_that_lanes_do_not_find_is_told_with_what_to_do(
+    one: tm.Lanes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One from a folder that this process looks into only since they were opened."""
+    (tmp_path / "found_late.py").write_text("def f():\n    return 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("found_late")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        await one.run(module.f)
+    assert "sys.path when they were opened" in caught.value.__notes__[0]
+    assert await one.run(abs, -3) == 3
 
 
 async def test_an_exception_that_cannot_travel_is_told_in_words(two: tm.Lanes) -> None:

@@ -25,6 +25,10 @@ Send = Callable[[Message, bytes], None]
 
 _LONG_NS: Final = 20_000_000
 """After so long, what a bundle has left is given back: it was made of calls that were short, and other lanes may be idle."""
+_NOT_THERE: Final = (
+    "The function was not called: the lane cannot import what it is made of. Lanes find modules in the folders that were in "
+    "sys.path when they were opened; extend it before that."
+)
 _Answer = tuple[bool, Parcel]
 """Whether it raised, and what."""
 
@@ -194,7 +198,11 @@ class CallWorker:
     def _function(self, number: int) -> Callable[..., Any]:
         function = self._functions[number]
         if isinstance(function, (bytearray, memoryview)):
-            function = self._functions[number] = loads(function)
+            try:
+                function = self._functions[number] = loads(function)
+            except ModuleNotFoundError as error:
+                error.add_note(_NOT_THERE)
+                raise
         assert not isinstance(function, (bytearray, memoryview))
         return function
 
