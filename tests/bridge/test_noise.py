@@ -97,6 +97,19 @@ async def test_an_interrupt_within_the_function(one: tm.Lanes) -> None:
     assert one.statistics().lanes[0].restarts == restarts
 
 
+async def test_signals_that_the_application_has_blocked() -> None:
+    """Also when a supervisor did it for it: deaths are noticed, and a lane's own signals are not held back."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGALRM})
+    try:
+        async with tm.Lanes(1) as lanes:
+            assert await lanes.run(signal.pthread_sigmask, signal.SIG_BLOCK, ()) == set()
+            with pytest.raises(LaneDied):
+                await lanes.run(os._exit, 1)
+            assert await lanes.run(square, 3) == 9
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 async def test_a_logging_lock_that_is_held_at_the_start() -> None:
     """Lanes that are started, and replaced, while a thread here holds logging's and other locks: nothing is inherited."""
     handler = logging.StreamHandler()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,31 @@ async def test_a_killed_application_leaves_no_process(program, processes) -> Non
         os.kill(app.pid, signal.SIGKILL)
     async with asyncio.timeout(2.0):
         await processes.gone(*set().union(*families))
+
+
+async def test_a_killed_application_leaves_no_import(program, processes, tmp_path: Path) -> None:
+    """SIGKILL to it while a module of ``preload`` is being imported, in C code with the GIL: gone in 2 s."""
+    (tmp_path / "endless.py").write_text(
+        "import collections, itertools\nprint('importing', flush=True)\n"
+        "collections.deque(itertools.repeat(1), maxlen=0)\n"
+    )
+    app = program("""
+        import asyncio, os
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(1, preload=["endless"]):
+                pass
+
+        os.dup2(1, 2)  # where a module prints
+        asyncio.run(main())
+    """)
+    assert app.line() == "importing"
+    family = processes.family(app.pid)
+    assert len(family) == 2
+    os.kill(app.pid, signal.SIGKILL)
+    async with asyncio.timeout(2.0):
+        await processes.gone(*family)
 
 
 async def test_a_killed_group_leaves_no_process(program, processes) -> None:

@@ -7,7 +7,8 @@ cannot hit a stranger: an id is free again only after it was reaped here. Each c
 programs that a function started end with it, unless they have a session of their own; and signals to the application's
 group are for the application, which decides.
 
-When the application dies, even by SIGKILL, the server reads the end of its socket, kills its children and leaves.
+When the application dies, even by SIGKILL, the server reads the end of its socket, kills its children and leaves. While it
+imports, when it reads nothing and has no children, the kernel kills it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Final
 
 import msgspec
 
-from tidemill.lanes.platform import die_with_parent, ended_child, name_process
+from tidemill.lanes.platform import die_with_parent, dying_with_parent, ended_child, name_process
 
 __all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "inside_lane", "main"]
 
@@ -116,8 +117,10 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the application decides; a Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)  # one that came before is overlooked too
-    _import_roles()
+    # One of HELD that came before is overlooked too. What else the application has blocked may come to its whole group.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD | {signal.SIGCHLD})
+    with dying_with_parent():
+        _import_roles()
     name_process("tidemill-server")
     with socket.socket(fileno=fd) as control:
         server = _Server(control)
@@ -232,9 +235,19 @@ class _Server:
                     if owner == child:
                         _kill_group(pid)
             case Preload(size, kernels):
-                self.tell(_encode(_preload(os.pread(fds[0], size, 0), kernels=kernels)))
+                with dying_with_parent():
+                    if self._is_alone():
+                        return False
+                    loaded = _preload(os.pread(fds[0], size, 0), kernels=kernels)
+                self.tell(_encode(loaded))
                 _close(fds)
         return True
+
+    def _is_alone(self) -> bool:
+        """Whether the application is gone, though it has left requests."""
+        poll = select.poll()
+        poll.register(self._control, 0)
+        return bool(poll.poll(0))
 
     def _until_due_ms(self) -> int | None:
         """Rounded up: a turn that comes too early would be one of many."""
@@ -290,6 +303,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its group is its own
             self._control.close()
             os.close(self._wake)
             die_with_parent(server)

@@ -6,6 +6,7 @@ processes need what POSIX has: fork, groups of processes, sockets that carry des
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from tidemill import files
@@ -23,6 +24,7 @@ __all__ = [
     "above_standard_streams",
     "allowed_cpus",
     "die_with_parent",
+    "dying_with_parent",
     "ended_child",
     "in_forked_child",
     "message_pair",
@@ -140,11 +142,25 @@ def name_process(name: str) -> None:
 
 def die_with_parent(parent: int) -> None:
     """The kernel kills this process when the thread of ``parent`` that forked it ends, however it ends."""
-    import ctypes
-
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _at_parents_end(signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel was told, and somebody else has adopted this process
         os._exit(0)
+
+
+@contextlib.contextmanager
+def dying_with_parent() -> Iterator[None]:
+    """Meanwhile the same, of whatever parent this process has; one that has ended before is not noticed."""
+    _at_parents_end(signal.SIGKILL)
+    try:
+        yield
+    finally:
+        _at_parents_end(0)
+
+
+def _at_parents_end(number: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def resident_bytes(pid: int | None) -> int:
