@@ -125,6 +125,35 @@ def test_a_length_that_lies_takes_no_memory():
     assert psutil.Process().memory_info().rss - before < 20 << 20
 
 
+def test_a_large_frame_is_read_to_where_it_stays():
+    """However large: each read goes behind the one before, is no larger than the others, and moves nothing."""
+    head = b"".join(frame(Committed(1), b"x" * 20_000))[:-20_000]
+    payload = 300_000_000
+    reader = FrameReader(to_lane=False)
+    reader.feed(struct.pack("<II", len(head) - 8, payload) + head[8:] + bytes(100))
+    places, left = [], payload - 100
+    while left:
+        assert list(reader.messages()) == []
+        room = reader.room()
+        places.append(np.frombuffer(room, np.uint8).ctypes.data - (payload - left))
+        count = min(left, len(room))
+        assert 0 < len(room) <= READ_BYTES
+        reader.came(count)
+        left -= count
+    ((message, data),) = reader.messages()
+    assert (message, len(data)) == (Committed(1), payload)
+    assert len(set(places)) == 1
+
+
+def test_a_frame_for_which_there_is_no_memory_is_refused(monkeypatch):
+    """Its stream cannot be read on."""
+    monkeypatch.setattr("tidemill.lanes.framing.np.empty", lambda *_: bytearray(1 << 62))
+    reader = FrameReader(to_lane=False)
+    reader.feed(struct.pack("<II", 0, MAX_FRAME))
+    with pytest.raises(ValueError, match="2147483656 bytes, for which there is no memory"):
+        list(reader.messages())
+
+
 def test_many_frames_in_one_read():
     """A thousand messages that arrive at once are all there."""
     stream = b"".join(b"".join(frame(Committed(n), b"x" * (n % 5))) for n in range(1000))

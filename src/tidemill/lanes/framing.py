@@ -26,7 +26,6 @@ Payload = bytearray | memoryview
 _HEAD: Final = struct.Struct("<II")
 MAX_FRAME: Final = 1 << 31
 """A length beyond this is a broken stream, refused before anything is allocated."""
-_LARGE: Final = 64 << 20
 _JOINED: Final = 16_384
 """Bytes of a payload that are copied to make one piece of a frame: quicker than to write two."""
 READ_BYTES: Final = 256 * 1024
@@ -97,8 +96,8 @@ class FrameReader:
         self._start = self._end = 0  # what has come and was not given yet
 
     def room(self) -> memoryview:
-        """Where the next read goes; never empty once `messages` was read to its end."""
-        return self._data[self._end :]
+        """Where the next read goes, `READ_BYTES` at most; never empty once `messages` was read to its end."""
+        return self._data[self._end : self._end + READ_BYTES]
 
     def came(self, count: int) -> None:
         """A read has put ``count`` bytes there."""
@@ -106,8 +105,7 @@ class FrameReader:
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take bytes that were read elsewhere, as many as there is room for."""
-        room = self.room()
-        room[: len(data)] = data
+        self._data[self._end : self._end + len(data)] = data
         self.came(len(data))
 
     @property
@@ -143,17 +141,18 @@ class FrameReader:
     def _make_room(self, size: int, start: int) -> None:
         """For the rest of a frame of ``size`` bytes; in memory of its own it begins at ``start``.
 
-        That memory grows with what comes, and is not touched before: a length that lies takes nothing.
+        That memory is not touched before bytes come for it: a length that lies takes nothing, and what has come is not
+        copied again.
         """
         if self._start + size <= len(self._data):
             return
         held = self._end - self._start
         if size <= READ_BYTES:
             data, start = self._kept, 0
-        elif len(self._data) - self._end >= ALIGN:
-            return  # it is not full yet
         else:
-            grown = start + min(size, max(_LARGE, 2 * len(self._data)))
-            data = memoryview(np.empty(grown, np.uint8))  # type: ignore[arg-type] # it is a buffer
+            try:
+                data = memoryview(np.empty(start + size, np.uint8))  # type: ignore[arg-type] # it is a buffer
+            except MemoryError as error:
+                raise ValueError(f"a frame of {size} bytes, for which there is no memory") from error
         data[start : start + held] = bytes(self._data[self._start : self._end])  # may overlap with where it was
         self._data, self._start, self._end = data, start, start + held
