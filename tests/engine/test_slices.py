@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from tidemill.engine import slices
-from tidemill.engine.slices import Slices, Turns
+from tidemill.engine.slices import Slices, Turns, copied_items
 
 SLICE_S = 0.00004
 
@@ -103,3 +104,16 @@ async def test_what_is_left_can_be_done_at_once(clock: Clock) -> None:
     queue.finish()
     assert len(done) == 103
     assert not queue.busy
+
+
+@pytest.mark.parametrize("cut", [np.s_[::2], np.s_[::-1, 3], np.s_[5:, ::2, ::3], np.s_[:3, :2], np.s_[3, 3, :1]])
+def test_items_that_lie_apart_are_copied_a_bit_each_time(cut: object) -> None:
+    """Of any shape; to the end, and not much at once."""
+    source = np.arange(64 * 24 * 100.0).reshape(64, 24, 100)[cut]
+    target = np.zeros(source.shape)
+    before = 0
+    for _ in copied_items(source, target):
+        now = np.count_nonzero(target)
+        assert (now - before) * 8 <= 32 * 1024
+        before = now
+    np.testing.assert_array_equal(target, source)

@@ -44,6 +44,7 @@ VALUES = {
     "just large": lambda: np.arange(LARGE).astype(np.uint8),
     "fortran": lambda: np.asfortranarray(np.arange(400_000.0).reshape(400, 1000)),
     "strided": lambda: np.arange(400_000.0)[::3],
+    "times": lambda: (np.arange(200_000).astype("M8[ms]"), {"t": np.arange(60_000).astype("m8[s]")[::-1]}),
     "objects": lambda: np.array(["x", 1, None] * 30_000, object),
     "columns": lambda: {"a": np.arange(100_000.0), "b": np.arange(100_000, dtype=np.int8), "c": np.zeros(0)},
     "nested": lambda: (1, {"a": [np.arange(100_000.0), "text"]}, np.arange(50_000)),
@@ -51,6 +52,7 @@ VALUES = {
     "bytearray": lambda: bytearray(range(256)) * 4_000,
     "bytes within": lambda: {"a": bytes(range(256)) * 4_000, "b": [bytearray(300_001)]},
     "text": lambda: "ü" * 1_000_000,
+    "rows of a table": lambda: pa.table({"x": np.arange(100_000.0), "s": ["a", "b"] * 50_000}).slice(7, 20_000),
     "table": lambda: pa.table({"x": np.arange(100_000.0), "s": ["a", "b"] * 50_000}),
     "larger than any arena": lambda: np.arange(20 * MB, dtype=np.uint8),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import pickle
+import types
 from typing import Any
 
 import numpy as np
@@ -16,22 +18,17 @@ from hypothesis.extra import numpy as arrays
 import tidemill as tm
 from tidemill.column import Column
 from tidemill.errors import CallError
+from tidemill.lanes.arena import copy_in
 from tidemill.lanes.call_codec import MAX_BYTES, dumps_call
-from tidemill.lanes.memory import ALIGN
 from tidemill.lanes.parcels import LARGE, Parcel, pack, pack_arguments, unpack
 from tidemill.schema import Kind
 
 
 def block_of(parcel: Parcel) -> memoryview:
     """The buffers as they lie in an arena."""
-    block = bytearray(parcel.room)
-    at = 0
-    for buffer in parcel.buffers:
-        size = memoryview(buffer).nbytes
-        block[at : at + size] = buffer
-        at += size + -size % ALIGN
-    assert at == parcel.room
-    return memoryview(block)
+    block = memoryview(bytearray(parcel.room))
+    copy_in(parcel.buffers, block)
+    return block
 
 
 def both_ways(parcel: Parcel) -> list[Any]:
@@ -50,6 +47,8 @@ def same(own: Any, right: Any) -> None:
         assert own.tobytes() == right.tobytes() or right.dtype.hasobject
         assert own.flags.writeable
         assert own.flags.aligned
+    elif isinstance(right, pa.Table | pa.RecordBatch):
+        assert own.equals(right, check_metadata=True)
     elif isinstance(right, dict):
         assert list(own) == list(right)
         for name in right:
@@ -122,6 +121,161 @@ def test_bytes_and_arrow_tables_travel_beside_the_pickle() -> None:
     for parcel in (pack(table), pack(data), pack_arguments((data,), {}), pack_arguments((7, table), {})):
         assert len(parcel.head) < 2_000 < LARGE < parcel.room
         assert all(part in (table, data) for own in both_ways(parcel) for part in [_first(own)])
+
+
+FLOATS = np.arange(LARGE, dtype=np.float64)
+TIMES = np.arange(LARGE).astype("M8[us]")
+RECORDS = np.zeros(LARGE // 4, [("t", "M8[ns]"), ("v", "f4")])
+RECORDS["t"] = np.arange(len(RECORDS))
+READONLY = TIMES[:20_000].copy()
+READONLY.flags.writeable = False
+LARGE_VALUES: dict[str, Any] = {
+    "times": TIMES,
+    "differences": TIMES - TIMES[5],
+    "units of ten": TIMES.astype("M8[10ms]"),
+    "times that cannot be written to": READONLY,
+    "times in columns": np.asfortranarray(TIMES.reshape(4, -1)),
+    "times with gaps": TIMES[::2],
+    "every second": FLOATS[::2],
+    "backwards": FLOATS[:50_000][::-1],
+    "a column of many": FLOATS.reshape(-1, 4)[:, 3],
+    "the middle": FLOATS.reshape(64, 8, -1)[:, 2:7, 5:],
+    "one again and again": np.broadcast_to(np.arange(3.0), (LARGE // 8, 3)),
+    "big-endian with gaps": FLOATS.astype(">f8")[::2],
+    "structured": RECORDS,
+    "structured with gaps": RECORDS[::-2],
+    "records": RECORDS.view(np.recarray),
+    "records without times": np.rec.fromarrays([FLOATS, FLOATS > 3.0], names="a,b"),
+    "masked": np.ma.MaskedArray(FLOATS, FLOATS % 3 == 0, fill_value=-7.0),
+    "masked with gaps": np.ma.MaskedArray(FLOATS, FLOATS % 3 == 0).repeat(2)[::2],
+    "an array of the standard library": array.array("d", FLOATS[:20_000]),
+    "a memoryview": memoryview(FLOATS[:20_000]),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_VALUES)
+def test_what_pickle_would_copy_travels_beside_it(kind: str) -> None:
+    """Large arrays of all types, alone and in containers, objects and dicts of columns; they come back as they were."""
+    value = right = LARGE_VALUES[kind]
+    for parcel, wrap in (
+        (pack(value), lambda x: x),
+        (pack_arguments(([1, {"a": [value]}], 2), {}), lambda x: (([1, {"a": [x]}], 2), {})),
+        (pack(types.SimpleNamespace(a=value)), lambda x: types.SimpleNamespace(a=x)),
+        (pack({"n": np.arange(9), "v": value, "w": value}), lambda x: {"n": np.arange(9), "v": x, "w": x}),
+        (pack_arguments((value,), {"f": type("Seen", (), {"__module__": "__main__"})}), None),
+    ):
+        assert len(parcel.head) < 3_000 < LARGE < parcel.room
+        for own in both_ways(parcel):
+            if wrap is None:
+                same(own[0][0], right)
+            elif isinstance(own, types.SimpleNamespace):
+                same(own.a, right)
+            else:
+                same(own, wrap(right))
+
+
+def test_a_masked_array_has_its_mask() -> None:
+    """And what fills it."""
+    value = LARGE_VALUES["masked"]
+    for own in both_ways(pack(value)):
+        same(own.mask, value.mask)
+        assert own.fill_value == -7.0
+
+
+def test_arrays_that_are_met_twice_are_one() -> None:
+    """Also those that pickle would copy."""
+    times = LARGE_VALUES["times"]
+    parcel = pack([times, (times,)])
+    assert parcel.room == times.nbytes
+    for own, (again,) in both_ways(parcel):
+        assert own is again
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20, 20_000])
+def test_columns_of_times_have_the_codec_of_columns(rows: int) -> None:
+    """Of any unit, with gaps too."""
+    value = {
+        "t": np.arange(rows).astype("M8[ns]"),
+        "v": np.arange(rows) / 3,
+        "d": np.arange(2 * rows).astype("m8[D]")[::2],
+        "w": np.arange(rows, dtype=np.int32)[::-1],
+    }
+    assert pack(value).head[0] == 1  # not pickled
+    for own in both_ways(pack(value)):
+        same(own, value)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        memoryview(b"abc"),
+        memoryview(bytearray(b"")),
+        memoryview(np.arange(4.0)),
+        memoryview(np.arange(6, dtype=np.int16).reshape(2, 3)),
+    ],
+)
+def test_a_memoryview_arrives_as_one(view: memoryview) -> None:
+    """Of the same format and shape."""
+    for value in (view, (1, view), [view] * 70):
+        for own in both_ways(pack(value)):
+            assert own == value
+    own = unpack(pack(view).data)
+    assert (own.format, own.shape, own.readonly) == (view.format, view.shape, view.readonly)
+
+
+def test_a_memoryview_that_cannot_be_made_again_is_refused() -> None:
+    """It has gaps, or items of the other order of bytes."""
+    for view in (memoryview(b"abcd")[::2], memoryview(np.zeros(3, ">f8"))):
+        with pytest.raises(CallError, match=r"argument 0, a memoryview, cannot be sent .*memoryview: "):
+            dumps_call((view,), {})
+
+
+def slices() -> dict[str, Any]:
+    n = 20_000
+    table = pa.table(
+        {
+            "x": np.arange(n),
+            "t": np.arange(n).astype("M8[ns]"),
+            "s": pa.array([None if k % 7 == 0 else f"text {k}" for k in range(n)]),
+            "d": pa.array([f"S{k % 3}" for k in range(n)]).dictionary_encode(),
+            "l": pa.array([[k, None] if k % 5 else None for k in range(n)], pa.list_(pa.int32())),
+            "b": pa.array([k % 2 == 0 for k in range(n)]),
+        }
+    ).replace_schema_metadata({"made by": "a test"})
+    twice = pa.concat_tables([table, table])
+    return {
+        "some rows": table.slice(13, 100),
+        "no rows": table.slice(5, 0),
+        "over two chunks": twice.slice(n - 50, 100),
+        "a batch": table.to_batches(1_000)[7],
+        "large": table.slice(1, 7_001),
+    }
+
+
+@pytest.mark.parametrize("kind", slices())
+def test_a_slice_of_an_arrow_table_sends_what_it_shows(kind: str) -> None:
+    """Not all of the table; nothing of it is lost."""
+    value = slices()[kind]
+    for parcel in (pack(value), pack_arguments((value,), {})):
+        assert parcel.size < 2 * value.nbytes + 10_000
+        for own in both_ways(parcel):
+            same(own if isinstance(own, pa.Table | pa.RecordBatch) else own[0][0], value)
+
+
+def test_half_of_a_large_table_is_not_copied() -> None:
+    """All of it travels, a bit in each turn of the loop, and nobody waits for a copy."""
+    table = pa.table({"x": np.arange(400_000)})
+    assert pack(table.slice(0, 190_000)).room >= table.nbytes
+    assert pack(table.slice(0, 90_000)).room < table.nbytes // 4
+
+
+def test_a_slice_with_types_of_its_own_is_left_to_pickle() -> None:
+    """The other side may not have registered them, and would have what they are made of instead."""
+    values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 10_000, pa.binary(16)))
+    value = pa.table({"id": values}).slice(2, 3)
+    for own in both_ways(pack(value)):
+        same(own, value)
+        assert own.schema.types == [pa.uuid()]
 
 
 LARGE_BYTES = bytes(range(256)) * 1_000

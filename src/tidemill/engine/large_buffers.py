@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tidemill.engine.slices import Slices, Turns, copied
-from tidemill.lanes.arena import ArenaBack, ArenaOut
+from tidemill.engine.slices import Slices, Turns, copied, copied_items
+from tidemill.lanes.arena import ArenaBack, ArenaOut, laid_like
+from tidemill.lanes.beside import Buffer, has_gaps
 from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.framing import Part, Payload
 from tidemill.lanes.memory import Shared
@@ -74,7 +75,7 @@ class LargeBuffers:
     def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
         at = message.at
         for buffer in parcel.buffers:
-            for _ in copied(buffer, self._memory[at : at + memoryview(buffer).nbytes]):
+            for _ in _copied(buffer, self._memory[at : at + buffer.nbytes]):
                 yield
                 if message.call not in self._unsent:  # withdrawn: its place may be another's
                     return
@@ -126,3 +127,7 @@ class LargeBuffers:
         self._memory.release()
         self._shared.buffer.close()
         self._shared.close()
+
+
+def _copied(buffer: Buffer, place: memoryview) -> Iterator[None]:
+    return copied_items(buffer, laid_like(buffer, place)) if has_gaps(buffer) else copied(buffer, place)

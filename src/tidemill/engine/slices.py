@@ -9,8 +9,9 @@ from time import monotonic
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Slices", "Turns", "copied"]
+__all__ = ["Slices", "Turns", "copied", "copied_items"]
 
 _ALONE_S: Final = 0.0005
 _AMONG_OTHERS_S: Final = 0.0001
@@ -18,6 +19,8 @@ _OTHERS_S: Final = 0.00006
 """What the loop takes at most for a turn that has nothing else in it."""
 _SLICE: Final = 256 * 1024
 """Bytes copied at once: some 40 us."""
+_SLICE_OF_ITEMS: Final = 32 * 1024
+"""The same of items that lie apart, each of which may have to be fetched by itself."""
 
 
 class Turns:
@@ -99,4 +102,17 @@ def copied(source: Any, target: memoryview) -> Iterator[None]:
     ours, theirs = np.frombuffer(source, np.uint8), np.frombuffer(target, np.uint8)
     for start in range(0, len(ours), _SLICE):
         theirs[start : start + _SLICE] = ours[start : start + _SLICE]
+        yield
+
+
+def copied_items(source: NDArray[Any], target: NDArray[Any]) -> Iterator[None]:
+    """Copy an array with gaps between its items to another of the same shape, a slice each time."""
+    rows = _SLICE_OF_ITEMS * len(source) // source.nbytes
+    if not rows and source.ndim > 1:
+        for ours, theirs in zip(source, target, strict=True):
+            yield from copied_items(ours, theirs)
+        return
+    rows = max(1, rows)
+    for start in range(0, len(source), rows):
+        target[start : start + rows] = source[start : start + rows]
         yield

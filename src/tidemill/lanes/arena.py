@@ -15,10 +15,14 @@ from bisect import insort
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.lanes.beside import has_gaps
 from tidemill.lanes.memory import aligned, fence
 from tidemill.lanes.parcels import Parcel, room_of
 
-__all__ = ["ArenaBack", "ArenaOut", "copy_in"]
+__all__ = ["ArenaBack", "ArenaOut", "copy_in", "laid_like"]
 
 _PAGE: Final = 4096
 _CELL: Final = 8
@@ -134,6 +138,14 @@ def copy_in(buffers: Sequence[Any], place: memoryview) -> None:
     """Copy buffers one after another, each from a multiple of 16 bytes on."""
     at = 0
     for buffer in buffers:
-        view = memoryview(buffer).cast("B")
-        place[at : at + view.nbytes] = view
+        if has_gaps(buffer):
+            laid_like(buffer, place[at : at + buffer.nbytes])[...] = buffer
+        else:
+            view = memoryview(buffer).cast("B")
+            place[at : at + view.nbytes] = view
         at += room_of(buffer)
+
+
+def laid_like(buffer: NDArray[Any], memory: memoryview) -> NDArray[Any]:
+    """Memory as an array of the same dtype and shape as another."""
+    return np.frombuffer(memory, buffer.dtype).reshape(buffer.shape)

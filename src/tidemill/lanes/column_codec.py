@@ -4,7 +4,7 @@
     buffers the arrays, as they lie in memory
 
 The layout, names and kinds, comes again with every call; both sides look it up by its bytes or its parts. What is not
-exactly of these types, or of other dtypes than plain numbers, is for pickle.
+exactly of these types, or of other dtypes than plain numbers and times, is for pickle.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Buffer = NDArray[Any] | bytes
 Columns = tuple[bytes, list[Buffer]]
 """A head, and its buffers."""
 
-_layouts: dict[tuple[Any, ...], tuple[bytes, list[np.dtype[Any]]]] = {}
+_layouts: dict[tuple[Any, ...], tuple[bytes, list[int]]] = {}
+"""By names and dtypes: a layout, and which of its arrays are of times, which are no buffers."""
 _tables = TextTables()
 
 
@@ -63,7 +64,7 @@ def _of_dict(columns: dict[Any, Any]) -> Columns | None:
     if not arrays:
         return None
     names = tuple(columns)
-    key = (names, *map(id, dtypes))
+    key = (names, *dtypes)
     known = _layouts.get(key)
     if known is None:
         layout = _layout(names, dtypes)
@@ -71,18 +72,25 @@ def _of_dict(columns: dict[Any, Any]) -> Columns | None:
             return None
         if len(_layouts) >= _MOST_LAYOUTS:
             _layouts.clear()
-        known = _layouts[key] = layout, dtypes  # which keeps them, and so their ids
-    return _head(_DICT, known[0], arrays), arrays
+        known = _layouts[key] = layout, [number for number, dtype in enumerate(dtypes) if dtype.kind in "mM"]
+    layout, times = known
+    for number in times:
+        arrays[number] = arrays[number].view(_INT64)
+    return _head(_DICT, layout, arrays), arrays
 
 
 def _layout(names: tuple[Any, ...], dtypes: Sequence[np.dtype[Any]]) -> bytes | None:
-    codes = [_DTYPES.get(dtype) for dtype in dtypes]
+    codes = [_code(dtype) for dtype in dtypes]
     if None in codes or len(codes) >= len(_counts) or not all(type(name) is str for name in names):
         return None
     try:
         return msgspec.msgpack.encode([names, codes])
     except UnicodeEncodeError:  # half of a surrogate pair in a name
         return None
+
+
+def _code(dtype: np.dtype[Any]) -> str | None:
+    return dtype.str if dtype.kind in "mM" and dtype.isnative else _DTYPES.get(dtype)
 
 
 def _of_batch(batch: Batch) -> Columns | None:

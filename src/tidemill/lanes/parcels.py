@@ -4,34 +4,55 @@
     large   the same head; its buffers go through shared memory (`tidemill.lanes.arena`) and are read where they lie
 
 Dicts of arrays and batches have a codec of their own (`column_codec`); of all else pickle finds the buffers: arrays
-inside of tuples and objects, Arrow tables, and bytes and bytearrays that are an argument or a result, or in a small list,
-tuple or dict that is an argument. Nothing here is read that was not written by our own processes.
+inside of tuples and objects, Arrow tables (`beside` helps it), and bytes and bytearrays that are an argument or a result, or
+in a small list, tuple or dict that is an argument. Nothing here is read that was not written by our own processes.
 """
 
 from __future__ import annotations
 
+import copyreg
+import datetime
 import io
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.lanes.beside import LARGE, Buffer, StandIn, bytes_of, goes_by_itself, has_gaps, reducers
 from tidemill.lanes.by_value import PicklerByValue
 from tidemill.lanes.column_codec import ColumnReader, columns_of
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 
 __all__ = ["LARGE", "Parcel", "pack", "pack_arguments", "room_of", "unpack"]
 
-LARGE: Final = 131_072
-"""Bytes from which a buffer, or the buffers of a value together, are worth a place in shared memory."""
 _COLUMNAR: Final = frozenset((dict, Batch))
 _BYTES: Final = frozenset((bytes, bytearray))
-_LOOKED_AT: Final = _BYTES | {tuple, list, dict}
+_CONTAINERS: Final = frozenset((tuple, list, dict))
+_LOOKED_AT: Final = _BYTES | _CONTAINERS
+_PLAIN: Final = frozenset(
+    (
+        int,
+        float,
+        bool,
+        str,
+        type(None),
+        complex,
+        datetime.datetime,
+        np.float64,
+        np.float32,
+        np.int64,
+        np.int32,
+        np.bool_,
+    )
+)
+"""Of which there is nothing that could travel beside a pickle."""
 _FEW: Final = 64
-"""Members of a container that is looked into for large bytes."""
+"""Members of a container that is looked into."""
+_FEWER: Final = 4
+"""The same for what needs `reducers`: they cost as much as to look into so many."""
 _HEAD: Final = struct.Struct("<BBI")
 """Codec, how it is wrapped, and the length of the head, this included."""
 _COLUMNS: Final = 1
@@ -40,8 +61,6 @@ _BARE: Final = 0
 _ALONE: Final = 1
 """Wrapped as ``((value,), {})``: the arguments of most calls."""
 _COUNT: Final = struct.Struct("<I")
-Buffer = Any
-"""What ``bytes.join`` and ``memoryview`` take: contiguous memory."""
 
 _reader: Final = ColumnReader()
 
@@ -65,17 +84,17 @@ class Parcel:
     @property
     def data(self) -> bytes:
         """All of it in one piece."""
-        return _joined(self.head, self.buffers) if self.buffers else self.head
+        return b"".join(self.parts) if self.buffers else self.head
 
     @property
     def parts(self) -> list[Buffer]:
-        """All of it in the pieces in which it lies."""
-        return _parts(self.head, self.buffers)
+        """All of it in the pieces in which it lies; what has gaps is copied."""
+        return _parts(self.head, [bytes_of(buffer) for buffer in self.buffers])
 
 
 def room_of(buffer: Buffer) -> int:
     """Bytes that a buffer takes among others."""
-    return aligned(memoryview(buffer).nbytes)
+    return aligned(buffer.nbytes if type(buffer) is np.ndarray else memoryview(buffer).nbytes)
 
 
 def _joined(head: bytes, buffers: Sequence[Buffer]) -> bytes:
@@ -102,12 +121,10 @@ def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
         if packed is not None:
             return packed
     large: dict[int, bytes | bytearray] = {}
-    for value in args:
-        if type(value) in _LOOKED_AT:
-            _find_large(value, large, 1)
+    plain = _PLAIN.issuperset(map(type, args)) or _look_at_all(args, large, 1)
     if kwargs:
-        _find_large(kwargs, large, 2)
-    return _pickled((args, kwargs), large)
+        plain &= _look_at(kwargs, large, 2)
+    return _pickled((args, kwargs), large, plain=plain)
 
 
 def pack(value: Any, depth: int = 0) -> Parcel:
@@ -117,22 +134,39 @@ def pack(value: Any, depth: int = 0) -> Parcel:
         if packed is not None:
             return packed
     large: dict[int, bytes | bytearray] = {}
-    if type(value) in _LOOKED_AT:
-        _find_large(value, large, depth)
-    return _pickled(value, large)
+    return _pickled(value, large, plain=_look_at(value, large, depth))
 
 
-def _find_large(value: Any, found: dict[int, bytes | bytearray], depth: int) -> None:
-    """Bytes that are worth a place of their own, by their ids. What is not found is pickled like all else."""
-    if type(value) in _BYTES:
-        if len(value) >= LARGE:
+def _look_at(value: Any, found: dict[int, bytes | bytearray], depth: int) -> bool:
+    """Find bytes that are worth a place of their own, by their ids; those that are not found are pickled like all else.
+
+    Whether it is certain that nothing in the value needs `reducers`.
+    """
+    kind = type(value)
+    if kind in _CONTAINERS:
+        if len(value) > _FEW:
+            return False
+        members = value.values() if kind is dict else value
+        if _PLAIN.issuperset(map(type, members)):
+            return True
+        if depth < 0:
+            return False
+        if len(value) > _FEWER and (not depth or (_BYTES if depth == 1 else _LOOKED_AT).isdisjoint(map(type, members))):
+            return False
+        return _look_at_all(members, found, depth - 1)
+    if kind in _BYTES:
+        if depth >= 0 and len(value) >= LARGE:
             found[id(value)] = value
-    elif depth and len(value) <= _FEW:
-        members = value.values() if type(value) is dict else value
-        if not _LOOKED_AT.isdisjoint(map(type, members)):
-            for member in members:
-                if type(member) in _LOOKED_AT:
-                    _find_large(member, found, depth - 1)
+        return True
+    return kind in _PLAIN or (kind is np.ndarray and goes_by_itself(value))
+
+
+def _look_at_all(values: Iterable[Any], found: dict[int, bytes | bytearray], depth: int) -> bool:
+    plain = True
+    for value in values:
+        if type(value) not in _PLAIN and not _look_at(value, found, depth):
+            plain = False
+    return plain
 
 
 def _columns(value: Any, wrapped: int) -> Parcel | None:
@@ -144,29 +178,35 @@ def _columns(value: Any, wrapped: int) -> Parcel | None:
     size = 0
     for buffer in buffers:
         size += buffer.nbytes if type(buffer) is np.ndarray else len(buffer)
+    if size >= LARGE:
+        return Parcel(head, [_memory_of(buffer) for buffer in buffers if len(buffer)])
     try:
-        if size < LARGE:
-            return Parcel(_joined(head, buffers))
-        large = [memoryview(cast("bytes", buffer)).cast("B") for buffer in buffers if len(buffer)]
-    except (BufferError, ValueError, TypeError):  # with gaps between its items
-        return None
-    return Parcel(head, large)
+        return Parcel(_joined(head, buffers))
+    except (BufferError, ValueError, TypeError):  # with gaps between the items of one
+        return Parcel(_joined(head, [bytes_of(buffer) for buffer in buffers]))
 
 
-def _pickled(value: Any, large: dict[int, bytes | bytearray]) -> Parcel:
-    buffers: list[memoryview] = []
+def _memory_of(buffer: Buffer) -> Buffer:
+    return buffer if has_gaps(buffer) else memoryview(buffer).cast("B")
+
+
+def _pickled(value: Any, large: dict[int, bytes | bytearray], *, plain: bool) -> Parcel:
+    buffers: list[Buffer] = []
 
     def inside(buffer: pickle.PickleBuffer) -> bool:
         """Whether pickle keeps it among its own bytes."""
         view = buffer.raw()
+        if type(view.obj) is StandIn:
+            buffers.append(view.obj.buffer)
+            return False
         if view.nbytes < LARGE:
             return True
         buffers.append(view)
         return False
 
     try:
-        if large:
-            data = _dumped(pickle.Pickler, value, large, inside)
+        if large or not plain:
+            data = _dumped(_pickler, value, large, inside)
         else:
             data = pickle.dumps(value, 5, buffer_callback=inside)
         by_value = b"__main__" in data  # by name, and the other side has another main module
@@ -174,23 +214,37 @@ def _pickled(value: Any, large: dict[int, bytes | bytearray]) -> Parcel:
         by_value = True
     if by_value:
         buffers.clear()
-        data = _dumped(PicklerByValue, value, large, inside)
+        data = _dumped(_PicklerByValue, value, large, inside)
     if not buffers:
         return Parcel(data)
-    sizes = struct.pack(f"<{len(buffers)}q", *(view.nbytes for view in buffers))
+    sizes = struct.pack(f"<{len(buffers)}q", *(buffer.nbytes for buffer in buffers))
     head = _COUNT.pack(len(buffers)) + sizes + data
     return Parcel(_HEAD.pack(_PICKLE, _BARE, _HEAD.size + len(head)) + head, buffers)
 
 
+def _pickler(
+    file: io.BytesIO, protocol: int, *, buffer_callback: Callable[[pickle.PickleBuffer], bool]
+) -> pickle.Pickler:
+    pickler = pickle.Pickler(file, protocol, buffer_callback=buffer_callback)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **reducers()}
+    return pickler
+
+
+class _PicklerByValue(PicklerByValue):
+    def reducer_override(self, obj: Any) -> Any:
+        reducer = reducers().get(type(obj))
+        return super().reducer_override(obj) if reducer is None else reducer(obj)
+
+
 def _dumped(
-    kind: type[pickle.Pickler],
+    made: Callable[..., pickle.Pickler],
     value: Any,
     large: dict[int, bytes | bytearray],
     inside: Callable[[pickle.PickleBuffer], bool],
 ) -> bytes:
     """The large bytes come first, as buffers, and the value refers to them, wherever it has them."""
     file = io.BytesIO()
-    pickler = kind(file, 5, buffer_callback=inside)
+    pickler = made(file, 5, buffer_callback=inside)
     if large:
         stand_ins = {place: _Bytes(data) for place, data in large.items()}
         pickler.dump(list(stand_ins.values()))
