@@ -104,7 +104,8 @@ class LaneDied(TidemillError):
     """The lane's process ended while it ran the function. Other calls are not affected; the lane was replaced.
 
     ``signal`` is the number of the signal that ended it, or None; ``code`` its exit code, or None; ``stderr`` the end of
-    what Python code in it wrote to its standard streams, with the traceback of a crash.
+    what Python code in it wrote to its standard streams, with the traceback of a crash. What C code wrote itself, such as
+    glibc's last message, is only where stderr goes.
     """
 
     def __init__(self, message: str, signal: int | None = None, code: int | None = None, stderr: str = "") -> None:

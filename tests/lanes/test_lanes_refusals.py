@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from math import inf, nan
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -46,6 +46,11 @@ def pipeline() -> tm.Pipeline:
         ({"recycle_after": 0}, "recycle_after=0 must be a whole number"),
         ({"recycle_after": True}, "recycle_after=True must be a whole number"),
         ({"recycle_rss": -1}, "recycle_rss=-1 must be a whole number"),
+        (
+            {"arena_bytes": 1 << 50},
+            r"arena_bytes=\d+ must be a whole number, at least 1048576 and at most 1099511627776\.",
+        ),
+        ({"arena_bytes": 1}, r"arena_bytes=1 must be a whole number, at least 1048576 and at most"),
         ({"grace": -0.1}, "grace=-0.1 must be a number of seconds"),
         ({"grace": nan}, "grace=nan must be a number of seconds"),
         ({"grace": inf}, "grace=inf must be a number of seconds"),
@@ -111,6 +116,14 @@ class Locked:
     def method(self) -> None: ...
 
 
+class Refusing:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError("one of a kind")
+
+
 async def test_what_cannot_be_sent_is_named(one: tm.Lanes) -> None:
     """The variable that a function closes over, the part of a method's object, a partial's argument, an open file."""
     numbers, locked, file = (x for x in ()), Locked(), io.TextIOWrapper(io.BytesIO())
@@ -119,6 +132,8 @@ async def test_what_cannot_be_sent_is_named(one: tm.Lanes) -> None:
         "closes over file, a TextIOWrapper ": lambda: one.run(lambda: file.read() + ""),
         r"the function\.__self__\.kept\['lock'\], a lock,": lambda: one.run(locked.method),
         r"the function\.args\[0\], a generator,": lambda: one.run(functools.partial(list, numbers)),
+        r"argument 0\[0\], a Refusing, .*RuntimeError: one of a kind": lambda: one.run(len, [Refusing()]),
+        r"argument 0, a Lanes, .*Lanes stay in the process": lambda: one.run(print, one),
         r"argument 0\[1\], a TextIOWrapper,.*an open file stays in its process": lambda: one.run(len, [1, file]),
     }.items():
         with pytest.raises(CallError, match=told):

@@ -19,6 +19,7 @@ from tidemill.lanes.channel import Exit
 __all__ = ["ATTEMPTS", "Making"]
 
 LEAST_ARENA: Final = 1 << 20
+MOST_ARENA: Final = 1 << 40
 
 ATTEMPTS: Final = 4
 """Rounds of processes in a row that were never ready, after which callers are told."""
@@ -62,7 +63,7 @@ class Making:
         for name in ("recycle_after", "recycle_rss"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        check_count("arena_bytes", self.arena_bytes, least=LEAST_ARENA if self.arena_bytes else 0)
+        check_count("arena_bytes", self.arena_bytes, least=LEAST_ARENA if self.arena_bytes else 0, most=MOST_ARENA)
 
     @property
     def recycles(self) -> bool:

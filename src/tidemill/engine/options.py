@@ -52,10 +52,12 @@ def check_plain(function: Any) -> None:
         )
 
 
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
+def check_count(name: str, value: Any, *, least: int = 1, most: int | None = None) -> None:
     """A whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise CallError(f"{name}={value!r} must be a whole number, at least {least}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        raise CallError(
+            f"{name}={value!r} must be a whole number, at least {least}{'' if most is None else f' and at most {most}'}."
+        )
 
 
 def check_timeout(value: Any, name: str = "timeout") -> float | None:

@@ -172,13 +172,21 @@ def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
         parts = [(f"{path}.__self__", value.__self__)]
     elif depth and isinstance(value, functools.partial):
         parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
-    elif depth and isinstance(getattr(value, "__dict__", None), dict):
+    elif depth and _is_pickled_by_parts(value):
         parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
     for name, part in parts:
         found = _culprit(part, name, depth - 1)
         if found:
             return found
     return f"{path}, a {type(value).__qualname__},"
+
+
+def _is_pickled_by_parts(value: Any) -> bool:
+    """Whether pickle takes the attributes of an object, and nothing that its class says instead."""
+    kind = type(value)
+    return isinstance(getattr(value, "__dict__", None), dict) and all(
+        getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
 
 
 # -- values ----------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """What a process wrote last to its standard streams, for the error that tells of its death.
 
 It goes where it always went; a copy of the end of it stays in memory that outlives the process. That is what Python code
-writes through ``sys.stdout`` and ``sys.stderr``, and the traceback of a crash, which `faulthandler` writes as it happens:
+writes through ``sys.stdout`` and ``sys.stderr``, and the traceback of a crash, which `faulthandler` writes as it happens.
+What C code writes itself goes by: to have that too, descriptor 2 would be a pipe, and who copied it on would have to run while
+the process's own C code keeps the GIL, would hold all lanes up where stderr is not read, and there would be no terminal:
 
     front   text: how much was written (8 bytes), then a ring of 4 kB
     behind  the traceback of a crash, 4 kB at most
