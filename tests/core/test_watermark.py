@@ -16,7 +16,7 @@ class Told:
 
     def __init__(self, lag, ahead):
         self.lag, self.ahead_ns = lag, ahead
-        self.newest, self.mark, self.ahead, self.leaping, self.first = None, BEGIN, 0, [], []
+        self.newest, self.mark, self.ahead, self.leaps, self.leaping, self.first = None, BEGIN, 0, 0, [], []
 
     def begin(self, time, here):
         self.first.append(time)
@@ -44,6 +44,7 @@ class Told:
             self.leaping.append(time)
             if len(self.leaping) == 8:
                 self.ahead -= 8
+                self.leaps += 1
                 self.newest = min(self.leaping)
                 self.mark = max(self.mark, self.newest - self.lag)
                 self.leaping = []
@@ -68,7 +69,23 @@ def test_it_follows_its_rules_wherever_batches_end(times, lag, ahead, wall, cuts
         assert marks[0] == made[-1]
         made += marks[1:].tolist()
     assert made == expected
-    assert mark.ahead == told.ahead
+    assert (mark.ahead, mark.leaps) == (told.ahead, told.leaps)
+
+
+@given(
+    times=st.lists(st.integers(0, 300), max_size=60),
+    ahead=st.integers(1, 60),
+    wall=st.none() | st.integers(0, 300),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+)
+def test_where_nobody_needs_the_steps_it_goes_the_same_way(times, ahead, wall, cuts):
+    mark, hearing = (Watermark(lag_ns=7, max_ahead_ns=ahead) for _ in range(2))
+    for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
+        own = np.array(times[start:stop], np.int64)
+        mark.advance(own, wall_ns=wall, now_ns=stop)
+        hearing.hear(own, wall_ns=wall, now_ns=stop)
+        assert hearing.snapshot() == mark.snapshot()
+        assert hearing.tick(100 * S) == mark.tick(100 * S)
 
 
 def test_one_clock_that_is_936_days_ahead_makes_nobody_late():
@@ -111,7 +128,7 @@ def test_a_recording_with_a_hole_of_86_days_goes_on_behind_it():
     times = np.concatenate([np.arange(20), 86 * 86_400 + np.arange(20)]) * S
     mark.advance(times, wall_ns=10_000 * 24 * HOUR)
     assert mark.mark == times[-1]
-    assert mark.ahead == 0
+    assert (mark.ahead, mark.leaps) == (0, 1)
 
 
 def test_a_live_source_goes_on_at_once_after_a_long_silence():

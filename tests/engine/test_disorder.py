@@ -95,3 +95,32 @@ def test_a_recording_that_begins_with_a_wrong_clock_loses_nothing(max_records: i
         made.append([row for row in sink.rows if row["sensor"] != "gateway"])
     assert made[0] == made[1]
     assert report.counters == {"time_ahead": 1}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        tm.Ewm("value", halflife="5s"),
+        tm.Rolling("value", window=10, stats=["count"], max_gap_s=60),
+        tm.scan(lambda state, row: (state + 1, {"seen": state}), 0, ttl="10s"),
+        tm.Silence("30s"),
+        tm.Select("sensor", "value"),
+    ],
+    ids=lambda stage: stage.name,
+)
+def test_a_time_that_is_far_ahead_is_counted_whatever_the_plan_is(stage: tm.Stage, lanes: int) -> None:
+    """Also without a stage that follows the watermark: the time of such a record spoils others, or goes to the sinks."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
+    rows.insert(20, {"sensor": "a", "time": 1_700_000_000 + 936 * 86_400, "value": 100.0})
+    limits = tm.Limits(max_records=16)
+    report = tm.run(tm.Pipeline(tm.sources.Records(rows), tm.Plan(stage), ListSink()), lanes=lanes, limits=limits)
+    assert report.counters == {"time_ahead": 1}
+
+
+def test_eight_records_in_a_row_that_are_far_ahead_are_counted_as_a_leap() -> None:
+    """They are taken for what follows a hole in the recording, also where max_ahead= was given."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
+    rows[20:20] = [{"sensor": "g", "time": 1_700_000_000 + 936 * 86_400 + n, "value": 9.0} for n in range(8)]
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "count"}))
+    report = tm.run(tm.Pipeline(tm.sources.Records(rows), plan, ListSink(), max_ahead="1h"), lanes=0)
+    assert (report.late, report.counters) == (40, {"time_leaps": 1})

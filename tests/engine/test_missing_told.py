@@ -58,6 +58,18 @@ def test_where_most_records_are_late_it_is_told(
     assert all("max_ahead=" in line for line in heard)
 
 
+def test_where_eight_records_made_the_others_late_no_option_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A shorter max_ahead= would not pass them over."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
+    rows[20:20] = [{"sensor": "g", "time": 1_700_000_000 + 936 * 86_400 + n, "value": 9.0} for n in range(8)]
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}))
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(tm.Pipeline(tm.sources.Records(rows), plan, ListSink(), max_ahead="1h"), lanes=0)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "eight records in a row" in told
+    assert "max_ahead" not in told
+
+
 def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """Behind a function the columns are known when it has made some; rows are written without the one."""
     sink = tm.sinks.Lines(tmp_path / "out.ndjson", columns=["sensor", "vlue"])

@@ -8,11 +8,11 @@ Clocks are wrong now and then, and one record from the year 2030 would make ever
 
 - a record whose time is more than ``max_ahead`` after its arrival never moves the watermark;
 - neither does one that leaps more than ``max_ahead`` beyond all before it, unless it came when it says (a live source
-  after a night of silence), or eight in a row leap (a recording with a hole in it: `_AGREEING`);
+  after a night of silence), or eight in a row leap (a recording with a hole in it: `_AGREEING`), whatever ``max_ahead`` is;
 - the first record's time, unless it came when it says, moves nothing before a second is less than ``max_ahead`` away;
   where the two are further apart, nine are heard, and the newest that is not so far ahead of their median is believed.
 
-What was too far ahead is counted. Rules of this file: times come in with the records, ``now`` is passed in; nothing here knows windows.
+What was too far ahead is counted, and so is how often eight agreed. Rules of this file: times come in with the records, ``now`` is passed in; nothing here knows windows.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Watermark:
         """Where it stands."""
         self.ahead = 0
         """Records whose time was too far ahead to move it."""
+        self.leaps = 0
+        """How often it went on because enough records in a row were too far ahead."""
 
     def statistics(self) -> WatermarkStatistics:
         """How it is, now."""
@@ -110,6 +112,17 @@ class Watermark:
                 at += 1
                 marks[at] = self.mark
         return marks
+
+    def hear(self, times: NDArray[np.int64], *, wall_ns: int | None, now_ns: int = 0) -> None:
+        """The same where nobody needs the steps: a run without stages that follow it has times judged too."""
+        newest = min(int(times.max(initial=self._newest)), FARTHEST)
+        ahead = newest > self._newest + self._leap or (wall_ns is not None and newest > wall_ns + self._live)
+        if self._newest == BEGIN or ahead or not len(times):
+            self.advance(times, wall_ns=wall_ns, now_ns=now_ns)
+            return
+        self._leaping.clear()
+        self._newest, self._moved_at = newest, now_ns
+        self.mark = max(self.mark, newest - self._lag)
 
     def tick(self, now_ns: int) -> int | None:
         """No record has come for long: how far it should go on with the clock (`go_on`); None when it should not."""
@@ -143,11 +156,13 @@ class Watermark:
             "first": list(self._first),
             "mark": self.mark,
             "ahead": self.ahead,
+            "leaps": self.leaps,
         }
 
     def restore(self, snapshot: Mapping[str, Any], now_ns: int) -> None:
         """Go on where another stood."""
-        self._newest, self.mark, self.ahead = snapshot["newest"], snapshot["mark"], snapshot["ahead"]
+        self._newest, self.mark = snapshot["newest"], snapshot["mark"]
+        self.ahead, self.leaps = snapshot["ahead"], snapshot["leaps"]
         self._leaping, self._first = list(snapshot["leaping"]), list(snapshot["first"])
         self._moved_at = now_ns
 
@@ -209,6 +224,7 @@ class Watermark:
         self._leaping.append(time_ns)
         if len(self._leaping) == _AGREEING:
             self.ahead -= _AGREEING
+            self.leaps += 1
             self._newest = min(self._leaping)
             self.mark = max(self.mark, self._newest - self._lag)
             self._leaping.clear()

@@ -259,7 +259,11 @@ class Mill:
 
     def read_counters(self) -> dict[str, int]:
         """What stages counted, and what was counted of them; nothing that never happened."""
-        own = {"over_budget": self._work.stages.over_budget, "time_ahead": self._watermark.ahead}
+        own = {
+            "over_budget": self._work.stages.over_budget,
+            "time_ahead": self._watermark.ahead,
+            "time_leaps": self._watermark.leaps,
+        }
         return self.counters | {what: times for what, times in own.items() if times}
 
     def enforce_deadlines(self) -> None:
@@ -331,19 +335,22 @@ class Mill:
                 packer.rewind()
         self._batcher.sent(len(taken.batch))
         self._work.batches.add(len(taken.batch))
-        if slab.marks is not None:
-            self._advance(taken, slab.marks[1])
+        self._advance(taken, None if slab.marks is None else slab.marks[1])
         self._hand_out(slab)
         return taken.turns
 
-    def _advance(self, taken: Taken, marks: NDArray[np.int64]) -> None:
+    def _advance(self, taken: Taken, marks: NDArray[np.int64] | None) -> None:
         """The watermark, read by read: what is too far ahead of its arrival follows from when it came."""
         now, start = self._clock.monotonic_ns(), 0
-        marks[0] = self._watermark.mark
+        if marks is not None:
+            marks[0] = self._watermark.mark
         for (records, _), wall_ns in zip(taken.arrivals, taken.walls, strict=True):
             wall = self._clock.wall_ns() if wall_ns is None else wall_ns
             times = taken.batch.time[start : start + records]
-            marks[start : start + records + 1] = self._watermark.advance(times, wall_ns=wall, now_ns=now)
+            if marks is None:
+                self._watermark.hear(times, wall_ns=wall, now_ns=now)
+            else:
+                marks[start : start + records + 1] = self._watermark.advance(times, wall_ns=wall, now_ns=now)
             start += records
 
     def _hand_out(self, slab: Slab) -> None:

@@ -52,7 +52,8 @@ class Pipeline:
     ``lag``         how much later than the newest event time a record may come without being late, for stages that
                     work in event time: the watermark is the newest time less this
     ``max_ahead``   a record whose time is further than this ahead, of its arrival or (in a recording) of all before it,
-                    does not move the watermark, and is counted; by default an hour and thirty days
+                    does not move the watermark, and is counted (``time_ahead``, in any plan); by default an hour and
+                    thirty days. In a recording eight in a row end a hole, and move it all the same (``time_leaps``)
     ``idle_after``  without any record for so long, the watermark of a live run goes on with the clock
 
     >>> import tidemill as tm

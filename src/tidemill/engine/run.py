@@ -473,11 +473,11 @@ def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:
 def _tell_of_late(report: Report) -> None:
     """Where most records are late, the fault is seldom theirs."""
     if 2 * report.late > report.records_in:
-        told = (
-            "%d of %d records came late and are left out: a clock that is ahead made them so (Pipeline: a shorter max_ahead= "
-            "passes it over), or they are further out of order than lag= allows"
-        )
-        _log.warning(told, report.late, report.records_in, extra={"late": report.late})
+        ahead = "a clock that is ahead made them so (Pipeline: a shorter max_ahead= passes it over)"
+        if "time_leaps" in report.counters:
+            ahead = "eight records in a row that were far ahead made them so, as if a hole in the recording had ended"
+        told = "%d of %d records came late and are left out: %s, or they are further out of order than lag= allows"
+        _log.warning(told, report.late, report.records_in, ahead, extra={"late": report.late})
 
 
 def _warn_of_deadlines(plan: Plan) -> None:

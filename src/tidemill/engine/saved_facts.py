@@ -23,6 +23,7 @@ class _Watermark(msgspec.Struct, frozen=True):
     mark: _Moment
     ahead: _Count
     first: Annotated[list[_Moment], Meta(max_length=64)] = []
+    leaps: _Count = 0
 
 
 class SavedFacts(msgspec.Struct, frozen=True):
