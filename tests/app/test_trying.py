@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,23 @@ def failing(batch: Batch) -> dict[str, Any]:
     return {"half": batch["value"] / 2}
 
 
+def waiting(batch: Any) -> Any:
+    threading.Event().wait()
+
+
+def deadly(windows: Any) -> Any:
+    os._exit(3)
+
+
 def said(*stages: Any, lanes: int | None = 0) -> tuple[str, bool]:
-    tried = try_stages(tm.Plan(*stages).stages, BATCH, lanes=lanes)
-    return "\n".join(f"{label:<10}{text}" for label, text in told(tried)), all(one.passed for one in tried)
+    lines: list[str] = []
+    tried = try_stages(
+        tm.Plan(*stages).stages,
+        BATCH,
+        lanes=lanes,
+        tell=lambda number, one: lines.extend(f"{label:<10}{text}" for label, text in told(number, one)),
+    )
+    return "\n".join(lines), all(one.passed for one in tried)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +73,17 @@ def said(*stages: Any, lanes: int | None = 0) -> tuple[str, bool]:
             tm.MapWindows(lambda windows: windows[:, -1] - np.nanmean(windows), "value", window=5, into="y"),
             ["IT LOOKS AT ITS NEIGHBOURS", "It uses nanmean(): work along axis=1"],
         ),
+        (
+            tm.Rolling("value", 5, ["mean", lambda windows: windows[:, -1] - np.nanmean(windows)], names=["m", "y"]),
+            ["IT LOOKS AT ITS NEIGHBOURS", "It uses nanmean(): work along axis=1"],
+        ),
         (tm.Keyed(Centred), ["IT LOOKS AT ITS NEIGHBOURS", "It uses mean(): work record by record"]),
         (tm.Map(lambda batch: {"y": NUMBERS.normal(size=len(batch))}), ["IT GIVES OTHER VALUES EACH TIME", "a fixed seed"]),
         (tm.MapRows(Adding), ["IT REMEMBERS EARLIER BATCHES", "a lane that is replaced forgets"]),
         (tm.Map(lambda batch: {"y": batch["value"] * (1 + len(batch) * 2.0**-52)}), ["ITS LAST DIGITS", "tile=256"]),
         (tm.Map(lambda batch: {"y": np.diff(batch["value"])}), ["IT REJECTED THEM ALL", "50 rejected as wrong_length", "tm."]),
     ],
-    ids=["neighbours", "windows", "objects", "chance", "memory", "digits", "rejects"],
+    ids=["neighbours", "windows", "rolling", "objects", "chance", "memory", "digits", "rejects"],
 )  # fmt: skip
 def test_what_speaks_against_a_function(stage: Any, words: list[str]) -> None:
     """In capitals beside its name, with the record that shows it and what to do."""
@@ -92,6 +112,31 @@ def test_a_stage_that_is_to_stop_the_run_stops_the_check() -> None:
     """With its own error, as in a run."""
     with pytest.raises(StageError, match=r"Map\(failing\) failed: ValueError: three"):
         said(tm.Map(failing, on_error="stop"))
+
+
+def test_a_function_that_hangs_is_given_as_long_as_its_deadline_allows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is being tried is told once its budget has passed; then whose the function is, and what a run would do."""
+    monkeypatch.setattr("tidemill.app.trying.SINGLES_S", 0.2)
+    hanging = tm.Map(waiting, name="features", deadline_s=0.001).within(0.05)
+    with pytest.raises(
+        StageError, match=r"features, which calls waiting, was not through .* its deadline_s, and go on"
+    ):
+        said(tm.Map(failing), hanging, lanes=1)
+    assert "features is being tried on 45 records" in caplog.text
+
+
+def test_a_function_that_ends_its_process_is_named() -> None:
+    """With how, and without a name of ours; what the stages before it made has been told."""
+    lines: list[int] = []
+    stages = tm.Plan(tm.Map(failing), tm.Rolling("half", 3, [deadly])).stages
+    with pytest.raises(StageError) as failed:
+        try_stages(stages, BATCH, lanes=1, tell=lambda number, one: lines.append(number))
+    assert str(failed.value) == (
+        "Rolling('half', 3), which calls deadly, ended the process it ran in (exit code 3), with 45 records"
+    )
+    assert lines == [1]
 
 
 def test_the_first_rows_as_a_table() -> None:

@@ -80,7 +80,7 @@ def _explained(error: Exception, code: int, *, debug: bool) -> str:
     message = _one_paragraph(str(error)) or type(error).__name__
     if debug:
         return message
-    if code == ExitCode.FAILED:
+    if code == ExitCode.FAILED and "\nTraceback" in str(error):
         return f"{message} See its traceback with --debug."
     if code != ExitCode.BUG:
         return message

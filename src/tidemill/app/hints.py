@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import tidemill
@@ -47,13 +48,13 @@ _OTHERWISE: Final = _Hint("", "MapWindows Keyed Rolling", "for what a record nee
 _DEEPEST: Final = 4  # functions that call functions
 
 
-def hint_for(fn: object) -> str:
-    """One sentence: the name in its code that gives it away, and the stage to use.
+def hint_for(*fns: object) -> str:
+    """One sentence: the name in their code that gives it away, and the stage to use.
 
     >>> print(hint_for(lambda frame: frame["value"].rolling(5).mean())[:33])
     It uses rolling(): use tm.Rolling
     """
-    used = names_in(fn)
+    used = _used(fns)
     for hint in _HINTS:
         found = next((name for name in hint.names.split() if name in used), None)
         if found is not None and (known := stages_named(*hint.stages.split())):
@@ -61,25 +62,25 @@ def hint_for(fn: object) -> str:
     return f"Use {stages_named(*_OTHERWISE.stages.split())}, {_OTHERWISE.what}."
 
 
-def hint_for_windows(fn: object) -> str:
-    """The same for a function that is given windows already, of one record in each row.
+def hint_for_windows(*fns: object) -> str:
+    """The same for functions that are given windows already, of one record in each row.
 
     >>> print(hint_for_windows(lambda windows: windows[:, -1] - windows.mean())[:33])
     It uses mean(): work along axis=1
     """
-    return f"{_first_of(fn)}ork along axis=1, so that each row, a window, is computed by itself."
+    return f"{_first_of(fns)}ork along axis=1, so that each row, a window, is computed by itself."
 
 
 def hint_for_objects(factory: object) -> str:
     """The same for objects of sensors, which are given some of their sensor's records at once."""
     return (
-        f"{_first_of(factory)}ork record by record: how many come at once is not said; what is needed of earlier ones, the "
+        f"{_first_of([factory])}ork record by record: how many come at once is not said; what is needed of earlier ones, the "
         "object keeps."
     )
 
 
-def _first_of(fn: object) -> str:
-    used = names_in(fn)
+def _first_of(fns: Iterable[object]) -> str:
+    used = _used(fns)
     found = next((name for hint in _HINTS for name in hint.names.split() if name in used), None)
     return "W" if found is None else f"It uses {found}(): w"
 
@@ -87,6 +88,10 @@ def _first_of(fn: object) -> str:
 def stages_named(*stages: str) -> str:
     """Those of these stages that there are: ``tm.Rolling or tm.Aggregate``."""
     return " or ".join(f"tm.{stage}" for stage in stages if stage in tidemill.__all__)
+
+
+def _used(fns: Iterable[object]) -> frozenset[str]:
+    return frozenset(chain.from_iterable(map(names_in, fns)))
 
 
 def names_in(fn: object) -> frozenset[str]:

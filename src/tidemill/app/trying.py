@@ -9,10 +9,11 @@ User code runs in the lane alone, so that a crash or a hang is a sentence here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -26,14 +27,20 @@ from tidemill.core.trial import MADE, Made
 from tidemill.engine.lanes import Lanes
 from tidemill.errors import LaneDied, StageError
 from tidemill.formats.json_lines import time_texts
+from tidemill.lanes.channel import Exit
 from tidemill.letters import WRONG_LENGTH
 from tidemill.printable import counted, printable
 from tidemill.schema import Kind
+from tidemill.stages.aggregate import Aggregate
 from tidemill.stages.base import Stage
+from tidemill.stages.functions import own_name
 from tidemill.stages.keyed import Keyed
 from tidemill.stages.map_windows import MapWindows
+from tidemill.stages.rolling import Rolling
 
 __all__ = ["Tried", "table_of", "told", "try_stages"]
+
+_log = logging.getLogger("tidemill")
 
 SINGLES: Final = 1_000
 """Records that a function is given one by one, at most .."""
@@ -41,6 +48,8 @@ SINGLES_S: Final = 10.0
 """.. and for this long."""
 PATIENCE_S: Final = 120.0
 """A stage that is not through with the records by then has hung."""
+_CALLS: Final = 10
+"""Of a function, with as many records as there are: more than it gets whole, in halves, and by new objects."""
 ROWS_SHOWN: Final = 5
 _CELL: Final = 28  # characters: a time to the microsecond fits
 _LINE: Final = 130  # characters of a table
@@ -76,27 +85,80 @@ class Tried:
         return self.habit in (None, Habit.ROW_WISE) and not self.hopeless
 
 
-def try_stages(stages: Sequence[Stage], batch: Batch, *, lanes: int | None) -> list[Tried]:
+def try_stages(
+    stages: Sequence[Stage], batch: Batch, *, lanes: int | None, tell: Callable[[int, Tried], None]
+) -> list[Tried]:
     """Each stage on what those before it left; inline with ``lanes=0``, else in one lane.
+
+    ``tell`` is given the number of each, and what became of it, as soon as that is known.
 
     Raises `StageError` naming the stage when it ends its process, does not end, or stops the run as it was told to.
     """
-    return asyncio.run(_try_stages(stages, batch, 0 if lanes == 0 else 1))
+    return asyncio.run(_try_stages(stages, batch, 0 if lanes == 0 else 1, tell))
 
 
-async def _try_stages(stages: Sequence[Stage], batch: Batch, lanes: int) -> list[Tried]:
-    tried = []
+async def _try_stages(
+    stages: Sequence[Stage], batch: Batch, lanes: int, tell: Callable[[int, Tried], None]
+) -> list[Tried]:
+    tried: list[Tried] = []
     async with Lanes(lanes) as crew:
-        for stage in stages:
-            try:
-                one, batch = await crew.run(_try_stage, cloudpickle.dumps(stage), batch, timeout=PATIENCE_S)
-            except LaneDied as died:
-                raise StageError(f"{stage.name} ended the process it ran in: {died}") from died
-            except TimeoutError:
-                records = f"{counted(len(batch), 'record')} in {PATIENCE_S:.0f} s"
-                raise StageError(f"{stage.name} was not through with {records}; try fewer with --records.") from None
+        for number, stage in enumerate(stages, 1):
+            one, batch = await _try_one(crew, stage, batch)
+            tell(number, one)
             tried.append(one)
     return tried
+
+
+async def _try_one(crew: Lanes, stage: Stage, batch: Batch) -> tuple[Tried, Batch]:
+    patience_s, records = _patience_s(stage), counted(len(batch), "record")
+    later = asyncio.get_running_loop().call_later(
+        stage.budget_s, _log.warning, "%s is being tried on %s, for more than %g s", stage.name, records, stage.budget_s
+    )
+    try:
+        return await crew.run(_try_stage, cloudpickle.dumps(stage), batch, timeout=patience_s)
+    except LaneDied as died:
+        how = Exit(died.signal, died.code) if (died.signal, died.code) != (None, None) else died.args[0]
+        words = f". It wrote last: {died.stderr}" if died.stderr else ""
+        raise StageError(f"{_whose(stage)} ended the process it ran in ({how}), with {records}{words}") from died
+    except TimeoutError:
+        hung = f"{_whose(stage)} was not through with {records} in {patience_s:g} s; try fewer with --records"
+        if patience_s < PATIENCE_S:
+            hung += (
+                f". A run would stop a call after {stage.deadline_s:g} s, its deadline_s, and go on without the record"
+            )
+        raise StageError(f"{hung}.") from None
+    finally:
+        later.cancel()
+
+
+def _patience_s(stage: Stage) -> float:
+    """How long a stage may take: of one whose calls have a deadline, as long as calls that keep to it do.
+
+    One that calls its function for each record has as long as any other.
+    """
+    if stage.deadline_s is None or stage.narrows_itself or stage.follows_watermark:
+        return PATIENCE_S
+    return min(PATIENCE_S, SINGLES_S + _CALLS * stage.deadline_s)
+
+
+def _whose(stage: Stage) -> str:
+    """The stage, and its functions where its name does not say them."""
+    functions = [own_name(fn) for fn in _functions_of(stage)]
+    unsaid = [name for name in dict.fromkeys(functions) if name not in stage.name and name != "<lambda>"]
+    return f"{stage.name}, which calls {' and '.join(unsaid)}," if unsaid else stage.name
+
+
+def _functions_of(stage: Stage) -> list[Any]:
+    """The user's functions, or classes, that it calls."""
+    match stage:
+        case Rolling():
+            return [stat for stat in stage.stats if callable(stat)]
+        case Aggregate():
+            return [stat for _, stat in stage.wanted.values() if callable(stat)]
+        case Keyed():
+            return [stage.factory]
+    fn = getattr(stage, "fn", None)
+    return [] if fn is None else [fn]
 
 
 def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
@@ -108,7 +170,7 @@ def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
     tried = Tried(stage.name, len(batch), len(made.batch), rejected, tuple(table_of(made.batch)))
     if len(made.dead) == len(batch) > 0:
         lengths = all(letter.reason_code == WRONG_LENGTH for letter in made.dead)
-        tried = replace(tried, hint=hint_for(getattr(stage, "fn", None)) if lengths else "")
+        tried = replace(tried, hint=hint_for(*_functions_of(stage)) if lengths else "")
     elif stage.runs_user_code and len(batch):
         tried = _with_habit(tried, stage, batch, made)
     return tried, made.batch
@@ -128,14 +190,14 @@ def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
 
 
 def _hint(habit: Habit, stage: Stage) -> str:
-    fn: Any = getattr(stage, "fn", None)
+    functions = _functions_of(stage)
     match habit:
-        case Habit.NEIGHBOURS if isinstance(stage, MapWindows):
-            return hint_for_windows(fn)
+        case Habit.NEIGHBOURS if isinstance(stage, MapWindows | Rolling):
+            return hint_for_windows(*functions)
         case Habit.NEIGHBOURS if isinstance(stage, Keyed):
-            return hint_for_objects(stage.factory)
+            return hint_for_objects(*functions)
         case Habit.NEIGHBOURS:
-            return hint_for(fn)
+            return hint_for(*functions)
         case Habit.MEMORY:
             instead = (
                 f": use {known}, which is kept for each sensor" if (known := stages_named("Keyed", "scan")) else ""
@@ -152,18 +214,17 @@ def _hint(habit: Habit, stage: Stage) -> str:
 # -- text ----------------------------------------------------------------------------------------------------
 
 
-def told(tried: Sequence[Tried]) -> Iterator[tuple[str, str]]:
+def told(number: int, one: Tried) -> Iterator[tuple[str, str]]:
     """Label and text of each line: rows, rejects, the verdict, five rows."""
-    for number, one in enumerate(tried, 1):
-        yield (
-            f"stage {number}",
-            f"{one.name}: {counted(one.left, 'row')} of {counted(one.entered, 'record')}{_verdict(one)}",
-        )
-        for sentence in (one.change, *one.rejected, one.hint):
-            if sentence:
-                yield "", sentence
-        for line in one.table:
-            yield "", f"  {line}"
+    yield (
+        f"stage {number}",
+        f"{one.name}: {counted(one.left, 'row')} of {counted(one.entered, 'record')}{_verdict(one)}",
+    )
+    for sentence in (one.change, *one.rejected, one.hint):
+        if sentence:
+            yield "", sentence
+    for line in one.table:
+        yield "", f"  {line}"
 
 
 def _verdict(one: Tried) -> str:

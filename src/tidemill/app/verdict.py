@@ -60,8 +60,8 @@ def _try(questions: Questions, pipeline: Pipeline, compiled: Checked) -> bool:
     _say([("", ""), ("tried on", f"{recording}; {state_of(compiled, sensors)}")])
     _say(("", sentence) for sentence in recording.rejected.told)
     _say(("", f"  {line}") for line in table_of(recording.batch))
-    tried = try_stages(compiled.plan.stages, recording.batch, lanes=questions.lanes)
-    _say(told(tried))
+    stages, lanes = compiled.plan.stages, questions.lanes
+    tried = try_stages(stages, recording.batch, lanes=lanes, tell=lambda number, one: _say(told(number, one)))
     return all(one.passed for one in tried)
 
 
