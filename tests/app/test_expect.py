@@ -102,6 +102,16 @@ def test_the_first_difference_is_named(pipeline, notebook, tmp_path, suffix, col
     assert first in found.difference
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".ndjson"])
+def test_text_is_no_number_but_in_csv(pipeline, notebook, tmp_path, suffix) -> None:
+    """A table that keeps kinds says that its column is text, though it reads like the output's numbers."""
+    notebook["half"] = [None if value != value else repr(value) for value in notebook["half"]]
+    found = compared(pipeline, written(notebook, tmp_path, suffix)).difference
+    assert found == (
+        "" if suffix == ".csv" else "row 1 of the table (sensor 'S2'): column 'half' is 0.625 instead of '0.625'"
+    )
+
+
 def test_how_far_numbers_may_be_apart(pipeline, notebook, tmp_path) -> None:
     """As far as the tolerance says."""
     notebook["half"] += 1e-6

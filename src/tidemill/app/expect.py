@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill import files
-from tidemill.app.expected_table import alike, read_expected
+from tidemill.app.expected_table import alike, is_text_alone, read_expected
 from tidemill.batch import Batch
 from tidemill.core.differences import first_difference
 from tidemill.engine.entrance import run
@@ -50,10 +50,14 @@ def compare(pipeline: Pipeline, table: str, *, lanes: int | None, tolerance: flo
         raise PlanError(f"--tolerance {tolerance!r} must be 0 or more.")
     source = pipeline.sources[0]
     times = TimeReader(source.tz)
-    expected = read_expected(files.absolute(table), times)
+    path = files.absolute(table)
+    expected = read_expected(path, times)
     got, report = _output(pipeline, lanes)
     time = source.time or DEFAULT_TIME
-    expected, got = alike(expected, got, times, time), alike(got, expected, times, time)
+    expected, got = (
+        alike(expected, got, times, time, cells=is_text_alone(path)),
+        alike(got, expected, times, time, cells=False),
+    )
     difference = _difference(got, expected, source.key or DEFAULT_KEY, tolerance, report)
     return Compared(
         len(expected), expected.names, tuple(name for name in got.names if name not in expected), difference

@@ -19,10 +19,15 @@ from tidemill.interchange import columns_of_arrow, naive_times
 from tidemill.schema import Kind
 from tidemill.sources.readers import format_of
 
-__all__ = ["alike", "read_expected"]
+__all__ = ["alike", "is_text_alone", "read_expected"]
 
 _INDEX: Final = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
 _TRUTHS: Final = {"true": True, "false": False}
+
+
+def is_text_alone(path: Path) -> bool:
+    """Whether the cells of this file are text, whatever they say."""
+    return format_of(path, None) == "csv"
 
 
 def read_expected(path: Path, times: TimeReader) -> Batch:
@@ -71,8 +76,8 @@ def _of_parquet(path: Path, times: TimeReader) -> Batch:
     return Batch(columns, rows=table.num_rows)
 
 
-def alike(batch: Batch, other: Batch, times: TimeReader, time: str) -> Batch:
-    """Its columns as the kinds that ``other`` has, where they can be read so: cells of CSV, and times in any form.
+def alike(batch: Batch, other: Batch, times: TimeReader, time: str, *, cells: bool) -> Batch:
+    """Its columns as the kinds that ``other`` has, where they can be read so: ``cells`` of CSV, and times in any form.
 
     ``time`` names the column of the records' own times.
     """
@@ -82,7 +87,7 @@ def alike(batch: Batch, other: Batch, times: TimeReader, time: str) -> Batch:
         if own is None:
             continue
         kind = Kind.TIME if name == time else own.kind
-        if column.kind is not kind:
+        if column.kind is not kind and (cells or kind is Kind.TIME):
             made[name] = _as_kind(column, kind, times)
     return batch.with_columns(made)
 
