@@ -70,7 +70,7 @@ class DeadLetter:
     """Empty when the record never became one."""
     key: str | None = None
     time_ns: int | None = None
-    """The record's time, where it could be read."""
+    """The record's time, where it could be read; a row that a stage has made is no record, and has none."""
     arrival: bool = False
     """A record of this source that says no time has that of its arrival."""
     header: tuple[str, ...] = ()

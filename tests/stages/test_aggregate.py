@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 
 import numpy as np
 import pandas as pd
@@ -213,6 +214,18 @@ def test_a_function_that_raises_costs_its_windows_row(on_error, left):
     assert [None if np.isnan(row["value_raises"]) else row["value_raises"] for row in rows] == left
     assert report.dead_letters == 0  # no record is one
     assert report.counters.get("dead_rows", 0) == (on_error == "dead_letter")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_dead_letter_of_a_windows_row_names_its_sensor(behind, lanes, tmp_path):
+    """And no time: a replay would take the row for a record."""
+    failing = {"value": raises} if not behind else {"value": "sum"}
+    stages = [tm.Aggregate(tm.tumbling("10s"), failing), tm.Map(lambda batch: {"x": 1 / 0})][: 1 + behind]
+    rows = [{"sensor": "S1", "time": 1_700_000_000 + n, "value": 6.0} for n in range(2)]
+    pipeline = tm.Pipeline(tm.sources.Records(rows), stages, ListSink())
+    tm.run(pipeline, lanes=lanes, dead_letters=tmp_path / "dead.ndjson")
+    (letter,) = map(json.loads, (tmp_path / "dead.ndjson").read_text().splitlines())
+    assert (letter["key"], letter["time"], letter["raw"]["sensor"]) == ("S1", None, "S1")
 
 
 def test_on_error_stop_ends_the_run_with_what_was_raised():

@@ -316,8 +316,8 @@ class Chain:
         made.key_column = Column(Kind.TEXT, emitted.slots, texts=self.key_texts)
         outcome.count_made(index, len(made))
         for reject in emitted.rejects:
-            row = made.slice(reject.row, reject.row + 1).to_rows()[0]
-            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row))
+            row, key = made.slice(reject.row, reject.row + 1).to_rows()[0], str(made.keys[made.key[reject.row]])
+            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row, key))
         rows = np.arange(count) if outcome.rows is None else outcome.rows
         ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
         assert outcome.places is not None

@@ -26,6 +26,8 @@ class Dead:
     reason: str
     made: dict[str, Any] | None = None
     """The row itself, when a stage had made it."""
+    key: str = ""
+    """That row's sensor."""
 
 
 @dataclass
@@ -81,8 +83,10 @@ class Outcome:
     def died(self, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
         """The dead letter of the row at this place of the batch; ``entered`` records had entered the chain."""
         row = place if self.rows is None else int(self.rows[place])
-        made = self.batch.slice(place, place + 1).to_rows()[0] if row >= entered else None
-        return Dead(row, stage, reason_code, reason, made)
+        if row < entered:
+            return Dead(row, stage, reason_code, reason)
+        made = self.batch.slice(place, place + 1)
+        return Dead(row, stage, reason_code, reason, made.to_rows()[0], str(made.keys[made.key[0]]))
 
     def follow(self, before: Batch, after: Batch) -> None:
         """Keep ``carried`` true: which columns are still what entered the chain, under which name."""

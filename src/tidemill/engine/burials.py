@@ -44,9 +44,10 @@ class Burials:
         for share in shares:
             for stage, rows in share.result.made_came.items():
                 self._made(rows, self._names[stage])
-            for stage, code, reason, made in share.result.dead_rows:
+            for stage, code, reason, key, made in share.result.dead_rows:
                 self._counters["dead_rows"] = self._counters.get("dead_rows", 0) + 1
-                self._reject_row(DeadLetter(code, reason, msgspec.json.decode(made), stage=self._names[stage]))
+                row = msgspec.json.decode(made)  # without a time: a replay is not to take it for a record
+                self._reject_row(DeadLetter(code, reason, row, stage=self._names[stage], key=key))
         dead = sorted(entry for share in shares for entry in share.result.dead)
         if not dead:
             return 0

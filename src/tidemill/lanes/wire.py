@@ -197,8 +197,8 @@ class Result(Message, frozen=True):
     made: Made | None = None
     """Set when there are rows without a record among them: the frame then holds every column, and `kept_at` the places
     of the rows, which need not differ."""
-    dead_rows: list[tuple[int, str, str, bytes]] = []
-    """(stage, reason code, reason, the row as JSON) of rows that a stage had made"""
+    dead_rows: list[tuple[int, str, str, str, bytes]] = []
+    """(stage, reason code, reason, sensor, the row as JSON) of rows that a stage had made"""
     stage_ns: list[int] = []
     """Nanoseconds spent in each stage."""
     objects: list[Objects] = []

@@ -205,7 +205,7 @@ class Worker:
             self._learned(),
             outcome.gone,
             made,
-            [(d.stage, d.reason_code, d.reason, _json(d.made)) for d in outcome.dead if d.made is not None],
+            [(d.stage, d.reason_code, d.reason, d.key, _json(d.made)) for d in outcome.dead if d.made is not None],
             outcome.stage_ns,
             self._changed_objects(),
             outcome.made_came,
