@@ -112,7 +112,9 @@ class Stage(abc.ABC):
 
     ``name``        shown in errors and reports; by default the class and its main argument
     ``on_error``    what happens to a record on which the user's function fails: ``"dead_letter"``, ``"nan"`` (the
-                    columns this stage adds are missing for it) or ``"stop"`` (the run ends with a `StageError`)
+                    columns this stage adds are missing for it) or ``"stop"`` (the run ends with a `StageError`). A record
+                    that ends the lane's process, or passes ``deadline_s``, is set aside before the stage: it is a dead
+                    letter with ``"nan"`` too
     ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit. With
                     ``lanes=0`` and in `Plan.apply` there is no lane to replace: nothing can stop a function there
     """
