@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections import Counter
 from random import Random
 
 import cloudpickle
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 
 import tidemill as tm
+from tidemill.core.calls import Calls
+from tidemill.engine import crew
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -136,6 +140,85 @@ async def test_idle_lanes_and_spares_that_are_killed_again_and_again(two: tm.Lan
         kill_each(victims)
         await processes.gone(*victims)
         assert await asyncio.gather(two.run(square, number), two.run(square, 3)) == [number * number, 9]
+
+
+@pytest.mark.parametrize("door", ["run", "timeout", "stream", "batched", "keyed", "large"])
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_lane_that_is_stopped_for_ever(
+    monkeypatch: pytest.MonkeyPatch, one: tm.Lanes, two: tm.Lanes, door: str, count: int
+) -> None:
+    """One that takes none of its calls is replaced, and they run elsewhere, whichever way they came."""
+    monkeypatch.setattr(crew, "_LOOK_S", 0.02)
+    lanes = one if count == 1 else two
+    counters = lanes.keyed(Counter)
+    await asyncio.gather(*(counters(key, "a") for key in "AB"))  # with two, a key in each
+    stopped = lanes.statistics().lanes[0]
+    os.kill(stopped.pid or 0, signal.SIGSTOP)
+    if door == "run":
+        assert await lanes.run(square, 1) == 1
+    elif door == "timeout":
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                await lanes.run(square, 1, timeout=0.001)
+    elif door == "stream":
+        assert [y async for y in lanes.stream(square, range(100))] == [x * x for x in range(100)]
+    elif door == "batched":
+        each = lanes.batched(lambda values: values)
+        assert await asyncio.gather(*map(each, range(100))) == list(range(100))
+    elif door == "large":
+        assert await lanes.run(len, "x" * 10_000_000) == 10_000_000  # through the socket
+    for key in "AB":
+        await counters(key, "a")
+        assert await counters.call(key, "total") == 2
+    assert lanes.statistics().lanes[0].restarts > stopped.restarts
+
+
+async def test_a_lane_that_takes_long_is_no_lane_that_hangs(monkeypatch: pytest.MonkeyPatch, telephone, home) -> None:
+    """To read a function and what it is called with, and to run it: each may take as long as it likes."""
+    looked, signs, enough = Calls.looked, [], asyncio.Event()
+
+    def counted(self: Calls, lane: int, sign: object, *, at_work: bool) -> list[object]:
+        signs.append(sign)
+        if len(signs) >= 20:
+            enough.set()
+        return looked(self, lane, sign, at_work=at_work)  # type: ignore[return-value]
+
+    class Slow:
+        def __init__(self, *says: object) -> None:
+            self.says = says
+
+        def __reduce__(self) -> object:
+            return home, self.says
+
+    port = telephone.port
+    closed_over = Slow(port, "function")
+    async with tm.Lanes(1) as lanes:
+        monkeypatch.setattr(Calls, "looked", counted)
+        call = asyncio.create_task(lanes.run(lambda _: (home(port, "call"), closed_over)[0], Slow(port, "argument")))
+        for name in ("function", "argument", "call"):
+            await telephone.hear(name)
+            monkeypatch.setattr(crew, "_LOOK_S", 0.001)
+            signs.clear()
+            enough.clear()
+            await enough.wait()
+            assert set(signs) == {None}
+            await telephone.tell(name)
+        await call
+        assert lanes.statistics().lanes[0].restarts == 0
+
+
+async def test_processes_that_all_hang_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An initializer that leaves each process unable to take calls: whoever waits is told, after some of them."""
+    monkeypatch.setattr(crew, "_LOOK_S", 0.005)
+
+    def hangs_after_its_answer() -> None:
+        from tidemill.lanes.control import Control
+
+        Control.read = lambda _: signal.pause()  # type: ignore[assignment, method-assign]
+
+    async with tm.Lanes(1, initializer=hangs_after_its_answer) as lanes:
+        with pytest.raises(LaneDied, match="8 processes in a row began none of their calls"):
+            await lanes.run(square, 1)
 
 
 async def test_a_lane_that_is_stopped_and_goes_on(one: tm.Lanes) -> None:

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
-from tidemill.core.calls import Bounds, Calls
+from tidemill.core.call_commands import Command, Dropped, Hung, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.calls import DOUBTED, HUNG, Bounds, Calls
 from tidemill.errors import EngineError
 
 LANES = 3
@@ -217,6 +217,45 @@ def test_when_no_lane_can_be_started_what_waits_is_given_up() -> None:
     assert calls.given_up() == [Lost(3)]
 
 
+def test_a_lane_that_begins_nothing_gives_its_calls_away_and_is_replaced() -> None:
+    """One look that finds it as it was is none; what is pinned to it runs in its next process."""
+    calls = up()
+    calls.add(1)
+    calls.add(2, pin=0)
+    assert calls.looked(0, "as it was") == []
+    assert not calls.doubted(0)
+    assert calls.looked(0, "as it was") == [Steal(0, 1)]
+    assert calls.doubted(0)
+    assert calls.revoked(0, 1) == [Send(1, 1)]
+    assert calls.add(3) == [Send(1, 3)]
+    assert [calls.looked(0, "as it was") for _ in range(3)] == [[], [], [Hung(0)]]
+    assert calls.died(0) == []
+    assert not calls.doubted(0)
+    assert calls.attached(0) == [Send(0, 2)]
+
+
+def test_a_lane_that_does_something_is_trusted_again() -> None:
+    """Whatever it does between two looks, and when it has begun all, or runs a call for as long as it likes."""
+    calls = up()
+    for sign in (1, 2, None, None, None, None, None, 2, 3, 3):
+        calls.looked(0, sign)
+    assert calls.doubted(0)
+    assert calls.add(1) == [Send(1, 1)]
+    calls.looked(0, 4)
+    assert not calls.doubted(0)
+    assert calls.attached(0) == []
+    assert calls.add(2) == [Send(0, 2)]
+    assert calls.looked(0, 4) == []
+
+
+def test_a_lane_that_waits_for_the_machine_does_not_hang() -> None:
+    """However long it has work that does not show; it does once it sleeps over it."""
+    calls = up()
+    assert [calls.looked(0, 1, at_work=number != 5) for number in range(100)].count([]) == 100
+    assert calls.doubted(0)
+    assert [calls.looked(0, 1) for _ in range(HUNG - 1)][-1] == [Hung(0)]
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Lanes that answer, die and hang, callers that give up: in any order."""
 
@@ -229,6 +268,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.running = [0] * LANES
         self.alive = [False] * LANES
         self.dying = [False] * LANES
+        self.passed_by = [0] * LANES  # calls that each process was sent and must pass by: they were revoked
+        self.hangs = [False] * LANES  # and begins nothing more
+        self.did = [0] * LANES  # how much each has begun
+        self.still = [-1] * LANES  # looks that have found each as it was while it has calls to begin
         self.open: set[int] = set()
         self.ended: set[int] = set()
         self.kept: set[int] = set()
@@ -254,12 +297,16 @@ class AnyOrder(RuleBasedStateMachine):
                             todo.extend(self.calls.held(lane))
                     elif call in self.lanes[lane]:
                         self.lanes[lane].remove(call)
+                        self.passed_by[lane] += 1
                         todo.extend(self.calls.revoked(lane, call))
                 case TimedOut(call) | Lost(call):
                     self.end(call)
                 case Dropped(call):
                     assert call not in self.kept
                     self.end(call)
+                case Hung(lane):
+                    assert self.still[lane] >= HUNG
+                    self.dying[lane] = True
 
     def end(self, call: int) -> None:
         assert call in self.open, "told once"
@@ -297,9 +344,31 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1))
     def let_go(self, lane: int) -> None:
-        if self.alive[lane] and self.dying[lane]:
+        if self.alive[lane] and self.dying[lane] and not self.calls.doubted(lane):
             self.dying[lane] = False
+            self.still[lane] = -1
             self.perform(self.calls.attached(lane))
+
+    @rule(lane=st.integers(0, LANES - 1))
+    def hang(self, lane: int) -> None:
+        self.hangs[lane] = self.alive[lane]
+
+    @rule(looks=st.lists(st.integers(0, LANES - 1), max_size=3 * HUNG), at_work=st.booleans())
+    def look(self, looks: list[int], at_work: bool) -> None:
+        """A lane that runs a call hangs not; one that was given calls, and that begins none from look to look, does."""
+        for lane in looks:
+            if not self.alive[lane]:
+                continue
+            begins = not self.running[lane] and (self.lanes[lane] or self.passed_by[lane])
+            if not begins:
+                self.still[lane] = -1
+            elif self.still[lane] < 0 or not at_work:
+                self.still[lane] += 1
+            doubted = self.calls.doubted(lane)
+            self.perform(self.calls.looked(lane, self.did[lane] if begins else None, at_work=at_work))
+            assert self.calls.doubted(lane) == (self.still[lane] >= DOUBTED)
+            if doubted and not self.calls.doubted(lane) and not self.dying[lane]:
+                self.perform(self.calls.attached(lane))
 
     @rule()
     def give_up(self) -> None:
@@ -319,7 +388,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1))
     def begin(self, lane: int) -> None:
-        if self.alive[lane] and not self.running[lane] and self.lanes[lane]:
+        if not self.alive[lane] or self.hangs[lane] or self.running[lane]:
+            return
+        if self.lanes[lane] or self.passed_by[lane]:
+            self.did[lane] += 1
+            self.still[lane], self.passed_by[lane] = -1, 0
+        if self.lanes[lane]:
             call = self.running[lane] = self.lanes[lane].popleft()
             self.runs[call] = self.runs.get(call, 0) + 1
             if call in self.pins:
@@ -337,8 +411,9 @@ class AnyOrder(RuleBasedStateMachine):
     def die(self, lane: int) -> None:
         if self.alive[lane]:
             running, self.running[lane] = self.running[lane], 0
-            self.alive[lane] = self.dying[lane] = False
+            self.alive[lane] = self.dying[lane] = self.hangs[lane] = False
             self.lanes[lane].clear()
+            self.still[lane], self.passed_by[lane] = -1, 0
             self.perform(self.calls.died(lane, running))
 
     @rule(lane=st.integers(0, LANES - 1))
@@ -355,16 +430,17 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.open.isdisjoint(self.ended)
 
     def teardown(self) -> None:
-        """Once lanes are well again, every call that is still wanted is answered."""
+        """Once each lane has a process, every call that is still wanted is answered, though some hang."""
         for lane in range(LANES):
             self.attach(lane)
-        for _ in range(3 * self.number + 3):
+        for _ in range(3 * self.number + 3 + HUNG):
             for lane in range(LANES):
                 if self.dying[lane]:
                     self.die(lane)
                     self.attach(lane)
                 self.begin(lane)
                 self.answer(lane)
+                self.look([lane], at_work=False)
         assert self.open == set()
         assert self.calls.statistics().waiting == 0
         assert self.calls.statistics().in_lanes == (0,) * LANES

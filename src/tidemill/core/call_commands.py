@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Command", "Dropped", "Interrupt", "Lost", "Send", "Steal", "TimedOut"]
+__all__ = ["Command", "Dropped", "Hung", "Interrupt", "Lost", "Send", "Steal", "TimedOut"]
 
 
 @dataclass(slots=True)
@@ -52,4 +52,11 @@ class Dropped:
     call: int
 
 
-Command = Send | Interrupt | Steal | TimedOut | Lost | Dropped
+@dataclass(slots=True)
+class Hung:
+    """The lane begins nothing of what it was sent: kill it; then say `died`."""
+
+    lane: int
+
+
+Command = Send | Interrupt | Steal | TimedOut | Lost | Dropped | Hung

@@ -11,19 +11,20 @@ Rules of this file: an idle lane gets a call before a busy one does; a busy one 
 need not wait for the next; what waits behind another call moves to a lane that falls idle, at once when it is worth
 the messages, else when it still waits some time later. A call that is pinned to a
 lane runs there, in the order of adding. A call that was started is never started again. A call that was not started
-loses nothing by a death.
+loses nothing by a death. A lane that begins nothing though it has nothing else to do gets nothing more, what can leave it does, and
+then it is replaced.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.call_commands import Command, Dropped, Hung, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.errors import EngineError
 
 __all__ = ["Bounds", "Calls", "CallsStatistics"]
@@ -32,6 +33,10 @@ MIN_DEPTH: Final = 2
 """A lane always may have the next call beside the one it runs."""
 WORTH_MOVING_S: Final = 0.0005
 """Work that waits in a busy lane, from which it is worth the messages to move half of it to an idle one at once."""
+DOUBTED: Final = 1
+"""Looks that find a lane as it was, with calls to begin, before these should run elsewhere."""
+HUNG: Final = 4
+"""The same, before it is replaced."""
 
 
 @dataclass(slots=True)
@@ -102,6 +107,9 @@ class Calls:
         self._busy = 0  # lanes that are up and have some
         self._held = 0  # calls in lanes that are up
         self._deadlines: list[tuple[int, int]] = []
+        self._signs: list[tuple[Hashable, int]] = [
+            (None, 0)
+        ] * lanes  # of each lane the last, and how many looks have found it again
         self.fruitless = 0
         """Deaths in a row with nothing run and nothing returned."""
         self.call_s = inf
@@ -210,6 +218,7 @@ class Calls:
 
     def attached(self, lane: int) -> list[Command]:
         """The lane has a process and can take calls."""
+        self._signs[lane] = None, 0
         if not self._up[lane]:
             self._up[lane] = True
             self._count(lane, 1)
@@ -246,6 +255,7 @@ class Calls:
     def died(self, lane: int, running: int = 0) -> list[Command]:
         """The lane's process ended; ``running`` is the call it was in, 0 for none. All it had returned was told."""
         self.killed(lane)
+        self._signs[lane] = None, 0
         queue, self._queues[lane] = list(self._queues[lane]), deque()
         self._lane_bytes[lane] = 0
         commands: list[Command] = []
@@ -261,6 +271,27 @@ class Calls:
             self.fruitless = 0
             return commands + self._given_up(range(len(self._up)))
         return commands + self._dispatched()
+
+    def looked(self, lane: int, sign: Hashable | None, *, at_work: bool = False) -> list[Command]:
+        """A look at the lane, one of many, some time apart. ``sign`` is None when it runs a call or has none to begin; else it
+        changes with whatever the lane does. A look counts not while it is ``at_work``, though that may be to wait for a processor.
+
+        Looks are counted, not seconds: a loop that was held, or stopped together with its lanes, has missed some of them.
+        """
+        last, still = self._signs[lane]
+        if sign is None or sign != last:
+            self._signs[lane] = sign, 0
+            return []
+        if at_work:
+            return []
+        self._signs[lane] = sign, still + 1
+        if still + 1 >= HUNG:
+            return [Hung(lane)]
+        return self.held(lane) if still + 1 == DOUBTED else []
+
+    def doubted(self, lane: int) -> bool:
+        """Whether the lane is held because it begins nothing; `attached` says that it may go on."""
+        return self._signs[lane][1] >= DOUBTED
 
     def given_up(self) -> list[Command]:
         """Lanes cannot be started: every call that waits for one is told so. What a living lane can run goes on."""

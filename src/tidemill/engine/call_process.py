@@ -115,7 +115,10 @@ class CallProcess:
         self.turns: dict[int, int] = {}
         """The turn of each call that was sent and not answered or revoked."""
         self._last_turn = 0
+        self._last_revoked = 0  # of the turns that it was sent
         self.dying = False
+        self.hung = False
+        """Whether it is killed because it begins none of its calls."""
         self.clogged = False
         """Whether a call that was revoked may still lie before its socket, which is full."""
 
@@ -178,6 +181,7 @@ class CallProcess:
         self.channel.send(Revoke(turn if started < turn else 0))
         if started < turn:
             del self.turns[call]
+            self._last_revoked = max(self._last_revoked, turn)
             if self.large is not None:
                 self.large.free(turn)
         return started < turn
@@ -202,6 +206,25 @@ class CallProcess:
         """The call that was started and not answered; 0 for none."""
         started = self.cursor.started
         return next((call for call, turn in self.turns.items() if turn == started), 0)
+
+    @property
+    def has_none(self) -> bool:
+        """Whether it has begun all that it was sent and answered that."""
+        return not self.turns and self.cursor.started >= self._last_revoked
+
+    def sign(self) -> tuple[int, int] | None:
+        """What changes when it does anything; None when it runs a call, or has none to begin."""
+        started = self.cursor.started
+        turns = self.turns.values()
+        if max(next(reversed(turns), 0), self._last_revoked) <= started or started in turns or not self._has_all:
+            return None
+        assert isinstance(self.channel, ProcessChannel)
+        return started, self.channel.drained
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether nothing for it is still being copied."""
+        return self.large is None or not self.large.sending
 
     def last_words(self) -> str:
         """The end of what it wrote to its standard streams; once it has ended."""

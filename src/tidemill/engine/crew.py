@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tidemill.clock import SystemClock
-from tidemill.core.call_commands import Command, Dropped, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.call_commands import Command, Dropped, Hung, Interrupt, Lost, Send, Steal, TimedOut
 from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
@@ -23,6 +23,7 @@ from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
+from tidemill.lanes.platform import is_at_work
 from tidemill.lanes.wire import Partly, Returned
 
 __all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
@@ -33,6 +34,8 @@ _LONGEST_S: Final = 1e9
 """A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
 _SHARED_AFTER_S: Final = 0.001
 """After so long, what waits in a busy lane is moved to an idle one, though it seemed to be little."""
+_LOOK_S: Final = 0.2
+"""So often lanes that have calls are looked at, whether they begin them."""
 CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
@@ -74,6 +77,8 @@ class _Death:
     running: int
     words: str
     """What the process wrote last."""
+    hung: bool
+    """Whether it was killed because it began none of its calls."""
 
 
 class Crew:
@@ -102,6 +107,8 @@ class Crew:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
         self._sharing: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        """While lanes have calls."""
         self._told_oversized = False
         self.closed = False
         """Whether `aclose` has begun."""
@@ -179,6 +186,8 @@ class Crew:
                 request = self._requests[command.call]
                 self.lanes[command.lane].sent_bytes += request.size
                 process.send(command.call, request)
+                if self._looking is None and not self._inline:
+                    self._looking = self._loop.call_later(_LOOK_S, self._look)
                 continue
             match command:
                 case Interrupt(lane, call):
@@ -192,6 +201,8 @@ class Crew:
                 case Dropped(call):
                     self.door.dropped += 1
                     self._settle(call, self._dropped(call))
+                case Hung(lane):
+                    self._replace(lane)
         if self.calls.unshared and self._sharing is None:
             self._sharing = self._loop.call_later(_SHARED_AFTER_S, self._share)
         if self._retiring is not None:
@@ -241,7 +252,7 @@ class Crew:
 
     def _going_on(self, process: CallProcess, lane: int) -> list[Command]:
         """The lane may be given calls again, if nothing else speaks against it."""
-        if process.stops or process.clogged or process.dying or lane == self._retiring:
+        if process.stops or process.clogged or process.dying or lane == self._retiring or self.calls.doubted(lane):
             return []
         return self.calls.attached(lane)
 
@@ -268,6 +279,11 @@ class Crew:
         name, how = self._requests[call].name, why.how
         if call == why.running:
             text = f"{name}: the lane's process ended while it ran this call ({how}). Other calls are not affected."
+        elif why.hung:
+            text = (
+                f"{name}: {Calls.MAX_FRUITLESS} processes in a row began none of their calls, and were killed; see whether "
+                "the initializer or a module leaves a thread behind that never gives Python's lock back."
+            )
         else:
             text = (
                 f"{name}: {Calls.MAX_FRUITLESS} processes in a row ended ({how}) before they could run anything; see "
@@ -289,6 +305,38 @@ class Crew:
         self._timer = None
         self._perform(self.calls.expired(self._clock.monotonic_ns()))
         self._arm()
+
+    # -- lanes that hang between two calls ---------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Whether each lane that has calls to begin, and nothing else to do, begins them."""
+        self._looking = None
+        if self.closed:
+            return
+        for lane, process in enumerate(self.staff.seats):
+            if process is not None and not process.dying:
+                self._look_at(process, lane)
+        if self._looking is None and not all(process is None or process.has_none for process in self.staff.seats):
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look_at(self, process: CallProcess, lane: int) -> None:
+        doubted, sign = self.calls.doubted(lane), process.sign()
+        commands = self.calls.looked(lane, sign, at_work=sign is not None and is_at_work(self.staff.pid(lane)))
+        if doubted and not self.calls.doubted(lane):
+            commands += self._going_on(process, lane)
+        if commands:
+            self._perform(commands)
+
+    def _replace(self, lane: int) -> None:
+        process = self.staff.seats[lane]
+        assert process is not None
+        told, pid = (
+            "lane %d: process %s runs no call and begins none of those it has, and is killed",
+            self.staff.pid(lane),
+        )
+        _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
+        process.hung = True
+        process.kill()
 
     # -- from the staff --------------------------------------------------------------------------------
 
@@ -385,7 +433,7 @@ class Crew:
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None
-        self._perform(self.calls.died(lane, running), _Death(how, running, process.last_words()))
+        self._perform(self.calls.died(lane, running), _Death(how, running, process.last_words(), process.hung))
 
     def hopeless(self, error: Exception) -> None:
         """No process can be made."""
@@ -431,7 +479,7 @@ class Crew:
         for feeder in list(self._feeders):
             feeder.fail(error)
         self.door.close(error)
-        for timer in (self._timer, self._sharing):
+        for timer in (self._timer, self._sharing, self._looking):
             if timer is not None:
                 timer.cancel()
         await self.staff.aclose()

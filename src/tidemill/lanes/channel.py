@@ -82,6 +82,8 @@ class ProcessChannel:
         self._loop = asyncio.get_running_loop()
         self._exit: Exit | None = None
         self._armed = False  # whether the loop tells us when the socket takes more
+        self.drained = 0
+        """How often a socket that was full took more."""
         self._caught_up: Callable[[], None] | None = None
         self._gathering = False  # whether what is sent waits for the end of this turn
         self._cut_off = (
@@ -134,6 +136,7 @@ class ProcessChannel:
 
     def _writable(self) -> None:
         """Write what waits, up to the bound of a turn."""
+        self.drained += self._armed
         left = _BYTES_PER_TURN
         try:
             while self._unsent and left > 0:

@@ -27,6 +27,7 @@ __all__ = [
     "dying_with_parent",
     "ended_child",
     "in_forked_child",
+    "is_at_work",
     "message_pair",
     "name_process",
     "no_lanes_here",
@@ -161,6 +162,12 @@ def _at_parents_end(number: int) -> None:
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def is_at_work(pid: int | None) -> bool:
+    """Whether the main thread of a process runs, or would if it had a processor or what it reads from a disk."""
+    stat = None if pid is None else files.read_bytes(f"/proc/{pid}/stat")
+    return stat is not None and stat.rpartition(b")")[2].split()[:1] in ([b"R"], [b"D"])
 
 
 def resident_bytes(pid: int | None) -> int:
