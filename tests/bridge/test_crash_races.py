@@ -173,6 +173,25 @@ async def test_a_lane_that_is_stopped_for_ever(
     assert lanes.statistics().lanes[0].restarts > stopped.restarts
 
 
+async def test_a_lane_that_reads_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is replaced, also when it happens again and again, and the calls behind run in the next process."""
+    monkeypatch.setattr(crew, "_LOOK_S", 1000.0)
+    large = "x" * 20_000_000  # more than a socket holds
+    async with tm.Lanes(1) as lanes:
+        for number in range(Calls.MAX_FRUITLESS + 1):
+            before = lanes.statistics().lanes[0]
+            os.kill(before.pid or 0, signal.SIGSTOP)  # it reads as slowly as can be
+            unwanted = asyncio.create_task(lanes.run(len, large, timeout=0.001 if number % 2 else None))
+            await asyncio.sleep(0)
+            behind = asyncio.create_task(lanes.run(square, number))
+            await asyncio.sleep(0)
+            if number % 2 == 0:
+                unwanted.cancel()
+            assert await behind == number * number
+            await asyncio.wait([unwanted])
+            assert lanes.statistics().lanes[0].restarts == before.restarts + 1
+
+
 async def test_a_lane_that_takes_long_is_no_lane_that_hangs(monkeypatch: pytest.MonkeyPatch, telephone, home) -> None:
     """To read a function and what it is called with, and to run it: each may take as long as it likes."""
     looked, signs, enough = Calls.looked, [], asyncio.Event()

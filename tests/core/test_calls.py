@@ -93,6 +93,15 @@ def test_calls_are_given_up_when_lanes_die_before_they_run_anything() -> None:
     assert calls.attached(0) == [Send(0, 2)]
 
 
+def test_deaths_that_were_wanted_are_not_counted() -> None:
+    """However many processes are killed before they run anything, because nobody wants what they read."""
+    calls = up(1)
+    calls.add(1)
+    for _ in range(2 * Calls.MAX_FRUITLESS):
+        assert calls.died(0, wanted=True) == []
+        assert calls.attached(0) == [Send(0, 1)]
+
+
 def test_a_number_is_used_once() -> None:
     """Adding it twice is an error of ours."""
     calls = up()

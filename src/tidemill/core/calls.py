@@ -252,14 +252,19 @@ class Calls:
             self._count(lane, -1)
             self._up[lane] = False
 
-    def died(self, lane: int, running: int = 0) -> list[Command]:
-        """The lane's process ended; ``running`` is the call it was in, 0 for none. All it had returned was told."""
+    def died(self, lane: int, running: int = 0, *, wanted: bool = False) -> list[Command]:
+        """The lane's process ended; ``running`` is the call it was in, 0 for none. All it had returned was told. It was ``wanted`` if
+        that says nothing about the process.
+        """
         self.killed(lane)
         self._signs[lane] = None, 0
         queue, self._queues[lane] = list(self._queues[lane]), deque()
         self._lane_bytes[lane] = 0
         commands: list[Command] = []
-        self.fruitless = 0 if running in queue else self.fruitless + 1
+        if running in queue:
+            self.fruitless = 0
+        elif not wanted:
+            self.fruitless += 1
         for call in reversed(queue):
             if call == running:
                 if self._calls[call].wanted:

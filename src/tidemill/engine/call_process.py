@@ -119,6 +119,8 @@ class CallProcess:
         self.dying = False
         self.hung = False
         """Whether it is killed because it begins none of its calls."""
+        self.wasted = False
+        """Whether it is killed because it reads what nobody wants."""
         self.clogged = False
         """Whether a call that was revoked may still lie before its socket, which is full."""
 
@@ -197,6 +199,10 @@ class CallProcess:
             return False
         self.clogged = self.channel.once_caught_up(caught_up)
         return self.clogged
+
+    def reads_in_vain(self, turn: int) -> bool:
+        """Whether a call that was revoked still goes through its socket, and it has no other to run before that."""
+        return self.clogged and self.cursor.started < turn and all(other > turn for other in self.turns.values())
 
     def ask_to_stop(self, call: int) -> None:
         """Tell a call that may be running that nobody wants it any more; its function can see that."""

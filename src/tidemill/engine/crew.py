@@ -34,6 +34,8 @@ _LONGEST_S: Final = 1e9
 """A deadline farther away, which may be infinity, is none that a clock in nanoseconds holds."""
 _SHARED_AFTER_S: Final = 0.001
 """After so long, what waits in a busy lane is moved to an idle one, though it seemed to be little."""
+_READ_S: Final = 0.05
+"""So long a lane may go on reading a call that nobody wants any more, before it is killed."""
 _LOOK_S: Final = 0.2
 """So often lanes that have calls are looked at, whether they begin them."""
 CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
@@ -227,9 +229,12 @@ class Crew:
         """Revoke the call; one that may be running is asked to stop, and killed when the grace has passed."""
         process = self.staff.seats[lane]
         assert process is not None
-        kill = not self._inline and not self._grace_s
+        kill, turn = not self._inline and not self._grace_s, process.turns[call]
         if process.revoke(call, or_kill=kill):
-            return self._revoked(process, lane, call)
+            commands = self._revoked(process, lane, call)
+            if process.reads_in_vain(turn):
+                self._loop.call_later(min(self._grace_s, _READ_S), self._waste, process, lane, turn)
+            return commands
         if self._inline:
             return []  # there is no process to kill
         if process.dying:
@@ -259,6 +264,12 @@ class Crew:
     def _kill(self, process: CallProcess, call: int) -> None:
         if call in process.turns:
             process.revoke(call, or_kill=True)  # not if it has ended meanwhile and its answer is on the way
+
+    def _waste(self, process: CallProcess, lane: int, turn: int) -> None:
+        """The process still reads a call that nobody wants: another takes its place. What lies behind was not started."""
+        if self.staff.seats[lane] is process and process.reads_in_vain(turn):
+            process.wasted = True
+            process.kill()
 
     def _settle(self, call: int, outcome: Sequence[Answer] | Exception) -> None:
         request = self._requests.pop(call, None)
@@ -433,7 +444,10 @@ class Crew:
         self.lanes[lane].restarts += 1
         if self._retiring == lane:
             self._retiring = None
-        self._perform(self.calls.died(lane, running), _Death(how, running, process.last_words(), process.hung))
+        self._perform(
+            self.calls.died(lane, running, wanted=process.wasted),
+            _Death(how, running, process.last_words(), process.hung),
+        )
 
     def hopeless(self, error: Exception) -> None:
         """No process can be made."""
