@@ -8,7 +8,8 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator
+import types
+from collections.abc import AsyncIterator, Callable
 
 import cloudpickle
 import numpy as np
@@ -107,13 +108,24 @@ async def test_a_record_that_kills_the_process_fails_alone(two: tm.Lanes) -> Non
     assert results == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-@pytest.mark.parametrize(
-    ("returned", "told"), [([1, 2, 3], "got 1 and returned 3"), (None, "NoneType"), ("x", "str"), ({1: 2}, "dict")]
-)
-async def test_a_wrong_answer_is_told_clearly(two: tm.Lanes, returned: object, told: str) -> None:
-    """Too many values, none, or something else than a list."""
+WRONG: dict[str, Callable[[list[int]], object]] = {
+    "<lambda> got 1 and returned 3": lambda _: [1, 2, 3],
+    "a NoneType": lambda _: None,
+    "a str": lambda _: "x",
+    "a bytearray": lambda _: bytearray(1),
+    "a dict": dict.fromkeys,
+    "a dict_keys": lambda records: dict.fromkeys(records).keys(),
+    "a mappingproxy": lambda _: types.MappingProxyType({1: 2}),
+    "in their order; <lambda> returned a set": lambda records: {-record for record in records},
+    "a frozenset": frozenset,
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+async def test_a_wrong_answer_is_told_clearly(two: tm.Lanes, told: str) -> None:
+    """Too many values, none, or something else than a list: what has no value for each record in its place."""
     with pytest.raises(BadResult, match=told):
-        await two.batched(lambda _: returned)("record")
+        await two.batched(WRONG[told])(1)
 
 
 async def test_a_value_that_cannot_travel_fails_alone(two: tm.Lanes) -> None:

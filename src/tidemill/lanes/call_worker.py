@@ -6,7 +6,8 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from tidemill.lanes.call_codec import Parcel, dumps_error, dumps_value, loads
 from tidemill.lanes.cursor import Cursor
 from tidemill.lanes.finished import Finished
 from tidemill.lanes.framing import Payload, joined, pieces
+from tidemill.lanes.keyed_objects import KeyedObjects
 from tidemill.lanes.wire import Call, Forget, Function, Message, Partly, Returned, Revoke
 
 __all__ = ["CallWorker"]
@@ -29,6 +31,8 @@ _NOT_THERE: Final = (
     "The function was not called: the lane cannot import what it is made of. Lanes find modules in the folders that were in "
     "sys.path when they were opened; extend it before that."
 )
+_NO_LISTS: Final = (str, bytes, bytearray, Mapping, AbstractSet)
+"""They have a length, and no value for each record in its place."""
 _Answer = tuple[bool, Parcel]
 """Whether it raised, and what."""
 
@@ -161,6 +165,11 @@ class CallWorker:
         except BaseException as error:  # noqa: BLE001 - sys.exit() too is an answer
             return [_error(error)] * len(call.sizes)
         raised, parcel = _answer(value)
+        if raised and isinstance(function, KeyedObjects) and value is not None:
+            part_raised, part = _answer(
+                value[0]
+            )  # what the method returned: messages name what cannot be sent from there
+            parcel = part if part_raised else parcel
         if self._back is not None and parcel.room > self._back.size:
             self._oversized = type(value).__qualname__
         return [(raised, parcel)]
@@ -257,29 +266,30 @@ def _listed(function: Callable[[list[Any]], Any], payload: Payload, sizes: list[
         else:
             called = [_error(error)]
     else:
-        called = _values(values, len(records))
+        called = _values(values, len(records), function)
     answers.update(zip(records, called, strict=True))
     return [answers[number] for number in range(len(sizes))]
 
 
-def _values(values: Any, count: int) -> list[_Answer]:
+def _values(values: Any, count: int, function: Callable[..., Any]) -> list[_Answer]:
     try:
-        return [_answer(value) for value in _checked(values, count)]
+        return [_answer(value) for value in _checked(values, count, function)]
     except BaseException as error:  # noqa: BLE001 - a BadResult, or what the sequence's own methods raise
         return [_error(error)] * count
 
 
-def _checked(values: Any, count: int) -> list[Any]:
-    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+def _checked(values: Any, count: int, function: Callable[..., Any]) -> list[Any]:
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    if isinstance(values, _NO_LISTS) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
         raise BadResult(
             "wrong_type",
-            f"A function for lanes.batched gets a list of records and must return a list of as many values; "
-            f"it returned a {type(values).__qualname__}.",
+            f"A function for lanes.batched gets a list of records and must return a list of as many values, in their order; "
+            f"{name} returned a {type(values).__qualname__}.",
         )
     if len(values) != count:
         raise BadResult(
             "wrong_length",
-            f"A function for lanes.batched must return one value for each record: it got {count} and returned "
+            f"A function for lanes.batched must return one value for each record: {name} got {count} and returned "
             f"{len(values)}.",
         )
     return list(values)
