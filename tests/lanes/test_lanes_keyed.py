@@ -8,7 +8,9 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import tracemalloc
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -122,6 +124,30 @@ async def test_an_object_outlives_its_process(two: tm.Lanes) -> None:
             os.kill(pid, signal.SIGKILL)
             assert await objects("S1", 1) == 2 * number + 2
         assert objects.statistics().restored == 5
+
+
+class Asynchronous:
+    """Everything in it, and what it returns cannot be sent."""
+
+    async def __call__(self) -> None: ...
+
+    async def fetch(self) -> None: ...
+
+    async def numbers(self) -> AsyncIterator[int]:
+        yield 1
+
+    def lock(self) -> object:
+        return {"a": [1, threading.Lock()]}
+
+
+async def test_methods_that_are_async(one: tm.Lanes) -> None:
+    """Each is refused by its name, and no coroutine is left that nobody awaits."""
+    keyed = one.keyed(Asynchronous)
+    for method, name in (("", "__call__"), ("fetch", "fetch"), ("numbers", "numbers")):
+        with pytest.raises(CallError, match=rf"{name} of a Asynchronous is async, and a lane runs plain methods"):
+            await keyed.call("S1", method)
+    with pytest.raises(BadResult, match=r"but the result\['a'\]\[1\], a lock, cannot be sent back"):
+        await keyed.call("S1", "lock")
 
 
 async def test_a_call_that_brought_no_value_leaves_no_trace(two: tm.Lanes, telephone, home) -> None:

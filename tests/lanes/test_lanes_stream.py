@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 
@@ -70,18 +71,20 @@ async def test_a_value_that_cannot_be_sent_fails_at_its_place(two: tm.Lanes) -> 
     assert results[2] == 9
 
 
-async def test_a_call_that_kills_its_process_fails_alone(two: tm.Lanes) -> None:
-    """The others of the stream have their results, in order."""
+@pytest.mark.parametrize("seconds", [None, 60.0])
+async def test_a_call_that_kills_its_process_fails_alone(two: tm.Lanes, seconds: float | None) -> None:
+    """The others of the stream have their results, in order; its own error names the stream."""
 
     def fn(x: int) -> int:
         if x == 5:
             os._exit(7)
         return -x
 
-    results = [result async for result in two.stream(fn, range(12), return_exceptions=True)]
+    results = [result async for result in two.stream(fn, range(12), return_exceptions=True, timeout=seconds)]
     died = results.pop(5)
     assert isinstance(died, LaneDied)
     assert died.code == 7
+    assert re.match(r"lanes\.stream\(.*fn\): the lane's process ended", str(died))
     assert results == [-x for x in range(12) if x != 5]
 
 

@@ -234,9 +234,11 @@ def test_what_fails_at_the_start_is_raised_here() -> None:
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)"], ids=["end", "exit"])
 def test_the_end_of_the_interpreter_finishes_what_is_pending(tmp_path: Path, end: str) -> None:
-    """An executor that nobody shut down; nothing is printed that is not the program's own, no process is left."""
+    """An executor that nobody shut down; nothing is printed that is not the program's own, no process is left. Calls that come later
+    are told so."""
     (tmp_path / "script.py").write_text(
         textwrap.dedent(f"""
+            import atexit
             import os
             import tidemill as tm
 
@@ -248,13 +250,22 @@ def test_the_end_of_the_interpreter_finishes_what_is_pending(tmp_path: Path, end
             pool = tm.LanesExecutor(2)
             futures = [pool.submit(work, x) for x in range(40)]
             futures[-1].add_done_callback(lambda future: print(future.result()))
+
+            def too_late():
+                try:
+                    pool.submit(work, 41)
+                except RuntimeError as error:
+                    print(error)
+
+            atexit.register(too_late)
             {end}
         """)
     )
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "39\n", "")
+    refused = "This LanesExecutor was shut down, or ended with the program: it takes no more calls."
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"39\n{refused}\n", "")
     servers = (tmp_path / "log").read_text().split()
     assert len(servers) == 40
     assert not any(Path(f"/proc/{server}").exists() for server in set(servers))

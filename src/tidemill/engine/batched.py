@@ -85,7 +85,8 @@ class Batched:
         self._records = self._sent_batches = self._timed_out = self._rejected = self._dropped = 0
 
     def __call__(self, record: Any) -> asyncio.Future[Any]:
-        """Send a record; the future's result is its value, its exception its own error.
+        """Send a record; the future's result is its value, its exception its own error. It is no coroutine: ``asyncio.gather``
+        takes it, ``asyncio.create_task`` does not.
 
         Raises `CallError` at once when the record cannot be pickled or the lanes are closed, and `LanesFull` when too
         many records wait and ``when_full="reject"``.

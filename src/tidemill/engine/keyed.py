@@ -75,7 +75,9 @@ class Keyed:
         self._loop = asyncio.get_running_loop()
 
     def __call__(self, key: Key, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Call the object of ``key``, or its ``update`` if it cannot be called; the future has what that returns."""
+        """Call the object of ``key``, or its ``update`` if it cannot be called; the future has what that returns. It is no coroutine:
+        ``asyncio.gather`` takes it, ``asyncio.create_task`` does not.
+        """
         return self._called(key, "", args, kwargs)
 
     def call(self, key: Key, method: str, /, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:

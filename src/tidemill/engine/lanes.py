@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
 
 from tidemill.core.calls import Bounds
@@ -278,13 +279,15 @@ class Lanes:
         timeout = check_timeout(timeout)
         check_count("window", window)
 
+        name = f"lanes.stream({name_of(fn)})"
         sent = self._functions.of(fn) if self._count and timeout is None else None
         calling: Calling
         if sent is not None:
+            sent = replace(sent, call_name=name)
             calling = Bundles(crew, self._check_here, sent, lambda value: dumps_call((value,), {}), window)
         else:
             calling = OneByOne(
-                crew, self._check_here, lambda value, done: self._request(fn, (value,), {}, done, timeout)
+                crew, self._check_here, lambda value, done: self._request(fn, (value,), {}, done, timeout, name)
             )
         return streamed(calling, source, window, return_exceptions=return_exceptions)
 
@@ -401,12 +404,13 @@ class Lanes:
         kwargs: dict[str, Any],
         done: Callable[[Sequence[Answer] | Exception], None],
         timeout: float | None,
+        name: str = "",
     ) -> Request:
-        """Pickle first: what cannot be sent costs no lane."""
+        """Pickle first: what cannot be sent costs no lane. ``name`` is for messages, where it is not `run` that was called."""
         timeout = check_timeout(timeout)
         sent = self._functions.of(fn)
         if sent is not None:
-            return Request(sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)
+            return Request(name or sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)
         check_callable(fn)
         parcel = dumps_arguments((fn, args, kwargs), {"the function": fn, **named(args, kwargs)}, depth=3)
-        return Request(call_name(fn), None, [parcel], done, timeout_s=timeout)
+        return Request(name or call_name(fn), None, [parcel], done, timeout_s=timeout)

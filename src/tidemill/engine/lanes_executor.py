@@ -49,7 +49,14 @@ class LanesExecutor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> WorkFuture[T]:
         """Run ``fn(*args, **kwargs)`` in a lane. Raises `CallError` (a RuntimeError) when it cannot be sent."""
         self._io.check()
-        return self._executor.submit(fn, *args, **kwargs)
+        try:
+            return self._executor.submit(fn, *args, **kwargs)
+        except CallError as error:
+            if self._io.has_ended:
+                raise CallError(
+                    "This LanesExecutor was shut down, or ended with the program: it takes no more calls."
+                ) from error
+            raise
 
     def map(
         self,
@@ -125,6 +132,11 @@ class _Thread:
     def is_elsewhere(self) -> bool:
         """Whether this process was forked from the one that has the thread."""
         return os.getpid() != self._pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its lanes are closed."""
+        return not self._thread.is_alive()
 
     def check(self) -> None:
         """Raises `CallError` in a process that was forked: the thread is not there."""

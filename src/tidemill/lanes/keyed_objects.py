@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import types
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
-from tidemill.errors import BadResult
+from tidemill.errors import BadResult, CallError
 from tidemill.lanes.call_codec import dumps, loads
 
 __all__ = ["KeyedObjects"]
@@ -21,6 +22,7 @@ MAX_LIVE: Final = 4096
 """Objects that a process keeps; the one used least lately is made again from its state when it is needed."""
 
 _THE_CLASS: Final = "C"
+_ASYNC: Final = (types.CoroutineType, types.AsyncGeneratorType)
 
 
 class KeyedObjects:
@@ -61,6 +63,8 @@ class KeyedObjects:
             value = self._restored(state)
         args, kwargs = loads(bytearray(arguments))  # its arrays are the object's own
         answer = _method(value, method)(*args, **kwargs)
+        if isinstance(answer, _ASYNC):
+            raise _is_async(answer, value)
         after = self._snapshot(value)
         self._live[key] = next_version, value
         if len(self._live) > MAX_LIVE:
@@ -136,3 +140,12 @@ def _method(value: Any, name: str) -> Callable[..., Any]:
             'await objects.call(key, "method", ...)'
         )
     return found
+
+
+def _is_async(begun: Any, value: Any) -> CallError:
+    if isinstance(begun, types.CoroutineType):
+        begun.close()  # else Python complains that nobody awaited it
+    return CallError(
+        f"{begun.__name__} of a {type(value).__qualname__} is async, and a lane runs plain methods (def): await on the event "
+        "loop, and give the object what computes. The object is as it was before the call."
+    )
