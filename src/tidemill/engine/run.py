@@ -424,7 +424,8 @@ class Run:
             return
         of_state = self._troubles.culprit in (CHECKPOINT, _STATE_FOLDER)
         of_commits = of_state or self._troubles.culprit.startswith("sink ")
-        if (attempt.idle and not (of_commits and attempt.unsaved)) or self._done[of_state] > self._done_before[of_state]:
+        idle = attempt.idle and not (of_commits and attempt.unsaved)
+        if idle or self._done[of_state] > self._done_before[of_state]:
             self._troubles.over()
 
     @property
