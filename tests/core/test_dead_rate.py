@@ -125,12 +125,14 @@ def test_a_sensor_that_fails_all_the_time_is_not_hidden_by_many_that_fail_once(o
         assert found.lead.endswith(" of these are of sensor 'bad'")
 
 
-def test_a_new_attempt_counts_from_the_beginning() -> None:
-    """After a fault the run goes on from its checkpoint, and so do its counts."""
+def test_what_comes_again_in_another_attempt_is_counted_once() -> None:
+    """After a fault the run goes on from its checkpoint: neither do a million records of before hide those that die now."""
     run = Seen("50%/60s")
-    assert run.passed(120, records=10, dead=0) is None
-    run.records = 0
+    assert run.passed(120, records=1_000, dead=0) is None
+    run.records = 60_000
+    assert run.passed(1, records=60_000, dead=0) is None
     assert run.passed(120, records=10, dead=4) is None
+    assert run.passed(120, records=10, dead=6) is not None
 
 
 @pytest.mark.parametrize(

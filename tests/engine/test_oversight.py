@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sinks.line_servers import Post, take, web_server
 from tests.sources.test_mqtt import Publisher
 from tests.web import asked
 
@@ -215,6 +216,30 @@ async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: P
     said = "31 of 51 records of the last 60 s are dead letters (limit 50 %), 31 of them wrong_type"
     assert str(caught.value) == f"{said}, and the run ends itself; at least 31 of these are of sensor 'pump\\n7'."
     assert unready == f"503 {said}\n"
+
+
+async def test_a_dead_letter_counts_once_however_often_a_sink_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt comes to it again, since the last checkpoint is before it."""
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.0)
+    tries = [4]
+
+    def answer(post: Post) -> Any:
+        tries[0] -= 1
+        return take(post) if tries[0] < 0 else (503, {}, b"")
+
+    source = tm.sources.TCP()
+    with web_server(answer) as server:
+        pipeline = live(source, tm.sinks.HTTP(server.url))
+        state = tm.State(tmp_path / "state", checkpoint_s=0.05)
+        async with tm.serve(pipeline, lanes=0, state=state, max_dead="100/60s") as run:
+            await send(source, *[b"no json"] * 60, reading(1))
+            async with asyncio.timeout(30):
+                while not server.taken:  # noqa: ASYNC110 - it is another thread's
+                    await asyncio.sleep(0)
+            assert run.statistics().dead_letters == 60
+    assert len(server.posts) == 5
 
 
 async def test_a_run_that_ends_itself_acknowledges_what_is_on_the_disk_and_nothing_else(tmp_path: Path) -> None:

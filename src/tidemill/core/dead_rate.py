@@ -102,10 +102,11 @@ lead="at least 3 of these are of sensor 'pump 7'")
         now.add((reason_code, "source", source) if sensor is None else (reason_code, "sensor", sensor))
 
     def look(self, records: int, now_ns: int) -> TooMany | None:
-        """Whether there are too many, now that so many records have come in; the count begins anew with each attempt."""
+        """Whether there are too many, now that so many records have come in. Another attempt counts on from its checkpoint: those
+        that come again are none that came."""
         now = self._slices[-1]
-        now.records += records - self._records if records >= self._records else records
-        self._records = records
+        now.records += max(records - self._records, 0)
+        self._records = max(records, self._records)
         if self._first_ns is None and (now.records or now.dead):
             self._first_ns = now_ns
         found = self._judged(now_ns)

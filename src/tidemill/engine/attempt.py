@@ -377,22 +377,23 @@ class Attempt:
 
     # -- in --------------------------------------------------------------------------------------------------
 
-    def came(self, records: int, source: str) -> None:
-        """So many have come in."""
+    def came(self, records: int, source: str, up_to: int) -> None:
+        """So many have come in, up to this position of the input."""
         self.mill.counts.records_in += records
-        self._oversight.came(records, source)
+        self._oversight.came(records, source, up_to)
 
     async def enter(self, batch: Batch, source: str, wall_ns: int) -> None:
         """A batch as it comes again in every attempt: what was done before does not count as having come in."""
         before = self.intake.entered
-        self.came(len(batch) - min(max(self.intake.begins_at - before, 0), len(batch)), source)
+        new = len(batch) - min(max(self.intake.begins_at - before, 0), len(batch))
+        self.came(new, source, before + len(batch))
         await self.intake.put(batch, source, wall_ns)
         await self.outflow.room()
 
     def refuse(self, letter: DeadLetter) -> None:
         """A source could not make a record of something: it came in all the same."""
         if self.intake.refuse(letter):
-            self.came(1, letter.source)
+            self.came(1, letter.source, self.intake.entered)
 
     def _reject(self, letter: DeadLetter) -> None:
         self.mill.counts.dead_letters += 1

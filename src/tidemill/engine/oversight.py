@@ -82,6 +82,12 @@ class Oversight:
         self._patience = Patience()
         self._dead = None if terms.max_dead is None else DeadRate(terms.max_dead, clock.monotonic_ns())
         self._rejections = Rejections()
+        self._came_up_to = 0
+        """Position of the input."""
+        self._reached: dict[str, int] = {}
+        """The same of the dead letters of a stage, and of sources under the empty text."""
+        self._before: dict[str, int] = {}
+        """The same, by the attempts before this one."""
         self.mostly_dead: tuple[MostlyDead, ...] = ()
         """Who gives little else than dead letters, as of the last look."""
         self._verdict: TidemillError | None = None
@@ -108,15 +114,31 @@ class Oversight:
         self._end_stalled(statistics)
         self._end_dead(statistics)
 
-    def came(self, records: int, source: str) -> None:
-        """So many have come in."""
-        self._rejections.came(records, source)
+    def begin_again(self) -> None:
+        """Another attempt begins: what it comes to again was counted."""
+        self._before = dict(self._reached)
+
+    def came(self, records: int, source: str, up_to: int) -> None:
+        """So many have come in, up to this position of the input."""
+        new = min(records, max(up_to - self._came_up_to, 0))
+        self._came_up_to = max(self._came_up_to, up_to)
+        self._rejections.came(new, source)
 
     def buried(self, letter: DeadLetter) -> None:
         """A record has become a dead letter."""
+        if not self._is_new(letter):
+            return
         self._rejections.buried(letter.reason_code, letter.reason, source=letter.source, stage=letter.stage)
         if self._dead is not None:
             self._dead.buried(letter.reason_code, sensor=letter.key, source=letter.source)
+
+    def _is_new(self, letter: DeadLetter) -> bool:
+        """Whether no attempt has come so far. Within one, letters of a source and of each stage need be in no order."""
+        if letter.position is None:
+            return True
+        by = letter.stage or ""
+        self._reached[by] = max(self._reached.get(by, -1), letter.position)
+        return letter.position > self._before.get(by, -1)
 
     def made(self, rows: int, stage: str) -> None:
         """So many rows that stages had made came to this one."""

@@ -245,6 +245,7 @@ class Run:
                     await keeper.begin_again()
                     letters = self._letters(keeper)
                     checked = keeper.check(self.pipeline, edges=False)
+                self._oversight.begin_again()
                 attempt = self._made_attempt(self.pipeline, checked, inflow, keeper, letters, self.started)
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
