@@ -47,6 +47,7 @@ class ScriptedSource(Source):
     A record without a time gets its arrival's. A stream begins at the start of the script, or behind the ``CRASH`` or
     ``EOF`` that ended the stream before it. Delivery: each record once in a stream, in order.
 
+    >>> import asyncio
     >>> from tidemill.testing import ManualClock
     >>> source = ScriptedSource([[{"sensor": "S1", "value": 20}], PAUSE(2.0), [{"sensor": "S1", "value": 21}], EOF])
     >>> async def read():
