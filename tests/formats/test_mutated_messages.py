@@ -1,7 +1,6 @@
 """R14: damaged messages for each decoder of what comes over a network: each is a record or a letter, and hurts no other.
 
-The messages are those of the recordings; `test_influx_lines` does the same for line protocol. What comes as lines gets all of
-them; the ways of reading a message that is alone get a share, so that ``TIDEMILL_MESSAGES=400000`` gives each 100,000.
+The messages are those of the recordings; `test_influx_lines` does the same for line protocol.
 """
 
 from __future__ import annotations
@@ -89,10 +88,9 @@ def as_telegraf(message: bytes, number: int) -> bytes:
     return msgspec.json.encode({"metrics": [metric, metric]} if number % 3 == 0 else metric)
 
 
-def blocks(messages: list[bytes], share: int = 1) -> Iterator[list[bytes]]:
-    """All of them, or one in so many."""
+def blocks(messages: list[bytes]) -> Iterator[list[bytes]]:
     chance = random.Random(14)
-    for _ in range(MESSAGES // share // _BLOCK):
+    for _ in range(MESSAGES // _BLOCK):
         yield [mutated(chance, chance.choice(messages)) for _ in range(_BLOCK)]
 
 
@@ -159,7 +157,7 @@ def test_each_damaged_payload_is_readings_or_says_why_not(value: str | dict[str,
             dead += len(letters) + len(bad)
         return accepted
 
-    for damaged in blocks(recorded(recordings), 2 if value is None else 4):
+    for damaged in blocks(recorded(recordings)):
         without_hanging(lambda damaged=damaged: one(damaged))
     assert min(accepted, dead) > 1_000
 
@@ -184,7 +182,7 @@ async def test_each_damaged_array_is_records_and_letters_or_refused_as_a_whole(n
         assert (rows[0]["value"], rows[-1]["value"]) == (1, 2)
         return parts
 
-    for damaged in blocks(messages, 4):
+    for damaged in blocks(messages):
         start = time.process_time()
         parts = [made for message in damaged for made in await one(message)]
         rows = [row for made in parts for row in made.rows]
@@ -193,5 +191,5 @@ async def test_each_damaged_array_is_records_and_letters_or_refused_as_a_whole(n
         assert time.process_time() - start < _HANG_S
         assert len(batch) + len(letters) == len(rows)
         accepted += len(batch)
-    assert taken + refused == MESSAGES // 4
+    assert taken + refused == MESSAGES
     assert min(accepted, refused) > 2_000
