@@ -14,7 +14,6 @@ SEED = 1
 THREE = ("sqlite", "ndjson", "parquet")
 SMALL = {"records": 2_000, "sinks": THREE, "work": 0.0001, "checkpoint_s": 0.02}
 POSTGRES = {"records": 4_000, "sinks": ("sqlite",), "checkpoint_s": 0.02}
-SHORT_OUTAGE = {"records": 0, "at_once": 1, "away_s": 0.0, "whats": ("server",)}
 NO_SHARES = {"recovering": 0.0, "in_checkpoint": 0.0}
 ANY = {"in_flight": 0.5, **NO_SHARES}
 """These say what they struck in the name of the strike."""
@@ -62,7 +61,6 @@ SMALL_CAMPAIGNS: dict[str, Kind] = {
     "small-crash-points": Kind(
         "R29", crash_points.crashed, 12, 12, 2, {**SMALL, "sinks": ("sqlite",), "lanes": 0}, ANY
     ),
-    "small-outage": Kind("outages", outages.struck_by_outages, 1, 1, 1, SHORT_OUTAGE, ANY, outages.OutageCampaign),
 }
 """Enough to catch a bug that is there; not among those that are run to find one."""
 

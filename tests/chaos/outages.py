@@ -35,7 +35,7 @@ class OutageCampaign(LivePostgresCampaign):
     """Runs with both databases as their sinks."""
 
     away_s: float = 60.0
-    """How long one stays away; with 0 only for `LEAST_TRIES` and `LEAST_LINES`."""
+    """How long one stays away, at least: also for `LEAST_TRIES` and `LEAST_LINES`."""
     whats: tuple[str, ...] = WHATS
 
     def __post_init__(self) -> None:

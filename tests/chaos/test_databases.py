@@ -19,7 +19,6 @@ def test_a_table_does_not_know_what_a_live_run_has_gone_through(tmp_path):
     campaign("postgres-live", tmp_path)
 
 
-def test_a_server_that_is_away_under_load_leaves_no_gap(tmp_path):
-    """What comes meanwhile goes into the log and is acknowledged; memory is flat, and the pages name the sink and count tries.
-    It comes back after some of these; `python -m tests.chaos outage` leaves it away for a minute."""
-    campaign("small-outage", tmp_path)
+def test_a_server_that_is_away_for_a_minute_under_load_leaves_no_gap(tmp_path):
+    """What comes meanwhile goes into the log and is acknowledged; memory is flat, and the pages name the sink and count tries."""
+    campaign("outage", tmp_path, strikes=1)
