@@ -137,11 +137,8 @@ def test_the_page_about_postgresql_runs_from_top_to_bottom(
     assert told.splitlines() == "\n".join(shown[1:3]).splitlines()
 
 
-def test_the_page_about_lines_that_are_sent_runs_and_influxdb_has_the_rows(
-    tmp_path: Path, influx: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_about_lines_that_are_sent_runs_and_influxdb_has_the_rows(tmp_path: Path, influx: Any) -> None:
     """It prints what it shows; the server alone has another port."""
-    monkeypatch.setenv("INFLUX_TOKEN", "any")
     url = influx.url("plant")
     page = ROOT / "docs" / "howto" / "send-lines.md"
     told = executed(python_of(page)[0].replace("http://127.0.0.1:8086/write?db=plant", url), tmp_path)

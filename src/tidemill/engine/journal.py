@@ -274,9 +274,9 @@ class Journal:
         statistics = self.statistics()
         if statistics.seconds_left < math.inf:
             _log.info(
-                "with all sinks away, the ingest log would take what comes for %.1f hours at the present rate",
+                "should the sinks ever be away, the ingest log has room for %.1f hours at the present rate",
                 statistics.seconds_left / 3600,
-                extra={"log_seconds_left": statistics.seconds_left},
+                extra={"log_seconds_left": round(statistics.seconds_left)},
             )
 
     def _tell(self) -> None:

@@ -78,7 +78,7 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     raise PlanError(
         f"{shown} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
         f"folder that ends with / (Parquet), {', '.join(_LINES)} with or without .gz, - for standard output, and "
-        f"postgresql://..., mqtt://HOST/TOPIC, http://..., tcp://HOST:PORT or udp://HOST:PORT for a server."
+        f"postgresql://..., mqtt://HOST/TOPIC, http(s)://..., tcp://HOST:PORT, tls://HOST:PORT or udp://HOST:PORT for a server."
     )
 
 

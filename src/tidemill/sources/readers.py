@@ -41,7 +41,7 @@ def format_of(path: Path, given: str | None) -> str:
     except KeyError:
         raise InputError(
             f"nothing says what {path} is: its name ends in none of {', '.join(FORMATS)} (or those with .gz); "
-            f'give format="csv", "ndjson" or "parquet".'
+            f'give format="csv", "ndjson" or "parquet". Line protocol is read by Lines({str(path)!r}, format="influx").'
         ) from None
 
 
