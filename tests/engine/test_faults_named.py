@@ -156,10 +156,11 @@ async def a_broker_of_a_sink_stands_still(place: Place) -> AsyncIterator[Fault]:
 
 @contextlib.asynccontextmanager
 async def a_server_takes_no_posts(place: Place) -> AsyncIterator[Fault]:
-    """It takes rows without a word until they are posted, at a commit."""
+    """It takes rows without a word until they are posted, at a commit; another sink has written them meanwhile."""
     well = [True]
     with web_server(lambda post: take(post) if well[0] else (503, {}, b"no leader")) as server:
-        source, sink = tm.sources.TCP(), tm.sinks.HTTP(server.url, name="hub")
+        source = tm.sources.TCP()
+        both = [tm.sinks.HTTP(server.url, name="hub"), tm.sinks.Lines(place[0] / "rows.ndjson")]
 
         async def strike(run: Any) -> None:
             await run.started.wait()
@@ -170,7 +171,7 @@ async def a_server_takes_no_posts(place: Place) -> AsyncIterator[Fault]:
             well[0] = True
 
         yield Fault(
-            live(source, sink),
+            live(source, both),
             strike,
             mend,
             r"sink hub: \d+ tr(y|ies), http://127\.0\.0\.1:\d+/write takes nothing now: it answers 503 .*: no leader",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tidemill import sinks
 from tidemill.batch import Batch
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.schema import Schema
+from tidemill.sinks.connecting import connected
 from tidemill.tls import server_context
 
 OPEN = Schema(open=True)
@@ -325,6 +327,26 @@ def test_over_tls_with_a_certificate_that_is_trusted(authority: Any) -> None:
             assert server.ended.acquire(timeout=30)
             assert numbers(server.lines) == [*range(10_000)]
         assert sink.statistics().rows == 10_000
+
+
+def test_over_tls_an_acknowledgement_is_believed_of_what_has_only_begun_to_go(
+    authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a block that the system has no room for yet the server may have, and acknowledge, the first lines."""
+
+    def narrow(*arguments: Any) -> Any:
+        made = connected(*arguments)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        return made
+
+    monkeypatch.setattr("tidemill.sinks.line_sender.connected", narrow)
+    with tcp_server(acknowledging(), tls=server_context(*authority.signed("narrow"))) as server:
+        sink = sinks.TCP(f"tls://127.0.0.1:{server.port}", ca=authority.ca, ack=True)
+        sink.open(OPEN)
+        written(sink, *(rows_from(start, start + 10_000) for start in range(0, 60_000, 10_000)))
+        sink.close()
+        assert server.ended.acquire(timeout=30)
+        assert numbers(server.lines) == [*range(60_000)]
 
 
 @pytest.mark.parametrize(

@@ -426,7 +426,7 @@ class Run:
         of_state = self._troubles.culprit in (CHECKPOINT, _STATE_FOLDER)
         of_commits = of_state or self._troubles.culprit.startswith("sink ")
         idle = attempt.idle and not (of_commits and attempt.unsaved)
-        if idle or self._done[of_state] > self._done_before[of_state]:
+        if idle or self._done[of_commits] > self._done_before[of_commits]:
             self._troubles.over()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -67,7 +68,9 @@ class Patience:
     """Waits with growing pauses for a server that is away, `PATIENCE_S` at most without progress in between; connections that
     end soon, again and again, are not made ever faster."""
 
-    def __init__(self) -> None:
+    def __init__(self, given_up: threading.Event | None = None) -> None:
+        self._given_up = given_up or threading.Event()
+        """Ends a pause."""
         self._backoff = Backoff(0.1, 5.0)
         self._since: float | None = None
 
@@ -91,16 +94,15 @@ class Patience:
         wait_s = max(self._backoff.failed(time.monotonic_ns()), error.after_s)
         if now + wait_s > self._since + PATIENCE_S:
             raise error
-        time.sleep(wait_s)
+        if self._given_up.wait(wait_s):
+            raise error
 
 
-def patiently(attempt: Callable[[], T], given_up: Callable[[], bool] = lambda: False) -> T:
-    """What the attempt returns, as soon as one does not raise `OutsideError`; none is made any more once it is given up."""
-    patience = Patience()
+def patiently(attempt: Callable[[], T], given_up: threading.Event | None = None) -> T:
+    """What the attempt returns, as soon as one does not raise `OutsideError`; that of the last once it is given up."""
+    patience = Patience(given_up)
     while True:
         try:
             return attempt()
         except OutsideError as error:
-            if given_up():
-                raise
             patience.failed(error)

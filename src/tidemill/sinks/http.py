@@ -210,10 +210,10 @@ class HTTP(SentLines):
         """Raises `PlanError` that does not show it: there may be a password in it."""
         try:
             parts = urlsplit(url)
-            host, _ = (parts.hostname or "").encode("idna"), parts.port
+            host, port = (parts.hostname or "").encode("idna"), parts.port
         except ValueError:
-            host = b""
-        if not host or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
+            host, port = b"", 0
+        if not host or port == 0 or parts.scheme not in ("http", "https") or not url.isprintable() or " " in url:
             raise PlanError("The address of HTTP(...) must be http://HOST:PORT/PATH, or https://HOST/PATH for TLS.")
         if parts.username is not None and _AUTHORIZATION in self._headers:
             raise PlanError(
@@ -237,7 +237,9 @@ class HTTP(SentLines):
         login = [unquote(each) for each in (parts.username, parts.password) if each]
         kept = "" if self._url.whole else self._url.standing_in(_KEPT)
         open_names = {name for name, value in _query(kept or url) if name.casefold() in _OPEN and _KEPT not in value}
-        return [*login, *(value for name, value in _query(url) if name not in open_names)]
+        written = [piece.partition("=") for piece in parts.query.split("&")]
+        raw = [value or name for name, _, value in written if unquote(name) not in open_names]
+        return [*login, *raw, *(value or name for name, value in _query(url) if name not in open_names)]
 
     def _tls(self, url: str) -> ssl.SSLContext | None:
         return client_context(*self._certificates) if url.startswith("https:") else None

@@ -7,6 +7,7 @@ import logging
 import select
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ _UNDER_WAY: Final = 8 << 20
 """Bytes that were not acknowledged, above which no more are taken."""
 _GOODBYE_S: Final = 5.0
 """For how long a server may go on reading at the end, before the connection is closed."""
+_RECORD: Final = 1 << 14
+"""Bytes of TLS, at most."""
 _READ: Final = 1 << 16
 _LONGEST: Final = 20
 """Digits of an acknowledgement."""
@@ -63,9 +66,9 @@ class LineSender:
         """Lines of this connection that are safe: so many less are waiting."""
         self._moved_s = 0.0
         """When the server last took or acknowledged anything."""
-        self._patience = Patience()
+        self._given_up = threading.Event()
+        self._patience = Patience(self._given_up)
         self._socket: socket.socket | None = None
-        self._given_up = False
 
     def connect(self) -> None:
         """Try once."""
@@ -96,13 +99,13 @@ class LineSender:
     def close(self) -> None:
         """Say goodbye, and let the server read what it was sent: one that writes to a connection which is gone is told so at
         once, and may throw away what it has not read."""
-        if self._socket is not None and not self._waiting and not self._given_up:
+        if self._socket is not None and not self._waiting and not self._given_up.is_set():
             with contextlib.suppress(OSError):
                 self._say_goodbye(self._socket, time.monotonic() + _GOODBYE_S)
         self._drop()
 
     def give_up(self) -> None:
-        self._given_up = True
+        self._given_up.set()
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
@@ -130,23 +133,23 @@ class LineSender:
         """Hand over, and listen, until it is so; over as many connections as it takes."""
         while self._handed < len(self._waiting) or not enough():
             try:
-                if self._given_up:
-                    raise OutsideError(f"{self._server} was given up.")  # noqa: TRY301 - it is no try
+                self._require_wanted()
                 if self._socket is None:
                     self.connect()
                 else:
                     self._turn(self._socket)
             except OutsideError as error:
-                if self._given_up:
-                    raise
                 self._patience.failed(error)
             except OSError as error:
                 self._drop()
-                if self._given_up:
-                    continue
+                self._require_wanted()
                 lost = f"{self._server} is gone: {error.strerror or error}."
                 _log.log(self._patience.level, "%s Connecting again.", lost)
                 self._patience.failed(OutsideError(lost))
+
+    def _require_wanted(self) -> None:
+        if self._given_up.is_set():
+            raise OutsideError(f"{self._server} was given up.")
 
     def _turn(self, to: socket.socket) -> None:
         """Read what there is and hand over what goes, once; wait if nothing does."""
@@ -171,12 +174,15 @@ class LineSender:
         if self._handed == len(self._waiting):
             return False
         block = self._waiting[self._handed]
+        # TLS tells nothing of a part that it has sent, though the server may know it: so there are no parts of its records.
+        most = _RECORD if isinstance(to, ssl.SSLSocket) else len(block)
         try:
-            taken = to.send(memoryview(block)[self._at :])
+            taken = to.send(memoryview(block)[self._at : self._at + most])
         except _NOT_NOW:
             return False
         self._moved_s = time.monotonic()
-        self._handed_lines += block.count(b"\n", self._at, self._at + taken)
+        if self._acknowledged:
+            self._handed_lines += block.count(b"\n", self._at, self._at + taken)
         self._at += taken
         if self._at == len(block):
             self._at = 0
@@ -218,23 +224,21 @@ class LineSender:
     def _learn(self, came: bytes) -> None:
         """The newest number says how many of this connection's lines are safe."""
         *numbers, self._said = (self._said + came).split(b"\n")
-        for number in numbers:
-            self._believe(number)
-        if len(self._said) > _LONGEST:
-            self._believe(self._said)
-
-    def _believe(self, number: bytes) -> None:
-        count = int(number) if number.isdigit() and len(number) <= _LONGEST else -1
-        if not 0 <= count <= self._handed_lines:
-            told = printable(number.decode("utf-8", "replace"), longest=_LONGEST)
-            raise InputError(
-                f"{self._server} answers {told!r}, where the number of lines that are safe was awaited; ack=True is for a source "
-                "TCP(ack=True) of tidemill."
-            )
-        if count > self._safe:
+        counts = [*map(self._believed, numbers), *([self._believed(self._said)] if len(self._said) > _LONGEST else [])]
+        if counts and counts[-1] > self._safe:
             self._moved_s = time.monotonic()
-            self._done(count - self._safe)
-            self._safe = count
+            self._done(counts[-1] - self._safe)
+            self._safe = counts[-1]
+
+    def _believed(self, number: bytes) -> int:
+        count = int(number) if number.isdigit() and len(number) <= _LONGEST else -1
+        if 0 <= count <= self._handed_lines:
+            return count
+        told = printable(number.decode("utf-8", "replace"), longest=_LONGEST)
+        raise InputError(
+            f"{self._server} answers {told!r}, where the number of lines that are safe was awaited; ack=True is for a source "
+            "TCP(ack=True) of tidemill."
+        )
 
 
 def _blocks(lines: bytes) -> Iterator[bytes]:

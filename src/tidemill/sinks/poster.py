@@ -8,6 +8,8 @@ import enum
 import http
 import json
 import logging
+import math
+import re
 import select
 import socket
 import ssl
@@ -43,6 +45,9 @@ _AGAIN: Final = 32
 """Posts in a row that were taken, after which a larger one is tried than was too large before."""
 _BODY_S: Final = 1.0
 """In which each part of the body of an answer comes that says that all is well."""
+_LOOK_S: Final = 1.0
+"""How often a deadline is looked at."""
+_INTERIM: Final = re.compile(rb"HTTP/1\.1 1[0-9][0-9]")
 _SAFE: Final = "%/:?#[]@!$&'()*+,;=~"
 """What stands for itself in an address, whoever has written it."""
 _PORTS: Final = {"http": 80, "https": 443}
@@ -125,7 +130,8 @@ class Poster:
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._connection: HTTPConnection | None = None
-        self._given_up = False
+        self._given_up = threading.Event()
+        self._deadline = _Deadline(self._cut)
 
     def send(self, lines: bytes) -> None:
         self._waiting.append(lines)
@@ -139,14 +145,22 @@ class Poster:
             self._deliver(lines)
 
     def close(self) -> None:
+        self._deadline.end()
+        self._drop()
+
+    def give_up(self) -> None:
+        self._given_up.set()
+        self._cut()
+
+    def _cut(self) -> None:
+        """Whoever waits for the server is told that the connection has ended."""
+        if (connection := self._connection) is not None:
+            _shut(connection.sock)
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def give_up(self) -> None:
-        self._given_up = True
-        if (connection := self._connection) is not None:
-            _shut(connection.sock)
 
     # -- one post ------------------------------------------------------------------------------------
 
@@ -159,7 +173,7 @@ class Poster:
             if cut < end:
                 parts.append((cut, end))
             part = lines[start:cut]
-            answer = patiently(lambda: self._asked(part), lambda: self._given_up)  # noqa: B023 - it is called at once
+            answer = patiently(lambda: self._asked(part), self._given_up)  # noqa: B023 - it is called at once
             if answer.meaning is Meaning.TAKEN:
                 self._taken(part)
                 continue
@@ -200,28 +214,30 @@ class Poster:
 
     def _asked(self, lines: bytes) -> Answer:
         """Post once. Raises `OutsideError` when there is no answer, or one that says later."""
+        self._require_wanted()
         why = ""
         try:
             connection = self._connected()
+            self._require_wanted()
+            wire = connection.sock
             whole = self._post(connection, _packed(lines) if self._gzip else lines)
-            with _bounded(connection, PROGRESS_S):
+            with self._deadline.within(PROGRESS_S):
                 response = connection.getresponse()
                 means = meaning(response.status)
-                if means is Meaning.TAKEN and connection.sock is not None:
-                    connection.sock.settimeout(_BODY_S)
+                wire.settimeout(min(_BODY_S, PROGRESS_S))
                 body, whole = _body(response, whole=whole)
+            wire.settimeout(PROGRESS_S)
         except (HTTPException, OSError, ValueError) as error:
             why = f"{self._shown} does not answer: {self._hide(_why(error))}."
         except BaseException:
-            self.close()
+            self._drop()
             raise
         if why:  # not from within: a traceback holds what is half read, and with it the connection
-            self.close()
-            raise OutsideError(f"{self._shown} was given up." if self._given_up else why)
-        if not whole or response.will_close or connection.sock is None:
-            self.close()
-        else:
-            connection.sock.settimeout(PROGRESS_S)
+            self._drop()
+            self._require_wanted()
+            raise OutsideError(why)
+        if not whole or response.will_close:
+            self._drop()
         if means is Meaning.TAKEN:
             return Answer(means)
         told = _told(response.status, self._hide(_words(body)))
@@ -230,12 +246,16 @@ class Poster:
             raise OutsideError(f"{self._shown} takes nothing now: it answers {told}", after_s=after_s)
         return Answer(means, told)
 
+    def _require_wanted(self) -> None:
+        if self._given_up.is_set():
+            raise OutsideError(f"{self._shown} was given up.")
+
     def _connected(self) -> HTTPConnection:
         """The connection of the last post if it is as that left it, or another."""
         if (there := self._connection) is not None:
             if there.sock is not None and not _readable(there.sock):
                 return there
-            self.close()
+            self._drop()
         made = (
             HTTPConnection(self._host, self._port)
             if self._tls is None
@@ -254,7 +274,7 @@ class Poster:
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders()
         for start in range(0, len(body), _PIECE):
-            if start and _readable(connection.sock):
+            if start and _has_answered(connection.sock):
                 return False
             try:
                 connection.send(body[start : start + _PIECE])
@@ -273,16 +293,33 @@ def _body(response: HTTPResponse, *, whole: bool) -> tuple[bytes, bool]:
         return b"", False
 
 
-@contextlib.contextmanager
-def _bounded(connection: HTTPConnection, seconds: float) -> Iterator[None]:
-    """Within which all of an answer comes: each byte of it would have as long otherwise."""
-    timer = threading.Timer(seconds, _shut, [connection.sock])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+class _Deadline:
+    """Within which all of an answer comes: each byte of it would have as long otherwise. One thread looks at it now and then."""
+
+    def __init__(self, cut: Callable[[], None]) -> None:
+        self._cut = cut
+        self._until_s = math.inf
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        self._until_s = time.monotonic() + seconds
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, args=[min(_LOOK_S, seconds / 4)], daemon=True)
+            self._thread.start()
+        try:
+            yield
+        finally:
+            self._until_s = math.inf
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _watch(self, each_s: float) -> None:
+        while not self._ended.wait(each_s):
+            if time.monotonic() > self._until_s:
+                self._cut()
 
 
 def _shut(connected: socket.socket | None) -> None:
@@ -290,6 +327,13 @@ def _shut(connected: socket.socket | None) -> None:
     if connected is not None:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(connected, socket.SHUT_RDWR)  # of TLS, too: the wire itself
+
+
+def _has_answered(connected: socket.socket) -> bool:
+    """Whether the other side has said something that ends a post, or has gone. Of TLS, what has come may be its own business."""
+    if isinstance(connected, ssl.SSLSocket):
+        return connected.pending() > 0
+    return _readable(connected) and not _INTERIM.match(connected.recv(_READ, socket.MSG_PEEK))
 
 
 def _readable(connected: socket.socket) -> bool:

@@ -80,10 +80,11 @@ class SentLines(LineSink):
             sender.drain()
 
     def close(self) -> None:
-        sender, self._opened_sender = self._opened_sender, None
+        sender = self._opened_sender
         if sender is not None:
-            with contextlib.closing(sender):
+            with self._opened(), contextlib.closing(sender):
                 sender.drain()
+            self._opened_sender = None
 
     def give_up(self) -> None:
         if (sender := self._opened_sender) is not None:
