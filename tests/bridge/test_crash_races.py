@@ -196,11 +196,11 @@ async def test_a_lane_that_takes_long_is_no_lane_that_hangs(monkeypatch: pytest.
     """To read a function and what it is called with, and to run it: each may take as long as it likes."""
     looked, signs, enough = Calls.looked, [], asyncio.Event()
 
-    def counted(self: Calls, lane: int, sign: object, *, at_work: bool) -> list[object]:
+    def counted(self: Calls, lane: int, sign: object, **how: bool) -> list[object]:
         signs.append(sign)
         if len(signs) >= 20:
             enough.set()
-        return looked(self, lane, sign, at_work=at_work)  # type: ignore[return-value]
+        return looked(self, lane, sign, **how)  # type: ignore[return-value]
 
     class Slow:
         def __init__(self, *says: object) -> None:

@@ -269,6 +269,19 @@ def test_half_of_a_large_table_is_not_copied() -> None:
     assert pack(table.slice(0, 90_000)).room < table.nbytes // 4
 
 
+def test_a_batch_without_rows_may_have_a_union() -> None:
+    """Arrow ends the process when it is asked for the size of one that came by its own format."""
+    types, parts = pa.array([0, 1, 0], pa.int8()), [pa.array([1, 2, 3]), pa.array(["a", "b", "c"])]
+    batch = pa.record_batch({"x": pa.UnionArray.from_sparse(types, parts)}).slice(0, 0)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    value = pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+    for own in both_ways(pack(value)):
+        assert own.schema == value.schema
+        assert own.num_rows == 0
+
+
 def test_a_slice_with_types_of_its_own_is_left_to_pickle() -> None:
     """The other side may not have registered them, and would have what they are made of instead."""
     values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 10_000, pa.binary(16)))

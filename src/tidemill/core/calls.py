@@ -35,8 +35,8 @@ WORTH_MOVING_S: Final = 0.0005
 """Work that waits in a busy lane, from which it is worth the messages to move half of it to an idle one at once."""
 DOUBTED: Final = 1
 """Looks that find a lane as it was, with calls to begin, before these should run elsewhere."""
-HUNG: Final = 4
-"""The same, before it is replaced."""
+HUNG: Final = 25
+"""The same, before it is replaced: what a function has left behind may take its time to end."""
 
 
 @dataclass(slots=True)
@@ -277,9 +277,12 @@ class Calls:
             return commands + self._given_up(range(len(self._up)))
         return commands + self._dispatched()
 
-    def looked(self, lane: int, sign: Hashable | None, *, at_work: bool = False) -> list[Command]:
+    def looked(
+        self, lane: int, sign: Hashable | None, *, at_work: bool = False, computes: bool = False
+    ) -> list[Command]:
         """A look at the lane, one of many, some time apart. ``sign`` is None when it runs a call or has none to begin; else it
         changes with whatever the lane does. A look counts not while it is ``at_work``, though that may be to wait for a processor.
+        One that ``computes``, in whatever thread, begins nothing, but is not replaced for it: a thread may come to its end.
 
         Looks are counted, not seconds: a loop that was held, or stopped together with its lanes, has missed some of them.
         """
@@ -289,10 +292,11 @@ class Calls:
             return []
         if at_work:
             return []
-        self._signs[lane] = sign, still + 1
-        if still + 1 >= HUNG:
+        still = still + 1 if not computes else min(still + 1, max(still, HUNG - 1))
+        self._signs[lane] = sign, still
+        if still >= HUNG:
             return [Hung(lane)]
-        return self.held(lane) if still + 1 == DOUBTED else []
+        return self.held(lane) if still == DOUBTED else []
 
     def doubted(self, lane: int) -> bool:
         """Whether the lane is held because it begins nothing; `attached` says that it may go on."""

@@ -117,6 +117,8 @@ class CallProcess:
         self._last_turn = 0
         self._last_revoked = 0  # of the turns that it was sent
         self.dying = False
+        self.ticks = 0
+        """Of the processors, that it had had at the last look."""
         self.hung = False
         """Whether it is killed because it begins none of its calls."""
         self.wasted = False

@@ -23,7 +23,7 @@ from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.platform import is_at_work
+from tidemill.lanes.platform import activity
 from tidemill.lanes.wire import Partly, Returned
 
 __all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
@@ -332,7 +332,9 @@ class Crew:
 
     def _look_at(self, process: CallProcess, lane: int) -> None:
         doubted, sign = self.calls.doubted(lane), process.sign()
-        commands = self.calls.looked(lane, sign, at_work=sign is not None and is_at_work(self.staff.pid(lane)))
+        at_work, ticks = (False, 0) if sign is None else activity(self.staff.pid(lane))
+        computes, process.ticks = ticks > process.ticks, ticks
+        commands = self.calls.looked(lane, sign, at_work=at_work, computes=computes)
         if doubted and not self.calls.doubted(lane):
             commands += self._going_on(process, lane)
         if commands:

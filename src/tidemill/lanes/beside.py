@@ -10,7 +10,7 @@ from __future__ import annotations
 import array
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -148,10 +148,13 @@ def _shown(table: Any) -> Any:
     """What a slice shows as an Arrow stream; None for what is no slice, or of types that Arrow alone cannot bring back."""
     import pyarrow as pa
 
+    kinds = [each for kind in table.schema.types for each in _kinds(kind)]
+    if any(isinstance(kind, pa.BaseExtensionType) for kind in kinds):  # the other side may not have registered them
+        return None
+    if not table.num_rows and any(map(pa.types.is_union, kinds)):  # whose size Arrow cannot tell: it ends the process
+        return None
     shown = table.nbytes
     if table.get_total_buffer_size() <= (2 if shown <= _LONG_SLICE else _PART_OF_LONG) * shown + _SLICED:
-        return None
-    if any("extension<" in str(kind) for kind in table.schema.types):  # the other side may not have registered them
         return None
     sink = pa.BufferOutputStream()
     try:
@@ -160,6 +163,15 @@ def _shown(table: Any) -> Any:
     except pa.ArrowException:
         return None
     return sink.getvalue()
+
+
+def _kinds(kind: Any) -> Iterator[Any]:
+    """An Arrow type, and those that it is made of."""
+    yield kind
+    for number in range(kind.num_fields):
+        yield from _kinds(kind.field(number).type)
+    if hasattr(kind, "index_type"):  # a dictionary's
+        yield from _kinds(kind.value_type)
 
 
 def _table_of(memory: Any, is_batch: bool) -> Any:

@@ -28,36 +28,47 @@ class InitializedGlobals:
     ...     first["model"] = "large"
     >>> here.come(later)
     >>> later["model"], here.going("script", {"model": "large", "limit": 3})
-    ('large', {'limit': 3})
+    ('large', {'limit': 3, 'model': None})
     """
 
     def __init__(self) -> None:
         self._first: dict[int, _Globals] | None = {}
         """What came with the initializer, until it runs."""
         self._stored: dict[Any, _Globals] = {}
+        self._sent: dict[Any, _Globals] = {}
+        """What the application has sent in their place."""
 
     def come(self, its: _Globals) -> None:
         """A function was loaded, and these are its globals."""
         if self._first is not None:
             self._first[id(its)] = its
-        its.update(self._stored.get(its.get("__name__"), ()))
+        module = its.get("__name__")
+        if stored := self._stored.get(module):
+            self._sent.setdefault(module, {}).update({name: its[name] for name in stored if name in its})
+            its.update(stored)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """What is stored or changed meanwhile, in globals that have come."""
         first, self._first = self._first or {}, None
         before = {place: {name: _parts(value) for name, value in its.items()} for place, its in first.items()}
+        sent = {place: dict(its) for place, its in first.items()}
         yield
         for place, its in first.items():
             stored = self._stored.setdefault(its.get("__name__"), {})
             for name, value in its.items():
-                if not _same(before[place].get(name, ()), _parts(value)):
+                if sent[place].get(name, stored) is not value or not _same(before[place].get(name, ()), _parts(value)):
                     stored[name] = value
+                    if sent[place].get(name, value) is not value:
+                        self._sent.setdefault(its.get("__name__"), {})[name] = sent[place][name]
 
     def going(self, module: str | None, its: _Globals) -> _Globals:
-        """The globals with which a function of the module leaves this process."""
-        stored = self._stored.get(module)
-        return its if not stored else {name: value for name, value in its.items() if stored.get(name) is not value}
+        """The globals with which a function of the module leaves this process: as the application knows them, where it does."""
+        stored, sent = self._stored.get(module), self._sent.get(module, {})
+        if not stored:
+            return its
+        kept = {name: value for name, value in its.items() if name not in stored or stored[name] is not value}
+        return {**kept, **{name: value for name, value in sent.items() if name in its and name not in kept}}
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

@@ -22,12 +22,12 @@ from tidemill import files
 __all__ = [
     "ProcessorQueue",
     "above_standard_streams",
+    "activity",
     "allowed_cpus",
     "die_with_parent",
     "dying_with_parent",
     "ended_child",
     "in_forked_child",
-    "is_at_work",
     "message_pair",
     "name_process",
     "no_lanes_here",
@@ -164,10 +164,14 @@ def _at_parents_end(number: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-def is_at_work(pid: int | None) -> bool:
-    """Whether the main thread of a process runs, or would if it had a processor or what it reads from a disk."""
+def activity(pid: int | None) -> tuple[bool, int]:
+    """Whether the main thread of a process runs, or would if it had a processor or what it reads from a disk; and how much of
+    processors all of its threads have had, in ticks of the system."""
     stat = None if pid is None else files.read_bytes(f"/proc/{pid}/stat")
-    return stat is not None and stat.rpartition(b")")[2].split()[:1] in ([b"R"], [b"D"])
+    if stat is None:
+        return False, 0
+    state, *fields = stat.rpartition(b")")[2].split()
+    return state in (b"R", b"D"), int(fields[10]) + int(fields[11])
 
 
 def resident_bytes(pid: int | None) -> int:
