@@ -42,7 +42,7 @@ CAMPAIGNS: dict[str, Kind] = {
     "crash-points-lanes": Kind("R3", crash_points.crashed, 15, 400, 1, SMALL, NO_SHARES),
     "failing-calls": Kind("R9, R10", crash_points.failing, 12, 300, 1, {**SMALL, "lanes": 0}, NO_SHARES),
     "engines": Kind("R2", kills.engines_killed, 20, 500, 7, {"records": 16_000}),
-    "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 16_000}),
+    "mixed": Kind("R5", stops.mixed, 10, 300, 5, {"records": 16_000}, {"in_flight": 0.5}),
     "zombies": Kind("R6", zombies.slept, 5, 100, 3, {"records": 12_000, "sinks": THREE}, ANY),
     "postgres": Kind("R25", databases.struck_in_commits, 12, 800, 6, POSTGRES, ANY, databases.PostgresCampaign),
     "postgres-live": Kind(
