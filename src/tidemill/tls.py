@@ -10,7 +10,7 @@ from tidemill import files
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText
 
-__all__ = ["client_context", "no_tls", "passphrase", "refused_certificate", "server_context", "untrusted"]
+__all__ = ["client_context", "no_tls", "passphrase", "server_context"]
 
 PathLike = str | os.PathLike[str]
 
@@ -115,26 +115,16 @@ def _trust(made: ssl.SSLContext, ca: PathLike) -> None:
         raise InputError(f"{ca} (ca=) holds no certificates in PEM form that can be read: {_said(error)}.") from None
 
 
-def refused_certificate(error: ssl.SSLError) -> str:
-    """Why the certificate of the other side is not accepted; empty when that is not what happened."""
-    if not isinstance(error, ssl.SSLCertVerificationError):
-        return ""
-    return error.verify_message.rstrip(".")
-
-
-def untrusted(server: object, why: str) -> str:
-    """What is told of a server whose certificate is refused, without a full stop."""
-    return (
-        f"{server} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed it, and the "
-        "name that is in it in the address"
-    )
-
-
-def no_tls(server: object, said: str) -> str:
-    """What is told of a server that refuses TLS, without a full stop."""
-    return (
-        f"{server} refuses TLS: {said.replace('_', ' ').lower()}; is this its port for TLS, and does it want a cert=?"
-    )
+def no_tls(server: object, error: ssl.SSLError) -> str:
+    """What is told when TLS with a server does not come about, without a full stop."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".")
+        return (
+            f"{server} shows a certificate that is not trusted: {why}. Give ca= the certificate of who has signed it, and the "
+            "name that is in it in the address"
+        )
+    said = (error.reason or str(error)).replace("_", " ").lower()
+    return f"{server} refuses TLS: {said}; is this its port for TLS, and does it want a cert=?"
 
 
 def _said(error: Exception) -> str:

@@ -107,9 +107,8 @@ class Calls:
         self._busy = 0  # lanes that are up and have some
         self._held = 0  # calls in lanes that are up
         self._deadlines: list[tuple[int, int]] = []
-        self._signs: list[tuple[Hashable, int]] = [
-            (None, 0)
-        ] * lanes  # of each lane the last, and how many looks have found it again
+        self._signs: list[tuple[Hashable, int]] = [(None, 0)] * lanes
+        """Of each lane the last, and how many looks have found it again."""
         self.fruitless = 0
         """Deaths in a row with nothing run and nothing returned."""
         self.call_s = inf

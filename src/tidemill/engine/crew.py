@@ -343,9 +343,9 @@ class Crew:
     def _replace(self, lane: int) -> None:
         process = self.staff.seats[lane]
         assert process is not None
-        told, pid = (
-            "lane %d: process %s runs no call and begins none of those it has, and is killed",
+        pid, told = (
             self.staff.pid(lane),
+            "lane %d: process %s runs no call and begins none of those it has, and is killed",
         )
         _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
         process.hung = True

@@ -423,8 +423,8 @@ class Run:
         attempt = self._attempt
         if not self._troubles.open or attempt is None:
             return
-        of_state = self._troubles.culprit in (CHECKPOINT, _STATE_FOLDER)
-        of_commits = of_state or self._troubles.culprit.startswith("sink ")
+        culprit = self._troubles.culprit
+        of_commits = culprit in (CHECKPOINT, _STATE_FOLDER) or culprit.startswith("sink ")
         idle = attempt.idle and not (of_commits and attempt.unsaved)
         if idle or self._done[of_commits] > self._done_before[of_commits]:
             self._troubles.over()

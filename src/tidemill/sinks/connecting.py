@@ -11,9 +11,9 @@ from typing import Final, TypeVar
 
 from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.errors import InputError, OutsideError
-from tidemill.tls import no_tls, refused_certificate, untrusted
+from tidemill.tls import no_tls
 
-__all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Patience", "connected", "patiently", "untrusting"]
+__all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Patience", "connected", "patiently"]
 
 ANSWER_S: Final = 10.0
 """In which a server must answer to each of: the connection, TLS, a greeting."""
@@ -50,18 +50,11 @@ def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) 
     except BaseException as error:
         made.close()
         if isinstance(error, ssl.SSLError):
-            raise untrusting(server, error) from None
+            raise InputError(f"{no_tls(server, error)}.") from None
         if isinstance(error, OSError):
             during = " during TLS" if tls is not None else ""
             raise OutsideError(f"{server} ended the connection{during}: {error.strerror or error}.") from None
         raise
-
-
-def untrusting(server: object, error: ssl.SSLError) -> InputError:
-    """What is told when TLS does not come about."""
-    why = refused_certificate(error)
-    told = untrusted(server, why) if why else no_tls(server, error.reason or str(error))
-    return InputError(f"{told}.")
 
 
 class Patience:

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from tidemill.errors import OutsideError
-from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent
+from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent, parts_of
 from tidemill.sinks.server import Server
 
 __all__ = ["LARGEST", "DatagramSender"]
@@ -41,11 +41,8 @@ class DatagramSender:
             raise self._away(error) from None
 
     def send(self, lines: bytes) -> None:
-        start = 0
-        while start < len(lines):
-            end = lines.rfind(b"\n", start, start + self._size) + 1 or lines.find(b"\n", start) + 1
-            self._put(lines[start:end])
-            start = end
+        for part in parts_of(lines, self._size):
+            self._put(part)
 
     def drain(self) -> None:
         """Nobody waits."""

@@ -34,9 +34,8 @@ class Hidden:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    as_sent = secret.encode("latin-1", "replace").decode(
-        "utf-8", "replace"
-    )  # a header beyond Latin letters goes as UTF-8
+    # A header beyond Latin letters goes as UTF-8.
+    as_sent = secret.encode("latin-1", "replace").decode("utf-8", "replace")
     for text in {secret, as_sent}:
         yield from (text, quote(text, safe=""), quote(text), quote_plus(text), html.escape(text))
         yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])

@@ -8,7 +8,7 @@ import re
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
@@ -19,12 +19,10 @@ from tidemill.secret import SecretText
 from tidemill.sinks.base import IfExists, Keeping, Where
 from tidemill.sinks.hidden import Hidden
 from tidemill.sinks.notes import read_note, write_note
+from tidemill.sinks.poster import Poster
 from tidemill.sinks.sent import REFUSED, TOO_LARGE
 from tidemill.sinks.sent_lines import SentLines
 from tidemill.tls import client_context, passphrase
-
-if TYPE_CHECKING:
-    from tidemill.sinks.poster import Poster
 
 __all__ = ["HTTP"]
 
@@ -75,8 +73,7 @@ class HTTP(SentLines):
     Delivery: at least once, in input order, one post at a time: rows count as written when they are answered for. They are posted
     at each flush (at least every 0.25 s), with state at each commit (about once a second), and as soon as there are ``body`` bytes of
     them. What was not answered is posted again; after ten seconds, a minute where posts are taken and never answered, a live run
-    with state begins again at its last checkpoint,
-    again and again, while what comes goes into the ingest log. InfluxDB and others keep one point of a series and time, so
+    with state begins again at its last checkpoint, again and again, while what comes goes into the ingest log. InfluxDB and others keep one point of a series and time, so
     that what comes twice is there once; `tidemill.Dedup` does that behind a `tidemill.sources.HTTP`.
 
     ``if_exists`` is taken as by every sink; nothing is there before a run that it could decide about.
@@ -166,8 +163,6 @@ class HTTP(SentLines):
     # -- the server ----------------------------------------------------------------------------------
 
     def _sender(self) -> Poster:
-        from tidemill.sinks.poster import Poster
-
         url = self._address()
         headers = {"Content-Type": _CONTENT[self.format], **_login(url), **self._shown_of_us()}
         proven = read_note(self._proven_in, _Proven) if self._proven_in is not None else None

@@ -10,13 +10,13 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from tidemill.errors import InputError, OutsideError
 from tidemill.printable import printable
 from tidemill.sinks.connecting import PROGRESS_S, Patience, connected
-from tidemill.sinks.sent import Sent
+from tidemill.sinks.sent import Sent, parts_of
 from tidemill.sinks.server import Server
 
 __all__ = ["LineSender"]
@@ -83,7 +83,7 @@ class LineSender:
     def send(self, lines: bytes) -> None:
         if not self._waiting:
             self._moved_s = time.monotonic()
-        for block in _blocks(lines):
+        for block in parts_of(lines, _BLOCK):
             self._waiting.append(block)
             self._waiting_bytes += len(block)
         self._until(lambda: self._waiting_bytes <= (_UNDER_WAY if self._acknowledged else 0))
@@ -239,14 +239,6 @@ class LineSender:
             f"{self._server} answers {told!r}, where the number of lines that are safe was awaited; ack=True is for a source "
             "TCP(ack=True) of tidemill."
         )
-
-
-def _blocks(lines: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(lines):
-        end = lines.rfind(b"\n", start, start + _BLOCK) + 1 or lines.find(b"\n", start) + 1
-        yield lines[start:end]
-        start = end
 
 
 def _end_of(count: int, lines: bytes) -> int:

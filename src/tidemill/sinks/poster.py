@@ -25,7 +25,7 @@ from urllib.parse import quote, urlsplit
 from tidemill.errors import InputError, OutsideError
 from tidemill.printable import in_one_line
 from tidemill.sinks.connecting import PROGRESS_S, connected, patiently
-from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent
+from tidemill.sinks.sent import REFUSED, TOO_LARGE, Sent, line_end
 
 __all__ = ["Answer", "Meaning", "Poster", "meaning"]
 
@@ -169,7 +169,7 @@ class Poster:
         parts = [(0, len(lines))]
         while parts:
             start, end = parts.pop()
-            cut = _line_end(lines, start, min(start + self._size, end))
+            cut = line_end(lines, start, min(start + self._size, end))
             if cut < end:
                 parts.append((cut, end))
             part = lines[start:cut]
@@ -179,7 +179,7 @@ class Poster:
                 continue
             if answer.meaning is Meaning.REFUSED:
                 raise self._refusing(answer)
-            middle = _line_end(lines, start, start + len(part) // 2)
+            middle = line_end(lines, start, start + len(part) // 2)
             if middle == cut:
                 self._leave_out(answer)
                 continue
@@ -343,11 +343,6 @@ def _readable(connected: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connected, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _line_end(lines: bytes, start: int, before: int) -> int:
-    """The end of the last line that has ended there, or else of the first."""
-    return lines.rfind(b"\n", start, before) + 1 or lines.find(b"\n", start) + 1
 
 
 def _packed(lines: bytes) -> bytes:

@@ -1,12 +1,12 @@
-"""What came of the lines that a sink has sent."""
+"""Lines that a sink sends, in parts that end where one does, and what came of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["REFUSED", "TOO_LARGE", "Sent"]
+__all__ = ["REFUSED", "TOO_LARGE", "Sent", "line_end", "parts_of"]
 
 REFUSED: Final = "(refused)"
 """Rows that the other side does not take, in ``left_out``."""
@@ -30,3 +30,21 @@ class Sent:
 
     def leave_out(self, reason: str, rows: int = 1) -> None:
         self.left_out = {**self.left_out, reason: self.left_out.get(reason, 0) + rows}
+
+
+def parts_of(lines: bytes, size: int) -> Iterator[bytes]:
+    """Whole lines, as many together as ``size`` bytes hold; one that is longer is a part by itself.
+
+    >>> list(parts_of(b"a\\nbb\\ncccccc\\nd\\n", 5))
+    [b'a\\nbb\\n', b'cccccc\\n', b'd\\n']
+    """
+    start = 0
+    while start < len(lines):
+        end = line_end(lines, start, start + size)
+        yield lines[start:end]
+        start = end
+
+
+def line_end(lines: bytes, start: int, before: int) -> int:
+    """The end of the last line that has ended there, or else of the first."""
+    return lines.rfind(b"\n", start, before) + 1 or lines.find(b"\n", start) + 1

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
-from tidemill.sinks.base import IfExists, SinkStatistics, Where
+from tidemill.sinks.base import SinkStatistics
 from tidemill.sinks.line_sink import LineSink
 from tidemill.sinks.sent import Sent
 
@@ -38,27 +38,10 @@ class Sender(Protocol):
 class SentLines(LineSink):
     """Sends rows as lines; what it sends with is made by `_sender`, and tells `_sent` what came of them."""
 
-    def __init__(
-        self,
-        format: str,  # noqa: A002 - the user's word
-        *,
-        measurement: str | None,
-        tags: Sequence[str] | None,
-        time: str | None,
-        precision: str | None,
-        integers: bool,
-        where: Where | str | None,
-        columns: Sequence[str] | None,
-        if_exists: IfExists,
-        name: str | None,
-    ) -> None:
+    def __init__(self, format: str, **options: Any) -> None:  # noqa: A002 - the user's word
         if format not in _FORMATS:
             raise PlanError(f'format={format!r} of {type(self).__name__} is not one of "ndjson", "influx".')
-        super().__init__(
-            format,
-            measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
-            where=where, columns=columns, if_exists=if_exists, name=name,
-        )  # fmt: skip
+        super().__init__(format, **options)
         self._sent = Sent()
         self._opened_sender: Sender | None = None
 
@@ -80,10 +63,10 @@ class SentLines(LineSink):
             sender.drain()
 
     def close(self) -> None:
-        sender = self._opened_sender
-        if sender is not None:
-            with self._opened(), contextlib.closing(sender):
+        if self._opened_sender is not None:
+            with self._opened() as sender:
                 sender.drain()
+                sender.close()
             self._opened_sender = None
 
     def give_up(self) -> None:

@@ -19,7 +19,7 @@ from tidemill.errors import InputError, OutsideError
 from tidemill.formats.brokers import Broker, refusal
 from tidemill.formats.mqtt_packets import PacketLimit
 from tidemill.sources.mqtt_client import Client, Message, Wire, asking, expiring
-from tidemill.tls import no_tls, refused_certificate, untrusted
+from tidemill.tls import no_tls
 
 __all__ = ["UNEXPLAINED", "Block", "Connection", "Session"]
 
@@ -151,10 +151,7 @@ class Connection:
         except TimeoutError:
             raise OutsideError(f"{broker} does not answer in TLS; is this its port for TLS?") from None
         except ssl.SSLError as error:
-            why = refused_certificate(error)
-            if why:
-                raise InputError(untrusted(broker, why)) from None
-            raise InputError(no_tls(broker, error.reason or str(error))) from None
+            raise InputError(no_tls(broker, error)) from None
         except OSError as error:
             raise OutsideError(f"{broker} ended the connection during TLS: {error.strerror or error}") from None
 
