@@ -17,7 +17,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.core.calls import Calls
-from tidemill.engine import crew
+from tidemill.engine import lookout
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -148,7 +148,7 @@ async def test_a_lane_that_is_stopped_for_ever(
     monkeypatch: pytest.MonkeyPatch, one: tm.Lanes, two: tm.Lanes, door: str, count: int
 ) -> None:
     """One that takes none of its calls is replaced, and they run elsewhere, whichever way they came."""
-    monkeypatch.setattr(crew, "_LOOK_S", 0.02)
+    monkeypatch.setattr(lookout, "_LOOK_S", 0.02)
     lanes = one if count == 1 else two
     counters = lanes.keyed(Counter)
     await asyncio.gather(*(counters(key, "a") for key in "AB"))  # with two, a key in each
@@ -175,7 +175,7 @@ async def test_a_lane_that_is_stopped_for_ever(
 
 async def test_a_lane_that_reads_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is replaced, also when it happens again and again, and the calls behind run in the next process."""
-    monkeypatch.setattr(crew, "_LOOK_S", 1000.0)
+    monkeypatch.setattr(lookout, "_LOOK_S", 1000.0)
     large = "x" * 20_000_000  # more than a socket holds
     async with tm.Lanes(1) as lanes:
         for number in range(Calls.MAX_FRUITLESS + 1):
@@ -216,7 +216,7 @@ async def test_a_lane_that_takes_long_is_no_lane_that_hangs(monkeypatch: pytest.
         call = asyncio.create_task(lanes.run(lambda _: (home(port, "call"), closed_over)[0], Slow(port, "argument")))
         for name in ("function", "argument", "call"):
             await telephone.hear(name)
-            monkeypatch.setattr(crew, "_LOOK_S", 0.001)
+            monkeypatch.setattr(lookout, "_LOOK_S", 0.001)
             signs.clear()
             enough.clear()
             await enough.wait()
@@ -228,7 +228,7 @@ async def test_a_lane_that_takes_long_is_no_lane_that_hangs(monkeypatch: pytest.
 
 async def test_processes_that_all_hang_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """An initializer that leaves each process unable to take calls: whoever waits is told, after some of them."""
-    monkeypatch.setattr(crew, "_LOOK_S", 0.005)
+    monkeypatch.setattr(lookout, "_LOOK_S", 0.005)
 
     def hangs_after_its_answer() -> None:
         from tidemill.lanes.control import Control

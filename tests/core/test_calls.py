@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tidemill.core.call_commands import Command, Dropped, Hung, Interrupt, Lost, Send, Steal, TimedOut
-from tidemill.core.calls import DOUBTED, HUNG, Bounds, Calls
+from tidemill.core.calls import Bounds, Calls
+from tidemill.core.stillness import DOUBTED, HUNG
 from tidemill.errors import EngineError
 
 LANES = 3

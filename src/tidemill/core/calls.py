@@ -25,6 +25,7 @@ from math import inf
 from typing import Final
 
 from tidemill.core.call_commands import Command, Dropped, Hung, Interrupt, Lost, Send, Steal, TimedOut
+from tidemill.core.stillness import DOUBTED, Stillness
 from tidemill.errors import EngineError
 
 __all__ = ["Bounds", "Calls", "CallsStatistics"]
@@ -33,10 +34,6 @@ MIN_DEPTH: Final = 2
 """A lane always may have the next call beside the one it runs."""
 WORTH_MOVING_S: Final = 0.0005
 """Work that waits in a busy lane, from which it is worth the messages to move half of it to an idle one at once."""
-DOUBTED: Final = 1
-"""Looks that find a lane as it was, with calls to begin, before these should run elsewhere."""
-HUNG: Final = 25
-"""The same, before it is replaced: what a function has left behind may take its time to end."""
 
 
 @dataclass(slots=True)
@@ -107,8 +104,7 @@ class Calls:
         self._busy = 0  # lanes that are up and have some
         self._held = 0  # calls in lanes that are up
         self._deadlines: list[tuple[int, int]] = []
-        self._signs: list[tuple[Hashable, int]] = [(None, 0)] * lanes
-        """Of each lane the last, and how many looks have found it again."""
+        self._still = [Stillness() for _ in range(lanes)]
         self.fruitless = 0
         """Deaths in a row with nothing run and nothing returned."""
         self.call_s = inf
@@ -217,7 +213,7 @@ class Calls:
 
     def attached(self, lane: int) -> list[Command]:
         """The lane has a process and can take calls."""
-        self._signs[lane] = None, 0
+        self._still[lane].forget()
         if not self._up[lane]:
             self._up[lane] = True
             self._count(lane, 1)
@@ -256,7 +252,7 @@ class Calls:
         that says nothing about the process.
         """
         self.killed(lane)
-        self._signs[lane] = None, 0
+        self._still[lane].forget()
         queue, self._queues[lane] = list(self._queues[lane]), deque()
         self._lane_bytes[lane] = 0
         commands: list[Command] = []
@@ -279,27 +275,17 @@ class Calls:
     def looked(
         self, lane: int, sign: Hashable | None, *, at_work: bool = False, computes: bool = False
     ) -> list[Command]:
-        """A look at the lane, one of many, some time apart. ``sign`` is None when it runs a call or has none to begin; else it
-        changes with whatever the lane does. A look counts not while it is ``at_work``, though that may be to wait for a processor.
-        One that ``computes``, in whatever thread, begins nothing, but is not replaced for it: a thread may come to its end.
-
-        Looks are counted, not seconds: a loop that was held, or stopped together with its lanes, has missed some of them.
-        """
-        last, still = self._signs[lane]
-        if sign is None or sign != last:
-            self._signs[lane] = sign, 0
+        """A look at whether the lane begins what it has (`Stillness.looked`)."""
+        still = self._still[lane]
+        if not still.looked(sign, at_work=at_work, computes=computes):
             return []
-        if at_work:
-            return []
-        still = still + 1 if not computes else min(still + 1, max(still, HUNG - 1))
-        self._signs[lane] = sign, still
-        if still >= HUNG:
+        if still.hangs:
             return [Hung(lane)]
-        return self.held(lane) if still == DOUBTED else []
+        return self.held(lane) if still.looks == DOUBTED else []
 
     def doubted(self, lane: int) -> bool:
         """Whether the lane is held because it begins nothing; `attached` says that it may go on."""
-        return self._signs[lane][1] >= DOUBTED
+        return self._still[lane].doubted
 
     def given_up(self) -> list[Command]:
         """Lanes cannot be started: every call that waits for one is told so. What a living lane can run goes on."""

@@ -18,12 +18,12 @@ from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
 from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.lookout import Lookout
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.platform import activity
 from tidemill.lanes.wire import Partly, Returned
 
 __all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
@@ -36,8 +36,6 @@ _SHARED_AFTER_S: Final = 0.001
 """After so long, what waits in a busy lane is moved to an idle one, though it seemed to be little."""
 _READ_S: Final = 0.05
 """So long a lane may go on reading a call that nobody wants any more, before it is killed."""
-_LOOK_S: Final = 0.2
-"""So often lanes that have calls are looked at, whether they begin them."""
 CLOSED: Final = "The lanes were closed before this call had ended; await what you need inside the block."
 
 
@@ -109,8 +107,7 @@ class Crew:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
         self._sharing: asyncio.TimerHandle | None = None
-        self._looking: asyncio.TimerHandle | None = None
-        """While lanes have calls."""
+        self._lookout = Lookout(self.staff, self.calls, perform=self._perform, going_on=self._going_on)
         self._told_oversized = False
         self.closed = False
         """Whether `aclose` has begun."""
@@ -188,8 +185,8 @@ class Crew:
                 request = self._requests[command.call]
                 self.lanes[command.lane].sent_bytes += request.size
                 process.send(command.call, request)
-                if self._looking is None and not self._inline:
-                    self._looking = self._loop.call_later(_LOOK_S, self._look)
+                if not self._inline:
+                    self._lookout.sent()
                 continue
             match command:
                 case Interrupt(lane, call):
@@ -204,7 +201,7 @@ class Crew:
                     self.door.dropped += 1
                     self._settle(call, self._dropped(call))
                 case Hung(lane):
-                    self._replace(lane)
+                    self._lookout.replace(lane)
         if self.calls.unshared and self._sharing is None:
             self._sharing = self._loop.call_later(_SHARED_AFTER_S, self._share)
         if self._retiring is not None:
@@ -316,40 +313,6 @@ class Crew:
         self._timer = None
         self._perform(self.calls.expired(self._clock.monotonic_ns()))
         self._arm()
-
-    # -- lanes that hang between two calls ---------------------------------------------------------------
-
-    def _look(self) -> None:
-        """Whether each lane that has calls to begin, and nothing else to do, begins them."""
-        self._looking = None
-        if self.closed:
-            return
-        for lane, process in enumerate(self.staff.seats):
-            if process is not None and not process.dying:
-                self._look_at(process, lane)
-        if self._looking is None and not all(process is None or process.has_none for process in self.staff.seats):
-            self._looking = self._loop.call_later(_LOOK_S, self._look)
-
-    def _look_at(self, process: CallProcess, lane: int) -> None:
-        doubted, sign = self.calls.doubted(lane), process.sign()
-        at_work, ticks = (False, 0) if sign is None else activity(self.staff.pid(lane))
-        computes, process.ticks = ticks > process.ticks, ticks
-        commands = self.calls.looked(lane, sign, at_work=at_work, computes=computes)
-        if doubted and not self.calls.doubted(lane):
-            commands += self._going_on(process, lane)
-        if commands:
-            self._perform(commands)
-
-    def _replace(self, lane: int) -> None:
-        process = self.staff.seats[lane]
-        assert process is not None
-        pid, told = (
-            self.staff.pid(lane),
-            "lane %d: process %s runs no call and begins none of those it has, and is killed",
-        )
-        _log.error(told, lane, pid, extra={"lane": lane, "pid": pid})
-        process.hung = True
-        process.kill()
 
     # -- from the staff --------------------------------------------------------------------------------
 
@@ -495,7 +458,8 @@ class Crew:
         for feeder in list(self._feeders):
             feeder.fail(error)
         self.door.close(error)
-        for timer in (self._timer, self._sharing, self._looking):
+        self._lookout.end()
+        for timer in (self._timer, self._sharing):
             if timer is not None:
                 timer.cancel()
         await self.staff.aclose()
