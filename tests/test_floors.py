@@ -29,6 +29,7 @@ FLOORS = {
             "clock",
             "held",
             "first_of",
+            "keep_alive",
             "files",
             "tls",
             "secret",

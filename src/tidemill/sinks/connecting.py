@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.errors import InputError, OutsideError
+from tidemill.keep_alive import keep_alive
 from tidemill.tls import no_tls
 
 __all__ = ["ANSWER_S", "PATIENCE_S", "PROGRESS_S", "Patience", "connected", "patiently"]
@@ -21,13 +22,8 @@ PROGRESS_S: Final = 30.0
 """A connection over which a server takes, or acknowledges, nothing for so long is given up, and made again."""
 PATIENCE_S: Final = 10.0
 """For how long a server that is away is tried again here; then the run begins again at its last checkpoint."""
-_ASKED: Final = (
-    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
-    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 10),
-    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 5),
-    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 4),
-    ("TCP_NODELAY", socket.IPPROTO_TCP, 1),
-)
+_GONE_S: Final = 30
+"""In which a server that is gone without a word is noticed."""
 T = TypeVar("T")
 
 
@@ -43,9 +39,8 @@ def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) 
     except (OSError, UnicodeError) as error:
         raise OutsideError(f"{server} cannot be reached: {getattr(error, 'strerror', None) or error}.") from None
     try:
-        for option, level, value in _ASKED:
-            if hasattr(socket, option):
-                made.setsockopt(level, getattr(socket, option), value)
+        keep_alive(made, within_s=_GONE_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made if tls is None else tls.wrap_socket(made, server_hostname=host)
     except BaseException as error:
         made.close()

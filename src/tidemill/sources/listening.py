@@ -17,6 +17,7 @@ from tidemill.clock import Clock
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.line_formats import LineFormat
+from tidemill.keep_alive import keep_alive
 from tidemill.sources.edged import EdgedSource
 
 __all__ = [
@@ -27,12 +28,13 @@ __all__ = [
     "checked_port",
     "enters",
     "is_loopback",
-    "keep_alive",
 ]
 
 BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
 _SWEEP_S: Final = 5.0
+_GONE_S: Final = 120
+"""In which a sender that is gone without a word is noticed."""
 _KEPT_FREE: Final = 128
 """Of the files that a process may open, the last: for the log, checkpoints, sinks, pages and lanes that are replaced."""
 _OWN: Final = 16
@@ -173,7 +175,7 @@ class ConnectedSource(ListeningSource):
         per_host = None if is_loopback(self.host) else self._per_host
         self._admission = Admission(self._most, per_host, f"connections={self._most}")
         door = bound(self.host, self._wanted_port, type(self).__name__, admission=self._admission)
-        keep_alive(door)
+        keep_alive(door, within_s=_GONE_S)
         return door
 
     @contextlib.asynccontextmanager
@@ -260,12 +262,3 @@ def bound(
             what = f"cannot be used: {error.strerror or error}"
         raise OutsideError(f"{source} port {port} on {host} {what}.") from None
     return made
-
-
-def keep_alive(listening: socket.socket) -> None:
-    """Have the system find out, within two minutes, which senders are gone without a word: what is accepted from the socket
-    is asked. Where it cannot be told how soon, it is as soon as the system likes."""
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
-        if hasattr(socket, option):
-            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

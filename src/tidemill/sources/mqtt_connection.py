@@ -18,6 +18,7 @@ from tidemill.clock import Clock
 from tidemill.errors import InputError, OutsideError
 from tidemill.formats.brokers import Broker, refusal
 from tidemill.formats.mqtt_packets import PacketLimit
+from tidemill.keep_alive import keep_alive
 from tidemill.sources.mqtt_client import Client, Message, Wire, asking, expiring
 from tidemill.tls import no_tls
 
@@ -37,13 +38,8 @@ _PACKETS: Final = 64
 """Read in one turn of the loop: below 1 ms."""
 _OVERHEAD: Final = 200
 """Bytes that a message takes beside its payload."""
-_KEEP_TRYING: Final = (
-    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
-    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 10),
-    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 5),
-    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 4),
-    ("TCP_NODELAY", socket.IPPROTO_TCP, 1),
-)
+_GONE_S: Final = 30
+"""In which a broker that is gone without a word is noticed."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +157,8 @@ class Connection:
             tried = socket.socket(family, kind, proto)
             tried.setblocking(False)
             try:
-                for option, level, value in _KEEP_TRYING:
-                    if hasattr(socket, option):
-                        tried.setsockopt(level, getattr(socket, option), value)
+                keep_alive(tried, within_s=_GONE_S)
+                tried.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await self._loop.sock_connect(tried, address)
             except BaseException as error:
                 tried.close()
