@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import tidemill as tm
 from tidemill.app.check import checked, described
 
@@ -40,7 +42,7 @@ def test_edges_lanes_and_memory_are_named() -> None:
     text = "\n".join(shown(tm.Rolling("value", window=50)))
     for words in (
         "plant",
-        "sensor from 'sensor', time from 'time'",
+        "sensor from 'sensor'; time from 'time'",
         "times without a zone are UTC",
         "newest row",
         "408 B",
@@ -48,6 +50,24 @@ def test_edges_lanes_and_memory_are_named() -> None:
         assert words in text
     assert "lanes     2" in text
     assert "one process" in "\n".join(shown(lanes=0))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (tm.sources.TCP(), "sensor from 'sensor', else its connection; time from 'time', else its arrival"),
+        (tm.sources.UDP(), "sensor from 'sensor', else its sender's address; time"),
+        (tm.sources.MQTT("mqtt://localhost", "plant/#"), "sensor from 'sensor', else its topic; time"),
+        (tm.sources.TCP(format="influx"), "sensor from 'sensor', else its series (measurement and tags); time"),
+        (tm.sources.Lines("-", format="telegraf-json"), "else its series (measurement and tags); time"),
+        (tm.sources.Lines("-", format="influx", key="{host}"), "sensor from '{host}'; time"),
+        (tm.sources.HTTP(), "sensor from 'sensor'; time"),
+    ],
+)
+def test_what_names_a_sensor_is_told(source: tm.sources.Source, told: str) -> None:
+    """Also of records that do not name theirs."""
+    pipeline = tm.Pipeline(source, tm.Plan(), tm.sinks.Latest())
+    assert told in described(pipeline, pipeline.check(edges=False))
 
 
 def test_memory_that_batches_travel_in_is_named(tmp_path: Path) -> None:

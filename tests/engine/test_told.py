@@ -77,3 +77,43 @@ def test_a_run_that_rejects_some_says_nothing(tmp_path, caplog):
             dead_letters=tmp_path / "dead.ndjson",
         )
     assert told(caplog, "rejected") == []
+
+
+async def heard_by(source: tm.sources.TCP, *lines: bytes) -> None:
+    """The source has read what one connection sent."""
+    stopping, came = asyncio.Event(), 0
+
+    async def give(batch):
+        nonlocal came
+        came += len(batch)
+        if came == len(lines):
+            stopping.set()
+
+    reader = SourceReader(ManualClock(), lambda _: None, stopping)
+    reading = asyncio.ensure_future(reader.read(source, give=give, refuse=lambda letter: pytest.fail(letter.reason)))
+    async with asyncio.timeout(30):
+        _, writer = await asyncio.open_connection(*await source.wait_listening())
+        writer.write(b"".join(lines))
+        await reading
+    writer.close()
+
+
+PUMPS = [b'{"pump":"P%d","time":%d,"value":1.5,"unit":"bar"}\n' % (n % 3, n) for n in range(90)]
+
+
+async def test_sensors_that_are_taken_for_one_are_told_once(caplog):
+    """A tidemill that sends its rows calls the sensor otherwise: the field that tells them apart, and what to type."""
+    await heard_by(tm.sources.TCP(), *PUMPS)
+    (message,) = told(caplog, "taken for one")
+    assert message == (
+        "source tcp: the records have no field 'sensor', so all of one connection are taken for one sensor's, though there are "
+        "several in their field 'pump': 'P0', 'P1', 'P2'. If that is the sensor, say key='pump'; if not, say key='{peer}'. "
+        "The fields seen are: pump, time, value, unit."
+    )
+
+
+@pytest.mark.parametrize("key", ["pump", "{peer}"])
+async def test_whoever_says_whose_the_records_are_is_not_doubted(caplog, key):
+    """Not even where all of a connection are to be one sensor's."""
+    await heard_by(tm.sources.TCP(key=key), *PUMPS)
+    assert told(caplog, "source") == []

@@ -21,6 +21,13 @@ from tidemill.sources.base import Source
 __all__ = ["aligned", "checked", "described", "state_of", "warn_of_outputs"]
 
 LABEL = 10  # characters of a label and the space behind it: "stage 99"
+OTHERWISE = {
+    "peer": "its connection",
+    "peer_host": "its sender's address",
+    "topic": "its topic",
+    "series": "its series (measurement and tags)",
+}
+"""What names the sensor of a record without the default field, by what the source calls it."""
 KEYS_SHOWN = 1_000  # sensors that the memory is worked out for
 
 
@@ -75,10 +82,12 @@ def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]
 
 
 def _roles(source: Source) -> str:
-    time = f"time from {source.time or 'time'!r}"
+    sensor, time = f"sensor from {source.key or 'sensor'!r}", f"time from {source.time or 'time'!r}"
+    if source.otherwise is not None:
+        sensor += f", else {OTHERWISE.get(source.otherwise, source.otherwise)}"
     if source.push and source.time is None:
         time += ", else its arrival"
-    return f"sensor from {source.key or 'sensor'!r}, {time}; times without a zone are {source.tz}"
+    return f"{sensor}; {time}; times without a zone are {source.tz}"
 
 
 def _stages(compiled: Checked) -> Iterator[tuple[str, str]]:

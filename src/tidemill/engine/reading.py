@@ -103,6 +103,8 @@ class SourceReader:
                 try:
                     async for batch in stream:
                         first.is_over = first.is_over or len(batch) > 0
+                        if doubt := source.doubt(batch):
+                            _log.warning("source %s: %s", source.name, doubt, extra={"source": source.name})
                         progress.gave(len(batch), self.clock.monotonic_ns())
                         await give(batch)
                         progress.taken(self.clock.monotonic_ns())

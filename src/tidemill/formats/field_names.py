@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["SENSORS", "TIMES", "likely", "words_of"]
+__all__ = ["NO_SENSORS", "SENSORS", "TIMES", "WEAK_SENSORS", "likely", "words_of"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -18,6 +18,12 @@ SENSORS: Final = _words(
     "location name id key"
 )
 """The best first."""
+WEAK_SENSORS: Final = _words("name id key")
+"""Of these, those that name rows as often."""
+NO_SENSORS: Final = _words(
+    "unit units status state quality flag label comment type kind message text version note data payload"
+)
+"""Texts that come again and name no sensor."""
 TIMES: Final = _words("timestamp time datetime date ts when clock epoch stamp utc zeit datum heure fecha at")
 _PART: Final = 4
 """Letters of a word that is looked for inside of others too: ``sensorid``."""

@@ -127,6 +127,11 @@ class Source(Named, Configured, abc.ABC):
         """Whether it reads quicker in a process that has loaded the compiled kernels."""
         return False
 
+    @property
+    def otherwise(self) -> str | None:
+        """What it knows of a record without the default key field that names its sensor: ``"peer"``, ``"topic"``, ``"series"``."""
+        return None
+
     goes_on: bool = False
     """Where its stream ends, the next start of the run brings more: with state, its end is a stop, and no end of input."""
 
@@ -169,6 +174,11 @@ class Source(Named, Configured, abc.ABC):
 
     def explain(self) -> str:
         """When nothing came through: why, with what was seen and the option to try."""
+        return ""
+
+    def doubt(self, batch: Batch) -> str:
+        """When the next records, which came through, were perhaps not meant to be taken as they were: once, why, and the
+        option to try."""
         return ""
 
     def nothing_yet(self) -> str:

@@ -79,6 +79,10 @@ class EdgedSource(Source):
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
 
     @property
+    def otherwise(self) -> str | None:
+        return self.edge.roles.fallback
+
+    @property
     def accepted(self) -> int:
         return self._accepted_before + self.edge.accepted
 
@@ -97,6 +101,9 @@ class EdgedSource(Source):
 
     def explain(self) -> str:
         return self.edge.explain(formats=self.formats)
+
+    def doubt(self, batch: Batch) -> str:
+        return self.edge.doubt(batch)
 
     def statistics(self) -> SourceStatistics:
         return SourceStatistics(self.name, self._connected, self._records, self._rejected)

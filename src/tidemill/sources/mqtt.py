@@ -79,7 +79,8 @@ class MQTT(EdgedSource):
 
     A payload is a number (``51.3``), a JSON object (a record), or a JSON array of these (a record each). The columns of the
     topic come first, and replace fields of their names. A record without the default key field belongs to a sensor named
-    by its topic; ``key=`` may use ``{topic}``. One without the default time field gets the time of its arrival.
+    by its topic; ``key=`` may use ``{topic}``. Where a field is called as sensors are, and names several within a topic, the log
+    says so. One without the default time field gets the time of its arrival.
 
     Delivery: in the broker's order. With QoS 1 or 2 and state, a message is acknowledged when it is in the ingest log, on
     the disk, and not before: everything that the broker has taken is worked on at least once, over crashes of either side,

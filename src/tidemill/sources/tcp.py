@@ -49,7 +49,8 @@ class TCP(ConnectedSource):
                         ever; those that are gone without a word are found by the system's keep-alive, within two minutes
 
     A record without the default key field belongs to a sensor named by its connection (``peer``, ``host:port``), and one of
-    line protocol or Telegraf's JSON to its series; a record without the default time field gets the time of its arrival. A last
+    line protocol or Telegraf's JSON to its series; where another field of the first ones seems to name several sensors, the log
+    says so, unless ``key="{peer}"`` says that they are one. A record without the default time field gets the time of its arrival. A last
     line without an end counts when the sender closes; one that the end of the run or a broken connection cuts is rejected.
     `check` raises `OutsideError` when the port is in use.
 

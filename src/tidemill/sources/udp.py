@@ -65,8 +65,9 @@ class UDP(ListeningSource):
                         send, under any address, as in a network of the plant's own: UDP knows no certificates
 
     A record without the default key field belongs to a sensor named by its sender's address (``peer_host``; ``peer`` is
-    ``host:port``), and one of line protocol or Telegraf's JSON to its series; a record without the default time field gets
-    the time of its arrival. `check` raises `OutsideError` when the port is in use.
+    ``host:port``), and one of line protocol or Telegraf's JSON to its series; where another field of the first ones seems to
+    name several sensors, the log says so, unless ``key="{peer_host}"`` says that they are one. A record without the default time
+    field gets the time of its arrival. `check` raises `OutsideError` when the port is in use.
 
     Delivery: at most once, and in the order in which datagrams arrive. What the network loses nobody counts. What the system
     drops, because what came before still waits to be read, is counted, on Linux: ``lost`` in the statistics, the report and

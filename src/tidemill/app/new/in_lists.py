@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tidemill.app.new.fields_seen import at_place
-from tidemill.app.new.vocabulary import NO_SENSORS
 from tidemill.errors import InputError, PlanError
-from tidemill.formats.field_names import words_of
+from tidemill.formats.field_names import NO_SENSORS, words_of
 from tidemill.formats.payloads import steps_of
 
 __all__ = ["EACH", "Opened", "Steps", "opened"]

@@ -9,9 +9,9 @@ from typing import Final
 from tidemill.app.new.fields_seen import FieldsSeen
 from tidemill.app.new.sniffing import number_of
 from tidemill.app.new.times_seen import times_seen
-from tidemill.app.new.vocabulary import METRICS, NO_SENSORS, WEAK_SENSORS
+from tidemill.app.new.vocabulary import METRICS
 from tidemill.errors import InputError
-from tidemill.formats.field_names import SENSORS, words_of
+from tidemill.formats.field_names import NO_SENSORS, SENSORS, WEAK_SENSORS, words_of
 from tidemill.formats.key_template import KeyTemplate
 
 __all__ = ["STEM", "key_of"]

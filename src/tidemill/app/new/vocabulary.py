@@ -7,10 +7,8 @@ from typing import Final
 __all__ = [
     "METRICS",
     "NO_READINGS",
-    "NO_SENSORS",
     "PHYSICAL",
     "READINGS",
-    "WEAK_SENSORS",
 ]
 
 
@@ -18,8 +16,6 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-WEAK_SENSORS: Final = _words("name id key")
-"""Of the words for sensors, those that name rows as often."""
 METRICS: Final = _words("metric channel parameter measurement quantity variable param signal property measure")
 """What a reading is of, where a device has several."""
 READINGS: Final = _words("value reading val wert valeur valor")
@@ -33,7 +29,3 @@ NO_READINGS: Final = _words(
     "score size"
 )
 """Numbers all the same: taken when there is nothing else."""
-NO_SENSORS: Final = _words(
-    "unit units status state quality flag label comment type kind message text version note data payload"
-)
-"""Texts that come again and name no sensor."""
