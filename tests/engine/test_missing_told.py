@@ -81,6 +81,31 @@ def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog
 
 
 @pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, ["measurement"]),
+        ({"measurement": "{site}/{sensor}"}, ["site"]),
+        ({"measurement": "m", "tags": ["sensor", "site"], "time": "when"}, ["site", "when"]),
+        ({"measurement": "m", "columns": ["vlue", "x"]}, ["vlue"]),
+        ({"measurement": "m", "tags": "text"}, []),
+        ({"measurement": "{sensor}"}, []),
+    ],
+)
+def test_columns_that_lines_are_to_be_made_of_are_told(
+    tmp_path, caplog: pytest.LogCaptureFixture, options: dict, missing: list[str]
+) -> None:
+    """Of line protocol: those of the measurement, without which there is no line, the tags and the time."""
+    sink = tm.sinks.Lines(tmp_path / "out.influx", **options)
+    pipeline = tm.Pipeline(tm.sources.Records(ROWS), tm.Plan(tm.Map(lambda batch: {"x": batch["value"]})), sink)
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        tm.run(pipeline, lanes=0)
+    told = [record.getMessage() for record in caplog.records if "no column" in record.getMessage()]
+    assert told == [
+        f"sink lines: there is no column {name!r} so far; the columns are: sensor, time, value, x" for name in missing
+    ]
+
+
+@pytest.mark.parametrize(
     ("stages", "told"),
     [
         ([tm.Rolling("valeu", window=2)], ["Rolling('valeu', 2) reads column 'valeu'"]),

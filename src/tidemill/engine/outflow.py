@@ -120,7 +120,7 @@ class Outflow:
             told = "%s reads column %r, which the first records do not have, and makes nothing of them; their columns are: %s"
             _log.warning(told, stage, name, ", ".join(batch.names), extra={"stage": stage})
         for outlet in self.outlets:
-            for name in set(outlet.sink.columns or ()) - set(batch.columns):
+            for name in [name for name in outlet.sink.asks_for if name not in batch.columns]:
                 told = "sink %s: there is no column %r so far; the columns are: %s"
                 _log.warning(told, outlet.name, name, ", ".join(batch.columns), extra={"sink": outlet.name})
 

@@ -90,6 +90,11 @@ class InfluxEncoder:
         return tuple(dict.fromkeys((*self._named_by, *self._tags, self._time or TIME)))
 
     @property
+    def asks_for(self) -> tuple[str, ...]:
+        """The columns that the options name, and those of the measurement."""
+        return (*self._named_by, *sorted(name for name in self._given.difference(self._named_by) if name is not None))
+
+    @property
     def _named_by(self) -> tuple[str, ...]:
         return self._template.names if self._template is not None else ()
 

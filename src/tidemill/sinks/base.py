@@ -93,6 +93,11 @@ class Sink(Named, Configured, abc.ABC):
     """The guarantee of a run that keeps state."""
 
     @property
+    def asks_for(self) -> tuple[str, ...]:
+        """The columns that its options name."""
+        return self.columns or ()
+
+    @property
     def place(self) -> str | None:
         """What it writes to, when that can take the rows of one sink only: a file's real path."""
         return None
@@ -108,7 +113,7 @@ class Sink(Named, Configured, abc.ABC):
 
     def bind(self, schema: Schema) -> None:
         """Refuse at start a column that the plan does not give."""
-        self._require(schema, self.columns or ())
+        self._require(schema, self.asks_for)
 
     def _require(self, schema: Schema, columns: Sequence[str]) -> None:
         """These must be there, and those that ``where`` reads."""

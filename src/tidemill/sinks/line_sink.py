@@ -54,6 +54,12 @@ class LineSink(ProcessSink):
                 'format="influx" alone.'
             )
 
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        if self._influx is None:
+            return super().asks_for
+        return tuple(dict.fromkeys((*(self._wanted or ()), *self._influx.asks_for)))
+
     def bind(self, schema: Schema) -> None:
         if self._influx is None:
             super().bind(schema)

@@ -140,8 +140,12 @@ class MQTT(ProcessSink):
             self._cert_password.check()
         self._tls(self._access.looked_up())
 
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._topic.names, *(self.columns or ()))))
+
     def bind(self, schema: Schema) -> None:
-        self._require(schema, (*self._topic.names, *(self.columns or ())))
+        super().bind(schema)
         if self.numbered:
             self._refuse_numbers(schema.names if self._shown is None else self._shown)
 
