@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tidemill import sinks
+from tidemill.batch import Batch
 from tidemill.errors import PlanError, TidemillError
 
 
@@ -52,6 +53,30 @@ def test_an_address_that_ends_in_write_is_posted_line_protocol(written: str, mon
     plain = sinks.for_path(written, format="ndjson")
     assert isinstance(plain, sinks.HTTP)
     assert plain.format == "ndjson"
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("influx+tcp://telegraf:8094", "TCP('tcp://telegraf:8094')"),
+        ("influx+tls://telegraf:8094", "TCP('tls://telegraf:8094')"),
+        ("influx+udp://telegraf:8094", "UDP('udp://telegraf:8094')"),
+        ("influx+http://telegraf:8080/telegraf", "HTTP('http://telegraf:8080/telegraf')"),
+        ("influx+https://influx/write?db=b", "HTTP('https://influx/write')"),
+        ("influx+${env:INFLUX}", "HTTP('${env:INFLUX}')"),
+    ],
+)
+def test_a_server_of_lines_is_sent_line_protocol_where_its_url_says_so(
+    url: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every text as a tag, as in files; else it is sent JSON, and only servers of lines are asked."""
+    monkeypatch.setenv("INFLUX", "http://influx:8086/telegraf")
+    sink = sinks.for_path(url, if_exists="append")
+    assert isinstance(sink, sinks.TCP | sinks.UDP | sinks.HTTP)
+    assert (repr(sink), sink.format, sink.if_exists) == (seen, "influx", "append")
+    assert sink._encoded(Batch.from_rows([{"measurement": "m", "site": "a", "x": 1.5}])) == b"m,site=a x=1.5\n"
+    with pytest.raises(PlanError, match=r"influx\+mqtt:// is not the beginning.*influx\+tcp://"):
+        sinks.for_path("influx+mqtt://broker/a")
 
 
 def test_a_folder_that_is_there(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Edges:
         Read this instead of the pipeline's own source: a file, a folder or a pattern; - for stdin.
     output
         Write here instead of the pipeline's own sink; the suffix says the format, a URL the server; - for stdout.
+        influx+ before a URL says line protocol instead of JSON: influx+tcp://HOST:PORT.
     key
         The field that names the sensor, for --input; by default as in the file.
     time

@@ -20,7 +20,10 @@ _BROKERS: Final = ("mqtt://", "mqtts://")
 _POSTS: Final = ("http://", "https://")
 _STREAMS: Final = ("tcp://", "tls://")
 _DATAGRAMS: Final = ("udp://",)
-_KNOWN: Final = (*_SERVERS, *_BROKERS, *_POSTS, *_STREAMS, *_DATAGRAMS)
+_OF_LINES: Final = (*_POSTS, *_STREAMS, *_DATAGRAMS)
+_KNOWN: Final = (*_SERVERS, *_BROKERS, *_OF_LINES)
+_INFLUX: Final = "influx+"
+"""Before the URL of a server of lines: that they are of line protocol."""
 _LINES: Final = (".ndjson", ".jsonl", ".csv", *INFLUX_SUFFIXES)
 _TAGGED: Final = {"tags": "text"}
 """Of line protocol that may be read again: its sensors are then those that were read."""
@@ -35,7 +38,8 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     ``postgresql://...`` → `PostgreSQL`; ``mqtt://host/topic`` or ``mqtts://...`` → `MQTT`, with the topic as it is
     written there: ``mqtt://broker/features/{sensor}``; ``http://...`` or ``https://...`` → `HTTP`, of line protocol, with tags as
     above, where the path ends with ``/write``, as that of InfluxDB and others does; ``tcp://HOST:PORT``, ``tls://...`` →
-    `TCP`; ``udp://HOST:PORT`` → `UDP`.
+    `TCP`; ``udp://HOST:PORT`` → `UDP`. The last three write JSON; ``influx+`` before the URL says that they, or `HTTP` whatever its
+    path, write line protocol, with tags as above: ``influx+tcp://HOST:PORT``.
 
     It may refer to what is kept elsewhere, in whole or in part: ``${env:NAME}``, ``${file:PATH}``.
 
@@ -45,6 +49,8 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     ('SQLite', 'Parquet', 'Lines')
     """
     text = os.fspath(path)
+    if text.startswith(_INFLUX) and _meant(text.removeprefix(_INFLUX)).startswith(_OF_LINES):
+        return for_path(text.removeprefix(_INFLUX), **{"format": "influx", **_TAGGED} | options)
     meant = _meant(text)
     if meant.startswith(_SERVERS):
         from tidemill.sinks.postgres import PostgreSQL
@@ -54,11 +60,14 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
         from tidemill.sinks.mqtt import MQTT
 
         return MQTT(*_broker_and_topic(text), **options)
-    if meant.startswith((*_POSTS, *_STREAMS, *_DATAGRAMS)):
+    if meant.startswith(_OF_LINES):
         return _sender(text, meant, options)
     if "://" in meant:  # not to be shown whole: it may hold a password
         begins = "what it refers to" if refers(text) else f"{text.partition('://')[0]}://"
-        raise PlanError(f"{begins} is not the beginning of a sink's URL; those known are {', '.join(_KNOWN)}.")
+        raise PlanError(
+            f"{begins} is not the beginning of a sink's URL; those known are {', '.join(_KNOWN)}, and for line protocol "
+            f"{', '.join(f'{_INFLUX}{known}' for known in _OF_LINES)}."
+        )
     suffix = files.suffix(meant)
     packed = meant.lower().endswith(".gz")
     if meant == "-" or suffix in _LINES:
@@ -78,7 +87,8 @@ def for_path(path: str | Path, **options: Any) -> ProcessSink:
     raise PlanError(
         f"{shown} does not say which sink it is; the suffixes are {', '.join(_DATABASES)} (SQLite), .parquet or a "
         f"folder that ends with / (Parquet), {', '.join(_LINES)} with or without .gz, - for standard output, and "
-        f"postgresql://..., mqtt://HOST/TOPIC, http(s)://..., tcp://HOST:PORT, tls://HOST:PORT or udp://HOST:PORT for a server."
+        f"postgresql://..., mqtt://HOST/TOPIC, http(s)://..., tcp://HOST:PORT, tls://HOST:PORT or udp://HOST:PORT for a server, the "
+        f"last five with {_INFLUX} before them for line protocol."
     )
 
 
