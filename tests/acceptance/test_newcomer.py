@@ -61,7 +61,7 @@ def test_every_command_of_the_readme_works_as_it_stands(copy: Path) -> None:
     (copy / "ten.py").write_text(ten)
     first, query, *others = COMMANDS
     said = {}
-    for command in (first, NEW[1], "python -m pytest -q test_plant.py", "python ten.py", query, *others):
+    for command in (first, NEW[1], "python test_plant.py", "python ten.py", query, *others):
         done = typed(command, copy)
         allowed = (0, 124) if command.split()[1] == "demo" else (0,)  # 124: of `timeout`, which pressed Ctrl-C
         assert done.returncode in allowed, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -234,8 +234,19 @@ def test_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     )
     assert "\nzone      tz='UTC' (a guess: the times name no zone)\n" in told
     assert told.endswith(
-        "next      tidemill check plant.py --input march.csv\n          tidemill run plant.py\n          python -m pytest test_plant.py\n"
+        "next      tidemill check plant.py --input march.csv\n          tidemill run plant.py\n          python test_plant.py\n"
     )
+
+
+def test_what_the_test_needs_and_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tidemill does not bring pandas along."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tidemill.app.new.command.find_spec", lambda _: None)
+    written(tmp_path, "march.csv", "timestamp,value\n2024-03-01 12:00:00,20\n2024-03-01 12:00:01,21\n")
+    new("plant.py", "march.csv", Given(), force=False)
+    assert capsys.readouterr().out.endswith("python test_plant.py  # needs pandas: pip install pandas\n")
 
 
 @pytest.mark.parametrize(
@@ -255,12 +266,13 @@ def test_what_is_said_to_be_next_goes_well(
     written(tmp_path, name, text)
     new("plant.py", name, Given(), force=False)
     _, _, after = capsys.readouterr().out.partition("next ")
-    check, run, pytest_of_it = (shlex.split(line) for line in after.splitlines())
+    check, run, parity = (shlex.split(line) for line in after.splitlines())
     assert answer([*check[1:], "--lanes", "0"]) == 0
     assert answer([*run[1:], "--lanes", "0"]) == 0
     assert "dead letters" not in capsys.readouterr().err
-    assert pytest_of_it == ["python", "-m", "pytest", "test_plant.py"]
-    runpy.run_path("test_plant.py")["test_the_plan_makes_what_pandas_makes"]()
+    assert parity == ["python", "test_plant.py"]
+    runpy.run_path("test_plant.py", run_name="__main__")
+    assert capsys.readouterr().out.endswith("The plan and pandas make the same.\n")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +310,7 @@ def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place
             "HERE", "MOST", "Path", "__file__", "dict", "expected", "float", "frame", "getattr", "got", "gzip", "isinstance",
             "islice", "item", "json", "line", "lines", "list", "made", "name", "normalized", "one", "open", "opened", "pd",
             "pipeline", "plan", "records", "row", "rows", "runpy", "sensor", "source", "str", "table", "tm", "windows", "all",
+            "__name__", "print", "test_the_plan_makes_what_pandas_makes",
         }  # fmt: skip
 
 

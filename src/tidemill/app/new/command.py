@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -188,7 +189,8 @@ def _told(places: Sequence[Path], roles: Roles, survey: Survey, read: str, again
         )
     yield "next", f"tidemill check {shlex.quote(plan)}{again}"
     yield "", f"tidemill run {shlex.quote(plan)}"
-    yield "", f"python -m pytest {shlex.quote(test)}"
+    missing = "" if find_spec("pandas") else "  # needs pandas: pip install pandas"
+    yield "", f"python {shlex.quote(test)}{missing}"
 
 
 def _again(recording: str, layout: Layout) -> str:

@@ -85,6 +85,11 @@ ${head}
         got = made[f"normalized_{name}_50"].astype(float)
         # pandas keeps running sums, whose error shows where a window hardly varies
         pd.testing.assert_series_equal(got, expected, check_names=False, rtol=1e-6, atol=1e-6)
+
+
+if __name__ == "__main__":  # it needs no pytest, which finds it too
+    test_the_plan_makes_what_pandas_makes()
+    print("The plan and pandas make the same.")
 ''')
 
 
