@@ -70,6 +70,25 @@ def test_where_eight_records_made_the_others_late_no_option_is_named(caplog: pyt
     assert "max_ahead" not in told
 
 
+def test_what_dedup_drops_as_late_is_no_matter_of_the_watermark(caplog: pytest.LogCaptureFixture) -> None:
+    """Its own options are named, and those of the pipeline only where a stage follows the watermark, too."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
+    rows.insert(5, {"sensor": "a", "time": 1_700_000_000 + 936 * 86_400, "value": 1.0})
+    sums = tm.Aggregate(tm.tumbling("10s"), {"value": "sum"})
+    for stages in ([], [sums], [tm.Silence("1h")]):
+        plan = tm.Plan(tm.Dedup(late="drop"), *stages)
+        with caplog.at_level(logging.WARNING, "tidemill"):
+            tm.run(tm.Pipeline(tm.sources.Records(rows), plan, ListSink()), lanes=0)
+    alone, summed, silent = [record.getMessage() for record in caplog.records]
+    assert alone == silent
+    assert alone.startswith('55 of 61 records came late and are left out: Dedup with late="drop" has forgotten')
+    assert "within=" in alone
+    assert "lag=" not in alone
+    assert "max_ahead=" not in alone
+    assert summed.startswith(alone)
+    assert "max_ahead=" in summed
+
+
 def test_a_sinks_misspelled_column_is_told_once_it_can_be_known(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """Behind a function the columns are known when it has made some; rows are written without the one."""
     sink = tm.sinks.Lines(tmp_path / "out.ndjson", columns=["sensor", "vlue"])

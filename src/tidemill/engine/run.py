@@ -57,6 +57,7 @@ from tidemill.lanes.fork_client import ForkServer
 from tidemill.printable import counted
 from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
+from tidemill.stages.dedup import Dedup
 
 __all__ = ["Run"]
 
@@ -168,7 +169,7 @@ class Run:
             position=None if keeper is None else attempt.saved_up_to,
         )
         _tell_of_letters(attempt.outflow.letters, self.report)
-        _tell_of_late(self.report)
+        _tell_of_late(self.report, checked.plan)
         return self.report
 
     def _begin_server(self) -> None:
@@ -472,14 +473,23 @@ def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:
         )
 
 
-def _tell_of_late(report: Report) -> None:
+def _tell_of_late(report: Report, plan: Plan) -> None:
     """Where most records are late, the fault is seldom theirs."""
-    if 2 * report.late > report.records_in:
+    if 2 * report.late <= report.records_in:
+        return
+    whys = [
+        f'{stage.name} with late="drop" has forgotten what is so far behind its sensor\'s newest time (within=, '
+        "max_records=), which a clock that is ahead may have set (a Filter before it passes that over)"
+        for stage in plan.stages
+        if isinstance(stage, Dedup) and stage.late == "drop"
+    ]
+    if any(stage.follows_watermark and hasattr(stage, "late") for stage in plan.stages):
         ahead = "a clock that is ahead made them so (Pipeline: a shorter max_ahead= passes it over)"
         if "time_leaps" in report.counters:
             ahead = "eight records in a row that were far ahead made them so, as if a hole in the recording had ended"
-        told = "%d of %d records came late and are left out: %s, or they are further out of order than lag= allows"
-        _log.warning(told, report.late, report.records_in, ahead, extra={"late": report.late})
+        whys.append(f"{ahead}, or they are further out of order than lag= allows")
+    told = "%d of %d records came late and are left out: %s"
+    _log.warning(told, report.late, report.records_in, ", or ".join(whys), extra={"late": report.late})
 
 
 def _warn_of_deadlines(plan: Plan) -> None:
