@@ -11,8 +11,10 @@ import pytest
 
 from tidemill.column import Column
 from tidemill.errors import PlanError
+from tidemill.formats import roles
 from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import Edge
+from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, OVERSIZE, WRONG_TYPE
 from tidemill.schema import Kind
@@ -125,6 +127,20 @@ def test_a_template_that_is_none(key: str) -> None:
     """A malformed template is refused when it is written."""
     with pytest.raises(PlanError, match=r"template|names in braces"):
         Edge(key=key)
+
+
+def test_a_text_that_is_no_key_costs_its_neighbours_no_look_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many slices share the texts of a column; each slice rejects its own rows."""
+    looks = []
+    monkeypatch.setattr(roles, "is_unicode", lambda text: bool(looks.append(text)) or is_unicode(text))
+    edge = Edge()
+    column = Column.of_texts(["S1", "", "S2"] * 100)
+    for start in range(0, 300, 30):
+        times = Column.of_array(np.arange(30.0))
+        batch, letters = edge.columns({"sensor": column.slice(start, start + 30), "time": times})
+        assert batch.keys.tolist() == ["S1", "", "S2"]
+        assert [letter.reason for letter in letters] == ["the key, from 'sensor', is empty"] * 10
+    assert looks == ["S1S2"]
 
 
 def test_arrival_and_fallback_fill_what_push_sources_lack() -> None:

@@ -33,8 +33,8 @@ class Roles:
         self.key, self.time, self.times = key, time, times
         self.arrival, self.fallback = arrival, fallback
         self._template = KeyTemplate(key)
-        self._sound_texts: NDArray[np.object_] | None = None
-        """The texts of the last key column in which every text was a good key: slices share them."""
+        self._looked_at: tuple[NDArray[np.object_], dict[int, str]] | None = None
+        """The texts of the last key column, which slices share, and why some of them, by their codes, are no keys."""
 
     def falling_back_on(self, fallback: str) -> Roles:
         """The same, but for records without the key's field."""
@@ -136,19 +136,23 @@ class Roles:
     def _sound(self, key: Column, rejects: dict[int, Reject]) -> Column:
         """Rejects keys that are empty or not valid Unicode."""
         assert key.texts is not None
-        if key.texts is self._sound_texts:
-            return key
-        texts = key.texts.tolist()
-        if all(texts) and is_unicode("".join(texts)):
-            self._sound_texts = key.texts
-            return key
-        for code, text in enumerate(texts):
-            if text and is_unicode(text):
-                continue
-            reason = "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
-            for row in np.flatnonzero(key.values == code).tolist():
-                rejects.setdefault(row, Reject(row, NO_KEY, reason))
+        looked_at = self._looked_at
+        if looked_at is None or looked_at[0] is not key.texts:
+            looked_at = self._looked_at = key.texts, self._unsound(key.texts.tolist())
+        if unsound := looked_at[1]:
+            for row in np.flatnonzero(np.isin(key.values, list(unsound))).tolist():
+                rejects.setdefault(row, Reject(row, NO_KEY, unsound[int(key.values[row])]))
         return key
+
+    def _unsound(self, texts: list[str]) -> dict[int, str]:
+        all_unicode = is_unicode("".join(texts))
+        if all_unicode and all(texts):
+            return {}
+        return {
+            code: "the key is not valid Unicode text" if text else f"the key, from {self.key!r}, is empty"
+            for code, text in enumerate(texts)
+            if not text or not (all_unicode or is_unicode(text))
+        }
 
     # -- of a record that is shown ----------------------------------------------------------------
 
