@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.flows import SinkCounts, SinkProgress, SourceProgress, TroubleBook
+from tidemill.core.flows import SinkCounts, SinkProgress, SourceProgress, Trouble, TroubleBook
 
 SECOND = 1_000_000_000
 steps = st.lists(st.tuples(st.sampled_from(["given", "shown", "again"]), st.integers(0, 5 * SECOND)), max_size=40)
@@ -102,3 +102,13 @@ def test_tries_are_those_since_something_was_done(steps: list[str]) -> None:
         assert (0 if trouble is None else trouble.tries) == tries
         assert trouble is None or trouble.lasts_s == (len(steps) - began) / 1e9
         assert book.open == bool(tries)
+        assert book.failures == tries
+
+
+def test_a_failure_counts_what_it_had_tried_and_for_how_long() -> None:
+    """Each is one failure all the same."""
+    book = TroubleBook()
+    book.failed("sink hub", "refused", 10_000_000_000, Trouble("sink hub", 6, "refused", 9.5))
+    book.failed("sink hub", "refused", 20_000_000_000, Trouble("sink hub", 5, "refused", 9.5))
+    assert book.read(21_000_000_000) == Trouble("sink hub", 11, "refused", 20.5)
+    assert book.failures == 2

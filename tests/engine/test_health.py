@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.readings_of_runs import lane, sink, source, state, statistics
 
-from tidemill.core.flows import Trouble
+from tidemill.core.flows import SinkFlow, Trouble
 from tidemill.engine.health import held_loop, is_ready, judged, stalls
 from tidemill.engine.metrics import Statistics
 
 REFUSED = Trouble("sink postgres", 14, "connection refused.")
+
+
+def trying(lasts_s: float, **changed: Any) -> SinkFlow:
+    """A sink that is refused, and tries again by itself."""
+    trouble = Trouble("sink hub", 3, "connection refused.", lasts_s)
+    return sink("hub", **{"waiting": 1, "waiting_s": 6.0, "trouble": trouble, **changed})
+
 
 CASES = {
     "source mqtt: connected, silent 312 s (limit 300)": statistics(source_flows=(source(last_record_age_s=312.0),)),
@@ -106,6 +116,52 @@ def test_a_silent_source_beside_a_sink_that_is_away_is_told_too() -> None:
         "sink postgres: 14 tries, connection refused",
         "source a: connected, silent 400 s (limit 300)",
     )
+
+
+# -- sinks that try again by themselves ------------------------------------------------------------------------
+
+AWAY_HUB = "sink hub: 3 tries, connection refused"
+
+
+def test_a_sink_that_tries_again_by_itself_is_named_at_once() -> None:
+    """Whether the run progresses is not known yet: nobody says so, and nobody that it does not."""
+    for kept in (None, state(waiting_s=6.0)):
+        health = judged(statistics(sink_flows=(trying(4.0),), state=kept))
+        assert health.progresses
+        assert str(health) == AWAY_HUB
+        assert health.wrong == (AWAY_HUB,)
+        assert is_ready(statistics(sink_flows=(trying(4.0),), state=kept)).ready
+
+
+@pytest.mark.parametrize("waited_s", [5.5, 6.0, 6.1])
+@pytest.mark.parametrize("lasts_s", [4.9, 5.5])
+def test_a_sink_that_tries_again_for_longer_than_is_allowed_is_the_culprit(waited_s: float, lasts_s: float) -> None:
+    """Once, with its tries, and not the checkpoint that waits for it, whichever of their times is over first."""
+    away = statistics(sink_flows=(trying(lasts_s, waiting_s=waited_s),), state=state(behind=10, waiting_s=6.1))
+    assert judged(away, 5.0).culprits == (AWAY_HUB,)
+    assert judged(away, 5.0).wrong == (AWAY_HUB,)
+    assert [stall.said for stall in stalls(away, 5.0)] == [AWAY_HUB]
+
+
+def test_a_sink_holds_the_checkpoint_for_which_it_was_handed_rows_a_moment_later() -> None:
+    """Also where it does not know why nothing is taken. One that has been given rows only now holds nothing yet."""
+    for waiting_s, culprit in ((5.9, "sink hub: 1 batch waits, the oldest for 5.9 s (limit 6)"), (0.5, "checkpoint: ")):
+        run = statistics(
+            sink_flows=(sink("hub", waiting=1, waiting_s=waiting_s),), state=state(behind=10, waiting_s=6.1)
+        )
+        (stall,) = stalls(run, 5.0)
+        assert stall.said.startswith(culprit)
+
+
+def test_tries_of_several_attempts_are_counted_together() -> None:
+    """The newest error is told; another sink that tries has a sentence of its own."""
+    away = statistics(trouble=Trouble("sink hub", 8, "no route", 20.0), sink_flows=(trying(1.0),), ready=False)
+    assert str(judged(away)) == "sink hub: 11 tries, connection refused"
+    other = replace(trying(1.0), name="b", trouble=Trouble("sink b", 1, "no", 1.0))
+    both = statistics(trouble=Trouble("sink hub", 8, "no route", 20.0), sink_flows=(trying(1.0), other))
+    assert judged(both).culprits == ("sink hub: 11 tries, connection refused",)
+    assert judged(both).trying == ("sink b: 1 try, no",)
+    assert [trouble.tries for trouble in both.troubles] == [11, 1]
 
 
 ages = st.floats(0, 1_000)

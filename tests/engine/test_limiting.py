@@ -75,6 +75,9 @@ CASES = {
         load=Load(9e5, 9e5, (0.5, 0.5), queue=0.7, loop=0.5)
     ),
     "the sink postgres is the limit: nothing gets through": statistics(trouble=Trouble("sink postgres", 2, "no")),
+    "the sink hub is the limit: nothing gets through": statistics(
+        sink_flows=(sink("hub", trouble=Trouble("sink hub", 2, "no")),)
+    ),
     "the outside is the limit: nothing gets through": statistics(trouble=Trouble("", 2, "no")),
     "nothing has been measured yet": statistics(load=Load()),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ async def ended(pipeline: tm.Pipeline, act: Callable[[Any], Awaitable[None]], **
     """Why a run ended itself, in which ``act`` happens, and then nothing more."""
 
     async def whole() -> None:
-        async with tm.serve(pipeline, lanes=0, **options) as run:
+        async with tm.serve(pipeline, **{"lanes": 0, **options}) as run:
             await act(run)
             await asyncio.Event().wait()
 
@@ -78,6 +79,34 @@ async def test_a_sink_that_takes_nothing_ends_the_run_and_is_named(caplog: pytes
     )
     told = [record.getMessage() for record in caplog.records if "grace" in record.getMessage()]
     assert told == ["the grace of 0 s is over: gave up rows on their way to sinks"]
+
+
+async def test_a_sink_that_is_away_ends_the_run_and_is_named_with_its_tries(
+    tmp_path: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before it has given up trying by itself, and not the checkpoint that waits for it."""
+    for module in ("outlets", "process_outlet"):
+        monkeypatch.setattr(f"tidemill.engine.{module}.CLOSE_S", 0.05)
+    clock, source = ManualClock(), tm.sources.TCP()
+
+    async def act(run: Any) -> None:
+        await send(source, reading(1))
+        while not run.statistics().sink_flows[0].waiting:  # noqa: ASYNC110 - records come without a word
+            await asyncio.sleep(0.001)
+        clock.advance(1.1)  # rows are committed by it
+        while (trouble := run.statistics().sink_flows[0].trouble) is None or trouble.tries < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        clock.advance(5.1)
+
+    options: Any = {"clock": clock, "state": tmp_path / "state", "grace": 0.0, "lanes": lanes}
+    pipeline = live(source, tm.sinks.HTTP("http://127.0.0.1:1/rows", name="hub"))
+    error = await ended(pipeline, act, stall_after=5, **options)
+    assert isinstance(error, tm.Stalled)
+    assert re.fullmatch(
+        r"the run does not progress, and ends itself: sink hub: \d+ tries, "
+        r"http://127\.0\.0\.1:1/rows cannot be reached: Connection refused\.",
+        str(error),
+    )
 
 
 async def test_silence_is_a_stall_only_when_it_is_asked_for() -> None:

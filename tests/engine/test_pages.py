@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.postgres_server import PostgresServer
+from tests.sinks.line_servers import take, web_server
 from tests.web import asked
 
 import tidemill as tm
@@ -240,6 +241,31 @@ async def test_a_database_that_is_away_is_named_with_its_tries_and_forgotten_whe
         await ask_until(run, "/healthz", lambda status, _: status == 200)
         assert (await told(run))["tidemill_tries", ""] == 0
     assert server.query("SELECT count(*), sum(value) FROM features") == [(20, 190.0)]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_sink_that_tries_again_by_itself_is_named_at_once_and_forgotten(
+    tmp_path: Path, lanes: int, kept: bool
+) -> None:
+    """It may be back in a moment: the run is called neither well nor ill meanwhile."""
+    well = threading.Event()
+    with web_server(lambda post: take(post) if well.is_set() else (503, {}, b"no leader")) as server:
+        source = tm.sources.TCP()
+        pipeline = live(source, tm.sinks.HTTP(server.url, name="hub"))
+        state = tm.State(tmp_path / "state", checkpoint_s=0.05) if kept else False
+        async with tm.serve(pipeline, lanes=lanes, state=state, metrics=ANYWHERE) as run:
+            await send(source, *map(reading, range(10)))
+            text = await ask_until(run, "/healthz?verbose", lambda status, text: "2 tries" in text)
+            told_of, limit, *_ = text.splitlines()
+            assert re.fullmatch(r"sink hub: 2 tries, http://\S+/write takes nothing now: .*: no leader", told_of)
+            assert limit == "the sink hub is the limit: nothing gets through"
+            assert (await ask(run, "/healthz"))[0] == 200
+            assert (await ask(run, "/readyz"))[0] == 200
+            assert (await told(run))["tidemill_tries", ""] >= 2
+            well.set()
+            await ask_until(run, "/healthz", lambda _, text: text == "the run progresses\n")
+            assert (await told(run))["tidemill_tries", ""] == 0
+        assert len(server.taken) == 10
 
 
 async def test_a_database_that_is_away_at_the_start_is_waited_for(server: PostgresServer, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_rows_are_posted_in_order(lanes: int) -> None:
     assert report.delivery["http"].startswith("at-least-once")
 
 
+def test_one_sink_serves_a_run_inline_and_then_one_with_processes() -> None:
+    """It keeps nothing of who had listened to its tries."""
+    with web_server() as server:
+        sink = sinks.HTTP(server.url, columns=["n"])
+        for lanes in (0, 1):
+            tm.run(tm.Pipeline(tm.sources.Records(rows_from(0, 3)), tm.Lag("n"), sink), lanes=lanes)
+        assert numbers(server.taken) == [*range(3)] * 2
+
+
 def test_line_protocol_is_posted_as_text_unless_a_header_says_otherwise() -> None:
     """Whichever way it is written."""
     for headers, said in (({}, "text/plain; charset=utf-8"), ({"content-type": "text/x"}, "text/x")):
@@ -272,6 +281,20 @@ def test_a_server_that_is_away_is_one_sentence(impatient: None) -> None:
     with pytest.raises(OutsideError, match=r"^http://127.0.0.1:1/write cannot be reached: Connection refused\.$"):
         written(sink, rows_from(0, 1))
     sink.close()
+
+
+def test_each_try_is_told_until_one_goes_well() -> None:
+    """Why it failed, and that this is over; a post that is taken at once tells nothing."""
+    answers = [(503, {}, b""), None, take(Post("", {}, [])), take(Post("", {}, []))]
+    told: list[str] = []
+    with web_server(lambda _: answers.pop(0)) as server:
+        sink = sinks.HTTP(server.url)
+        sink.tried = told.append
+        written(sink, rows_from(0, 3), rows_from(3, 6))
+    first, second, over = told
+    assert "takes nothing now: it answers 503 Service Unavailable" in first
+    assert "does not answer" in second
+    assert over == ""
 
 
 ODD = {

@@ -72,6 +72,8 @@ class SinkFlow:
     """Since rows were last committed, or flushed in a run without state; before the first time, since the run began."""
     commits: int
     """Batches that its readers can see by now; 0 before anything was committed, or flushed."""
+    trouble: Trouble | None = None
+    """Why it takes nothing, while it tries again by itself: its tries since the attempt at the run began."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ class SinkProgress:
         self._earlier = self._kept = SinkCounts()
         self._kept_to = 0
         self._told: SinkCounts | None = None
+        self.troubles = TroubleBook()
+        """Its tries since this attempt began."""
 
     def given(self, now_ns: int) -> None:
         """A batch was handed to it."""
@@ -179,6 +183,7 @@ class SinkProgress:
             self._given_ns.popleft()
         self._committed_ns = now_ns
         self.commits += 1
+        self.troubles.over()
 
     def again(self, counts: SinkCounts) -> SinkProgress:
         """That of the next attempt: what was handed over and not shown comes once more, and this one hears of no more.
@@ -237,6 +242,14 @@ class Trouble:
     lasts_s: float = 0.0
     """Since the first of these tries failed."""
 
+    def __add__(self, more: Trouble) -> Trouble:
+        """With the tries that followed.
+
+        >>> Trouble("sink hub", 3, "no route", 9.0) + Trouble("sink hub", 2, "connection refused", 1.0)
+        Trouble(culprit='sink hub', tries=5, said='connection refused', lasts_s=9.0)
+        """
+        return Trouble(self.culprit, self.tries + more.tries, more.said, max(self.lasts_s, more.lasts_s))
+
 
 class TroubleBook:
     """The attempts that failed since the run last got something done.
@@ -255,26 +268,26 @@ class TroubleBook:
     def __init__(self) -> None:
         self._last: Trouble | None = None
         self._since_ns = 0
+        self.failures = 0
+        """In a row, whatever each of them has tried."""
 
-    def failed(self, culprit: str, said: str, now_ns: int) -> None:
-        """An attempt has ended so."""
+    def failed(self, culprit: str, said: str, now_ns: int, tried: Trouble | None = None) -> None:
+        """An attempt has ended so, which had ``tried`` for a while, the last time included."""
+        tries, tried_s = (1, 0.0) if tried is None else (tried.tries, tried.lasts_s)
         if self._last is None:
-            self._since_ns = now_ns
-        self._last = Trouble(culprit, 1 if self._last is None else self._last.tries + 1, said)
+            self._since_ns = now_ns - round(tried_s * 1e9)
+        self._last = Trouble(culprit, tries + (0 if self._last is None else self._last.tries), said)
+        self.failures += 1
 
     def over(self) -> None:
         """Something was done since, or there is nothing to do."""
         self._last = None
+        self.failures = 0
 
     @property
     def open(self) -> bool:
         """Whether there is any."""
         return self._last is not None
-
-    @property
-    def tries(self) -> int:
-        """Failures in a row."""
-        return 0 if self._last is None else self._last.tries
 
     @property
     def culprit(self) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidemill.core.epochs import NEARLY_FULL
-from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow
+from tidemill.core.flows import LaneFlow, SinkFlow, SourceFlow, Trouble
 from tidemill.core.lately import LATELY_S
 from tidemill.core.patience import Stall
 from tidemill.engine.metrics import Statistics
@@ -40,13 +40,21 @@ class Health:
     """One sentence each, the one to look at first first; none when the run progresses."""
     strained: tuple[str, ...] = ()
     """What goes on all the same, and will not for long, or not well; one sentence each."""
+    trying: tuple[str, ...] = ()
+    """Sinks that are refused and try again by themselves, which may help yet; one sentence each."""
 
     @property
     def progresses(self) -> bool:
         return not self.culprits
 
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """All that is not as it should be."""
+        return (*self.culprits, *self.trying, *self.strained)
+
     def __str__(self) -> str:
-        return "\n".join([*(self.culprits or ["the run progresses"]), *self.strained])
+        progresses = () if self.culprits or self.trying else ("the run progresses",)
+        return "\n".join([*progresses, *self.wrong])
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,10 @@ def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: fl
     >>> judged(None).progresses
     True
     """
-    return Health(tuple(found.said for found in _found(statistics, limit_s, silent_s)), tuple(_strained(statistics)))
+    culprits = tuple(found.said for found in _found(statistics, limit_s, silent_s))
+    return Health(
+        culprits, tuple(_strained(statistics)), tuple(one for one in _trying(statistics) if one not in culprits)
+    )
 
 
 def stalls(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> list[Stall]:
@@ -134,10 +145,11 @@ def _found(statistics: Statistics | None, limit_s: float, silent_s: float | None
 
 
 def _refused(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
-    trouble = statistics.trouble
-    if trouble is not None:
-        told = f"{trouble.culprit or 'the outside'}: {_tries(trouble.tries)}, {_line(trouble.said)}"
-        yield _Culprit(told, trouble.lasts_s, limit_s)
+    """At once what has ended an attempt; a sink that tries again by itself when that has lasted."""
+    for trouble in statistics.troubles:
+        ended = statistics.trouble is not None and trouble.culprit == statistics.trouble.culprit
+        if ended or trouble.lasts_s > limit_s:
+            yield _Culprit(_away(trouble), trouble.lasts_s, limit_s)
 
 
 def _stuck(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
@@ -150,15 +162,16 @@ def _stuck(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
         return
     more_s = 0.0 if statistics.state is None else statistics.state.interval_s  # rows wait so long for their commit
     stuck_sinks = [sink for sink in statistics.sink_flows if sink.waiting_s > limit_s + more_s]
-    yield from (_stuck_sink(sink, limit_s + more_s) for sink in stuck_sinks)
+    refused = [sink for sink in stuck_sinks if sink.trouble is not None and sink.trouble.lasts_s > limit_s]
+    yield from (_stuck_sink(sink, sink.waiting_s, limit_s + more_s) for sink in stuck_sinks if sink not in refused)
     if not stuck_sinks:  # a sink that takes nothing stops the lanes too
         yield from (_stuck_lane(lane, limit_s) for lane in statistics.lane_flows if lane.waiting_s > limit_s)
 
 
-def _stuck_sink(sink: SinkFlow, limit_s: float) -> _Culprit:
+def _stuck_sink(sink: SinkFlow, lasts_s: float, limit_s: float) -> _Culprit:
     batches = "1 batch waits" if sink.waiting == 1 else f"{sink.waiting:,} batches wait"
     told = f"sink {sink.name}: {batches}, the oldest for {_over(sink.waiting_s, limit_s)}"
-    return _Culprit(told, sink.waiting_s, limit_s)
+    return _Culprit(told if sink.trouble is None else _away(sink.trouble), lasts_s, limit_s)
 
 
 def _stuck_lane(lane: LaneFlow, limit_s: float) -> _Culprit:
@@ -167,12 +180,20 @@ def _stuck_lane(lane: LaneFlow, limit_s: float) -> _Culprit:
 
 
 def _waiting_for_checkpoint(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
+    """Or rather the sinks that it waits for: what they have was handed to them a moment later."""
     state = statistics.state
-    if state is not None and state.waiting_s > limit_s + state.interval_s and statistics.ready:
-        over = _over(state.waiting_s, limit_s + state.interval_s)
+    if state is None or state.waiting_s <= limit_s + state.interval_s or not statistics.ready:
+        return
+    limit_s += state.interval_s
+    late_s = limit_s - _TOGETHER_S
+    sinks = [
+        one for one in statistics.sink_flows if one.waiting and (one.trouble is not None or one.waiting_s > late_s)
+    ]
+    yield from (_stuck_sink(sink, state.waiting_s, limit_s) for sink in sinks)
+    if not sinks:
         inputs = "1 input has" if state.behind == 1 else f"{state.behind:,} inputs have"
-        told = f"checkpoint: {inputs} waited for one for {over}"
-        yield _Culprit(told, state.waiting_s, limit_s + state.interval_s)
+        told = f"checkpoint: {inputs} waited for one for {_over(state.waiting_s, limit_s)}"
+        yield _Culprit(told, state.waiting_s, limit_s)
 
 
 def _silent(
@@ -200,6 +221,11 @@ def _silent(
 
 
 # -- what will not go on for long ---------------------------------------------------------------------------
+
+
+def _trying(statistics: Statistics | None) -> Iterator[str]:
+    if statistics is not None and not statistics.stopping:
+        yield from map(_away, statistics.troubles)
 
 
 def _strained(statistics: Statistics | None) -> Iterator[str]:
@@ -236,6 +262,10 @@ def _how(source: SourceFlow) -> str:
         return "connected"
     why = [_line(source.trouble)] if source.trouble else []
     return ", ".join([_tries(source.tries), *why] if source.tries else ["not connected", *why])
+
+
+def _away(trouble: Trouble) -> str:
+    return f"{trouble.culprit or 'the outside'}: {_tries(trouble.tries)}, {_line(trouble.said)}"
 
 
 def _tries(tries: int) -> str:

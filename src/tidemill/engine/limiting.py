@@ -30,8 +30,8 @@ def limiting(statistics: Statistics | None) -> str:
     >>> limiting(None)
     'nothing has been measured yet'
     """
-    if statistics is not None and statistics.trouble is not None:
-        culprit = statistics.trouble.culprit or "the outside"
+    if statistics is not None and statistics.troubles:
+        culprit = statistics.troubles[0].culprit or "the outside"
         return f"{_the(culprit)} is the limit: nothing gets through"
     if statistics is None or not statistics.load.lanes:
         return "nothing has been measured yet"

@@ -347,6 +347,16 @@ class Statistics:
     counters: dict[str, int] = field(default_factory=dict)
     """What stages counted, such as ``unknown_key``."""
 
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What the outside refuses, of each culprit one: first what has ended an attempt, then that of sinks that try again by
+        themselves."""
+        found: dict[str, Trouble] = {}
+        for one in (self.trouble, *(sink.trouble for sink in self.sink_flows)):
+            if one is not None:
+                found[one.culprit] = found[one.culprit] + one if one.culprit in found else one
+        return tuple(found.values())
+
 
 @dataclass(frozen=True)
 class Spread:

@@ -64,6 +64,8 @@ class Outlet(abc.ABC):
     name: str
     keeping: Keeping | None = None
     kept: Callable[[int], None] = staticmethod(lambda _: None)
+    tried: Callable[[str], None] = staticmethod(lambda _: None)
+    """Called with what the sink says of its tries (`ProcessSink.tried`)."""
     resumed_at = 0
     """Up to where in the input the sink had committed when it was opened: those rows are not put again."""
     counts = SinkCounts()
@@ -192,6 +194,13 @@ class ThreadOutlet(Outlet):
         self.note(_counts(self.sink).since(self._before))
 
     async def open(self, schema: Schema) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tried(said: str) -> None:
+            with contextlib.suppress(RuntimeError):  # a thread that was given up may outlive the loop
+                loop.call_soon_threadsafe(self.tried, said)
+
+        self.sink.tried = tried
         self.resumed_at = await self._call(lambda: self._host.open(schema) or 0)
 
     def put(self, delivery: Delivery) -> None:
@@ -243,8 +252,14 @@ class ThreadOutlet(Outlet):
         await self._have(self.sink.close)
         self._unseen.show_rest()
         self._thread.shutdown()
+        self._hear_no_more()
+
+    def _hear_no_more(self) -> None:
+        """The sink is the application's, and may be sent to a process in its next run."""
+        vars(self.sink).pop("tried", None)
 
     async def abandon(self) -> None:
+        self._hear_no_more()
         with contextlib.suppress(RuntimeError):  # it had finished
             closing = asyncio.get_running_loop().run_in_executor(self._thread, self.sink.close)
             if not await _closed(self.name, closing):

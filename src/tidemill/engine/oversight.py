@@ -171,7 +171,7 @@ class Oversight:
         if statistics is None or statistics.stopping:
             return
         health = self._terms.judged(statistics)
-        wrong = [*health.culprits, *health.strained]
+        wrong = health.wrong
         said = self._complaint.look(wrong, self._clock.monotonic_ns())
         if said:
             fields = {"pipeline": statistics.name}
@@ -189,7 +189,7 @@ class Oversight:
             progresses=not stalls(statistics, terms.limit_s, terms.silent_after),
             ready=is_ready(statistics).ready,
             stopping=statistics is not None and statistics.stopping,
-            status=[*health.culprits, *health.strained, limiting(statistics)][0],
+            status=[*health.wrong, limiting(statistics)][0],
         )
         self._manager.tell(said)
 

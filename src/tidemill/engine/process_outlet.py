@@ -20,7 +20,7 @@ from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.fork_client import NO_ROOM, PATIENCE_S, ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Commit, Failed, FromLane, Kept, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.lanes.wire import Commit, Failed, FromLane, Kept, OpenSink, SinkClosed, Stop, Tried, Write, Written
 from tidemill.schema import Schema
 from tidemill.sinks.base import Keeping, ProcessSink
 
@@ -147,6 +147,8 @@ class ProcessOutlet(Outlet):
                 if not self._pumping:
                     self._pump()
                 self._close_if_done()
+            case Tried(said):
+                self.tried(said)
             case Kept(position) if not self._opened.done():
                 self.resumed_at = position
             case Kept(position):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock, thread_cpu_ns
-from tidemill.core.flows import LaneFlow, SinkCounts, SinkFlow, SinkProgress, Trouble
+from tidemill.core.flows import LaneFlow, SinkCounts, SinkFlow, SinkProgress, Trouble, TroubleBook
 from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.core.plan import Plan
@@ -108,6 +109,22 @@ class Readings:
         before = {outlet.name: self._sinks[outlet.name].again(outlet.counts) for outlet in self._outlets}
         self._sinks = {outlet.name: before.get(outlet.name) or SinkProgress(now) for outlet in outlets}
         self._outlets = outlets
+        for outlet in outlets:
+            outlet.tried = partial(self._tried, f"sink {outlet.name}", self._sinks[outlet.name].troubles)
+
+    def _tried(self, culprit: str, troubles: TroubleBook, said: str) -> None:
+        if said:
+            troubles.failed(culprit, said, self._clock.monotonic_ns())
+        else:
+            troubles.over()
+
+    def attempt_ends(self, culprit: str) -> Trouble | None:
+        """By this one's failure; what it had tried until then, if it is a sink that tries again by itself."""
+        now = self._clock.monotonic_ns()
+        tried = {f"sink {name}": progress.troubles.read(now) for name, progress in self._sinks.items()}
+        for progress in self._sinks.values():
+            progress.troubles.over()
+        return tried.get(culprit)
 
     @property
     def shown(self) -> int:
@@ -212,7 +229,13 @@ class Readings:
             ),
             sink_flows=tuple(
                 SinkFlow(
-                    name, rows, progress.waiting, progress.waiting_s(now), progress.commit_age_s(now), progress.commits
+                    name,
+                    rows,
+                    progress.waiting,
+                    progress.waiting_s(now),
+                    progress.commit_age_s(now),
+                    progress.commits,
+                    progress.troubles.read(now),
                 )
                 for name, progress, rows in sinks
             ),

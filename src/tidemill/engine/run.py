@@ -258,7 +258,8 @@ class Run:
                     wait_s = _BACK_OFF_S[0]
                 self._done_before = self._done
                 culprit = _STATE_FOLDER if attempt is None else attempt.culprit
-                self._troubles.failed(culprit, str(first), self._clock.monotonic_ns())
+                tried = self._readings.attempt_ends(culprit)
+                self._troubles.failed(culprit, str(first), self._clock.monotonic_ns(), tried)
                 self._failed.set()
                 wait_s = await self._back_off(first, wait_s)
                 again = True
@@ -303,7 +304,7 @@ class Run:
         if isinstance(error, OutsideError):
             wait = max(wait, error.after_s)
         told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
-        _log.log(level_of_try(self._troubles.tries), told, str(error).rstrip("."), wait)
+        _log.log(level_of_try(self._troubles.failures), told, str(error).rstrip("."), wait)
         error.__traceback__ = None
         gc.collect()  # an attempt knows itself, and holds memory and files
         with contextlib.suppress(TimeoutError):

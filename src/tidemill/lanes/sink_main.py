@@ -7,6 +7,7 @@ import select
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.control import Control
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Commit, Failed, Kept, OpenSink, SinkClosed, Stop, Write, Written
+from tidemill.lanes.wire import Commit, Failed, Kept, OpenSink, SinkClosed, Stop, Tried, Write, Written
 from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
@@ -27,6 +28,8 @@ IDLE_FLUSH_S: Final = 1.0
 
 class BlockingSink(Protocol):
     """What this edge needs to know of another: a `tidemill.sinks.base.ProcessSink`."""
+
+    tried: Callable[[str], None]
 
     @property
     def name(self) -> str: ...
@@ -141,6 +144,7 @@ class _Loop:
         match message:
             case OpenSink():
                 sink: BlockingSink = pickle.loads(message.sink)  # noqa: S301 - our own parent's bytes
+                sink.tried = lambda said: self._parent.send(Tried(said))
                 keeping = pickle.loads(message.keeping) if message.keeping else None  # noqa: S301 - as above
                 self._host = SinkHost(sink, message.flush_s, keeping)
                 position = self._host.open(pickle.loads(message.schema))  # noqa: S301 - as above

@@ -40,6 +40,7 @@ __all__ = [
     "StageChanged",
     "Stop",
     "ToLane",
+    "Tried",
     "Work",
     "Write",
     "Written",
@@ -259,6 +260,12 @@ class Written(Message, frozen=True):
     deleted: int = 0
 
 
+class Tried(Message, frozen=True):
+    """A try of the sink has failed, and why, or none any more (``""``): it tries again by itself."""
+
+    said: str
+
+
 class Commit(Message, frozen=True):
     """What was written so far reaches up to this position: commit both."""
 
@@ -362,4 +369,4 @@ ToLane = (
     | Call
     | Revoke
 )
-FromLane = Ready | Result | Committed | Copied | Failed | Written | Kept | SinkClosed | Partly | Returned
+FromLane = Ready | Result | Committed | Copied | Failed | Written | Tried | Kept | SinkClosed | Partly | Returned

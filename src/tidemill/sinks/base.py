@@ -155,6 +155,10 @@ class ProcessSink(Sink):
     """A sink of blocking calls. It runs in a process of its own, so that neither its waits nor the GIL it holds can
     touch the event loop; with ``lanes=0`` it runs in a thread."""
 
+    tried: Callable[[str], None] = staticmethod(lambda _: None)
+    """For a sink that tries again by itself: it says why a try has failed, and nothing, ``""``, once one goes well. Called from
+    the thread that all else is called from; whoever opens the sink listens."""
+
     @abc.abstractmethod
     def open(self, schema: Schema) -> None:
         """Called once, in the sink's process, before the first `write`."""

@@ -54,11 +54,12 @@ def connected(host: str, port: int, tls: ssl.SSLContext | None, server: object) 
 
 class Patience:
     """Waits with growing pauses for a server that is away, `PATIENCE_S` at most without progress in between; connections that
-    end soon, again and again, are not made ever faster."""
+    end soon, again and again, are not made ever faster. ``tried`` is told of each try, as a sink tells of it."""
 
-    def __init__(self, given_up: threading.Event | None = None) -> None:
+    def __init__(self, given_up: threading.Event | None = None, tried: Callable[[str], None] = lambda _: None) -> None:
         self._given_up = given_up or threading.Event()
         """Ends a pause."""
+        self._tried = tried
         self._backoff = Backoff(0.1, 5.0)
         self._since: float | None = None
 
@@ -72,11 +73,14 @@ class Patience:
 
     def progressed(self) -> None:
         """The server does what it is asked for."""
+        if self._since is not None:
+            self._tried("")
         self._since = None
 
     def failed(self, error: OutsideError) -> None:
         """Return when it is time for another try, and not before the server wants to be asked again; raises the error when it is
         time to give up."""
+        self._tried(str(error))
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         wait_s = max(self._backoff.failed(time.monotonic_ns()), error.after_s)
@@ -86,11 +90,16 @@ class Patience:
             raise error
 
 
-def patiently(attempt: Callable[[], T], given_up: threading.Event | None = None) -> T:
+def patiently(
+    attempt: Callable[[], T], given_up: threading.Event | None = None, tried: Callable[[str], None] = lambda _: None
+) -> T:
     """What the attempt returns, as soon as one does not raise `OutsideError`; that of the last once it is given up."""
-    patience = Patience(given_up)
+    patience = Patience(given_up, tried)
     while True:
         try:
-            return attempt()
+            made = attempt()
         except OutsideError as error:
             patience.failed(error)
+        else:
+            patience.progressed()
+            return made

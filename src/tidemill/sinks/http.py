@@ -177,6 +177,7 @@ class HTTP(SentLines):
             proven=proven == self._noted,
             prove=self._prove,
             hide=Hidden([*self._secrets_of(url), *(headers[name] for name in headers.keys() - {"Content-Type"})]).hide,
+            tried=self.tried,
         )
 
     @property

@@ -49,7 +49,15 @@ class LineSender:
     again. Raises `OutsideError` when the server is away for longer than `connecting.PATIENCE_S`.
     """
 
-    def __init__(self, server: Server, tls: ssl.SSLContext | None, sent: Sent, *, acknowledged: bool) -> None:
+    def __init__(
+        self,
+        server: Server,
+        tls: ssl.SSLContext | None,
+        sent: Sent,
+        *,
+        acknowledged: bool,
+        tried: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._server, self._tls, self._sent, self._acknowledged = server, tls, sent, acknowledged
         self._waiting: deque[bytes] = deque()
         """Blocks of whole lines that may have to be sent again, the oldest first."""
@@ -67,7 +75,7 @@ class LineSender:
         self._moved_s = 0.0
         """When the server last took or acknowledged anything."""
         self._given_up = threading.Event()
-        self._patience = Patience(self._given_up)
+        self._patience = Patience(self._given_up, tried)
         self._socket: socket.socket | None = None
 
     def connect(self) -> None:

@@ -163,6 +163,7 @@ class MQTT(ProcessSink):
             qos=self.qos,
             retain=self.retain,
             told=repr(self._topic.template),
+            tried=self.tried,
         )
         publisher.connect()
         self._publisher = publisher

@@ -141,9 +141,10 @@ class Publisher:
         qos: int,
         retain: bool,
         told: str,
+        tried: Callable[[str], None],
     ) -> None:
         self._broker, self._tls, self._client_id, self._told = broker, tls, client_id, told
-        self._five, self._qos, self._retain = five, qos, retain
+        self._five, self._qos, self._retain, self._tried = five, qos, retain, tried
         self._wire: _Wire | None = None
         self._client: _Client | None = None
         self._lost = ""
@@ -294,7 +295,7 @@ class Publisher:
         """Connect again, and publish again what was not acknowledged."""
         _log.warning("%s is gone: %s. Connecting again.", self._broker, self._lost)
         try:
-            patiently(self._connect_anew)
+            patiently(self._connect_anew, tried=self._tried)
         except OutsideError:
             self._under_way.clear()
             raise

@@ -100,7 +100,8 @@ class Poster:
     raises `InputError`; later it was right once, and raises `OutsideError`, as does a server that is away for longer than
     `connecting.PATIENCE_S`.
 
-    ``shown`` is what people are shown of the address; ``hide`` takes what is secret out of what the server says.
+    ``shown`` is what people are shown of the address; ``hide`` takes what is secret out of what the server says; ``tried`` is told of
+    each try.
     """
 
     def __init__(
@@ -116,12 +117,13 @@ class Poster:
         proven: bool,
         prove: Callable[[], None],
         hide: Callable[[str], str],
+        tried: Callable[[str], None],
     ) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         self._target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe=_SAFE)
         self._shown, self._tls, self._sent, self._gzip = shown, tls, sent, gzip
-        self._proven, self._prove, self._hide = proven, prove, hide
+        self._proven, self._prove, self._hide, self._tried = proven, prove, hide, tried
         own = {"User-Agent": "tidemill", "Accept-Encoding": "identity"}
         self._headers = {**own, **({"Content-Encoding": "gzip"} if gzip else {}), **headers}
         self._largest = self._size = size
@@ -173,7 +175,7 @@ class Poster:
             if cut < end:
                 parts.append((cut, end))
             part = lines[start:cut]
-            answer = patiently(lambda: self._asked(part), self._given_up)  # noqa: B023 - it is called at once
+            answer = patiently(lambda: self._asked(part), self._given_up, self._tried)  # noqa: B023 - called at once
             if answer.meaning is Meaning.TAKEN:
                 self._taken(part)
                 continue

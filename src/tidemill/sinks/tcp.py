@@ -99,7 +99,7 @@ class TCP(SentLines):
         self._tls()
 
     def _sender(self) -> LineSender:
-        made = LineSender(self._server, self._tls(), self._sent, acknowledged=self.ack)
+        made = LineSender(self._server, self._tls(), self._sent, acknowledged=self.ack, tried=self.tried)
         made.connect()
         return made
 
