@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,12 @@ pipeline = tm.Pipeline(
     tm.MapRows(stuck),
     [tm.sinks.Lines("o.ndjson")],
 )
+"""
+
+AWAY = """
+import tidemill as tm
+
+pipeline = tm.Pipeline(tm.sources.TCP(port={port}, ack=True), tm.Plan(), tm.sinks.TCP("tcp://127.0.0.1:1"))
 """
 
 END_S = 60  # far beyond what an orderly end takes; a hang fails here instead of at the suite's timeout
@@ -103,6 +110,27 @@ def test_a_signal_under_load_ends_in_order(
     assert (report["in_flight"], report["rows_out"]) == (0, len(rows))
     assert len(children) >= lanes
     assert all_gone(children)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_sink_is_away_tells_what_is_left(tmp_path: Path, stop: signal.Signals) -> None:
+    """Exit code 5 and the error, behind the summary of what came in, and of what the next start finds in the log."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = tmp_path / "told"
+    with running(tmp_path, AWAY.format(port=port), "--lanes", "0", "--no-metrics", "--report", "r.json") as process:
+        while "Once more from the last checkpoint" not in told.read_text():
+            assert process.poll() is None, told.read_text()
+        with socket.create_connection(("127.0.0.1", port)) as sender:
+            sender.sendall(b'{"sensor": "a", "time": 1, "value": 1.0}\n')
+            assert sender.recv(100) == b"1\n"  # it is in the log
+            process.send_signal(stop)
+            assert process.wait(END_S) == 5, told.read_text()
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["rows_out"], report["position"], report["behind"], report["log_waiting"]) == (0, 0, 0, 1)
+    text = told.read_text()
+    assert "\nleft for the next start: 1 log entry\n" in text
+    assert text.splitlines()[-1] == "tidemill: tcp://127.0.0.1:1 cannot be reached: Connection refused."
 
 
 @pytest.mark.slow

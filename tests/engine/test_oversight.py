@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -82,9 +83,9 @@ async def test_a_sink_that_takes_nothing_ends_the_run_and_is_named(caplog: pytes
 
 
 async def test_a_sink_that_is_away_ends_the_run_and_is_named_with_its_tries(
-    tmp_path: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lanes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also before it has given up trying by itself, and not the checkpoint that waits for it."""
+    """Also before it has given up trying by itself, and not the checkpoint that waits for it. The report says what is left."""
     for module in ("outlets", "process_outlet"):
         monkeypatch.setattr(f"tidemill.engine.{module}.CLOSE_S", 0.05)
     clock, source = ManualClock(), tm.sources.TCP()
@@ -99,6 +100,7 @@ async def test_a_sink_that_is_away_ends_the_run_and_is_named_with_its_tries(
         clock.advance(5.1)
 
     options: Any = {"clock": clock, "state": tmp_path / "state", "grace": 0.0, "lanes": lanes}
+    options["report"] = tmp_path / "report.json"
     pipeline = live(source, tm.sinks.HTTP("http://127.0.0.1:1/rows", name="hub"))
     error = await ended(pipeline, act, stall_after=5, **options)
     assert isinstance(error, tm.Stalled)
@@ -107,6 +109,11 @@ async def test_a_sink_that_is_away_ends_the_run_and_is_named_with_its_tries(
         r"http://127\.0\.0\.1:1/rows cannot be reached: Connection refused\.",
         str(error),
     )
+    report = json.loads((tmp_path / "report.json").read_text())
+    told = ("records_in", "rows_out", "sinks", "position", "behind", "log_waiting")
+    assert [report[name] for name in told] == [1, 1, {"hub": 0}, 0, 1, 0]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_silence_is_a_stall_only_when_it_is_asked_for() -> None:

@@ -218,6 +218,8 @@ def summary(report: Report) -> str:
         "absorbed": report.absorbed,
         "unfinished": report.in_flight,
     }
+    left = [counted(report.behind, "input")] if report.behind else []
+    left += [counted(report.log_waiting, "log entry", "log entries")] if report.log_waiting else []
     reasons = ", ".join(f"{count:,} {code}" for code, count in sorted(report.dead_letters_by_reason.items()))
     lines = [
         f"{counted(report.records_in, 'record')} in, {counted(report.rows_out, 'row')} out, in {report.seconds:.1f} s",
@@ -226,8 +228,14 @@ def summary(report: Report) -> str:
         f"dead letters: {reasons}" if reasons else "",
         ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(report.counters.items()) if count),
         *(f"lost before {source} could read it: {count:,}" for source, count in report.lost.items()),
+        *(
+            f"written by {sink}: {counted(rows, 'row')}"
+            for sink, rows in report.sinks.items()
+            if rows != report.rows_out
+        ),
         *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
         *(f"deleted by {sink}: {counted(rows, 'row')}, too old" for sink, rows in report.deleted.items()),
+        f"left for the next start: {' and '.join(left)}" if left else "",
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
         f"{'inline' if report.inline else 'lanes':<10}{_lanes(report)}",
@@ -250,6 +258,8 @@ def summary_json(report: Report, *, pipeline: str, dead_letters_in: str = "") ->
         "dropped": report.dropped,
         "absorbed": report.absorbed,
         "unfinished": report.in_flight,
+        "behind": report.behind,
+        "log_waiting": report.log_waiting,
         "latency_p50_ms": round(report.latency.p50_ms, 3),
         "latency_p99_ms": round(report.latency.p99_ms, 3),
         "loop_lag_p99_ms": round(report.loop_lag.p99_ms, 3),

@@ -176,6 +176,11 @@ class Attempt:
         """With state: up to where in the input the newest checkpoint reaches."""
         return 0 if self._saving is None else self._saving.epochs.statistics().position
 
+    @property
+    def behind(self) -> int:
+        """With state: inputs that were taken in and that the newest checkpoint does not cover."""
+        return 0 if self._saving is None else max(self.intake.entered - self.saved_up_to, 0)
+
     def tally(self) -> Tally:
         """What was counted, where nothing is in flight of what is before the place, and all that is behind it may be: letters
         behind it are held."""

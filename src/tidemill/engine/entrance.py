@@ -157,7 +157,8 @@ async def serve(
     """Run a pipeline inside an application: ``async with tm.serve(pipeline) as run: ...``.
 
     ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
-    run is raised at the end of the block; ``run.report`` is set after a good end, and written to the file ``report``.
+    run is raised at the end of the block; ``run.report`` is set at a good end, and where the run was asked to stop or ended
+    itself, and is written to the file ``report``.
     Signals are the application's own, unless ``handle_signals`` asks for what `run` does. Other options as in `run`.
     """
     stop_if_loading(pipeline)
@@ -192,13 +193,13 @@ async def _executed(
         raise InputError(f"the report cannot be written to {files.absolute(path)}: {why}. Name another file.")
     try:
         with _signals(execution, ends_process) if handle_signals and _MAY_HANDLE else contextlib.nullcontext():
-            made = await execution.execute()
-        if told is not None:
-            told(made)
-        return made
-    finally:  # also of a run that ended itself
-        if path is not None and (report := execution.report) is not None:
-            await asyncio.to_thread(files.write_whole, path, report.to_json().encode() + b"\n")
+            return await execution.execute()
+    finally:  # also of a run that ended itself, or was stopped while a sink was away
+        if (report := execution.report) is not None:
+            if told is not None:
+                told(report)
+            if path is not None:
+                await asyncio.to_thread(files.write_whole, path, report.to_json().encode() + b"\n")
 
 
 def _in_loop() -> bool:

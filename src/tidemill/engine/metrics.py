@@ -232,6 +232,10 @@ class Report:
     """With state: up to where in the input all had been done when the run began, 0 at the first start."""
     position: int | None = None
     """With state: up to where all is done now, and the next run goes on."""
+    behind: int = 0
+    """With state: inputs since, which the next run works on again."""
+    log_waiting: int = 0
+    """With state: entries of the ingest log that the lanes were not given, which the next run works on."""
     delivery: dict[str, str] = field(default_factory=dict)
     """Per sink, its guarantee."""
     memory: dict[str, int] = field(default_factory=dict)

@@ -164,7 +164,7 @@ class ProcessOutlet(Outlet):
                 self._fail(EngineError(f"a sink's process sent {message}"))
 
     def _fail(self, error: Exception) -> None:
-        if not self._failed.done():
+        if not self._failed.done() and not self._released:
             self._failed.set_exception(error)
 
     def _died(self, how: Exit) -> None:

@@ -14,7 +14,6 @@ from tidemill.core.lately import Lately
 from tidemill.core.load import LoadMeter, LoadSample
 from tidemill.core.plan import Plan
 from tidemill.core.rejections import MostlyDead
-from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.loop_lag import LagMonitor
 from tidemill.engine.metrics import (
     Histogram,
@@ -24,14 +23,11 @@ from tidemill.engine.metrics import (
     Spread,
     Statistics,
 )
-from tidemill.engine.mill import Mill
 from tidemill.engine.outlets import Delivery, Outlet
 from tidemill.engine.reading import SourceReader
 from tidemill.engine.slabs import SLAB_COUNT
 from tidemill.engine.work import Work
 from tidemill.held import Held
-from tidemill.sinks.base import Sink
-from tidemill.sources.base import Source
 
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
@@ -258,21 +254,12 @@ class Readings:
             self.work.batches.distribution(_SIZES),
         )
 
-    def report(
-        self,
-        mill: Mill,
-        sources: Sequence[Source],
-        sinks: Sequence[Sink],
-        outlets: Sequence[Outlet],
-        letters: DeadLetterFile,
-        *,
-        resumed_at: int | None = None,
-        position: int | None = None,
-    ) -> Report:
-        """How the run was."""
+    def report(self, attempt: Attempt, *, resumed_at: int | None = None) -> Report:
+        """How the run was, which ended with this attempt."""
         seconds = max((self._clock.monotonic_ns() - self._begun_ns) / 1e9, 1e-9)
-        counts, work = mill.counts, self.work
-        written = {name: total for name, _, total in self._written(outlets)}
+        mill, state, work = attempt.mill, attempt.state_statistics(), self.work
+        counts, pipeline = mill.counts, attempt.pipeline
+        written = {name: total for name, _, total in self._written(attempt.outflow.outlets)}
         return Report(
             **dataclasses.asdict(counts),
             rows_out=counts.rows_out,
@@ -288,13 +275,17 @@ class Readings:
             inline=self._inline,
             batch_records=work.batches.read(),
             resumed_at=resumed_at,
-            position=position,
-            delivery={sink.name: sink.delivery if position is None else sink.delivery_with_state for sink in sinks},
+            position=None if state is None else state.position,
+            behind=attempt.behind,
+            log_waiting=0 if state is None else state.log_waiting,
+            delivery={
+                sink.name: sink.delivery if state is None else sink.delivery_with_state for sink in pipeline.sinks
+            },
             memory=self.memory,
-            dead_letters_by_reason=dict(letters.reasons),
+            dead_letters_by_reason=dict(attempt.outflow.letters.reasons),
             counters=mill.read_counters(),
             sinks={name: total.rows for name, total in written.items()},
-            lost={told.name: told.lost for told in (source.statistics() for source in sources) if told.lost},
+            lost={told.name: told.lost for told in (source.statistics() for source in pipeline.sources) if told.lost},
             left_out={name: dict(total.left_out) for name, total in written.items() if total.left_out},
             deleted={name: total.deleted for name, total in written.items() if total.deleted},
             kernels=self.kernels,

@@ -96,7 +96,7 @@ class Run:
             raise PlanError(f"grace={grace!r} must be 0 seconds or more.")
         self.pipeline = pipeline.called(_script() or pipeline.name)
         self.report: Report | None = None
-        """Set when the run has ended."""
+        """Set when the run has ended, in order or because it was asked to."""
         if lanes != 0 and (why := no_processes()):
             raise OutsideError(f"{why} lanes=0 runs the pipeline in this process.")
         self._lanes = resolved_lanes(lanes)
@@ -156,18 +156,19 @@ class Run:
             try:
                 with responsive(), self._readings.loop_lag.measuring():
                     attempt = await self._tried(checked, keeper, letters)
+            except OutsideError:
+                last = self._attempt
+                if self._stopping.asked.is_set() and last is not None and last.pipeline is self.pipeline:
+                    self._account(last, resumed_at)
+                raise
             finally:
                 if self._server is not None:
                     await self._server.aclose()
-        self.report = self._readings.report(
-            attempt.mill,
-            self.pipeline.sources,
-            self.pipeline.sinks,
-            attempt.outflow.outlets,
-            attempt.outflow.letters,
-            resumed_at=resumed_at,
-            position=None if keeper is None else attempt.saved_up_to,
-        )
+        return self._account(attempt, resumed_at)
+
+    def _account(self, attempt: Attempt, resumed_at: int | None) -> Report:
+        """Of a run that has ended, also one that was stopped while a sink was away."""
+        self.report = self._readings.report(attempt, resumed_at=resumed_at)
         _tell_of_letters(attempt.outflow.letters, self.report)
         _tell_of_late(self.report, checked.plan)
         return self.report
