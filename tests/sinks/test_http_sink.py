@@ -390,6 +390,42 @@ def test_a_word_before_the_answer_does_not_end_a_post() -> None:
         assert len(server.came) == 1
 
 
+INTERIM = (
+    b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 9\r\n\r\n"
+)
+
+
+def test_words_before_the_answer_are_read_past() -> None:
+    """Of any kind, also where they come together with it; the connection serves the next post too."""
+
+    def serve(connection: Any, came: bytearray) -> None:
+        while True:
+            read_post(connection, came)
+            connection.sendall(
+                INTERIM + b"HTTP/1.1 100 Continue\r\n\r\n" + INTERIM + b"HTTP/1.1 204 No Content\r\n\r\n"
+            )
+
+    with tcp_server(serve) as server:
+        sink = written(sinks.HTTP(f"http://127.0.0.1:{server.port}"), rows_from(0, 3), rows_from(3, 6))
+        assert sink.statistics().rows == 6
+        assert len(server.came) == 1
+
+
+def test_words_without_end_are_no_answer(impatient: None) -> None:
+    """They are not read for as long as an answer may take."""
+
+    def serve(connection: Any, came: bytearray) -> None:
+        read_post(connection, came)
+        connection.sendall(INTERIM * 200)
+        read_all(connection, came)
+
+    with (
+        tcp_server(serve) as server,
+        pytest.raises(OutsideError, match="does not answer: it says 102, 103 and the like"),
+    ):
+        written(sinks.HTTP(f"http://127.0.0.1:{server.port}"), rows_from(0, 1))
+
+
 @pytest.mark.parametrize("at", ["flush", "close"])
 def test_a_post_can_be_given_up_by_another_thread(at: str) -> None:
     """It raises soon, and nothing is counted."""

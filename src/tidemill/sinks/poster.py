@@ -47,6 +47,8 @@ _BODY_S: Final = 1.0
 """In which each part of the body of an answer comes that says that all is well."""
 _LOOK_S: Final = 1.0
 """How often a deadline is looked at."""
+_INTERIMS: Final = 100
+"""Words before an answer, each with headers, that are read past."""
 _INTERIM: Final = re.compile(rb"HTTP/1\.1 1[0-9][0-9]")
 _SAFE: Final = "%/:?#[]@!$&'()*+,;=~"
 """What stands for itself in an address, whoever has written it."""
@@ -263,6 +265,7 @@ class Poster:
             if self._tls is None
             else HTTPSConnection(self._host, self._port, context=self._tls)
         )
+        made.response_class = _Response
         made.sock = connected(self._host, self._port, self._tls, self._shown)
         made.sock.settimeout(PROGRESS_S)
         self._connection = made
@@ -283,6 +286,18 @@ class Poster:
             except (BrokenPipeError, ConnectionResetError):  # it may have said why
                 return False
         return True
+
+
+class _Response(HTTPResponse):
+    """The answer, and not what a server says before it: 102, 103 and the like. The library reads past 100 alone."""
+
+    def begin(self) -> None:
+        for _ in range(_INTERIMS):
+            super().begin()
+            if not 100 <= self.status < 200 or self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return
+            self.headers = None  # type: ignore[assignment] # it has not begun
+        raise HTTPException("it says 102, 103 and the like, and never answers")
 
 
 def _body(response: HTTPResponse, *, whole: bool) -> tuple[bytes, bool]:
