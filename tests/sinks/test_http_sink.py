@@ -267,6 +267,21 @@ def test_a_line_that_is_refused_is_told_of_once_with_the_words_of_the_server(cap
     assert "left out" in sink.why_left_out("(refused)")
 
 
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_what_a_sink_has_to_say_is_in_the_log_of_the_run(lanes: int, caplog: Any, capfd: Any) -> None:
+    """Also from a process of its own, which writes nothing past it."""
+    with web_server(lambda post: (400, {}, b"no %s") if b'"n":1}' in b"".join(post.lines) else take(post)) as server:
+        sink = sinks.HTTP(server.url, name="hub", columns=["n"])
+        tm.run(tm.Pipeline(tm.sources.Records(rows_from(0, 3)), tm.Lag("n"), sink), lanes=lanes)
+        assert numbers(server.taken) == [0, 2]
+    (told,) = [record for record in caplog.records if "refuses a line" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    assert told.getMessage() == f"{server.url.partition('?')[0]} refuses a line: it answers 400 Bad Request: no %s."
+    assert capfd.readouterr().err == ""
+    if lanes:
+        assert told.sink == "hub"
+
+
 def test_an_answer_with_more_to_say_than_is_read_costs_its_connection_and_no_more() -> None:
     """The next post goes over another."""
     with web_server(lambda post: (200, {}, b"x" * 1_000_000)) as server:

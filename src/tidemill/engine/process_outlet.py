@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import pickle
 from collections import deque
 from typing import Final
@@ -20,7 +21,19 @@ from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.fork_client import NO_ROOM, PATIENCE_S, ForkServer
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Commit, Failed, FromLane, Kept, OpenSink, SinkClosed, Stop, Tried, Write, Written
+from tidemill.lanes.wire import (
+    Commit,
+    Failed,
+    FromLane,
+    Kept,
+    Logged,
+    OpenSink,
+    SinkClosed,
+    Stop,
+    Tried,
+    Write,
+    Written,
+)
 from tidemill.schema import Schema
 from tidemill.sinks.base import Keeping, ProcessSink
 
@@ -30,6 +43,7 @@ _NICE: Final = 3
 """Added to the priority number of a sink's process: after the loop, before the lanes."""
 _REGIONS: Final = 3
 _REGION_BYTES: Final = 160 << 20
+_log = logging.getLogger("tidemill")
 SINK_BYTES: Final = _REGIONS * _REGION_BYTES
 """Shared memory of a sink's process, at most; only what is written to is taken from the machine."""
 
@@ -147,6 +161,8 @@ class ProcessOutlet(Outlet):
                 if not self._pumping:
                     self._pump()
                 self._close_if_done()
+            case Logged(level, said):
+                _log.log(level, "%s", said, extra={"sink": self.name})
             case Tried(said):
                 self.tried(said)
             case Kept(position) if not self._opened.done():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pickle
 import select
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from tidemill.errors import OutsideError, TidemillError
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.control import Control
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.wire import Commit, Failed, Kept, OpenSink, SinkClosed, Stop, Tried, Write, Written
+from tidemill.lanes.wire import Commit, Failed, Kept, Logged, OpenSink, SinkClosed, Stop, Tried, Write, Written
 from tidemill.schema import Schema
 
 __all__ = ["SinkHost", "main"]
@@ -101,6 +104,10 @@ class SinkHost:
 def main(control: socket.socket, memories: list[int]) -> None:
     """Run until told to stop or the parent is gone; in both cases what was written is flushed."""
     parent = Control(control)
+    log = logging.getLogger("tidemill")
+    log.addHandler(_Log(parent))
+    log.setLevel(logging.INFO)
+    log.propagate = False
     loop = _Loop(parent, list(map(Shared.of, memories)))
     try:
         loop.run()
@@ -112,6 +119,22 @@ def main(control: socket.socket, memories: list[int]) -> None:
         parent.send(Failed(OutsideError.__name__, told))
     finally:
         loop.close()
+
+
+class _Log(logging.Handler):
+    """What the sink has to say goes into the log of the run, wherever that is written and however."""
+
+    def __init__(self, parent: Control) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if threading.current_thread() is not threading.main_thread():  # which alone may send
+            assert logging.lastResort is not None
+            logging.lastResort.handle(record)
+            return
+        with contextlib.suppress(OSError):  # the parent is gone
+            self._parent.send(Logged(record.levelno, record.getMessage()))
 
 
 class _Loop:

@@ -23,6 +23,7 @@ __all__ = [
     "Kept",
     "KindsFixed",
     "LoadPlan",
+    "Logged",
     "Made",
     "Message",
     "Objects",
@@ -260,6 +261,13 @@ class Written(Message, frozen=True):
     deleted: int = 0
 
 
+class Logged(Message, frozen=True):
+    """A line for the log of the run, and its level."""
+
+    level: int
+    said: str
+
+
 class Tried(Message, frozen=True):
     """A try of the sink has failed, and why, or none any more (``""``): it tries again by itself."""
 
@@ -369,4 +377,6 @@ ToLane = (
     | Call
     | Revoke
 )
-FromLane = Ready | Result | Committed | Copied | Failed | Written | Tried | Kept | SinkClosed | Partly | Returned
+FromLane = (
+    Ready | Result | Committed | Copied | Failed | Written | Logged | Tried | Kept | SinkClosed | Partly | Returned
+)
