@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, overload
 
 __all__ = [
+    "AT_A_TIME",
     "BAD_TIME",
     "DEADLINE",
     "INFINITE",
@@ -23,6 +25,7 @@ __all__ = [
     "WRONG_LENGTH",
     "WRONG_TYPE",
     "DeadLetter",
+    "Letters",
     "Reject",
 ]
 
@@ -43,6 +46,9 @@ TOO_MANY_KEYS: Final = "too_many_keys"
 LATE: Final = "late"
 TOO_MANY_OPEN: Final = "too_many_open"
 UNASKED: Final = "unasked"
+
+AT_A_TIME: Final = 128
+"""Letters that are dealt with in one turn of the loop."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +83,52 @@ class DeadLetter:
     """The names of the cells of a ``raw`` that is a line of CSV."""
     position: int | None = None
     """Input index in the run; None when the record never got one."""
+
+
+class Letters(Sequence[DeadLetter]):
+    """Letters that are made when they are asked for, `AT_A_TIME` together where one goes through them: to see that a record
+    cannot go on takes a fiftieth of the time of its letter, and a flood of them must not hold the loop.
+
+    ``make`` gets the first and the end of those that are asked for.
+
+    >>> letters = Letters(3, lambda start, end: [DeadLetter("raised", "why", row) for row in range(start, end)])
+    >>> len(letters), letters[2].raw, [letter.raw for letter in letters]
+    (3, 2, [0, 1, 2])
+    """
+
+    def __init__(self, count: int, make: Callable[[int, int], list[DeadLetter]]) -> None:
+        self._count, self._make = count, make
+
+    @classmethod
+    def joined(cls, *parts: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """All of them, one part after the other."""
+        some = [part for part in parts if part]
+        if len(some) <= 1:
+            return some[0] if some else []
+
+        def make(start: int, end: int) -> list[DeadLetter]:
+            made: list[DeadLetter] = []
+            for part in some:
+                made += part[max(start, 0) : max(end, 0)]
+                start, end = start - len(part), end - len(part)
+            return made
+
+        return cls(sum(map(len, some)), make)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> DeadLetter: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[DeadLetter]: ...
+    def __getitem__(self, index: int | slice) -> DeadLetter | list[DeadLetter]:
+        if isinstance(index, slice):
+            start, end, step = index.indices(self._count)
+            return self._make(start, max(start, end))[::step] if step > 0 else list(self)[index]
+        place = range(self._count)[index]
+        return self._make(place, place + 1)[0]
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        for start in range(0, self._count, AT_A_TIME):
+            yield from self._make(start, min(start + AT_A_TIME, self._count))

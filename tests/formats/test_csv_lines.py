@@ -39,7 +39,7 @@ def decode(
         rows += batch.to_rows()
         letters += more
     batch, more = decoder.finish()
-    return rows + batch.to_rows(), letters + more
+    return rows + batch.to_rows(), [*letters, *more]
 
 
 @given(

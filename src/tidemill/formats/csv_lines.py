@@ -19,10 +19,11 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError
 from tidemill.formats.csv_cells import column_of_cells, learn_kind
+from tidemill.formats.decoded import BadLine
 from tidemill.formats.edge import Edge
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.kinds import Kinds
-from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Reject
+from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Letters, Reject
 from tidemill.schema import Kind
 
 __all__ = ["CsvDecoder", "parse_header"]
@@ -98,26 +99,26 @@ class CsvDecoder:
         """Whether no record of several lines has begun: one that starts at the last line's end goes on as this does."""
         return self.header is not None and not self._open
 
-    def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> tuple[Batch, list[DeadLetter]]:
+    def feed(self, data: bytes, *, arrived_ns: int = 0, wall_ns: int = 0) -> tuple[Batch, Sequence[DeadLetter]]:
         """The records that ``data`` completes, and what was rejected."""
         return self._decode(self._splitter.feed(data), False, arrived_ns, wall_ns)
 
-    def finish(self, *, arrived_ns: int = 0, wall_ns: int = 0) -> tuple[Batch, list[DeadLetter]]:
+    def finish(self, *, arrived_ns: int = 0, wall_ns: int = 0) -> tuple[Batch, Sequence[DeadLetter]]:
         """The last record, when the input ended without a line's end."""
         return self._decode(self._splitter.finish(), True, arrived_ns, wall_ns)
 
-    def _decode(self, block: bytes, last: bool, arrived_ns: int, wall_ns: int) -> tuple[Batch, list[DeadLetter]]:
-        letters = [
-            self.edge.refuse(OVERSIZE, f"the line is longer than {self._limit} bytes", shown(line.head))
-            for line in self._splitter.oversize
-        ]
+    def _decode(self, block: bytes, last: bool, arrived_ns: int, wall_ns: int) -> tuple[Batch, Sequence[DeadLetter]]:
+        reason = f"the line is longer than {self._limit} bytes"
+        oversize = self.edge.refused([BadLine(OVERSIZE, reason, shown(line.head)) for line in self._splitter.oversize])
         self._splitter.oversize.clear()
+        bad: list[BadLine] = []
         if self.header is None and block:
             block = self._take_header(block)
         quoted = bool(self._open) or b'"' in block
-        cells = self._quoted(block, last, letters) if quoted else self._plain(block, letters)
+        cells = self._quoted(block, last, bad) if quoted else self._plain(block, bad)
+        refused = self.edge.refused(bad, known=self._known, header=tuple(self.header or ()))
         if cells is None or self.header is None:
-            return Batch({}, rows=0, arrived_ns=arrived_ns), letters
+            return Batch({}, rows=0, arrived_ns=arrived_ns), Letters.joined(oversize, refused)
         columns, rejects, misfits = self._columns(cells)
         batch, more = self.edge.columns(
             columns,
@@ -128,7 +129,7 @@ class CsvDecoder:
             rejects=rejects,
             raw_of=lambda row: _record(columns, cells, row, misfits.get(row, {})),
         )
-        return batch, letters + more
+        return batch, Letters.joined(oversize, refused, more)
 
     # -- lines -------------------------------------------------------------------------------------
 
@@ -140,7 +141,7 @@ class CsvDecoder:
                 break
         return block
 
-    def _plain(self, block: bytes, letters: list[DeadLetter]) -> _Cells | None:
+    def _plain(self, block: bytes, bad: list[BadLine]) -> _Cells | None:
         """Lines without a quote: cells are what stands between commas."""
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").removesuffix(b"\r")
@@ -153,26 +154,26 @@ class CsvDecoder:
         try:
             lines = block.decode().split("\n")
         except UnicodeDecodeError:
-            lines = self._readable(block.split(b"\n"), letters)
+            lines = self._readable(block.split(b"\n"), bad)
         lines = [line for line in lines if line]
         if not lines or self.header is None:
             return None
         width = len(self.header)
         rows = [line.split(",") for line in lines]
         if set(map(len, rows)) != {width}:
-            rows = self._fitting(rows, lines, letters)
+            rows = self._fitting(rows, lines, bad)
         return _by_column(rows)
 
-    def _readable(self, lines: list[bytes], letters: list[DeadLetter]) -> list[str]:
+    def _readable(self, lines: list[bytes], bad: list[BadLine]) -> list[str]:
         kept = []
         for line in lines:
             try:
                 kept.append(line.decode())
             except UnicodeDecodeError:
-                letters.append(self._refuse("the line is not UTF-8", text_of(line)))
+                bad.append(BadLine(MALFORMED, "the line is not UTF-8", text_of(line)))
         return kept
 
-    def _fitting(self, rows: list[list[str]], lines: list[str], letters: list[DeadLetter]) -> list[list[str]]:
+    def _fitting(self, rows: list[list[str]], lines: list[str], bad: list[BadLine]) -> list[list[str]]:
         assert self.header is not None
         kept = []
         for cells, line in zip(rows, lines, strict=True):
@@ -180,28 +181,25 @@ class CsvDecoder:
                 kept.append(cells)
             else:
                 reason = f"the line has {len(cells)} cells where the header names {len(self.header)}"
-                letters.append(self._refuse(reason, line.rstrip("\r\n")))
+                bad.append(BadLine(MALFORMED, reason, line.rstrip("\r\n")))
         return kept
 
-    def _refuse(self, reason: str, line: str) -> DeadLetter:
-        return self.edge.refuse(MALFORMED, reason, line, known=self._known, header=tuple(self.header or ()))
-
-    def _quoted(self, block: bytes, last: bool, letters: list[DeadLetter]) -> _Cells | None:
+    def _quoted(self, block: bytes, last: bool, bad: list[BadLine]) -> _Cells | None:
         """Records that may reach over several lines."""
         if self.header is None:
             return None
-        lines = self._readable(self._records(block, last), letters)
+        lines = self._readable(self._records(block, last), bad)
         rows: list[list[str]] = []
         for line in lines:
             cells = _cells_of(line)
             if len(cells) != len(self.header) and "\n" in line:  # a stray quote must not swallow its neighbours
                 singles = _singles(line)
                 lines = lines[: len(rows)] + singles + lines[len(rows) + 1 :]
-                return self._singly(lines, letters)
+                return self._singly(lines, bad)
             rows.append(cells)
-        return _by_column(self._fitting(rows, lines, letters))
+        return _by_column(self._fitting(rows, lines, bad))
 
-    def _singly(self, lines: list[str], letters: list[DeadLetter]) -> _Cells | None:
+    def _singly(self, lines: list[str], bad: list[BadLine]) -> _Cells | None:
         assert self.header is not None
         rows, singles = [], []
         for line in lines:
@@ -211,7 +209,7 @@ class CsvDecoder:
                 if part:
                     rows.append(_cells_of(part))
                     singles.append(part)
-        return _by_column(self._fitting(rows, singles, letters))
+        return _by_column(self._fitting(rows, singles, bad))
 
     def _records(self, block: bytes, last: bool) -> list[bytes]:
         """Lines, joined while a quoted cell is open, up to the limit of a line and `_MOST_LINES`."""

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import contains
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from tidemill.letters import (
     OVERSIZE,
     UNASKED,
     DeadLetter,
+    Letters,
     Reject,
 )
 from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
@@ -43,6 +44,17 @@ MOST_NAMES: Final = 4_096
 """Names of fields that a source learns of its records: after that, a record with another one is refused."""
 
 RawOf = Callable[[int], Any]
+
+
+class NoRecord(Protocol):
+    """What a decoder has read that is no record."""
+
+    @property
+    def reason_code(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def raw(self) -> Any: ...
 
 
 class Edge:
@@ -126,7 +138,7 @@ class Edge:
         known: Known | None = None,
         raws: Sequence[Any] | None = None,
         parsed: bool = False,
-    ) -> tuple[Batch, list[DeadLetter]]:
+    ) -> tuple[Batch, Sequence[DeadLetter]]:
         """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts.
 
         ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
@@ -149,7 +161,7 @@ class Edge:
         known: Known | None,
         raws: Sequence[Any] | None,
         parsed: bool,
-    ) -> tuple[Batch, list[DeadLetter]] | None:
+    ) -> tuple[Batch, Sequence[DeadLetter]] | None:
         """None when the records turn out not to be as ``plain`` as they seemed: a field's name is no proper text."""
         early: dict[int, Reject] = {}
         kept: Sequence[dict[str, Any]] = rows
@@ -202,7 +214,7 @@ class Edge:
         raw_of: RawOf | None = None,
         naive: frozenset[str] = frozenset(),
         parsed: bool = True,
-    ) -> tuple[Batch, list[DeadLetter]]:
+    ) -> tuple[Batch, Sequence[DeadLetter]]:
         """Records given as columns; ``rejects`` are rows that the format has refused already.
 
         ``naive`` names the TIME columns whose times had no zone: they are carried as they are, and read in ``tz``. ``parsed`` False
@@ -235,6 +247,22 @@ class Edge:
         chosen.arrived_ns = arrived_ns
         return chosen, self._letters(found, show, known, wall_ns)
 
+    def refused(
+        self, bad: Sequence[NoRecord], *, known: Mapping[str, str] | None = None, header: tuple[str, ...] = ()
+    ) -> Sequence[DeadLetter]:
+        """The letters for lines that are no records."""
+
+        for line in bad:
+            self._rejects.add(line.reason_code, line.reason, line.raw, of_csv=bool(header))
+
+        def make(start: int, end: int) -> list[DeadLetter]:
+            return [
+                self._refused(line.reason_code, line.reason, line.raw, known=known, header=header)
+                for line in bad[start:end]
+            ]
+
+        return Letters(len(bad), make) if bad else []
+
     def refuse(
         self,
         reason_code: str,
@@ -246,6 +274,19 @@ class Edge:
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
+        self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
+        return self._refused(reason_code, reason, raw, known=known, wall_ns=wall_ns, header=header)
+
+    def _refused(
+        self,
+        reason_code: str,
+        reason: str,
+        raw: Any,
+        *,
+        known: Mapping[str, str] | None,
+        wall_ns: int = 0,
+        header: tuple[str, ...],
+    ) -> DeadLetter:
         (time_ns,) = self.roles.times_told([None if reason_code == BAD_TIME else raw], [wall_ns])
         return self._letter(reason_code, reason, raw, time_ns, known, header)
 
@@ -258,7 +299,6 @@ class Edge:
         known: Mapping[str, str] | None,
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
-        self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
         record = raw if isinstance(raw, Mapping) else None
         key = self.roles.key_told(record or {}, known or {})
         return DeadLetter(
@@ -407,24 +447,34 @@ class Edge:
 
     def _letters(
         self, rejects: Mapping[int, Reject], raw_of: RawOf, known: Known | None, wall_ns: int | NDArray[np.int64]
-    ) -> list[DeadLetter]:
+    ) -> Sequence[DeadLetter]:
         self.refuses = bool(rejects)
-        places = sorted(rejects)
-        raws = [raw_of(place) for place in places]
-        walls = [wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]) for place in places]
-        timed = [
-            None if rejects[place].reason_code == BAD_TIME else raw for place, raw in zip(places, raws, strict=True)
-        ]
-        return [
-            self._letter(
-                rejects[place].reason_code,
-                rejects[place].reason,
-                raw,
-                time_ns,
-                known if known is None or isinstance(known, Mapping) else known[place],
-            )
-            for place, raw, time_ns in zip(places, raws, self.roles.times_told(timed, walls), strict=True)
-        ]
+        if not rejects:
+            return []
+        all_places = sorted(rejects)
+        for place in all_places:
+            code = rejects[place].reason_code
+            self._rejects.add(code, rejects[place].reason, raw_of(place) if code == MALFORMED else None)
+
+        def make(start: int, end: int) -> list[DeadLetter]:
+            places = all_places[start:end]
+            raws = [raw_of(place) for place in places]
+            walls = [wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]) for place in places]
+            timed = [
+                None if rejects[place].reason_code == BAD_TIME else raw for place, raw in zip(places, raws, strict=True)
+            ]
+            return [
+                self._letter(
+                    rejects[place].reason_code,
+                    rejects[place].reason,
+                    raw,
+                    time_ns,
+                    known if known is None or isinstance(known, Mapping) else known[place],
+                )
+                for place, raw, time_ns in zip(places, raws, self.roles.times_told(timed, walls), strict=True)
+            ]
+
+        return Letters(len(all_places), make)
 
     def _note_fields(self, rows: Any) -> None:
         for row in rows:

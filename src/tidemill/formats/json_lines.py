@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -20,9 +20,13 @@ from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
 from tidemill.schema import Kind
 
-__all__ = ["decode_json_lines", "encode_json_lines", "time_texts"]
+__all__ = ["decode_json_lines", "encode_json_lines", "json_parts", "time_texts"]
 
 _DECODER: Final = msgspec.json.Decoder()
+_PART: Final = 2_048
+"""Lines that are read one by one before the loop goes on; of those that are no records .."""
+_BAD: Final = 8
+""".. each takes as long as so many others."""
 
 
 def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]]:
@@ -34,8 +38,19 @@ def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]
     >>> decode_json_lines(b'{"value": 1}\\n{"value": NaN}\\n')[0]
     [{'value': 1}]
     """
+    rows: list[dict[str, Any]] = []
+    bad: list[BadLine] = []
+    for some, worse in json_parts(block):
+        rows = rows + some if rows else some
+        bad += worse
+    return rows, bad
+
+
+def json_parts(block: bytes) -> Iterator[tuple[list[dict[str, Any]], list[BadLine]]]:
+    """The same in parts, of which each is read in a few milliseconds whatever the lines hold; at least one."""
     if some_may_exceed(block):
-        return _one_by_one(block.replace(b"\r\n", b"\n").split(b"\n"))
+        yield from _one_by_one(block.replace(b"\r\n", b"\n").split(b"\n"))
+        return
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
     ended = block.endswith(b"\n")
@@ -50,14 +65,18 @@ def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]
             pass
         else:
             if len(rows) == lines:
-                return rows, []
-    return _one_by_one(block.split(b"\n"))
+                yield rows, []
+                return
+    yield from _one_by_one(block.split(b"\n"))
 
 
-def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadLine]]:
+def _one_by_one(lines: Iterable[bytes]) -> Iterator[tuple[list[dict[str, Any]], list[BadLine]]]:
     rows: list[dict[str, Any]] = []
     bad: list[BadLine] = []
     for line in lines:
+        if len(rows) + _BAD * len(bad) >= _PART:
+            yield rows, bad
+            rows, bad = [], []
         if not line or line.isspace():
             continue
         try:
@@ -72,7 +91,7 @@ def _one_by_one(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[BadL
             rows.append(row)
         else:
             bad.append(BadLine(MALFORMED, f"the line holds a JSON {_json_type(row)}, not an object", text_of(line)))
-    return rows, bad
+    yield rows, bad
 
 
 def _reason(error: Exception, line: bytes) -> tuple[str, str]:

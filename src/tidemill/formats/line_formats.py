@@ -10,7 +10,7 @@ from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.edge import Edge
 from tidemill.formats.influx_lines import TIME, InfluxLines
 from tidemill.formats.json_alike import JsonAlike
-from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.json_lines import decode_json_lines, json_parts
 from tidemill.formats.roles import Known
 from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
@@ -61,7 +61,12 @@ class _JsonLines:
         return self._alike.rows(block.replace(b"\r\n", b"\n") if b"\r" in block else block)
 
     def parts(self, block: bytes) -> Iterator[Decoded]:
-        yield self.decode(block)
+        rows = self.by_field(block)
+        if rows is not None:
+            yield Decoded(rows)
+            return
+        for some, bad in json_parts(block):
+            yield Decoded(some, bad)
 
     def items(self, items: list[Any]) -> Iterator[Decoded]:
         bad = [BadLine(MALFORMED, "it is not a JSON object", item) for item in items if type(item) is not dict]

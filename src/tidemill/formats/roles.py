@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
 from tidemill.formats.key_template import KeyTemplate, is_nested
-from tidemill.formats.times import TimeReader, epochs
+from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds
 from tidemill.letters import BAD_TIME, NO_KEY, Reject
@@ -21,6 +21,8 @@ __all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Known", "Roles"]
 
 DEFAULT_KEY: Final = "sensor"
 DEFAULT_TIME: Final = "time"
+_READ_TOGETHER: Final = {float, str}
+"""Types of times of which each is read as if it were alone."""
 
 Known = Mapping[str, str] | Sequence[Mapping[str, str]]
 """What the source knows besides the record (a file's stem, a connection's peer): for all records, or for each."""
@@ -165,16 +167,23 @@ class Roles:
     def times_told(self, raws: Sequence[Any], walls_ns: Sequence[int]) -> list[int | None]:
         """The times that refused records tell, or those of their arrival; of what is no record, none."""
         items = [raw.get(self.time) if isinstance(raw, Mapping) else ABSENT for raw in raws]
-        if set(map(type, items)) == {float} and self.times.time_format is None:  # often many, and quick together
-            return [None if ns == NAT else ns for ns in epochs(np.array(items)).tolist()]
-        return [
-            None if item is ABSENT else wall_ns if self.arrival and item is None else self._time_told(item)
-            for item, wall_ns in zip(items, walls_ns, strict=True)
-        ]
+        told: list[int | None] = [None] * len(items)
+        alike: dict[type, list[int]] = {}
+        for place, item in enumerate(items):
+            if item is None and self.arrival:
+                told[place] = walls_ns[place]
+            elif type(item) in _READ_TOGETHER or (type(item) is int and abs(item) < 2**53):
+                alike.setdefault(type(item), []).append(place)
+            elif item is not ABSENT:
+                told[place] = self._times_told([item])[0]
+        for places in alike.values():
+            for place, time_ns in zip(places, self._times_told([items[place] for place in places]), strict=True):
+                told[place] = time_ns
+        return told
 
-    def _time_told(self, item: Any) -> int | None:
-        ns = self.times.column(Kinds().column("", [item])[0])[0][0]
-        return None if ns == NAT else int(ns)
+    def _times_told(self, items: list[Any]) -> list[int | None]:
+        times, _ = self.times.column(Kinds().column("", items)[0])
+        return [None if ns == NAT else ns for ns in times.tolist()]
 
 
 def _missing(column: Column) -> NDArray[np.bool_] | None:

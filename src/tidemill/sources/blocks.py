@@ -13,7 +13,7 @@ from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LineFormat, known_of
 from tidemill.formats.lines import line_ends
 from tidemill.formats.roles import Known
-from tidemill.letters import DeadLetter
+from tidemill.letters import DeadLetter, Letters
 from tidemill.rows import RowsByField, are_joined_by_field, joined, runs_of_rows
 
 __all__ = ["FEW_ROWS", "Amounts", "Gathered", "Lines", "Turn", "amounts", "groups_of", "rows_of_all", "turns_of"]
@@ -70,7 +70,7 @@ class Turn(NamedTuple):
     """What is made in one turn of the loop."""
 
     batch: Batch
-    letters: list[DeadLetter]
+    letters: Sequence[DeadLetter]
     ends: bool
     """Whether it is the last of these blocks."""
 
@@ -144,15 +144,15 @@ class Gathered:
         self._counts: list[int] = []
         self._walls: list[int] = []
         self._known: list[Known] = []
-        self._letters: list[DeadLetter] = []
+        self._letters: list[Sequence[DeadLetter]] = []
         self._arrived_ns = 0
 
     def add(self, made: Decoded, block: Lines) -> None:
         """What is decoded of one block."""
         self._append(made.rows)
         self._note(block, len(made.rows), known_of(made, self._known_of(block)))
-        refuse = self._edge.refuse
-        self._letters += [refuse(line.reason_code, line.reason, line.raw, known=block.known) for line in made.bad]
+        if made.bad:
+            self._letters.append(self._edge.refused(made.bad, known=block.known))
 
     def has_room_for(self, rows: Sequence[Any]) -> bool:
         """Whether a batch of these, too, takes one turn of the loop no longer than others wait gladly."""
@@ -200,7 +200,7 @@ class Gathered:
         walls = np.repeat(np.array(self._walls, np.int64), self._counts)
         known = self._known_of_each()
         self._begin()
-        for run in runs_of_rows(rows):
+        for run in self._runs(rows):
             batch, more = self._edge.rows(
                 rows[run],
                 arrived_ns=arrived_ns,
@@ -208,8 +208,17 @@ class Gathered:
                 known=known if isinstance(known, Mapping) else known[run],
                 parsed=True,
             )
-            yield Turn(batch, letters + more, ends and run.stop == len(rows))
+            yield Turn(batch, Letters.joined(*letters, more), ends and run.stop == len(rows))
             letters = []
+
+    def _runs(self, rows: Sequence[Any]) -> Iterator[slice]:
+        """Rows that have much in common; few at a time while some are refused."""
+        for run in runs_of_rows(rows):
+            start = run.start
+            while self._edge.refuses and run.stop - start > FEW_ROWS:
+                yield slice(start, start + FEW_ROWS)
+                start += FEW_ROWS
+            yield slice(start, run.stop)
 
     def _known_of_each(self) -> Known:
         """One for all where it is the same, as where nothing is known."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
 from tidemill.first_of import first_of
 from tidemill.formats.edge import Edge
-from tidemill.letters import DeadLetter
+from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
@@ -66,11 +66,13 @@ class EdgedSource(Source):
         super().number(number)
         self.edge.source = self.name
 
-    def accept(self, context: SourceContext, batch: Batch, letters: list[DeadLetter]) -> Batch:
-        """``batch``, counted; its rejects handed over."""
-        for letter in letters:
+    async def accept(self, context: SourceContext, batch: Batch, letters: Iterable[DeadLetter]) -> Batch:
+        """``batch``, counted; its rejects are handed over first, a few in each turn of the loop."""
+        for number, letter in enumerate(letters, 1):
+            self._rejected += 1
             context.reject(letter)
-        self._rejected += len(letters)
+            if not number % AT_A_TIME:
+                await asyncio.sleep(0)
         self._records += len(batch)
         return batch
 

@@ -60,7 +60,7 @@ class Host(MadeSource):
                 readings = await asyncio.to_thread(self._sweep, first, context.clock.monotonic_ns())
                 first = False
                 now_ns = context.clock.monotonic_ns()
-                batch = self.accept(context, *self.with_roles(_batch(readings, context.clock.wall_ns(), now_ns)))
+                batch = await self.accept(context, *self.with_roles(_batch(readings, context.clock.wall_ns(), now_ns)))
                 if len(batch):
                     yield batch
                 due_ns = max(due_ns + int(self.interval * 1e9), now_ns)

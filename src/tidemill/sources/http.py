@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
@@ -275,7 +275,7 @@ class HTTP(ConnectedSource):
             rows = self._rows_of_all(some)
             if rows is not None:
                 if not gathered.has_room_for(rows):
-                    for batch in self._made(context, gathered, ended):
+                    async for batch in self._made(context, gathered, ended):
                         yield batch
                     ended = []
                 for posted, records in zip(some, gathered.add_together(rows, some), strict=True):
@@ -290,14 +290,14 @@ class HTTP(ConnectedSource):
                     continue
                 for part in sliced(parts, FEW_ROWS):
                     if len(gathered) + len(part.rows) > FEW_ROWS:
-                        for batch in self._made(context, gathered, ended):
+                        async for batch in self._made(context, gathered, ended):
                             yield batch
                         ended = []
                     gathered.add(part, posted)
                     posted.records += len(part.rows)
                 ended.append(posted)
         if ended:
-            for batch in self._made(context, gathered, ended):
+            async for batch in self._made(context, gathered, ended):
                 yield batch
 
     def _rows_of_all(self, bodies: list[Posted]) -> RowsByField | None:
@@ -306,12 +306,13 @@ class HTTP(ConnectedSource):
             return None
         return rows_of_all(self.edge, self._form, bodies)
 
-    def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> Iterator[Batch]:
+    async def _made(self, context: SourceContext, gathered: Gathered, ended: list[Posted]) -> AsyncIterator[Batch]:
         """With the last of it, the bodies that ``ended`` are in."""
         for turn in gathered.taken(ends=True):
+            batch = await self.accept(context, turn.batch, turn.letters)
             self._yielded += 1
             self._pending.yielded(dict.fromkeys(ended, 0) if turn.ends else {})
-            yield self.accept(context, turn.batch, turn.letters)
+            yield batch
 
 
 def _nothing() -> None:

@@ -165,7 +165,7 @@ class Lines(RecordedSource):
             blocks = _as_they_come(descriptor, context) if _waits(descriptor) else _of_file(descriptor, context)
             async for block, arrived_ns, wall_ns in blocks:
                 for batch, letters in _deliveries(decoder, block, arrived_ns, wall_ns):
-                    for piece in pieces(self.accept(context, batch, letters)):
+                    for piece in pieces(await self.accept(context, batch, letters)):
                         yield piece
                     await asyncio.sleep(0)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from tidemill.batch import Batch
@@ -44,7 +44,7 @@ class MadeSource(EdgedSource):
     def peek(self) -> Schema:
         return READINGS.adding(Field(name, kind) for name, kind in self.columns.items())
 
-    def with_roles(self, batch: Batch) -> tuple[Batch, list[DeadLetter]]:
+    def with_roles(self, batch: Batch) -> tuple[Batch, Sequence[DeadLetter]]:
         """A batch that has the default roles, with those that were asked for."""
         if self._as_made:
             return batch, []

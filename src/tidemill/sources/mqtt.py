@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -20,7 +21,7 @@ from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.topics import TopicPattern
-from tidemill.letters import OVERSIZE, UNASKED, DeadLetter
+from tidemill.letters import AT_A_TIME, OVERSIZE, UNASKED, DeadLetter
 from tidemill.printable import quoted
 from tidemill.rows import runs_of_rows
 from tidemill.schema import Field, Kind, Schema
@@ -276,7 +277,7 @@ class MQTT(EdgedSource):
                 batch, more = self.edge.rows(
                     rows[run], arrived_ns=blocks[0].arrived_ns, wall_ns=walls, known=known[run], parsed=True
                 )
-                made = self.accept(context, batch, more if run.start else letters + more)
+                made = await self.accept(context, batch, more if run.start else itertools.chain(*letters, more))
         if made is not None and (len(made) or self.acknowledges):
             self._note(counts)
             yield made
@@ -287,28 +288,28 @@ class MQTT(EdgedSource):
 
     def _pieces(
         self, blocks: list[Block]
-    ) -> Iterator[tuple[list[dict[str, Any]], list[Mapping[str, str]], list[int], list[DeadLetter]]]:
-        """Rows, what is known of each, when it came, and what is no row."""
+    ) -> Iterator[tuple[list[dict[str, Any]], list[Mapping[str, str]], list[int], list[Sequence[DeadLetter]]]]:
+        """Rows, what is known of each, when it came, and what is no row; of both what one turn of the loop makes."""
         rows: list[dict[str, Any]] = []
         known: list[Mapping[str, str]] = []
         wall_ns: list[int] = []
-        letters: list[DeadLetter] = []
+        letters: list[Sequence[DeadLetter]] = []
         for block in blocks:
             for message in block.messages:
                 if message.again or self._passed_over(message):
                     continue
                 bound = self._columns_of(message.topic)
                 if bound is None or len(message.payload) + len(message.topic) > self.limit:
-                    letters.append(self._refused(message, bound))
-                    continue
-                made, bad = self._payloads.read(message.payload)
-                columns, knows = bound
-                named = {**columns, **knows}
-                letters += [self.edge.refuse(each.reason_code, each.reason, each.raw, known=named) for each in bad]
-                rows += [{**columns, **row, **columns} for row in made] if columns else made
-                known += [knows] * len(made)
-                wall_ns += [block.wall_ns] * len(made)
-                while len(rows) > _ROWS:
+                    letters.append([self._refused(message, bound)])
+                else:
+                    made, bad = self._payloads.read(message.payload)
+                    columns, knows = bound
+                    if bad:
+                        letters.append(self.edge.refused(bad, known={**columns, **knows}))
+                    rows += [{**columns, **row, **columns} for row in made] if columns else made
+                    known += [knows] * len(made)
+                    wall_ns += [block.wall_ns] * len(made)
+                while len(rows) > _ROWS or len(letters) >= AT_A_TIME:
                     yield rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS], letters
                     letters = []
                     del rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS]

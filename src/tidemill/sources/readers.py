@@ -18,11 +18,11 @@ from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LineFormat, known_of, line_format
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
 from tidemill.interchange import columns_of_arrow, first_twice, naive_times
-from tidemill.letters import OVERSIZE, DeadLetter
+from tidemill.letters import OVERSIZE, DeadLetter, Letters
 
 __all__ = ["BLOCK", "FORMATS", "Decoder", "Delivery", "LinesDecoder", "Place", "Reader", "decoder_for", "format_of"]
 
-Delivery = tuple[Batch, list[DeadLetter]]
+Delivery = tuple[Batch, Sequence[DeadLetter]]
 
 BLOCK: Final = 1 << 16
 """Bytes of one read: a JSON block of this size is decoded in less than a millisecond, with the GIL held."""
@@ -88,14 +88,12 @@ class LinesDecoder:
         return (self._delivered(made, arrived_ns, wall_ns) for made in self._form.parts(block))
 
     def _delivered(self, made: Decoded, arrived_ns: int, wall_ns: int) -> Delivery:
-        letters = [self._edge.refuse(line.reason_code, line.reason, line.raw, known=self._known) for line in made.bad]
-        for line in self._splitter.oversize:
-            reason = f"the line is longer than {self._splitter.limit} bytes"
-            letters.append(self._edge.refuse(OVERSIZE, reason, shown(line.head)))
+        reason = f"the line is longer than {self._splitter.limit} bytes"
+        oversize = [self._edge.refuse(OVERSIZE, reason, shown(line.head)) for line in self._splitter.oversize]
         self._splitter.oversize.clear()
         known = known_of(made, self._known) if self._known else made.known
         batch, more = self._edge.rows(made.rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
-        return batch, letters + more
+        return batch, Letters.joined(self._edge.refused(made.bad, known=self._known), oversize, more)
 
 
 def decoder_for(
@@ -172,12 +170,13 @@ class Reader:
         self._from = place
 
     def read(self, clock: Clock | None = None) -> Delivery | None:
-        """The records of the next block, which may be none; None at the end. Blocks; call it in a thread."""
+        """The records of the next block, which may be none, and all letters; None at the end. Blocks; call it in a thread."""
         self._clock = clock
         if self._deliveries is None:
             self._handle, self._file = files.open_resting(self.path)
             self._deliveries = self._parquet(self._handle) if self._kind == "parquet" else self._lines(self._handle)
-        return next(self._deliveries, None)
+        delivery = next(self._deliveries, None)
+        return None if delivery is None else (delivery[0], list(delivery[1]))
 
     def rest(self) -> None:
         """Have the file closed until the next read."""

@@ -16,6 +16,7 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import InputError
+from tidemill.letters import AT_A_TIME
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import EdgedSource, pieces
 from tidemill.sources.merge import Merge
@@ -217,7 +218,7 @@ class RecordedSource(EdgedSource):
             self._go_on_counting(total)
             if len(letters) > entry["rejects"]:
                 self._set(base + place, {**entry, "rejects": len(letters)})
-                self._hand_over(context, base + place, delivery, entry["rejects"])
+                await self._hand_over(context, base + place, delivery, entry["rejects"])
 
     async def _merged(
         self, context: SourceContext, merge: Merge, readers: list[Reader], base: int
@@ -262,7 +263,7 @@ class RecordedSource(EdgedSource):
         assert reader.place is not None
         entry = {"at": list(reader.place.at), "known": reader.place.known, "last": last}
         self._set(base + place, {**entry, "records": 0, "rejects": len(letters)})
-        self._hand_over(context, base + place, delivery, 0)
+        await self._hand_over(context, base + place, delivery, 0)
         merge.add(place, batch)
         return batch.arrived_ns
 
@@ -276,12 +277,14 @@ class RecordedSource(EdgedSource):
             self._open.popleft().rest()
         return delivery
 
-    def _hand_over(self, context: SourceContext, place: int, delivery: Delivery, start: int) -> None:
+    async def _hand_over(self, context: SourceContext, place: int, delivery: Delivery, start: int) -> None:
         letters = delivery[1]
         for number in range(start, len(letters)):
             self._handing = place, number + 1
             self._rejected += 1
             context.reject(letters[number])
+            if not (number + 1) % AT_A_TIME:
+                await asyncio.sleep(0)
         self._handing = None
 
     def _set(self, place: int, entry: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tidemill.errors import InputError, PlanError
 from tidemill.held import Held
 from tidemill.interchange import kind_of_table
 from tidemill.kinds import Learned
-from tidemill.letters import DeadLetter
+from tidemill.letters import AT_A_TIME, DeadLetter, Letters
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import MOST_RECORDS, EdgedSource, pieces
@@ -173,27 +173,30 @@ class Records(EdgedSource):
                 return
             start += len(block)
             batches: list[Batch] = []
-            letters: list[DeadLetter] = []
+            letters: list[Sequence[DeadLetter]] = []
             place = 0
             while place < len(block):
                 end = place + self._slice
                 arrived_ns = context.clock.monotonic_ns()
                 for batch, refused in self._decoded(context, block[place:end], arrived_ns, wall_ns):
                     batches.append(batch)
-                    letters += refused
+                    letters.append(refused)
                 place = end
                 await asyncio.sleep(0)
-            async for batch in self._handed_over(context, batches, letters, rejects, records):
+            async for batch in self._handed_over(context, batches, Letters.joined(*letters), rejects, records):
                 yield batch
             rejects = records = 0
 
     async def _handed_over(
-        self, context: SourceContext, batches: list[Batch], letters: list[DeadLetter], rejects: int, records: int
+        self, context: SourceContext, batches: list[Batch], letters: Sequence[DeadLetter], rejects: int, records: int
     ) -> AsyncIterator[Batch]:
         """The rejects of a block and then its records, but for those that were given before."""
-        for number in range(rejects, len(letters)):
-            self._given = number + 1, records
-            self.accept(context, Batch({}, rows=0), [letters[number]])
+        for start in range(rejects, len(letters), AT_A_TIME):
+            for number, letter in enumerate(letters[start : start + AT_A_TIME], start):
+                self._given = number + 1, records
+                self._rejected += 1
+                context.reject(letter)
+            await asyncio.sleep(0)
         skipped = records
         for batch in batches:
             arrived_ns = batch.arrived_ns
@@ -205,7 +208,7 @@ class Records(EdgedSource):
                 if piece is not batch:
                     piece.arrived_ns = arrived_ns
                 self._given = self._given[0], self._given[1] + len(piece)
-                yield self.accept(context, piece, [])
+                yield await self.accept(context, piece, ())
                 await asyncio.sleep(0)
 
     # -- synchronous -------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class Records(EdgedSource):
         for rows in _slices(iter(self.records), context):
             context.held(context.clock.monotonic_ns() - began_ns)
             arrived_ns = context.clock.monotonic_ns()
-            for batch in self._batches(context, rows, arrived_ns):
+            async for batch in self._batches(context, rows, arrived_ns):
                 yield batch
             await asyncio.sleep(0)
             if context.stopping.is_set():
@@ -239,7 +242,7 @@ class Records(EdgedSource):
             async with inbox.until_stopping(context, pump.cancel):
                 while await inbox.filled():
                     arrived_ns = arrivals[0]
-                    for batch in self._batches(context, inbox.take(self._slice), arrived_ns):
+                    async for batch in self._batches(context, inbox.take(self._slice), arrived_ns):
                         yield batch
                     await asyncio.sleep(0)
             if pump.done() and not pump.cancelled():
@@ -250,13 +253,14 @@ class Records(EdgedSource):
 
     # -- all ---------------------------------------------------------------------------------------
 
-    def _batches(self, context: SourceContext, items: Sequence[Any], arrived_ns: int) -> Iterator[Batch]:
+    async def _batches(self, context: SourceContext, items: Sequence[Any], arrived_ns: int) -> AsyncIterator[Batch]:
         for batch, letters in self._decoded(context, items, arrived_ns, context.clock.wall_ns()):
-            yield from pieces(self.accept(context, batch, letters), _AHEAD)
+            for piece in pieces(await self.accept(context, batch, letters), _AHEAD):
+                yield piece
 
     def _decoded(
         self, context: SourceContext, items: Sequence[Any], arrived_ns: int, wall_ns: int
-    ) -> Iterator[tuple[Batch, list[DeadLetter]]]:
+    ) -> Iterator[tuple[Batch, Sequence[DeadLetter]]]:
         start = 0
         if any(issubclass(kind, Batch) for kind in set(map(type, items))):
             for place, item in enumerate(items):
@@ -268,7 +272,7 @@ class Records(EdgedSource):
 
     def _rows(
         self, context: SourceContext, rows: Sequence[Any], arrived_ns: int, wall_ns: int
-    ) -> Iterator[tuple[Batch, list[DeadLetter]]]:
+    ) -> Iterator[tuple[Batch, Sequence[DeadLetter]]]:
         if rows:
             began_ns = context.clock.monotonic_ns()
             yield self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns)
@@ -276,7 +280,7 @@ class Records(EdgedSource):
                 spent_ns = max(context.clock.monotonic_ns() - began_ns, 1)
                 self._slice = min(max(len(rows) * _TURN_NS // spent_ns, _SLICES[0]), _SLICES[1])
 
-    def _whole(self, batch: Batch, arrived_ns: int, wall_ns: int) -> tuple[Batch, list[DeadLetter]]:
+    def _whole(self, batch: Batch, arrived_ns: int, wall_ns: int) -> tuple[Batch, Sequence[DeadLetter]]:
         if batch.key_column is None or batch.time_ns is None or self.key is not None or self.time is not None:
             made, letters = self.edge.columns(batch.columns, rows=len(batch), arrived_ns=arrived_ns, wall_ns=wall_ns)
             if not letters:

@@ -98,7 +98,7 @@ class Synthetic(MadeSource):
         try:
             while (delivery := await asyncio.to_thread(next, blocks, None)) is not None:
                 block, letters = delivery
-                self.accept(context, block.slice(0, 0), letters)
+                await self.accept(context, block.slice(0, 0), letters)
                 start = 0
                 while start < len(block):
                     if context.stopping.is_set():

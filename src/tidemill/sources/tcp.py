@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
@@ -211,7 +212,7 @@ class TCP(ConnectedSource):
                     counts = {block.sender: block.count for block in blocks}
                     for turn in turns_of(self.edge, self._form, blocks, self._amounts):
                         if turn is not None:
-                            self.accept(context, turn.batch, turn.letters + self._taken_lost())
+                            await self.accept(context, turn.batch, itertools.chain(turn.letters, self._taken_lost()))
                             if self.ack:
                                 self._pending.yielded(counts if turn.ends else {})
                             if len(turn.batch) or self.ack:
@@ -222,7 +223,7 @@ class TCP(ConnectedSource):
             self._connected = False
             self._started.clear()
             close()
-            self.accept(context, Batch({}, rows=0), self._taken_lost())
+            await self.accept(context, Batch({}, rows=0), self._taken_lost())
             await asyncio.sleep(0)  # let the transports close
 
     def _taken_lost(self) -> list[DeadLetter]:

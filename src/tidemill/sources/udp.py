@@ -153,7 +153,7 @@ class UDP(ListeningSource):
                     self._tell_of_losses()
                     for turn in turns_of(self.edge, self._form, taken, self._amounts):
                         if turn is not None:
-                            self.accept(context, turn.batch, letters + turn.letters)
+                            await self.accept(context, turn.batch, itertools.chain(letters, turn.letters))
                             letters = []
                             if len(turn.batch):
                                 yield turn.batch
