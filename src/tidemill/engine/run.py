@@ -170,7 +170,7 @@ class Run:
         """Of a run that has ended, also one that was stopped while a sink was away."""
         self.report = self._readings.report(attempt, resumed_at=resumed_at)
         _tell_of_letters(attempt.outflow.letters, self.report)
-        _tell_of_late(self.report, checked.plan)
+        _tell_of_late(self.report, attempt.checked.plan)
         return self.report
 
     def _begin_server(self) -> None:
