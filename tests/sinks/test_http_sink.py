@@ -320,6 +320,38 @@ ODD = {
 }
 
 
+LAST_WORDS = {
+    "nothing, 1.1": b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+    "nothing, 1.0": b"HTTP/1.0 204 No Content\r\n\r\n",
+    "of a length": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    "of no length": b"HTTP/1.0 200 OK\r\n\r\nok",
+    "in chunks": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("last", LAST_WORDS.values(), ids=LAST_WORDS)
+def test_a_server_may_close_its_connection_with_each_answer(last: bytes) -> None:
+    """Every line is posted once, each post over a connection of its own."""
+
+    def serve(connection: Any, came: bytearray) -> None:
+        read_post(connection, came)
+        connection.sendall(last)
+
+    with tcp_server(serve) as server:
+        sink = written(sinks.HTTP(f"http://127.0.0.1:{server.port}"), rows_from(0, 3), rows_from(3, 6))
+        assert sink.statistics().rows == 6
+        assert [bytes(each).count(b"POST ") for each in server.came] == [1, 1]
+
+
+def test_what_a_server_says_as_it_closes_its_connection_is_told(impatient: None) -> None:
+    """And not that the connection is closed."""
+    with (
+        web_server(lambda _: (503, {"Connection": "close"}, b"tomorrow")) as server,
+        pytest.raises(OutsideError, match="takes nothing now: it answers 503 Service Unavailable: tomorrow"),
+    ):
+        written(sinks.HTTP(server.url), rows_from(0, 3))
+
+
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_lines_are_taken_when_the_server_has_said_so_whatever_it_says_then(odd: bytes) -> None:
     """The next post goes over another connection."""

@@ -230,7 +230,8 @@ class Poster:
                 means = meaning(response.status)
                 wire.settimeout(min(_BODY_S, PROGRESS_S))
                 body, whole = _body(response, whole=whole)
-            wire.settimeout(PROGRESS_S)
+            if connection.sock is not None:  # else it was closed with the answer
+                wire.settimeout(PROGRESS_S)
         except (HTTPException, OSError, ValueError) as error:
             why = f"{self._shown} does not answer: {self._hide(_why(error))}."
         except BaseException:
