@@ -7,8 +7,10 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from tidemill.engine import run as run_module
 from tidemill.engine.checkpoint_store import CheckpointStore, newest
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.ingest_log import IngestLog
+from tidemill.engine.keeper import Keeper
 from tidemill.engine.state_folder import StateFolder
 from tidemill.formats.log_frames import frame_head, length_of
 from tidemill.letters import DeadLetter
@@ -345,3 +348,17 @@ async def test_letters_in_a_file_that_was_moved_away_are_counted_no_more(tmp_pat
     place.rename(tmp_path / "rotated")
     assert await written("c") == place.stat().st_size
     await letters.aclose()
+
+
+def test_a_checkpoint_that_is_published_while_the_run_looks_at_the_log_ends_nothing() -> None:
+    """A thread adds it to those that are kept, at any moment."""
+    kept: deque[Any] = deque(maxlen=3)
+
+    class Facts(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            kept.append(self)
+            return super().__getitem__(name)
+
+    kept.append(Facts(place={}))
+    keeper: Any = SimpleNamespace(_kept=kept, journal=SimpleNamespace(nearly_full=True))
+    assert Keeper.pressed.fget(keeper)  # type: ignore[attr-defined]

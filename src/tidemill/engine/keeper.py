@@ -287,7 +287,7 @@ class Keeper:
         """Whether the ingest log is nearly full, and would be less so if the checkpoints that are kept were all as the newest.
         Full alone would be too late: a log that was full, and is nearly so when no more comes, would stay that for ever.
         """
-        kept = [facts["place"] for facts in self._kept]
+        kept = [facts["place"] for facts in tuple(self._kept)]  # a thread may be adding one
         return self.journal is not None and self.journal.nearly_full and (len(kept) < KEPT or kept[0] != kept[-1])
 
     def published(self, facts: Mapping[str, Any]) -> None:
