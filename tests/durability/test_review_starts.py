@@ -22,8 +22,12 @@ from tidemill.engine.inflow import Logged
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.mill import Mill
+from tidemill.engine.outflow import Outflow
 from tidemill.engine.run import Run
 from tidemill.engine.state_folder import StateFolder
+from tidemill.formats.edge import Edge
+from tidemill.formats.entries import RecordsEntry, decode_entry
+from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.sources.base import Source, SourceContext
 from tidemill.testing import CRASH, ListSink, ManualClock, ScriptedSource
 
@@ -231,6 +235,86 @@ async def test_letters_that_wait_for_a_sink_are_bounded(tmp_path: Path, monkeypa
             await asyncio.sleep(0)
     assert run.report is not None
     assert run.report.dead_letters == 100
+
+
+async def test_a_restart_between_two_letters_of_an_entry_loses_none_and_tells_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letters of one entry are told in several turns of the loop, and a checkpoint may stand between them."""
+    monkeypatch.setattr("tidemill.engine.inflow.AT_A_TIME", 10)
+    wait_for_room, calls = Outflow.room, 0
+
+    async def room(outflow: Outflow) -> None:
+        nonlocal calls
+        await wait_for_room(outflow)
+        calls += 1
+        if calls == 6:  # two records and fifty letters have entered
+            store = CheckpointStore(tmp_path / "state" / "checkpoints")
+            while (found := store.newest()) is None or found.facts["position"] != 52:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            raise tm.OutsideError("the power is away")
+
+    monkeypatch.setattr(Outflow, "room", room)
+    bad: dict[str, object] = {"sensor": "S1", "time": "never"}
+    source = Endless([[record(0), record(1)], [{**bad, "value": n} for n in range(100)], [record(2)]], name="scripted")
+    pipeline = tm.Pipeline(source, plan(), tm.sinks.SQLite(tmp_path / "out.db"), name="plant")
+    state = tm.State(tmp_path / "state", checkpoint_s=0.01)
+    async with tm.serve(pipeline, lanes=0, state=state, dead_letters=tmp_path / "dead.ndjson"):
+        while len(rows(tmp_path / "out.db")) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    letters = [json.loads(line) for line in (tmp_path / "dead.ndjson").read_text().splitlines()]
+    assert calls > 6
+    assert [letter["raw"]["value"] for letter in letters] == list(range(100))
+    assert [letter["position"] for letter in letters] == list(range(2, 102))
+
+
+class Standing(ScriptedSource):
+    """It says where it stands: behind so many letters."""
+
+    stands = 0
+    seekable = True  # type: ignore[assignment]
+
+    def offset(self) -> int:
+        return self.stands
+
+
+@pytest.mark.parametrize("kind", [ScriptedSource, Standing])
+async def test_letters_of_one_turn_are_several_entries(tmp_path: Path, kind: type[ScriptedSource]) -> None:
+    """None holds the loop for long, and each knows where its source stood behind it."""
+    log = IngestLog(tmp_path / "log")
+    source = kind([], name="scripted")
+    journal = Journal(log, ManualClock(), [source])
+    for n in range(300):
+        if isinstance(source, Standing):
+            source.stands = n + 1
+        journal.refuse(DeadLetter("malformed", "no", n), source.name)
+    await journal.put(tm.Batch.from_rows([record(1)]), source.name)
+    log.sync()
+    entries = [decode_entry(data) for _, data in log.read(0)]
+    log.close()
+    told = [[letter.raw for letter in entry.letters] for entry in entries if isinstance(entry, RecordsEntry)]
+    assert [n for some in told for n in some] == list(range(300))
+    assert max(map(len, told)) <= AT_A_TIME
+    assert [len(entry.batch) for entry in entries if isinstance(entry, RecordsEntry)] == [0] * (len(told) - 1) + [1]
+    if isinstance(source, Standing):
+        assert [entry.offset for entry in entries if isinstance(entry, RecordsEntry)] == [128, 256, 300]
+
+
+@pytest.mark.parametrize("kind", [ScriptedSource, Standing])
+async def test_records_that_no_file_can_keep_are_several_entries(tmp_path: Path, kind: type[ScriptedSource]) -> None:
+    """But for a source that goes on behind the whole batch: it would give the others again."""
+    log = IngestLog(tmp_path / "log")
+    source = kind([], name="scripted")
+    journal = Journal(log, ManualClock(), [source])
+    more = [{**record(n), "more": object() if n % 2 else [n]} for n in range(400)]
+    batch, _ = Edge().rows(more, parsed=False)
+    await journal.put(batch, source.name)
+    log.sync()
+    entries = [entry for _, data in log.read(0) if isinstance(entry := decode_entry(data), RecordsEntry)]
+    log.close()
+    assert sum(len(entry.letters) for entry in entries) == 200
+    assert [row["value"] for entry in entries for row in entry.batch.to_rows()] == list(range(0, 400, 2))
+    assert len(entries) == (1 if kind is Standing else 4)
 
 
 # -- attempts --------------------------------------------------------------------------------------------------

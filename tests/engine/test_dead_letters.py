@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tidemill.engine.dead_letters import NEWEST, DeadLetterFile, DeadLettersStatistics
+from tidemill.engine.letter_order import LetterOrder
 from tidemill.errors import InputError, TidemillError
 from tidemill.letters import MALFORMED, RAISED, DeadLetter
 
@@ -268,3 +269,37 @@ def test_statistics_say_how_the_file_is(tmp_path):
     assert file.statistics() == DeadLettersStatistics(3, 0, path.stat().st_size, full=False)
     _, file = write(tmp_path / "small.ndjson", [DeadLetter(RAISED, "no", {"n": n}) for n in range(9)], max_bytes=100)
     assert (file.statistics().letters, file.statistics().full) == (9, True)
+
+
+@given(st.lists(st.lists(st.none() | st.integers(0, 20), max_size=8) | st.integers(0, 22), max_size=12))
+def test_letters_leave_in_input_order(steps):
+    """Whatever order they come in: each once, in one list for each release, those of one input as they came."""
+    handed = []
+    order = LetterOrder(handed.append)
+    held, released, number = [], 0, 0
+    for step in [*steps, None]:
+        if isinstance(step, list):
+            for index in step:
+                order.add(DeadLetter(RAISED, str(number), {}, position=index))
+                held.append((released if index is None else index, number))
+                number += 1
+            continue
+        due = sorted(one for one in held if step is None or one[0] < step)
+        order.release(step)
+        assert [[letter.reason for letter in letters] for letters in handed] == [[str(n) for _, n in due]] * bool(due)
+        handed.clear()
+        held = [one for one in held if one not in due]
+        released = max(released, step or 0)
+        assert len(order) == len(held)
+
+
+async def test_many_letters_are_counted_at_once(tmp_path):
+    """As they are one by one."""
+    letters = [DeadLetter(RAISED if n % 3 else MALFORMED, "why", n) for n in range(10)]
+    file = DeadLetterFile(tmp_path / "dead.ndjson")
+    file.add(letters[0])
+    file.add_all(letters[1:])
+    await file.aclose()
+    assert (dict(file.reasons), file.samples) == ({MALFORMED: 4, RAISED: 6}, letters[:3])
+    lines = (tmp_path / "dead.ndjson").read_text().splitlines()
+    assert [json.loads(line)["raw"] for line in lines] == list(range(10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import pytest
 import tidemill as tm
 from tidemill.core.batching import Limits
 from tidemill.core.keys import in_turn
+from tidemill.engine.burials import Burials
 from tidemill.engine.mill import Mill
+from tidemill.formats.edge import Edge
+from tidemill.letters import AT_A_TIME, RAISED
 from tidemill.sources.base import SourceStatistics
 from tidemill.testing import ListSink
 
@@ -152,3 +156,58 @@ def test_a_field_that_is_not_there_is_told_from_the_role():
     batch = tm.Batch.from_rows([{"sensor": "S"}])
     with pytest.raises(tm.PlanError, match=r"no column 'time'.*The records' times are batch.time"):
         batch["time"]
+
+
+class Counting(ListSink):
+    """It notes how many dead letters there are when a row comes."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters = {}
+        self.largest = 0
+
+    async def write(self, batch):
+        await super().write(batch)
+        self.largest = max(self.largest, len(batch))
+        self.letters |= dict.fromkeys(batch["value"].tolist(), self.run.statistics().dead_letters)
+
+
+async def test_a_slab_of_dead_letters_does_not_hold_the_loop(tmp_path, monkeypatch):
+    """Others have their turn after some of them, and none of its rows comes before those that were ahead of it."""
+    monkeypatch.setattr("tidemill.engine.mill._TURN_NS", 0)  # a turn is one step with a slab
+    count = 20_000
+    rows = [{"sensor": "S" if n % 8 else "known", "time": 1.0, "value": n} for n in range(count)]
+    source = tm.sources.Records([tm.Batch.from_rows(rows)])
+    calibrate = tm.Calibrate({"sensor": ["known"], "baseline": [0.0], "scale": [1.0]}, on_error="dead_letter")
+    sink = Counting()
+    async with tm.serve(tm.Pipeline(source, calibrate, sink), lanes=0, dead_letters=tmp_path / "dead.ndjson") as run:
+        sink.run = run
+        told = most = 0
+        while told < count * 7 // 8:
+            await asyncio.sleep(0)
+            now = run.statistics().dead_letters
+            most, told = max(most, now - told), now
+    assert 7 * sink.largest > 5 * AT_A_TIME
+    assert 0 < most <= 3 * AT_A_TIME, "one slab's step, and those of small ones in the same turn"
+    assert len(sink.letters) == count // 8
+    assert all(letters >= n * 7 // 8 for n, letters in sink.letters.items())
+
+
+async def test_rows_that_stages_had_made_are_buried_step_by_step():
+    """As records are, and before them."""
+    handed, counters = [], {}
+    plan = tm.Plan(tm.Lag("value"))
+    burials = Burials(plan, counters, handed.append, handed.append, lambda rows, stage: None)
+    batch, _ = Edge().rows([{"sensor": "S", "time": 1.0, "value": n} for n in range(300)])
+    taken = SimpleNamespace(batch=batch, index=lambda row: row)
+    dead = [(row, 0, RAISED, "no") for row in (*range(200, 300), *range(200))]
+    made = [(0, RAISED, "no", "S", b'{"n":1}')] * 300
+    share = SimpleNamespace(result=SimpleNamespace(made_came={0: 300}, dead_rows=made, dead=dead))
+    steps = burials.of(SimpleNamespace(taken=taken), [share])
+    for number, _ in enumerate(steps, start=1):
+        assert len(handed) == number
+    assert max(map(len, handed)) <= AT_A_TIME
+    letters = [letter for some in handed for letter in some]
+    assert [letter.raw for letter in letters[:300]] == [{"n": 1}] * 300
+    assert [letter.position for letter in letters[300:]] == list(range(300))
+    assert counters == {"dead_rows": 300}

@@ -13,7 +13,7 @@ from tidemill.core.keys import KeyTable
 from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake, IntakeStatistics
 from tidemill.errors import EngineError
 from tidemill.kinds import Kinds
-from tidemill.letters import MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE
+from tidemill.letters import AT_A_TIME, MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.rows import batch_of_rows
 
 
@@ -24,7 +24,7 @@ class Desk:
         self.keys = KeyTable(2, max_keys)
         self.letters = []
         self.calls = 0
-        self.intake = Intake(self.keys, reject=self.letters.append, arrived=self._arrived, **marks)
+        self.intake = Intake(self.keys, reject=self.letters.extend, arrived=self._arrived, **marks)
 
     def _arrived(self):
         self.calls += 1
@@ -270,6 +270,49 @@ async def test_keys_that_cannot_be_taken():
     assert "already has 2 sensors" in desk.letters[0].reason
     assert await desk.intake.put(batch_of([{"sensor": "S9"}]), "test") == 0
     assert desk.intake.waiting == 2
+
+
+@pytest.mark.parametrize(
+    ("place_by", "good", "bad"),
+    [
+        (None, {"sensor": "A"}, lambda n: {"sensor": f"S{n}"}),
+        ("pump", {"sensor": "A", "pump": "A"}, lambda n: {"sensor": "A", "pump": f"P{n}"}),
+        (None, {"sensor": "A", "v": None}, lambda n: {"sensor": "A", "v": "text"}),
+    ],
+    ids=["sensors", "devices", "kinds"],
+)
+async def test_a_flood_of_rejected_records_enters_in_parts(place_by, good, bad):
+    """Others have their turn after some letters, and what enters then has its place between the parts."""
+    count = 5 * AT_A_TIME
+    desk = Desk(max_keys=1, place_by=place_by)
+    await desk.intake.put(batch_of([{"sensor": "A", "pump": "A", "v": 1.5}]), "one")
+    rows = [(bad(n) if n % 4 else good) | {"n": n} for n in range(count)]
+    putting = asyncio.ensure_future(desk.intake.put(batch_of(rows), "two"))
+    told = most = 0
+    while not putting.done():
+        await asyncio.sleep(0)
+        most, told = max(most, len(desk.letters) - told), len(desk.letters)
+        if 0 < told <= AT_A_TIME:
+            desk.intake.refuse([DeadLetter(MALFORMED, "why", {"n": "between"})])
+            told += 1
+    assert 0 < most <= AT_A_TIME
+    assert (await putting, len(desk.keys)) == (count // 4, 1)
+    by_place = {letter.position: letter.raw["n"] for letter in desk.letters}
+    while desk.intake.waiting:
+        taken = desk.intake.take(desk.intake.waiting)
+        by_place |= {taken.index(row): raw.get("n", "first") for row, raw in enumerate(taken.batch.to_rows())}
+    in_order = [by_place[place] for place in range(count + 2)]
+    assert in_order.index("between") < count
+    assert [n for n in in_order if n != "between"] == ["first", *range(count)]
+
+
+async def test_letters_are_told_when_the_records_before_them_wait():
+    """Else nothing would seem to be in flight, and a letter would count as done before the records ahead of it."""
+    desk = Desk(max_keys=1)
+    waiting = []
+    desk.intake._reject = lambda letters: waiting.append(desk.intake.waiting)
+    await desk.intake.put(batch_of([{"sensor": "A"}, {"sensor": "B"}]), "test")
+    assert waiting == [1]
 
 
 async def test_a_batch_without_keys_is_our_fault():

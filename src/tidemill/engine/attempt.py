@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -395,20 +395,23 @@ class Attempt:
         await self.intake.put(batch, source, wall_ns)
         await self.outflow.room()
 
-    def refuse(self, letter: DeadLetter) -> None:
-        """A source could not make a record of something: it came in all the same."""
-        if self.intake.refuse(letter):
-            self.came(1, letter.source, self.intake.entered)
+    def refuse(self, *letters: DeadLetter) -> None:
+        """A source could not make records of something: they came in all the same."""
+        for letter in self.intake.refuse(letters):
+            assert letter.position is not None
+            self.came(1, letter.source, letter.position + 1)
 
-    def _reject(self, letter: DeadLetter) -> None:
-        self.mill.counts.dead_letters += 1
-        self._oversight.buried(letter)
-        self.outflow.bury(letter)
-        self._check_idle()  # it may have been the last record
+    def _reject(self, letters: Sequence[DeadLetter]) -> None:
+        self.mill.counts.dead_letters += len(letters)
+        for letter in letters:
+            self._oversight.buried(letter)
+        self.outflow.bury(letters)
+        self._check_idle()  # they may have been the last records
 
-    def _reject_row(self, letter: DeadLetter) -> None:
-        self._oversight.buried_row(letter)
-        self.outflow.bury(letter)
+    def _reject_row(self, letters: Sequence[DeadLetter]) -> None:
+        for letter in letters:
+            self._oversight.buried_row(letter)
+        self.outflow.bury(letters)
 
     # -- out -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,7 @@ MAX_BYTES: Final = 100 << 20
 NEWEST: Final = 100
 """Letters beyond the cap that are written at the end, into a file beside the full one."""
 _WRITE_EVERY_S: Final = 0.2
+_SAMPLES: Final = 3  # letters
 _SAMPLE_LETTERS: Final = 2_000  # of a line
 _DEEPEST: Final = 50  # levels of nesting that are written as such
 _UNPRINTABLE: Final = re.compile(r"[^ -~]")  # not all of what it finds is
@@ -126,10 +127,13 @@ class DeadLetterFile:
 
     def add(self, letter: DeadLetter) -> None:
         """Count a letter and queue it for writing."""
-        self.reasons[letter.reason_code] += 1
-        if len(self.samples) < 3:
-            self.samples.append(letter)
-        self._waiting.append(letter)
+        self.add_all([letter])
+
+    def add_all(self, letters: Sequence[DeadLetter]) -> None:
+        """The same with as many as there are."""
+        self.reasons.update([letter.reason_code for letter in letters])
+        self.samples.extend(letters[: max(_SAMPLES - len(self.samples), 0)])
+        self._waiting.extend(letters)
         if self._full_told:
             self._keep_newest()
         else:
@@ -165,11 +169,13 @@ class DeadLetterFile:
         return length
 
     def _keep_newest(self) -> None:
+        letters: list[DeadLetter] = []
         for letter in self._waiting:
             if isinstance(letter, _Bookmark):
                 letter.settle(self._bytes or 0)
             else:
-                self._newest.append(_short(letter))
+                letters.append(letter)
+        self._newest.extend(map(_short, letters[-NEWEST:]))
         self._waiting.clear()
 
     async def _flush(self) -> None:

@@ -15,6 +15,7 @@ from tidemill.engine.keeper import Keeper
 from tidemill.engine.reading import SourceReader
 from tidemill.errors import EngineError
 from tidemill.formats.entries import ControlEntry, RecordsEntry
+from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.sources.base import Source
 
 if TYPE_CHECKING:
@@ -150,8 +151,7 @@ class Logged:
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:
             if isinstance(entry, RecordsEntry):
-                for letter in entry.letters:
-                    attempt.refuse(letter)
+                await self._refuse(attempt, entry.letters)
                 await attempt.enter(entry.batch, entry.source, entry.wall_ns)
                 if entry.offset is not None:
                     offsets[entry.source] = entry.offset
@@ -164,6 +164,13 @@ class Logged:
                 keeper.refuse_newer_outputs(attempt)
 
         await self._journal.feed(start, give)
+
+    async def _refuse(self, attempt: Attempt, letters: Sequence[DeadLetter]) -> None:
+        for start in range(0, len(letters), AT_A_TIME):
+            if start:  # whatever has its turn here finds the inputs so far, and the place before the entry
+                await asyncio.sleep(0)
+                await attempt.outflow.room()
+            attempt.refuse(*letters[start : start + AT_A_TIME])
 
     def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
         match entry.what:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from tidemill.engine.pieces import SLICE_BYTES, SLICE_RECORDS, Piece, Taken, put
 from tidemill.engine.record_bytes import record_bytes
 from tidemill.errors import EngineError
 from tidemill.formats.unfit import is_unicode
-from tidemill.letters import MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
+from tidemill.letters import AT_A_TIME, MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Kind
 
 __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Beginning", "Intake", "IntakeStatistics", "Taken"]
@@ -33,6 +34,7 @@ __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Beginning", "Intake", "IntakeStatist
 _MANY: Final = 5
 """Batches of a source that are joined to more than half a slab, which may as well be full then: slabs that end at a little more
 than half would grow by one such batch each time, and not double."""
+_NO_ROWS: Final = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ class _Placed:
     position: int
 
 
+class _Looked(NamedTuple):
+    """Records of one read, and which of them the run takes."""
+
+    came: Batch
+    batch: Batch
+    """The same, each column of the kind that it has for the run."""
+    codes: NDArray[np.int32]
+    """Of the sensors; `UNKNOWN` of a record that is not taken."""
+    devices: NDArray[np.int32] | None
+    wrong: NDArray[np.intp]
+    """The rows that are not taken because a column does not fit."""
+    lost: NDArray[np.intp]
+    """All rows that are not taken."""
+
+
 class Intake:
     """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop.
 
@@ -85,7 +102,7 @@ class Intake:
         self,
         keys: KeyTable,
         *,
-        reject: Callable[[DeadLetter], None],
+        reject: Callable[[Sequence[DeadLetter]], None],
         arrived: Callable[[], None],
         place_by: str | None = None,
         high_records: int = 4 * SLICE_RECORDS,
@@ -135,7 +152,10 @@ class Intake:
     # -- in --------------------------------------------------------------------------------------------------
 
     async def put(self, batch: Batch, source: str, wall_ns: int | None = None) -> int:
-        """Add a source's batch; waits while the intake is full. Returns the records that entered."""
+        """Add a source's batch; waits while the intake is full. Returns the records that entered.
+
+        Where many are rejected it enters in parts, each with its own place in the input, and others have their turn in between.
+        """
         entered = 0
         for start in range(0, len(batch), SLICE_RECORDS):
             await self._room.wait()
@@ -143,15 +163,21 @@ class Intake:
             if self._place_by is None and part.key_column is not None:
                 for _ in self._keys.learn(part.key_column):
                     await asyncio.sleep(0)
-            entered += self._put_slice(part, source, wall_ns)
+            entered += await self._put_slice(part, source, wall_ns)
             if len(batch) > SLICE_RECORDS:
                 await asyncio.sleep(0)
         return entered
 
-    def refuse(self, letter: DeadLetter) -> bool:
-        """A source could not make a record of something; it takes its place all the same. Whether it is new."""
-        self.entered += 1
-        return self._tell(letter, self.entered)
+    def refuse(self, letters: Sequence[DeadLetter]) -> Sequence[DeadLetter]:
+        """A source could not make records of something; each takes its place all the same. Those that are new."""
+        new = []
+        for letter in letters:
+            self.entered += 1
+            if self.entered > self._done:
+                new.append(replace(letter, position=self.entered - 1))
+        if new:
+            self._reject(new)
+        return new
 
     def decide(self, control: Decided) -> int:
         """Put a control record behind what has come so far; its position."""
@@ -161,56 +187,84 @@ class Intake:
             self._arrived()
         return self.entered
 
-    def _tell(self, letter: DeadLetter, position: int) -> bool:
-        if position <= self._done:
-            return False
-        self._reject(replace(letter, position=position - 1))
-        return True
-
-    def _put_slice(self, batch: Batch, source: str, wall_ns: int | None) -> int:
+    async def _put_slice(self, batch: Batch, source: str, wall_ns: int | None) -> int:
         if batch.key_column is None:
             raise EngineError(f"source {source} made a batch without keys")
-        positions = np.arange(self.entered + 1, self.entered + len(batch) + 1)
-        self.entered += len(batch)
-        batch, positions = self._of_one_kind(batch, positions, source)
-        assert batch.key_column is not None
-        devices = None
-        if self._place_by is None:
-            codes = self._keys.encode(batch.key_column)
+        looked = self._look(batch)
+        if len(looked.lost) <= AT_A_TIME:
+            return self._enter(looked, source, wall_ns)
+        entered = 0
+        for start, stop in pairwise([0, *looked.lost[AT_A_TIME::AT_A_TIME].tolist(), len(batch)]):
+            if start:
+                await asyncio.sleep(0)
+            entered += self._enter(self._look(batch.slice(start, stop)), source, wall_ns)
+        return entered
+
+    def _look(self, batch: Batch) -> _Looked:
+        """Learns of the records what is new in them; they have not entered yet."""
+        fitting, wrong = self._of_one_kind(batch)
+        if not len(wrong):
+            codes, devices = self._coded(fitting)
         else:
-            codes, devices = self._keys.encode_placed(batch.key_column, devices_of(batch, self._place_by))
-        if len(codes) and np.minimum.reduce(codes) == UNKNOWN:
-            keep = self._without_unknown(batch, codes, positions, source)
+            right = np.setdiff1d(np.arange(len(batch)), wrong)
+            codes, devices = self._coded(fitting.take(right))
+            codes = _spread(codes, right, len(batch))
+            devices = None if devices is None else _spread(devices, right, len(batch))
+        lost = np.flatnonzero(codes == UNKNOWN) if len(codes) and np.minimum.reduce(codes) == UNKNOWN else _NO_ROWS
+        return _Looked(batch, fitting, codes, devices, wrong, lost)
+
+    def _coded(self, batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:
+        assert batch.key_column is not None
+        if self._place_by is None:
+            return self._keys.encode(batch.key_column), None
+        return self._keys.encode_placed(batch.key_column, devices_of(batch, self._place_by))
+
+    def _enter(self, looked: _Looked, source: str, wall_ns: int | None) -> int:
+        batch, codes, devices, lost = looked.batch, looked.codes, looked.devices, looked.lost
+        positions = all_positions = np.arange(self.entered + 1, self.entered + len(batch) + 1)
+        self.entered += len(batch)
+        if len(lost):
+            keep = np.flatnonzero(codes != UNKNOWN)
             batch, codes, positions = batch.take(keep), codes[keep], positions[keep]
             devices = None if devices is None else devices[keep]
         piece = Piece(batch, codes, devices, positions, wall_ns, *record_bytes(batch))
         if len(batch) and positions[0] <= self._done:
             piece = piece.part(piece.rows_until(self._done), len(batch))
         records = len(piece.batch)
-        if not records:
-            return 0
-        self._pieces.append(piece)
-        self.waiting += records
-        self._bytes += piece.bytes
-        if self.waiting >= self.high_records or self._bytes >= self._high_bytes:
-            self._room.clear()
-        self._arrived()
+        if records:
+            self._pieces.append(piece)
+            self.waiting += records
+            self._bytes += piece.bytes
+            if self.waiting >= self.high_records or self._bytes >= self._high_bytes:
+                self._room.clear()
+        if len(lost):  # when the records wait: else all up to the last of them would seem to be done
+            self._tell_lost(looked, all_positions, source)
+        if records:
+            self._arrived()
         return records
 
-    def _without_unknown(
-        self, batch: Batch, codes: NDArray[np.int32], positions: NDArray[np.int64], source: str
-    ) -> NDArray[np.intp]:
-        """The rows whose sensors the run takes; the others are rejected."""
-        lost = np.flatnonzero(codes == UNKNOWN)
-        away = batch.take(lost)
+    def _tell_lost(self, looked: _Looked, positions: NDArray[np.int64], source: str) -> None:
+        wrong = looked.wrong[positions[looked.wrong] > self._done]
+        unknown = np.setdiff1d(looked.lost, looked.wrong)
+        unknown = unknown[positions[unknown] > self._done]
+        letters = [
+            *self._of_wrong(looked, wrong, positions, source),
+            *self._of_unknown(looked, unknown, positions, source),
+        ]
+        if letters:
+            self._reject(letters)
+
+    def _of_unknown(
+        self, looked: _Looked, lost: NDArray[np.intp], positions: NDArray[np.int64], source: str
+    ) -> Iterator[DeadLetter]:
+        away = looked.batch.take(lost)
         assert away.key_column is not None
         keys = away.key_column.to_list()
         devices = keys if self._place_by is None else devices_of(away, self._place_by).to_list()
         rows = zip(away.to_rows(), keys, devices, away.time.tolist(), positions[lost].tolist(), strict=True)
         for row, key, device, ns, position in rows:
-            letter = DeadLetter(*self._why_unknown(key, device), row, source, key=key, time_ns=ns)
-            self._tell(letter, position)
-        return np.flatnonzero(codes != UNKNOWN)
+            why = self._why_unknown(key, device)
+            yield DeadLetter(*why, row, source, key=key, time_ns=ns, position=position - 1)
 
     def _why_unknown(self, key: str | None, device: str | None) -> tuple[str, str]:
         if key is None:
@@ -225,10 +279,10 @@ class Intake:
             return MALFORMED, f"the device's name, in field {self._place_by!r}, is no valid Unicode text"
         return TOO_MANY_KEYS, f"the run already has {len(self._keys)} sensors and devices, its max_keys"
 
-    def _of_one_kind(self, batch: Batch, positions: NDArray[np.int64], source: str) -> tuple[Batch, NDArray[np.int64]]:
-        """A column has one kind for the whole run, whichever source it came from; what does not fit is rejected."""
+    def _of_one_kind(self, batch: Batch) -> tuple[Batch, NDArray[np.intp]]:
+        """A column has one kind for the whole run, whichever source it came from; and the rows that do not fit."""
         recast: dict[str, Column] = {}
-        wrong = np.zeros(len(batch), np.bool_)
+        wrong = None
         for name, column in batch.columns.items():
             kind = self._kinds.get(name)
             if kind is column.kind:
@@ -240,21 +294,17 @@ class Intake:
             if kind is None:
                 self._kinds[name] = column.kind
                 continue
-            missing = np.zeros(len(batch), np.bool_) if column.tags is None else (column.tags != 0) & (column.tags != 3)
-            wrong |= ~missing
+            there = _there(column)
+            wrong = there if wrong is None else wrong | there
             recast[name] = _missing_like(column, kind)
-        if not recast:
-            return batch, positions
-        fitting = batch.with_columns(recast)
-        if not wrong.any():
-            return fitting, positions
-        self._tell_wrong(batch, list(recast), np.flatnonzero(wrong), positions, source)
-        keep = np.flatnonzero(~wrong)
-        return fitting.take(keep), positions[keep]
+        fitting = batch.with_columns(recast) if recast else batch
+        return fitting, _NO_ROWS if wrong is None else np.flatnonzero(wrong)
 
-    def _tell_wrong(
-        self, batch: Batch, names: list[str], lost: NDArray[np.intp], positions: NDArray[np.int64], source: str
-    ) -> None:
+    def _of_wrong(
+        self, looked: _Looked, lost: NDArray[np.intp], positions: NDArray[np.int64], source: str
+    ) -> Iterator[DeadLetter]:
+        batch = looked.came
+        names = [name for name, column in batch.columns.items() if column.kind is not looked.batch.columns[name].kind]
         away = batch.take(lost)
         rows = zip(away.to_rows(), away.key.tolist(), away.time.tolist(), positions[lost].tolist(), strict=True)
         for row, code, ns, position in rows:
@@ -263,7 +313,8 @@ class Intake:
                 for name in names
                 if row.get(name) is not None
             )
-            self._tell(DeadLetter(WRONG_TYPE, told, row, source, key=str(away.keys[code]), time_ns=ns), position)
+            key = str(away.keys[code])
+            yield DeadLetter(WRONG_TYPE, told, row, source, key=key, time_ns=ns, position=position - 1)
 
     # -- out -------------------------------------------------------------------------------------------------
 
@@ -337,6 +388,18 @@ class Intake:
         self.taken -= returned
         self._bytes += taken.bytes - kept.bytes
         return kept
+
+
+def _there(column: Column) -> NDArray[np.bool_]:
+    """Which of its rows hold something."""
+    return np.ones(len(column), np.bool_) if column.tags is None else (column.tags == 0) | (column.tags == 3)
+
+
+def _spread(codes: NDArray[np.int32], rows: NDArray[np.intp], count: int) -> NDArray[np.int32]:
+    """Those of some rows among all ``count``; `UNKNOWN` at the others."""
+    spread = np.full(count, UNKNOWN, np.int32)
+    spread[rows] = codes
+    return spread
 
 
 def _missing_like(column: Column, kind: Kind) -> Column:

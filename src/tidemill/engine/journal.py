@@ -27,7 +27,7 @@ from tidemill.core.rate import Rate
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.errors import InputError, OutsideError
 from tidemill.formats.entries import ControlEntry, RecordsEntry, decode_entry, encode_entry, find_unkept
-from tidemill.letters import DeadLetter
+from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.sources.base import Source
 
 __all__ = ["Journal", "JournalStatistics"]
@@ -150,6 +150,8 @@ class Journal:
         letters.append(letter)
         if len(letters) == 1:
             asyncio.get_running_loop().call_soon(self._append_letters, source)
+        elif len(letters) >= AT_A_TIME:  # now: a source that can seek stands right behind this one
+            self._append_letters(source)
 
     def _append_letters(self, source: str) -> None:
         if letters := self._letters.pop(source, []):
@@ -162,7 +164,7 @@ class Journal:
     async def put(self, batch: Batch, source: str) -> None:
         """Add a source's batch, behind the letters it has refused; waits while the log is full, or the disk behind."""
         letters = tuple(self._letters.pop(source, ()))
-        number = self._append_records(source, batch, letters) if len(batch) or letters else self.log.end - 1
+        number = await self._append_batch(source, batch, letters) if len(batch) or letters else self.log.end - 1
         self._given[source] = self._given.get(source, 0) + 1
         self._unacknowledged.append((number, source, self._given[source]))
         if number < self.log.durable:  # no record is in it, and no sync will come for it
@@ -175,15 +177,31 @@ class Journal:
             letters = tuple(self._letters.pop(source, ()))
             self._append_records(source, Batch({}, rows=0), letters)
 
-    def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
-        wall_ns, stands = self._clock.wall_ns(), self._sources[source]
-        offset = stands.offset() if stands.seekable else None
+    async def _append_batch(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
         try:
-            return self._append(RecordsEntry(source, batch.without_origin(), letters, wall_ns, offset))
+            return self._append_records(source, batch, letters)
         except InputError:
-            unkept = find_unkept(batch)
-            if not unkept:
-                raise
+            if self._sources[
+                source
+            ].seekable:  # which stands behind the whole batch: it is in the log whole, or not at all
+                return self._append_kept(source, batch, letters)
+        number = self.log.end
+        for start in range(0, len(batch), AT_A_TIME):
+            number = self._append_kept(source, batch.slice(start, start + AT_A_TIME), letters)
+            letters = ()
+            await asyncio.sleep(0)
+        return number
+
+    def _append_records(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
+        stands = self._sources[source]
+        offset = stands.offset() if stands.seekable else None
+        return self._append(RecordsEntry(source, batch.without_origin(), letters, self._clock.wall_ns(), offset))
+
+    def _append_kept(self, source: str, batch: Batch, letters: tuple[DeadLetter, ...]) -> int:
+        """The batch, less the records that no file can keep: these become letters."""
+        unkept = find_unkept(batch)
+        if not unkept:
+            return self._append_records(source, batch, letters)
         lost = np.array([reject.row for reject in unkept])
         away = batch.take(lost)
         rows = zip(unkept, away.to_rows(), away.key.tolist(), away.time.tolist(), strict=True)
@@ -191,8 +209,8 @@ class Journal:
             DeadLetter(reject.reason_code, reject.reason, row, source, key=str(away.keys[code]), time_ns=ns)
             for reject, row, code, ns in rows
         ]
-        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost)).without_origin()
-        return self._append(RecordsEntry(source, kept, (*letters, *more), wall_ns, offset))
+        kept = batch.take(np.setdiff1d(np.arange(len(batch)), lost))
+        return self._append_records(source, kept, (*letters, *more))
 
     def decide(self, entry: ControlEntry) -> int:
         """Add a control record, behind the letters that came before; its number."""

@@ -6,28 +6,22 @@ keeps state they wait for these, so that a checkpoint at a position has all lett
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from tidemill.letters import DeadLetter
 
 __all__ = ["LetterOrder"]
 
-
-@dataclass(order=True)
-class _Held:
-    index: int
-    order: int
-    letter: DeadLetter = field(compare=False)
+_index = itemgetter(0)
 
 
 class LetterOrder:
-    """Holds letters until they are released, and hands them on by the input index of their records.
+    """Holds letters until they are released, and hands them on by the input index of their records, all at once.
 
     >>> told = []
-    >>> order = LetterOrder(lambda letter: told.append(letter.position))
+    >>> order = LetterOrder(lambda letters: told.extend(letter.position for letter in letters))
     >>> for index in (7, 3, 9):
     ...     order.add(DeadLetter("raised", "why", {}, position=index))
     >>> order.release(8)
@@ -35,10 +29,10 @@ class LetterOrder:
     [3, 7]
     """
 
-    def __init__(self, hand_on: Callable[[DeadLetter], None]) -> None:
+    def __init__(self, hand_on: Callable[[Sequence[DeadLetter]], None]) -> None:
         self._hand_on = hand_on
-        self._held: list[_Held] = []
-        self._order = count()
+        self._held: list[tuple[int, DeadLetter]] = []
+        self._in_order = True
         self._released = 0
 
     def __len__(self) -> int:
@@ -47,11 +41,19 @@ class LetterOrder:
     def add(self, letter: DeadLetter) -> None:
         """One of a record, which has an index; one without comes behind what was released last."""
         index = self._released if letter.position is None else letter.position
-        heapq.heappush(self._held, _Held(index, next(self._order), letter))
+        if self._held and index < self._held[-1][0]:
+            self._in_order = False
+        self._held.append((index, letter))
 
     def release(self, position: int | None) -> None:
         """Hand on those of the inputs up to this position; None for all."""
-        while self._held and (position is None or self._held[0].index < position):
-            self._hand_on(heapq.heappop(self._held).letter)
+        if not self._in_order:
+            self._held.sort(key=_index)  # those of one index stay as they came
+            self._in_order = True
+        count = len(self._held) if position is None else bisect_left(self._held, position, key=_index)
+        if count:
+            released = [letter for _, letter in self._held[:count]]
+            del self._held[:count]
+            self._hand_on(released)
         if position is not None:
             self._released = max(self._released, position)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,8 @@ class Mill:
         work: Work,
         emit: Callable[[Finished], None],
         fail: Callable[[BaseException], None],
-        reject: Callable[[DeadLetter], None],
-        reject_row: Callable[[DeadLetter], None],
+        reject: Callable[[Sequence[DeadLetter]], None],
+        reject_row: Callable[[Sequence[DeadLetter]], None],
         made: Callable[[int, str], None],
         defer: Callable[[Callable[[], None]], object],
         ready: Callable[[], None],
@@ -149,6 +149,7 @@ class Mill:
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
         self._ready: deque[int] = deque()  # done, in order, and not yet emitted
+        self._finishing: Iterator[None] | None = None  # the rest of what is to be done with the first of these
         self._unpacker = Unpacker()
         self._learned = Learned(plan, self._unpacker)
         self._stopping = False
@@ -468,20 +469,32 @@ class Mill:
             self._finish_some()
 
     def _finish_some(self) -> None:
-        """Finish slabs in order, for a part of a millisecond: a slow lane's word may free a dozen at once."""
+        """Finish slabs in order, for a part of a millisecond: a slow lane's word may free a dozen at once, and a slab may have
+        thousands of dead letters."""
         until = self._clock.monotonic_ns() + _TURN_NS
         while self._ready and not self._closed:
             try:
-                self._finish(self._ready.popleft())
+                finished = self._finish_more(self._ready[0])
             except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
                 self._fail(error)
                 return
-            if self._ready and self._clock.monotonic_ns() >= until:
+            if finished:
+                self._ready.popleft()
+            if not finished or (self._ready and self._clock.monotonic_ns() >= until):
                 self._defer(self._finish_some)
                 return
 
-    def _finish(self, number: int) -> None:
-        """All lanes are through with a slab, and with all before it."""
+    def _finish_more(self, number: int) -> bool:
+        """The next step with this slab, of which there is more than one where it has many dead letters; whether it was the
+        last."""
+        self._finishing = self._finishing or self._finish(number)
+        for _ in self._finishing:
+            return False
+        self._finishing = None
+        return True
+
+    def _finish(self, number: int) -> Iterator[None]:
+        """All lanes are through with a slab, and with all before it. None of its rows goes before its dead letters."""
         slab = self._open.pop(number)
         if not self._work.first_done_ns:
             self._work.first_done_ns = self._clock.monotonic_ns()
@@ -489,8 +502,8 @@ class Mill:
         if self._learned.kinds_from(shares):
             for lane in self.lanes:
                 lane.send(KindsFixed(self._learned.kinds))
+        dead = yield from self._burials.of(slab, shares)
         batch, made = self._assembled(slab, shares)
-        dead = self._burials.of(slab, shares)
         records = len(batch) - made
         self.counts.rows_from_records += records
         self.counts.emitted += made

@@ -45,7 +45,7 @@ class Outflow:
         self.outlets, self.letters = outlets, letters
         self._checked, self._readings, self._taken = checked, readings, taken
         self._epoch = epoch
-        self._order = LetterOrder(letters.add)
+        self._order = LetterOrder(letters.add_all)
         self._released = asyncio.Event()
         self._learning = checked.schemas[-1].open
         self._numbered = epoch is not None and any(
@@ -61,9 +61,10 @@ class Outflow:
         """Letters that wait for records ahead of them."""
         return len(self._order)
 
-    def bury(self, letter: DeadLetter) -> None:
-        """A dead letter, in its turn."""
-        self._order.add(letter)
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """Dead letters, each in its turn."""
+        for letter in letters:
+            self._order.add(letter)
         if self._epoch is None:
             self._order.release(None)
 
