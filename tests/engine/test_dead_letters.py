@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import resource
+import threading
+import weakref
 
 import msgspec
 import pytest
@@ -303,3 +305,17 @@ async def test_many_letters_are_counted_at_once(tmp_path):
     assert (dict(file.reasons), file.samples) == ({MALFORMED: 4, RAISED: 6}, letters[:3])
     lines = (tmp_path / "dead.ndjson").read_text().splitlines()
     assert [json.loads(line)["raw"] for line in lines] == list(range(10))
+
+
+async def test_letters_that_are_written_are_let_go_of_off_the_loop(tmp_path):
+    """To free thousands of records at once would hold it."""
+    file, threads = DeadLetterFile(tmp_path / "dead.ndjson"), []
+    for n in range(10):
+        letter = DeadLetter(MALFORMED, "why", n)
+        if n >= 3:  # the first are samples
+            weakref.finalize(letter, lambda: threads.append(threading.current_thread()))
+        file.add(letter)
+    del letter
+    await file.aclose()
+    assert len(threads) == 7
+    assert threading.main_thread() not in threads

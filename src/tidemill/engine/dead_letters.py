@@ -194,7 +194,10 @@ class DeadLetterFile:
         self._bytes = self._begin() if self._bytes is None else min(self._bytes, self._length())
         data = bytearray()
         marked: list[tuple[_Bookmark, int]] = []
-        for letter in letters:
+        left = deque(letters)
+        letters.clear()  # each is let go of here when it is written: to free thousands of records at once holds the loop
+        while left:
+            letter = left.popleft()
             if isinstance(letter, _Bookmark):
                 marked.append((letter, self._bytes + len(data)))
                 continue
