@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.calibrate import Calibrate
 from tidemill.stages.lookup import Lookup
+from tidemill.testing import ListSink
 
 TABLE = {"sensor": ["S1", "7"], "baseline": ["20", "1.5"], "scale": ["60", "-2"]}
 
@@ -221,3 +223,15 @@ def test_large_batches(drive, floats):
     baseline, scale = np.array([constants.get(key, nothing) for key in keys]).T
     np.testing.assert_array_equal(made, (values - baseline) / scale)
     assert driver.state.counts["unknown_key"] == int(np.isnan(made).sum()) > 0
+
+
+@pytest.mark.parametrize("stage", [Calibrate, Lookup])
+def test_fields_that_no_stage_reads_come_out_beside_records_that_are_rejected(stage, tmp_path):
+    """They are not copied to the lane, which must not say that it had made them anew."""
+    rows = [{"sensor": f"S{n % 2}", "time": float(n), "value": 1.0, "unit": "C"} for n in range(8)]
+    table = {"S1": (0, 1)} if stage is Calibrate else {"S1": {"line": "A"}}
+    sink = ListSink()
+    pipeline = tm.Pipeline(tm.sources.Records(rows), stage(table, on_error="dead_letter"), sink)
+    assert tm.run(pipeline, lanes=0, dead_letters=tmp_path / "dead.ndjson").dead_letters == 4
+    added = {"normalized": 1.0} if stage is Calibrate else {"line": "A"}
+    assert sink.rows == [row | added for row in rows[1::2]]

@@ -81,7 +81,10 @@ def with_unknown(
     reason = f"{stage}: the table has no row for this sensor{when}"
     rejects = [Reject(row, UNKNOWN_KEY, reason) for row in np.flatnonzero(~known).tolist()]
     kept = np.flatnonzero(known)
-    return Step(whole.take(kept), kept, rejects)
+    left = batch.take(kept)
+    return Step(
+        left.with_columns({name: column.take(kept) for name, column in made.items()}), kept, rejects, before=left
+    )
 
 
 class Lookup(Stage):
