@@ -49,6 +49,7 @@ PUBLIC = [
     "Report",
     "Resample",
     "Rolling",
+    "RunEnded",
     "Schema",
     "Select",
     "Silence",

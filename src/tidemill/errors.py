@@ -33,6 +33,7 @@ __all__ = [
     "OutsideError",
     "PlanError",
     "RemoteError",
+    "RunEnded",
     "StageError",
     "Stalled",
     "TidemillError",
@@ -75,6 +76,11 @@ class Stalled(TidemillError):
 class TooManyDead(TidemillError):
     """More of the last records became dead letters than ``max_dead`` allows, and the run has ended itself; what was in
     flight was given its ``grace``, as at any stop."""
+
+
+class RunEnded(TidemillError):
+    """The run has ended, so that what was waited for will not come. It leaves the block of ``tm.serve`` without a word, as its end
+    does: the run is over."""
 
 
 class StageError(TidemillError):

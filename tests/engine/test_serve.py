@@ -64,3 +64,28 @@ async def test_an_error_of_the_application_passes_through() -> None:
         async with tm.serve(pipeline, lanes=0) as run:
             raise KeyError("mine")
     assert run.report is not None
+
+
+@pytest.mark.parametrize("source", [tm.sources.TCP, tm.sources.HTTP, tm.sources.UDP], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("when", ["before the block", "in the block"])
+async def test_nobody_waits_for_senders_of_a_run_that_has_ended(source: Any, when: str) -> None:
+    """The wait ends the block, as the run has: it was stopped before it was ready, say. The next run of the source is waited for."""
+    listens = source()
+    pipeline = tm.Pipeline(listens, tm.Plan(), tm.sinks.Latest())
+    async with tm.serve(pipeline, lanes=0, state=False) as run:
+        if when == "before the block":
+            await run.stop()
+        else:
+            await listens.wait_listening()
+            stopping = asyncio.ensure_future(run.stop())
+            while listens._started.is_set():  # noqa: ASYNC110 - it ends without a word
+                await asyncio.sleep(0)
+        await listens.wait_listening()
+        raise AssertionError("it does not listen")
+    assert run.report is not None
+    if when == "in the block":
+        await stopping
+    with pytest.raises(tm.RunEnded, match=f"source {listens.name} does not listen"):
+        await listens.wait_listening()
+    async with tm.serve(pipeline, lanes=0, state=False):
+        assert (await listens.wait_listening())[1] > 0

@@ -22,7 +22,7 @@ from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
-from tidemill.errors import InputError
+from tidemill.errors import InputError, RunEnded
 from tidemill.lanes.forkserver import HELD
 
 __all__ = ["run", "run_async", "serve"]
@@ -158,7 +158,8 @@ async def serve(
 
     ``run.statistics()`` reads it, ``await run.stop()`` ends it; leaving the block stops it and waits. An error of the
     run is raised at the end of the block; ``run.report`` is set at a good end, and where the run was asked to stop or ended
-    itself, and is written to the file ``report``.
+    itself, and is written to the file ``report``. A wait in the block for what the run did not come to, such as
+    ``await source.wait_listening()``, ends the block when the run ends.
     Signals are the application's own, unless ``handle_signals`` asks for what `run` does. Other options as in `run`.
     """
     stop_if_loading(pipeline)
@@ -171,11 +172,12 @@ async def serve(
                 await asyncio.wait([started, task], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 started.cancel()
-            try:
-                yield execution
-            finally:  # in order, whatever ended the block: what was read is worth its rows
-                execution.stop_soon()
-                await asyncio.wait([task])
+            with contextlib.suppress(RunEnded):  # the block has waited for what the run will not do any more
+                try:
+                    yield execution
+                finally:  # in order, whatever ended the block: what was read is worth its rows
+                    execution.stop_soon()
+                    await asyncio.wait([task])
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
 

@@ -17,7 +17,7 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,8 +138,19 @@ class Run:
     async def execute(self) -> Report:
         """Run to the end; raises the first error, after everything has been let go."""
         async with one_error(), self._showing.of(self._seen):
-            with self._oversight.last_word():
+            with self._oversight.last_word(), self._sources_told():
                 return await self._executed()
+
+    @contextlib.contextmanager
+    def _sources_told(self) -> Iterator[None]:
+        """That the run begins, and that it has ended: somebody may wait for what they do in it."""
+        for source in self.pipeline.sources:
+            source.run_begins()
+        try:
+            yield
+        finally:
+            for source in self.pipeline.sources:
+                source.run_ended()
 
     async def _executed(self) -> Report:
         with self._kept() as keeper:

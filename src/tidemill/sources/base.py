@@ -132,6 +132,12 @@ class Source(Named, Configured, abc.ABC):
         """What it knows of a record without the default key field that names its sensor: ``"peer"``, ``"topic"``, ``"series"``."""
         return None
 
+    def run_begins(self) -> None:
+        """A run with it begins; called on its loop."""
+
+    def run_ended(self) -> None:
+        """The run has ended, whether it came to `stream` or not: nobody should wait for anything of it."""
+
     goes_on: bool = False
     """Where its stream ends, the next start of the run brings more: with state, its end is a stop, and no end of input."""
 

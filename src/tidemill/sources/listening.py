@@ -15,7 +15,8 @@ from weakref import WeakSet
 from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.admission import Admission
-from tidemill.errors import OutsideError, PlanError
+from tidemill.errors import OutsideError, PlanError, RunEnded
+from tidemill.first_of import first_of
 from tidemill.formats.line_formats import LineFormat
 from tidemill.keep_alive import keep_alive
 from tidemill.sources.edged import EdgedSource
@@ -54,6 +55,7 @@ class ListeningSource(EdgedSource):
         self._wanted_port = checked_port(port, type(self).__name__)
         self._address: tuple[str, int] | None = None
         self._started = asyncio.Event()
+        self._over = asyncio.Event()
 
     @property
     def uses_kernels(self) -> bool:
@@ -70,9 +72,17 @@ class ListeningSource(EdgedSource):
         return (self.host, self.port)
 
     async def wait_listening(self) -> tuple[str, int]:
-        """Return the address once what is sent there is taken."""
-        await self._started.wait()
+        """Return the address once what is sent there is taken. Raises `RunEnded` when the run ends before."""
+        await first_of(self._started.wait(), self._over.wait())
+        if not self._started.is_set():
+            raise RunEnded(f"the run has ended, and source {self.name} does not listen.")
         return self.address
+
+    def run_begins(self) -> None:
+        self._over.clear()
+
+    def run_ended(self) -> None:
+        self._over.set()
 
 
 class _Door(socket.socket):
