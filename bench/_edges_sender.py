@@ -25,8 +25,18 @@ RATE, SECONDS = 5_000, 8.0
 _BLOCK = 1 << 15
 
 
+BAD = {
+    "no JSON": b"this is no JSON\n",
+    "a time that is none": b'{"sensor":"S1","time":"soon","value":1.5,"level":3}\n',
+    "a value that is no number": b'{"sensor":"S1","time":1700000000.5,"value":"error","level":3}\n',
+}
+"""Lines that are no records."""
+
+
 def line(number: int, form: str) -> bytes:
-    """A reading: three fields and a time."""
+    """A reading: three fields and a time; or none."""
+    if form in BAD:
+        return BAD[form]
     sensor, value = f"S{number % SENSORS}", number % 997 / 8
     if form == "influx":
         return b"mill,sensor=%s value=%r,level=%di %d\n" % (

@@ -6,6 +6,7 @@
 ``mqtt``         what a broker has kept for a session, QoS 0 and 1, against paho-mqtt's own loop
 ``connections``  10,000 connections, a tenth of them talking, against 100; and what an idle one takes
 ``metrics``      NDJSON over one connection with ``/metrics`` read once a second, against the same run without metrics
+``flood``        lines that are no records, over one connection: how the loop is meanwhile
 ``lorawan``      nested JSON of a recording from the file to the rows, beside msgspec alone
 
 The runs keep state: what comes is in the ingest log, on the disk, before it counts.
@@ -27,7 +28,7 @@ from typing import Any
 import msgspec
 
 import tidemill as tm
-from bench import _common, _edges_connections, _edges_metrics, _edges_mqtt
+from bench import _common, _edges_connections, _edges_flood, _edges_metrics, _edges_mqtt
 from bench._common import Table, Wrong, median, spread, timed
 from bench._edges_run import in_turn, lines_of, sender, taken
 from bench._edges_sender import POSTED, block
@@ -198,6 +199,7 @@ CASES: dict[str, Callable[[argparse.Namespace, Table], None]] = {
     "mqtt": _edges_mqtt.measure,
     "connections": _edges_connections.measure,
     "metrics": _edges_metrics.measure,
+    "flood": _edges_flood.measure,
     "lorawan": lorawan,
 }
 

@@ -254,12 +254,15 @@ _PLAIN: Final = {float, int, bool, str, *_MISSING_TYPES}
 def _set_aside(name: str, items: Sequence[Any], kind: Kind, fitting: set[type]) -> tuple[list[Any], list[Reject]]:
     kept = list(items)
     rejects = []
+    reasons: dict[type, str] = {}  # a device that sends what does not fit does it thousands of times
     for row, item in enumerate(items):
-        if type(item) not in fitting:
+        of = type(item)
+        if of not in fitting:
             kept[row] = None
-            rejects.append(
-                Reject(row, WRONG_TYPE, f"field {name!r} is {kind.value} and this record has {type(item).__name__}")
-            )
+            reason = reasons.get(of)
+            if reason is None:
+                reason = reasons[of] = f"field {name!r} is {kind.value} and this record has {of.__name__}"
+            rejects.append(Reject(row, WRONG_TYPE, reason))
     return kept, rejects
 
 

@@ -6,9 +6,10 @@ A record that cannot be one is set aside singly, with a reason; its neighbours f
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from operator import contains
+from operator import attrgetter, contains
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -44,6 +45,7 @@ MOST_NAMES: Final = 4_096
 """Names of fields that a source learns of its records: after that, a record with another one is refused."""
 
 RawOf = Callable[[int], Any]
+_CODE_AND_REASON: Final = attrgetter("reason_code", "reason")
 
 
 class NoRecord(Protocol):
@@ -253,7 +255,7 @@ class Edge:
         """The letters for lines that are no records."""
 
         for line in bad:
-            self._rejects.add(line.reason_code, line.reason, line.raw, of_csv=bool(header))
+            self._note(line.reason_code, line.reason, line.raw, header)
 
         def make(start: int, end: int) -> list[DeadLetter]:
             return [
@@ -274,8 +276,13 @@ class Edge:
         header: tuple[str, ...] = (),
     ) -> DeadLetter:
         """The letter for input that never became a record, with the key and the time that can be told of it."""
-        self._rejects.add(reason_code, reason, raw, of_csv=bool(header))
+        self._note(reason_code, reason, raw, header)
         return self._refused(reason_code, reason, raw, known=known, wall_ns=wall_ns, header=header)
+
+    def _note(self, reason_code: str, reason: str, raw: Any, header: tuple[str, ...]) -> None:
+        self._rejects.add(reason_code, reason)
+        if reason_code == MALFORMED and not header:  # a line of CSV is no example of what the source might read instead
+            self._rejects.show(raw)
 
     def _refused(
         self,
@@ -452,9 +459,11 @@ class Edge:
         if not rejects:
             return []
         all_places = sorted(rejects)
-        for place in all_places:
-            code = rejects[place].reason_code
-            self._rejects.add(code, rejects[place].reason, raw_of(place) if code == MALFORMED else None)
+        for (code, reason), times in Counter(map(_CODE_AND_REASON, rejects.values())).items():
+            self._rejects.add(code, reason, times=times)
+        malformed = next((place for place in all_places if rejects[place].reason_code == MALFORMED), None)
+        if malformed is not None:
+            self._rejects.show(raw_of(malformed))
 
         def make(start: int, end: int) -> list[DeadLetter]:
             places = all_places[start:end]

@@ -9,7 +9,6 @@ from typing import Any, Final
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.influx_lines import InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
-from tidemill.letters import MALFORMED
 from tidemill.printable import NAME, printable, quoted
 
 __all__ = ["MOST_SHOWN", "Rejects", "format_hint", "shown_names", "telegraf_hint"]
@@ -31,7 +30,8 @@ class Rejects:
 
     >>> rejects = Rejects()
     >>> for line in ("S1;20", "S2;21"):
-    ...     rejects.add("malformed", "the line is not JSON", line)
+    ...     rejects.add("malformed", "the line is not JSON")
+    ...     rejects.show(line)
     >>> rejects.worst, rejects.example
     (('malformed', 'the line is not JSON'), 'S1;20')
     """
@@ -42,13 +42,16 @@ class Rejects:
         self.example = ""
         """Of what was malformed, the first, or the beginning of it; empty when nothing was that can be shown."""
 
-    def add(self, reason_code: str, reason: str, raw: Any, *, of_csv: bool = False) -> None:
-        """One more; a line ``of_csv`` is no example of what the source might read instead."""
-        self._codes[reason_code] = self._codes.get(reason_code, 0) + 1
+    def add(self, reason_code: str, reason: str, *, times: int = 1) -> None:
+        """So many more."""
+        self._codes[reason_code] = self._codes.get(reason_code, 0) + times
         told = reason_code, reason
         if told in self._reasons or len(self._reasons) < _MOST_REASONS:
-            self._reasons[told] = self._reasons.get(told, 0) + 1
-        if reason_code == MALFORMED and not self.example and type(raw) is str and not of_csv:
+            self._reasons[told] = self._reasons.get(told, 0) + times
+
+    def show(self, raw: Any) -> None:
+        """One that was malformed."""
+        if not self.example and type(raw) is str:
             self.example = raw[: _LOOKED_AT + 1]
 
     @property

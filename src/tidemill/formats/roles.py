@@ -68,9 +68,15 @@ class Roles:
         if self.arrival and missing is not None:
             ns = np.where(missing, wall_ns, ns)
             bad &= ~missing
-        for row in np.flatnonzero(bad).tolist():
-            if row not in rejects:
-                rejects[row] = Reject(row, BAD_TIME, self._bad_time(column.slice(row, row + 1).to_list()[0]))
+        told: dict[str, str] = {}  # a fault of a device comes thousands of times
+        rows = [row for row in np.flatnonzero(bad).tolist() if row not in rejects]
+        for row, item in zip(rows, column.take(np.array(rows, np.intp)).to_list(), strict=True):
+            reason = told.get(item) if type(item) is str else None
+            if reason is None:
+                reason = self._bad_time(item)
+                if type(item) is str:
+                    told[item] = reason
+            rejects[row] = Reject(row, BAD_TIME, reason)
         return ns
 
     def _bad_time(self, item: Any) -> str:
