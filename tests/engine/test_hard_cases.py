@@ -85,8 +85,11 @@ def test_seconds_bound_the_run_after_the_sources_have_ended():
     assert report.in_flight == 20 - len(sink.rows) > 0
 
 
-def test_a_killed_fork_server_ends_the_run_with_a_sentence():
-    """Its children are gone with it; the run must not wait for them."""
+@pytest.mark.parametrize("kept", [False, True], ids=["sink on the loop", "sink in a process, with state"])
+def test_a_killed_fork_server_ends_the_run_with_a_sentence(tmp_path, kept):
+    """Its children are gone with it; the run must not wait for them. It is the outside that has killed it, such as a system without
+    memory, and not a sink that ended."""
+    sink = tm.sinks.SQLite(tmp_path / "out.db") if kept else ListSink()
 
     async def records():
         number = 0.0
@@ -95,7 +98,8 @@ def test_a_killed_fork_server_ends_the_run_with_a_sentence():
             yield {"sensor": f"S{number % 7}", "time": number, "value": number}
 
     async def scenario():
-        async with tm.serve(tm.Pipeline(tm.sources.Records(records()), tm.Plan(), ListSink()), lanes=2) as run:
+        pipeline = tm.Pipeline(tm.sources.Records(records()), tm.Plan(), sink)
+        async with tm.serve(pipeline, lanes=2, state=tmp_path / "state" if kept else None) as run:
             while (pid := run._attempt.mill.lanes[0].pid) is None:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0)
             server = psutil.Process(pid).parent()
@@ -103,7 +107,7 @@ def test_a_killed_fork_server_ends_the_run_with_a_sentence():
             server.kill()
             await run.wait()
 
-    with pytest.raises(tm.EngineError, match="fork server was killed"):
+    with pytest.raises(tm.OutsideError, match=r"forks lanes and sinks \(\d+\) was killed by SIGKILL"):
         asyncio.run(scenario())
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tidemill.errors import EngineError
+from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes import fork_client
 from tidemill.lanes.fork_client import ForkServer
 
@@ -42,12 +42,25 @@ async def test_the_end_of_one_that_nobody_waits_for_is_no_error_of_the_loop() ->
     await asyncio.sleep(0)
     assert server._process is not None
     server._process.kill()
-    with pytest.raises(EngineError):
+    with pytest.raises(OutsideError, match="was killed by SIGKILL"):
         await preloading
     await server.aclose()
     del server, preloading
     gc.collect()
     assert not told
+
+
+@pytest.mark.parametrize("ends", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)"])
+async def test_one_that_ends_says_how(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is somebody else's doing, the system's where memory is out; an end of its own is a fault of ours."""
+    monkeypatch.setattr(fork_client, "_CODE", f"import os, signal; {ends}; {{path}}, {{fd}}")
+    server = ForkServer()
+    kind, how = (OutsideError, "was killed by SIGKILL") if "kill" in ends else (EngineError, "exit code 3")
+    with pytest.raises(kind, match=how):
+        await server.start()
+    with pytest.raises(kind, match=how):
+        server.spawn("lane", [], lambda *_: None, lambda _: None)
+    await server.aclose()
 
 
 async def test_it_is_left_though_the_applications_threads_are_all_busy() -> None:

@@ -186,6 +186,8 @@ class ProcessOutlet(Outlet):
     def _died(self, how: Exit) -> None:
         if how.error:
             self._fail(OutsideError(f"the process of sink {self.name} {how}. {NO_ROOM}"))
+        elif not self._server.alive:
+            self._fail(self._server.lost())
         elif not self._closed.done():
             lost = "; rows not yet flushed are lost" if self.keeping is None else ""
             self._fail(OutsideError(f"the process of sink {self.name} ended: {how}{lost}."))

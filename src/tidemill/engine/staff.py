@@ -88,7 +88,7 @@ class Staff:
         for module, pickled in self._making.imports_one_by_one().items():
             try:
                 await server.preload(pickled)
-            except EngineError as error:
+            except (EngineError, OutsideError) as error:
                 if not module:
                     raise
                 raise self._making.ended_the_server(module) from error

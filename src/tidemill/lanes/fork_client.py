@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from tidemill.errors import EngineError, OutsideError
+from tidemill.errors import EngineError, OutsideError, TidemillError
 from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.forkserver import HELD, Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
 from tidemill.lanes.framing import Payload
@@ -36,6 +36,8 @@ NO_ROOM: Final = (
 """What is said where no process or thread can be had."""
 _GRACE_S: Final = 5.0
 """How long the server has to end its children and itself, once it is told to."""
+_ENDING_S: Final = 1.0
+"""How long it may take to end once its socket is closed, which is a few system calls before."""
 
 _ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 """This process's ends of all sockets. One that it forks must not hold them: the server would not hear of this one's end."""
@@ -164,10 +166,10 @@ class ForkServer:
         asyncio.get_running_loop().remove_reader(self._control)
         self.alive = False
         if not self._loaded.done():
-            self._loaded.set_exception(EngineError("the fork server ended before it was ready; see its message above"))
+            self._loaded.set_exception(self.lost("before it was ready"))
             self._loaded.exception()  # nobody may wait for it: who asks for something is told
         if self._preloaded is not None and not self._preloaded.done():
-            self._preloaded.set_exception(EngineError("the fork server ended while it loaded the plan's modules"))
+            self._preloaded.set_exception(self.lost("while it loaded the plan's modules"))
         for channel in list(self._channels.values()):
             channel.exited(9, reaped=False)
 
@@ -202,7 +204,7 @@ class ForkServer:
         self._next += 1
         try:
             self._ask(_encode(Spawn(self._next, role, nice, patience_s)), [theirs.fileno(), *memories])
-        except EngineError:
+        except TidemillError:
             ours.close()
             raise
         finally:
@@ -217,7 +219,22 @@ class ForkServer:
             socket.send_fds(self._control, [request], memories)
         except OSError as error:
             self.alive = False
-            raise EngineError("the fork server was killed, and with it every process that it had started") from error
+            raise self.lost() from error
+
+    def lost(self, when: str = "") -> TidemillError:
+        """That it has ended, and how: by a signal it is somebody else's doing, and by itself a fault of ours."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its socket closes an instant before it has ended
+            self._process.wait(_ENDING_S)
+        code, at = self._process.returncode, f" {when}" if when else ""
+        if code is not None and code < 0:
+            return OutsideError(
+                f"the process that forks lanes and sinks ({self._process.pid}) was {Exit(-code, None)}{at}, and every process "
+                "that it had started with it; the system does that where no memory is left."
+            )
+        return EngineError(
+            f"the fork server ended{at}{'' if code is None else f': {Exit(None, code)}'}; see its message above"
+        )
 
     def kill(self, child: int) -> None:
         """SIGKILL a child, if it lives."""
@@ -264,6 +281,8 @@ class ForkServer:
 
 async def _reaped(process: subprocess.Popen[bytes]) -> None:
     """It ends by itself, since its socket is closed, or is killed after the grace."""
+    if process.returncode is not None:
+        return  # its number may be another's by now
     try:
         async with asyncio.timeout(_GRACE_S):
             await ended(process.pid)
