@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
+from tests.sinks.line_servers import Post, take, web_server
 from tests.sinks.test_mqtt_sink import Reader
 from tests.sources.test_http import Sender
 from tests.sources.test_mqtt import Publisher
@@ -146,6 +147,36 @@ def test_the_page_about_lines_that_are_sent_runs_and_influxdb_has_the_rows(tmp_p
     assert told.splitlines() == shown
     found = influx.query("SELECT count(value), count(value_mean_50) FROM readings", "plant")
     assert [found[0]["count"], found[0]["count_1"]] == [940, 940]
+
+
+def test_the_reader_of_the_page_about_lines_has_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that are all the same. One post is taken and not answered, the run ends in the middle, the next start sends it all
+    again; and then comes what the first one was still to send."""
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.1)
+    names: dict[str, Any] = {"tm": tm}
+    exec(python_of(ROOT / "docs" / "howto" / "send-lines.md")[1], names)
+    lines: list[bytes] = []
+
+    def answer(post: Post) -> Any:
+        if len(server.posts) > 4:
+            return 401, {}, b"not now"
+        lines.extend(post.lines)
+        return None if len(server.posts) == 2 else take(post)
+
+    def run(url: str) -> None:
+        records = tm.sources.Records([{"sensor": "S", "time": 0, "value": 1.5}] * 500)
+        sink = tm.sinks.HTTP(url, numbered=True, body=5_000)
+        tm.run(tm.Pipeline(records, tm.Plan(), sink, name="twice"), lanes=0, state=tmp_path / "state")
+
+    with web_server(answer) as server, pytest.raises(tm.OutsideError):
+        run(server.url)
+    with web_server() as server:
+        run(server.url)
+    came = [json.loads(line) for line in [*lines, *server.taken, lines[-1]]]
+    made = names["plan"].apply(came)
+    assert [row["_seq"] for row in made] == list(range(500))
+    assert {row["_epoch"] for row in made} == {1, 2}
+    assert len(came) > len(lines) + 400 > 500
 
 
 def test_the_page_about_statistics_names_the_columns_that_there_are() -> None:

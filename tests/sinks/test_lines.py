@@ -9,12 +9,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tidemill import sinks
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Schema
+from tidemill.sinks.line_sink import LineSink
 
 OPEN = Schema(open=True)
 
@@ -107,6 +109,50 @@ def test_the_suffix_says_the_format(tmp_path: Path) -> None:
     write(tmp_path / "out.txt", [{"a": 1.5}], format="csv")
     assert (tmp_path / "out.txt").read_text().split() == ["a", "1.5"]
     assert sinks.Lines(tmp_path / "OUT.CSV.GZ").format == "csv"
+
+
+def test_rows_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Two integers more, also in line protocol that writes all others as floats; of the rows that ``where`` leaves. A run without
+    state has no numbers."""
+    batch = Batch.from_rows([{"sensor": "S", "n": n, "text": "x"} for n in range(3)])
+    batch.sequence, batch.epoch = np.arange(70, 73), 2
+    shown = {
+        "ndjson": b'{"n":1,"_epoch":2,"_seq":71}\n{"n":2,"_epoch":2,"_seq":72}\n',
+        "influx": b"m n=1.0,_epoch=2i,_seq=71i\nm n=2.0,_epoch=2i,_seq=72i\n",
+    }
+    for format_, lines in shown.items():
+        influx = {} if format_ == "ndjson" else {"measurement": "m", "integers": False}
+        sink = sinks.Lines(
+            tmp_path / "out", format=format_, numbered=True, columns=["n"], where="n > 0", if_exists="replace", **influx
+        )  # type: ignore[arg-type]
+        for given in (batch, Batch.from_rows([{"sensor": "S", "n": 5}])):
+            sink.open(OPEN)
+            sink.write(sink.chosen(given))
+            sink.close()
+            if given is batch:
+                assert (tmp_path / "out").read_bytes().replace(b",sensor=S", b"") == lines
+        assert b"_seq" not in (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["_seq", "_epoch"])
+def test_a_column_of_the_name_of_a_number_is_refused(tmp_path: Path, name: str) -> None:
+    """At the start where it is known by then, else when it comes, by every sink of lines; and so are numbers in a CSV."""
+    batch = Batch.from_rows([{"sensor": "S", "n": 1, name: 1}])
+    batch.sequence = np.arange(1)
+    made: list[LineSink] = [
+        sinks.HTTP("http://127.0.0.1:1", numbered=True),
+        sinks.TCP("tcp://127.0.0.1:1", numbered=True),
+        sinks.UDP("udp://127.0.0.1:1", numbered=True, format="influx", measurement="m"),
+        sinks.Lines(tmp_path / "out.ndjson", numbered=True),
+    ]
+    for sink in made:
+        with pytest.raises(PlanError, match=f"there is a column '{name}' already"):
+            sink.bind(batch.schema)
+        with pytest.raises(PlanError, match=f"there is a column '{name}' already"):
+            sink._encoded(sink.chosen(batch))
+    sinks.Lines(tmp_path / "out.ndjson", numbered=True, columns=["n"]).bind(batch.schema)
+    with pytest.raises(PlanError, match="numbered= of Lines"):
+        sinks.Lines(tmp_path / "out.csv", numbered=True)
 
 
 def test_a_device_is_no_file_to_keep() -> None:

@@ -6,7 +6,8 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,24 @@ def test_rows_are_lines_in_order(lanes: int) -> None:
         ]
     assert report.sinks == {"tcp": 990}
     assert report.delivery["tcp"].startswith("best effort")
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_the_numbers_of_rows_go_on_over_starts(tmp_path: Path, lanes: int) -> None:
+    """They count all rows that the pipeline has made, also those that this sink is not given."""
+
+    async def readings(start: int) -> AsyncIterator[dict[str, Any]]:
+        for row in rows_from(start, start + 10):
+            yield row
+
+    with tcp_server(read_all) as server:
+        for start in (0, 10):
+            records = tm.sources.Records(readings(start), live=True)
+            sink = sinks.TCP(server.url, numbered=True, where="n % 2 == 1", columns=["n"])
+            tm.run(tm.Pipeline(records, tm.Plan(), sink, name="plant"), lanes=lanes, state=tmp_path / "state")
+            assert server.ended.acquire(timeout=30)
+        rows = [json.loads(line) for line in server.lines]
+    assert rows == [{"n": n, "_epoch": 1 + n // 10, "_seq": n} for n in range(1, 20, 2)]
 
 
 def test_what_has_no_place_in_a_line_is_counted() -> None:

@@ -54,6 +54,9 @@ class HTTP(SentLines):
                  repeats what it was sent
     ``format``   ``"ndjson"`` (default) or ``"influx"``; ``measurement``, ``tags``, ``time``, ``precision`` and ``integers`` are
                  those of line protocol, as `Lines` has them
+    ``numbered`` add ``_seq``, the row's number since the pipeline's first start, which is the same when it comes again, and
+                 ``_epoch``, that of the start. Needs a run that keeps state; without it they are left out. A reader that
+                 keeps the last ``_seq`` it has worked on leaves out rows up to it, and has each once
     ``body``     bytes of lines in a post, at most, but for a line that is longer
     ``gzip``     pack what is posted
     ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
@@ -101,6 +104,7 @@ class HTTP(SentLines):
         time: str | None = None,
         precision: str | None = None,
         integers: bool = True,
+        numbered: bool = False,
         body: int = _BODY,
         gzip: bool = False,
         ca: str | os.PathLike[str] | None = None,
@@ -115,6 +119,7 @@ class HTTP(SentLines):
         super().__init__(
             format,
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
+            numbered=numbered,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
         if not isinstance(body, int) or body < 1:

@@ -9,6 +9,7 @@ from tidemill.batch import Batch
 from tidemill.errors import PlanError
 from tidemill.schema import Schema
 from tidemill.sinks.base import IfExists, ProcessSink, Where
+from tidemill.sinks.numbers import refuse_numbers, with_numbers
 
 if TYPE_CHECKING:
     from tidemill.formats.influx_encode import InfluxEncoder
@@ -31,6 +32,7 @@ class LineSink(ProcessSink):
         time: str | None,
         precision: str | None,
         integers: bool,
+        numbered: bool,
         where: Where | str | None,
         columns: Sequence[str] | None,
         if_exists: IfExists,
@@ -38,6 +40,7 @@ class LineSink(ProcessSink):
     ) -> None:
         super().__init__(where=where, columns=columns, if_exists=if_exists, name=name)
         self.format = format
+        self.numbered = numbered
         self._wanted = columns
         self._influx: InfluxEncoder | None = None
         if format == "influx":
@@ -61,6 +64,8 @@ class LineSink(ProcessSink):
         return tuple(dict.fromkeys((*(self._wanted or ()), *self._influx.asks_for)))
 
     def bind(self, schema: Schema) -> None:
+        if self.numbered:
+            refuse_numbers(schema.names if self.columns is None else self.columns, self.name)
         if self._influx is None:
             super().bind(schema)
             return
@@ -74,6 +79,8 @@ class LineSink(ProcessSink):
 
     def _encoded(self, batch: Batch) -> bytes:
         """The rows as whole lines, in order; of line protocol some may be left out."""
+        if self.numbered:
+            batch = with_numbers(batch, self.name)
         if self._influx is not None:
             return self._influx.encode(batch)
         from tidemill.formats.json_lines import encode_json_lines

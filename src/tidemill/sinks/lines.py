@@ -62,6 +62,10 @@ class Lines(LineSink):
     ``integers``     of line protocol: False writes every number as a float, also ``5`` that came as an integer, unless its
                      column is declared ``int``: InfluxDB refuses a field that is one here and the other there
 
+    ``numbered``     of NDJSON and line protocol: True adds ``_seq``, the row's number since the pipeline's first start, which is
+                     the same when it comes again, and ``_epoch``, that of the start; two integer fields, also of a row that
+                     has no other. Needs a run that keeps state; without it they are left out
+
     ``spreadsheet``  of CSV: True puts an apostrophe before each text that a spreadsheet would work out as a formula instead of
                      showing it, ``=HYPERLINK(...)``: whoever names a sensor may do harm on the desk where the file is opened
 
@@ -83,7 +87,8 @@ class Lines(LineSink):
     the file and the position of the last row in the state folder, at once. A start cuts the file to that length and goes
     on from there, so rows and position agree after any crash and power cut. Rows are visible at the commit; a reader who
     follows the file may see some lines sooner, and after a crash the same lines again at the same place. A ``.gz`` has
-    one member a commit, and unpacks whole at any time between two. Standard output cannot be cut: at-least-once.
+    one member a commit, and unpacks whole at any time between two. Standard output cannot be cut: at-least-once,
+    and a reader that keeps the last ``_seq`` of ``numbered=True`` leaves out what comes again.
 
     Raises `InputError` when the file exists and ``if_exists`` is ``"fail"``, or when rows are to be appended under a CSV
     header that lacks one of their columns, or when the file is not the one that the state knows; `OutsideError` when the
@@ -114,6 +119,7 @@ class Lines(LineSink):
         time: str | None = None,
         precision: str | None = None,
         integers: bool = True,
+        numbered: bool = False,
         spreadsheet: bool = False,
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
@@ -125,6 +131,7 @@ class Lines(LineSink):
         super().__init__(
             format or _format_of(path),
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
+            numbered=numbered,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
         self.path = None if str(path) == "-" else files.absolute(path)
@@ -132,6 +139,8 @@ class Lines(LineSink):
         if self.path is None or (self.path.exists() and _is_device(self.path)):
             self.keeps_position = False
             self.delivery_with_state = self.delivery
+        if numbered and self.format == "csv":
+            raise PlanError("numbered= of Lines is for NDJSON and line protocol.")
         if spreadsheet and self.format != "csv":
             raise PlanError("spreadsheet= of Lines is for CSV alone.")
         self.spreadsheet = spreadsheet

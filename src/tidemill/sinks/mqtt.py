@@ -19,6 +19,7 @@ from tidemill.formats.json_lines import encode_json_lines
 from tidemill.formats.topics import TopicTemplate
 from tidemill.schema import Schema
 from tidemill.sinks.base import IfExists, ProcessSink, SinkStatistics, Where
+from tidemill.sinks.numbers import refuse_numbers, with_numbers
 from tidemill.tls import client_context, passphrase
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = ["MQTT"]
 
 _TOPICS: Final = 100_000
 """Topics that are remembered."""
-_NUMBERS: Final = ("_epoch", "_seq")
 _TOO_LARGE: Final = "(message too large)"
 _REFUSED: Final = "(refused by the broker)"
 
@@ -147,7 +147,7 @@ class MQTT(ProcessSink):
     def bind(self, schema: Schema) -> None:
         super().bind(schema)
         if self.numbered:
-            self._refuse_numbers(schema.names if self._shown is None else self._shown)
+            refuse_numbers(schema.names if self._shown is None else self._shown, self.name)
 
     def open(self, schema: Schema) -> None:
         _require_library()
@@ -250,22 +250,11 @@ class MQTT(ProcessSink):
         shown = batch
         if self._shown is not None:
             shown = batch.select({name: name for name in self._shown})
+        if self.numbered:
+            shown = with_numbers(shown, self.name)
         if not shown.columns:
-            made = [b"{}"] * len(batch)
-        else:
-            made = encode_json_lines(shown).split(b"\n")[: len(batch)]
-        if not self.numbered or batch.sequence is None:
-            return made
-        self._refuse_numbers(shown.names)
-        return [_numbered(row, batch.epoch, number) for row, number in zip(made, batch.sequence.tolist(), strict=True)]
-
-    def _refuse_numbers(self, names: Sequence[str]) -> None:
-        taken = [name for name in names if name in _NUMBERS]
-        if taken:
-            raise PlanError(
-                f"sink {self.name}: numbered=True adds {' and '.join(_NUMBERS)}, and there is a column {taken[0]!r} already; "
-                "rename it, or choose others with columns=[...]."
-            )
+            return [b"{}"] * len(batch)
+        return encode_json_lines(shown).split(b"\n")[: len(batch)]
 
     def _leave_out(self, name: str, count: int = 1) -> None:
         self._left_out = {**self._left_out, name: self._left_out.get(name, 0) + count}
@@ -295,11 +284,6 @@ def _bare(row: Mapping[str, Any], name: str) -> bytes | None:
     if isinstance(value, str):
         return value.encode("utf-8", "replace")
     return msgspec.json.encode(value, enc_hook=str)
-
-
-def _numbered(row: bytes, epoch: int | None, number: int) -> bytes:
-    comma = b"," if len(row) > len(b"{}") else b""
-    return b'%b%b"%b":%d,"%b":%d}' % (row[:-1], comma, _NUMBERS[0].encode(), epoch or 0, _NUMBERS[1].encode(), number)
 
 
 def _require_library() -> None:

@@ -22,6 +22,9 @@ class TCP(SentLines):
     ``url``      ``"tcp://host:8094"``, ``"tls://host:8094"`` for TLS
     ``format``   ``"ndjson"`` (default) or ``"influx"``; ``measurement``, ``tags``, ``time``, ``precision`` and ``integers`` are
                  those of line protocol, as `Lines` has them
+    ``numbered`` add ``_seq``, the row's number since the pipeline's first start, which is the same when it comes again, and
+                 ``_epoch``, that of the start. Needs a run that keeps state; without it they are left out. A reader that
+                 keeps the last ``_seq`` it has worked on leaves out rows up to it, and has each once
     ``ack``      True: the server is a `tidemill.sources.TCP` with ``ack=True`` and state, and tells how many lines are safe
     ``ca``, ``cert``, ``cert_key``  PEM files: whom to trust (default: as the system does), and what to show of oneself
     ``cert_password``   the passphrase of a private key that has one; better ``"${env:NAME}"`` or ``"${file:PATH}"``
@@ -61,6 +64,7 @@ class TCP(SentLines):
         time: str | None = None,
         precision: str | None = None,
         integers: bool = True,
+        numbered: bool = False,
         ack: bool = False,
         ca: str | os.PathLike[str] | None = None,
         cert: str | os.PathLike[str] | None = None,
@@ -74,6 +78,7 @@ class TCP(SentLines):
         super().__init__(
             format,
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
+            numbered=numbered,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
         self._server = server_of(url, "TCP", "tcp", "tls")

@@ -23,6 +23,9 @@ class UDP(SentLines):
     ``url``      ``"udp://host:8094"``
     ``format``   ``"ndjson"`` (default) or ``"influx"``; ``measurement``, ``tags``, ``time``, ``precision`` and ``integers`` are
                  those of line protocol, as `Lines` has them
+    ``numbered`` add ``_seq``, the row's number since the pipeline's first start, which is the same when it comes again, and
+                 ``_epoch``, that of the start. Needs a run that keeps state; without it they are left out. A reader
+                 that remembers these leaves out rows that it has had
     ``datagram`` bytes that a datagram of several lines may have: 1,400 (default) go through nearly every network in one
                  piece, on one machine it may be 65,507
 
@@ -55,6 +58,7 @@ class UDP(SentLines):
         time: str | None = None,
         precision: str | None = None,
         integers: bool = True,
+        numbered: bool = False,
         datagram: int = _FITTING,
         where: Where | str | None = None,
         columns: Sequence[str] | None = None,
@@ -64,6 +68,7 @@ class UDP(SentLines):
         super().__init__(
             format,
             measurement=measurement, tags=tags, time=time, precision=precision, integers=integers,
+            numbered=numbered,
             where=where, columns=columns, if_exists=if_exists, name=name,
         )  # fmt: skip
         if not isinstance(datagram, int) or not 1 <= datagram <= LARGEST:
