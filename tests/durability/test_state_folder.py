@@ -177,6 +177,20 @@ def test_fresh_moves_the_state_aside_and_says_where(tmp_path: Path, caplog: pyte
     assert (tmp_path / "state.old-1" / "pipeline.json").read_text() == first
 
 
+def test_a_fresh_start_that_is_refused_moves_nothing(tmp_path: Path) -> None:
+    """For an output that is there, or a place that cannot be: all is as it was, and the run goes on without ``fresh``."""
+    run(tmp_path)
+    anew = tm.State(tmp_path / "state", fresh=True)
+    with pytest.raises(OutputExists, match="if_exists"):
+        run(tmp_path, state=anew)
+    (tmp_path / "out.db").rename(tmp_path / "aside.db")
+    with pytest.raises(InputError, match="nowhere"):
+        tm.run(pipeline(tmp_path), lanes=0, state=anew, dead_letters=tmp_path / "nowhere" / "letters.ndjson")
+    (tmp_path / "aside.db").rename(tmp_path / "out.db")
+    assert not (tmp_path / "state.old-1").exists()
+    assert run(tmp_path).resumed_at
+
+
 def test_a_start_that_was_refused_leaves_the_folder_free(tmp_path: Path) -> None:
     """The lock goes with the error."""
     StateFolder(tmp_path / "state", "other").close()

@@ -195,11 +195,19 @@ class Run:
         if state is None:
             yield None
             return
-        folder = StateFolder(state.place_of(self.pipeline.name), self.pipeline.name, fresh=state.fresh)
+        folder = StateFolder(
+            state.place_of(self.pipeline.name), self.pipeline.name, fresh=state.fresh, may_begin=self._require_beginning
+        )
         try:
             yield Keeper(folder, self._clock, state)
         finally:
             folder.close()
+
+    def _require_beginning(self) -> None:
+        """Refuse what a first start would be refused for, such as an output that is there: an earlier state stays as it is then."""
+        self.pipeline.check(waits=not self.pipeline.finite)
+        if self._dead_letters_path is not None:
+            DeadLetterFile(self._dead_letters_path).check()
 
     async def _tried(self, checked: Checked, keeper: Keeper | None, letters: DeadLetterFile) -> Attempt:
         """The run's tasks; the attempt that went well."""

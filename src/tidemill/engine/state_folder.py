@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -71,15 +71,17 @@ class StateFolder:
 
     Raises `InputError` for one that others may write to, that is another pipeline's or of a newer tidemill;
     `OutsideError` for one that is in use, on a network file system (whose locks and fsyncs do not hold), or full.
-    ``fresh`` begins anew: what was there is moved aside, never deleted.
+    ``fresh`` begins anew: what was there is moved aside, never deleted, once ``may_begin`` has raised nothing that is against it.
     """
 
-    def __init__(self, place: str | Path, pipeline: str, *, fresh: bool = False) -> None:
+    def __init__(
+        self, place: str | Path, pipeline: str, *, fresh: bool = False, may_begin: Callable[[], object] = lambda: None
+    ) -> None:
         self.place = files.absolute(place)
         self._refuse_what_cannot_serve()
         with self._disk():
             if fresh and self.place.exists():
-                self._move_aside()
+                self._move_aside(may_begin)
             files.make_folder(self.place)
             if not files.is_private(self.place):
                 raise InputError(
@@ -137,7 +139,7 @@ class StateFolder:
                 "relied on; choose a folder on a disk of this machine."
             )
 
-    def _move_aside(self) -> None:
+    def _move_aside(self, may_begin: Callable[[], object]) -> None:
         number = 1
         while (aside := self.place.with_name(f"{self.place.name}.old-{number}")).exists():
             number += 1
@@ -146,6 +148,7 @@ class StateFolder:
             raise OutsideError(f"The state folder {self.place} is in use by another run; stop that one first.")
         try:
             self._refuse_other_things()
+            may_begin()
             files.publish(self.place, aside)
         finally:
             lock.release()
