@@ -291,6 +291,16 @@ def two(tmp_path):
     return store
 
 
+def test_the_only_one_that_is_damaged_is_not_said_to_have_one_before_it(tmp_path, caplog):
+    """The refusal says all there is to say."""
+    store = CheckpointStore(tmp_path)
+    write(store, 1)
+    path_of(tmp_path, 1).write_bytes(path_of(tmp_path, 1).read_bytes()[:-1])
+    with pytest.raises(OutsideError, match=rf"no checkpoint in {tmp_path} is whole .*--fresh"):
+        store.newest()
+    assert not caplog.records
+
+
 def test_every_truncation_goes_back_one_and_says_so(two, caplog):
     """Whatever is cut off the newest, the one before is used, and the warning names file and reason."""
     path = path_of(two.folder, 2)

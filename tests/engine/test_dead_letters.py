@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_whole_letters(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, limit[1]))  # Python ignores SIGXFSZ
     try:
-        with pytest.raises(TidemillError, match="cannot be written"):
+        with pytest.raises(TidemillError, match=r"cannot be written: .*\(see ulimit -f"):
             write(path, [DeadLetter(RAISED, "why", 2)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 
@@ -109,6 +110,24 @@ def test_a_killed_fork_server_ends_the_run_with_a_sentence(tmp_path, kept):
 
     with pytest.raises(tm.OutsideError, match=r"forks lanes and sinks \(\d+\) was killed by SIGKILL"):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_limit_on_the_size_of_files_that_the_memory_exceeds_ends_the_run_with_a_sentence(tmp_path, live):
+    """It counts shared memory too. A live run waits for nothing then."""
+
+    async def none():
+        return
+        yield {}
+
+    source = tm.sources.Records(none(), live=True) if live else tm.sources.Records(rows_of("S"))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(tm.OutsideError, match=r"shared memory of [\d,]+ KB is larger .*\(ulimit -f,"):
+            tm.run(tm.Pipeline(source, tm.Lag("value"), ListSink()), lanes=1, state=tmp_path / "state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_a_late_column_of_two_kinds_costs_the_rows_of_the_second(tmp_path):

@@ -191,7 +191,8 @@ def newest(folder: Path) -> Checkpoint | None:
     that a newer tidemill wrote: what it knows must not be forgotten without a word.
     """
     damaged = []
-    for path in reversed(_paths(folder)):
+    paths = _paths(folder)
+    for path in reversed(paths):
         try:
             with _opened(path) as file:
                 number, _, facts, sections = _read(file, path)
@@ -203,7 +204,8 @@ def newest(folder: Path) -> Checkpoint | None:
             ) from error
         except (OSError, Damaged) as error:
             damaged.append(f"{path.name}: {_told(error)}")
-            _log.warning("the checkpoint %s cannot be used, going back to the one before: %s", path, _told(error))
+            if path != paths[0]:
+                _log.warning("the checkpoint %s cannot be used, going back to the one before: %s", path, _told(error))
             continue
         return Checkpoint(number, facts, sections, path)
     if damaged:
@@ -278,7 +280,7 @@ def _number(path: Path) -> int:
 
 
 def _told(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return files.why(error) if isinstance(error, OSError) else str(error)
 
 
 @contextlib.contextmanager

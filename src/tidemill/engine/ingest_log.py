@@ -384,7 +384,7 @@ class IngestLog:
                 f"on disk; make room and start again, and it goes on from there."
             )
         return OutsideError(
-            f"the ingest log in {self.folder} {what}: {error.strerror or error}. What is not known to be on disk was not "
+            f"the ingest log in {self.folder} {what}: {files.why(error)}. What is not known to be on disk was not "
             f"acknowledged; look after the disk and start again, and it goes on from there."
         )
 

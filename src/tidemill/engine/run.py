@@ -271,7 +271,10 @@ class Run:
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
-                if keeper is None or _is_cancelled() or not self._passes(first):
+                never = (
+                    attempt is None and not again
+                )  # the memory for the very first cannot be had: waiting changes nothing
+                if never or keeper is None or _is_cancelled() or not self._passes(first):
                     raise first from None
                 self._look_for_progress()
                 if not self._troubles.open:

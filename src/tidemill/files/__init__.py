@@ -23,7 +23,7 @@ from tidemill.files.resting import RestingFile, may_be_open
 from tidemill.files.status import identity, is_readable_by_all, stamp
 from tidemill.files.tables import read_table
 from tidemill.files.whole import leftovers, why_not_whole, write_atomic, write_whole
-from tidemill.files.writing import append, open_write, publish, remove, sync, truncate
+from tidemill.files.writing import append, open_write, publish, remove, sync, truncate, why
 
 __all__ = [
     "STANDARD_INPUT",
@@ -62,6 +62,7 @@ __all__ = [
     "sync",
     "sync_folder",
     "truncate",
+    "why",
     "why_not_whole",
     "write_atomic",
     "write_whole",

@@ -11,6 +11,7 @@ from typing import TextIO
 from tidemill.errors import OutsideError
 from tidemill.files.folders import names_in, sync_folder
 from tidemill.files.names import absolute
+from tidemill.files.writing import why
 
 __all__ = ["leftovers", "why_not_whole", "write_atomic", "write_whole"]
 
@@ -25,7 +26,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         _replace(target, data, 0o600)
     except OSError as error:
-        raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise OutsideError(f"{target} cannot be written: {why(error)}.") from error
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -45,7 +46,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
             with open(target, "wb") as file:  # noqa: PTH123 - one door, one way
                 file.write(data)
     except OSError as error:
-        raise OutsideError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise OutsideError(f"{target} cannot be written: {why(error)}.") from error
 
 
 def why_not_whole(path: str | os.PathLike[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from typing import BinaryIO
@@ -12,7 +13,7 @@ from tidemill.files.folders import sync_folder
 from tidemill.files.names import absolute
 from tidemill.files.placed import PlacedFile
 
-__all__ = ["append", "open_write", "publish", "remove", "sync", "truncate"]
+__all__ = ["append", "open_write", "publish", "remove", "sync", "truncate", "why"]
 
 
 def open_write(path: str | os.PathLike[str], *, append: bool = False) -> io.FileIO:
@@ -46,7 +47,13 @@ def append(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> 
         if length is not None:
             with contextlib.suppress(OSError):
                 os.truncate(tried, length)
-        raise OutsideError(f"{tried} cannot be written: {error.strerror or error}.") from error
+        raise OutsideError(f"{tried} cannot be written: {why(error)}.") from error
+
+
+def why(error: OSError) -> str:
+    """Why the system did not write, in its own words; and how to let it, where a limit on the size of a file was met."""
+    told = error.strerror or str(error)
+    return f"{told} (see ulimit -f, or LimitFSIZE= of a service)" if error.errno == errno.EFBIG else told
 
 
 def publish(hidden: str | os.PathLike[str], place: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ processes need what POSIX has: fork, groups of processes, sockets that carry des
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from tidemill import files
+from tidemill.errors import OutsideError
 
 __all__ = [
     "ProcessorQueue",
@@ -75,7 +77,16 @@ def sealed_memory(name: str, size: int) -> int:
     import fcntl
 
     fd = os.memfd_create(f"tidemill-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EFBIG:
+            raise
+        raise OutsideError(
+            f"shared memory of {size >> 10:,} KB is larger than this process may make a file (ulimit -f, or LimitFSIZE= of a "
+            "service, which counts memory that processes share too); raise that limit."
+        ) from error
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 

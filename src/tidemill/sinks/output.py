@@ -94,7 +94,7 @@ class Output:
             return OutsideError(f"The program that read {self.place} has gone away; the rows it did not read are lost.")
         if error.errno == errno.ENOSPC:
             return OutsideError(f"The disk is full: rows could not be written to {self.place}.")
-        return OutsideError(f"Rows could not be written to {self.place}: {error.strerror or error}.")
+        return OutsideError(f"Rows could not be written to {self.place}: {files.why(error)}.")
 
 
 class KeptOutput(Output):

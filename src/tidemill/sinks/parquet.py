@@ -430,7 +430,7 @@ class Parquet(ProcessSink):
                 if self._stages
                 else "The rows of the file that was not complete are lost"
             )
-            raise OutsideError(f"Writing Parquet to {self.path} failed: {error.strerror or error}. {lost}.") from error
+            raise OutsideError(f"Writing Parquet to {self.path} failed: {files.why(error)}. {lost}.") from error
         except BaseException:
             self._failed = True
             raise
