@@ -271,9 +271,8 @@ class Run:
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
-                never = (
-                    attempt is None and not again
-                )  # the memory for the very first cannot be had: waiting changes nothing
+                # Where the memory for the very first cannot be had, waiting changes nothing.
+                never = attempt is None and not again
                 if never or keeper is None or _is_cancelled() or not self._passes(first):
                     raise first from None
                 self._look_for_progress()
