@@ -33,6 +33,12 @@ WIDE = [
     for n in np.random.default_rng(3).permutation(300).tolist()
 ]
 
+MIXED = [
+    {"sensor": f"S{n % 3}", "time": n, "value": float(n % 7), **({} if n < 10 or n % 4 == 1 else {"any": any_})}
+    for n, any_ in enumerate([[1], 5, "t", 2.5, None, {"a": 1}, True, 6, 7, [2]] * 8)
+]
+"""One field holds values of any type, and is not in the first records."""
+
 
 def halved(batch: tm.Batch) -> dict[str, Any]:
     return {"half": batch["value"] / 2, "above": batch["value"] > 50}
@@ -187,7 +193,9 @@ SAMPLES = [
     Sample(tm.Map(halved), oracle=lambda frame: {"half": frame["value"] / 2, "above": frame["value"] > 50}),
     Sample(tm.Map(Thirds, adds={"third": float})),
     Sample(tm.MapFrame(squared), oracle=squared),
+    Sample(tm.MapFrame(squared), batch=MIXED),
     Sample(tm.MapRows(labelled)),
+    Sample(tm.MapRows(labelled), batch=MIXED),
     Sample(tm.MapRows(picky, on_error="nan")),
     Sample(tm.MapWindows(peak_to_peak, columns="value", window=7, into="peak")),
     Sample(tm.Model(MODELS / "classes.onnx", ["a", "b", "c", "d"], {"label": ["label"]})),

@@ -16,6 +16,7 @@ import numpy as np
 from tidemill.column import INTEGER_TAG, VALUE_TAG, Column, object_array
 from tidemill.engine.assembly import Share
 from tidemill.formats.packed import Unpacker
+from tidemill.kinds import Kinds
 from tidemill.lanes.worker import pack_frame
 from tidemill.letters import WRONG_TYPE
 from tidemill.schema import Kind
@@ -63,9 +64,9 @@ def _without(share: Share, odd: list[str], fixed: dict[str, Kind], unpacker: Unp
         if known is Kind.OBJECT:
             columns[name] = Column(Kind.OBJECT, object_array(column.to_list()), tags=column.tags)
             continue
-        for row in _with_value(column).tolist():
+        columns[name], rows = _as_kind(name, column, known)
+        for row in rows:
             wrong.setdefault(row, f"a function made {name!r} {column.kind.value}; it has been {known.value} so far")
-        columns[name] = Column.missing(known, len(column))
     keep = np.array([row for row in range(len(frame)) if row not in wrong], np.intp)
     survivors = share.survivors
     dead = [(int(survivors[row]), last_stage, WRONG_TYPE, reason) for row, reason in wrong.items()]
@@ -76,6 +77,14 @@ def _without(share: Share, odd: list[str], fixed: dict[str, Kind], unpacker: Unp
         share.result, framed=packed, kept_at=kept_at, kept=len(kept), dead=[*share.result.dead, *dead]
     )
     return Share(share.rows, result, payload)
+
+
+def _as_kind(name: str, column: Column, kind: Kind) -> tuple[Column, list[int]]:
+    """The column as one of this kind, and the rows whose values are of another: not all of those in a column of objects are."""
+    if column.kind is Kind.OBJECT:
+        made, rejects = Kinds({name: kind}).column(name, column.to_list())
+        return made, [reject.row for reject in rejects]
+    return Column.missing(kind, len(column)), _with_value(column).tolist()
 
 
 def _with_value(column: Column) -> Any:

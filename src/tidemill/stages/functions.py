@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
 from tidemill.errors import BadResult, PlanError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
@@ -162,6 +163,8 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
         return _column(stage, name, array, declared)
     if _unchanged(own, array):
         return own
+    if own.kind is Kind.OBJECT and own.has_values and declared is None and array.dtype.kind in "Obifu":
+        return _of_any_type(name, array, own)
     if own.kind is Kind.INT and _are_integers(array):
         declared = Kind.INT
     return _as_held(own, _column(stage, name, array, declared))
@@ -172,6 +175,35 @@ def _are_integers(array: NDArray[Any]) -> bool:
     if array.dtype == object:
         return {type(item) for item in array.tolist() if not _is_missing(item)} <= {int, np.int64}
     return array.dtype.kind in "iu"
+
+
+def _of_any_type(name: str, array: NDArray[Any], own: Column) -> Column:
+    """The column of a field that holds values of any type: those that were left alone are what they were.
+
+    It stays a column of objects if the first value was left alone, whatever else this batch happens to hold.
+    """
+    held = own.to_list()
+    made = [item.item() if isinstance(item, np.number | np.bool_ | np.str_) else item for item in array.tolist()]
+    alone = [_is_held(item, was) for item, was in zip(made, held, strict=True)]
+    items = [
+        was if same else None if _is_missing(item) else float(item) if type(item) is int else item
+        for item, was, same in zip(made, held, alone, strict=True)
+    ]
+    first = next((row for row, item in enumerate(items) if item is not None and item is not ABSENT), None)
+    if array.dtype != object or first is None or not alone[first]:
+        column, rejects = Kinds().column(name, items)
+        if not rejects:
+            return column
+    return Kinds({name: Kind.OBJECT}).column(name, items)[0]
+
+
+def _is_held(item: Any, was: Any) -> bool:
+    """Whether an item of an array is what the record holds: a number may have become a float, and nothing a NaN."""
+    if was is None or was is ABSENT:
+        return _is_missing(item) or (type(item) is float and math.isnan(item))
+    if type(item) in (int, float) and type(was) in (int, float):
+        return bool(item == was) and (item != 0 or math.copysign(1, item) == math.copysign(1, was))
+    return item is was or (type(item) is str and type(was) is str and item == was)
 
 
 def _as_held(own: Column, column: Column) -> Column:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.column import Column
+from tidemill.column import ABSENT, Column
 from tidemill.errors import BadResult
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE, Reject
@@ -32,9 +32,10 @@ class MapRows(FunctionStage):
     ``adds``  kinds of fields it adds, such as ``{"feature": float}``; learned from the first value when not given
 
     Fields that it leaves alone stay the columns they were; NumPy scalars are read as the Python values they equal. A
-    field keeps its kind for the whole run: a single record that breaks it is rejected (``wrong_type``) alone. Another
-    number of rows raises `BadResult`. Beside the function's own time, making the dicts and reading them costs 0.7 us a record of
-    six fields, and 1.2 when all of them are returned.
+    field keeps its kind for the whole run: a single record that breaks it is rejected (``wrong_type``) alone. One that
+    came with values of any type goes on so, unless its first value is another than the record's. Another number of rows
+    raises `BadResult`. Beside the function's own time, making the dicts and reading them costs 0.7 us a record of six
+    fields, and 1.2 when all of them are returned.
 
     >>> from tidemill.batch import Batch
     >>> def double(rows):
@@ -107,9 +108,11 @@ class MapRows(FunctionStage):
         self, name: str, items: Sequence[Any], own: Column | None, given: Sequence[Any] | None
     ) -> tuple[Column, list[Reject]]:
         """The returned values of one field: the column it came from, when they are the very objects handed out."""
-        known = self._kinds.get(name)
         if own is None or given is None:
             return self._kinds.column(name, items)
+        if own.kind is Kind.OBJECT and _begins_as_held(items, given):
+            self._kinds.learn(name, Kind.OBJECT)  # values of any type may follow, whichever are in this batch
+        known = self._kinds.get(name)
         if own.kind is Kind.FLOAT and own.tags is None:
             column, rejects = self._kinds.column(name, items)
             return (own, []) if _same_floats(own, column) else (column, rejects)
@@ -134,6 +137,14 @@ class MapRows(FunctionStage):
             raise BadResult(told[0].reason_code, told[0].reason)
         kept = np.setdiff1d(np.arange(len(made)), list(rejects))
         return Step(made.take(kept), kept, told)
+
+
+def _begins_as_held(items: Sequence[Any], given: Sequence[Any]) -> bool:
+    """Whether the first returned value of a field is the one that the record holds."""
+    for item, was in zip(items, given, strict=True):
+        if item is not None and item is not ABSENT:
+            return item is was or (type(item) is type(was) and isinstance(item, str | int | float) and item == was)
+    return False
 
 
 def _places(batch: Batch, names: tuple[str, ...], orders: Orders | None) -> tuple[tuple[str, ...], Orders | None]:
