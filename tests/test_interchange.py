@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -168,3 +169,9 @@ def test_what_is_no_table_is_refused() -> None:
     batch = Batch.from_rows([{"a": 1}])
     assert from_table(batch) is batch
     assert like(batch, batch) is batch
+
+
+def test_values_of_any_type_are_texts_without_quotes() -> None:
+    """Of a column of objects Arrow has texts: JSON where they are nested, and else the text itself."""
+    batch = Batch.from_rows([{"any": [1]}, {"any": UUID(int=5)}, {"any": "a"}])
+    assert to_arrow(batch)["any"].to_pylist() == ["[1]", "00000000-0000-0000-0000-000000000005", "a"]

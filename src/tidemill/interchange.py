@@ -173,7 +173,8 @@ def _json_text(item: Any) -> str | None:
     if isinstance(item, str):
         return item
     try:
-        return json.dumps(item, default=str)
+        made = json.dumps(item, default=str)
+        return json.loads(made) if made.startswith('"') else made
     except (TypeError, ValueError, RecursionError):
         return str(item)
 

@@ -16,8 +16,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import cloudpickle
 import numpy as np
@@ -206,6 +209,24 @@ def test_records_come_back_in_order_with_their_values(kit: Kit, tmp_path: Path) 
     assert kit.rows(tmp_path) == kit.expected(rows)
     assert sink.statistics().rows == 10
     assert sink.statistics().bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime(2026, 1, 1, tzinfo=UTC), "2026-01-01T00:00:00Z"),
+        (date(2026, 1, 1), "2026-01-01"),
+        (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+        (Decimal("1.10"), "1.10"),
+        (b"ab\xff", "YWL/"),
+        ('"', '"'),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_that_json_has_as_a_text_is_that_text(kit: Kit, tmp_path: Path, value: object, text: str) -> None:
+    """Without quotes around it, beside nested values, as whoever reads the file or table expects it."""
+    written(kit, tmp_path, Batch.from_rows([{"any": [1]}, {"any": value}]))
+    assert kit.rows(tmp_path) == kit.expected([{"any": [1]}, {"any": text}])
 
 
 def test_one_record(kit: Kit, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ _FORMULA: Final = re.compile(r"\s*[=+\-@\t\r]")
 
 
 def encode_csv(batch: Batch, *, header: bool = False, plain: bool = False) -> bytes:
-    """The records as CSV lines in order; null, NaN and absent are empty cells, nested values are JSON.
+    """The records as CSV lines in order; null, NaN and absent are empty cells, nested values are JSON, and
+    what JSON has as a text (a time, a UUID, a Decimal, bytes as base64) is that text.
 
     ``plain``: a text that a spreadsheet would take for a formula gets an apostrophe before it.
 
@@ -96,5 +97,5 @@ def _object_cell(column: Column, text: Callable[[str], bytes]) -> bytes:
         return b""
     if isinstance(item, str):
         return text(item)
-    line = encode_json_lines(Batch({"a": Column(Kind.OBJECT, column.values)}))
-    return _cell(line[len(b'{"a":') : -len(b"}\n")].decode())
+    cell = encode_json_lines(Batch({"a": Column(Kind.OBJECT, column.values)}))[len(b'{"a":') : -len(b"}\n")]
+    return text(msgspec.json.decode(cell)) if cell.startswith(b'"') else _cell(cell.decode())

@@ -40,7 +40,8 @@ class Parquet(ProcessSink):
     makes that one file, whatever its size. The folder is made when it is missing; its parent must be there.
 
     Columns: float64 (NaN stays NaN, missing is null; ints beyond 2**53 are rounded, and those declared int beyond 64
-    bits are null), int64, bool, string, timestamp[ns, UTC], nested values as JSON strings. A field that comes later
+    bits are null), int64, bool, string, timestamp[ns, UTC], nested values as JSON strings, others (a UUID,
+    a Decimal) as their text. A field that comes later
     starts a new file in a folder; in a single file the rows before it read null.
 
     Delivery: rows are in input order, in the order of the files' names. A file is written under a hidden name and

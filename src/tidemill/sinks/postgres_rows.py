@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tidemill.column import ABSENT_TAG, NAT, NULL_TAG, Column
 from tidemill.schema import Kind
 from tidemill.sinks.postgres_values import NUL_SHOWN
-from tidemill.sinks.text import clean_text, json_text
+from tidemill.sinks.text import bare, clean_text, json_text
 
 __all__ = ["HEADER", "TRAILER", "TextPieces", "copied"]
 
@@ -224,7 +224,7 @@ def _objects(column: Column, stored: str) -> tuple[list[bytes], int]:
         if "\\u0000" in text:
             text, found = _ESCAPED_NUL.subn(rf"\1{NUL_SHOWN}", text)
             changed += bool(found)
-        data = version + _standard(text).encode()
+        data = version + (bare(text) if stored == "text" else _standard(text)).encode()
         made.append(len(data).to_bytes(4, "big") + data)
     return made, changed
 

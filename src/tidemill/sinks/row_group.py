@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, DTYPES, NAT, NULL_TAG, Column
 from tidemill.schema import Kind
-from tidemill.sinks.text import clean_text, json_text
+from tidemill.sinks.text import cell_text, clean_text
 
 __all__ = ["RowGroup", "kind_of"]
 
@@ -132,7 +132,7 @@ class _Gathered:
             codes = _fixed(values, pa.int32(), mask)
             return pa.DictionaryArray.from_arrays(codes, _texts(list(map(clean_text, self._codes))))
         if self.kind is Kind.OBJECT:
-            return _texts(["" if item is None else json_text(item) for item in values], _with_nones(values, mask))
+            return _texts(["" if item is None else cell_text(item) for item in values], _with_nones(values, mask))
         return _fixed(values, kind, mask)
 
     def _missing_mask(self) -> NDArray[np.bool_]:

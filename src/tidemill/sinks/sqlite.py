@@ -51,7 +51,8 @@ class SQLite(TableSink):
     """Rows into a table of a SQLite file, readable by other programs while it is written (WAL mode).
 
     The table gets its columns from the rows: float REAL (NaN and missing are NULL), int and bool INTEGER, text TEXT, time
-    INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads one), nested values JSON in TEXT.
+    INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads one), nested values JSON in TEXT, other
+    values (a UUID, a Decimal) as TEXT.
     Where ints are among the first floats of a field, its column has no type, and ints stay ints; where there are none, it is
     REAL, and a later ``5`` reads ``5.0``. An int that its column rounds, beyond 2**53 in a REAL one and beyond 64 bits in an
     INTEGER one, is counted as left out. A field that comes later becomes a new column, NULL in the rows before it. SQLite

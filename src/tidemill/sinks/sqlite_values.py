@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tidemill.column import ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, Column
 from tidemill.schema import Kind
-from tidemill.sinks.text import clean_text, json_text
+from tidemill.sinks.text import cell_text, clean_text
 
 __all__ = ["ColumnNames", "bindable", "declared_type", "fits", "folded", "quoted", "rounded"]
 
@@ -123,7 +123,7 @@ def bindable(column: Column, *, clean: bool = False) -> list[Any]:
             items = column.array.tolist()
             return [item if item is None else clean_text(item) for item in items] if clean else items
         case Kind.OBJECT:
-            items = [None if item is None else json_text(item) for item in column.values]
+            items = [None if item is None else cell_text(item) for item in column.values]
         case Kind.BOOL:
             items = column.values.view(np.uint8).tolist()
         case Kind.TIME if (column.values == NAT).any():

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-__all__ = ["clean_text", "json_text"]
+__all__ = ["bare", "cell_text", "clean_text", "json_text"]
 
 
 def clean_text(text: str) -> str:
@@ -30,6 +30,21 @@ def json_text(item: Any) -> str:
         return clean_text(json.dumps(item, default=_plain, skipkeys=True, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
         return json.dumps(f"{type(item).__name__} that JSON cannot hold")
+
+
+def cell_text(item: Any) -> str:
+    """The same for a column of text: a text, and what JSON has as one (a time, a UUID, a Decimal, bytes as base64), is bare.
+
+    >>> from datetime import date
+    >>> cell_text(date(2024, 5, 1)), cell_text(["a"])
+    ('2024-05-01', '["a"]')
+    """
+    return bare(json_text(item))
+
+
+def bare(text: str) -> str:
+    """The text that this JSON is; the JSON itself where it is no text."""
+    return clean_text(json.loads(text)) if text.startswith('"') else text
 
 
 def _plain(item: Any) -> Any:
