@@ -114,6 +114,15 @@ def test_a_number_can_be_a_key() -> None:
     assert batch.keys[batch.key].tolist() == ["7", "7.5"]
 
 
+def test_nan_is_no_key() -> None:
+    """A DataFrame has NaN where a number is missing: that names no sensor, as in pandas' groupby."""
+    columns = {"sensor": Column(Kind.FLOAT, np.array([1.0, np.nan, 2.5])), "time": Column(Kind.FLOAT, np.arange(3.0))}
+    batch, letters = Edge().columns(columns)
+    assert batch.keys[batch.key].tolist() == ["1.0", "2.5"]
+    assert [(letter.reason_code, letter.key) for letter in letters] == [(NO_KEY, None)]
+    assert letters[0].reason == "field 'sensor', which names the sensor, is missing or null"
+
+
 def test_keys_can_be_numbers_and_texts_side_by_side() -> None:
     """Where the field is declared to be of any kind, whichever comes first; the field stays as it came."""
     rows = [{"sensor": 7, "time": 0}, {"sensor": "S1", "time": 1}, {"sensor": "7", "time": 2}]

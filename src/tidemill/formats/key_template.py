@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.errors import PlanError
 
-__all__ = ["KeyTemplate", "is_nested"]
+__all__ = ["KeyTemplate", "is_nested", "names_nothing"]
 
 
 class KeyTemplate:
@@ -32,10 +33,15 @@ class KeyTemplate:
 
     def told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
         """The key of a record; None when there is none to be made."""
-        values = [record.get(name) if record.get(name) is not None else known.get(name) for name in self.names]
+        values = [known.get(name) if names_nothing(record.get(name)) else record[name] for name in self.names]
         if any(value is None or is_nested(value) for value in values):
             return None
         return self.join(list(map(str, values))) or None
+
+
+def names_nothing(item: Any) -> bool:
+    """Nothing is there; in the column of a DataFrame, NaN says that."""
+    return item is None or (isinstance(item, float) and math.isnan(item))
 
 
 def is_nested(item: Any) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
-from tidemill.formats.key_template import KeyTemplate, is_nested
+from tidemill.formats.key_template import KeyTemplate, is_nested, names_nothing
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds
@@ -111,6 +111,8 @@ class Roles:
         types = set(map(type, items))
         if types == {str}:
             return items
+        if float in types:
+            items = [None if names_nothing(item) else item for item in items]
         texts = []
         for row, item in enumerate(items):
             if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not is_nested(item)):
