@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from tidemill.batch import Batch
-from tidemill.column import Column
+from tidemill.column import NAT, Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.filter import Filter, Select
@@ -335,3 +335,27 @@ def test_values_with_nulls_keep_their_kind(items, kind):
     made = Map(lambda b: {"x": items}).opened().step(batch, None).columns["x"]
     assert made.kind is kind
     assert made.to_list() == items
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "items"),
+    [
+        ([1.5, 2.5], Kind.FLOAT, [None, 2.5]),
+        ([1, 2], Kind.FLOAT, [None, 2.0]),
+        ([True, False], Kind.BOOL, [None, False]),
+        (["a", "b"], Kind.TEXT, [None, "b"]),
+        (np.array(["1970", "1971"], "datetime64[ns]"), Kind.TIME, [NAT, 365 * 86400 * 10**9]),
+    ],
+    ids=lambda given: given.value if isinstance(given, Kind) else "",
+)
+def test_what_a_mask_hides_is_missing(values, kind, items):
+    """A masked array of NumPy gives no value where it is masked: what lies under the mask is no data."""
+    batch = Batch.from_rows([{"value": 1.0}, {"value": 2.0}])
+    masked = np.ma.masked_array(values, [True, False])
+    made = Map(lambda b: {"x": masked, "y": [np.ma.masked] * 2, "z": np.ma.masked})
+    columns = made.opened().step(batch, None).columns
+    assert (columns["x"].kind, columns["x"].to_list()) == (kind, items)
+    assert [columns[name].to_list() for name in "yz"] == [[None, None]] * 2
+    assert Map(lambda b: {"x": masked[1:]}).opened().step(batch.slice(1, 2), None).columns["x"].to_list() == items[1:]
+    with pytest.raises(BadResult, match="a bool array is needed"):
+        Filter(lambda b: np.ma.masked_array([True, True], [True, False])).opened().step(batch, None)

@@ -71,6 +71,7 @@ def as_mask(made: Any, rows: int, maker: str) -> NDArray[np.bool_]:
     """Which of ``rows`` records are wanted. Raises `BadResult` for anything but a bool for each, or one for all."""
     if hasattr(made, "to_numpy") and not hasattr(made, "__array__"):
         made = made.to_numpy()
+    made = _unmasked(made)
     if isinstance(made, bool | np.bool_):
         made = np.full(rows, made)
     mask = np.asarray(made)
@@ -235,6 +236,7 @@ def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
         given = given.to_numpy()
     if isinstance(given, list | tuple):
         given = _array_of_items(given)
+    given = _unmasked(given)
     if isinstance(given, np.ndarray) and given.ndim > 0:
         if given.ndim != 1:
             raise BadResult(
@@ -249,6 +251,16 @@ def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
     if isinstance(given, bool | int | float | np.number | np.bool_ | np.datetime64):
         return np.full(rows, given)
     return object_array([given] * rows)
+
+
+def _unmasked(given: Any) -> Any:
+    """What the mask of a NumPy masked array hides is missing."""
+    if type(given) is np.ndarray or not isinstance(given, np.ma.MaskedArray):
+        return given
+    if not np.ma.is_masked(given):
+        return given.data
+    nothing = np.datetime64("NaT") if given.dtype.kind == "M" else np.array(None)
+    return np.where(np.ma.getmaskarray(given), nothing, given.data)
 
 
 def _array_of_items(items: list[Any] | tuple[Any, ...]) -> NDArray[Any]:
@@ -344,8 +356,8 @@ _WITH_NULLS: Final = ({str, np.str_}, {int, float, np.float64, np.int64}, {bool,
 
 
 def _is_missing(item: Any) -> bool:
-    """None, and pandas' NA and NaT; NaN is a float."""
-    return item is None or type(item).__name__ in ("NAType", "NaTType")
+    """None, pandas' NA and NaT, and what NumPy masks; NaN is a float."""
+    return item is None or type(item).__name__ in ("NAType", "NaTType", "MaskedConstant")
 
 
 def _null_tags(items: list[Any]) -> NDArray[np.uint8] | None:
