@@ -211,6 +211,36 @@ def test_kinds_are_learned_by_majority() -> None:
     assert learn_kind(["", "nan"]) is None
 
 
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["007", "012"], Kind.TEXT),
+        (["01234", "", "nan", "90210"], Kind.TEXT),
+        (["0", "1"], Kind.FLOAT),
+        (["0.5", "-0.5", "0"], Kind.FLOAT),
+        (["00", "5", "12"], Kind.FLOAT),
+        (["00.5", "10.5"], Kind.FLOAT),
+        (["10", "12"], Kind.FLOAT),
+    ],
+)
+def test_digits_padded_to_one_width_are_a_name(cells: list[str], kind: Kind) -> None:
+    """A serial number keeps its zeros, and a number with a stray one is a number."""
+    assert learn_kind(cells) is kind
+
+
+def test_zeros_before_a_name_stay_and_those_before_a_number_cost_no_record() -> None:
+    """Whatever follows names with zeros is text; zeros that come after numbers are read as numbers; times may have them too."""
+    for begins, follows, codes in (
+        ("S,0001,007", "S,0002,x\nS,0003,15", ["007", "x", "15"]),
+        ("S,1,15", "S,2,007", [15, 7]),
+    ):
+        decoder = CsvDecoder(Edge(key="k", time="t"), named="a.csv")
+        fed = [decoder.feed(f"{lines}\n".encode()) for lines in (f"k,t,code\n{begins}", follows)]
+        assert [row["code"] for batch, _ in fed for row in batch.to_rows()] == codes
+        assert [row["t"] for batch, _ in fed for row in batch.to_rows()] == [1, 2, 3][: len(codes)]
+        assert not any(letters for _, letters in fed)
+
+
 @pytest.mark.parametrize("nothing", ["", " ", "nan", "NaN"])
 def test_what_holds_nothing_teaches_nothing(nothing: str) -> None:
     """A column that begins with blanks or nan is null there, and has the kind of what comes later: within a block or behind."""

@@ -24,14 +24,26 @@ _LOOK: Final = 4_000
 """Cells that hold something from which a column's kind is learned."""
 
 
-def learn_kind(cells: Sequence[str]) -> Kind | None:
-    """FLOAT when more than half of the cells that hold something are numbers, else TEXT; None when none does."""
+def learn_kind(cells: Sequence[str], *, of_times: bool = False) -> Kind | None:
+    """FLOAT when more than half of the cells that hold something are numbers, else TEXT; None when none does.
+
+    Digits that are padded with zeros to one width, such as ``007`` and ``012``, are names, and text, but for times.
+    """
     missing = {cell for cell in set(cells) if not cell.strip() or cell.strip().lower() in _NOT_A_NUMBER}
     filled = [cell for cell in cells if cell not in missing][:_LOOK]
     if not filled:
         return None
-    numbers = sum(_number(cell) is not None for cell in filled)
-    return Kind.FLOAT if 2 * numbers > len(filled) else Kind.TEXT
+    numbers = [cell for cell in filled if _number(cell) is not None]
+    return Kind.FLOAT if 2 * len(numbers) > len(filled) and (of_times or not _are_padded(numbers)) else Kind.TEXT
+
+
+def _are_padded(cells: Sequence[str]) -> bool:
+    width = len(cells[0])
+    return (
+        width > 1
+        and all(len(cell) == width and cell.isdecimal() for cell in cells)
+        and any(cell.startswith("0") for cell in cells)
+    )
 
 
 def column_of_cells(

@@ -2,7 +2,7 @@
 
 A cell that starts with a quote may hold commas, doubled quotes and line ends. Blanks around a cell are part of a text, but
 not of the key. Columns have one kind for the whole run: declared, or learned from a first look (numbers, when most of the
-cells are), never per block.
+cells are, but for digits that are padded with zeros to one width: those are names), never per block.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class CsvDecoder:
             name == self.edge.roles.time and self.edge.times.time_format is not None
         ):
             return kinds.learn(name, Kind.TEXT)
-        learned = learn_kind(cells)
+        learned = learn_kind(cells, of_times=name == self.edge.roles.time)
         return None if learned is None else kinds.learn(name, learned)
 
 

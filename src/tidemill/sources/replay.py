@@ -38,6 +38,10 @@ class Replay(RecordedSource):
     ``limit``        bytes of one line; a longer one is rejected and read over
     ``time_format``  a ``strptime`` format, when times are neither ISO 8601 nor epochs
 
+    A column of CSV holds numbers if most of its first cells are numbers, but for digits padded with zeros to one width, such as
+    ``007``: those are text. A number is carried as a number, so that ``+5`` becomes 5, and so does a ``005`` that comes
+    later; ``columns={"code": str}`` keeps a column as it is written, and ``float`` reads padded digits as numbers.
+
     ``key`` may be a template over fields and the file's ``{stem}``, ``{name}`` and ``{folder}``. Merging keeps each
     file's own order, also where its clock steps back, and holds one block of each file. Delivery: every record once
     and in the same order each time, and with state from where the run stood; a file is read to where it ended when the
