@@ -1,7 +1,7 @@
 """Event times, in whatever shape they come, as int64 nanoseconds since 1970-01-01 UTC.
 
-Text is ISO 8601 (``2024-03-01T12:00:00.25+01:00``, a space for the T, any number of fraction digits) or a number;
-numbers are epochs whose unit is told by their magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17
+Text is ISO 8601 (``2024-03-01T12:00:00.25+01:00``, a space for the T, any number of fraction digits, of which nine are read)
+or a number; numbers are epochs whose unit is told by their magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17
 microseconds, else nanoseconds. A fractional epoch is read to the microsecond where float64 holds no more than that.
 They lie in the years 1823 to 2116 (`tidemill.column.FARTHEST`), so that the difference of two of them is no more than int64 holds.
 Times without a zone are local times of ``tz``; of an hour that happens twice, the first; in an hour that is skipped,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 import zoneinfo
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -33,6 +34,7 @@ _LIMIT_S: Final = 9_223_372_035
 """Seconds either side of 1970 that int64 nanoseconds hold: 1677-09-21 to 2262-04-11."""
 _WIDTH: Final = 35
 """The longest text that the columnar reader takes: nine fraction digits and a zone."""
+_BELOW_MICROSECONDS: Final = re.compile(r"[.,]\d{6}(\d{1,3})")
 _DAY_S: Final = 86_400
 
 
@@ -210,9 +212,11 @@ class TimeReader:
         if text.lstrip("+-")[:1].isdigit() and _is_number(text) and (made := _number(text)) != NAT:
             return made
         try:  # a day alone, such as 2024-03-01, has the characters of a number, and is none
-            return self._moment(dt.datetime.fromisoformat(text))
+            made = self._moment(dt.datetime.fromisoformat(text))  # which cuts the fraction at six digits
         except ValueError:
             return NAT
+        cut = _BELOW_MICROSECONDS.search(text)
+        return made if cut is None or made == NAT else made + int(cut[1].ljust(3, "0"))
 
     def _moment(self, moment: dt.datetime) -> int:
         nanosecond = int(getattr(moment, "nanosecond", 0))  # a pandas Timestamp
