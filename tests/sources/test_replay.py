@@ -284,6 +284,46 @@ async def test_an_empty_file_is_no_error(drain: Any, tmp_path: Path) -> None:
     assert (await drain(Replay(tmp_path))).count == 0
 
 
+LONG = "x" * 70_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.ndjson", '{"sensor":"S1","time":1,"value":2}'),
+        ("a.csv", "sensor,time,value\nS1,1,2"),
+        ("a.ndjson", f'{{"sensor":"S1","time":1,"value":2,"note":"{LONG}"}}\n{{"sensor":"S1","time":2,"value":2}}\n'),
+        ("a.csv", f"sensor,time,value,note\nS1,1,2,{LONG}\nS1,2,2,short\n"),
+        ("a.csv", "sensor,time,value\n"),
+        ("a.csv", "sensor,time,value"),
+    ],
+)
+def test_the_head_ends_where_its_first_record_does(tmp_path: Path, name: str, text: str) -> None:
+    """Also a record longer than a block, or one that is all of the file; without one, a header names the fields."""
+    path = tmp_path / name
+    path.write_text(text)
+    for source in (Replay(path), Lines(path)):
+        assert source.peek().names[:3] == ("sensor", "time", "value")
+        assert not source.peek().open
+
+
+def test_a_parquet_file_without_rows_has_its_columns(tmp_path: Path) -> None:
+    """They are in its schema."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"sensor": pa.array([], pa.string()), "time": pa.array([], pa.int64())}), path)
+    assert Replay(path).peek().names == ("sensor", "time")
+    with pytest.raises(InputError, match="no field 'when'"):
+        Replay(path, time="when").peek()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson"])
+def test_of_a_file_without_records_nobody_knows_the_fields(tmp_path: Path, name: str) -> None:
+    """So a plan that needs one may run, to its end at once."""
+    (tmp_path / name).write_bytes(b"")
+    assert Replay(tmp_path / name).peek().open
+    assert Lines(tmp_path / name).peek().open
+
+
 async def test_the_same_source_can_run_again(drain: Any, tmp_path: Path) -> None:
     """A second run of one source gives the same records."""
     source = Replay(write_csv(tmp_path / "a.csv", [("a", 0, 1), ("a", 1, 2)]))

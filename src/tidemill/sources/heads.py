@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tidemill.batch import Batch
 from tidemill.errors import InputError
 from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
 from tidemill.kinds import Kinds
 from tidemill.schema import Kind
-from tidemill.sources.readers import Decoder, Reader
+from tidemill.sources.readers import BLOCK, Decoder, Delivery, Reader, header_of
 
 __all__ = ["fields_at_head", "learn_kinds"]
 
@@ -19,7 +20,8 @@ __all__ = ["fields_at_head", "learn_kinds"]
 def fields_at_head(
     path: Path, kind: str, edge: Edge, *, limit: int, make: Callable[[Edge], Decoder] | None = None
 ) -> tuple[str, ...]:
-    """The fields of one file; ``edge`` learns their kinds. Raises `InputError` for a file without the roles.
+    """The fields of one file, none where nothing tells of them; ``edge`` learns their kinds. Raises `InputError` for a file
+    without the roles.
 
     ``make`` makes the decoder of a file whose format needs more than its name.
     """
@@ -30,19 +32,33 @@ def fields_at_head(
         set_up(looking, line_format(kind))
     reader = Reader(path, kind, looking, limit=limit, make=None if make is None else lambda _: make(looking))
     try:
-        delivery = reader.read()
+        batch, raws = _first_records(reader, limit)
     finally:
         reader.close()
-    if delivery is None:
-        return ()
-    batch, letters = delivery
-    raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
     if by_vote:
         learn_kinds(edge, [*batch.to_rows(), *raws])
     names = looking.fields or batch.names
-    if len(batch) or raws or (kind == "csv" and names):
+    if kind == "csv" and not names:
+        names = tuple(header_of(path, limit) or ())
+    if names or raws or len(batch):
         _require(path, tuple(dict.fromkeys((*names, *(name for raw in raws for name in raw)))), reader, edge, kind)
     return batch.names or names
+
+
+def _first_records(reader: Reader, limit: int) -> tuple[Batch, list[dict[str, object]]]:
+    """Those of the first block in which there are some, and of what was rejected of it the records. The longest line that may
+    come is read to its end; a file of nothing but bad lines is not."""
+    read: Delivery | None
+    batch = Batch({}, rows=0)
+    raws: list[dict[str, object]] = []
+    for _ in range(2 + limit // BLOCK):
+        if (read := reader.read()) is None:
+            break
+        batch, letters = read
+        raws = [letter.raw for letter in letters if isinstance(letter.raw, dict)]
+        if len(batch) or raws:
+            break
+    return batch, raws
 
 
 def learn_kinds(edge: Edge, rows: Sequence[Mapping[str, object]]) -> None:

@@ -115,7 +115,7 @@ class Lines(RecordedSource):
         if self._schema is None:
             seen = fields_at_head(tried, self.format, self.edge, limit=self.limit, make=self._made_for)
             fields = dict.fromkeys((*seen, *self.columns))
-            self._schema = Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
+            self._schema = Schema((Field(name, self.edge.kinds.get(name)) for name in fields), open=not seen)
         return self._schema
 
     @property

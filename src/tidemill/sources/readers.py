@@ -20,7 +20,18 @@ from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown
 from tidemill.interchange import columns_of_arrow, first_twice, naive_times
 from tidemill.letters import OVERSIZE, DeadLetter, Letters
 
-__all__ = ["BLOCK", "FORMATS", "Decoder", "Delivery", "LinesDecoder", "Place", "Reader", "decoder_for", "format_of"]
+__all__ = [
+    "BLOCK",
+    "FORMATS",
+    "Decoder",
+    "Delivery",
+    "LinesDecoder",
+    "Place",
+    "Reader",
+    "decoder_for",
+    "format_of",
+    "header_of",
+]
 
 Delivery = tuple[Batch, Sequence[DeadLetter]]
 
@@ -227,7 +238,7 @@ class Reader:
         if self._make is not None:
             return self._make(bool(safe))
         named = str(self.path)
-        header = _header(self.path, self._limit) if safe and self._kind == "csv" else None
+        header = header_of(self.path, self._limit) if safe and self._kind == "csv" else None
         return decoder_for(
             self._kind, self.edge, named=named, known=self.known, limit=self._limit, header=header, begun=bool(safe)
         )
@@ -253,21 +264,23 @@ class Reader:
             )
 
 
-def _header(path: Path, limit: int) -> list[str] | None:
-    """The header of a CSV file that has been read before."""
+def header_of(path: Path, limit: int) -> list[str] | None:
+    """The header of a CSV file; None where it has no line."""
     decoder = CsvDecoder(Edge(), named=str(path), limit=limit)
     with files.open_read(path) as handle:
         for block in files.read_blocks(path, handle, 1 << 12):
             decoder.feed(block)
             if decoder.header is not None:
-                break
+                return decoder.header
+    decoder.finish()
     return decoder.header
 
 
 def _parquet_tables(path: Path, handle: BinaryIO, group: int, skipped: int) -> Iterator[tuple[int, int, Any]]:
     """The batches from row group ``group`` on but for the first ``skipped``, each with its row group and number.
 
-    Batches are counted anew every so many row groups, so that those before need not be read to find one.
+    Batches are counted anew every so many row groups, so that those before need not be read to find one. A file without a
+    row is one batch of none, which has its columns.
     """
     try:
         import pyarrow as pa
@@ -280,6 +293,9 @@ def _parquet_tables(path: Path, handle: BinaryIO, group: int, skipped: int) -> I
         file = pq.ParquetFile(handle)
         if (name := first_twice(file.schema_arrow.names)) is not None:
             raise InputError(f"{path} has the column {name!r} twice.")
+        if not file.metadata.num_rows:
+            yield 0, 0, file.schema_arrow.empty_table()
+            return
         while group < file.num_row_groups:
             end, rows = group, 0
             while end < file.num_row_groups and rows < _COUNTED_ANEW:

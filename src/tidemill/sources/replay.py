@@ -99,10 +99,9 @@ class Replay(RecordedSource):
             fields: dict[str, None] = {}
             for path, kind in self._files[:_LOOKED_AT]:
                 fields.update(dict.fromkeys(fields_at_head(path, kind, self.edge, limit=self.limit)))
+            more = len(self._files) > _LOOKED_AT or not fields  # of files without a record nobody knows
             fields.update(dict.fromkeys(self.columns))
-            self._schema = Schema(
-                (Field(name, self.edge.kinds.get(name)) for name in fields), open=len(self._files) > _LOOKED_AT
-            )
+            self._schema = Schema((Field(name, self.edge.kinds.get(name)) for name in fields), open=more)
         return self._schema
 
     # -- the run -----------------------------------------------------------------------------------
