@@ -1,5 +1,6 @@
 """The chain: which records die at which stage, why, and that nothing before them is done twice."""
 
+import asyncio
 import threading
 
 import numpy as np
@@ -296,6 +297,10 @@ class Unprintable(Exception):
         raise RuntimeError("no")
 
 
+class Panic(BaseException):
+    pass
+
+
 class Surrogate(Exception):
     def __str__(self):
         return "\ud800 oh"
@@ -309,6 +314,9 @@ class Lying(Exception):
     ("error", "told"),
     [
         (lambda _: SystemExit(3), "SystemExit: 3"),
+        (lambda _: GeneratorExit(), "GeneratorExit: "),
+        (lambda _: asyncio.CancelledError(), "CancelledError: "),
+        (lambda _: Panic("in Rust"), "Panic: in Rust"),
         (lambda _: Unprintable(), "Unprintable: its message cannot be shown"),
         (lambda _: Surrogate(), r"Surrogate: \ud800 oh"),
         (lambda _: Lying("x"), "Lying: x"),
@@ -318,7 +326,7 @@ class Lying(Exception):
     ],
 )
 def test_whatever_is_raised_is_told(error, told):
-    """sys.exit, hopeless messages, endless ones: each costs its record, with a reason that can be sent and written."""
+    """sys.exit, what is no Exception, hopeless messages, endless ones: each costs its record, with a reason that can be sent and written."""
     outcome = run(chain_of(tm.Map(Calls(error))), batch_of([0, 1]))
     (dead,) = outcome.dead
     assert (dead.row, dead.reason_code) == (1, RAISED)

@@ -56,6 +56,35 @@ def test_a_function_that_raises_costs_only_its_records(tmp_path, lanes):
     assert report.dead_letters_by_reason == {"raised": 3}
 
 
+class Panic(BaseException):
+    """As some extensions raise for a fault of theirs."""
+
+
+def test_what_is_raised_need_not_be_an_exception(tmp_path, lanes):
+    """It costs its record, inline and in a lane; it neither hangs the run nor ends the lane."""
+
+    def panics(batch):
+        if any(value in BAD for value in batch["value"]):
+            raise Panic("deep in Rust")
+        return {"twice": batch["value"] * 2}
+
+    rows, letters, report = run(tm.Map(panics), tmp_path, lanes)
+    assert [row["value"] for row in rows] == expected_rest()
+    assert {letter["reason"].partition(" (")[0] for letter in letters} == {"Panic: deep in Rust"}
+    assert report.dead_letters_by_reason == {"raised": 3}
+    assert all(lane.restarts == 0 for lane in report.lanes)
+
+
+def test_an_interrupt_in_a_function_stops_the_program(tmp_path):
+    """Inline, a KeyboardInterrupt is whoever raises it to end what runs."""
+
+    def interrupted(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tm.Map(interrupted), tmp_path, 0)
+
+
 def test_a_failing_record_stays_in_the_state_of_the_stages_before(tmp_path, lanes):
     """What fails after Rolling has been through Rolling, on every path."""
     rows, _, _ = run(tm.Plan(tm.Rolling("value", 5, ["count", "sum"]), tm.Map(raising)), tmp_path, lanes)

@@ -217,7 +217,9 @@ class Chain:
                     before = part.take(step.kept)
                     step.batch.columns.update(_unchanged(before, step.batch))
                 self._columns.check(index, stage, before, step)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises costs its records
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the user's function raises costs its records
             return rejected(stage, error)
         if step.rejects and stage.narrows_itself and stage.on_error == "nan":
             return self._with_missing(index, stage, part, _Worked(before, step))

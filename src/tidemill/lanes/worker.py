@@ -100,7 +100,9 @@ class Worker:
         except TidemillError as error:
             self._send(Failed(type(error).__name__, str(error)), b"")
             return False
-        except Exception as error:  # noqa: BLE001 - ours, since the chain catches what the user's functions raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - ours, since the chain catches what the user's functions raise
             told = f"a lane failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
             self._send(Failed(EngineError.__name__, told), b"")
             return False
@@ -114,9 +116,9 @@ class Worker:
             self._chain = Chain(stages, self._memory, time.monotonic_ns)
             if any(stage.uses_kernels for stage in stages):
                 self._use(load_kernels())
-        except TidemillError:
+        except (TidemillError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise PlanError(f"a lane could not load the plan: {error}\n{traceback.format_exc()}") from error
         self._fix(message.kinds)
         self._send(Ready(), b"")

@@ -321,7 +321,9 @@ class Aggregate(Stage):
             state.calling_row(row)
             try:
                 values[name][row] = _number(segments[column].each(fn, place), name)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's function raises costs its row
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever the user's function raises costs its row
                 return rejected(self, error, row)
         return None
 

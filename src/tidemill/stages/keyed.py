@@ -160,9 +160,9 @@ class Keyed(Stage):
         while not objects.method and len(refused) < len(batch):
             try:
                 objects.look()
-            except StageError:
+            except (StageError, KeyboardInterrupt):
                 raise
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the factory raises costs this record
+            except BaseException as error:  # noqa: BLE001 - whatever the factory raises costs this record
                 refused.append(rejected(self, error, len(refused)))
         first = len(refused)
         calls = self._calls(objects, batch.slice(first, len(batch)), state.slots[first:], state)

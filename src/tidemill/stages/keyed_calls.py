@@ -147,7 +147,9 @@ class RecordCalls(Calls):
                 returned = held.call(record)  # type: ignore[misc] # it is ready
                 if self._checking:
                     self._check(returned)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises costs this record
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it raises costs this record
                 self._reject(at, error)
                 objects.put_back(slot, at, partial(self._again, slot, at))
                 returned = {}
@@ -275,7 +277,9 @@ class BatchCalls(Calls):
             try:
                 held = self._objects.ready(slot, at, self._times[at])
                 piece = self._piece(held, own, part)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises costs its records
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever it raises costs its records
                 if len(own) == 1 or isinstance(error, StageError):
                     self._reject(at, error)
                 self._objects.put_back(slot, at, partial(self._again, slot))

@@ -80,7 +80,7 @@ def told(error: BaseException) -> str:
     """One line: what was raised, and where in the user's code."""
     try:
         text = encodable(str(error))
-    except Exception:  # noqa: BLE001 - the message is code of the user's too
+    except BaseException:  # noqa: BLE001 - the message is code of the user's too
         text = "its message cannot be shown"
     if isinstance(error, TidemillError):
         return text[:_LONGEST_REASON]

@@ -122,9 +122,9 @@ class States:
             if state and named not in state:  # they do not lead back to an object of this class
                 return way + state
             return _WHOLE + _pickled(value)
-        except StageError:
+        except (StageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise StageError(
                 f"{self._name}: the object of a sensor, a {kind.__qualname__}, cannot be kept for the case that its lane "
                 f"dies ({type(error).__name__}: {error}). Give its class snapshot() and restore(snapshot), or make it of "
@@ -149,9 +149,9 @@ class States:
         """An object as it was when `dump` made these bytes; raises `StageError` when its own methods raise."""
         try:
             return self._loaded(state)
-        except StageError:
+        except (StageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise StageError(
                 f"{self._name}: the object of a sensor cannot be made again from what was kept of it "
                 f"({type(error).__name__}: {error})."

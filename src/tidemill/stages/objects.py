@@ -152,7 +152,9 @@ class Objects:
         try:
             for given in again(base.at):
                 held.call(given)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise StageError(
                 f"{self._name}: a record that it took was refused when it was given to a copy of the same object "
                 f"({type(error).__name__}: {error}); what its {self.method} does must depend on the object and the "
