@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -14,6 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
+
+import tidemill as tm
+from tidemill.testing import ListSink
 
 ENDLESS = """
 import tidemill as tm
@@ -144,6 +149,77 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path, stop: signal.Signals, co
         process.send_signal(stop)
         assert process.wait(END_S) == code
     assert all_gone(children)
+
+
+HOLDING = """
+import pathlib, time
+import tidemill as tm
+
+def hold(*_):
+    pathlib.Path("o.ndjson").touch()
+    while True:
+        time.sleep(0.01)
+
+def readings():
+    yield {"sensor": "a", "time": 1, "value": 1.0}
+    hold()
+
+pipeline = tm.Pipeline(SOURCE, PLAN, SINK)
+"""
+RECORDS = 'tm.sources.Records([{"sensor": "a", "time": 1, "value": 1.0}])'
+
+
+@pytest.mark.parametrize(
+    ("edges", "stop", "code"),
+    [
+        ((RECORDS, "tm.Map(hold)", 'tm.sinks.Lines("-")'), signal.SIGINT, 130),
+        pytest.param(
+            ("tm.sources.Records(readings())", "tm.Plan()", 'tm.sinks.Lines("-")'),
+            signal.SIGTERM,
+            143,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param((RECORDS, "tm.Plan()", "tm.sinks.Callback(hold)"), signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+    ids=["Map", "Records", "Callback"],
+)
+def test_more_signals_leave_at_once_while_the_loop_is_held(
+    tmp_path: Path, edges: tuple[str, str, str], stop: signal.Signals, code: int
+) -> None:
+    """By code of the user's that runs on it, and never returns."""
+    text = HOLDING
+    for word, edge in zip(("SOURCE", "PLAN", "SINK"), edges, strict=True):
+        text = text.replace(word, edge)
+    with running(tmp_path, text, "--lanes", 0, "--no-state") as process:
+        started(process)
+        for _ in range(2_000):  # two that come together may be heard as one
+            process.send_signal(stop)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert process.wait(0.01) == code, (tmp_path / "told").read_text()
+                break
+        else:
+            raise AssertionError("it goes on")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_stops_a_run_on_any_loop(loop: str) -> None:
+    """Also one that comes while the user's code runs; its handler is then what it was."""
+    factory = pytest.importorskip(loop, reason="it is in the dev extra").new_event_loop
+    before = signal.getsignal(signal.SIGTERM)
+
+    def readings() -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            if number == 1_000:
+                signal.raise_signal(signal.SIGTERM)
+            yield {"sensor": "a", "time": number, "value": 1.0}
+
+    sink = ListSink()
+    pipeline = tm.Pipeline(tm.sources.Records(readings()), tm.Plan(), sink)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        report = runner.run(tm.run_async(pipeline, lanes=0, handle_signals=True))
+    assert report.in_flight == 0
+    assert len(sink.rows) == report.records_in >= 1_000
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_grace_bounds_the_stop(tmp_path: Path) -> None:

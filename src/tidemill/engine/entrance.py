@@ -256,8 +256,9 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> No
 
 @contextlib.contextmanager
 def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
-    """First SIGINT or SIGTERM: stop in order. Second: leave at once; the children end with this process. SIGHUP: look at the
-    files of tables and models, unless it tells that the terminal is gone in which the run was started: then stop in order.
+    """First SIGINT or SIGTERM: stop in order. Second: leave at once, also while the user's code holds the loop; the children
+    end with this process. SIGHUP: look at the files of tables and models, unless it tells that the terminal is gone in which
+    the run was started: then stop in order.
 
     Afterwards they do what they did before, without a moment in between."""
     before = {number: signal.getsignal(number) for number in HELD}
@@ -265,11 +266,14 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
     terminals = [standard for standard in (0, 1, 2) if os.isatty(standard)]
     seen = 0
 
-    def caught(number: int) -> None:
+    def heard(number: int, _frame: object) -> None:
         nonlocal seen
         seen += 1
         if seen > 1:
             os._exit(128 + number)
+        loop.call_soon_threadsafe(stop, number)
+
+    def stop(number: int) -> None:
         name = signal.Signals(number).name
         _log.info("%s: stopping; once more to leave at once", name, extra={"signal": name})
         execution.stop_soon()
@@ -288,16 +292,29 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
         if seen > 1:
             os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, caught, number)
-    loop.add_signal_handler(signal.SIGHUP, hung_up)
+    with _held():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(
+                number, lambda: None
+            )  # so that the loop wakes up, whichever thread the signal comes to ..
+            signal.signal(
+                number, heard
+            )  # .. and this is called then, or between two steps of the code that holds the loop
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield
     finally:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-        try:
+        with _held():
             for number in HELD:
                 loop.remove_signal_handler(number)
                 signal.signal(number, late if ends_process else before[number] or signal.SIG_DFL)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Signals that come meanwhile are heard afterwards."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
