@@ -5,7 +5,7 @@
     ├── InputError       something named by the user is missing or malformed: a file, a table, a time zone.
     │   └── OutputExists  a sink's place is taken, and ``if_exists="fail"``: a run would not begin, a check may.
     ├── OutsideError     the world outside: a port in use, a full disk, a database that refuses.
-    ├── StageError       the user's function failed and the stage said ``on_error="stop"``.
+    ├── StageError       the user's code failed where that ends the run: a stage with ``on_error="stop"``, `Records`, `Callback`.
     ├── Stalled          the run did not progress for as long as it may, and has ended itself.
     ├── TooManyDead      more of the last records became dead letters than may, and the run has ended itself.
     ├── MissingExtra     an optional library is not installed; the message holds the command that installs it.
@@ -84,7 +84,8 @@ class RunEnded(TidemillError):
 
 
 class StageError(TidemillError):
-    """The user's own function failed under ``on_error="stop"``; the remote traceback is in the message."""
+    """The user's own code failed where that ends the run. Of a function under ``on_error="stop"``, the remote traceback is in
+    the message; else what was raised is the cause."""
 
 
 class BadResult(TidemillError):

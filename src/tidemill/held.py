@@ -1,11 +1,12 @@
-"""How long the application's own code holds the event loop at a stretch."""
+"""The application's own code on the event loop: how long it holds it at a stretch, and whose a cancel is."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Held"]
+__all__ = ["Held", "is_cancelled"]
 
 T = TypeVar("T")
 
@@ -46,6 +47,13 @@ class Held(Generic[T]):
                 resume = _throwing(steps, error)
             else:
                 resume = _sending(steps, sent)
+
+
+def is_cancelled() -> bool:
+    """Whether somebody ends the present task, such as a log that has failed, though it may have met with an error too; else a
+    CancelledError is of the code that it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _throwing(steps: Any, error: BaseException) -> Callable[[], Any]:

@@ -97,6 +97,39 @@ pipeline = tm.Pipeline(
     assert "in picky" in debugged.stderr
 
 
+@pytest.mark.parametrize(
+    ("raised", "edge"),
+    [
+        ("RuntimeError('broke')", "source"),
+        ("SystemExit(4)", "source"),
+        pytest.param("GeneratorExit()", "source", marks=pytest.mark.slow),
+        pytest.param("SystemExit(4)", "sink", marks=pytest.mark.slow),
+        pytest.param("GeneratorExit()", "sink", marks=pytest.mark.slow),
+    ],
+)
+def test_code_of_the_users_at_an_edge_that_fails_ends_the_run(tidemill, write, raised, edge) -> None:
+    """What Records iterates over, or a Callback: exit code 1, whatever it raised, with the edge's name; the rest with --debug."""
+    write(
+        "plant.py",
+        f"""
+import tidemill as tm
+def fail(_=None):
+    raise {raised}
+def readings():
+    yield {{"sensor": "a", "time": 1, "value": 1.0}}
+    fail()
+records = tm.sources.Records(readings() if "{edge}" == "source" else [{{"sensor": "a", "time": 1}}], name="the source")
+pipeline = tm.Pipeline(records, tm.Plan(), tm.sinks.Callback(print if "{edge}" == "source" else fail, name="the sink"))
+""",
+    )
+    told = tidemill("run", "plant.py", "--lanes", 0, "--no-state", "--debug")
+    assert told.returncode == 1, told.stderr
+    *trace, last = told.stderr.splitlines()
+    assert last.startswith(f"tidemill: {edge} the {edge}: ")
+    assert raised.partition("(")[0] in last
+    assert any("in fail" in line for line in trace)
+
+
 REFUSED = {
     "no such input": (
         "tm.sources.Replay('nowhere.csv')",

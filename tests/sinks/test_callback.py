@@ -60,6 +60,30 @@ async def test_an_exception_names_the_sink_and_the_function() -> None:
         await sinks.Callback(refused).write(BATCH)
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, asyncio.CancelledError])
+async def test_what_is_no_exception_is_told_alike(error: type[BaseException]) -> None:
+    """``sys.exit`` does not end the program; the cancel of the sink's own task passes."""
+
+    def leaves(_: Batch) -> None:
+        raise error("3")
+
+    async def soon(_: Batch) -> None:
+        raise error("3")
+
+    for function in (leaves, soon):
+        with pytest.raises(StageError, match=f"sink callback: .* raised {error.__name__}: 3"):
+            await sinks.Callback(function).write(BATCH)
+
+    async def never(_: Batch) -> None:
+        await asyncio.Event().wait()
+
+    writing = asyncio.create_task(sinks.Callback(never).write(BATCH))
+    await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+
+
 async def test_where_and_columns() -> None:
     """A mask of another shape, or a mask function that fails, is named."""
     sink = sinks.Callback(print, where=lambda batch: batch["value"] > 20, columns=["value"])

@@ -15,7 +15,7 @@ import pytest
 
 from tidemill.batch import Batch
 from tidemill.clock import SystemClock
-from tidemill.errors import InputError, PlanError
+from tidemill.errors import InputError, PlanError, StageError
 from tidemill.schema import Kind
 from tidemill.sources import DeadLetters, Frame, Records, SourceContext
 
@@ -124,20 +124,28 @@ async def test_a_list_is_read_in_slices_that_take_one_time(drain: Any, tick_ns: 
     assert [row["n"] for row in drained.rows] == list(range(10_000))
 
 
-async def test_what_the_iterable_raises_is_raised(drain: Any) -> None:
-    """An error of the user's iterator comes out, after the records before it."""
+class Panic(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, Panic, GeneratorExit, asyncio.CancelledError])
+async def test_what_the_iterable_raises_names_the_source(drain: Any, error: type[BaseException]) -> None:
+    """Whatever it is: it does not end the program, nor pass for the end of the input."""
 
     async def source() -> AsyncIterator[dict[str, Any]]:
         yield {"sensor": "a"}
-        raise ValueError("broken")
+        raise error("broken")
 
     def plain() -> Iterator[dict[str, Any]]:
         yield {"sensor": "a"}
-        raise ValueError("broken")
+        raise error("broken")
 
     for records in (source(), plain()):
-        with pytest.raises(ValueError, match="broken"):
-            await drain(Records(records))
+        with pytest.raises(
+            StageError, match=rf"source readings: .* raised {error.__name__}: broken \((source|plain), "
+        ) as caught:
+            await drain(Records(records, name="readings"))
+        assert isinstance(caught.value.__cause__, error)
 
 
 def test_a_table_is_refused_by_name() -> None:

@@ -43,7 +43,7 @@ class ExitCode(enum.IntEnum):
     )
     FAILED = (
         1,
-        'a function of the user failed where that ends the run: a stage with on_error="stop"; of status: the run does not progress',
+        'code of the user failed where that ends the run: a stage with on_error="stop", what Records iterates over, a Callback; of status: the run does not progress',
     )
     USAGE = 2, "the command line was not understood; nothing ran"
     BAD_PIPELINE = 3, "the pipeline cannot run as written: the file, a stage, a column or an option"

@@ -156,7 +156,9 @@ def _execute(path: Path) -> tuple[dict[str, object], object]:
         raise
     except SystemExit as error:
         raise PlanError(f"{full} ended itself with exit code {error.code!r} while it was read.") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PlanError(_failed(full, error)) from error
     return module.__dict__, ran
 
@@ -168,7 +170,7 @@ def _module_name(path: Path) -> str:
     return f"pipeline_{stem}" if taken else stem
 
 
-def _failed(path: Path, error: Exception) -> str:
+def _failed(path: Path, error: BaseException) -> str:
     """One paragraph: the error, and the last line of the user's own file on the way to it."""
     if isinstance(error, SyntaxError):
         where = f", line {error.lineno}" if error.lineno else ""

@@ -179,7 +179,8 @@ async def serve(
                     execution.stop_soon()
                     await asyncio.wait([task])
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        first = first_error(errors)
+        raise first from first.__cause__
 
 
 async def _executed(

@@ -26,7 +26,7 @@ async def one_error() -> AsyncIterator[None]:
         first = first_error(error)
         if first is error:
             raise
-        raise first from None
+        raise first from first.__cause__
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -53,6 +53,7 @@ from tidemill.engine.state_folder import StateFolder
 from tidemill.engine.stopping import Stopping
 from tidemill.errors import EngineError, InputError, OutsideError, PlanError
 from tidemill.first_of import first_of
+from tidemill.held import is_cancelled
 from tidemill.lanes.fork_client import ForkServer
 from tidemill.printable import counted
 from tidemill.sinks.latest import Latest
@@ -273,8 +274,8 @@ class Run:
                 first = first_error(error)
                 # Where the memory for the very first cannot be had, waiting changes nothing.
                 never = attempt is None and not again
-                if never or keeper is None or _is_cancelled() or not self._passes(first):
-                    raise first from None
+                if never or keeper is None or is_cancelled() or not self._passes(first):
+                    raise first from first.__cause__
                 self._look_for_progress()
                 if not self._troubles.open:
                     wait_s = _BACK_OFF_S[0]
@@ -470,12 +471,6 @@ def _script() -> str:
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     stem = Path(file).stem if file else ""
     return "" if stem.startswith("__") else stem
-
-
-def _is_cancelled() -> bool:
-    """Whether somebody ends this task, such as a log that has failed, though the way out has met with an error too."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:

@@ -143,7 +143,9 @@ class Sink(Named, Configured, abc.ABC):
     def _mask(self, batch: Batch, where: Where) -> NDArray[np.bool_]:
         try:
             made = where(batch)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise StageError(f"where= of sink {self.name} raised {type(error).__name__}: {error}") from error
         try:
             return as_mask(made, len(batch), f"where= of sink {self.name}")

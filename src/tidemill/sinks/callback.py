@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.errors import PlanError, StageError, TidemillError
+from tidemill.held import is_cancelled
 from tidemill.sinks.base import IfExists, LoopSink, SinkStatistics, Where
 
 __all__ = ["Callback"]
@@ -24,7 +26,7 @@ class Callback(LoopSink):
 
     Delivery: each row once in a run, in input order; a run that starts again gives them again, with state those since the
     last checkpoint. Then ``batch.sequence`` numbers the rows since the pipeline's first start, and ``batch.epoch`` the starts:
-    one that keeps the last number it has worked on leaves out rows up to it, and has each once. An exception in ``fn`` stops
+    one that keeps the last number it has worked on leaves out rows up to it, and has each once. What ``fn`` raises, `sys.exit` too, stops
     the run with a `StageError` that names the sink.
 
     >>> import asyncio
@@ -59,9 +61,11 @@ class Callback(LoopSink):
             result = self.fn(batch.to_rows() if self.rows else batch)
             if inspect.isawaitable(result):
                 await result
-        except TidemillError:
+        except (TidemillError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             called = getattr(self.fn, "__qualname__", None) or repr(self.fn)
             raise StageError(f"sink {self.name}: {called} raised {type(error).__name__}: {error}") from error
         self._taken += len(batch)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from typing import Any, Final
 
 from tidemill.batch import Batch
-from tidemill.errors import InputError, PlanError
-from tidemill.held import Held
+from tidemill.errors import InputError, PlanError, StageError, TidemillError
+from tidemill.held import Held, is_cancelled
 from tidemill.interchange import kind_of_table
 from tidemill.kinds import Learned
 from tidemill.letters import AT_A_TIME, DeadLetter, Letters
@@ -17,6 +17,7 @@ from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import MOST_RECORDS, EdgedSource, pieces
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.standing import OR_FRESH
+from tidemill.stages.narrowing import told
 
 __all__ = ["Records"]
 
@@ -39,8 +40,8 @@ class Records(EdgedSource):
 
     A record without the default time field gets the time of its arrival. The user's iterator runs on the event loop,
     in slices of at most 1,000 records or half a millisecond; one that waits must be asynchronous. The report shows apart, as
-    ``user_code``, how long it held the loop. Batches pass
-    unsplit up to 32,768 records.
+    ``user_code``, how long it held the loop. What it raises, `sys.exit` too, stops the run with a `StageError` that names the
+    source. Batches pass unsplit up to 32,768 records.
 
     ``live``  of an asynchronous iterable: its records come when they come, as those of `TCP` do, and where they end, the next
               start of the run brings more. The run keeps state, shows its pages, watches tables and models, and goes on with the watermark
@@ -216,7 +217,8 @@ class Records(EdgedSource):
     async def _pulled(self, context: SourceContext) -> AsyncIterator[Batch]:
         assert not isinstance(self.records, AsyncIterable)
         began_ns = context.clock.monotonic_ns()
-        for rows in _slices(iter(self.records), context):
+        slices = _slices(self.records, context)
+        while (rows := self._next(slices)) is not None:
             context.held(context.clock.monotonic_ns() - began_ns)
             arrived_ns = context.clock.monotonic_ns()
             async for batch in self._batches(context, rows, arrived_ns):
@@ -225,6 +227,17 @@ class Records(EdgedSource):
             if context.stopping.is_set():
                 return
             began_ns = context.clock.monotonic_ns()
+
+    def _next(self, slices: Iterator[list[Any]]) -> list[Any] | None:
+        try:
+            return next(slices, None)
+        except (TidemillError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: BaseException) -> StageError:
+        return StageError(f"source {self.name}: what Records iterates over raised {told(error)}")
 
     # -- asynchronous ------------------------------------------------------------------------------
 
@@ -235,7 +248,7 @@ class Records(EdgedSource):
         room.set()
         inbox: Inbox[Any] = Inbox(_AHEAD, room.clear, room.set)
         arrivals = [0]
-        pumping = _pump(self.records, inbox, arrivals, room, context)
+        pumping = self._pump(inbox, arrivals, room, context)
         pump = asyncio.ensure_future(Held(pumping, context.clock.monotonic_ns, context.held))
         pump.add_done_callback(lambda _: inbox.close())
         try:
@@ -246,10 +259,21 @@ class Records(EdgedSource):
                         yield batch
                     await asyncio.sleep(0)
             if pump.done() and not pump.cancelled():
-                pump.result()  # what the user's iterator raised
+                pump.result()  # raises what the user's iterator did
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
+
+    async def _pump(self, inbox: Inbox[Any], arrivals: list[int], room: asyncio.Event, context: SourceContext) -> None:
+        assert isinstance(self.records, AsyncIterable)
+        try:
+            await _fill(self.records, inbox, arrivals, room, context)
+        except (TidemillError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            raise self._broken(error) from error
 
     # -- all ---------------------------------------------------------------------------------------
 
@@ -303,7 +327,7 @@ def _block_of(items: Sequence[Any], start: int, end: int) -> Sequence[Any]:
     return block
 
 
-def _slices(items: Iterator[Any], context: SourceContext) -> Iterator[list[Any]]:
+def _slices(items: Iterable[Any], context: SourceContext) -> Iterator[list[Any]]:
     rows: list[Any] = []
     until = context.clock.monotonic_ns() + _SLICE_NS
     for item in items:
@@ -322,7 +346,7 @@ def _slow(rows: list[Any], context: SourceContext, until: int) -> bool:
     return len(rows) < 16 and context.clock.monotonic_ns() >= until
 
 
-async def _pump(
+async def _fill(
     records: AsyncIterable[Any], inbox: Inbox[Any], arrivals: list[int], room: asyncio.Event, context: SourceContext
 ) -> None:
     """Fills the inbox; ``arrivals[0]`` is when the oldest item in it came, or earlier."""
