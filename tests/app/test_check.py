@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,37 @@ def test_edges_lanes_and_memory_are_named() -> None:
         assert words in text
     assert "lanes     2" in text
     assert "one process" in "\n".join(shown(lanes=0))
+
+
+def test_what_cannot_be_sent_to_a_lane_is_named() -> None:
+    """As a run would name it: where in the plan it is, and what it is."""
+    lock = threading.Lock()
+
+    def locked(batch: tm.Batch) -> object:
+        with lock:
+            return {}
+
+    with pytest.raises(
+        tm.PlanError, match=r"^lock in Map\(locked\)\.fn, a lock, cannot be sent to a lane \(TypeError: "
+    ):
+        shown(tm.Map(locked))
+    records = tm.sources.Records([{"sensor": "a", "time": 1}])
+    pipeline = tm.Pipeline(records, tm.Plan(tm.Map(lambda batch, kept=lock: {})), tm.sinks.Latest())
+    with pytest.raises(tm.PlanError, match=r"^kept in Map\(<lambda>\)\.fn, a lock, cannot be sent"):
+        tm.run(pipeline, lanes=0)
+
+
+def test_what_cannot_be_sent_to_a_sink_is_named(tmp_path: Path) -> None:
+    """With lanes; without, a sink has no process."""
+    lock = threading.Lock()
+    records = tm.sources.Records([{"sensor": "a", "time": 1}])
+    sink = tm.sinks.Lines(tmp_path / "o.ndjson", where=lambda batch: lock and batch["time"] > 0)
+    pipeline = tm.Pipeline(records, tm.Plan(), sink)
+    with pytest.raises(
+        tm.PlanError, match=r"^lock in sink lines\.where, a lock, cannot be sent to the process of the sink"
+    ):
+        checked(pipeline, 2)
+    checked(pipeline, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
@@ -219,6 +220,20 @@ def test_the_summary_comes_before_a_report_that_fails(tmp_path, monkeypatch, cap
     assert answer([*RUN, "--report", "r.json"]) == 5
     told = capsys.readouterr().err
     assert told.index("1 record in, 1 row out") < told.index("the disk is full")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError()])
+def test_too_little_memory_is_the_outsides_fault(tmp_path, monkeypatch, capsys, error):
+    """As too few files are; nothing of tidemill is to be reported then."""
+    monkeypatch.chdir(tmp_path)
+    plan_in(tmp_path)
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tidemill.lanes.memory.mmap.mmap", full)
+    assert answer(RUN) == 5
+    assert "ulimit -v" in capsys.readouterr().err
 
 
 def test_too_few_files_are_the_outsides_fault(tmp_path):

@@ -11,6 +11,7 @@ from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import SINK_BYTES
+from tidemill.engine.sendable import sent_sink, sent_stages
 from tidemill.engine.slabs import SLAB_BYTES, SLAB_COUNT
 from tidemill.errors import OutputExists
 from tidemill.printable import printable
@@ -31,14 +32,20 @@ OTHERWISE = {
 KEYS_SHOWN = 1_000  # sensors that the memory is worked out for
 
 
-def checked(pipeline: Pipeline) -> Checked:
-    """The pipeline compiled, by the same calls that a run makes, so that the errors are a run's own.
+def checked(pipeline: Pipeline, lanes: int | None = None) -> Checked:
+    """The pipeline compiled, by the same calls that a run makes, so that the errors are a run's own, and found fit to be
+    sent to its processes.
 
     The sinks' places are not looked at yet: a plan can be read while last week's output is still there.
     """
     for source in pipeline.sources:
         source.check()
-    return pipeline.check(edges=False)
+    compiled = pipeline.check(edges=False)
+    sent_stages(compiled.plan.stages)
+    for sink in pipeline.sinks if resolved_lanes(lanes) else ():
+        if isinstance(sink, ProcessSink):
+            sent_sink(sink)
+    return compiled
 
 
 def described(pipeline: Pipeline, compiled: Checked, *, lanes: int | None = None, keeps: bool = False) -> str:

@@ -200,7 +200,7 @@ def _check(
     questions.check()
     found = load(file)
     pipeline = replaced(found, edges, sinkless=True)
-    compiled = checked(pipeline)
+    compiled = checked(pipeline, lanes)
     sys.stdout.write(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     sys.stdout.flush()
     if state is not None:

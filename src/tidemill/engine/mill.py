@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +34,7 @@ from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.learned import Learned
 from tidemill.engine.metrics import Counts
 from tidemill.engine.outlets import error_of
+from tidemill.engine.sendable import sent_stages
 from tidemill.engine.slabs import Slabs
 from tidemill.engine.work import Work
 from tidemill.errors import EngineError, OutsideError, StageError
@@ -155,7 +155,7 @@ class Mill:
         self._stopping = False
         self._closed = False
         self._scheduled = False
-        self.pickled = cloudpickle.dumps((plan.stages, self._layout))
+        self.pickled = sent_stages(plan.stages, self._layout)
         self._user_code = [stage.runs_user_code for stage in plan.stages]
         self._deadlines = [None if s.deadline_s is None else round(s.deadline_s * 1e9) for s in plan.stages]
 

@@ -9,11 +9,10 @@ import pickle
 from collections import deque
 from typing import Final
 
-import cloudpickle
-
 from tidemill.batch import Batch
 from tidemill.core.flows import SinkCounts
 from tidemill.engine.outlets import CLOSE_S, FLUSH_S, Commitment, Delivery, Outlet, error_of
+from tidemill.engine.sendable import sent_sink
 from tidemill.engine.unseen import Unseen
 from tidemill.errors import EngineError, OutsideError
 from tidemill.formats.packed import Full, Packer, TextTables
@@ -81,7 +80,7 @@ class ProcessOutlet(Outlet):
             "sink", memories, self._received, self._died, nice=_NICE, patience_s=PATIENCE_S
         )
         keeping = pickle.dumps(self.keeping) if self.keeping is not None else b""
-        self._channel.send(OpenSink(cloudpickle.dumps(self.sink), pickle.dumps(schema), FLUSH_S, keeping))
+        self._channel.send(OpenSink(sent_sink(self.sink), pickle.dumps(schema), FLUSH_S, keeping))
         await asyncio.wait([self._opened, self._failed], return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             self._failed.result()

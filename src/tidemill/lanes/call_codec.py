@@ -7,11 +7,8 @@ pickle themselves: whatever it raises, ``sys.exit()`` too, belongs to its own ca
 
 from __future__ import annotations
 
-import functools
-import inspect
 import pickle
 import traceback
-import types
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +16,7 @@ import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
 from tidemill.lanes.by_value import dumps_by_value
+from tidemill.lanes.culprits import captured, culprit, describe
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
@@ -58,7 +56,7 @@ class Answer:
             return unpack(self.data, self.block)
         except BaseException as error:  # noqa: BLE001 - whatever a __setstate__ raises
             raised = BadResult(
-                "unreadable_result", f"The function ran, but its result cannot be read here ({_describe(error)})."
+                "unreadable_result", f"The function ran, but its result cannot be read here ({describe(error)})."
             )
             raised.__cause__ = _RemoteTraceback(_text(error))  # its frames would keep what its caller has
         raise raised
@@ -75,13 +73,6 @@ def dumps(value: Any) -> bytes:
     return data
 
 
-def _describe(error: BaseException) -> str:
-    """For messages. Lets Ctrl-C pass, which is nobody's error."""
-    if isinstance(error, KeyboardInterrupt):
-        raise error
-    return f"{type(error).__name__}: {error}"
-
-
 # -- arguments -------------------------------------------------------------------------------------------
 
 
@@ -90,24 +81,13 @@ def dumps_function(function: Any) -> bytes:
     try:
         return dumps_by_value(function)
     except BaseException as error:
-        told = _describe(error)
-        closed_over = next((found for name, part in _captured(function) if (found := _culprit(part, name))), "")
+        told = describe(error)
+        closed_over = next((found for name, part in captured(function) if (found := culprit(part, name))), "")
         because = f": it closes over {closed_over.rstrip(',')}" if closed_over else ""
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
             f"lane{because} ({told}). Make what it closes over inside of it, or pass it as an argument."
         ) from error
-
-
-def _captured(function: Any) -> list[tuple[str, Any]]:
-    """What a function has of where it was defined, by name."""
-    if not isinstance(function, types.FunctionType):
-        return []
-    try:
-        captured = inspect.getclosurevars(function)
-    except ValueError:  # one of them has no value yet
-        return []
-    return [*captured.nonlocals.items(), *captured.globals.items()]
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:
@@ -135,8 +115,8 @@ def dumps_arguments(value: Any, where: dict[str, Any], depth: int = 0) -> Parcel
 
 
 def _unsendable(error: BaseException, where: dict[str, Any]) -> CallError:
-    told = _describe(error)
-    path = next((found for name, part in where.items() if (found := _culprit(part, name))), "its arguments")
+    told = describe(error)
+    path = next((found for name, part in where.items() if (found := culprit(part, name))), "its arguments")
     return CallError(
         f"The call was not made: {path} cannot be sent to a lane ({told}). Pass what it was made from instead, and make "
         "it inside the function."
@@ -150,45 +130,6 @@ def _refused(parcel: Parcel) -> Parcel:
     )
 
 
-def _can_be_pickled(value: Any) -> bool:
-    try:
-        pack(value)
-    except BaseException as error:  # noqa: BLE001 - see above
-        _describe(error)
-        return False
-    return True
-
-
-def _culprit(value: Any, path: str, depth: int = 4) -> str | None:
-    """The path to the smallest part that cannot be pickled, with its type; None when all of it can."""
-    if _can_be_pickled(value):
-        return None
-    parts: list[tuple[str, Any]] = []
-    if depth and type(value) is dict:
-        parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
-    elif depth and type(value) in {list, tuple}:
-        parts = [(f"{path}[{number}]", part) for number, part in enumerate(value)]
-    elif depth and isinstance(value, types.MethodType):
-        parts = [(f"{path}.__self__", value.__self__)]
-    elif depth and isinstance(value, functools.partial):
-        parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
-    elif depth and _is_pickled_by_parts(value):
-        parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
-    for name, part in parts:
-        found = _culprit(part, name, depth - 1)
-        if found:
-            return found
-    return f"{path}, a {type(value).__qualname__},"
-
-
-def _is_pickled_by_parts(value: Any) -> bool:
-    """Whether pickle takes the attributes of an object, and nothing that its class says instead."""
-    kind = type(value)
-    return isinstance(getattr(value, "__dict__", None), dict) and all(
-        getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
-    )
-
-
 # -- values ----------------------------------------------------------------------------------------------
 
 
@@ -197,8 +138,8 @@ def dumps_value(value: Any) -> Parcel:
     try:
         parcel = pack(value)
     except BaseException as error:
-        told = _describe(error)
-        path = _culprit(value, "the result") or "the result"
+        told = describe(error)
+        path = culprit(value, "the result") or "the result"
         raise BadResult("unpicklable_result", f"The function ran, but {path} cannot be sent back ({told}).") from error
     if parcel.size > MAX_BYTES:
         raise BadResult(
@@ -265,7 +206,7 @@ def _dumped(error: BaseException) -> bytes | None:
         data = dumps(error)
         pickle.loads(data)  # noqa: S301 - what we just made: many an exception pickles and does not come back
     except BaseException as raised:  # noqa: BLE001 - the error's own methods
-        _describe(raised)
+        describe(raised)
         return None
     return data
 
@@ -278,7 +219,7 @@ def loads_error(data: bytes | bytearray | memoryview) -> Exception:
         try:
             loaded = pickle.loads(raised.pickled)  # noqa: S301 - our own lane's bytes
         except BaseException as reading:  # noqa: BLE001 - its module may not be importable here
-            _describe(reading)
+            describe(reading)
             loaded = None
         error = loaded if isinstance(loaded, Exception) else None
     if error is None:

@@ -1,0 +1,42 @@
+"""Stages and sinks as bytes for the processes that they run in; what in them cannot be sent is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cloudpickle
+
+from tidemill.errors import PlanError
+from tidemill.lanes.culprits import culprit, describe
+from tidemill.sinks.base import Sink
+from tidemill.stages.base import Stage
+
+__all__ = ["sent_sink", "sent_stages"]
+
+
+def sent_stages(stages: Sequence[Stage], layout: Any = None) -> bytes:
+    """Raises `PlanError`, naming the stage."""
+    try:
+        return bytes(cloudpickle.dumps((stages, layout)))
+    except BaseException as error:
+        raise _unsendable(error, {stage.name: stage for stage in stages}, "a lane") from error
+
+
+def sent_sink(sink: Sink) -> bytes:
+    """Raises `PlanError`, naming the sink."""
+    try:
+        return bytes(cloudpickle.dumps(sink))
+    except BaseException as error:
+        raise _unsendable(error, {f"sink {sink.name}": sink}, "the process of the sink") from error
+
+
+def _unsendable(error: BaseException, where: dict[str, Any], to: str) -> PlanError:
+    told = describe(error)
+    path = next(
+        (found for name, part in where.items() if (found := culprit(part, name, cloudpickle.dumps))), "the plan"
+    )
+    return PlanError(
+        f"{path} cannot be sent to {to} ({told}). Make it inside the function that uses it, or in a module that this "
+        "function imports."
+    )

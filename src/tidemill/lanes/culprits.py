@@ -1,0 +1,75 @@
+"""What in a value keeps it from being sent to another process, for messages."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from tidemill.lanes.parcels import pack
+
+__all__ = ["captured", "culprit", "describe"]
+
+
+def describe(error: BaseException) -> str:
+    """For messages. Lets Ctrl-C pass, which is nobody's error."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return f"{type(error).__name__}: {error}"
+
+
+def captured(function: Any) -> list[tuple[str, Any]]:
+    """What a function has of where it was defined, by name; its defaults too."""
+    if not isinstance(function, types.FunctionType):
+        return []
+    defaults = [(name, one.default) for name, one in inspect.signature(function).parameters.items()]
+    try:
+        around = inspect.getclosurevars(function)
+    except ValueError:  # one of them has no value yet
+        return defaults
+    return [*around.nonlocals.items(), *around.globals.items(), *defaults]
+
+
+def _can_be_pickled(value: Any, dumps: Callable[[Any], object]) -> bool:
+    try:
+        dumps(value)
+    except BaseException as error:  # noqa: BLE001 - whatever its methods raise
+        describe(error)
+        return False
+    return True
+
+
+def culprit(value: Any, path: str, dumps: Callable[[Any], object] = pack, depth: int = 4) -> str | None:
+    """The path to the smallest part that ``dumps`` cannot pickle, with its type; None when it can do all of it."""
+    if _can_be_pickled(value, dumps):
+        return None
+    parts: list[tuple[str, Any]] = []
+    if depth and type(value) is dict:
+        parts = [(f"{path}[{key!r}]", part) for key, part in value.items()]
+    elif depth and type(value) in {list, tuple}:
+        parts = [(f"{path}[{number}]", part) for number, part in enumerate(value)]
+    elif depth and isinstance(value, types.MethodType):
+        parts = [(f"{path}.__self__", value.__self__)]
+    elif depth and isinstance(value, functools.partial):
+        parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
+    elif depth and isinstance(value, types.FunctionType):
+        parts = [(f"{name} in {path}", part) for name, part in captured(value)]
+    elif depth and isinstance(value, type):
+        parts = [(f"{path}.{name}", part) for name, part in vars(value).items() if not name.startswith("__")]
+    elif depth and _is_pickled_by_parts(value):
+        parts = [(f"{path}.{name}", part) for name, part in vars(value).items()]
+    for name, part in parts:
+        found = culprit(part, name, dumps, depth - 1)
+        if found:
+            return found
+    return f"{path}, a {type(value).__qualname__},"
+
+
+def _is_pickled_by_parts(value: Any) -> bool:
+    """Whether pickle takes the attributes of an object, and nothing that its class says instead."""
+    kind = type(value)
+    return isinstance(getattr(value, "__dict__", None), dict) and all(
+        getattr(kind, name) is getattr(object, name) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
