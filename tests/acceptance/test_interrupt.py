@@ -259,6 +259,33 @@ def test_a_reader_that_leaves_ends_the_run(tmp_path: Path) -> None:
     assert all_gone(children)
 
 
+EARLY = """
+import os, signal, sys
+
+class Signalling:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Signalling())
+from tidemill.app.cli import main
+main(["check", "plant.py"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("module", ["cyclopts", "tidemill.app.load"])
+def test_a_signal_before_there_is_a_run_leaves_at_once(
+    tmp_path: Path, module: str, number: signal.Signals, code: int
+) -> None:
+    """Without a word: at the imports of the command line, and at those of a command."""
+    script = EARLY.format(module=module, number=int(number))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=END_S, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 LATE = """
 import atexit, os, signal
 import tidemill as tm

@@ -7,6 +7,8 @@ stdout. ``--debug`` adds the traceback. The commands themselves are in `tidemill
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
         print(f"tidemill {tidemill.__version__}")  # noqa: T201 - this is the answer
         sys.exit(0)
+    _leave_by_signals()
     sys.exit(answer(words))
 
 
@@ -36,6 +39,17 @@ def answer(words: list[str]) -> int:
 
     with stderr_as_json():  # before anything is said: a mistake in the command line is told to a machine too
         return _answered(words, lambda said: sys.stderr.write(json_line("ERROR", "tidemill", said, {}) + "\n"))
+
+
+def _leave_by_signals() -> None:
+    """Until a run takes them over there is nothing to finish: a signal leaves at once, and all it leaves is its exit code."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is usual:  # else it is ignored here, or is somebody else's
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, _frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _asks_for_json(words: Sequence[str]) -> bool:
@@ -54,6 +68,8 @@ def _answered(words: list[str], say: Callable[[str], object]) -> int:
     except cyclopts.CycloptsError as error:
         say(f"{_one_paragraph(str(error))} See: tidemill {_command_of(words)}--help")
         return ExitCode.USAGE
+    if signal.getsignal(signal.SIGINT) is _leave:  # a command may have something to clean up
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = command(*bound.args, **bound.kwargs)
     except KeyboardInterrupt:  # before the run took the signals over, or after it gave them back
@@ -113,7 +129,5 @@ def _say(message: str) -> None:
 
 def _detach(stream: TextIO) -> None:
     """Keep the interpreter from complaining, while it exits, about a stdout that nobody reads, or a stderr that takes nothing."""
-    import os
-
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())

@@ -61,8 +61,11 @@ class ExitCode(enum.IntEnum):
         75,
         "asked to stop, and the grace passed before everything read was written; the report counts the rest",
     )
-    INTERRUPTED = 130, "a second SIGINT (Ctrl-C) left at once; what was in flight is lost"
-    TERMINATED = 143, "a second SIGTERM left at once; what was in flight is lost"
+    INTERRUPTED = (
+        130,
+        "a second SIGINT (Ctrl-C), or one before a run had begun, left at once; what was in flight is lost",
+    )
+    TERMINATED = 143, "a second SIGTERM, or one before a run had begun, left at once; what was in flight is lost"
 
 
 _BY_ERROR: dict[type[TidemillError], ExitCode] = {
