@@ -208,6 +208,16 @@ def test_a_report_that_cannot_be_written_is_told_at_once(tmp_path, monkeypatch, 
     assert not Path("o.csv").exists()
 
 
+@pytest.mark.parametrize("place", ["/proc/d.ndjson", "/proc/version"])
+def test_dead_letters_that_cannot_be_written_are_told_at_once(tmp_path, monkeypatch, capsys, place):
+    """Not at the first of them, when rows have gone out; also where modes alone would let everybody write."""
+    monkeypatch.chdir(tmp_path)
+    plan_in(tmp_path)
+    assert answer([*RUN, "--dead-letters", place]) == 4
+    assert f"the dead letters cannot be written to {place}: " in capsys.readouterr().err
+    assert not Path("o.csv").exists()
+
+
 def test_the_summary_comes_before_a_report_that_fails(tmp_path, monkeypatch, capsys):
     """What the run did is told, whatever becomes of its file."""
     monkeypatch.chdir(tmp_path)

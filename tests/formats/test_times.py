@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tidemill.column import NAT, Column
-from tidemill.errors import InputError
+from tidemill.errors import InputError, PlanError
 from tidemill.formats.times import TimeReader, epochs
 from tidemill.schema import Kind
 
@@ -150,6 +150,34 @@ def test_an_explicit_format_is_the_only_one() -> None:
     assert reader.texts(["20240301120000", "2024-03-01T12:00:00"]).tolist() == [expected, NAT]
     ns, bad = reader.column(Column.of_integers(np.array([20240301120000])))
     assert (ns.tolist(), bad.tolist()) == ([expected], [False])
+
+
+@pytest.mark.parametrize("time_format", ["%Q", "100%", "soon", "", "%Y %Y", "%G-%m", "%s", " %Y", 5])
+def test_a_format_that_reads_nothing_is_refused(time_format: str) -> None:
+    """When it is written, not record by record."""
+    with pytest.raises(PlanError, match=r"time_format=.* reads no time: .*'%d\.%m\.%Y %H:%M:%S'"):
+        TimeReader("UTC", time_format)
+
+
+@pytest.mark.parametrize(
+    "time_format",
+    [
+        "%c",
+        "%x %X",
+        "%I:%M:%S %p, %a %b %d %y",
+        "%G-W%V-%u",
+        "%Y-%j",
+        "%H:%M:%S.%f%z",
+        "%A %B %d %Y %Z",
+        "%m/%d/%Y",
+        "%U %w %Y",
+        "%d%m%y%H%M",
+        "%%%Y",
+    ],
+)
+def test_every_directive_may_be_in_a_format(time_format: str) -> None:
+    """Those of ``strptime``."""
+    assert TimeReader("UTC", time_format).time_format == time_format
 
 
 def test_epoch_nanoseconds_beyond_float_precision_are_exact() -> None:

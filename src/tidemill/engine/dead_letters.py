@@ -64,6 +64,18 @@ class _Bookmark:
             self.length.set_result(length)
 
 
+def _why_not(path: Path) -> str:
+    """Why the system would not have it written, though its modes would; empty when it would."""
+    if not path.exists():
+        return files.why_not_whole(path)
+    if path.is_file():
+        try:
+            files.open_write(path, append=True).close()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
 class DeadLetterFile:
     """Counts letters at once and writes them, off the loop, a few times a second. The file is made by the first.
 
@@ -108,7 +120,7 @@ class DeadLetterFile:
             why = f"{folder} is {'not a folder' if folder.exists() else 'not there'}"
         elif not os.access(tried if tried.exists() else folder, os.W_OK, effective_ids=_AS_WHO_WRITES):
             why = "this user may not write there"
-        else:
+        elif not (why := _why_not(tried)):
             return
         raise InputError(f"the dead letters cannot be written to {tried}: {why}. Name another file.")
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.column import ABSENT, NAT, NULL_TAG, Column
-from tidemill.errors import InputError
+from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 
 __all__ = ["TimeReader", "epochs"]
@@ -81,13 +81,16 @@ def _is_coarse(size: Any, scale: int) -> Any:
 
 
 class TimeReader:
-    """Reads columns of times with one zone and, when given, one ``strptime`` format.
+    """Reads columns of times with one zone and, when given, one ``strptime`` format. Raises `InputError` for a zone that nobody
+    knows, and `PlanError` for a format by which nothing can be read.
 
     >>> TimeReader().column(Column.of_texts(["2024-03-01 00:00:00", "soon"]))[0].tolist()[0]
     1709251200000000000
     """
 
     def __init__(self, tz: str = "UTC", time_format: str | None = None) -> None:
+        if time_format is not None:
+            _check_format(time_format)
         self.time_format = time_format
         self._zone = zone_of(tz)
 
@@ -238,6 +241,20 @@ class TimeReader:
             seconds[naive] -= _offsets(self._zone, seconds[naive])
         valid &= np.abs(seconds) < _LIMIT_S
         return np.where(valid, seconds * 10**9 + nanos, NAT)
+
+
+def _check_format(time_format: str) -> None:
+    """A format that is one reads what it writes."""
+    why = "there is no directive in it"
+    try:
+        if "%" in time_format:
+            dt.datetime.strptime(_EPOCH.strftime(time_format).strip(), time_format)  # noqa: DTZ007 - it is not kept
+            return
+    except (TypeError, ValueError, re.error) as error:
+        why = str(error)
+    raise PlanError(
+        f"time_format={time_format!r} reads no time: {why}. It is a format of strptime, such as '%d.%m.%Y %H:%M:%S'."
+    )
 
 
 def zone_of(tz: str) -> zoneinfo.ZoneInfo | None:
