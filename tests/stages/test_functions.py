@@ -241,6 +241,8 @@ def test_frames_of_another_length_are_refused(batch):
     """A DataFrame function gives a row per record."""
     with pytest.raises(BadResult, match="DataFrame of 1 rows for 2 records"):
         MapFrame(lambda df: df.head(1)).opened().step(batch, None)
+    with pytest.raises(BadResult, match=r"MapFrame\(<lambda>\) returned a DataFrame with the column 'value' twice"):
+        MapFrame(lambda df: pd.concat([df, df], axis=1)).opened().step(batch.select({"value": "value"}), None)
     with pytest.raises(BadResult, match="returned None; a DataFrame is needed"):
         MapFrame(lambda df: None).opened().step(batch, None)
 

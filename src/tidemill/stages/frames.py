@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, NULL_TAG, Column, object_array
 from tidemill.errors import BadResult, MissingExtra
+from tidemill.interchange import first_twice
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind
 from tidemill.stages.functions import made_column
@@ -55,6 +56,8 @@ def columns_of_frame(stage: str, frame: Any, batch: Batch, declared: Mapping[str
     rows = len(batch)
     if len(frame) != rows:
         raise BadResult(WRONG_LENGTH, f"{stage} returned a DataFrame of {len(frame)} rows for {rows} records")
+    if (twice := first_twice(frame.columns)) is not None:
+        raise BadResult(WRONG_TYPE, f"{stage} returned a DataFrame with the column {twice!r} twice")
     if hasattr(frame, "index"):
         frame = _in_row_order(frame, rows)
     made = {}

@@ -99,7 +99,7 @@ class MapRows(FunctionStage):
             return result, {}
         wrong = {row: item for row, item in enumerate(result) if not isinstance(item, dict)}
         rejects = {
-            row: Reject(row, WRONG_TYPE, f"{self.name} returned {shown_type(item)} in place of a dict")
+            row: Reject(row, WRONG_TYPE, f"its function returned {shown_type(item)} in place of a dict")
             for row, item in wrong.items()
         }
         return [{} if row in wrong else item for row, item in enumerate(result)], rejects
