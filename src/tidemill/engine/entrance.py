@@ -295,12 +295,10 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
 
     with _held():
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(
-                number, lambda: None
-            )  # so that the loop wakes up, whichever thread the signal comes to ..
-            signal.signal(
-                number, heard
-            )  # .. and this is called then, or between two steps of the code that holds the loop
+            # The loop wakes up, whichever thread the signal comes to; then, or between two steps of the code that holds the loop,
+            # it is heard.
+            loop.add_signal_handler(number, lambda: None)
+            signal.signal(number, heard)
         loop.add_signal_handler(signal.SIGHUP, hung_up)
     try:
         yield
