@@ -171,8 +171,11 @@ def batch_of_rows(
     rejects: dict[int, Reject] = {}
     for name, items in zip(names, fields, strict=True):
         batch.columns[name], wrong = kinds.column(name, items)
-        for reject in wrong:
-            rejects.setdefault(reject.row, reject)
+        for (
+            reject
+        ) in wrong:  # of several reasons one that the order of columns, which other records decide, does not choose
+            if (other := rejects.get(reject.row)) is None or reject.reason < other.reason:
+                rejects[reject.row] = reject
     if not isinstance(rows, RowsByField):  # whose dicts would only be made for it
         batch.origin = rows
         batch.origin_names = frozenset(name for name in names if not kinds.reads_times(name))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import tidemill as tm
+from tidemill.core.rejections import Rejections
 from tidemill.engine.reading import SourceReader
 from tidemill.testing import ManualClock
 
@@ -117,3 +120,27 @@ async def test_whoever_says_whose_the_records_are_is_not_doubted(caplog, key):
     """Not even where all of a connection are to be one sensor's."""
     await heard_by(tm.sources.TCP(key=key), *PUMPS)
     assert told(caplog, "source") == []
+
+
+async def test_what_comes_is_counted_whole_while_the_records_of_others_enter_in_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the letters of a sound source would seem to be most of its records."""
+    came: Counter[str] = Counter()
+
+    def count(self: Rejections, records: int, source: str) -> None:
+        came[source] += records
+
+    monkeypatch.setattr(Rejections, "came", count)
+    strangers = [{"sensor": f"s{number}", "time": number, "value": 1.0} for number in range(3_000)]
+    sound = [{"sensor": "a", "time": number, "value": 1.0} for number in range(3_000)]
+    pipeline = tm.Pipeline(
+        [tm.sources.Records(iter(strangers), name="strangers"), tm.sources.Records(iter(sound), name="sound")],
+        tm.Plan(),
+        tm.sinks.Callback(len),
+        max_keys=1,
+    )
+    async with tm.serve(pipeline, lanes=0, state=False, dead_letters=tmp_path / "dead.ndjson") as run:
+        report = await run.wait()
+    assert came == {"strangers": 3_000, "sound": 3_000}
+    assert report.records_in == 6_000

@@ -14,10 +14,12 @@ from tidemill.errors import PlanError
 from tidemill.formats import roles
 from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import Edge
+from tidemill.formats.line_formats import line_format
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, OVERSIZE, WRONG_TYPE
 from tidemill.schema import Kind
+from tidemill.sources.readers import LinesDecoder
 
 GOOD = {"sensor": "S1", "time": 1, "value": 20.5}
 
@@ -408,3 +410,23 @@ def test_times_without_a_zone_are_read_in_tz_in_every_field_of_times() -> None:
     batch, letters = edge.columns(columns, rows=1, naive=frozenset({"time", "seen"}))
     assert letters == []
     assert batch["seen"].astype(np.int64).tolist() == batch.time.tolist() == [1_719_828_000 * 10**9]
+
+
+def test_of_two_reasons_one_is_told_whatever_comes_before_the_record() -> None:
+    """The neighbours decide in which order the columns are."""
+    odd = {"sensor": "a", "time": 1, "x": "no", "y": "no"}
+    told = set()
+    for first in ({"sensor": "a", "time": 1, "x": 1.0, "y": 1.0}, {"y": 1.0, "x": 1.0, "time": 1, "sensor": "a"}):
+        edge = Edge()
+        edge.rows([{"sensor": "a", "time": 1, "x": 1.0, "y": 1.0}])
+        _, (letter,) = edge.rows([first, odd])
+        told.add(letter.reason)
+    assert len(told) == 1
+
+
+def test_of_reasons_as_frequent_the_first_to_come_is_told() -> None:
+    """A bad line of a block before its records that are none."""
+    decoder = LinesDecoder(Edge(), line_format("ndjson"))
+    _, letters = decoder.feed(b'{"sensor":"a","value":1}\nnonsense\n')
+    assert len(letters) == 2
+    assert "An example: 'nonsense'" in decoder._edge.explain(formats=("ndjson",))

@@ -382,8 +382,8 @@ class Attempt:
 
     # -- in --------------------------------------------------------------------------------------------------
 
-    def came(self, records: int, source: str, up_to: int) -> None:
-        """So many have come in, up to this position of the input."""
+    def came(self, records: int, source: str, up_to: int | None = None) -> None:
+        """So many have come in, up to this position of the input; without one, for the first time in this run."""
         self.mill.counts.records_in += records
         self._oversight.came(records, source, up_to)
 

@@ -62,7 +62,7 @@ class Direct(_Decided):
             await attempt.started.wait()
 
         async def give(batch: Batch) -> None:
-            attempt.came(len(batch), source.name, attempt.intake.entered + len(batch))
+            attempt.came(len(batch), source.name)
             await attempt.intake.put(batch, source.name)
 
         await self._reader.read(source, give=give, refuse=attempt.refuse)

@@ -118,11 +118,12 @@ class Oversight:
         """Another attempt begins: what it comes to again was counted."""
         self._before = dict(self._reached)
 
-    def came(self, records: int, source: str, up_to: int) -> None:
-        """So many have come in, up to this position of the input."""
-        new = min(records, max(up_to - self._came_up_to, 0))
-        self._came_up_to = max(self._came_up_to, up_to)
-        self._rejections.came(new, source)
+    def came(self, records: int, source: str, up_to: int | None) -> None:
+        """So many have come in, up to this position of the input, where some may have come in an attempt before."""
+        if up_to is not None:
+            records = min(records, max(up_to - self._came_up_to, 0))
+            self._came_up_to = max(self._came_up_to, up_to)
+        self._rejections.came(records, source)
 
     def buried(self, letter: DeadLetter) -> None:
         """A record has become a dead letter."""

@@ -459,7 +459,7 @@ class Edge:
         if not rejects:
             return []
         all_places = sorted(rejects)
-        for (code, reason), times in Counter(map(_CODE_AND_REASON, rejects.values())).items():
+        for (code, reason), times in Counter(_CODE_AND_REASON(rejects[place]) for place in all_places).items():
             self._rejects.add(code, reason, times=times)
         malformed = next((place for place in all_places if rejects[place].reason_code == MALFORMED), None)
         if malformed is not None:

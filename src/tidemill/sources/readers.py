@@ -99,12 +99,13 @@ class LinesDecoder:
         return (self._delivered(made, arrived_ns, wall_ns) for made in self._form.parts(block))
 
     def _delivered(self, made: Decoded, arrived_ns: int, wall_ns: int) -> Delivery:
+        bad = self._edge.refused(made.bad, known=self._known)
         reason = f"the line is longer than {self._splitter.limit} bytes"
         oversize = [self._edge.refuse(OVERSIZE, reason, shown(line.head)) for line in self._splitter.oversize]
         self._splitter.oversize.clear()
         known = known_of(made, self._known) if self._known else made.known
         batch, more = self._edge.rows(made.rows, arrived_ns=arrived_ns, wall_ns=wall_ns, known=known, parsed=True)
-        return batch, Letters.joined(self._edge.refused(made.bad, known=self._known), oversize, more)
+        return batch, Letters.joined(bad, oversize, more)
 
 
 def decoder_for(
