@@ -17,6 +17,8 @@ import pytest
 from tests.chaos.small_plants import count_in, patient
 
 import tidemill as tm
+from tidemill.engine.checkpoint_store import CheckpointStore
+from tidemill.testing import ListSink
 
 
 def recording(path: Path, records: int, sensors: int = 7, *, bad_every: int = 97) -> None:
@@ -102,6 +104,54 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path, lanes):
     tm.run(pipeline(tmp_path), lanes=lanes, state=tmp_path / "state")
     assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
     assert (tmp_path / "state" / "dead_letters.ndjson").read_text() == (tmp_path / "dead.ndjson").read_text()
+
+
+BEFORE_THE_FIRST = """
+from tidemill.engine.checkpoint_store import CheckpointStore
+CheckpointStore.write = lambda *_: os.kill(os.getpid(), 9)
+plan = tm.Plan(tm.Calibrate("calibration.csv"), tm.Rolling("normalized", window=50, stats=["mean"]))
+pipeline = tm.Pipeline(tm.sources.Replay("in", pace=1.0), plan, tm.sinks.SQLite("out.db"), name="plant")
+"""
+"""By its pace, the recording has a million seconds between what is committed and the rest."""
+
+
+def test_what_a_recording_began_with_is_known_though_it_was_killed_before_its_first_checkpoint(tmp_path, monkeypatch):
+    """Rows are committed, no checkpoint is there; then the calibration is another, and a file came beside the recording."""
+
+    def calibrated(output: str) -> tm.Pipeline:
+        stages = tm.Calibrate("calibration.csv"), tm.Rolling("normalized", window=50, stats=["mean"])
+        return tm.Pipeline(tm.sources.Replay("in"), tm.Plan(*stages), tm.sinks.SQLite(output), name="plant")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    recording(tmp_path / "in" / "a.ndjson", 100)
+    with (tmp_path / "in" / "a.ndjson").open("a") as file:
+        file.writelines(f'{{"sensor": "S{n % 7}", "time": {1e6 + n}, "value": {n % 13}}}\n' for n in range(100))
+    (tmp_path / "calibration.csv").write_text("sensor,baseline,scale\n*,0,1\n")
+    tm.run(calibrated("whole.db"), lanes=0, dead_letters=tmp_path / "dead.ndjson")
+    assert child(tmp_path, BEFORE_THE_FIRST, 0).wait() == -signal.SIGKILL
+    assert 0 < count_in(tmp_path / "out.db") < 200
+    assert not list((tmp_path / "state" / "checkpoints").iterdir())
+    (tmp_path / "calibration.csv").write_text("sensor,baseline,scale\n*,0,100\n")
+    (tmp_path / "in" / "b.ndjson").write_text('{"sensor": "S0", "time": 0.1, "value": 1}\n')
+    tm.run(calibrated("out.db"), lanes=0, state=tmp_path / "state")
+    assert rows(tmp_path / "out.db") == rows(tmp_path / "whole.db")
+
+
+@pytest.mark.parametrize("kind", ["list", "file"])
+def test_records_without_a_time_have_that_of_the_first_start_before_a_checkpoint_too(tmp_path, monkeypatch, kind):
+    """It is when the reading began, and a start that reads them once more must say the same."""
+    values = [{"sensor": "S1", "value": n} for n in range(3)]
+    (tmp_path / "in.ndjson").write_text("".join(f"{json.dumps(row)}\n" for row in values))
+    monkeypatch.setattr(CheckpointStore, "write", lambda *_: 0)  # as if it died before each
+    times = []
+    for _ in range(2):
+        source = tm.sources.Records(values) if kind == "list" else tm.sources.Lines(tmp_path / "in.ndjson")
+        sink = ListSink()
+        tm.run(tm.Pipeline(source, tm.Plan(), sink, name="plant"), lanes=0, state=tmp_path / "state")
+        times.append([ns for batch in sink.batches for ns in batch.time.tolist()])
+    assert len(times[0]) == 3
+    assert times[0] == times[1]
 
 
 def test_letters_between_records_stay_on_their_side_of_a_checkpoint(tmp_path, lanes):

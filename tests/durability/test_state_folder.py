@@ -104,7 +104,7 @@ def test_a_folder_of_other_things(tmp_path: Path) -> None:
     assert "holds other things than a state; choose a folder of its own" in told
 
 
-@pytest.mark.parametrize("name", ["pipeline.json", "epoch", "letters.json"])
+@pytest.mark.parametrize("name", ["pipeline.json", "epoch", "letters.json", "beginning.json"])
 def test_a_start_that_was_killed_before_its_first_file_was_whole(tmp_path: Path, name: str, monkeypatch) -> None:
     """The next start takes the folder for its own, and sweeps it."""
 
@@ -131,7 +131,7 @@ def test_a_file_in_its_place_or_above_it(tmp_path: Path, below: str) -> None:
     assert told == f"{tmp_path / 'state'} is a file; the state needs a folder."
 
 
-@pytest.mark.parametrize("name", ["pipeline.json", "epoch"])
+@pytest.mark.parametrize("name", ["pipeline.json", "epoch", "beginning.json"])
 def test_a_folder_whose_own_files_are_damaged(tmp_path: Path, name: str) -> None:
     """A number of a start that is too low would let an earlier one write on."""
     StateFolder(tmp_path / "state", "plant").close()

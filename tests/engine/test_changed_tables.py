@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 
 import numpy as np
 import pytest
@@ -247,6 +248,94 @@ async def test_a_table_that_was_replaced_stays_with_its_stage_in_another_plan(tm
         assert [row["by_two"] for row in again.sink.rows] == [5, 5]
         assert [row.get("by_one") for row in again.sink.rows] == ([9, 0.01] if one in stages else [None, None])
     assert f"no stage of this plan reads {one}, whose change the log holds" in caplog.text
+
+
+class Away(Watched):
+    """A server that takes its time, and then is away once."""
+
+    def __init__(self):
+        super().__init__()
+        self.away = asyncio.Event()
+        self.back = False
+
+    async def write(self, batch):
+        if not self.back:
+            await self.away.wait()
+            self.back = True
+            raise tm.OutsideError("the server is away.")
+        await super().write(batch)
+
+
+def committed(path, columns="rowid"):
+    with sqlite3.connect(path) as connection:
+        there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchall()
+        rows = connection.execute(f"SELECT {columns} FROM features ORDER BY rowid").fetchall() if there else []
+    connection.close()
+    return rows
+
+
+async def test_what_a_run_began_with_counts_though_another_sink_was_away_at_every_checkpoint(tmp_path, caplog):
+    """One sink has committed rows of the old table, and what they came from is worked on once more."""
+    caplog.set_level("INFO", "tidemill")
+    path, output = tmp_path / "calibration.csv", tmp_path / "rows.db"
+    table(path, 1)
+    plant, away = Plant(path, 0), Away()
+    plan = tm.Plan(tm.Calibrate(str(path)), tm.Rolling("normalized", 9, stats=["mean"]))
+    plant.pipeline = tm.Pipeline(plant.source, plan, [tm.sinks.SQLite(output), away])
+    async with plant.serve(tm.State(tmp_path / "state", checkpoint_s=1)):
+
+        async def one_more(rows):
+            plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "value": 10.0})
+            while len(committed(output)) < rows:
+                await plant.looks(1)
+
+        await one_more(1)
+        table(path, 4)
+        while f"the new {path} counts from record 2 on" not in caplog.text:
+            await plant.looks(1)
+        await one_more(2)
+        assert newest(tmp_path / "state" / "checkpoints") is None
+        away.away.set()
+        await away.at_least(2)
+        await one_more(3)
+        plant.source.feed.put_nowait(None)
+    assert committed(output, "normalized, normalized_mean_9") == [(9, 9), (6, 7.5), (6, 7)]
+    assert [row["normalized"] for row in away.rows] == [9, 6, 6]
+
+
+async def test_a_stage_that_was_added_keeps_its_table_before_the_next_checkpoint(tmp_path, monkeypatch):
+    """The checkpoint before it knows nothing of the file."""
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    table(one, 1)
+    table(two, 2)
+    stages = [tm.Calibrate(str(path), into=f"by_{path.stem}") for path in (one, two)]
+    state = tm.State(tmp_path / "state", checkpoint_s=1)
+    first = Plant(one, 0, tm.Plan(stages[0]))
+    async with first.serve(state):
+        await first.record()
+        first.source.feed.put_nowait(None)
+    assert newest(tmp_path / "state" / "checkpoints") is not None
+    monkeypatch.setattr(CheckpointStore, "write", lambda *_: 0)  # as if each run died before it
+    for baseline in (2, 5):
+        table(two, baseline)
+        plant = Plant(one, 0, tm.Plan(*stages))
+        async with plant.serve(state):
+            if baseline == 2:
+                await plant.record()
+            plant.source.feed.put_nowait(None)
+        assert [(row["by_one"], row["by_two"]) for row in plant.sink.rows] == [(9, 8)]
+
+
+async def test_a_table_with_which_nothing_was_worked_on_is_not_kept(tmp_path):
+    """A first start that was stopped before any record came has begun nothing: other columns are welcome."""
+    path = tmp_path / "sites.csv"
+    for text in ("sensor,site\n*,north\n", "sensor,site,floor\n*,north,3\n"):
+        path.write_text(text)
+        plant = Plant(path, 0, tm.Plan(tm.Lookup(str(path))))
+        async with plant.serve(tmp_path / "state"):
+            if "floor" in text:
+                assert (await plant.record())["floor"] == 3
+            plant.source.feed.put_nowait(None)
 
 
 async def test_copies_of_tables_that_nothing_needs_go_after_a_day(tmp_path):

@@ -83,29 +83,38 @@ class Seeking(_Undecided):
 
     waits = True
 
-    def __init__(self, source: Source, reader: SourceReader, keeper: Keeper, wall_ns: int) -> None:
+    def __init__(self, source: Source, reader: SourceReader, keeper: Keeper) -> None:
         self._source, self._reader, self._keeper = source, reader, keeper
-        self._wall_ns = wall_ns
 
     def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
         return [self._read(attempt)]
 
     async def _read(self, attempt: Attempt) -> None:
         source, keeper = self._source, self._keeper
-        if (offset := keeper.place.get("offset")) is not None:
-            source.seek(offset)
+        wall_ns = await asyncio.to_thread(self._begin)
 
         async def give(batch: Batch) -> None:
-            await attempt.enter(batch, source.name, self._wall_ns)
-            keeper.places.add(attempt.intake.entered, self.place(source.offset()))
+            await attempt.enter(batch, source.name, wall_ns)
+            keeper.places.add(attempt.intake.entered, {"offset": source.offset(), "wall_ns": wall_ns})
 
         await self._reader.read(source, give=give, refuse=attempt.refuse)
         if not self._reader.stopping.is_set():
             attempt.end_input()
 
-    def place(self, offset: Any) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"offset": offset, "wall_ns": self._wall_ns}
+    def _begin(self) -> int:
+        """Have the source go on where the checkpoint stands, or begin where the first start began; when that was."""
+        keeper = self._keeper
+        if "wall_ns" in (place := keeper.place):
+            keeper.begin()
+        else:
+            place = keeper.begin_at(self._beginning)
+        if place["offset"] is not None:
+            self._source.seek(place["offset"])
+        return int(place["wall_ns"])
+
+    def _beginning(self) -> dict[str, Any]:
+        wall_ns = self._reader.clock.wall_ns()
+        return {"offset": self._source.beginning(wall_ns), "wall_ns": wall_ns}
 
 
 class Warming(_Decided):
@@ -146,7 +155,9 @@ class Logged:
         place = keeper.place
         offsets = dict(place.get("offsets", {}))
         start, end = place.get("entry", 0), self._journal.log.durable
-        if start >= end:
+        if start < end:
+            await asyncio.to_thread(keeper.begin)
+        else:
             keeper.refuse_newer_outputs(attempt)
 
         async def give(number: int, entry: RecordsEntry | ControlEntry) -> None:

@@ -75,10 +75,14 @@ class _Remembered:
 
 
 class Journal:
-    """One run's way through its log; sources that can seek are told where they stand behind what is in it."""
+    """One run's way through its log; sources that can seek are told where they stand behind what is in it. ``begin`` is called
+    before what has come reaches the disk, in a thread."""
 
-    def __init__(self, log: IngestLog, clock: Clock, sources: Sequence[Source]) -> None:
+    def __init__(
+        self, log: IngestLog, clock: Clock, sources: Sequence[Source], *, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self.log = log
+        self._begin = begin
         self._sources = {source.name: source for source in sources}
         self._clock = clock
         self._remembered: deque[_Remembered] = deque()
@@ -265,7 +269,7 @@ class Journal:
             await self._appended.wait()
             self._appended.clear()
             while self.log.durable < self.log.end:
-                self._syncing = asyncio.get_running_loop().run_in_executor(self._thread, self.log.sync)
+                self._syncing = asyncio.get_running_loop().run_in_executor(self._thread, self._sync)
                 await asyncio.shield(self._syncing)
                 self._tell()
                 async with self._synced:
@@ -273,6 +277,10 @@ class Journal:
                 await asyncio.sleep(_GROUP_S)
         async with self._synced:
             self._synced.notify_all()
+
+    def _sync(self) -> int:
+        self._begin()
+        return self.log.sync()
 
     async def synced(self) -> None:
         """Return at once, or when the sync that is under way has ended: no entry of now is on the disk any sooner."""

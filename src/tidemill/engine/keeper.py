@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_facts import SavedFacts, facts_of
 from tidemill.engine.saved_state import arrays_of, fill
 from tidemill.engine.state import State
-from tidemill.engine.state_folder import StateFolder
+from tidemill.engine.state_folder import Begun, StateFolder
 from tidemill.engine.tally import Tally
 from tidemill.errors import InputError
 from tidemill.sinks.base import Keeping
@@ -82,6 +83,11 @@ class Keeper:
         self.files = KeptFiles(folder.files)
         self.in_effect: InEffect = {}
         """The files that the stages are made of, as they are when the attempt begins."""
+        self._begun = folder.begun()
+        """What the disk says of the beginning."""
+        self._begins: Begun | None = None
+        """What it has to say before the next input."""
+        self._beginning = threading.Lock()
         self.journal: Journal | None = None
         """The way through the ingest log, where there is one."""
         self.found: Checkpoint | None = None
@@ -190,12 +196,32 @@ class Keeper:
         return Beginning(facts.place_position, facts.position, facts.kinds, cuts)
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
-        """The pipeline with its tables and models as they were at the checkpoint."""
-        known = {} if self.facts is None else self.facts.files
-        load = self.files.loader(known)
-        checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, waits=not pipeline.finite, load=load)
-        self.in_effect = load.in_effect
+        """The pipeline with its tables and models as they were at the checkpoint, or when its first input was let in."""
+        with self._beginning:
+            known = {} if self.facts is None else self.facts.files
+            if self._begun.checkpoint == self.number:
+                known = {**known, **self._begun.files}
+            load = self.files.loader(known)
+            checked = pipeline.check(edges=edges, resumes=self.folder.epoch > 1, waits=not pipeline.finite, load=load)
+            self.in_effect = load.in_effect
+            told = self.in_effect.items() <= known.items()
+            self._begins = None if told else Begun(self.number, self.in_effect, self._begun.place)
         return checked
+
+    def begin(self) -> None:
+        """Inputs are about to come, and sinks may commit what is made of them long before a checkpoint tells of what that was
+        done with: have it on the disk. Blocks."""
+        with self._beginning:
+            if self._begins is not None:
+                self.folder.begin(self._begins)
+                self._begun, self._begins = self._begins, None
+
+    def begin_at(self, decided: Callable[[], Place]) -> Place:
+        """The same for an inflow without a log: where its first input is, as the first start decided. Blocks."""
+        if not self._begun.place:
+            self._begins = Begun(self.number, self.in_effect, decided())
+        self.begin()
+        return self._begun.place
 
     def stale(self, stages: Sequence[Stage]) -> set[int]:
         """The stages whose files have changed since they were made. Blocks."""

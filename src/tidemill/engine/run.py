@@ -352,12 +352,11 @@ class Run:
             _log.warning(told)
             yield Nothing()
         elif len(sources) == 1 and sources[0].seekable:
-            wall_ns = keeper.place.get("wall_ns", self._clock.wall_ns())
-            yield Seeking(sources[0], self._reader, keeper, wall_ns)
+            yield Seeking(sources[0], self._reader, keeper)
         else:
             state = keeper.state
             log = IngestLog(keeper.folder.log, max_bytes=state.log_max_bytes, min_free=state.log_min_free)
-            journal = keeper.journal = Journal(log, self._clock, sources)
+            journal = keeper.journal = Journal(log, self._clock, sources, begin=keeper.begin)
             logged = LoggedSources(sources, journal, self._reader, self._stopping, self.started)
             tasks: list[asyncio.Task[None]] = []
             try:

@@ -3,6 +3,7 @@
 - ``lock``: held by the engine that runs
 - ``epoch``: the number of its start, greater with each
 - ``pipeline.json``: whose state it is
+- ``beginning.json``: with which files, and where, a start began that no checkpoint tells of yet
 - ``letters.json``: where its dead letters go, and how much was there before
 - ``checkpoints/``, ``log/``, ``files/``, ``sinks/NAME/``, ``dead_letters.ndjson``
 """
@@ -10,13 +11,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -26,13 +28,13 @@ from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.saved_facts import facts_of
 from tidemill.errors import InputError, OutsideError
 
-__all__ = ["StateFolder", "default_place"]
+__all__ = ["Begun", "StateFolder", "default_place"]
 
 VERSION: Final = 1
 _NETWORKS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "afs", "fuse.sshfs", "ncpfs"}
 )
-_WRITTEN: Final = ("pipeline.json", "epoch", "letters.json")
+_WRITTEN: Final = ("pipeline.json", "epoch", "letters.json", "beginning.json")
 """The files of the folder itself."""
 _LAST_EPOCH: Final = 1 << 62
 _UNCHECKED_STARTS: Final = 1_000_000
@@ -55,6 +57,17 @@ class _Letters(msgspec.Struct):
 
     path: str
     bytes: int
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """What ``beginning.json`` says: what a start decided before it let any input in."""
+
+    checkpoint: int = 0
+    """The newest one then: once there is another, that one tells of the files."""
+    files: dict[str, list[str]] = {}
+    """In effect at the beginning, by path."""
+    place: dict[str, Any] = {}
+    """Where the first input is, of an inflow that has no log."""
 
 
 def default_place(pipeline: str) -> Path:
@@ -194,6 +207,21 @@ class StateFolder:
             known = _Letters(str(letters), letters.stat().st_size if letters.exists() else 0)
             files.write_atomic(place, msgspec.json.encode(known))
         return known.bytes
+
+    def begun(self) -> Begun:
+        """What the last start that let an input in began with, as far as no checkpoint told of it. Blocks."""
+        place = self.place / "beginning.json"
+        with self._disk():
+            data = files.read_there(place)
+        try:
+            return Begun() if data is None else msgspec.convert(json.loads(data), Begun)
+        except ValueError as error:
+            raise InputError(f"{place} is not readable ({error}); restore it, or start over with --fresh.") from None
+
+    def begin(self, begun: Begun) -> None:
+        """Have it on the disk, for good. Blocks."""
+        with self._disk():  # in ASCII: the names of files may be no Unicode
+            files.write_atomic(self.place / "beginning.json", json.dumps(msgspec.to_builtins(begun)).encode())
 
     def _refuse_other_things(self) -> None:
         there = set(files.names_in(self.place))

@@ -152,6 +152,11 @@ class Source(Named, Configured, abc.ABC):
         texts and ints; what was returned is not changed later."""
         raise PlanError(f"source {self.name} cannot say where it stands, since it cannot go back there.")
 
+    def beginning(self, wall_ns: int) -> Any:
+        """The offset before the first record, were the stream to begin now, at this time of the wall clock; None where there
+        is nothing to say of that."""
+        return None
+
     def seek(self, offset: Any) -> None:
         """Before `stream`: let it go on at ``offset``, which a source of the same options gave.
 

@@ -97,6 +97,9 @@ class Frame(EdgedSource):
         rejected, given = self._stands
         return {"of": self.kind, "rows": len(self.table), "rejects": rejected, "records": given}
 
+    def beginning(self, wall_ns: int) -> Any:
+        return {"of": self.kind, "rows": len(self.table), "rejects": 0, "records": 0}
+
     def seek(self, offset: Any) -> None:
         self.check_offset(offset)
         if offset["rows"] != len(self.table):

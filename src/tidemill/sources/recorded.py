@@ -96,6 +96,18 @@ class RecordedSource(EdgedSource):
             "wall_ns": self._wall_ns,
         }
 
+    def beginning(self, wall_ns: int) -> Any:
+        known = [identified(path) for path, _ in self._recordings()]
+        return {
+            "of": self.kind,
+            "files": [{**file, "head": head_of(file)} for file in known],
+            "at": [None] * len(known),
+            "done": 0,
+            "learned": self.edge.kinds.learned,
+            "accepted": self.accepted,
+            "wall_ns": wall_ns,
+        }
+
     def seek(self, offset: Any) -> None:
         self.check_offset(offset)
         known, at = offset["files"], offset["at"]

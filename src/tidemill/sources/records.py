@@ -136,6 +136,22 @@ class Records(EdgedSource):
         rejects, records = self._given
         return {**self._block, "learned": self.edge.kinds.learned, "rejects": rejects, "records": records}
 
+    def beginning(self, wall_ns: int) -> Any:
+        if not isinstance(self.records, (list, tuple)):
+            return super().beginning(wall_ns)
+        learned = self.edge.kinds.learned
+        return {
+            "of": self.kind,
+            "items": len(self.records),
+            "start": 0,
+            "known": len(learned),
+            "learned": learned,
+            "accepted": self.accepted,
+            "rejects": 0,
+            "records": 0,
+            "wall_ns": wall_ns,
+        }
+
     def seek(self, offset: Any) -> None:
         if not isinstance(self.records, (list, tuple)):
             super().seek(offset)
