@@ -53,13 +53,19 @@ def test_a_run_with_state_is_resumed_and_a_changed_plan_asked_about_first(plant)
 
 
 def test_to_start_over_moves_the_state_aside_and_leaves_the_output_alone(plant):
+    """With the output still there nothing is started over, and all stays as it was."""
     folder = plant(ROLLING)
-    assert tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0").returncode == 0
-    refused = tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0", "--fresh")
+    run = ("run", "plant.py", "--state", "kept", "--lanes", "0")
+    assert tidemill(folder, *run).returncode == 0
+    refused = tidemill(folder, *run, "--fresh")
     assert refused.returncode == 4
     assert 'if_exists="append"' in refused.stderr
-    assert (folder / "kept.old-1" / "checkpoints").is_dir()
+    assert not (folder / "kept.old-1").exists()
     assert len((folder / "out.ndjson").read_text().splitlines()) == 500
+    (folder / "out.ndjson").rename(folder / "before.ndjson")
+    assert tidemill(folder, *run, "--fresh").returncode == 0
+    assert (folder / "kept.old-1" / "checkpoints").is_dir()
+    assert (folder / "out.ndjson").read_text() == (folder / "before.ndjson").read_text()
 
 
 def test_what_a_state_folder_holds_is_told(plant):
