@@ -47,7 +47,7 @@ LATE: Final = "late"
 TOO_MANY_OPEN: Final = "too_many_open"
 UNASKED: Final = "unasked"
 
-AT_A_TIME: Final = 128
+AT_A_TIME: Final = 64
 """Letters that are dealt with in one turn of the loop."""
 
 
