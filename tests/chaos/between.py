@@ -37,6 +37,8 @@ class Line:
         """That the server has answered; the first one is of the epoch, without rows."""
         self.go = threading.Event()
         """Set when what is held may go on."""
+        self.telling = threading.Event()
+        """Set just before the sink is told, after what was held, that the server is ready for the next: it may answer at once."""
         self.ready = threading.Event()
         """Set when the sink was told, after what was held, that the server is ready for the next."""
         self.went_on = threading.Event()
@@ -166,7 +168,7 @@ class Between:
             naming = False
             while (received := _received(reader)) is not None:
                 kind, message = received
-                if source is line.client and line.ready.is_set():
+                if source is line.client and line.telling.is_set():
                     line.went_on.set()
                 commits = line.commits
                 if (window := line.window(kind, message)) is not None:
@@ -174,6 +176,8 @@ class Between:
                 if naming and kind == b"B" and self.pooled:
                     message = message.replace(b"tidemill ", b"a pooler ")
                 naming = _NAMING in message
+                if kind == b"Z":
+                    line.telling.set()
                 target.sendall(message)
                 if kind == b"Z":
                     line.ready.set()
@@ -185,6 +189,7 @@ class Between:
                 return
             self._wanted = None
             line.go.clear()
+            line.telling.clear()
             line.ready.clear()
             line.went_on.clear()
             self._held = line

@@ -35,7 +35,7 @@ ROADS: dict[str, tuple[str, Callable[[int], sinks.ProcessSink]]] = {
 }
 _PLANT = """
 import tidemill as tm
-pipeline = tm.Pipeline({source}, tm.Dedup(), tm.sinks.SQLite("rows.db"), name="hub")
+pipeline = tm.Pipeline({source}, tm.Dedup(max_records=4_096), tm.sinks.SQLite("rows.db"), name="hub")
 """
 
 
