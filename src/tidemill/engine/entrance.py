@@ -23,6 +23,7 @@ from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
 from tidemill.errors import InputError, RunEnded
+from tidemill.lanes.fork_client import signals_held
 from tidemill.lanes.forkserver import HELD
 
 __all__ = ["run", "run_async", "serve"]
@@ -293,7 +294,7 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
         if seen > 1:
             os._exit(128 + number)
 
-    with _held():
+    with signals_held():
         for number in (signal.SIGINT, signal.SIGTERM):
             # The loop wakes up, whichever thread the signal comes to; then, or between two steps of the code that holds the loop,
             # it is heard.
@@ -303,17 +304,7 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        with _held():
+        with signals_held():
             for number in HELD:
                 loop.remove_signal_handler(number)
                 signal.signal(number, late if ends_process else before[number] or signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _held() -> Iterator[None]:
-    """Signals that come meanwhile are heard afterwards."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -187,7 +187,7 @@ class Journal:
         except InputError:
             if self._sources[
                 source
-            ].seekable:  # which stands behind the whole batch: it is in the log whole, or not at all
+            ].seekable:  # it stands behind the whole batch, which is in the log whole or not at all
                 return self._append_kept(source, batch, letters)
         number = self.log.end
         for start in range(0, len(batch), AT_A_TIME):

@@ -8,7 +8,7 @@ from typing import Any
 import cloudpickle
 
 from tidemill.errors import PlanError
-from tidemill.lanes.culprits import culprit, describe
+from tidemill.lanes.culprits import describe, first_culprit
 from tidemill.sinks.base import Sink
 from tidemill.stages.base import Stage
 
@@ -33,9 +33,7 @@ def sent_sink(sink: Sink) -> bytes:
 
 def _unsendable(error: BaseException, where: dict[str, Any], to: str) -> PlanError:
     told = describe(error)
-    path = next(
-        (found for name, part in where.items() if (found := culprit(part, name, cloudpickle.dumps))), "the plan"
-    )
+    path = first_culprit(where, "the plan", cloudpickle.dumps)
     return PlanError(
         f"{path} cannot be sent to {to} ({told}). Make it inside the function that uses it, or in a module that this "
         "function imports."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
+from tidemill.formats.decoded import BadLine
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.json_lines import time_texts
 from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
@@ -252,50 +253,29 @@ class Edge:
     def refused(
         self, bad: Sequence[NoRecord], *, known: Mapping[str, str] | None = None, header: tuple[str, ...] = ()
     ) -> Sequence[DeadLetter]:
-        """The letters for lines that are no records."""
-
+        """The letters for lines that are no records, with the key and the time that can be told of them."""
         for line in bad:
-            self._note(line.reason_code, line.reason, line.raw, header)
+            self._rejects.add(line.reason_code, line.reason)
+            if (
+                line.reason_code == MALFORMED and not header
+            ):  # what is of CSV is no example of what might be read instead
+                self._rejects.show(line.raw)
 
         def make(start: int, end: int) -> list[DeadLetter]:
+            lines = bad[start:end]
+            times = self.roles.times_told(
+                [None if line.reason_code == BAD_TIME else line.raw for line in lines], [0] * len(lines)
+            )
             return [
-                self._refused(line.reason_code, line.reason, line.raw, known=known, header=header)
-                for line in bad[start:end]
+                self._letter(line.reason_code, line.reason, line.raw, time_ns, known, header)
+                for line, time_ns in zip(lines, times, strict=True)
             ]
 
         return Letters(len(bad), make) if bad else []
 
-    def refuse(
-        self,
-        reason_code: str,
-        reason: str,
-        raw: Any,
-        *,
-        known: Mapping[str, str] | None = None,
-        wall_ns: int = 0,
-        header: tuple[str, ...] = (),
-    ) -> DeadLetter:
-        """The letter for input that never became a record, with the key and the time that can be told of it."""
-        self._note(reason_code, reason, raw, header)
-        return self._refused(reason_code, reason, raw, known=known, wall_ns=wall_ns, header=header)
-
-    def _note(self, reason_code: str, reason: str, raw: Any, header: tuple[str, ...]) -> None:
-        self._rejects.add(reason_code, reason)
-        if reason_code == MALFORMED and not header:  # a line of CSV is no example of what the source might read instead
-            self._rejects.show(raw)
-
-    def _refused(
-        self,
-        reason_code: str,
-        reason: str,
-        raw: Any,
-        *,
-        known: Mapping[str, str] | None,
-        wall_ns: int = 0,
-        header: tuple[str, ...],
-    ) -> DeadLetter:
-        (time_ns,) = self.roles.times_told([None if reason_code == BAD_TIME else raw], [wall_ns])
-        return self._letter(reason_code, reason, raw, time_ns, known, header)
+    def refuse(self, reason_code: str, reason: str, raw: Any, *, known: Mapping[str, str] | None = None) -> DeadLetter:
+        """The letter for one."""
+        return self.refused([BadLine(reason_code, reason, raw)], known=known)[0]
 
     def _letter(
         self,

@@ -16,7 +16,7 @@ import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
 from tidemill.lanes.by_value import dumps_by_value
-from tidemill.lanes.culprits import captured, culprit, describe
+from tidemill.lanes.culprits import captured, culprit, describe, first_culprit
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
@@ -116,7 +116,7 @@ def dumps_arguments(value: Any, where: dict[str, Any], depth: int = 0) -> Parcel
 
 def _unsendable(error: BaseException, where: dict[str, Any]) -> CallError:
     told = describe(error)
-    path = next((found for name, part in where.items() if (found := culprit(part, name))), "its arguments")
+    path = first_culprit(where, "its arguments")
     return CallError(
         f"The call was not made: {path} cannot be sent to a lane ({told}). Pass what it was made from instead, and make "
         "it inside the function."

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tidemill.lanes.parcels import pack
 
-__all__ = ["captured", "culprit", "describe"]
+__all__ = ["captured", "culprit", "describe", "first_culprit"]
 
 
 def describe(error: BaseException) -> str:
@@ -65,6 +65,11 @@ def culprit(value: Any, path: str, dumps: Callable[[Any], object] = pack, depth:
         if found:
             return found
     return f"{path}, a {type(value).__qualname__},"
+
+
+def first_culprit(where: Mapping[str, Any], otherwise: str, dumps: Callable[[Any], object] = pack) -> str:
+    """The same of the first of several values, by what messages call them, that has one."""
+    return next((found for path, value in where.items() if (found := culprit(value, path, dumps))), otherwise)
 
 
 def _is_pickled_by_parts(value: Any) -> bool:

@@ -69,8 +69,9 @@ _KEPT_MEMORY = {
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """A process that is started here has them blocked, until it unblocks them itself."""
+def signals_held() -> Iterator[None]:
+    """Signals that come meanwhile are heard afterwards; a process that is started here has them blocked, until it unblocks them
+    itself."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         yield
@@ -107,7 +108,7 @@ class ForkServer:
         code = _CODE.format(path=ascii([entry for entry in sys.path if isinstance(entry, str)]), fd=control)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
         try:
-            with _signals_held():
+            with signals_held():
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
                     [sys.executable, *flags, "-c", code],
                     pass_fds=[control],

@@ -116,7 +116,7 @@ class DeadLetters(RecordedSource):
 
     def _decoded(self, block: bytes, arrived_ns: int, wall_ns: int) -> Iterator[Delivery]:
         lines, bad = decode_json_lines(block) if block else ([], [])
-        refused = [self.edge.refuse(line.reason_code, line.reason, line.raw) for line in bad]
+        refused = list(self.edge.refused(bad))
         told = []
         for line in lines:
             letter = self._told(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
@@ -14,7 +14,7 @@ from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
-__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "pause", "pieces", "until_told"]
+__all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "in_turns", "pause", "pieces", "until_told"]
 
 MOST_RECORDS: Final = 8_192
 """Records of one batch; a batch that the user made may have four times as many."""
@@ -68,11 +68,9 @@ class EdgedSource(Source):
 
     async def accept(self, context: SourceContext, batch: Batch, letters: Iterable[DeadLetter]) -> Batch:
         """``batch``, counted; its rejects are handed over first, a few in each turn of the loop."""
-        for number, letter in enumerate(letters, 1):
+        async for _, letter in in_turns(letters):
             self._rejected += 1
             context.reject(letter)
-            if not number % AT_A_TIME:
-                await asyncio.sleep(0)
         self._records += len(batch)
         return batch
 
@@ -116,6 +114,14 @@ def checked_limit(limit: int, source: str) -> int:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise PlanError(f"limit={limit!r} of {source} must be a number of bytes of 1 or more.")
     return limit
+
+
+async def in_turns(letters: Iterable[DeadLetter]) -> AsyncIterator[tuple[int, DeadLetter]]:
+    """Letters on their way out, numbered from 1; the loop has its turn after each `AT_A_TIME`."""
+    for number, letter in enumerate(letters, 1):
+        yield number, letter
+        if not number % AT_A_TIME:
+            await asyncio.sleep(0)
 
 
 def pieces(batch: Batch, most: int = MOST_RECORDS) -> Iterator[Batch]:

@@ -9,10 +9,9 @@ from typing import Any
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
 from tidemill.interchange import from_table, kind_of_table, naive_times
-from tidemill.letters import AT_A_TIME
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, in_turns, pieces
 from tidemill.sources.standing import OR_FRESH
 
 __all__ = ["Frame"]
@@ -71,12 +70,10 @@ class Frame(EdgedSource):
             batch, letters = await asyncio.to_thread(self._decode)
             rejected, given = self._stands = self._sought
             self._sought = (0, 0)
-            for number, letter in enumerate(letters[rejected:], 1):
-                self._stands = (self._stands[0] + 1, given)
+            async for number, letter in in_turns(letters[rejected:]):
+                self._stands = (rejected + number, given)
                 self._rejected += 1
                 context.reject(letter)
-                if not number % AT_A_TIME:
-                    await asyncio.sleep(0)
             batch = batch.slice(given, len(batch))
             batch.arrived_ns = context.clock.monotonic_ns()
             for piece in pieces(batch):

@@ -16,9 +16,8 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.errors import InputError
-from tidemill.letters import AT_A_TIME
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import EdgedSource, pieces
+from tidemill.sources.edged import EdgedSource, in_turns, pieces
 from tidemill.sources.merge import Merge
 from tidemill.sources.readers import BLOCK, Delivery, Place, Reader
 from tidemill.sources.standing import OR_FRESH, Known, head_of, identified, is_packed, still_there
@@ -290,13 +289,10 @@ class RecordedSource(EdgedSource):
         return delivery
 
     async def _hand_over(self, context: SourceContext, place: int, delivery: Delivery, start: int) -> None:
-        letters = delivery[1]
-        for number in range(start, len(letters)):
-            self._handing = place, number + 1
+        async for number, letter in in_turns(delivery[1][start:]):
+            self._handing = place, start + number
             self._rejected += 1
-            context.reject(letters[number])
-            if not (number + 1) % AT_A_TIME:
-                await asyncio.sleep(0)
+            context.reject(letter)
         self._handing = None
 
     def _set(self, place: int, entry: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from tidemill.errors import InputError, PlanError, StageError, TidemillError
 from tidemill.held import Held, is_cancelled
 from tidemill.interchange import kind_of_table
 from tidemill.kinds import Learned
-from tidemill.letters import AT_A_TIME, DeadLetter, Letters
+from tidemill.letters import DeadLetter, Letters
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
-from tidemill.sources.edged import MOST_RECORDS, EdgedSource, pieces
+from tidemill.sources.edged import MOST_RECORDS, EdgedSource, in_turns, pieces
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.standing import OR_FRESH
 from tidemill.stages.narrowing import told
@@ -208,12 +208,11 @@ class Records(EdgedSource):
         self, context: SourceContext, batches: list[Batch], letters: Sequence[DeadLetter], rejects: int, records: int
     ) -> AsyncIterator[Batch]:
         """The rejects of a block and then its records, but for those that were given before."""
-        for start in range(rejects, len(letters), AT_A_TIME):
-            for number, letter in enumerate(letters[start : start + AT_A_TIME], start):
-                self._given = number + 1, records
+        async for number, letter in in_turns(letters):
+            if number > rejects:
+                self._given = number, records
                 self._rejected += 1
                 context.reject(letter)
-            await asyncio.sleep(0)
         skipped = records
         for batch in batches:
             arrived_ns = batch.arrived_ns
