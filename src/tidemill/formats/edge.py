@@ -23,6 +23,7 @@ from tidemill.formats.json_lines import time_texts
 from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME, Known, Roles
 from tidemill.formats.taken_for_one import TakenForOne
+from tidemill.formats.timed_by_arrival import TimedByArrival
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import find_infinite, find_surrogates, find_unsendable, is_unicode
 from tidemill.kinds import Kinds, conform
@@ -102,7 +103,7 @@ class Edge:
         self.source = source
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
-        self._taken_for_one = TakenForOne()
+        self._doubts = TakenForOne(), TimedByArrival()
         self._accepted = 0
         self.refuses = False
         """Whether some of the last records that it was given were refused."""
@@ -306,8 +307,9 @@ class Edge:
         return f"{named}{self._rejects.told}.{self._advice(formats, paths)}"
 
     def doubt(self, batch: Batch) -> str:
-        """Of the next records that it has made: once, that they seem to be of more sensors than they are taken for."""
-        return self._taken_for_one.look(batch, self.roles)
+        """Of the next records that it has made, once each: that they seem to be of more sensors than they are taken for, and to
+        have a time of their own in place of that of their arrival."""
+        return " ".join(filter(None, (doubts.look(batch, self.roles) for doubts in self._doubts)))
 
     def _advice(self, formats: Sequence[str], paths: str) -> str:
         """Sentences behind the worst reason, which decides what would help."""

@@ -16,8 +16,9 @@ __all__ = ["WHOLE", "connections_through"]
 WHOLE: Final = "tidemill.whole"
 """In the scope of a request whose body has come: the first message brings all of it."""
 
-_HEAD_S: Final = 10.0
-"""Seconds in which a request's head must have come, the first as any other."""
+_HEAD_S: Final = 15.0
+"""Seconds in which a request's head must have come, counted from the connection or from the answer before it: more than the ten
+after which Telegraf posts again, so that it need not connect anew."""
 _OFFER: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 """Headers of who would rather speak another protocol."""
 _ANSWER: Final = b"HTTP/"
@@ -76,7 +77,6 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     which takes longer than all else that is done for it."""
     _host: str | None = None
     """Where a connection that was taken is from."""
-    _late: asyncio.TimerHandle | None = None
     _held = 0
     """Bytes that came since the parser last got anywhere; it has no limit of its own."""
 
@@ -87,7 +87,8 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             transport.abort()
             return
         self._host = host
-        self._watch()
+        self.timeout_keep_alive = _HEAD_S  # type: ignore[assignment]  # seconds of a timer
+        self.timeout_keep_alive_task = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._shared
@@ -99,7 +100,6 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._host is None:
             return
         self._held += len(data)
-        self._unset_keepalive_if_required()
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
@@ -107,7 +107,6 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.send_400_response(told.encode("ascii", "replace").decode())
         if self._held > _HELD:
             cast(Any, self.transport).abort()
-        self._watch()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -143,22 +142,13 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._late is not None:
-            self._late.cancel()
+        self._unset_keepalive_if_required()
         if self._host is not None:
             self._door.leave(self._host)
             self._host = None
 
-    def _watch(self) -> None:
-        """While no request is worked on, one must begin in time, whatever drips meanwhile."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-        elif self._late is None:
-            self._late = self.loop.call_later(_HEAD_S, self._end_if_late)
-
-    def _end_if_late(self) -> None:
-        self._late = None
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn sets its timer with each answer, and would stop it with the first byte that comes then; here it goes on, so that a
+        head must come in time whatever drips meanwhile. While a request is worked on, it does not count."""
         if self.cycle is None or self.cycle.response_complete:
             cast(Any, self.transport).abort()
