@@ -7,6 +7,7 @@ record back; `Column.tags` keeps them apart without a second array of objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from operator import is_
 from typing import Any, Final
 
@@ -314,18 +315,22 @@ def exact_at(exact: dict[int, Any], rows: NDArray[Any]) -> dict[int, Any] | None
 def _concat_texts(parts: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
     table: dict[str, int] = {}
     recoded = []
-    for part in parts:
-        values, texts = _in_use(part)
+    for _, run in groupby(
+        parts, lambda part: id(part.texts)
+    ):  # a table has grown a few times, among thousands of parts
+        values, texts = _in_use(*run)
         codes = np.fromiter((table.setdefault(text, len(table)) for text in texts), np.int32, len(texts))
         recoded.append(np.append(codes, np.int32(-1))[values])
     return np.concatenate(recoded), object_array(list(table))
 
 
-def _in_use(part: Column) -> tuple[NDArray[Any], NDArray[np.object_]]:
-    """A column's codes and texts; of a table that is larger than the column, only what it uses."""
-    assert part.texts is not None
-    if len(part.texts) <= len(part):
-        return part.values, part.texts
-    used, codes = np.unique(part.values, return_inverse=True)
+def _in_use(*parts: Column) -> tuple[NDArray[Any], NDArray[np.object_]]:
+    """The codes and texts of columns that share a table; where that is larger than they are, only what they use of it."""
+    texts = parts[0].texts
+    assert texts is not None
+    values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts])
+    if len(texts) <= len(values):
+        return values, texts
+    used, codes = np.unique(values, return_inverse=True)
     missing = int(np.count_nonzero(used < 0))
-    return codes - missing, part.texts[used[missing:]]
+    return codes - missing, texts[used[missing:]]

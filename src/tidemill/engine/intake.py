@@ -22,7 +22,7 @@ from tidemill.column import Column
 from tidemill.core.controls import Decided
 from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.core.placement import devices_of, lacking
-from tidemill.engine.pieces import SLICE_BYTES, SLICE_RECORDS, Piece, Taken, put_together
+from tidemill.engine.pieces import SLICE_BYTES, SLICE_PIECES, SLICE_RECORDS, Piece, Taken, put_together
 from tidemill.engine.record_bytes import record_bytes
 from tidemill.errors import EngineError
 from tidemill.formats.unfit import is_unicode
@@ -336,11 +336,11 @@ class Intake:
         own, each of which would otherwise be joined of two. There must be as many, and no control record next.
 
         Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
-        long to encode; or where a control record or a cut comes.
+        long to encode, or of `SLICE_PIECES` batches; or where a control record or a cut comes.
         """
         pieces: list[Piece] = []
         left, left_bytes = records, most_bytes
-        while self._pieces and (2 * left >= records or len(pieces) >= _MANY):
+        while self._pieces and len(pieces) < SLICE_PIECES and (2 * left >= records or len(pieces) >= _MANY):
             piece = self._pieces[0]
             if isinstance(piece, _Placed) or (pieces and self._slabs_follow(records)):
                 break

@@ -13,12 +13,14 @@ from tidemill.batch import Batch
 from tidemill.formats.packed import compact_texts
 from tidemill.schema import Kind
 
-__all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Piece", "Taken", "put_together"]
+__all__ = ["SLICE_BYTES", "SLICE_PIECES", "SLICE_RECORDS", "Piece", "Taken", "put_together"]
 
 SLICE_RECORDS: Final = 32_768
 """The most records handled in one turn of the loop: about a millisecond of the parent's work."""
 SLICE_BYTES: Final = 4 << 20
 """The most bytes of different texts, or what takes as long: copying numbers is quick, encoding texts and objects not."""
+SLICE_PIECES: Final = 256
+"""The most reads whose records are joined in one turn of the loop: some milliseconds, however few records each has brought."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Taken:
     @property
     def turns(self) -> float:
         """How much of what may be handled in one turn of the loop this is."""
-        return max(len(self.batch) / SLICE_RECORDS, self.text_bytes / SLICE_BYTES)
+        return max(len(self.batch) / SLICE_RECORDS, self.text_bytes / SLICE_BYTES, len(self.arrivals) / SLICE_PIECES)
 
     @property
     def end(self) -> int:
@@ -140,13 +142,16 @@ def _compact(batches: list[Batch]) -> list[Batch]:
     """The batches to be joined, without the texts they do not use: joining tables takes time for each text in them."""
     if len(batches) == 1:
         return batches
+    tables: dict[str, set[int]] = {}
+    for batch in batches:
+        for name, column in batch.columns.items():
+            tables.setdefault(name, set()).add(id(column.texts))
     made = []
     for batch in batches:
         smaller = {
             name: compact_texts(column)
             for name, column in batch.columns.items()
-            if column.kind is Kind.TEXT
-            and any(name in other and other.columns[name].texts is not column.texts for other in batches)
+            if column.kind is Kind.TEXT and len(tables[name]) > 1
         }
         made.append(batch.with_columns(smaller))
         made[-1].origin_names = batch.origin_names  # the same values
