@@ -20,7 +20,7 @@ from tidemill.column import (
     object_array,
 )
 from tidemill.letters import WRONG_TYPE, Reject
-from tidemill.schema import Kind
+from tidemill.schema import Asked, Kind
 
 __all__ = ["Kinds", "Learned", "conform"]
 
@@ -56,9 +56,19 @@ class Kinds:
         self._declared = len(self._kinds)
         self._texts: dict[str, _Texts] = {}
         self._learned: Learned = []
+        self._asked: Mapping[str, Asked] = {}
+
+    def ask(self, asked: Mapping[str, Asked]) -> None:
+        """From now on, a field that has no kind yet learns one of those that are asked of it, and records with another value are
+        rejects."""
+        self._asked = asked
 
     def get(self, name: str) -> Kind | None:
         return self._kinds.get(name)
+
+    def may_be(self, name: str, kind: Kind) -> bool:
+        """Whether a field that has no kind yet may be of this one."""
+        return name not in self._asked or kind in self._asked[name].kinds
 
     def unknown(self, names: Iterable[str]) -> set[str]:
         """Those of the names that have no kind yet."""
@@ -106,6 +116,8 @@ class Kinds:
         if isinstance(items, Column):
             return conform(name, items, self)
         known = self._kinds.get(name)
+        if known is None and name in self._asked:
+            return self._column_asked(name, items, self._asked[name])
         if known in (None, Kind.FLOAT) and (floats := _floats(items)) is not None:
             self.learn(name, Kind.FLOAT)
             return Column(Kind.FLOAT, floats), []
@@ -130,6 +142,20 @@ class Kinds:
         else:
             rejects = []
         return _MAKERS[kind](items, types), rejects
+
+    def _column_asked(self, name: str, items: Sequence[Any], asked: Asked) -> tuple[Column, list[Reject]]:
+        """Of a field without a kind: the first value that is what was asked for says what it is."""
+        plain = [item.item() if isinstance(item, _NUMPY_SCALARS) else item for item in items]
+        for item in plain:
+            if (kind := _KIND_OF_TYPE.get(type(item), Kind.OBJECT)) in asked.kinds:
+                self.learn(name, kind)
+                return self.column(name, plain)
+        kept = [item if type(item) in _MISSING_TYPES else None for item in plain]
+        return _all_missing(kept), [
+            Reject(row, WRONG_TYPE, f"field {name!r} has to be {asked}, and this record has {type(item).__name__}")
+            for row, item in enumerate(plain)
+            if type(item) not in _MISSING_TYPES
+        ]
 
     def _learn_from(self, name: str, items: Iterable[Any]) -> Kind | None:
         for item in items:
@@ -231,6 +257,8 @@ def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Rejec
         made = Column.missing(kind, len(column))
         made.tags = column.tags
         return made, []
+    if kinds.get(name) is None and not kinds.may_be(name, column.kind):
+        return kinds.column(name, column.to_list())
     kind = kinds.learn(name, column.kind)
     if kind is column.kind:
         return column, []

@@ -9,7 +9,7 @@ from typing import Final
 
 from tidemill.errors import PlanError
 
-__all__ = ["NAMING", "Field", "Kind", "Schema"]
+__all__ = ["NAMING", "Asked", "Field", "Kind", "Schema"]
 
 
 class Kind(enum.Enum):
@@ -63,6 +63,21 @@ class Field:
         return f"{self.name}: {self.kind.value if self.kind else 'unknown'}"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a column that nobody has seen yet: to be of one of these kinds, and why.
+
+    >>> print(Asked((Kind.FLOAT, Kind.INT), "as Lag('value') needs it"))
+    float or int, as Lag('value') needs it
+    """
+
+    kinds: tuple[Kind, ...]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{' or '.join(kind.value for kind in self.kinds)}, {self.why}"
+
+
 class Schema:
     """An ordered, immutable list of fields.
 
@@ -74,7 +89,7 @@ class Schema:
     sensor: text, value: float, normalized: float
     """
 
-    __slots__ = ("_fields", "key", "open")
+    __slots__ = ("_fields", "asked", "key", "open")
 
     def __init__(
         self,
@@ -82,9 +97,12 @@ class Schema:
         *,
         open: bool = False,  # noqa: A002 - the field's word
         key: str = "sensor",
+        asked: dict[str, Asked] | None = None,
     ) -> None:
         self._fields = {field.name: field for field in fields}
         self.open = open
+        self.asked = asked
+        """Where it is noted what is required of columns that are not there yet, up to the first stage that may make any."""
         self.key = key
         """The field that names the sensor, or would."""
 
@@ -126,7 +144,7 @@ class Schema:
         """This schema with ``fields`` after it; an existing name keeps its place and takes the new kind."""
         merged = dict(self._fields)
         merged.update({field.name: field for field in fields})
-        return Schema(merged.values(), open=self.open, key=self.key)
+        return Schema(merged.values(), open=self.open, key=self.key, asked=self.asked)
 
     def adding_new(self, fields: Iterable[Field], *, stage: str) -> Schema:
         """The same, for fields that replace none; raises `PlanError` when one would."""
@@ -144,14 +162,15 @@ class Schema:
 
     def require(self, name: str, *, stage: str, kinds: Iterable[Kind] = ()) -> None:
         """Raise `PlanError` when ``name`` cannot be there, or is of a kind that ``stage`` cannot use."""
-        field = self._fields.get(name)
+        field, allowed = self._fields.get(name), tuple(kinds)
         if field is None:
-            if self.open:
-                return
-            raise PlanError(
-                f"{stage} needs a column {name!r}; the columns there are: {', '.join(self.names) or 'none'}."
-            )
-        allowed = tuple(kinds)
+            if not self.open:
+                raise PlanError(
+                    f"{stage} needs a column {name!r}; the columns there are: {', '.join(self.names) or 'none'}."
+                )
+            if self.asked is not None and allowed:
+                self.asked.setdefault(name, Asked(allowed, f"as {stage} needs it"))
+            return
         if allowed and field.kind is not None and field.kind not in allowed:
             wanted = " or ".join(kind.value for kind in allowed)
             raise PlanError(f"{stage} needs column {name!r} to be {wanted}; it is {field.kind.value}.")

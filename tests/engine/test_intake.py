@@ -17,6 +17,7 @@ from tidemill.errors import EngineError
 from tidemill.kinds import Kinds
 from tidemill.letters import AT_A_TIME, MALFORMED, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.rows import batch_of_rows
+from tidemill.schema import Asked, Kind
 
 
 class Desk:
@@ -281,6 +282,17 @@ async def test_a_column_has_one_kind_over_all_sources():
         (WRONG_TYPE, told, second[0], "two"),
         (WRONG_TYPE, told, second[3], "two"),
     ]
+
+
+async def test_what_is_asked_of_a_column_holds_for_the_first_that_comes_too():
+    """A record in the log may have come when less was asked, or have been taken for what the column is."""
+    desk = Desk(asked={"value": Asked((Kind.FLOAT, Kind.INT), "as it is declared")})
+    await desk.intake.put(batch_of([{"sensor": "S", "value": "n/a"}]), "log")
+    await desk.intake.put(batch_of([{"sensor": "S", "value": 1.5}]), "log")
+    (letter,) = desk.letters
+    assert letter.reason == "field 'value' has to be float or int, as it is declared, and this record has text"
+    assert desk.intake.take(1).batch.to_rows() == [{"sensor": "S", "value": 1.5}]
+    assert desk.intake.kinds["value"] == "float"
 
 
 async def test_only_the_wrong_fields_are_named():

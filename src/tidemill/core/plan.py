@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from tidemill.errors import InputError, PlanError
-from tidemill.schema import NAMING, Field, Kind, Schema
+from tidemill.schema import NAMING, Asked, Field, Kind, Schema
 from tidemill.stages.base import Load, Stage
 from tidemill.stages.state import StateField, StateLayout
 
@@ -54,6 +54,15 @@ class Plan:
             schema = stage.bind(schema)
             schemas.append(schema)
         return schemas
+
+    def asks(self, entering: Schema) -> dict[str, Asked]:
+        """What stages require of columns that may come with a record: a first value of another kind is then a fault of its record,
+        and not what the column is."""
+        asked: dict[str, Asked] = {}
+        schema = Schema(entering, open=entering.open, key=entering.key, asked=asked)
+        for stage in self.stages:
+            schema = copy.copy(stage).bind(schema)
+        return asked
 
     def settled(self, schema: Schema) -> Plan:
         """The plan whose stages know what enters them."""

@@ -299,6 +299,7 @@ class Attempt:
             reject=self._reject,
             arrived=self.mill.pump,
             place_by=self.checked.place_by,
+            asked=self.checked.asked,
             beginning=beginning,
         )
 

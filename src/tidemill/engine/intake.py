@@ -27,7 +27,7 @@ from tidemill.engine.record_bytes import record_bytes
 from tidemill.errors import EngineError
 from tidemill.formats.unfit import is_unicode
 from tidemill.letters import AT_A_TIME, MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
-from tidemill.schema import Kind
+from tidemill.schema import Asked, Kind
 
 __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Beginning", "Intake", "IntakeStatistics", "Taken"]
 
@@ -95,7 +95,8 @@ class _Looked(NamedTuple):
 class Intake:
     """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop.
 
-    ``place_by`` is the column that names the device, where sensors are placed by it.
+    ``place_by`` is the column that names the device, where sensors are placed by it; ``asked`` what columns have to be that did
+    not come yet: a record of the log may have one that is otherwise.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Intake:
         reject: Callable[[Sequence[DeadLetter]], None],
         arrived: Callable[[], None],
         place_by: str | None = None,
+        asked: Mapping[str, Asked] | None = None,
         high_records: int = 4 * SLICE_RECORDS,
         high_bytes: int = 64 << 20,
         beginning: Beginning | None = None,
@@ -113,6 +115,7 @@ class Intake:
         self._reject = reject
         self._arrived = arrived
         self._place_by = place_by
+        self._asked = asked or {}
         self.high_records = high_records
         self._high_bytes = high_bytes
         self._pieces: deque[Piece | _Placed] = deque()
@@ -292,8 +295,11 @@ class Intake:
                     recast[name] = _missing_like(column, kind)
                 continue
             if kind is None:
-                self._kinds[name] = column.kind
-                continue
+                asked = self._asked.get(name)
+                if asked is None or column.kind in asked.kinds:
+                    self._kinds[name] = column.kind
+                    continue
+                kind = asked.kinds[0]
             there = _there(column)
             wrong = there if wrong is None else wrong | there
             recast[name] = _missing_like(column, kind)
@@ -309,12 +315,15 @@ class Intake:
         rows = zip(away.to_rows(), away.key.tolist(), away.time.tolist(), positions[lost].tolist(), strict=True)
         for row, code, ns, position in rows:
             told = ", ".join(
-                f"field {name!r} is {self._kinds[name].value} and this record has {batch.columns[name].kind.value}"
+                f"field {name!r} {self._has_to_be(name)} and this record has {batch.columns[name].kind.value}"
                 for name in names
                 if row.get(name) is not None
             )
             key = str(away.keys[code])
             yield DeadLetter(WRONG_TYPE, told, row, source, key=key, time_ns=ns, position=position - 1)
+
+    def _has_to_be(self, name: str) -> str:
+        return f"is {self._kinds[name].value}" if name in self._kinds else f"has to be {self._asked[name]},"
 
     # -- out -------------------------------------------------------------------------------------------------
 

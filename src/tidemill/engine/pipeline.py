@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
@@ -16,7 +16,7 @@ from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import OutsideError, PlanError
 from tidemill.formats.key_template import KeyTemplate
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
-from tidemill.schema import Field, Schema
+from tidemill.schema import Asked, Field, Schema
 from tidemill.sinks.base import Sink
 from tidemill.sources.base import Source
 from tidemill.stages.base import Load, Stage
@@ -35,6 +35,8 @@ class Checked:
     """With its tables and models loaded."""
     schemas: tuple[Schema, ...]
     """What enters the first stage, then what leaves each stage."""
+    asked: Mapping[str, Asked]
+    """What columns have to be that may come with records."""
     place_by: str | None = None
     """The column by whose device sensors are placed; None where each is placed by its own name."""
 
@@ -142,11 +144,16 @@ class Pipeline:
         entering.key = _key_field(self.sources)
         schemas = (entering, *plan.bind(entering))
         place_by = plan.placed_by(entering, _key_itself(self.sources), asked=self.place_by)
+        asked = plan.asks(entering)
+        for source in self.sources:
+            asked.update((name, Asked((kind,), "as it is declared")) for name, kind in source.columns.items())
+        for source in self.sources:
+            source.ask(asked)
         plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])
             sink.roles = tuple(dict.fromkeys(name for source in self.sources for name in _roles(source)))
-        return Checked(plan, schemas, place_by)
+        return Checked(plan, schemas, asked, place_by)
 
 
 def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:

@@ -15,7 +15,7 @@ from tidemill.configured import Configured
 from tidemill.errors import PlanError
 from tidemill.letters import DeadLetter
 from tidemill.named import Named
-from tidemill.schema import Kind, Schema
+from tidemill.schema import Asked, Kind, Schema
 
 __all__ = ["Source", "SourceContext", "SourceStatistics", "at_once"]
 
@@ -121,6 +121,10 @@ class Source(Named, Configured, abc.ABC):
     def peek(self) -> Schema:
         """What is known of the records before the first is read."""
         return Schema(open=True)
+
+    def ask(self, asked: Mapping[str, Asked]) -> None:
+        """What the plan requires of columns that are not known yet: a record whose value is another is to be rejected, even the
+        first."""
 
     @property
     def uses_kernels(self) -> bool:

@@ -11,7 +11,7 @@ from tidemill.errors import InputError, PlanError
 from tidemill.first_of import first_of
 from tidemill.formats.edge import Edge
 from tidemill.letters import AT_A_TIME, DeadLetter
-from tidemill.schema import Field, Schema
+from tidemill.schema import Asked, Field, Schema
 from tidemill.sources.base import Source, SourceContext, SourceStatistics
 
 __all__ = ["MOST_RECORDS", "EdgedSource", "checked_limit", "in_turns", "pause", "pieces", "until_told"]
@@ -77,6 +77,9 @@ class EdgedSource(Source):
     def declared(self, *, more: bool) -> Schema:
         """The declared columns, ``more`` of which may come."""
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
+
+    def ask(self, asked: Mapping[str, Asked]) -> None:
+        self.edge.kinds.ask(asked)
 
     @property
     def otherwise(self) -> str | None:
