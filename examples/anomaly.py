@@ -12,6 +12,7 @@ tidemill run examples/anomaly.py --input ambient_temperature_system_failure.csv 
 
 import math
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -82,5 +83,6 @@ pipeline = tm.Pipeline(
 tm.run(pipeline)  # `tidemill run` reads the file up to here and starts the pipeline itself
 
 STOOD_OUT = "SELECT timestamp, sensor, value, score FROM features WHERE score > 0.9999 AND learned >= 20"
-for row in sqlite3.connect("scores.db").execute(STOOD_OUT):
-    print(*row)
+with closing(sqlite3.connect("scores.db")) as scores:
+    for row in scores.execute(STOOD_OUT):
+        print(*row)

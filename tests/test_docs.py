@@ -43,7 +43,7 @@ def executed(code: str, folder: Path) -> str:
 def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
     """Copied into a file and started, it leaves the features in the database."""
     executed(python_of(ROOT / "README.md")[0], tmp_path)
-    with sqlite3.connect(tmp_path / "features.db") as database:
+    with closing(sqlite3.connect(tmp_path / "features.db")) as database:
         query = re.search(r'sqlite3 features\.db "(.*)"', (ROOT / "README.md").read_text())
         assert query
         rows = database.execute(query[1]).fetchall()

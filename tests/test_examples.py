@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -24,7 +25,7 @@ def start(name: str, folder: Path) -> str:
 def test_replay_writes_features_to_a_database(tmp_path: Path) -> None:
     """The pump that lost pressure is the greatest surprise."""
     assert start("replay.py", tmp_path) == "940 rows in features.db\n"
-    with sqlite3.connect(tmp_path / "features.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "features.db")) as database:
         ((sensor,),) = database.execute("SELECT sensor FROM features ORDER BY surprise DESC LIMIT 1")
     assert sensor == "pump-2"
 
@@ -79,7 +80,7 @@ def test_water_level_prints_what_is_not_good(tmp_path: Path) -> None:
 def test_model_finds_the_strange_readings(tmp_path: Path) -> None:
     """Rolling features through an ONNX model, and what it scores high into a database."""
     told = start("model.py", tmp_path)
-    with sqlite3.connect(tmp_path / "strange.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "strange.db")) as database:
         scores = database.execute(
             "SELECT score, normalized, normalized_mean_50, normalized_std_50 FROM strange"
         ).fetchall()

@@ -289,16 +289,29 @@ def nanoseconds(moments: NDArray[Any]) -> NDArray[np.int64]:
     >>> nanoseconds(np.array(["2024-03-01T00:00:00"], "datetime64[us]")).tolist()
     [1709251200000000000]
     """
-    made = moments.astype("datetime64[ns]")
+    try:
+        made = moments.astype("datetime64[ns]")
+    except OverflowError:  # as NumPy says from 2.5 on, of no moment by name
+        raise _beyond(next(moment for moment in moments if not _fits(moment))) from None
     if np.datetime_data(moments.dtype)[0] in ("ps", "fs", "as"):  # days or months around 1970
         return made.view(np.int64)
     beyond = np.flatnonzero(made.astype(moments.dtype) != moments)  # NaT differs from itself
     beyond = beyond[~np.isnat(moments[beyond])]
     if len(beyond):
-        raise OverflowError(
-            f"the time {moments[beyond[0]]}, which is beyond the years 1677 to 2262 that nanoseconds reach"
-        )
+        raise _beyond(moments[beyond[0]])
     return made.view(np.int64)
+
+
+def _fits(moment: Any) -> bool:
+    try:
+        moment.astype("datetime64[ns]")
+    except OverflowError:
+        return False
+    return True
+
+
+def _beyond(moment: Any) -> OverflowError:
+    return OverflowError(f"the time {moment}, which is beyond the years 1677 to 2262 that nanoseconds reach")
 
 
 def object_array(items: Sequence[Any]) -> NDArray[np.object_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sqlite3
@@ -17,7 +18,7 @@ def test_the_demo_ends_with_features_and_a_query_that_works(tidemill, tmp_path) 
     lines = told.stdout.splitlines()
     for words in ("records/s", "lanes", "batch p50", "queue", "latency p50", "loop lag p50"):
         assert any(words in line for line in lines[1:-4]), words
-    with sqlite3.connect(tmp_path / "tidemill-demo.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "tidemill-demo.db")) as database:
         sensors = {sensor for (sensor,) in database.execute("SELECT DISTINCT sensor FROM features")}
         (rows,) = database.execute("SELECT count(*) FROM features").fetchone()
     assert {"S000", "S999", "cpu0.load", "memory.used_percent"} <= sensors

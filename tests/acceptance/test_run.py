@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sqlite3
@@ -22,7 +23,7 @@ def test_a_recording_runs_with_the_files_own_edges(tidemill, examples, tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stdout == ""
     assert f"{RECORDS} records in, {RECORDS} rows out" in told.stderr
-    with sqlite3.connect(tmp_path / "features.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "features.db")) as database:
         (surprises, rows) = database.execute("SELECT count(surprise), count(*) FROM features").fetchone()
     assert rows == RECORDS
     assert surprises == RECORDS - 8  # one reading has no spread: the first of each sensor

@@ -1,6 +1,7 @@
 """A calibration that is replaced while a live run goes on: at one place in input order, whole or not at all."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 
@@ -267,11 +268,9 @@ class Away(Watched):
 
 
 def committed(path, columns="rowid"):
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchall()
-        rows = connection.execute(f"SELECT {columns} FROM features ORDER BY rowid").fetchall() if there else []
-    connection.close()
-    return rows
+        return connection.execute(f"SELECT {columns} FROM features ORDER BY rowid").fetchall() if there else []
 
 
 async def test_what_a_run_began_with_counts_though_another_sink_was_away_at_every_checkpoint(tmp_path, caplog):

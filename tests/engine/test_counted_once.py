@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -100,7 +101,7 @@ async def test_each_input_is_counted_once_however_many_attempts_have_worked_on_i
     assert (report.filtered, report.dead_letters) == (tenth, 2 * tenth)
     assert report.dead_letters_by_reason == {"malformed": tenth, "raised": tenth}
     assert report.sinks == {"sometimes": 7 * tenth}
-    with sqlite3.connect(tmp_path / "out.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.db")) as database:
         assert database.execute("SELECT count(*) FROM features").fetchone() == (7 * tenth,)
     assert len((tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()) == 2 * tenth
     assert (statistics.records_in, statistics.rows_out, statistics.filtered) == (inputs, 7 * tenth, tenth)

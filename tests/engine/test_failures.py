@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -270,9 +271,8 @@ def test_filters_and_several_sinks_see_the_same_rows(tmp_path, lanes):
     assert report.filtered == len(ROWS) - len(even)
     assert [row["value"] for row in everything.rows] == even
     assert some.rows == [{"value": value} for value in even if value > 250]
-    with sqlite3.connect(tmp_path / "out.db") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "out.db")) as connection:
         assert [value for (value,) in connection.execute("SELECT value FROM features ORDER BY rowid")] == even
-    connection.close()
 
 
 def test_two_sources_become_one_stream(lanes):

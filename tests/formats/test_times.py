@@ -137,10 +137,10 @@ def test_objects_that_are_times() -> None:
     assert reader.one(dt.date(1970, 1, 2)) == 86_400 * 10**9
     assert reader.one(np.datetime64("1970-01-01T00:00:01", "ms")) == 10**9
     assert TimeReader("Europe/Berlin").one(np.datetime64("1970-01-01T01:00:01")) == 10**9
-    assert TimeReader("Europe/Berlin").one(np.datetime64("NaT")) == NAT
+    assert TimeReader("Europe/Berlin").one(np.datetime64("NaT", "s")) == NAT
     assert reader.one(pd.Timestamp("1970-01-01T00:00:00.123456789Z")) == 123_456_789
     assert reader.one(np.float64(1.5)) == 1_500_000_000
-    assert [reader.one(item) for item in (None, True, [], np.datetime64("NaT"), float("nan"))] == [NAT] * 5
+    assert [reader.one(item) for item in (None, True, [], np.datetime64("NaT", "s"), float("nan"))] == [NAT] * 5
 
 
 def test_an_explicit_format_is_the_only_one() -> None:

@@ -79,7 +79,7 @@ def test_values_come_back(value):
         np.complex64(1 + 2j),
         np.datetime64("2024-05-01T00:00:00.000000001"),
         np.timedelta64(5, "h"),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "ns"),
         np.str_(""),
         np.str_("ü"),
         np.bytes_(b"x\0"),

@@ -259,7 +259,7 @@ def _unmasked(given: Any) -> Any:
         return given
     if not np.ma.is_masked(given):
         return given.data
-    nothing = np.datetime64("NaT") if given.dtype.kind == "M" else np.array(None)
+    nothing = np.array("NaT", given.dtype) if given.dtype.kind == "M" else np.array(None)
     return np.where(np.ma.getmaskarray(given), nothing, given.data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import gzip
 import json
 import os
@@ -152,7 +153,7 @@ def test_cells_that_are_no_numbers_are_nan(tmp_path: Path, text: str, rejected: 
     """One of them makes no text of the readings of all others."""
     report, _ = tried(written(tmp_path, "a.csv", text), tmp_path)
     assert (report.rows_out, report.dead_letters) == (120, rejected)
-    with sqlite3.connect(tmp_path / "plant.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "plant.db")) as database:
         assert database.execute("SELECT count(normalized) FROM features").fetchone()[0] == 119 + rejected
     database.close()
 
@@ -181,7 +182,7 @@ def test_records_of_one_sensor_a_file_in_json_without_a_suffix_that_says_so(tmp_
     report, plan = tried(written(tmp_path, "pump.log", "".join(rows)), tmp_path)
     assert report.rows_out == 100
     assert 'format="ndjson"' in plan
-    with sqlite3.connect(tmp_path / "plant.db") as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "plant.db")) as database:
         assert database.execute("SELECT avg(normalized) FROM features").fetchone()[0] == pytest.approx(0, abs=1e-5)
     database.close()
 
