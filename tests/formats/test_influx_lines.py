@@ -239,6 +239,27 @@ def test_another_parser_reads_the_same(line: str) -> None:
         }
 
 
+@st.composite
+def lines_behind_others(draw: st.DrawFn) -> tuple[list[str], str]:
+    """Any lines, also cut ones, and one that may begin as they do."""
+    any_line = st.one_of(lines_of_protocol(), st.text('ma\\ ,="1i#', max_size=12))
+    line = draw(any_line)
+    cuts = draw(st.lists(st.integers(0, len(line)), max_size=4))
+    return draw(st.permutations([line[:cut] for cut in cuts] + draw(st.lists(any_line, max_size=4)))), line
+
+
+@given(lines_behind_others())
+@example((["cpu,host=a\\"], "cpu,host=a\\ b v=2 5"))
+@example((["m\\"], "m\\ v=1,a=2 5"))
+def test_a_line_is_read_alike_whatever_came_before_it(given: tuple[list[str], str]) -> None:
+    """Its record with what is known of it, or the reason why there is none: senders share a decoder."""
+    others, line = given
+    lines = InfluxLines()
+    for other in others:
+        lines.decode(other.encode())
+    assert repr(lines.decode(line.encode())) == repr(InfluxLines().decode(line.encode()))
+
+
 @pytest.mark.parametrize("line", SAMPLES)
 def test_what_telegraf_documents_is_read_as_another_parser_reads_it(line: str) -> None:
     """Lines of its plugins."""

@@ -570,6 +570,24 @@ async def test_a_body_that_is_refused_ends_nothing() -> None:
         assert [row["v"] for row in engine.rows] == [1.0]
 
 
+async def test_a_line_of_line_protocol_that_is_cut_at_a_backslash_harms_no_other() -> None:
+    """Whoever sends it shares the source with others, whose names may have that backslash before a space."""
+    async with Engine(HTTP(format="influx")) as engine:
+        sender = Sender(engine.source.port)
+        assert (await sender.post(b"cpu,host=a\\"))[0] == 400
+        assert (await sender.post(b"cpu,host=a\\ b v=2 1700000001000000000\n"))[0] == 202
+        assert [row["host"] for row in engine.rows] == ["a b"]
+
+
+async def test_nobody_is_told_to_say_the_format_that_is_said() -> None:
+    """Of a line that is not text an answer shows one that could be read."""
+    async with Engine(HTTP(format="influx")) as engine:
+        _, told, _ = await Sender(engine.source.port).post(b"cpu,host=\xff v=2 1700000001000000000\n")
+        assert told["error"] == "line 1: the line is not UTF-8"
+        engine.source.edge.refuse("malformed", "the line is not UTF-8", r"cpu,host=\xff v=2")
+        assert "say format" not in engine.source.explain()
+
+
 async def test_of_a_body_that_is_not_json_only_the_beginning_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """By what tells its format: a megabyte that is not text either would take the loop a third of a second."""
     looked_at: list[int] = []

@@ -101,6 +101,8 @@ class Edge:
         self._key_given = key is not None
         self.kinds = Kinds(self.declared, self.times.column)
         self.source = source
+        self.format = ""
+        """Of lines, once that is known: what nobody need be told to type."""
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
         self._doubts = TakenForOne(), TimedByArrival()
@@ -316,7 +318,7 @@ class Edge:
         code, _ = self._rejects.worst
         fields = tuple(self._fields)
         if code == MALFORMED:
-            return self._rejects.malformed(formats)
+            return self._rejects.malformed(formats, self.format)
         if code == UNASKED:
             return ""
         if paths and code in (MISSING_FIELD, BAD_TIME, NO_KEY):

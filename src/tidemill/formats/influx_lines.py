@@ -80,6 +80,7 @@ class InfluxLines:
     "field 'speed' holds 'fast', which is no number, truth value or text in double quotes"
     """
 
+    name = "influx"
     fallback: str | None = SERIES
     uses_kernels = False
 
@@ -154,11 +155,14 @@ class InfluxLines:
             return None
         head = line.partition(" ")[0]
         known_series = self._series.get(head)
-        (first, known), place = (known_series, len(head)) if known_series else self._scanned_series(line, start)
+        series, end = (known_series, len(head)) if known_series else self._scanned_series(line, start)
+        first, known = series
         row = dict(first)
-        if place == len(line):
+        if end == len(line):
             raise _Bad(f"the line ends behind measurement {_short(first[MEASUREMENT])}, without a field")
-        place = self._scanned_fields(line, _after_spaces(line, place), row)
+        place = self._scanned_fields(line, _after_spaces(line, end), row)
+        if known_series is None:
+            self._remember(line[start:end], series)
         place = _after_spaces(line, place)
         if place < len(line):
             time_ns = self._stamp(line[place:].rstrip(" "))
@@ -184,12 +188,11 @@ class InfluxLines:
             first[name] = _unescaped(tag[2])
             tags.append(tag[0])
             place = tag.end()
-        series = first, {SERIES: ",".join((found[1], *sorted(tags)))}
-        self._remember(line[start:place], series)
-        return series, place
+        return (first, {SERIES: ",".join((found[1], *sorted(tags)))}), place
 
     def _remember(self, text: str, series: _Series) -> None:
-        """Whoever sends ever new series makes us forget the old ones, and costs no more memory."""
+        """Of a line with fields: no space behind such a ``text`` is one that a backslash stands before, as it would be behind the
+        text of a line that is cut at one. Whoever sends ever new series makes us forget the old ones, and costs no more memory."""
         if len(self._series) >= _MOST_SERIES or self._letters > _MOST_SERIES_LETTERS:
             self._series, self._letters = {}, 0
         self._series[text] = series

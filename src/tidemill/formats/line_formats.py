@@ -28,6 +28,8 @@ PRECISIONS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 class LineFormat(Protocol):
     """Blocks of whole lines in, records out."""
 
+    name: str
+    """What users call it."""
     fallback: str | None
     """What it knows that names the sensor of a record without the default key field; None when it knows nothing."""
     uses_kernels: bool
@@ -47,6 +49,7 @@ class LineFormat(Protocol):
 
 
 class _JsonLines:
+    name = "ndjson"
     fallback: str | None = None
     uses_kernels = True
 
@@ -95,7 +98,8 @@ def line_format(name: str, precision: str | None = None, *, source: str = "") ->
 
 
 def set_up(edge: Edge, form: LineFormat) -> None:
-    """Let ``edge`` know, before its first record, what is known of all records of the format."""
+    """Let ``edge`` know, before its first record, the format and what is known of all its records."""
+    edge.format = form.name
     if form.fallback is None:
         return
     edge.kinds.learn_nanoseconds(TIME)  # which a float could not hold

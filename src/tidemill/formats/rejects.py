@@ -66,16 +66,17 @@ class Rejects:
         """The worst reason, for a sentence."""
         return printable(self.worst[1], longest=_REASON)
 
-    def malformed(self, formats: Sequence[str]) -> str:
-        """What came instead of records, and which of the ``formats`` reads it; empty without an example."""
+    def malformed(self, formats: Sequence[str], own: str) -> str:
+        """What came instead of records, and which of the ``formats`` reads it but the source's ``own``; empty without an example."""
         if not self.example:
             return ""
-        hint = format_hint(self.example, formats)
+        hint = format_hint(self.example, formats, own)
         return f" An example: {quoted(self.example)}.{f' This {hint}.' if hint else ''}"
 
 
-def format_hint(line: str, formats: Sequence[str]) -> str:
-    """What a line looks like that could not be read, and the option with which it could; empty when nobody can tell.
+def format_hint(line: str, formats: Sequence[str], own: str = "") -> str:
+    """What a line looks like that could not be read, and the option with which it could; empty when nobody can tell, or it is
+    the format in which it was read: the text that is shown of a line need not have the line's fault.
 
     >>> format_hint("mill,line=L1 speed=41 1700000000000000000", ["ndjson", "influx"])
     'looks like line protocol: say format="influx"'
@@ -83,7 +84,7 @@ def format_hint(line: str, formats: Sequence[str]) -> str:
     ('looks like CSV, which is not read here', '')
     """
     found = _format_of(line)
-    if not found:
+    if found in ("", own):
         return ""
     advice = f': say format="{found}"' if found in formats else ", which is not read here"
     return f"looks like {_CALLED[found]}{advice}"

@@ -57,6 +57,7 @@ class TelegrafJson:
     [{'measurement': 'docker', 'host': 'raynor', 'time': 1458229140000000000, 'n': 30}]
     """
 
+    name = "telegraf-json"
     fallback: str | None = SERIES
     uses_kernels = False
 

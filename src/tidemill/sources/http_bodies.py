@@ -116,7 +116,7 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
     if posted.document and (items := _items(posted.lines, form)) is not None:
         made = await _sound(form.items(items))
         if made is None:
-            number, reason = _first_bad(form.items, ([item] for item in items))
+            number, reason = _first_bad(form, form.items, ([item] for item in items))
             raise Refused(400, f"item {number}: {reason}", item=number)
         if may_exceed(posted.lines) and excess(items, posted.lines):
             return await _within_limits(_apart(posted.lines, form), form)
@@ -126,7 +126,7 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
     for block in _blocks(posted.lines, turn):
         made = await _sound(form.parts(block))
         if made is None:
-            number, reason = _first_bad(form.parts, block.split(b"\n"))
+            number, reason = _first_bad(form, form.parts, block.split(b"\n"))
             raise Refused(400, f"line {before + number}: {reason}", line=before + number)
         parts += made if len(block) <= MESSAGE_LIMIT else await _short(block, form, made)
         before += block.count(b"\n")
@@ -153,7 +153,7 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     except RecursionError:
         raise Refused(400, "the body is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data[:_LOOKED_AT]))}") from None
+        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data[:_LOOKED_AT]), form)}") from None
     return document if isinstance(document, list) else [document]
 
 
@@ -221,17 +221,19 @@ def _blocks(data: bytes, size: int) -> Iterator[bytes]:
         start = end
 
 
-def _hint(raw: Any) -> str:
+def _hint(raw: Any, form: LineFormat) -> str:
     """What the first line is that the source could read, if it were told to."""
-    hint = format_hint(raw.partition("\n")[0], LINE_FORMATS) if type(raw) is str else ""
+    hint = format_hint(raw.partition("\n")[0], LINE_FORMATS, form.name) if type(raw) is str else ""
     return f"; this {hint}" if hint else ""
 
 
-def _first_bad(decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterable[Any]) -> tuple[int, str]:
+def _first_bad(
+    form: LineFormat, decode: Callable[[Any], Iterator[Decoded] | None], pieces: Iterable[Any]
+) -> tuple[int, str]:
     """The number of the first piece that is to be refused, from 1, and why."""
     for number, piece in enumerate(pieces, start=1):
         for part in decode(piece) or ():
             for bad in part.bad:
                 if not bad.sound:
-                    return number, f"{bad.reason}{_hint(bad.raw)}"
+                    return number, f"{bad.reason}{_hint(bad.raw, form)}"
     return 1, "something in what follows is no record"  # as a whole, though each piece alone is one
