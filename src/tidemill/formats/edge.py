@@ -20,6 +20,7 @@ from tidemill.column import ABSENT_TAG, Column
 from tidemill.formats.decoded import BadLine
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.json_lines import time_texts
+from tidemill.formats.other_unit import OtherUnit
 from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME, Known, Roles
 from tidemill.formats.taken_for_one import TakenForOne
@@ -59,6 +60,12 @@ class NoRecord(Protocol):
     def reason(self) -> str: ...
     @property
     def raw(self) -> Any: ...
+
+
+class Doubt(Protocol):
+    """Of how records are read."""
+
+    def look(self, batch: Batch, roles: Roles) -> str: ...
 
 
 class Edge:
@@ -105,7 +112,7 @@ class Edge:
         """Of lines, once that is known: what nobody need be told to type."""
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
-        self._doubts = TakenForOne(), TimedByArrival()
+        self._doubts: tuple[Doubt, ...] = (TakenForOne(), TimedByArrival())
         self._accepted = 0
         self.refuses = False
         """Whether some of the last records that it was given were refused."""
@@ -115,6 +122,10 @@ class Edge:
         the default key field."""
         if not self._key_given:
             self.roles = self.roles.falling_back_on(fallback)
+
+    def stamped_in(self, unit_ns: int) -> None:
+        """The records' timestamps are read in this unit, which nothing in them says."""
+        self._doubts = (*self._doubts, OtherUnit(unit_ns))
 
     def twin(self) -> Edge:
         """An edge that learns the same kinds and counts for itself: for a look ahead that is no reading."""
@@ -309,8 +320,8 @@ class Edge:
         return f"{named}{self._rejects.told}.{self._advice(formats, paths)}"
 
     def doubt(self, batch: Batch) -> str:
-        """Of the next records that it has made, once each: that they seem to be of more sensors than they are taken for, and to
-        have a time of their own in place of that of their arrival."""
+        """Of the next records that it has made, once each: that they seem to be of more sensors than they are taken for, to have
+        a time of their own in place of that of their arrival, and timestamps in another unit."""
         return " ".join(filter(None, (doubts.look(batch, self.roles) for doubts in self._doubts)))
 
     def _advice(self, formats: Sequence[str], paths: str) -> str:

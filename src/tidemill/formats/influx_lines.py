@@ -85,7 +85,7 @@ class InfluxLines:
     uses_kernels = False
 
     def __init__(self, precision: int = 1) -> None:
-        self._precision = precision
+        self.precision = precision
         self._series: dict[str, _Series] = {}
         self._letters = 0
 
@@ -127,7 +127,7 @@ class InfluxLines:
         series = self._series.get(head)
         if series is None or '"' in pairs or "\\" in pairs or pairs.count(",") >= MOST_FIELDS:
             return None
-        if not _STAMP(stamp) or (time_ns := int(stamp) * self._precision) not in _TIMES:
+        if not _STAMP(stamp) or (time_ns := int(stamp) * self.precision) not in _TIMES:
             return None
         row = {**series[0], TIME: time_ns}
         fields = pairs.split(",")
@@ -220,7 +220,7 @@ class InfluxLines:
     def _stamp(self, text: str) -> int:
         if _STAMP(text) is None:
             raise _Bad(f"the timestamp {_short(text)} is no whole number of up to 19 digits", BAD_TIME)
-        time_ns = int(text) * self._precision
+        time_ns = int(text) * self.precision
         if time_ns not in _TIMES:
             raise _Bad(
                 f"the timestamp {text} is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True

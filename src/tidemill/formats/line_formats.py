@@ -32,6 +32,11 @@ class LineFormat(Protocol):
     """What users call it."""
     fallback: str | None
     """What it knows that names the sensor of a record without the default key field; None when it knows nothing."""
+
+    @property
+    def precision(self) -> int | None:
+        """Nanoseconds of one unit of its timestamps; None when it has none of its own."""
+
     uses_kernels: bool
     """Whether it reads quicker in a process that has loaded the compiled kernels."""
 
@@ -51,6 +56,7 @@ class LineFormat(Protocol):
 class _JsonLines:
     name = "ndjson"
     fallback: str | None = None
+    precision = None
     uses_kernels = True
 
     def __init__(self) -> None:
@@ -100,10 +106,11 @@ def line_format(name: str, precision: str | None = None, *, source: str = "") ->
 def set_up(edge: Edge, form: LineFormat) -> None:
     """Let ``edge`` know, before its first record, the format and what is known of all its records."""
     edge.format = form.name
-    if form.fallback is None:
-        return
-    edge.kinds.learn_nanoseconds(TIME)  # which a float could not hold
-    edge.named_by(form.fallback)
+    if form.fallback is not None:
+        edge.named_by(form.fallback)
+    if form.precision is not None:
+        edge.kinds.learn_nanoseconds(TIME)  # which a float could not hold
+        edge.stamped_in(form.precision)
 
 
 def known_of(made: Decoded, common: Mapping[str, str]) -> Known:

@@ -62,7 +62,7 @@ class TelegrafJson:
     uses_kernels = False
 
     def __init__(self, precision: int = 10**9) -> None:
-        self._precision = precision
+        self.precision = precision
 
     def decode(self, block: bytes) -> Decoded:
         """The records of a block of whole lines, in order, and what is none; never raises."""
@@ -143,7 +143,7 @@ class TelegrafJson:
             return {}
         if type(stamp) is not int:
             raise _Bad(f"the timestamp is a {type(stamp).__name__}, not a whole number", BAD_TIME)
-        time_ns = stamp * self._precision
+        time_ns = stamp * self.precision
         if not -(2**63) < time_ns < 2**63:
             raise _Bad("the timestamp is beyond the years 1677 to 2262 that nanoseconds reach", BAD_TIME, sound=True)
         return {TIME: time_ns}
