@@ -275,7 +275,10 @@ def _value(name: str, item: str) -> Any:
             raise _Bad(f"field {_short(name)} holds {_short(item)}, which is too large for a float", INFINITE)
         return number
     if whole := _INTEGER(item):
-        if (number := int(whole[1])) not in _RANGES[whole[2]]:
+        number = int(whole[1])
+        if number < 0 and whole[2] == "u":
+            raise _Bad(f"field {_short(name)} holds {_short(item)}, an unsigned integer below 0")
+        if number not in _RANGES[whole[2]]:
             raise _Bad(f"field {_short(name)} holds {_short(item)}, an integer beyond 64 bits")
         return number
     if _NO_NUMBERS(item):
