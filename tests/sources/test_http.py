@@ -101,6 +101,7 @@ BODIES = {
     ),
     "lines behind a byte order mark": (b"\xef\xbb\xbf" + lines(1, 2), {}),
     "an array behind one": (b"\xef\xbb\xbf[" + lines(1)[:-1] + b"," + lines(2) + b"]", "application/json"),
+    "lines that call themselves JSON": (b"\n" + lines(1, 2), "application/json"),
     "gzip of two members": (gzip.compress(lines(1)) + gzip.compress(lines(2)), {"Content_Encoding": "gzip"}),
 }
 
@@ -206,7 +207,26 @@ REFUSED = {
     ),
     "an array too deep to be read": (b"[" * 40_000 + b"]" * 40_000, A_JSON, 400, "the body is nested too deeply"),
     "a line too deep to be read": (b"[" * 40_000 + b"]" * 40_000, {}, 400, "line 1: the line is nested too deeply"),
-    "a broken array": (b'[{"sensor"', {"Content_Type": "application/json; charset=utf-8"}, 400, "not JSON"),
+    "a broken array": (
+        b'[{"sensor"',
+        {"Content_Type": "application/json; charset=utf-8"},
+        400,
+        "the body is not JSON: Input data was truncated (byte 10, its end)",
+    ),
+    "an array broken within": (b'[{"sensor": "S"},,]', A_JSON, 400, "character (byte 17)"),
+    "lines that call themselves JSON, of which one is none": (
+        lines(1) + b"nope\n",
+        A_JSON,
+        400,
+        "line 2: the line is not",
+    ),
+    "an array that does not call itself so": (
+        b'[{"sensor": "S"}]',
+        {},
+        400,
+        "line 1: the line holds a JSON array, not an object; for JSON as a whole say Content-Type: application/json",
+    ),
+    "an object over lines": (b'{\n"sensor": "S"\n}', {}, 400, "say Content-Type: application/json"),
     "a body that says it is too long": (lines(*range(3_000)), {}, 413, "longer than 100000 bytes"),
     "packed far beyond": (gzip.compress(b" " * 10_000_000), {"Content_Encoding": "gzip"}, 413, "longer than"),
     "not gzip": (lines(1), {"Content_Encoding": "gzip"}, 400, "not gzip"),

@@ -42,7 +42,8 @@ _TOLD: Final = 300
 
 class HTTP(ConnectedSource):
     """Records that are posted: ``POST /ingest`` with lines, or with a JSON object or array (``Content-Type:
-    application/json``), also packed (``Content-Encoding: gzip``).
+    application/json``), also packed (``Content-Encoding: gzip``). A body that is no JSON as a whole, and whose first line
+    is an object, is lines, whatever it calls itself.
 
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``path``            where to post to
@@ -66,7 +67,8 @@ class HTTP(ConnectedSource):
     - 202: all records of the body are in the ingest log, on the disk; without state, they were taken in. One that is
       complete and no record (no time that can be read, no sensor, a name that is a tag and a field, longer than one may be) is
       safe among the dead letters, and no reason to send the body again.
-    - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol. Nothing of the body was taken.
+    - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol; or of what is no JSON as a whole,
+      the byte where it breaks. Nothing of the body was taken.
     - 401 without the token, 429 instead to a host that has shown ten wrong ones within a minute, though the right one is
       always taken; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
     - 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.

@@ -80,7 +80,7 @@ class Posted:
         data = data.removeprefix(BYTE_ORDER_MARK)
         self.lines = data if document or data.endswith(b"\n") or not data else data + b"\n"
         self.document = document
-        """Whether it is JSON as a whole; lines else."""
+        """Whether it says that it is JSON as a whole, not lines."""
         self.known = known
         self.arrived_ns = arrived_ns
         self.wall_ns = wall_ns
@@ -127,7 +127,8 @@ async def _records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decod
         made = await _sound(form.parts(block))
         if made is None:
             number, reason = _first_bad(form, form.parts, block.split(b"\n"))
-            raise Refused(400, f"line {before + number}: {reason}", line=before + number)
+            told = _document_hint(posted, form) if before + number == 1 else ""
+            raise Refused(400, f"line {before + number}: {reason}{told}", line=before + number)
         parts += made if len(block) <= MESSAGE_LIMIT else await _short(block, form, made)
         before += block.count(b"\n")
     return parts
@@ -145,7 +146,8 @@ async def _sound(parts: Iterable[Decoded] | None) -> list[Decoded] | None:
 
 
 def _items(data: bytes, form: LineFormat) -> list[Any] | None:
-    """What a document has; None when the format is none of JSON, whatever the body calls itself."""
+    """What a document has; None when it is lines, whatever the body calls itself: the format is none of JSON, or the body none
+    as a whole, and its first line an object."""
     if form.items([]) is None:
         return None
     try:
@@ -153,8 +155,19 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     except RecursionError:
         raise Refused(400, "the body is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        raise Refused(400, f"the body is not JSON: {error}{_hint(text_of(data[:_LOOKED_AT]), form)}") from None
+        if _is_object(data.lstrip().partition(b"\n")[0]):
+            return None
+        where = f" (byte {len(data)}, its end)" if "truncated" in str(error) else ""  # of all else msgspec says where
+        raise Refused(400, f"the body is not JSON: {error}{where}{_hint(text_of(data[:_LOOKED_AT]), form)}") from None
     return document if isinstance(document, list) else [document]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return True
 
 
 def _all_short(data: bytes, items: int) -> bool:
@@ -225,6 +238,13 @@ def _hint(raw: Any, form: LineFormat) -> str:
     """What the first line is that the source could read, if it were told to."""
     hint = format_hint(raw.partition("\n")[0], LINE_FORMATS, form.name) if type(raw) is str else ""
     return f"; this {hint}" if hint else ""
+
+
+def _document_hint(posted: Posted, form: LineFormat) -> str:
+    """What to type for a body whose first line is none, since it begins as JSON that is an array, or spread over lines."""
+    first = posted.lines.partition(b"\n")[0].strip()
+    begins = not posted.document and form.items([]) is not None and (first[:1] == b"[" or first == b"{")
+    return "; for JSON as a whole say Content-Type: application/json" if begins else ""
 
 
 def _first_bad(
