@@ -66,6 +66,25 @@ async def test_an_error_of_the_application_passes_through() -> None:
     assert run.report is not None
 
 
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (tm.sources.TCP, "source tcp: listens on 127.0.0.1:{port}"),
+        (tm.sources.UDP, "source udp: listens on 127.0.0.1:{port}"),
+        (tm.sources.HTTP, "source http: listens on http://127.0.0.1:{port}/ingest"),
+    ],
+    ids=["TCP", "UDP", "HTTP"],
+)
+async def test_a_run_says_once_where_it_listens(source: Any, wanted: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The port too, when it took a free one."""
+    caplog.set_level("INFO", "tidemill")
+    listens = source()
+    async with tm.serve(tm.Pipeline(listens, tm.Plan(), tm.sinks.Latest()), lanes=0, state=False):
+        _, port = await listens.wait_listening()
+    said = [record.getMessage() for record in caplog.records if "listens" in record.getMessage()]
+    assert said == [wanted.format(port=port)]
+
+
 @pytest.mark.parametrize("source", [tm.sources.TCP, tm.sources.HTTP, tm.sources.UDP], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("when", ["before the block", "in the block"])
 async def test_nobody_waits_for_senders_of_a_run_that_has_ended(source: Any, when: str) -> None:

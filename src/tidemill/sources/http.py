@@ -214,9 +214,7 @@ class HTTP(ConnectedSource):
         serving.add_done_callback(lambda _: inbox.close())
         try:
             await first_of(server.listening.wait(), asyncio.wait([serving]))
-            self._address = listening.getsockname()[:2]
-            self._connected = True
-            self._started.set()
+            self._listens(listening)
             async with self._swept(context.clock), inbox.until_stopping(context, server.refuse_more):
                 while await inbox.filled():
                     if inbox.size < self._amounts.batch and not inbox.paused:
@@ -233,6 +231,9 @@ class HTTP(ConnectedSource):
             self._connected = False
             self._started.clear()
             await self._end(server, serving)
+
+    def _shown_address(self) -> str:
+        return f"http{'s' if self._certificate[0] is not None else ''}://{super()._shown_address()}{self.path}"
 
     def _shown_token(self, look_up: Callable[[SecretText], str] = SecretText.resolved) -> str | None:
         """What senders must show. Raises where others than this machine may guess at it, and it is soon found."""

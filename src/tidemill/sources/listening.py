@@ -71,6 +71,16 @@ class ListeningSource(EdgedSource):
         """Host and port."""
         return (self.host, self.port)
 
+    def _listens(self, on: socket.socket) -> None:
+        """What is sent there is taken from now on: the log says where."""
+        self._address = on.getsockname()[:2]
+        self._connected = True
+        self._started.set()
+        _log.info("source %s: listens on %s", self.name, self._shown_address(), extra={"source": self.name})
+
+    def _shown_address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     async def wait_listening(self) -> tuple[str, int]:
         """Return the address once what is sent there is taken. Raises `RunEnded` when the run ends before."""
         await first_of(self._started.wait(), self._over.wait())

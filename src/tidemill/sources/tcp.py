@@ -188,9 +188,7 @@ class TCP(ConnectedSource):
         )
         listening.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
         self._pending = Acknowledgements()
-        self._address = server.sockets[0].getsockname()[:2]
-        self._connected = True
-        self._started.set()
+        self._listens(listening)
 
         def stop() -> None:
             server.close()

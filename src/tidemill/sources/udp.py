@@ -138,11 +138,9 @@ class UDP(ListeningSource):
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.buffer)
         reader = _Reader(self, listening, context.clock)
         inbox = self._inbox = reader.inbox
-        self._address = listening.getsockname()[:2]
         self._losses.watch(listening)
         reader.go_on()
-        self._connected = True
-        self._started.set()
+        self._listens(listening)
         try:
             async with inbox.until_stopping(context, reader.read_rest):
                 while await inbox.filled():
