@@ -46,15 +46,17 @@ def test_no_plan_is_longer_than_the_page_says() -> None:
 
 
 def test_the_child_of_telegraf(tmp_path: Path) -> None:
-    """The command as it is written; what comes back is read by another parser."""
+    """The command as it is written, but for where its files are, from a folder that has none; what comes back is read by another parser."""
     toml, code = section("Between Telegraf's inputs and outputs")
     (tmp_path / "plant.py").write_text(code)
     command = toml["processors"]["execd"][0]["command"]
     assert command[0] == "tidemill"
+    for place in ("/etc/tidemill", "/var/lib/tidemill"):
+        command = [word.replace(place, str(tmp_path)) for word in command]
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=tmp_path,
-        input="".join(f"{line}\n" for line in LINES),
+        cwd="/",
+        input="".join(f"{line}\n" for line in ("no record", *LINES)),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -63,6 +65,7 @@ def test_the_child_of_telegraf(tmp_path: Path) -> None:
     lines = [parse_line(line) for line in done.stdout.splitlines()]
     assert [line["fields"]["usage_idle_mean_30"] for line in lines] == MEANS
     assert [line["tags"] for line in lines] == [parse_line(line)["tags"] for line in LINES]
+    assert '"raw":"no record"' in (tmp_path / "dead_letters.ndjson").read_text()
 
 
 async def played(code: str, address: Any, send: Callable[[tuple[str, int]], Any]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tidemill as tm
 from tidemill.engine.dead_letters import NEWEST, DeadLetterFile, DeadLettersStatistics
 from tidemill.engine.letter_order import LetterOrder
 from tidemill.errors import InputError, TidemillError
@@ -208,6 +209,19 @@ def test_the_default_path_is_tried_when_a_letter_comes(tmp_path, monkeypatch):
     (tmp_path / "dead_letters.ndjson").mkdir()
     monkeypatch.chdir(tmp_path)
     DeadLetterFile().check()
+
+
+def test_the_default_path_is_tried_before_what_cannot_be_read_again(tmp_path, monkeypatch):
+    """Not at the first bad record of a child of Telegraf's, say, whose folder nobody thought of."""
+    (tmp_path / "dead_letters.ndjson").mkdir()
+    monkeypatch.chdir(tmp_path)
+    pipeline = tm.Pipeline(tm.sources.Lines("-", format="influx"), tm.Plan(), tm.sinks.Latest())
+    with pytest.raises(InputError) as caught:
+        tm.run(pipeline, lanes=0)
+    assert str(caught.value) == (
+        f"the dead letters cannot be written to {tmp_path}/dead_letters.ndjson: it is a folder. Name another file with "
+        "dead_letters= (--dead-letters)."
+    )
 
 
 def test_letters_are_appended(tmp_path):

@@ -111,7 +111,8 @@ class Tells:
     report
         Write the report of the run here, as JSON: a file that the run neither reads nor writes otherwise.
     dead_letters
-        Write rejected records here, with their reasons; a file of their own too.
+        Write rejected records here, with their reasons; a file of their own too. Without state, dead_letters.ndjson in the
+        folder that the run is started in.
     metrics
         HOST:PORT where the run shows /metrics, /healthz and /readyz; port 0 takes a free one. A live pipeline does so
         anyway, at 127.0.0.1:9464.

@@ -105,12 +105,13 @@ class DeadLetterFile:
         self.samples: list[DeadLetter] = []
         """The first few, for messages."""
 
-    def check(self) -> None:
+    def check(self, *, default: bool = False) -> None:
         """Refuse a given path that cannot be written, with `InputError` and the absolute path; makes no file.
 
-        The default path is tried only when a letter comes: a clean run in a read-only folder is no mistake.
+        ``default`` has the default path refused too, for a run whose input cannot be read again. Else that is tried only when a
+        letter comes: a clean run in a read-only folder is no mistake.
         """
-        if not self._given:
+        if not self._given and not default:
             return
         tried = files.absolute(self.path)
         folder = tried.parent
@@ -122,7 +123,9 @@ class DeadLetterFile:
             why = "this user may not write there"
         elif not (why := _why_not(tried)):
             return
-        raise InputError(f"the dead letters cannot be written to {tried}: {why}. Name another file.")
+        raise InputError(
+            f"the dead letters cannot be written to {tried}: {why}. Name another file with dead_letters= (--dead-letters)."
+        )
 
     @property
     def count(self) -> int:

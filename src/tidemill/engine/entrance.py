@@ -92,7 +92,8 @@ def run(
     ``seconds``       stop after this long, from when lanes and sinks are ready, or one of them could not be made so; by
                       default when the sources end
     ``report``        a file to write the report to, as JSON
-    ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first)
+    ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first; where
+                      what is read cannot be read again, it must be possible from the start)
     ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small
     ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
 

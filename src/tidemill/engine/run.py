@@ -160,7 +160,7 @@ class Run:
             if keeper is not None and keeper.found is not None:
                 _log.info("%s", described(keeper.matching(checked)))
             letters = self._letters(keeper)
-            letters.check()
+            letters.check(default=any(source.push and not source.seekable for source in self.pipeline.sources))
             if not self._lanes:
                 _warn_of_deadlines(checked.plan)
             if self._lanes:
