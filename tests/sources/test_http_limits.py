@@ -90,6 +90,64 @@ async def test_what_goes_on_for_ever_is_not_held(said: bytes) -> None:
         await run.wait()
 
 
+LARGE_HEADS = {
+    "a header": HEAD[:-2] + b"X: " + b"a" * 100_000 + b"\r\n\r\n" + BODY,
+    "headers": HEAD[:-2] + b"a:b\r\n" * 16_000 + b"\r\n" + BODY,
+    "trailers": CHUNKED + CHUNK + b"0\r\n" + b"a:b\r\n" * 16_000 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("said", LARGE_HEADS.values(), ids=LARGE_HEADS)
+async def test_a_head_that_ends_is_not_taken_either_when_it_is_too_large(said: bytes) -> None:
+    """However soon it is there."""
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        assert await closed(reader)
+        assert await post(port) == 202
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == 1
+
+
+MANY = {
+    "a path that is not there": (b"GET /n HTTP/1.1\r\n\r\n", b"404"),
+    "posts": (HEAD + BODY, b"202"),
+}
+
+
+@pytest.mark.parametrize(("said", "status"), MANY.values(), ids=MANY)
+async def test_who_asks_again_and_again_is_answered_as_often_and_has_few_requests_waiting(
+    said: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once and over one connection: what is made of a request takes many times its bytes, so it waits unparsed."""
+    many = 30_000 // len(said)
+    waiting: list[int] = []
+
+    def begun(connection: http_connection._Connection) -> None:
+        waiting.append(len(connection.pipeline))
+        on_headers_complete(connection)
+
+    on_headers_complete = http_connection._Connection.on_headers_complete
+    monkeypatch.setattr(http_connection._Connection, "on_headers_complete", begun)
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said * many)
+        writer.write(HEAD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + BODY)
+        answers = await reader.read()
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert answers.count(b"HTTP/1.1 " + status) == many + (status == b"202")
+    assert report.rows_out == answers.count(b"HTTP/1.1 202") >= 1
+    assert 1 <= max(waiting) <= 8_192 // len(said) + 1
+
+
 async def test_bodies_that_are_still_coming_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small they are packed; what comes as a whole is taken meanwhile, and what is coming may go on."""
     monkeypatch.setattr(http_server, "_UNFINISHED", 1_000)

@@ -1,11 +1,14 @@
-"""One sender over HTTP, as far as it can be in the way of others: too many of them, and those that never end what they begin."""
+"""One sender over HTTP, as far as it can be in the way of others: too many of them, those that never end what they begin, and
+those that ask without end and wait for no answer."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, ClassVar, Final, cast
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidemill.core.admission import Admission
@@ -26,6 +29,8 @@ _CONTINUE: Final = b"HTTP/1.1 100 "
 """The head of an answer that has no body, and others behind it."""
 _READ: Final = 65_536
 """Bytes that are read at a time."""
+_PIECE: Final = 8_192
+"""Of these, the parser is given at a time. What it makes of a request takes a hundred times the bytes of the shortest one."""
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
@@ -70,6 +75,18 @@ class _InOnePiece:
         self._transport.close()
 
 
+class _Flow(FlowControl):
+    """Reads on when all requests that came are begun: uvicorn would with each answer, however many wait for theirs."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
 class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     _door: ClassVar[Admission]
     _shared: ClassVar[memoryview]
@@ -78,10 +95,13 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     _host: str | None = None
     """Where a connection that was taken is from."""
     _held = 0
-    """Bytes that came since the parser last got anywhere; it has no limit of its own."""
+    """Bytes that the parser was given since it last got anywhere; it has no limit of its own."""
+    _ahead = b""
+    """What came behind requests that wait, and is not parsed before they are begun."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _InOnePiece(transport)))
+        self.flow = _Flow(transport, self.pipeline)
         host = self.client[0] if self.client is not None else ""
         if not enters(self._door, transport, host):
             transport.abort()
@@ -97,16 +117,23 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._shared[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if self._host is None:
-            return
-        self._held += len(data)
-        try:
-            self._feed(data)
-        except httptools.HttpParserError as error:
-            told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
-            self.send_400_response(told.encode("ascii", "replace").decode())
-        if self._held > _HELD:
-            cast(Any, self.transport).abort()
+        if self._host is not None:
+            self._parse(self._ahead + data)
+
+    def _parse(self, data: bytes) -> None:
+        start = 0
+        while start < len(data) and not self.pipeline and not self.transport.is_closing():
+            piece = data[start : start + _PIECE]
+            start += _PIECE
+            self._held += len(piece)
+            try:
+                self._feed(piece)
+            except httptools.HttpParserError as error:
+                told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
+                self.send_400_response(told.encode("ascii", "replace").decode())
+            if self._held >= _HELD:
+                cast(Any, self.transport).abort()
+        self._ahead = data[start:]
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -139,6 +166,9 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_response_complete(self) -> None:
         cast(_InOnePiece, self.transport).send()  # an answer to HEAD has no body
         super().on_response_complete()
+        if self._ahead:
+            ahead, self._ahead = self._ahead, b""
+            self._parse(ahead)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
