@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
 import os
+import queue
 import re
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -473,21 +475,64 @@ async def test_clients_that_misbehave_keep_nobody_from_being_answered() -> None:
         assert (await ask(run, "/healthz"))[0] == 200
 
 
-async def test_more_clients_at_once_than_there_is_room_for_are_turned_away() -> None:
-    """A port scanner must not make threads without end."""
+async def test_a_request_that_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it must come in time, though each byte does."""
+    monkeypatch.setattr(page_server, "_CLIENT_S", 0.2)
     async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
-        port = int(run.metrics_url.rpartition(":")[2])
+        address = ("127.0.0.1", int(run.metrics_url.rpartition(":")[2]))
+
+        def drip() -> bytes:
+            with socket.create_connection(address) as connection:
+                connection.sendall(b"GET /healthz HTTP/1.0\r\nX: ")
+                connection.settimeout(0.02)
+                for _ in range(1_000):
+                    try:
+                        connection.sendall(b"a")
+                        return connection.recv(100)
+                    except TimeoutError:
+                        continue
+                    except ConnectionError:
+                        return b""
+            raise AssertionError("it is waited for")
+
+        assert await asyncio.to_thread(drip) == b""
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.0\r\nX: "])
+async def test_clients_that_do_not_ask_make_room_for_those_that_do(said: bytes) -> None:
+    """Those that were there first, one for each; a port scanner makes no threads without end."""
+    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+        address = ("127.0.0.1", int(run.metrics_url.rpartition(":")[2]))
         with ExitStack() as silent:
-            for _ in range(16):
-                silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            many = [silent.enter_context(socket.create_connection(address, timeout=20)) for _ in range(40)]
+            for each in many[-16:]:
+                each.sendall(said)
+            assert await ask(run, "/healthz") == (200, "the run progresses\n")
+            assert await asyncio.to_thread(many[0].recv, 1) == b""
+            many[-1].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                many[-1].recv(1)
+            assert sum("process_request_thread" in thread.name for thread in threading.enumerate()) <= 16
 
-            def turned_away() -> None:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-                connection.request("GET", "/healthz")
-                connection.getresponse()
 
-            with pytest.raises((ConnectionError, http.client.BadStatusLine)):
-                await asyncio.to_thread(turned_away)
+def test_more_clients_than_there_is_room_for_are_turned_away_while_all_wait_for_their_answer() -> None:
+    """Nobody is cut off who has asked."""
+    looks: queue.Queue[Callable[[], None]] = queue.Queue()
+    loop = cast(asyncio.AbstractEventLoop, SimpleNamespace(call_soon_threadsafe=looks.put))
+    server = page_server.PageServer(showing.address_of(ANYWHERE), loop, lambda: Seen(None))
+    try:
+        address = ("127.0.0.1", server.address.port)
+        request = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        with ThreadPoolExecutor(16) as clients:
+            asking = [clients.submit(exchanged, address, request) for _ in range(16)]
+            waiting = [looks.get(timeout=20) for _ in asking]
+            with suppress(ConnectionError):
+                assert exchanged(address, request) == b""
+            for look in waiting:
+                look()
+            assert {client.result().split()[1] for client in asking} == {b"200"}
+    finally:
+        server.close()
 
 
 async def test_the_port_is_free_again_when_the_run_has_ended() -> None:

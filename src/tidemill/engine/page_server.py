@@ -14,12 +14,14 @@ import concurrent.futures
 import contextlib
 import errno
 import http.server
+import io
 import logging
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from tidemill.engine.exposition import load_library
 from tidemill.engine.pages import Page, Seen, page, refused
@@ -31,9 +33,12 @@ __all__ = ["PageServer"]
 ANSWER_S: Final = 2.0
 """How long the event loop may take to say how it is; it takes a millisecond when nobody holds it."""
 _CLIENT_S: Final = 5.0
-"""How long a client may take to ask."""
+"""How long a client may take to ask, and how long to take the answer."""
 _CLIENTS: Final = 16
-"""Clients at once; further ones are turned away."""
+"""Clients at once. A further one gets the place of the one that has kept its thread waiting longest; where all wait for their
+answer, it is turned away."""
+_GONE_S: Final = 1.0
+"""How long the thread of a client that is cut off may take to end; it takes a millisecond."""
 _log = logging.getLogger("tidemill")
 
 
@@ -107,22 +112,48 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # of the library's five, a further one would try again after a second
 
     def __init__(self, family: int, address: Address, answer: Callable[[str, str], Page]) -> None:
         self.address_family = family
         self.answer = answer
         self.loopback = address.loopback
         self._room = threading.BoundedSemaphore(_CLIENTS)
+        self._awaited: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
         super().__init__((address.host, address.port), _Handler)
 
     def wake(self) -> None:
         """Let ``serve_forever`` look up at once."""
         self.socket.shutdown(socket.SHUT_RDWR)
 
+    def awaits(self, client: socket.socket) -> None:
+        """From now on a thread waits for this client, to ask or to take the answer."""
+        with self._lock:
+            self._awaited[client] = None
+
+    def heard(self, client: socket.socket) -> None:
+        """It waits no more; the client is not cut off."""
+        with self._lock:
+            self._awaited.pop(client, None)
+
+    def _has_room(self) -> bool:
+        if self._room.acquire(blocking=False):
+            return True
+        with self._lock:  # whoever closes a socket has said first that it is not waited for
+            client = next(iter(self._awaited), None)
+            if client is None:
+                return False
+            del self._awaited[client]
+            with contextlib.suppress(OSError):  # it has left by itself
+                client.shutdown(socket.SHUT_RDWR)
+        return self._room.acquire(timeout=_GONE_S)
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
+        if not self._has_room():
             self.shutdown_request(request)
             return
+        self.awaits(request)
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # no thread can be had, just when somebody wants to know what is wrong: then in this one
@@ -134,16 +165,40 @@ class _Server(socketserver.ThreadingTCPServer):
         finally:
             self._room.release()
 
+    def shutdown_request(self, request: Any) -> None:
+        self.heard(request)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nobody's fault; anything else is ours."""
         _log.debug("a client of /metrics was not answered", exc_info=True)
 
 
+class _Asked(io.RawIOBase):
+    """What a client asks, when all of it comes in time: a timeout of the socket begins anew with each byte."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client, self._until_s = client, time.monotonic() + _CLIENT_S
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._client.settimeout(max(self._until_s - time.monotonic(), 0.001))
+        came = self._client.recv_into(buffer)
+        if not came:  # the library would answer what is no whole request
+            raise ConnectionAbortedError
+        return came
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
-    timeout: ClassVar[float] = _CLIENT_S
     server_version = "tidemill"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Asked(self.connection))
 
     def do_GET(self) -> None:
         self._answered(with_body=True)
@@ -152,8 +207,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answered(with_body=False)
 
     def _answered(self, *, with_body: bool) -> None:
+        self.server.heard(self.connection)
         denied = refused(self.headers.get("Host", "")) if self.server.loopback else None
         made = denied or self.server.answer(self.path, self.headers.get("Accept", ""))
+        self.server.awaits(self.connection)
+        self.connection.settimeout(_CLIENT_S)
         self.send_response(made.status)
         self.send_header("Content-Type", made.content_type)
         self.send_header("Content-Length", str(len(made.body)))
