@@ -199,6 +199,13 @@ REFUSED = {
     "an item of an array": (b'[{"sensor": "S"}, 7]', {"Content_Type": "application/json"}, 400, "item 2"),
     "a line beyond a limit that is no object": (lines(1) + b"[" * 40 + b"]" * 40 + b"\n" + lines(2), {}, 400, "line 2"),
     "what is broken behind one": (lines(1) + b'{"value":%b}\nnope\n' % (b"1" * 65), {}, 400, "line 3: the line is not"),
+    "what is broken behind a number that is too large": (
+        lines(1) + b'{"value":1e999,,}\n',
+        {},
+        400,
+        "line 2: the line",
+    ),
+    "a number that is too large, and no object": (lines(1) + b"[1e999]\n", {}, 400, "line 2: the line"),
     "an item beyond a limit that is no object": (
         b'[{"sensor": "S"}, %b]' % (b"[" * 40 + b"]" * 40),
         A_JSON,
@@ -340,6 +347,31 @@ PLACES = {
         1,
     ),
 }
+
+
+OUT_OF_RANGE = {
+    "a line": ("ndjson", lines(1) + b'{"sensor":"S","value":1e999}\n' + lines(2)),
+    "a line of thousands of digits": ("ndjson", lines(1) + b'{"sensor":"S","value":%b}\n' % (b"1" * 5_000) + lines(2)),
+    "line protocol": ("influx", b"m value=1\nm value=1e999\nm value=2\n"),
+    "a metric of a batch": (
+        "telegraf-json",
+        b'{"metrics":[%b]}'
+        % b",".join(b'{"name":"m","fields":{"value":%b}}' % value for value in (b"1", b"1e999", b"2")),
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "body"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
+async def test_a_number_that_is_too_large_is_no_reason_to_send_the_lines_beside_it_again(
+    form: str, body: bytes
+) -> None:
+    """It is well said, and its record alone is a dead letter, at the first sight and at the second."""
+    async with Engine(HTTP(format=form)) as engine:
+        for time in (1, 2):
+            answer = await Sender(engine.source.port).post(body)
+            assert (answer[0], answer[1]) == (202, {"records": 2})
+            assert [row["value"] for row in engine.rows] == [1, 2] * time
+            assert len(engine.letters) == time
 
 
 @pytest.mark.parametrize(("why", "beyond"), BEYOND.items())
@@ -580,11 +612,11 @@ async def test_a_whole_run_answers_what_it_has_in_its_log_and_goes_on_from_there
 
 
 async def test_a_body_that_is_refused_ends_nothing() -> None:
-    """A number of line protocol that is too large is found at the first sight of its series, and at the second."""
+    """An integer of line protocol that is too large is found at the first sight of its series, and at the second."""
     async with Engine(HTTP(format="influx")) as engine:
         sender = Sender(engine.source.port)
         for _ in range(2):
-            status, told, _ = await sender.post(b"m v=1e999 1700000000000000000\n")
+            status, told, _ = await sender.post(b"m v=99999999999999999999i 1700000000000000000\n")
             assert (status, told["line"]) == (400, 1)
         assert (await sender.post(b"m v=1 1700000000000000000\n"))[0] == 202
         assert [row["v"] for row in engine.rows] == [1.0]

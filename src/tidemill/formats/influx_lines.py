@@ -272,7 +272,9 @@ def _value(name: str, item: str) -> Any:
     if _FLOAT(item):
         number = float(item)
         if number - number != 0:
-            raise _Bad(f"field {_short(name)} holds {_short(item)}, which is too large for a float", INFINITE)
+            raise _Bad(
+                f"field {_short(name)} holds {_short(item)}, which is too large for a float", INFINITE, sound=True
+            )
         return number
     if whole := _INTEGER(item):
         number = int(whole[1])

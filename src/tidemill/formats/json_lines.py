@@ -14,7 +14,7 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
 from tidemill.formats.decoded import BadLine
-from tidemill.formats.json_limits import excess, may_exceed, some_may_exceed
+from tidemill.formats.json_limits import DIGITS, excess, may_exceed, some_may_exceed
 from tidemill.formats.lines import text_of
 from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
@@ -23,6 +23,7 @@ from tidemill.schema import Kind
 __all__ = ["decode_json_lines", "encode_json_lines", "json_parts", "time_texts"]
 
 _DECODER: Final = msgspec.json.Decoder()
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PART: Final = 2_048
 """Lines that are read one by one before the loop goes on; of those that are no records .."""
 _BAD: Final = 8
@@ -32,8 +33,8 @@ _BAD: Final = 8
 def decode_json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[BadLine]]:
     """The records of a block of whole lines, in order, and the lines that are none; never raises.
 
-    Empty lines are passed over. A bad line touches no other line; one that exceeds a limit of `json_limits` is bad, and sound if it
-    is an object. As in most readers of JSON, the last of two fields with one name wins.
+    Empty lines are passed over. A bad line touches no other line; one that exceeds a limit of `json_limits`, or the range of
+    numbers, is bad, and sound if it is an object. As in most readers of JSON, the last of two fields with one name wins.
 
     >>> decode_json_lines(b'{"value": 1}\\n{"value": NaN}\\n')[0]
     [{'value': 1}]
@@ -82,7 +83,7 @@ def _one_by_one(lines: Iterable[bytes]) -> Iterator[tuple[list[dict[str, Any]], 
         try:
             row = _DECODER.decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            bad.append(BadLine(*_reason(error, line), text_of(line)))
+            bad.append(BadLine(*_reason(error, line), text_of(line), sound=_out_of_range(error, line)))
             continue
         why = excess(row, line) if may_exceed(line) else ""
         if why:
@@ -101,11 +102,24 @@ def _reason(error: Exception, line: bytes) -> tuple[str, str]:
         return MALFORMED, "the line is not UTF-8"
     if "Number out of range" in str(error):
         return INFINITE, "the line holds a number that is too large for a float"
+    if "Integer value out of range" in str(error):  # thousands of digits
+        return MALFORMED, f"the line holds a number of more than {DIGITS} digits"
     if b"Infinity" in line:
         return INFINITE, "the line holds Infinity, which is not a number in JSON"
     if b"NaN" in line:
         return MALFORMED, "the line holds NaN, which JSON does not know; write null"
     return MALFORMED, f"the line is not JSON: {error}"
+
+
+def _out_of_range(error: Exception, line: bytes) -> bool:
+    """Whether it is an object of JSON, and only a number in it is larger than numbers are here."""
+    if not isinstance(error, msgspec.ValidationError):
+        return False
+    try:
+        _OBJECT.decode(line)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
 
 
 def _json_type(item: Any) -> str:

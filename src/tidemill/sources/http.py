@@ -65,10 +65,10 @@ class HTTP(ConnectedSource):
     What is answered:
 
     - 202: all records of the body are in the ingest log, on the disk; without state, they were taken in. One that is
-      complete and no record (no time that can be read, no sensor, a name that is a tag and a field, longer than one may be) is
-      safe among the dead letters, and no reason to send the body again.
+      complete and no record (no time that can be read, no sensor, a name that is a tag and a field, longer than one may be, a
+      number in a line that is too large for a float) is safe among the dead letters, and no reason to send the body again.
     - 400, with ``{"error": ..., "line": 3}``: a line is no JSON object, no line protocol; or of what is no JSON as a whole,
-      the byte where it breaks. Nothing of the body was taken.
+      the byte where it breaks, or that it holds such a number. Nothing of the body was taken.
     - 401 without the token, 429 instead to a host that has shown ten wrong ones within a minute, though the right one is
       always taken; 403 for what comes from a web page (it says its ``Origin``) where no token is asked for.
     - 408 when the body takes too long to come, 413 beyond ``limit``, 415 for another encoding.
