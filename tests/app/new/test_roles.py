@@ -63,6 +63,21 @@ def test_one_odd_name_costs_no_sensor_its_column(odd: str) -> None:
     assert roles(lines({**texts[0], "report": "ok"}, *texts)).key == "{stem}"
 
 
+def test_a_sensor_that_some_records_do_not_name_is_still_the_one() -> None:
+    """Where most do, as a guess that says how many are rejected; where few do, that is said instead of that none does."""
+    rows = [f"{1700000000 + n},{'' if n % 4 == 0 else f'p{n % 3}'},{n * 37 % 11}\n" for n in range(40)]
+    found = roles("time,sensor,value\n" + "".join(rows))
+    assert (found.key, found.doubt("key")) == (
+        "sensor",
+        "a guess: 'sensor' is empty in 10 of 40 records, and these are rejected",
+    )
+    assert roles("time,sensor,machine,value\n" + "".join(row.replace(",", ",m1,", 1) for row in rows)).key == "sensor"
+    few = [{"time": 1700000000 + n, "value": n * 37 % 11} | ({"sensor": "p1"} if n % 4 == 0 else {}) for n in range(40)]
+    found = roles(lines(*few))
+    assert found.key == "{stem}"
+    assert found.doubt("key").startswith("no field names a sensor ('sensor' is empty in 30 of 40 records): the file is")
+
+
 def test_what_is_a_guess_is_said_to_be_one() -> None:
     """And what is told by the recording is not."""
     sure = roles("sensor,time,value\nS1,1700000000,20.5\n")

@@ -42,6 +42,10 @@ class FieldsSeen:
         """The items of a field that is inside of no other."""
         return self.columns[(name,)]
 
+    def share(self, name: str) -> float:
+        """The share of the records in which it is not empty."""
+        return len(self.column(name)) / len(self.head.rows)
+
     def examples(self, name: str) -> str:
         """Its first items, for a person."""
         return ", ".join(shown(item, 24) for item in self.column(name)[:2]) or "empty"

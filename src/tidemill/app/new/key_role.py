@@ -13,6 +13,7 @@ from tidemill.app.new.vocabulary import METRICS
 from tidemill.errors import InputError
 from tidemill.formats.field_names import NO_SENSORS, SENSORS, WEAK_SENSORS, words_of
 from tidemill.formats.key_template import KeyTemplate
+from tidemill.printable import counted
 
 __all__ = ["STEM", "key_of"]
 
@@ -25,6 +26,10 @@ _OTHERWISE: Final = {
 """What is done then, by the key that does it."""
 _LONGEST: Final = 200
 """Characters of a sensor's name."""
+_NEARLY_ALL: Final = 0.9
+"""The share of records in which a field stands that is taken for the sensor without a doubt, .."""
+_MOST: Final = 0.5
+""".. and of one that is called as sensors are."""
 
 
 def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) -> tuple[str, str]:
@@ -37,10 +42,12 @@ def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) 
             if name != STEM:
                 fields.require(name, "--key")
         return given, ""
-    able = [name for name in fields.nameable if name != time and _names_things(fields, name)]
-    called = [name for name in able if _rank(name) < len(SENSORS) and not _numbers_rows(fields, name)]
-    if called:
-        own = min(called, key=_rank)
+    things = [name for name in fields.nameable if name != time and _names_things(fields, name)]
+    able = [name for name in things if fields.share(name) >= _NEARLY_ALL]
+    called = [name for name in things if _rank(name) < len(SENSORS) and not _numbers_rows(fields, name)]
+    owns = [name for name in called if fields.share(name) >= (_NEARLY_ALL if _is_weak(name) else _MOST)]
+    if owns:
+        own = min(owns, key=lambda name: (name not in able, _rank(name)))
         metric = next((name for name in able if name != own and set(METRICS) & set(words_of(name))), None)
         if (
             metric is not None
@@ -48,7 +55,7 @@ def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) 
             and len(set(map(str, fields.column(metric)))) > 1
         ):
             return f"{{{own}}}/{{{metric}}}", f"a guess: {own!r} and {metric!r} together name a sensor"
-        return own, ""
+        return own, "" if own in able else f"a guess: {_told_empty(fields, own)}, and these are rejected"
     texts = [name for name in able if not set(NO_SENSORS) & set(words_of(name)) and _repeats(fields, name)]
     if len(texts) > 1:
         raise InputError(
@@ -58,16 +65,22 @@ def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) 
         )
     if texts:
         return texts[0], "a guess: the one field whose texts come again"
-    return otherwise, f"no field names a sensor: {_OTHERWISE[otherwise]}"
+    empty = f" ({_told_empty(fields, min(called, key=_rank))})" if called else ""
+    return otherwise, f"no field names a sensor{empty}: {_OTHERWISE[otherwise]}"
+
+
+def _told_empty(fields: FieldsSeen, name: str) -> str:
+    rows = len(fields.head.rows)
+    return f"{name!r} is empty in {rows - len(fields.column(name)):,} of {counted(rows, 'record')}"
 
 
 def _names_things(fields: FieldsSeen, name: str) -> bool:
-    """Whether nearly all records have one of these, and they are texts or whole numbers.
+    """Whether these are texts or whole numbers, in whichever records have one.
 
     Texts of several lines, or long ones, are passed over where they are not the most: whoever may send may send one.
     """
     items = fields.column(name)
-    if len(items) < 0.9 * len(fields.head.rows):
+    if not items:
         return False
     decimal = fields.head.layout.decimal
     looked_at = items[:200]
@@ -88,11 +101,14 @@ def _rank(name: str) -> int:
     return min((SENSORS.index(word) for word in words_of(name) if word in SENSORS), default=len(SENSORS))
 
 
+def _is_weak(name: str) -> bool:
+    return not (set(SENSORS) - set(WEAK_SENSORS)) & set(words_of(name))
+
+
 def _numbers_rows(fields: FieldsSeen, name: str) -> bool:
     """Whether every record has one of its own, under a name that may mean the record."""
     items = fields.column(name)
-    weak = not (set(SENSORS) - set(WEAK_SENSORS)) & set(words_of(name))
-    return weak and len(items) > 2 and len(set(map(str, items))) == len(items)
+    return _is_weak(name) and len(items) > 2 and len(set(map(str, items))) == len(items)
 
 
 def _repeats(fields: FieldsSeen, name: str) -> bool:
