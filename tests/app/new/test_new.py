@@ -128,6 +128,23 @@ def test_a_recording_of_a_spreadsheet(tmp_path: Path) -> None:
     assert (tmp_path / "calibration.csv").read_text().splitlines()[1].startswith("S0,49.5,")
 
 
+@pytest.mark.parametrize(
+    ("mark", "times"),
+    [(" , ", "2024-03-01 12:{:02}:00"), (" ,", "17000000{:02}"), (" ,", "01.03.2024 12:{:02}"), (" ; ", "01.03.2024 12:{:02}")],
+)  # fmt: skip
+def test_blanks_around_names_and_cells_belong_to_neither(tmp_path: Path, mark: str, times: str) -> None:
+    """Of the header, of the key, of times, of the reading; whoever reads the file."""
+    rows = [["timestamp", "sensor", "value", "note"]]
+    rows += [[times.format(n % 60), f"S{n % 3}", f"{n % 7}.5", "a b" if n % 5 else ""] for n in range(120)]
+    report, plan = tried(written(tmp_path, "a.csv", "".join(mark.join(row) + "\n" for row in rows)), tmp_path)
+    assert (report.rows_out, report.dead_letters) == (120, 0)
+    assert 'key="sensor"' in plan
+    with sqlite3.connect(tmp_path / "plant.db") as database:
+        made = database.execute("SELECT sensor, count(normalized) FROM features GROUP BY 1").fetchall()
+        assert made == [("S0", 40), ("S1", 40), ("S2", 40)]
+    database.close()
+
+
 @pytest.mark.parametrize("mark", [",", ";"])
 def test_sensors_may_be_called_what_pandas_takes_for_a_blank(tmp_path: Path, mark: str) -> None:
     """They are sensors, whoever reads the file."""
@@ -297,7 +314,7 @@ words = st.text(min_size=1, max_size=12) | st.sampled_from(
 @given(words, words, words, st.lists(words, min_size=1, max_size=3), st.booleans(), st.sampled_from(["csv", "ndjson"]))
 def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place, time, value, inside, kind) -> None:
     """Names come from outside: each is a literal in the code, and nothing of it is code or ends a comment."""
-    layout = Layout(kind, separator=";" if inside else ",")
+    layout = Layout(kind, separator=";" if inside else ",", padded=inside)
     doubts = {"key": "a guess", "time": "a guess", "tz": "a guess", "value": "a guess"}
     key = "{stem}" if set("{}") & set(place) else place
     roles = Roles(key, time, TimeSeen("ISO 8601", zoned=False), "UTC", tuple(value), ((place, time),), doubts)

@@ -31,6 +31,8 @@ def head(text: str | bytes, suffix: str = ".csv", *, whole: bool = True):
         ("'sensor', 'time', value\n'S1', '1', 20\n", Layout("csv", quote="'")),
         ("sensor, time, value\nS1, 2024-03-01 12:00:00, 20\n", Layout("csv")),
         ("time, sensor, value\n2024-03-01 12:00:00, S1, 20\n", Layout("csv", spaced=True)),
+        ("time , sensor , value\n2024-03-01 12:00:00 , S1 , 20\n", Layout("csv", spaced=True, padded=True)),
+        ("sensor ,time ,value\nS1,2024-03-01 12:00:00,20\n", Layout("csv", padded=True)),
         ('sensor,time,value\n"Smith, John",1,20\n', Layout("csv")),
         ("\nsensor,time,value\r\nS1,1,20\r\n", Layout("csv")),
         ("value\n20\n21\n", Layout("csv")),
@@ -46,7 +48,7 @@ def test_layouts(text: str | bytes, layout: Layout) -> None:
     found = head(text)
     assert found.layout == layout
     assert found.rows
-    assert found.layout.plain is (layout in (Layout("csv"), Layout("ndjson", named=False)))
+    assert found.layout.plain is (layout in (Layout("csv"), Layout("csv", padded=True), Layout("ndjson", named=False)))
     assert str(layout)
 
 

@@ -44,11 +44,13 @@ class Layout:
     encoding: str = "utf-8"
     spaced: bool = False
     """Whether blanks stand before texts, which do not belong to them."""
+    padded: bool = False
+    """Whether blanks stand behind names or cells: `sources.Replay` passes over them, pandas does not."""
 
     @property
     def plain(self) -> bool:
         """Whether `sources.Replay` reads it; else pandas does, with other words."""
-        return self.kind == "ndjson" or replace(self, named=True) == Layout("csv")
+        return self.kind == "ndjson" or replace(self, named=True, padded=False) == Layout("csv")
 
     def __str__(self) -> str:
         if self.kind == "ndjson":
@@ -61,8 +63,9 @@ class Layout:
             parts.append("single quotes")
         if self.skipped:
             parts.append(f"{self.skipped} line{'s' * (self.skipped > 1)} before the header")
-        if self.spaced:
-            parts.append("blanks before cells")
+        if self.spaced or self.padded:
+            sides = "behind" if not self.spaced else "around" if self.padded else "before"
+            parts.append(f"blanks {sides} cells")
         if self.encoding != "utf-8":
             parts.append(self.encoding)
         return ", ".join(parts)
@@ -76,7 +79,7 @@ class Head:
     layout: Layout
     fields: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
-    """The first records; of CSV, cells as they are written, and None for empty ones."""
+    """The first records; of CSV, cells as they are written but for blanks around them, and None for empty ones."""
 
 
 def sniffed(named: str, suffix: str, data: bytes, *, whole: bool) -> Head:
@@ -194,14 +197,15 @@ def _csv(named: str, lines: Sequence[str], encoding: str, *, named_so: bool) -> 
             f"{named} has no header: its first line holds values ({shown}). Put a line with the columns' names before it."
         )
     rows = tuple(
-        {name: cell or None for name, cell in zip(header, row, strict=True)}
+        {name: cell.strip() or None for name, cell in zip(header, row, strict=True)}
         for row in table[1:]
         if len(row) == len(header)
     )
     if not rows:
         raise InputError(f"{named} has a header ({', '.join(map(repr, header[:8]))}) and no record that fits it.")
     spaced = separator not in (BLANKS, "\t") and _spaced(body[1:_TRIED], separator, quote)
-    layout = Layout("csv", named_so, separator, quote, skipped, _decimal(rows, separator), encoding, spaced)
+    padded = any(cell != cell.rstrip() for row in table for cell in row)
+    layout = Layout("csv", named_so, separator, quote, skipped, _decimal(rows, separator), encoding, spaced, padded)
     return Head(named, layout, tuple(header), rows)
 
 

@@ -276,6 +276,7 @@ class Draft:
         """pandas' words for the recording, of whose fields these are used."""
         layout = self.layout
         texts = ", ".join(f"{literal(name)}: str" for name in self.as_text)
+        stripped = ", ".join(f"{literal(name)}: str.strip" for name in self.stripped)
         options = [
             *(
                 []
@@ -287,6 +288,8 @@ class Draft:
             *([] if layout.decimal == "." else [f"decimal={literal(layout.decimal)}"]),
             *([] if layout.encoding == "utf-8" else [f"encoding={literal(layout.encoding)}"]),
             *([] if layout.separator == BLANKS else ["skipinitialspace=True"]),
+            *([f"header=0, names={literal(self.fields)}"] if layout.padded else []),
+            *([f"converters={{{stripped}}}"] if stripped else []),
             *([f"dtype={{{texts}}}"] if texts else []),
             *(
                 [f"keep_default_na=False, na_values=dict.fromkeys({literal(self.blankable(fields))}, {literal(BLANK)})"]
@@ -300,7 +303,15 @@ class Draft:
     @property
     def as_text(self) -> tuple[str, ...]:
         """The fields that pandas is to leave as texts: what names a sensor, and readings that are no numbers everywhere."""
-        return (*self.key_fields, self.roles.value[0]) if self.coerced else self.key_fields
+        texts = (*self.key_fields, self.roles.value[0]) if self.coerced else self.key_fields
+        return tuple(name for name in texts if name not in self.stripped)
+
+    @property
+    def stripped(self) -> tuple[str, ...]:
+        """The texts of which pandas is to take away the blanks around them, as `sources.Replay` does."""
+        if not self.layout.padded:
+            return ()
+        return self.key_fields if self.roles.seen.is_number else (*self.key_fields, self.roles.time)
 
     def blankable(self, fields: Sequence[str]) -> list[str]:
         """Those of the fields in which pandas may take a word for a blank: a sensor may be called ``NA``."""
