@@ -100,6 +100,33 @@ def test_readings_inside_of_messages(broker: Any, retain: Publish, hears: Any, t
     ]
 
 
+@pytest.mark.parametrize("given", [{}, {"key": "dev.deviceName"}])
+def test_devices_that_share_a_topic_and_are_named_inside_of_their_messages(
+    broker: Any, retain: Publish, hears: Any, tmp_path: Path, given: dict[str, str]
+) -> None:
+    """The source takes the name from there; more may come than the one that was heard."""
+    hears(1)
+    payload = json.dumps({"dev": {"deviceName": "D1"}, "time": "2024-03-01T00:00:00Z", "x": 20})
+    retain({"telemetry": payload})
+    source = listened(tmp_path, broker.url, **given).sources[0]
+    assert (source.topics, source.key, source.time) == (("telemetry",), "deviceName", "time")
+    paths = {"x": "x", "deviceName": "dev.deviceName", "time": "time"}
+    assert f"value={json.dumps(paths)}" in (tmp_path / "plant.py").read_text()
+    (read,), _ = PayloadReader(paths).read(payload.encode())
+    assert json.loads((tmp_path / "heard.ndjson").read_text()) == {**read, "topic": "telemetry"}
+    assert (tmp_path / "calibration.csv").read_text() == "sensor,baseline,scale\nD1,20,1\n"
+
+
+def test_one_topic_is_one_sensor_where_nothing_names_any(
+    broker: Any, retain: Publish, hears: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is said, and not taken for a field that names it."""
+    hears(1)
+    retain({"telemetry": json.dumps({"time": "2024-03-01T00:00:00Z", "x": 20})})
+    assert listened(tmp_path, broker.url).sources[0].key == "{topic}"
+    assert "sensor    key='{topic}' (no field names a sensor: each topic is taken for one)" in capsys.readouterr().out
+
+
 def test_devices_that_share_a_topic(broker: Any, retain: Publish, hears: Any, tmp_path: Path) -> None:
     """A list of records on one topic: the key is a field, as in a recording."""
     hears(9)

@@ -170,6 +170,40 @@ def test_readings_in_a_list_of_a_file_are_opened_first(record: dict, given: dict
     assert str(refused.value).endswith(f"first, for example with: {said}")
 
 
+UPLINKS = [
+    {
+        "deduplicationId": f"u{n}",
+        "time": 1700000000 + n,
+        "deviceInfo": {
+            "tenantName": "hall",
+            "deviceProfileName": "ems",
+            "deviceName": f"p{n % 3}",
+            "devEui": f"e{n % 3}",
+        },
+        "object": {"temp": n * 37 % 11},
+        "regionConfigId": "eu868",
+    }
+    for n in range(12)
+]
+"""As ChirpStack 4 writes them."""
+
+
+@pytest.mark.parametrize("given", [{}, {"key": "deviceInfo.deviceName"}])
+def test_sensors_that_are_named_inside_of_another_field_are_not_taken_for_one(given: dict[str, str]) -> None:
+    """No source of files looks there: it is said with which command they come to the top of each record."""
+    with pytest.raises(
+        InputError, match=r"inside of another field, at 'deviceInfo\.deviceName'.*--key '\{stem\}'"
+    ) as refused:
+        roles(lines(*UPLINKS), **given)
+    assert str(refused.value).endswith("first, for example with: jq -c '.deviceName = .deviceInfo.deviceName'")
+    moved = [{**uplink, "deviceName": uplink["deviceInfo"]["deviceName"]} for uplink in UPLINKS]
+    assert roles(lines(*moved)).key == "deviceName"
+    assert roles(lines(*UPLINKS), key="{stem}").key == "{stem}"
+    assert roles(lines(*UPLINKS[::3])).key == "regionConfigId"  # all of one device
+    with pytest.raises(InputError, match=r"jq -c '\.id = \.dev\.id'"):
+        roles(lines(*({"time": 1700000000 + n, "dev": {"id": f"p{n % 3}"}, "value": n} for n in range(12))))
+
+
 names = st.text(min_size=1, max_size=6)
 items = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),

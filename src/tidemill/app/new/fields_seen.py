@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +11,7 @@ from typing import Any, Final
 from tidemill.app.new.sniffing import Head
 from tidemill.errors import InputError
 
-__all__ = ["FieldsSeen", "Place", "at_place", "fields_seen", "shown", "shown_place"]
+__all__ = ["FieldsSeen", "Place", "at_place", "fields_seen", "jq_place", "shown", "shown_place"]
 
 Place = tuple[str, ...]
 """The names on the way to a field; one, when it is inside of no other."""
@@ -91,6 +93,19 @@ def at_place(record: Any, path: Place) -> Any:
     for name in path:
         record = record.get(name) if isinstance(record, dict) else None
     return record
+
+
+def jq_place(path: Sequence[object]) -> str:
+    """As ``jq`` has it.
+
+    >>> jq_place(("data", "odd-name"))
+    '.data["odd-name"]'
+    """
+    names = map(str, path)
+    inner = "".join(
+        f".{name}" if re.fullmatch("[A-Za-z_][A-Za-z_0-9]*", name) else f"[{json.dumps(name)}]" for name in names
+    )
+    return inner if inner.startswith(".") else f".{inner}"
 
 
 def shown_place(path: Place) -> str:

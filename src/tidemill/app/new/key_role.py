@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from tidemill.app.new.fields_seen import FieldsSeen
+from tidemill.app.new.fields_seen import FieldsSeen, Place, jq_place, shown_place
 from tidemill.app.new.sniffing import number_of
 from tidemill.app.new.times_seen import times_seen
 from tidemill.app.new.vocabulary import METRICS
@@ -15,13 +16,14 @@ from tidemill.formats.field_names import NO_SENSORS, SENSORS, WEAK_SENSORS, word
 from tidemill.formats.key_template import KeyTemplate
 from tidemill.printable import counted
 
-__all__ = ["STEM", "key_of"]
+__all__ = ["STEM", "SensorsInside", "key_of"]
 
 STEM: Final = "stem"
 """What every file knows, and its fields do not say: its own name."""
+_OF_MESSAGES: Final = "{topic}"
 _OTHERWISE: Final = {
     "{stem}": "the file is taken for one, and its name for the sensor's",
-    "{topic}": "each topic is taken for one",
+    _OF_MESSAGES: "each topic is taken for one",
 }
 """What is done then, by the key that does it."""
 _LONGEST: Final = 200
@@ -32,20 +34,45 @@ _MOST: Final = 0.5
 """.. and of one that is called as sensors are."""
 
 
+class SensorsInside(InputError):
+    """The sensors' names are inside of another field; a source of messages takes them from there."""
+
+    def __init__(self, fields: FieldsSeen, place: Place) -> None:
+        self.place = place
+        """Where they are."""
+        self.name = place[-1] if place[-1] not in fields.head.fields else "_".join(place)
+        """A field's name that is free."""
+        moved = f"{jq_place([self.name])} = {jq_place(place)}"
+        super().__init__(
+            f"{fields.head.named}: the sensors' names are inside of another field, at {shown_place(place)}, where no source "
+            f"of files looks for them. Give --key '{{stem}}' when the whole file is of one sensor; else write them to the "
+            f"top of each record first, for example with: jq -c {shlex.quote(moved)}"
+        )
+
+
 def key_of(fields: FieldsSeen, given: str | None, *, time: str, otherwise: str) -> tuple[str, str]:
     """A field or a template, and why it is a guess, if it is; ``otherwise`` where no field names a sensor.
 
-    Raises `InputError`.
+    Raises `InputError`, which is a `SensorsInside` where what is given or found is inside of another field.
     """
     if given is not None:
         for name in KeyTemplate(given).names:
+            place = tuple(name.split("."))
+            if name not in fields.head.fields and len(place) > 1 and place in fields.columns:
+                raise SensorsInside(fields, place)
             if name != STEM:
                 fields.require(name, "--key")
         return given, ""
-    things = [name for name in fields.nameable if name != time and _names_things(fields, name)]
+    of_messages = otherwise == _OF_MESSAGES
+    known = KeyTemplate(otherwise).names if of_messages else ()
+    names = [name for name in fields.nameable if name not in (time, *known)]
+    things = [name for name in names if _are_names(fields, fields.column(name))]
     able = [name for name in things if fields.share(name) >= _NEARLY_ALL]
     called = [name for name in things if _rank(name) < len(SENSORS) and not _numbers_rows(fields, name)]
     owns = [name for name in called if fields.share(name) >= (_NEARLY_ALL if _is_weak(name) else _MOST)]
+    inside = _inside(fields, least=1 if of_messages else 2)
+    if inside is not None and all(_is_weak(name) and not _is_weak(inside[-1]) for name in owns):
+        raise SensorsInside(fields, inside)
     if owns:
         own = min(owns, key=lambda name: (name not in able, _rank(name)))
         metric = next((name for name in able if name != own and set(METRICS) & set(words_of(name))), None)
@@ -74,12 +101,29 @@ def _told_empty(fields: FieldsSeen, name: str) -> str:
     return f"{name!r} is empty in {rows - len(fields.column(name)):,} of {counted(rows, 'record')}"
 
 
-def _names_things(fields: FieldsSeen, name: str) -> bool:
-    """Whether these are texts or whole numbers, in whichever records have one.
+def _inside(fields: FieldsSeen, *, least: int) -> Place | None:
+    """Where inside of other fields the names of sensors are, of which there are at least so many."""
+    found: dict[Place, tuple[Any, ...]] = {}
+    for path, items in fields.columns.items():
+        name, many = path[-1], len(set(map(str, items)))
+        texts = all(isinstance(item, str) for item in items)
+        if (
+            len(path) > 1
+            and all(each and each.isprintable() and not set("{}.") & set(each) for each in path)
+            and _rank(name) < len(SENSORS)
+            and len(items) >= _MOST * len(fields.head.rows)
+            and _are_names(fields, items)
+            and (many >= least if texts and not _is_weak(name) else 1 < many <= len(items) // 2)
+        ):
+            found[path] = not _is_weak(name), -_rank(name), many, -len(path)
+    return max(found, key=lambda path: found[path], default=None)
+
+
+def _are_names(fields: FieldsSeen, items: Sequence[Any]) -> bool:
+    """Whether these are texts or whole numbers.
 
     Texts of several lines, or long ones, are passed over where they are not the most: whoever may send may send one.
     """
-    items = fields.column(name)
     if not items:
         return False
     decimal = fields.head.layout.decimal
@@ -102,6 +146,7 @@ def _rank(name: str) -> int:
 
 
 def _is_weak(name: str) -> bool:
+    """Whether it names a sensor by a word that may as well name the record."""
     return not (set(SENSORS) - set(WEAK_SENSORS)) & set(words_of(name))
 
 

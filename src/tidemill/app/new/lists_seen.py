@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tidemill.app.new.fields_seen import shown
+from tidemill.app.new.fields_seen import jq_place, shown
 from tidemill.app.new.in_lists import Steps
 from tidemill.app.new.readings import called_as_reading, worth
 from tidemill.app.new.sniffing import numbers_in
@@ -46,11 +45,7 @@ def only_in_list(named: str, steps: Steps, *, of_messages: bool) -> str:
     path = path_of(steps)
     if of_messages:
         return f"{named}: the only numbers are in a list; --value {shlex.quote(path)} makes a record of each item."
-    names = steps[: steps.index(None)]
-    inner = "".join(
-        f".{name}" if re.fullmatch("[A-Za-z_][A-Za-z_0-9]*", str(name)) else f"[{json.dumps(name)}]" for name in names
-    )
-    place = inner if inner.startswith(".") else f".{inner}"
+    place = jq_place(steps[: steps.index(None)])
     items = f"{{{json.dumps(_last(steps))}: {place}[]}}" if steps[-1] is None else f"{place}[]"
     return (
         f"{named}: the numbers at {path!r} are in a list, which no source of files opens. Write a record of each item "

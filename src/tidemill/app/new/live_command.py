@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from tidemill.app.exit_codes import ExitCode
 from tidemill.app.new.command import finish, near, places_of
 from tidemill.app.new.fields_seen import at_place
 from tidemill.app.new.in_lists import EACH, Opened, opened
+from tidemill.app.new.key_role import SensorsInside
 from tidemill.app.new.live import Heard, heard
 from tidemill.app.new.roles import Given, Roles, roles_of
 from tidemill.app.new.sniffing import Head, Layout
@@ -68,10 +69,18 @@ def new_live(plan: str, url: str, topic: str, seconds: float, given: Given, *, f
         rows, asked = list(items.rows), replace(asked, value=items.value)
     fields = tuple(dict.fromkeys(name for row in rows for name in row if name != _ARRIVED))
     head = Head(str(broker), Layout("ndjson"), fields, tuple(rows))
-    roles = roles_of(head, asked)
+    moved: dict[str, tuple[str, ...]] = {}
+    try:
+        roles = roles_of(head, asked)
+    except SensorsInside as found_at:
+        moved = {found_at.name: found_at.place}
+        rows = [{**row, found_at.name: at_place(row, found_at.place)} for row in rows]
+        head = replace(head, fields=(*fields, found_at.name), rows=tuple(rows))
+        key = (asked.key or found_at.name).replace(".".join(found_at.place), found_at.name)
+        roles = roles_of(head, replace(asked, key=key))
     if items is not None and given.key is None:
         roles = _told_apart(roles, items)
-    paths = _paths(roles, TopicPattern(topics.pattern).names, always=items is not None)
+    paths = _paths(roles, TopicPattern(topics.pattern).names, moved, always=items is not None)
     recorded = [_recorded(row, roles, paths) for row in rows]
     on = counted(len({row["topic"] for row in rows}), "topic")
     count = f"{counted(many, 'message')} on {on} in {seconds:g} s"
@@ -124,12 +133,18 @@ def _told_apart(roles: Roles, items: Opened) -> Roles:
     return replace(roles, key=f"{key}/{{{label}}}", doubts=doubts)
 
 
-def _paths(roles: Roles, bound: Sequence[str], *, always: bool) -> dict[str, tuple[str, ...]]:
-    """Where each column is, once the reading is inside of other fields, or ``always``: a source takes these columns, and no others."""
-    if len(roles.value) == 1 and not always:
+def _paths(
+    roles: Roles, bound: Sequence[str], moved: Mapping[str, tuple[str, ...]], *, always: bool
+) -> dict[str, tuple[str, ...]]:
+    """Where each column is, once one is inside of other fields, or ``always``: a source takes these columns, and no others.
+
+    ``moved`` are those that the messages have there and the records at their top.
+    """
+    if len(roles.value) == 1 and not moved and not always:
         return {}
     own = [name for name in (*roles.key_fields, roles.time) if name not in (*bound, "topic")]
-    return {roles.value[-1]: roles.value, **{name: (name,) for name in own if name != roles.value[-1]}}
+    places = {name: moved.get(name, (name,)) for name in own if name != roles.value[-1]}
+    return {roles.value[-1]: roles.value, **places}
 
 
 def _recorded(row: Row, roles: Roles, paths: dict[str, tuple[str, ...]]) -> Row:
