@@ -89,6 +89,22 @@ def test_what_is_a_guess_is_said_to_be_one() -> None:
     assert roles("t,value\n2024-03-01 00:00:00,20\n", tz="Europe/Berlin").doubt("tz") == ""
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("received_at", "measured_at"), ("server_time", "ts"), ("timestamp", "sample_time"), ("created", "measured")],
+)
+def test_of_two_times_that_of_the_measurement_is_taken(first: str, second: str) -> None:
+    """As a guess, which names the other one; a time and its epoch are one."""
+    rows = [f"2024-03-01T0{hour}:00:{n:02}Z" for n in range(10, 20) for hour in (9, 6)]
+    text = "".join(
+        f"{late},{early},S1,{20 + n}\n" for n, (late, early) in enumerate(zip(rows[::2], rows[1::2], strict=True))
+    )
+    found = roles(f"{first},{second},sensor,value\n{text}")
+    assert (found.time, found.doubt("time")) == (second, f"a guess: {first!r} holds other times")
+    same = "time,epoch,sensor,value\n2024-03-01T00:00:00Z,1709251200,S1,20\n2024-03-01T00:00:01Z,1709251201,S1,21\n"
+    assert (roles(same).time, roles(same).doubt("time")) == ("time", "")
+
+
 def test_a_counter_is_a_reading_only_when_there_is_nothing_else() -> None:
     """Even if the reading stands still; it is marked as a guess then, and of messages a list's numbers are named."""
     still = roles(lines(*({"sensor": "S1", "time": 1700000000 + n, "fCnt": n, "x": 20} for n in range(5))))

@@ -179,7 +179,7 @@ def _told(places: Sequence[Path], roles: Roles, survey: Survey, read: str, again
         yield "", sentence
     yield "sensor", _role(f"key={roles.key!r}", roles.doubt("key"))
     time = roles.seen.words if roles.seen is ARRIVAL else f"time={roles.time!r}, {roles.seen.words}"
-    yield "time", _role(time, roles.doubt("time"))
+    yield "time", _role(time, "; ".join(filter(None, map(roles.doubt, ["time", "format"]))))
     if not roles.seen.zoned:
         yield "zone", _role(f"tz={roles.tz!r}", roles.doubt("tz"))
     yield "reading", _role(shown_place(roles.value), roles.doubt("value"))

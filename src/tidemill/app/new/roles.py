@@ -48,7 +48,7 @@ class Roles:
     others: tuple[Place, ...] = ()
     """Further numbers, each a reading of its own perhaps."""
     doubts: Mapping[str, str] | None = None
-    """What is a guess, and about what: ``key``, ``time``, ``tz``, ``value``."""
+    """What is a guess, and about what: ``key``, ``time``, ``format`` (of the time), ``tz``, ``value``."""
 
     @property
     def key_fields(self) -> tuple[str, ...]:
@@ -70,14 +70,15 @@ def roles_of(head: Head, given: Given) -> Roles:
     ('mote_id', 'timestamp', 'epoch in s', ('temp',))
     """
     fields = fields_seen(head)
-    time, seen = time_of(fields, given.time, arrival=given.arrival)
+    time, seen, time_doubt = time_of(fields, given.time, arrival=given.arrival)
     key, key_doubt = key_of(fields, given.key, time=time, otherwise=given.otherwise)
     taken = {time, *KeyTemplate(key).names}
     value, others, value_doubt = value_of(fields, given.value, taken=taken, of_messages=given.arrival)
     zone_told = seen.zoned or given.tz is not None or {"utc", "gmt"} & set(words_of(time))
     doubts = {
         "key": key_doubt,
-        "time": seen.doubt,
+        "time": time_doubt,
+        "format": seen.doubt if seen.format else "",
         "tz": "" if zone_told else "a guess: the times name no zone",
         "value": value_doubt,
     }

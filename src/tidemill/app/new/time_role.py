@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 from tidemill.app.new.fields_seen import FieldsSeen, Place, shown_place
 from tidemill.app.new.sniffing import number_of, numbers_in
 from tidemill.app.new.times_seen import TimeSeen, day_and_hour, times_seen
+from tidemill.app.new.vocabulary import ARRIVALS, MEASURED
 from tidemill.errors import InputError
 from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.roles import DEFAULT_TIME
+from tidemill.formats.times import TimeReader
 
 __all__ = ["ARRIVAL", "is_time", "time_of"]
 
 ARRIVAL: Final = TimeSeen("the arrival: no field tells it", zoned=True)
+_OTHERS_SHOWN: Final = 3
+_COMPARED: Final = 100
+"""Records whose times are compared."""
 
 
-def time_of(fields: FieldsSeen, given: str | None, *, arrival: bool) -> tuple[str, TimeSeen]:
-    """The field, and what kind of times it holds; with ``arrival``, that of the arrival when no field tells any.
+def time_of(fields: FieldsSeen, given: str | None, *, arrival: bool) -> tuple[str, TimeSeen, str]:
+    """The field, what kind of times it holds, and why it is a guess, if it is.
 
-    Raises `InputError`.
+    With ``arrival``, the time is that of the arrival when no field tells any. Raises `InputError`.
     """
     if given is not None:
-        return given, _times_given(fields, given)
+        told = _times_given(fields, given)
+        return given, told, "" if told.format else told.doubt
     found = {name: seen for name in fields.nameable if (seen := _times_in(fields, name)) is not None}
     if not found and arrival:
-        return DEFAULT_TIME, ARRIVAL
+        return DEFAULT_TIME, ARRIVAL, ""
     if not found:
         raise InputError(_no_time(fields))
-    name = max(found, key=lambda name: (not found[name].is_number) + 2 * _is_called_time(name))
+    name = max(found, key=lambda name: (*_called_as_measured(name), not found[name].is_number))
     hour = next((other for other in fields.head.fields if day_and_hour(fields.column(other)) == "hour"), None)
     if hour is not None and day_and_hour(fields.column(name)) == "day":
         raise InputError(
             f"{fields.head.named} tells the time in two columns, {name!r} (the day) and {hour!r}; a record's time is one "
             f"field. Join them in the file, or give one of them with --time."
         )
-    return name, found[name]
+    others = [other for other in found if other != name and _differ(fields, found, name, other)]
+    shown = ", ".join(map(repr, others[:_OTHERS_SHOWN]))
+    verb = "hold" if len(others) > 1 else "holds"
+    return name, found[name], f"a guess: {shown} {verb} other times" if others else ""
+
+
+def _called_as_measured(name: str) -> tuple[bool, ...]:
+    """The greater, the more it is called as the time of a measurement is."""
+    words = set(words_of(name))
+    measured = bool(words & set(MEASURED))
+    return measured or _is_called_time(name), not words & set(ARRIVALS), measured
+
+
+def _differ(fields: FieldsSeen, found: Mapping[str, TimeSeen], *names: str) -> bool:
+    """Whether two fields tell a record's time differently; a time and its epoch do not."""
+    rows = [row for row in fields.head.rows if all(row.get(name) is not None for name in names)][:_COMPARED]
+    one, other = ([TimeReader(time_format=found[name].format).one(row[name]) for row in rows] for name in names)
+    return one != other
 
 
 def is_time(path: Place, items: Sequence[Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ARRIVALS",
+    "MEASURED",
     "METRICS",
     "NO_READINGS",
     "PHYSICAL",
@@ -16,6 +18,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+MEASURED: Final = _words(
+    "measured measurement sampled sample observed observation event captured acquired acquisition recorded reading device "
+    "sensor"
+)
+"""Of two times of a record, the one that a run is to go by .."""
+ARRIVALS: Final = _words(
+    "received receive recv rx arrival arrived ingest ingested ingestion server gateway created inserted stored saved written "
+    "processed updated uploaded"
+)
+""".. and the one that came later."""
 METRICS: Final = _words("metric channel parameter measurement quantity variable param signal property measure")
 """What a reading is of, where a device has several."""
 READINGS: Final = _words("value reading val wert valeur valor")
