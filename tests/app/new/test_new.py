@@ -175,6 +175,17 @@ def test_cells_that_are_no_numbers_are_nan(tmp_path: Path, text: str, rejected: 
     database.close()
 
 
+def test_of_days_and_months_that_may_be_each_other_that_is_said(tmp_path: Path) -> None:
+    """At the format, not at the field."""
+    rows = [f"03/04/2024 1:{n:02} PM,S1,{n}\n" for n in range(10, 20)]
+    _, plan = tried(written(tmp_path, "a.csv", "time,sensor,value\n" + "".join(rows)), tmp_path)
+    assert (
+        "    time=\"time\",  # as '%m/%d/%Y %I:%M %p'\n"
+        "    # a guess: '%d/%m/%Y %I:%M %p' reads these times too; say which comes first, the day or the month\n"
+        '    time_format="%m/%d/%Y %I:%M %p",\n'
+    ) in plan
+
+
 def test_what_the_plan_would_not_run_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a file is written."""
     monkeypatch.setattr("tidemill.sources.Replay.peek", lambda self: Schema([Field("value", Kind.TEXT)]))

@@ -44,13 +44,17 @@ def test_iso_times_say_whether_they_have_a_zone(times, zone) -> None:
         (["31/03/2024 12:00"], "%d/%m/%Y %H:%M", False),
         (["03/31/2024 12:00"], "%m/%d/%Y %H:%M", False),
         (["03/04/2024 12:00"], "%d/%m/%Y %H:%M", True),
+        (["03/04/2024 12:00 AM"], "%m/%d/%Y %I:%M %p", True),
+        (["3-4-2024 1:00:05 PM"], "%m-%d-%Y %I:%M:%S %p", True),
+        (["13/04/2024 12:00 AM"], "%d/%m/%Y %I:%M %p", False),
         (["03/04/2024 12:00", "03/14/2024 12:00"], "%m/%d/%Y %H:%M", False),
         (["2024/03/31 12:00:05"], "%Y/%m/%d %H:%M:%S", False),
         (["03/31/2024 12:00:05 PM"], "%m/%d/%Y %I:%M:%S %p", False),
     ],
 )
 def test_other_ways_to_write_a_time(texts, form, doubted) -> None:
-    """Told by the days beyond the twelfth; a guess, and said to be one, where there are none."""
+    """Told by the days beyond the twelfth; a guess, and said to be one, where there are none: months
+    first beside AM and PM."""
     seen = times_seen(texts)
     assert seen is not None
     assert (seen.format, seen.zoned) == (form, False)

@@ -239,7 +239,7 @@ class Draft:
             else f"time={literal(roles.time)},  # {roles.seen.words}"
         )
         if roles.seen.format is not None:
-            options += self._comment("format", "keep the one that is right")
+            options += self._comment("format", "say which comes first, the day or the month")
             options.append(f"time_format={literal(roles.seen.format)},")
         if not roles.seen.zoned:
             options += self._comment("tz", 'say where the clock was, such as "Europe/Berlin"')

@@ -37,7 +37,9 @@ _DAYS: Final = (
     "%d %b %Y",
 )
 _HOURS: Final = (" %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M:%S %p", " %I:%M %p", "T%H:%M:%S", "")
-_FORMATS: Final = tuple(day + hour for hour in _HOURS for day in _DAYS)
+_MONTHS_FIRST: Final = tuple(sorted(_DAYS, key=lambda day: not day.startswith("%m")))
+_FORMATS: Final = tuple(day + hour for hour in _HOURS for day in (_MONTHS_FIRST if "%p" in hour else _DAYS))
+"""The likelier first: whoever writes AM and PM writes months before days."""
 
 
 @dataclass(frozen=True)
