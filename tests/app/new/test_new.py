@@ -145,6 +145,15 @@ def test_blanks_around_names_and_cells_belong_to_neither(tmp_path: Path, mark: s
     database.close()
 
 
+@pytest.mark.parametrize("mark", [",", ";", " , "])
+def test_times_of_fourteen_digits(tmp_path: Path, mark: str) -> None:
+    """Are no epochs, for pandas neither, also where some are missing."""
+    rows = [f"S{n % 2}{mark}{'' if n == 7 else f'202403011200{n:02}'}{mark}{n % 7}.5\n" for n in range(60)]
+    report, plan = tried(written(tmp_path, "a.csv", mark.join(["sensor", "time", "value\n"]) + "".join(rows)), tmp_path)
+    assert (report.rows_out, report.dead_letters) == (59, 1)
+    assert 'time_format="%Y%m%d%H%M%S"' in plan
+
+
 @pytest.mark.parametrize("mark", [",", ";"])
 def test_sensors_may_be_called_what_pandas_takes_for_a_blank(tmp_path: Path, mark: str) -> None:
     """They are sensors, whoever reads the file."""

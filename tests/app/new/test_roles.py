@@ -143,6 +143,12 @@ def test_what_cannot_be_told_is_asked_for(text: str, said: list[str]) -> None:
     assert all(words in str(refused.value) for words in said), refused.value
 
 
+def test_what_counts_up_beyond_any_time_is_not_proposed_as_seconds() -> None:
+    """It would be refused then."""
+    with pytest.raises(InputError, match=r"--time FIELD\.$"):
+        roles("n,V5\n20240331125961,995\n20240331125962,990\n20240331125963,995\n")
+
+
 def test_what_is_given_is_taken() -> None:
     """Also a template, the file's name, a counter as time, and a place inside of a record."""
     counter = roles("sample,V5\n0,995\n1,990\n", time="sample", key="{stem}")

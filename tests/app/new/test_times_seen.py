@@ -44,6 +44,8 @@ def test_iso_times_say_whether_they_have_a_zone(times, zone) -> None:
         (["31/03/2024 12:00"], "%d/%m/%Y %H:%M", False),
         (["03/31/2024 12:00"], "%m/%d/%Y %H:%M", False),
         (["03/04/2024 12:00"], "%d/%m/%Y %H:%M", True),
+        (["20240331120005"], "%Y%m%d%H%M%S", False),
+        ([20240331120005, 20240331120010], "%Y%m%d%H%M%S", False),
         (["03/04/2024 12:00 AM"], "%m/%d/%Y %I:%M %p", True),
         (["3-4-2024 1:00:05 PM"], "%m-%d-%Y %I:%M:%S %p", True),
         (["13/04/2024 12:00 AM"], "%d/%m/%Y %I:%M %p", False),
@@ -80,7 +82,21 @@ def test_few_days_beyond_the_twelfth_tell_days_from_months(texts) -> None:
 
 @pytest.mark.parametrize(
     "items",
-    [[], [None], [20.5, 21.0], ["S1"], [True], [[1]], ["soon", "later"], [0, 1, 2], [1e30], ["nan"], ["12:30:00"]],
+    [
+        [],
+        [None],
+        [20.5, 21.0],
+        ["S1"],
+        [True],
+        [[1]],
+        ["soon", "later"],
+        [0, 1, 2],
+        [1e30],
+        ["nan"],
+        ["12:30:00"],
+        [20240331120065],
+        [20241331120000],
+    ],
 )
 def test_what_tells_no_time(items) -> None:
     """Readings, names, counters, times of day."""

@@ -303,8 +303,11 @@ class Draft:
 
     @property
     def as_text(self) -> tuple[str, ...]:
-        """The fields that pandas is to leave as texts: what names a sensor, and readings that are no numbers everywhere."""
-        texts = (*self.key_fields, self.roles.value[0]) if self.coerced else self.key_fields
+        """The fields that pandas is to leave as texts: what names a sensor, times that are digits, and readings that are no
+        numbers everywhere."""
+        roles = self.roles
+        times = [roles.time] if roles.seen.is_number and roles.seen.format else []
+        texts = [*self.key_fields, *times, *([roles.value[0]] if self.coerced else [])]
         return tuple(name for name in texts if name not in self.stripped)
 
     @property
@@ -312,7 +315,8 @@ class Draft:
         """The texts of which pandas is to take away the blanks around them, as `sources.Replay` does."""
         if not self.layout.padded:
             return ()
-        return self.key_fields if self.roles.seen.is_number else (*self.key_fields, self.roles.time)
+        is_epoch = self.roles.seen.is_number and self.roles.seen.format is None
+        return self.key_fields if is_epoch else (*self.key_fields, self.roles.time)
 
     def blankable(self, fields: Sequence[str]) -> list[str]:
         """Those of the fields in which pandas may take a word for a blank: a sensor may be called ``NA``."""

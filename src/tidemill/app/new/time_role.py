@@ -11,6 +11,7 @@ from tidemill.app.new.fields_seen import FieldsSeen, Place, shown_place
 from tidemill.app.new.sniffing import number_of, numbers_in
 from tidemill.app.new.times_seen import TimeSeen, day_and_hour, times_seen
 from tidemill.app.new.vocabulary import ARRIVALS, MEASURED
+from tidemill.column import FARTHEST
 from tidemill.errors import InputError
 from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.roles import DEFAULT_TIME
@@ -19,6 +20,8 @@ from tidemill.formats.times import TimeReader
 __all__ = ["ARRIVAL", "is_time", "time_of"]
 
 ARRIVAL: Final = TimeSeen("the arrival: no field tells it", zoned=True)
+_LAST_S: Final = FARTHEST // 10**9
+"""Seconds from 1970 that a time may be away."""
 _OTHERS_SHOWN: Final = 3
 _COMPARED: Final = 100
 """Records whose times are compared."""
@@ -118,6 +121,6 @@ def _counts(items: Sequence[Any]) -> bool:
     numbers = [number_of(item) for item in items[:200]]
     return (
         _rises(items[:200])
-        and all(number is not None and number == int(number) for number in numbers)
+        and all(number is not None and number == int(number) and abs(number) < _LAST_S for number in numbers)
         and len(set(numbers)) > len(numbers) // 2
     )

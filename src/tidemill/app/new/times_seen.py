@@ -41,6 +41,8 @@ _MONTHS_FIRST: Final = tuple(sorted(_DAYS, key=lambda day: not day.startswith("%
 _FORMATS: Final = tuple(day + hour for hour in _HOURS for day in (_MONTHS_FIRST if "%p" in hour else _DAYS))
 """The likelier first: whoever writes AM and PM writes months before days."""
 
+_COMPACT: Final = "%Y%m%d%H%M%S"
+
 
 @dataclass(frozen=True)
 class TimeSeen:
@@ -62,8 +64,8 @@ def times_seen(items: Sequence[Any]) -> TimeSeen | None:
 
     >>> times_seen(["2024-03-01T12:00:00Z"]).words, times_seen([1700000000250]).words, times_seen([20.5])
     ('ISO 8601', 'epoch in ms', None)
-    >>> times_seen(["31.03.2024 12:00"]).format
-    '%d.%m.%Y %H:%M'
+    >>> times_seen(["31.03.2024 12:00"]).format, times_seen([20240331120000]).format
+    ('%d.%m.%Y %H:%M', '%Y%m%d%H%M%S')
     """
     there = [item for item in items if item is not None]
     if not there:
@@ -71,7 +73,7 @@ def times_seen(items: Sequence[Any]) -> TimeSeen | None:
     items = _spread(there, _LOOKED_AT)
     numbers = numbers_in(items)
     if len(numbers) >= _MOST * len(items):
-        return _epoch(numbers)
+        return _epoch(numbers) or _compact(items)
     texts = [item.strip() for item in items if isinstance(item, str)]
     if len(texts) < len(items):
         return None
@@ -102,6 +104,14 @@ def _epoch(numbers: Sequence[float]) -> TimeSeen | None:
     if sum(low <= moment <= high for moment in ns) < _MOST * len(ns):
         return None
     return TimeSeen(f"epoch in {unit}", zoned=True, is_number=True)
+
+
+def _compact(items: Sequence[Any]) -> TimeSeen | None:
+    """Digits of year, month, day, hour, minute and second: as an epoch they would lie centuries ahead."""
+    texts = [text for item in items if re.fullmatch(r"(19|20)\d{12}", text := str(item).strip())]
+    if _read(texts, _COMPACT) < _MOST * len(items):
+        return None
+    return TimeSeen(f"as {_COMPACT!r}", zoned=False, format=_COMPACT, is_number=True)
 
 
 def _formatted(texts: Sequence[str]) -> TimeSeen | None:
