@@ -204,6 +204,34 @@ def test_what_the_plan_would_not_run_on_is_refused(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('key="sensor"', 'key="Sensor"', "'Sensor'.*'sensor'"),
+        ('time="time"', 'time="ts"', "'ts'.*time"),
+        ('tz="UTC"', 'tz="Europe/Berln"', "'Europe/Berln' is not a time zone"),
+        ("window=50", "window=20", "makes no normalized_mean_50; once its window or stats are others, say so at WINDOW and STATS"),
+        ('"std", ', "", "makes no normalized_std_50; "),
+        ('key="sensor"', 'key="{line}-{sensor}"', ""),
+        ("source = tm.sources.Replay(", "source = tm.sources.TCP(port=0)\nrecorded = tm.sources.Replay(", ""),
+    ],
+)  # fmt: skip
+def test_the_test_goes_by_what_the_plan_says(tmp_path: Path, before: str, after: str, said: str) -> None:
+    """Its key, time and zone, while it reads the recording; after another change it says what to change in the test."""
+    rows = [f"L{n % 2},S{n % 3},2024-03-01 12:00:{n:02},{n % 7}\n" for n in range(60)]
+    _, plan = tried(written(tmp_path, "a.csv", "line,sensor,time,value\n" + "".join(rows)), tmp_path)
+    sensors = [f"{line}S{n}" for line in ("", "L0-", "L1-") for n in range(3)]
+    names = "sensor,baseline,scale\n" + "".join(f"{name},1,{2 + n}\n" for n, name in enumerate(sensors))
+    (tmp_path / "calibration.csv").write_text(names)
+    (tmp_path / "plant.py").write_text(plan.replace(before, after))
+    test = runpy.run_path(str(tmp_path / "test_plant.py"))["test_the_plan_makes_what_pandas_makes"]
+    if said:
+        with pytest.raises((InputError, AssertionError), match=said):
+            test()
+    else:
+        test()
+
+
 def test_several_quantities_of_each_device(tmp_path: Path) -> None:
     """Long records: the device and the quantity together are the sensor."""
     rows = [f"pump-{n % 2},{'flow' if n % 4 < 2 else 'power'},{1_700_000_000 + n},{n * 13 % 17}\n" for n in range(200)]
@@ -345,9 +373,9 @@ def test_whatever_the_names_are_the_texts_are_python_that_holds_them(plan, place
         assert {place, time} <= constants
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert names <= {
-            "HERE", "MOST", "Path", "__file__", "dict", "expected", "float", "frame", "getattr", "got", "gzip", "isinstance",
+            "HERE", "MOST", "Path", "STATS", "WINDOW", "column", "file", "key", "source", "time", "tz", "__file__", "dict", "expected", "float", "frame", "getattr", "got", "gzip", "isinstance",
             "islice", "item", "json", "line", "lines", "list", "made", "name", "normalized", "one", "open", "opened", "pd",
-            "pipeline", "plan", "records", "row", "rows", "runpy", "sensor", "source", "str", "table", "tm", "windows", "all",
+            "pipeline", "plan", "records", "row", "rows", "runpy", "sensor", "str", "table", "tm", "windows", "all",
             "__name__", "print", "test_the_plan_makes_what_pandas_makes",
         }  # fmt: skip
 

@@ -71,18 +71,22 @@ _TEST: Final = Template('''\
 ${imports}
 HERE = Path(__file__).parent
 MOST = 5_000  # records
+WINDOW, STATS = 50, ["mean", "std", "min", "max"]  # as in the plan
 
 
 def test_the_plan_makes_what_pandas_makes():
-    plan = runpy.run_path(str(HERE / ${plan}))["plan"]
+    file = runpy.run_path(str(HERE / ${plan}))
+    plan, source = file["plan"], file["source"]
 ${head}
     table = pd.read_csv(HERE / "calibration.csv", dtype={"sensor": str}, keep_default_na=False).set_index("sensor")
-    sensor = ${sensor}
+    sensor = frame.astype(str).apply(key.format_map, axis=1) if "{" in key else frame[key].astype(str)
     normalized = (frame[${value}].astype(float) - sensor.map(table["baseline"])) / sensor.map(table["scale"])
-    windows = normalized.groupby(sensor).rolling(50, min_periods=1)
-    for name in ["mean", "std", "min", "max"]:
+    windows = normalized.groupby(sensor).rolling(WINDOW, min_periods=1)
+    for name in STATS:
         expected = getattr(windows, name)().droplevel(0).sort_index()
-        got = made[f"normalized_{name}_50"].astype(float)
+        column = f"normalized_{name}_{WINDOW}"
+        assert column in made, f"the plan makes no {column}; once its window or stats are others, say so at WINDOW and STATS"
+        got = made[column].astype(float)
         # pandas keeps running sums, whose error shows where a window hardly varies
         pd.testing.assert_series_equal(got, expected, check_names=False, rtol=1e-6, atol=1e-6)
 
@@ -215,12 +219,11 @@ class Draft:
 
     def _source(self) -> str:
         """The source with all its options, a line each."""
-        roles, of = self.roles, "Replay"
+        roles = self.roles
         options = [f"{self._place},"]
         if self.live is not None:
-            of, options = "MQTT", self.live.options()
+            options = self.live.options()
         elif not self.layout.plain:
-            of = "Frame"
             options = [
                 f"# {self.layout}: pandas reads it, into memory",
                 f"{self._read_csv(self.fields)}{self._named()}",
@@ -244,7 +247,12 @@ class Draft:
         if not roles.seen.zoned:
             options += self._comment("tz", 'say where the clock was, such as "Europe/Berlin"')
             options.append(f"tz={literal(roles.tz)},")
-        return f"tm.sources.{of}(\n{_lines(options, '    ')})"
+        return f"tm.sources.{self._of}(\n{_lines(options, '    ')})"
+
+    @property
+    def _of(self) -> str:
+        """The source's name."""
+        return "MQTT" if self.live is not None else "Replay" if self.layout.plain else "Frame"
 
     @property
     def key(self) -> str:
@@ -339,10 +347,11 @@ class Draft:
         ]
         names = [*(["from itertools import islice"] if json else []), "from pathlib import Path"]
         return _TEST.substitute(
-            imports=_lines([*modules, *names, "", "import pandas as pd"]),
+            imports=_lines(
+                [*modules, *names, "", "import pandas as pd", *(["import tidemill as tm"] * (self.live is None))]
+            ),
             plan=literal(self.plan),
-            head=_lines(self._json_head() if json else self._csv_head(), "    "),
-            sensor=self._sensor(),
+            head=_lines([*self._roles(), *(self._json_head() if json else self._csv_head())], "    "),
             value=literal(".".join(self.roles.value)),
         )
 
@@ -360,7 +369,7 @@ class Draft:
         wanted = list(dict.fromkeys([*self.key_fields, roles.time, roles.value[0]]))
         bad = ('on_bad_lines="skip"',) if self.rejected else ()
         numbers = self._as_numbers() if self.coerced else ""
-        lines = [f"frame = {self._read_csv(wanted, 'nrows=MOST', *bad)}[{literal(wanted)}]{self._named()}{numbers}"]
+        lines = [f"frame = {self._read_csv(wanted, 'nrows=MOST', *bad)}{self._named()}{numbers}"]
         if roles.seen.format is not None:
             time, form = literal(roles.time), literal(roles.seen.format)
             lines.append(f"frame[{time}] = pd.to_datetime(frame[{time}], format={form}{self._coerced})")
@@ -368,12 +377,9 @@ class Draft:
             lines += [
                 "# what a run rejects never comes to the plan",
                 f'frame[{value}] = pd.to_numeric(frame[{value}], errors="coerce")',
-                'frame = frame.replace("", None).dropna().reset_index(drop=True)',
+                f'frame = frame.replace("", None).dropna(subset={literal(wanted)}).reset_index(drop=True)',
             ]
-        return [
-            *lines,
-            f"made = plan.apply(frame, key={literal(roles.key)}, time={literal(roles.time)}, tz={literal(roles.tz)})",
-        ]
+        return [*lines, "made = plan.apply(frame, key=key, time=time, tz=tz)"]
 
     def _json_head(self) -> list[str]:
         roles = self.roles
@@ -398,15 +404,20 @@ class Draft:
         return [
             *lines,
             "frame = pd.json_normalize(records)",
-            f"made = pd.DataFrame(plan.apply(records, key={literal(roles.key)}, time={literal(roles.time)}, tz={literal(roles.tz)}))",
+            "made = pd.DataFrame(plan.apply(records, key=key, time=time, tz=tz))",
         ]
 
-    def _sensor(self) -> str:
-        """The key in pandas' words."""
-        template = KeyTemplate(self.roles.key)
-        if template.field is not None:
-            return f"frame[{literal(template.field)}].astype(str)"
-        return f"frame.astype(str).apply({literal(self.roles.key)}.format_map, axis=1)"
+    def _roles(self) -> list[str]:
+        """As the plan's source has them, where it is one of the recording: one of messages may name them otherwise."""
+        roles = self.roles
+        told = ", ".join(map(literal, [roles.key, roles.time, roles.tz]))
+        lines = [f"key, time, tz = {told}  # as the recording has them"]
+        if self.live is None:
+            lines += [
+                f"if isinstance(source, tm.sources.{self._of}):",
+                "    key, time, tz = source.key, source.time, source.tz",
+            ]
+        return lines
 
 
 def literal(item: Any) -> str:
