@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import ssl
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,15 +16,16 @@ import tidemill as tm
 from tidemill.errors import PlanError
 from tidemill.sources import HTTP, http_connection, http_server, listening
 from tidemill.testing import ListSink
+from tidemill.tls import client_context
 
 BODY = b'{"sensor":"S1","time":1,"value":1.5}\n'
 HEAD = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
 
-async def post(port: int) -> int:
+async def post(port: int, *, tls: ssl.SSLContext | None = None, head: bytes = HEAD) -> int:
     """The status, over a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(HEAD + BODY)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+    writer.write(head + BODY)
     status = int((await reader.readline()).split()[1])
     writer.close()
     await writer.wait_closed()
@@ -222,6 +226,69 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(
         run.stop_soon()
         report = await run.wait()
     assert report.rows_out == 3
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.005)
+
+
+TOKEN = "a-token-of-the-plant"
+
+
+@pytest.fixture(scope="module")
+def exposed(authority: Any) -> Callable[[int], HTTP]:
+    """One beyond this machine, with TLS, and so many connections of one host."""
+    cert, key = authority.signed("exposed")
+    return lambda per_host: HTTP("0.0.0.0", token=TOKEN, cert=cert, cert_key=key, per_host=per_host)
+
+
+async def test_over_tls_those_who_say_nothing_count_among_their_hosts(
+    exposed: Callable[[int], HTTP], authority: Any
+) -> None:
+    """Beyond ``per_host`` they are closed at once and counted; when one leaves, there is room for who means it."""
+    source, trusting = exposed(2), client_context(authority.ca)
+    shown = HEAD.replace(b"Host", b"Authorization: Bearer %s\r\nHost" % TOKEN.encode())
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for number in range(1, 4):
+            third, its_writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await closed(third)
+            its_writer.close()
+            assert (source._admission.open, source.statistics().turned_away) == (2, number)
+        assert source.statistics().last_away == "127.0.0.1, which has 2 open, and per_host=2"
+        silent.pop()[1].close()
+        await until(lambda: source._admission.open == 1)
+        assert await post(port, tls=trusting, head=shown) == 202
+        await until(lambda: source._admission.open == 1)
+        run.stop_soon()
+        await run.wait()
+    assert source._admission.open == 0
+    assert await closed(silent[0][0])
+    silent[0][1].close()
+
+
+@pytest.mark.parametrize("said", [b"", HEAD + BODY])
+async def test_who_does_not_agree_on_tls_makes_room(
+    said: bytes, exposed: Callable[[int], HTTP], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it says something else, or nothing in the time that there is for it."""
+    if not said:
+        monkeypatch.setattr(listening, "_HANDSHAKE_S", 0.05)
+    source = exposed(1)
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        for _ in range(2):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            await until(lambda: source._admission.open == 1)
+            writer.write(said)
+            await until(lambda: source._admission.open == 0)
+            writer.close()
+        assert source.statistics().turned_away == 0
+        run.stop_soon()
+        await run.wait()
 
 
 def test_numbers_of_connections_are_checked() -> None:

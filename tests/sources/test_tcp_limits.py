@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import re
 import resource
@@ -12,7 +13,7 @@ import ssl
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,7 @@ import tidemill as tm
 from tidemill.clock import SystemClock
 from tidemill.core.admission import Admission
 from tidemill.errors import OutsideError, PlanError
-from tidemill.sources import TCP
+from tidemill.sources import TCP, listening
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import bound
 from tidemill.sources.tcp_connection import Block, Connection
@@ -79,6 +80,16 @@ def closed_by_the_other_side(to: socket.socket) -> bool:
         return to.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
+    """On asyncio's own loop, or on the one that accepts by itself."""
+    factory = None
+    if loop == "uvloop":
+        uvloop = pytest.importorskip("uvloop", reason="it is in the dev extra")
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -517,3 +528,125 @@ async def test_only_who_shows_a_certificate_of_the_plants_may_send(authority: An
         run.stop_soon()
         await run.wait()
     assert came == [row["sensor"] for row in sink.rows] == ["sensor"]
+
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+@pytest.fixture(scope="module")
+def exposed(authority: Any) -> Callable[[int], TCP]:
+    """One beyond this machine, with TLS, and so many connections of one host."""
+    cert, key = authority.signed("exposed")
+    return lambda per_host: TCP("0.0.0.0", cert=cert, cert_key=key, ca=authority.ca, per_host=per_host)
+
+
+@pytest.fixture(scope="module")
+def trusting(authority: Any) -> ssl.SSLContext:
+    """Of a sender."""
+    return client_context(authority.ca, *authority.signed("trusting"))
+
+
+@LOOPS
+def test_over_tls_those_who_say_nothing_count_among_their_hosts(
+    loop: str, exposed: Callable[[int], TCP], trusting: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond ``per_host`` they are closed at once, counted and told of; when one leaves, there is room for who means it."""
+    caplog.set_level(logging.WARNING)
+    source = exposed(2)
+    silent: list[socket.socket] = []
+
+    async def crowded() -> None:
+        async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+            _, port = await source.wait_listening()
+            silent.extend([await asyncio.to_thread(connected, port) for _ in range(2)])
+            for number in range(1, 4):
+                with await asyncio.to_thread(connected, port) as third:
+                    assert await asyncio.to_thread(closed_by_the_other_side, third)
+                assert (source._admission.open, source.statistics().turned_away) == (2, number)
+            source._sweep(SystemClock().monotonic_ns())
+            silent.pop().close()
+            await until(lambda: source._admission.open == 1)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+            writer.write(line(1))
+            await until(lambda: run.statistics().records_in == 1)
+            assert source._admission.open == 2
+            writer.close()
+            await until(lambda: source._admission.open == 1)
+            run.stop_soon()
+            await run.wait()
+        assert source._admission.open == 0
+        assert await asyncio.to_thread(closed_by_the_other_side, silent[0])
+
+    with all_closed(silent):
+        run_on(loop, crowded())
+    (told,) = [record.getMessage() for record in caplog.records if "turned away" in record.getMessage()]
+    assert told.endswith("3 connections were turned away, the last from 127.0.0.1, which has 2 open, and per_host=2")
+
+
+@LOOPS
+@pytest.mark.parametrize("said", [b"", b"no hello\n"])
+def test_who_does_not_agree_on_tls_makes_room(
+    loop: str, said: bytes, exposed: Callable[[int], TCP], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it says something else, or nothing in the time that there is for it."""
+    if not said:
+        monkeypatch.setattr(listening, "_HANDSHAKE_S", 0.05)
+    source = exposed(1)
+
+    async def disagree() -> None:
+        async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+            _, port = await source.wait_listening()
+            for _ in range(2):
+                with await asyncio.to_thread(connected, port) as one:
+                    await until(lambda: source._admission.open == 1)
+                    one.sendall(said)
+                    await until(lambda: source._admission.open == 0)
+            assert source.statistics().turned_away == 0
+            run.stop_soon()
+            await run.wait()
+
+    run_on(loop, disagree())
+
+
+async def test_who_has_left_again_before_it_is_taken_is_known_by_its_address() -> None:
+    """The system does not tell it any more: what it has sent is still its own."""
+    source, sink = TCP(), ListSink()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        with connected(port) as gone:  # the loop, which would take it, is held
+            address = gone.getsockname()
+            gone.sendall(b'{"time":1,"value":1.5}\n')
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await until(lambda: run.statistics().records_in == 1)
+        run.stop_soon()
+        await run.wait()
+    assert [key for batch in sink.batches for key in batch.keys[batch.key].tolist()] == [f"127.0.0.1:{address[1]}"]
+
+
+async def test_when_the_system_has_nothing_left_for_a_connection_it_is_taken_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither at once, which would hold the loop, nor never."""
+    tries = 0
+    accept = listening._Door.accept
+
+    def out_of_memory(door: Any) -> tuple[socket.socket, Any]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return accept(door)
+
+    monkeypatch.setattr(listening._Door, "accept", out_of_memory)
+    monkeypatch.setattr(listening, "_RETRY_S", 0.01)
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"].errno))
+    source = TCP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        with await asyncio.to_thread(connected, port) as one:
+            one.sendall(line(1))
+            await until(lambda: run.statistics().records_in == 1)
+        run.stop_soon()
+        await run.wait()
+    assert told == [errno.ENOBUFS]

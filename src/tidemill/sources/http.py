@@ -60,7 +60,7 @@ class HTTP(ConnectedSource):
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
     ``connections``     at a time; more are turned away and counted
-    ``per_host``        of these, from one host; on loopback not bounded
+    ``per_host``        of these, from one host; on loopback not bounded. Whoever has not yet agreed on TLS counts, for 10 s at most
 
     What is answered:
 
@@ -207,7 +207,6 @@ class HTTP(ConnectedSource):
             token=token,
             limit=self.limit,
             tls=tls,
-            door=self._admission,
             refusals=self._refusals,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))

@@ -11,10 +11,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tidemill.core.admission import Admission
-from tidemill.sources.listening import enters
-
-__all__ = ["WHOLE", "connections_through"]
+__all__ = ["WHOLE", "connection_class"]
 
 WHOLE: Final = "tidemill.whole"
 """In the scope of a request whose body has come: the first message brings all of it."""
@@ -35,11 +32,10 @@ _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
 
-def connections_through(door: Admission) -> type[asyncio.Protocol]:
-    """What uvicorn makes for each connection, when ``door`` takes it."""
+def connection_class() -> type[asyncio.Protocol]:
+    """What a server makes for each of its connections."""
 
     class Connection(_Connection):
-        _door = door
         _shared = memoryview(bytearray(_READ))
 
     return Connection
@@ -88,12 +84,9 @@ class _Flow(FlowControl):
 
 
 class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
-    _door: ClassVar[Admission]
     _shared: ClassVar[memoryview]
     """All connections read into it, one after the other, and keep nothing there. Else asyncio takes 256 KiB of memory for each read,
     which takes longer than all else that is done for it."""
-    _host: str | None = None
-    """Where a connection that was taken is from."""
     _held = 0
     """Bytes that the parser was given since it last got anywhere; it has no limit of its own."""
     _ahead = b""
@@ -102,11 +95,6 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _InOnePiece(transport)))
         self.flow = _Flow(transport, self.pipeline)
-        host = self.client[0] if self.client is not None else ""
-        if not enters(self._door, transport, host):
-            transport.abort()
-            return
-        self._host = host
         self.timeout_keep_alive = _HEAD_S  # type: ignore[assignment]  # seconds of a timer
         self.timeout_keep_alive_task = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
 
@@ -117,8 +105,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._shared[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if self._host is not None:
-            self._parse(self._ahead + data)
+        self._parse(self._ahead + data)
 
     def _parse(self, data: bytes) -> None:
         start = 0
@@ -173,9 +160,6 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        if self._host is not None:
-            self._door.leave(self._host)
-            self._host = None
 
     def timeout_keep_alive_handler(self) -> None:
         """uvicorn sets its timer with each answer, and would stop it with the first byte that comes then; here it goes on, so that a

@@ -8,8 +8,8 @@ import hmac
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, cast
 
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
@@ -17,12 +17,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tidemill.clock import Clock
-from tidemill.core.admission import Admission
 from tidemill.core.refusals import Refusals
 from tidemill.sources.http_bodies import Gzip, Posted, Refused
-from tidemill.sources.http_connection import WHOLE, connections_through
+from tidemill.sources.http_connection import WHOLE, connection_class
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import BACKLOG
+from tidemill.sources.listening import Reception
 
 __all__ = ["Server"]
 
@@ -31,8 +30,6 @@ _BODY_S: Final = 30.0
 _UNFINISHED: Final = 64 << 20
 """Bytes, unpacked, of bodies that are still coming, over all connections, or of one where more is allowed; the one that passes
 it is not taken."""
-_ACCEPTED: Final = 16
-"""Connections that are taken in one turn of the loop."""
 _LAST_S: Final = 2
 """Seconds that answers which are under way get at the end."""
 
@@ -49,7 +46,6 @@ class Server(uvicorn.Server):
         token: str | None,
         limit: int,
         tls: ssl.SSLContext | None,
-        door: Admission,
         refusals: Refusals,
     ) -> None:
         self._path = path
@@ -62,13 +58,12 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
-            http=connections_through(door),
-            backlog=_ACCEPTED,
+            http=connection_class(),
             timeout_graceful_shutdown=_LAST_S,
         )
         super().__init__(config)
         config.load()
-        config.ssl = tls
+        self._tls = tls
         self.listening = asyncio.Event()
         self._inbox, self._clock = inbox, clock
         self._refusals = refusals
@@ -88,10 +83,14 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
         for each in sockets or ():
-            each.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
+            self.servers.append(cast(asyncio.Server, Reception(each, self._connection, self._tls)))
         self.listening.set()
+
+    def _connection(self) -> asyncio.Protocol:
+        made = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def refuse_more(self) -> None:
         """The run wants to end."""

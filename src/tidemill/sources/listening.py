@@ -8,7 +8,8 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -22,17 +23,21 @@ from tidemill.keep_alive import keep_alive
 from tidemill.sources.edged import EdgedSource
 
 __all__ = [
-    "BACKLOG",
     "ConnectedSource",
     "ListeningSource",
+    "Reception",
     "bound",
     "checked_port",
-    "enters",
     "is_loopback",
 ]
 
-BACKLOG: Final = 4_096
+_BACKLOG: Final = 4_096
 """Senders that may wait for their connection to be taken."""
+_ACCEPTED: Final = 16
+"""Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
+_HANDSHAKE_S: Final = 10.0
+_RETRY_S: Final = 1.0
+"""After which connections are taken again, when the system had nothing left for one."""
 _SWEEP_S: Final = 5.0
 _GONE_S: Final = 120
 """In which a sender that is gone without a word is noticed."""
@@ -98,17 +103,19 @@ class ListeningSource(EdgedSource):
 class _Door(socket.socket):
     """A listening socket whose connections leave the process the files that it needs for itself, however many such sockets
     and runs it has: a new file gets the lowest number that is free, and none of these connections one of the last numbers.
-    Those without room are closed before anything is read, and counted by ``admission``."""
+    Those without room, and those that ``admission`` does not take, are closed before anything is read, TLS included, and
+    counted there; the others have left it when they are closed, whatever they had come to."""
 
     def __init__(self, family: int, kind: int, proto: int, admission: Admission) -> None:
         super().__init__(family, kind, proto)
         self._admission = admission
         _doors.add(self)
         self._spare: socket.socket | None = None
-        """Given up to turn somebody away when all files are in use: else asyncio would try, and complain, for ever."""
+        """Given up to turn somebody away when all files are in use: else the loop would try, and complain, for ever."""
         self._take_spare()
 
     def accept(self) -> tuple[socket.socket, Any]:
+        """Raises `ConnectionAbortedError` where one is turned away."""
         try:
             return self._accepted()
         finally:  # it may have been given up for nobody
@@ -125,11 +132,13 @@ class _Door(socket.socket):
             self._spare = None
             taken, address = super().accept()
             room = False
+        host = str(address[0])
         if not room:
-            taken.close()
-            self._admission.turn_away(str(address[0]), _no_room())
-            raise ConnectionAbortedError  # which asyncio takes for a client that has left again
-        return taken, address
+            self._admission.turn_away(host, _no_room())
+        elif self._admission.enter(host):
+            return _Taken(taken, self._admission, address), address
+        taken.close()
+        raise ConnectionAbortedError
 
     def _take_spare(self) -> None:
         if self._spare is None:
@@ -142,11 +151,32 @@ class _Door(socket.socket):
         if self._spare is not None:
             self._spare.close()
 
+
+class _Taken(socket.socket):
+    """A connection that has entered; with the socket that it was."""
+
+    def __init__(self, it: socket.socket, admission: Admission, address: Any) -> None:
+        super().__init__(it.family, it.type, it.proto, fileno=it.detach())
+        self._admission: Admission | None = admission
+        self._address = address
+
+    def getpeername(self) -> Any:
+        """Known, too, when it has left again, and what it has sent is still to be read."""
+        return self._address
+
+    def close(self) -> None:
+        self._leave()
+        super().close()
+
     def detach(self) -> int:
-        _doors.discard(self)
-        if self._spare is not None:
-            self._spare.close()
+        """So uvloop closes one."""
+        self._leave()
         return super().detach()
+
+    def _leave(self) -> None:
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave(str(self._address[0]))
 
 
 _doors: Final[WeakSet[_Door]] = WeakSet()
@@ -169,14 +199,65 @@ def _no_room() -> str:
     return f"no more files may be opened by this process (ulimit -n {files.may_be_open()})"
 
 
-def enters(admission: Admission, transport: asyncio.BaseTransport, host: str) -> bool:
-    """Whether a connection is taken; one that is must leave ``admission``. Not each kind of loop has asked `_Door`: uvloop
-    accepts by itself."""
-    connected = transport.get_extra_info("socket")
-    if connected is not None and not _leaves_room(connected.fileno(), admission):
-        admission.turn_away(host, _no_room())
-        return False
-    return admission.enter(host)
+class Reception:
+    """Has a protocol that is ``made`` for each connection that a door takes, once it has agreed on ``tls``, until it is closed.
+    Not asyncio's own server, since not each loop's asks the door: uvloop's accepts by itself."""
+
+    def __init__(
+        self, door: socket.socket, made: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._door, self._made, self._tls = door, made, tls
+        self._handshake_s = None if tls is None else _HANDSHAKE_S
+        self._beginning: dict[asyncio.Future[None], socket.socket] = {}
+        self._closed = False
+        door.setblocking(False)
+        door.listen(_BACKLOG)
+        self._open()
+
+    def _open(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._door, self._take)
+
+    def _take(self) -> None:
+        for _ in range(_ACCEPTED):
+            try:
+                taken, _ = self._door.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                told = {"message": "a connection could not be taken", "exception": error}
+                self._loop.call_exception_handler(told)
+                self._loop.remove_reader(self._door)
+                self._loop.call_later(_RETRY_S, self._open)
+                return
+            beginning = asyncio.ensure_future(self._begin(taken))
+            self._beginning[beginning] = taken
+            beginning.add_done_callback(self._beginning.pop)
+
+    async def _begin(self, taken: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has left again, or there is no agreement on TLS
+            await self._loop.connect_accepted_socket(
+                self._made, taken, ssl=self._tls, ssl_handshake_timeout=self._handshake_s
+            )
+
+    def close(self) -> None:
+        """Take no more, and end those that have only begun."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._door)
+        self._door.close()
+        for taken in self._beginning.values():
+            with contextlib.suppress(OSError):  # it has left
+                taken.shutdown(socket.SHUT_RDWR)
+
+    async def wait_closed(self) -> None:
+        """Until those have ended."""
+        if self._beginning:
+            await asyncio.wait(self._beginning)
 
 
 class ConnectedSource(ListeningSource):
@@ -270,7 +351,7 @@ def bound(
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         if port and of is socket.SOCK_STREAM:
-            made.listen(BACKLOG)  # a port that another program listens on is refused only here on some systems
+            made.listen(_BACKLOG)  # a port that another program listens on is refused only here on some systems
     except OSError as error:
         if made is not None:
             made.close()

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
 
 from tidemill.batch import Batch
 from tidemill.durations import duration_ns
@@ -20,15 +19,11 @@ from tidemill.sources.base import SourceContext, SourceStatistics
 from tidemill.sources.blocks import amounts, turns_of
 from tidemill.sources.edged import checked_limit, until_told
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import BACKLOG, ConnectedSource, bound, is_loopback
+from tidemill.sources.listening import ConnectedSource, Reception, bound, is_loopback
 from tidemill.sources.tcp_connection import Block, Connection
 from tidemill.tls import passphrase, server_context
 
 __all__ = ["TCP"]
-
-_ACCEPTED: Final = 16
-"""Connections that are taken in one turn of the loop: after a blink of the network all of them come back at once."""
-_HANDSHAKE_S: Final = 10.0
 
 
 class TCP(ConnectedSource):
@@ -45,7 +40,7 @@ class TCP(ConnectedSource):
     ``exposed``         beyond this machine (a ``host`` other than loopback) senders must show a certificate; or this says that
                         whoever reaches the port may send, as in a network of the plant's own
     ``connections``     at a time; more are turned away and counted. Never more than the process may have files open
-    ``per_host``        of these, from one host; on loopback not bounded
+    ``per_host``        of these, from one host; on loopback not bounded. Whoever has not yet agreed on TLS counts, for 10 s at most
     ``idle``            close a connection that has brought nothing for so long (``"1h"``). By default sensors may be silent for
                         ever; those that are gone without a word are found by the system's keep-alive, within two minutes
 
@@ -172,26 +167,18 @@ class TCP(ConnectedSource):
     # -- the run -----------------------------------------------------------------------------------
 
     async def stream(self, context: SourceContext) -> AsyncIterator[Batch]:
-        loop = asyncio.get_running_loop()
         inbox: Inbox[Block] = Inbox(self.buffer, self._pause, self._resume)
         self._inbox = inbox
         tls = await asyncio.to_thread(server_context, *self._certificate)
         listening = self._listening()
         step = self._amounts.step
         shared = memoryview(bytearray(step))
-        server = await loop.create_server(
-            lambda: Connection(self, inbox, context.clock, shared),
-            sock=listening,
-            backlog=_ACCEPTED,
-            ssl=tls,
-            ssl_handshake_timeout=_HANDSHAKE_S if tls is not None else None,
-        )
-        listening.listen(BACKLOG)  # what asyncio is told bounds both those that wait and those it takes in one turn
+        reception = Reception(listening, lambda: Connection(self, inbox, context.clock, shared), tls)
         self._pending = Acknowledgements()
         self._listens(listening)
 
         def stop() -> None:
-            server.close()
+            reception.close()
             for connection in list(self._connections):
                 connection.cut()
 
@@ -222,6 +209,7 @@ class TCP(ConnectedSource):
             self._started.clear()
             close()
             await self.accept(context, Batch({}, rows=0), self._taken_lost())
+            await reception.wait_closed()
             await asyncio.sleep(0)  # let the transports close
 
     def _taken_lost(self) -> list[DeadLetter]:

@@ -11,7 +11,6 @@ from tidemill.clock import Clock
 from tidemill.formats.lines import LineSplitter, line_ends, shown, text_of
 from tidemill.letters import MALFORMED, OVERSIZE
 from tidemill.sources.inbox import Inbox
-from tidemill.sources.listening import enters
 
 if TYPE_CHECKING:
     from tidemill.sources.tcp import TCP
@@ -57,8 +56,6 @@ class Connection(asyncio.BufferedProtocol):
         self._said = 0
         self._full = False
         self._ended = False
-        self._host = ""
-        self._entered = False
         self._heard_ns = 0
         self._begun_ns = 0
         """When the unfinished line began to come."""
@@ -67,11 +64,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         host, port = (str(peer[0]), str(peer[1])) if isinstance(peer, tuple) else ("", "")
-        self._host = host
-        self._entered = enters(self._source._admission, transport, host)
-        if not self._entered:
-            self.abort()
-            return
         self._known = {"peer": f"{host}:{port}", "peer_host": host, "peer_port": port}
         self._source._connections.add(self)
         self._heard_ns = self._clock.monotonic_ns()
@@ -112,9 +104,6 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._entered:
-            return
-        self._source._admission.leave(self._host)
         self._source._connections.discard(self)
         if self._source.ack:
             self._source._unfinished -= self.splitter.held
