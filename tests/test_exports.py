@@ -22,6 +22,7 @@ PUBLIC = [
     "Dedup",
     "Diff",
     "EngineError",
+    "EventTime",
     "Ewm",
     "Filter",
     "InputError",

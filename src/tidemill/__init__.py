@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tidemill.stages.align import Align
     from tidemill.stages.calibrate import Calibrate
     from tidemill.stages.dedup import Dedup
+    from tidemill.stages.event_time import EventTime
     from tidemill.stages.ewm import Ewm
     from tidemill.stages.filter import Filter, Select
     from tidemill.stages.keyed import Keyed
@@ -90,6 +91,7 @@ __all__ = [
     "Dedup",
     "Diff",
     "EngineError",
+    "EventTime",
     "Ewm",
     "Filter",
     "InputError",
@@ -154,6 +156,7 @@ _HOMES: Final = {
     "Dedup": "stages.dedup",
     "Diff": "stages.lag",
     "EngineError": "errors",
+    "EventTime": "stages.event_time",
     "Ewm": "stages.ewm",
     "Filter": "stages.filter",
     "InputError": "errors",

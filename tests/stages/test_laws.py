@@ -181,6 +181,8 @@ SAMPLES = [
     Sample(tm.Dedup()),
     Sample(tm.Dedup(counter="value", max_gap=20)),
     Sample(tm.Diff("value"), oracle=lambda frame: {"value_diff_1": frame["value"].diff()}),
+    Sample(tm.EventTime("at")),
+    Sample(tm.EventTime()),
     Sample(tm.Ewm("value", span=5), oracle=weighted),
     Sample(tm.Ewm("value", halflife="5s", stats=["mean", "std"])),
     Sample(tm.Filter("value > 50"), oracle=lambda frame: frame[frame["value"] > 50]),
