@@ -108,6 +108,20 @@ def test_of_an_item_with_nothing_at_the_path_the_item_is_told() -> None:
     assert [each.raw for each in PayloadReader("list[*].t").read(b'{"list": 3}')[1]] == ['{"list": 3}']
 
 
+def test_of_an_item_all_that_is_around_it_is_shown_unless_thousands_would_repeat_it() -> None:
+    """What has become a row and is rejected then must be whole; the other items of its list are no part of it."""
+    reader = PayloadReader({"rssi": "up.rx[*].rssi", "frame": "fCnt"})
+    payload = b'{"fCnt": 7, "up": {"rx": [{"u": 1}, {"rssi": -90, "id": "g"}], "dr": 5}}'
+    (_, row), _ = reader.read(payload)
+    assert reader.whole(payload, 1, row) == {
+        "fCnt": 7, "up": {"rx": [{"rssi": -90, "id": "g"}], "dr": 5}, "rssi": -90, "frame": 7,
+    }  # fmt: skip
+    bare = PayloadReader("[*].t")
+    assert bare.whole(b'[{"u": 1}, {"t": "x"}]', 0, {"value": "x"}) == {"message": [{"t": "x"}], "value": "x"}
+    many = b'{"fCnt": 7, "text": "' + b"x" * 100 + b'", "up": {"rx": [' + b",".join([b'{"rssi":1}'] * 1_000) + b"]}}"
+    assert reader.whole(many, 999, {"rssi": 1, "frame": 7}) == {"rssi": 1, "frame": 7}
+
+
 @pytest.mark.parametrize("payload", [b'{"value": 20}', b"20", b" +20.0\r\n", b"[20]"])
 def test_a_byte_order_mark_is_no_part_of_a_message(payload: bytes) -> None:
     """One; what begins with more of them is no message, however many there are."""

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -22,7 +23,7 @@ from tidemill.engine.reading import SourceReader
 from tidemill.errors import InputError, PlanError
 from tidemill.letters import DeadLetter
 from tidemill.sources import MQTT, SourceContext
-from tidemill.testing import ManualClock
+from tidemill.testing import ListSink, ManualClock
 
 _NUMBERS = itertools.count(1)
 
@@ -180,6 +181,42 @@ async def test_a_message_that_is_no_record_is_a_dead_letter_and_its_neighbours_f
     assert [row["value"] for row in keeper.rows if "value" in row] == [1.5, 2, 3, 4, 9]
     assert len(keeper.letters) == 4
     assert {(letter.source, letter.key) for letter in keeper.letters} == {("mqtt", "S")}
+
+
+WHOLE = {
+    "a key that is misspelt": (
+        {"value": {"temp": "object.temp", "dev": "dev"}, "key": "{dev}"},
+        {"devId": "d1", "object": {"temp": 20}},
+        {"key": "devId"},
+    ),
+    "a time of another name": ({"value": "data.temp", "time": "at"}, {"ts": 1_700_000_000, "data": {"temp": 20.5}}, {"time": "ts"}),
+    "a field that the topic hides": (
+        {"value": "data.temp", "time": "at"},
+        {"sensor": "inner", "ts": 1_700_000_000, "data": {"temp": 20.5}},
+        {"time": "ts"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "message", "mended"), WHOLE.values(), ids=WHOLE)
+async def test_a_dead_letter_holds_the_whole_message_out_of_which_paths_took_columns(
+    mosquitto: Any, publisher: Publisher, root: str, tmp_path: Path, wrong: Any, message: Any, mended: Any
+) -> None:
+    """With the columns and what the topic binds: it was acknowledged, so what no path took must come back when the plan is mended."""
+    async with kept(MQTT(mosquitto.url, f"{root}/{{site}}/{{sensor}}", **wrong)) as keeper:
+        publisher.publish(f"{root}/north/S1", json.dumps(message))
+        await keeper.until(0, letters=1)
+    (letter,) = keeper.letters
+    taken = {"temp": 20} if "dev" in wrong["value"] else {"value": 20.5}
+    hidden = {"message": {"sensor": "inner"}} if "sensor" in message else {}
+    assert letter.raw == {**message, "site": "north", "sensor": "S1", **taken, **hidden}
+    dead = tmp_path / "dead.ndjson"
+    dead.write_text(json.dumps({"raw": letter.raw, "key": letter.key, "time": letter.time_ns}))
+    again = ListSink()
+    await asyncio.to_thread(tm.run, tm.Pipeline(tm.sources.DeadLetters(dead, **mended), tm.Plan(), again), lanes=0)
+    (batch,) = again.batches
+    assert batch.keys.tolist() == (["d1"] if "dev" in wrong["value"] else ["S1"])
+    assert "ts" not in message or batch.time.tolist() == [1_700_000_000 * 10**9]
 
 
 async def test_what_the_broker_had_retained_is_passed_over_and_counted(

@@ -153,19 +153,19 @@ class Edge:
         arrived_ns: int = 0,
         wall_ns: int | NDArray[np.int64] = 0,
         known: Known | None = None,
-        raws: Sequence[Any] | None = None,
+        raw_of: RawOf | None = None,
         parsed: bool = False,
     ) -> tuple[Batch, Sequence[DeadLetter]]:
-        """Records given as dicts; ``raws`` is what the dead letters show instead of the dicts.
+        """Records given as dicts; ``raw_of`` a place is what its dead letter holds instead of the dict.
 
         ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
         """
         plain = isinstance(rows, RowsByField) or set(map(type, rows)) <= {dict}
         learned = self.kinds.learned
-        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raws, parsed)
+        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raw_of, parsed)
         if made is None:
             self.kinds.relearn(learned)  # what a record teaches must not depend on those that come along with it
-            made = self._rows(rows, False, arrived_ns, wall_ns, known, raws, parsed)
+            made = self._rows(rows, False, arrived_ns, wall_ns, known, raw_of, parsed)
             assert made is not None
         return made
 
@@ -176,7 +176,7 @@ class Edge:
         arrived_ns: int,
         wall_ns: int | NDArray[np.int64],
         known: Known | None,
-        raws: Sequence[Any] | None,
+        raw_of: RawOf | None,
         parsed: bool,
     ) -> tuple[Batch, Sequence[DeadLetter]] | None:
         """None when the records turn out not to be as ``plain`` as they seemed: a field's name is no proper text."""
@@ -216,8 +216,7 @@ class Edge:
             place = int(places[reject.row]) if places is not None else reject.row
             early[place] = reject
         chosen.arrived_ns = arrived_ns
-        show = (rows if raws is None else raws).__getitem__
-        return chosen, self._letters(early, show, known, wall_ns)
+        return chosen, self._letters(early, rows.__getitem__, known, wall_ns, raw_of)
 
     def columns(
         self,
@@ -281,7 +280,7 @@ class Edge:
                 [None if line.reason_code == BAD_TIME else line.raw for line in lines], [0] * len(lines)
             )
             return [
-                self._letter(line.reason_code, line.reason, line.raw, time_ns, known, header)
+                self._letter(line.reason_code, line.reason, line.raw, time_ns, known, header, line.raw)
                 for line, time_ns in zip(lines, times, strict=True)
             ]
 
@@ -299,9 +298,9 @@ class Edge:
         time_ns: int | None,
         known: Mapping[str, str] | None,
         header: tuple[str, ...] = (),
+        record: Any = None,
     ) -> DeadLetter:
-        record = raw if isinstance(raw, Mapping) else None
-        key = self.roles.key_told(record or {}, known or {})
+        key = self.roles.key_told(record if isinstance(record, Mapping) else {}, known or {})
         return DeadLetter(
             reason_code,
             reason,
@@ -448,8 +447,14 @@ class Edge:
     # -- out ---------------------------------------------------------------------------------------
 
     def _letters(
-        self, rejects: Mapping[int, Reject], raw_of: RawOf, known: Known | None, wall_ns: int | NDArray[np.int64]
+        self,
+        rejects: Mapping[int, Reject],
+        record_of: RawOf,
+        known: Known | None,
+        wall_ns: int | NDArray[np.int64],
+        raw_of: RawOf | None = None,
     ) -> Sequence[DeadLetter]:
+        """The letters of these; ``record_of`` a place tells its key and time, and without ``raw_of`` is what they hold."""
         self.refuses = bool(rejects)
         if not rejects:
             return []
@@ -458,24 +463,26 @@ class Edge:
             self._rejects.add(code, reason, times=times)
         malformed = next((place for place in all_places if rejects[place].reason_code == MALFORMED), None)
         if malformed is not None:
-            self._rejects.show(raw_of(malformed))
+            self._rejects.show(record_of(malformed))
 
         def make(start: int, end: int) -> list[DeadLetter]:
             places = all_places[start:end]
-            raws = [raw_of(place) for place in places]
+            records = [record_of(place) for place in places]
             walls = [wall_ns if isinstance(wall_ns, int) else int(wall_ns[place]) for place in places]
             timed = [
-                None if rejects[place].reason_code == BAD_TIME else raw for place, raw in zip(places, raws, strict=True)
+                None if rejects[place].reason_code == BAD_TIME else record
+                for place, record in zip(places, records, strict=True)
             ]
             return [
                 self._letter(
                     rejects[place].reason_code,
                     rejects[place].reason,
-                    raw,
+                    record if raw_of is None else raw_of(place),
                     time_ns,
                     known if known is None or isinstance(known, Mapping) else known[place],
+                    record=record,
                 )
-                for place, raw, time_ns in zip(places, raws, self.roles.times_told(timed, walls), strict=True)
+                for place, record, time_ns in zip(places, records, self.roles.times_told(timed, walls), strict=True)
             ]
 
         return Letters(len(all_places), make)

@@ -27,6 +27,9 @@ _LOOKED_AT: Final = 20
 """Times that a path led nowhere, at which those that the message has are remembered."""
 _DEEPEST: Final = 8
 _LONGEST_NAME: Final = 80
+_REPEATED: Final = 64 << 10
+"""Bytes of a message that its items may repeat together in their dead letters: else a small one would make gigabytes."""
+_HIDDEN: Final = "message"
 _STEP: Final = re.compile(r"""(?:^|\.)([^.\[\]"]+)|\[(\d{1,6})\]|(\[\*\])|\["([^"]+)"\]""")
 
 
@@ -83,6 +86,8 @@ class PayloadReader:
                 self._each = before
         self._nothing = f"the message has nothing at {' or '.join(map(repr, paths.values()))}"
         self._words = {word for name in (*paths, *paths.values()) for word in words_of(name)[-1:]}
+        self._opened: tuple[bytes, list[dict[str, Any]]] = b"", []
+        """The message that was shown last, and what its readings are shown as."""
         self._lacking = 0
         self._seen: dict[str, float | None] = {}
         """Paths of messages in which one led nowhere, and the number that the first of them has there."""
@@ -125,6 +130,16 @@ class PayloadReader:
     def _by_path(self, message: Any, payload: bytes) -> tuple[list[dict[str, Any]], list[BadReading]]:
         rows: list[dict[str, Any]] = []
         bad: list[BadReading] = []
+        for item, row in self._picked(message):
+            if row:
+                rows.append(row)
+            else:
+                # Of an item the item alone: thousands of them would hold as many copies of a message.
+                raw = payload if self._each is None or item is _NOTHING else msgspec.json.encode(item)
+                bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(raw)))
+        return _at_least_one(rows, bad, payload)
+
+    def _picked(self, message: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         for item in self._items(message):
             row = {}
             for column, steps, of_item in self._columns:
@@ -133,13 +148,37 @@ class PayloadReader:
                     row[column] = found
                 elif self._lacking < _LOOKED_AT:
                     self._note(message)
-            if row:
-                rows.append(row)
-            else:
-                # Of an item the item alone: thousands of them would hold as many copies of a message.
-                raw = payload if self._each is None or item is _NOTHING else msgspec.json.encode(item)
-                bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(raw)))
-        return _at_least_one(rows, bad, payload)
+            yield item, row
+
+    def whole(self, payload: bytes, place: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        """All that came with ``row``, which is of the reading ``place`` of a message: the fields of both. A field of the
+        message that one of the row hides is in a field ``message``, and of the list whose items are readings there is the
+        item alone. What is around that is left out where the items would repeat too much of it.
+
+        >>> PayloadReader("data.temp").whole(b'{"ts": 7, "data": {"temp": "n/a"}}', 0, {"sensor": "S1", "value": "n/a"})
+        {'ts': 7, 'data': {'temp': 'n/a'}, 'sensor': 'S1', 'value': 'n/a'}
+        """
+        if self._opened[0] is not payload:
+            self._opened = payload, self._open(_DECODER.decode(payload.removeprefix(BYTE_ORDER_MARK)))
+        around = self._opened[1][place]
+        made = {**around, **row}
+        hidden = {name: item for name, item in around.items() if made[name] != item}
+        if hidden:
+            name = _HIDDEN
+            while name in made:
+                name += "_"
+            made[name] = hidden
+        return made
+
+    def _open(self, message: Any) -> list[dict[str, Any]]:
+        """What is shown of each reading of a message."""
+        items = [item for item, row in self._picked(message) if row]
+        if self._each is None:
+            return [_fields_of(message)] * len(items)
+        around = _fields_of(_with_list(message, self._each, []))
+        if len(msgspec.json.encode(around)) * len(items) > _REPEATED:
+            return [_fields_of(item) for item in items]
+        return [_fields_of(_with_list(message, self._each, [item])) for item in items]
 
     def _note(self, message: Any) -> None:
         self._lacking += 1
@@ -178,6 +217,23 @@ def _found(item: Any, steps: Steps) -> Any:
             return _NOTHING
         item = item[step]
     return item
+
+
+def _fields_of(message: Any) -> dict[str, Any]:
+    """What is no object in a field of its own."""
+    return message if type(message) is dict else {_HIDDEN: message}
+
+
+def _with_list(message: Any, steps: Steps, items: list[Any]) -> Any:
+    """The message with these in its list; as it is when it has none."""
+    if not steps:
+        return items if type(message) is list else message
+    step, *others = steps
+    if _found(message, (step,)) is _NOTHING:
+        return message
+    made = message.copy()
+    made[step] = _with_list(message[step], tuple(others), items)
+    return made
 
 
 def _has_mark(payload: bytes) -> bool:

@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -49,6 +50,9 @@ _UNNAMED_EXPIRY_S: Final = 3_600
 _BRIEF: Final = 3
 """Connections in a row, lost within seconds and without a reason, after which somebody else may be who takes them."""
 _NOT_TLS: Final = "ca= and cert= of MQTT are for TLS; write mqtts:// in the address."
+_Row = dict[str, Any]
+_Came = tuple[bytes, int]
+"""A message, and which of its readings."""
 _log = logging.getLogger("tidemill")
 
 
@@ -87,7 +91,8 @@ class MQTT(EdgedSource):
     the disk, and not before: everything that the broker has taken is worked on at least once, over crashes of either side,
     if the broker keeps the session (``client_id``). A session keeps its subscriptions too: of a plan that asks for other topics
     under the ``client_id`` of an earlier one, what comes on the earlier one's is a dead letter. A message comes twice when an acknowledgement was lost with a connection,
-    or with us; `Dedup` drops the second. What is rejected is acknowledged too: it is safe among the dead letters.
+    or with us; `Dedup` drops the second. What is rejected is acknowledged too: it is safe among the dead letters,
+    with all of its message, also what no path of ``value`` took; of a list whose items are readings, with the one item.
     Without state, a message is acknowledged when it was taken in, and what is in flight is lost with us. QoS 0 is at most once.
 
     A lost connection is tried again with growing pauses, for ever, and each time the log says why. What the broker refuses at
@@ -267,7 +272,7 @@ class MQTT(EdgedSource):
         """What these blocks hold, in batches that are made in one turn of the loop each; the last one stands for them."""
         counts = {block.sender: block.count for block in blocks}
         made: Batch | None = None
-        for rows, known, wall_ns, letters in self._pieces(blocks):
+        for rows, came, known, wall_ns, letters in self._pieces(blocks):
             for run in runs_of_rows(rows):
                 if made is not None:
                     self._note({})
@@ -275,7 +280,12 @@ class MQTT(EdgedSource):
                     await asyncio.sleep(0)
                 walls = np.array(wall_ns[run], np.int64)
                 batch, more = self.edge.rows(
-                    rows[run], arrived_ns=blocks[0].arrived_ns, wall_ns=walls, known=known[run], parsed=True
+                    rows[run],
+                    arrived_ns=blocks[0].arrived_ns,
+                    wall_ns=walls,
+                    known=known[run],
+                    raw_of=self._wholes(rows[run], came[run]) if came else None,
+                    parsed=True,
                 )
                 made = await self.accept(context, batch, more if run.start else itertools.chain(*letters, more))
         if made is not None and (len(made) or self.acknowledges):
@@ -288,9 +298,12 @@ class MQTT(EdgedSource):
 
     def _pieces(
         self, blocks: list[Block]
-    ) -> Iterator[tuple[list[dict[str, Any]], list[Mapping[str, str]], list[int], list[Sequence[DeadLetter]]]]:
-        """Rows, what is known of each, when it came, and what is no row; of both what one turn of the loop makes."""
-        rows: list[dict[str, Any]] = []
+    ) -> Iterator[tuple[list[_Row], list[_Came], list[Mapping[str, str]], list[int], list[Sequence[DeadLetter]]]]:
+        """Rows, of what messages they are a part, what is known of each, when it came, and what is no row; of both what one
+        turn of the loop makes."""
+        rows: list[_Row] = []
+        came: list[_Came] = []
+        parts = bool(self._payloads.columns)
         known: list[Mapping[str, str]] = []
         wall_ns: list[int] = []
         letters: list[Sequence[DeadLetter]] = []
@@ -307,13 +320,19 @@ class MQTT(EdgedSource):
                     if bad:
                         letters.append(self.edge.refused(bad, known={**columns, **knows}))
                     rows += [{**columns, **row, **columns} for row in made] if columns else made
+                    if parts:
+                        came += zip(repeat(message.payload), range(len(made)))
                     known += [knows] * len(made)
                     wall_ns += [block.wall_ns] * len(made)
                 while len(rows) > _ROWS or len(letters) >= AT_A_TIME:
-                    yield rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS], letters
+                    yield rows[:_ROWS], came[:_ROWS], known[:_ROWS], wall_ns[:_ROWS], letters
                     letters = []
-                    del rows[:_ROWS], known[:_ROWS], wall_ns[:_ROWS]
-        yield rows, known, wall_ns, letters
+                    del rows[:_ROWS], came[:_ROWS], known[:_ROWS], wall_ns[:_ROWS]
+        yield rows, came, known, wall_ns, letters
+
+    def _wholes(self, rows: Sequence[_Row], came: Sequence[_Came]) -> Callable[[int], Any]:
+        """What the dead letters of rows hold that are parts of messages."""
+        return lambda place: self._payloads.whole(*came[place], rows[place])
 
     def _passed_over(self, message: Message) -> bool:
         if not message.retained or self.retained == "take":
