@@ -212,8 +212,9 @@ async def to_broker(source: Any, broker: Any) -> None:
     """Readings flat, as a number, and where the page about MQTT looks for them."""
     await source.wait_subscribed()
     publisher = Publisher(broker.port)
+    topic = source.topics[0].replace("{site}", "hall").replace("{sensor}", "pump-2")
     for reading in READINGS:
-        publisher.publish("plant/hall/pump-2", json.dumps({**reading, "data": {"temp": reading["value"]}}))
+        publisher.publish(topic, json.dumps({**reading, "data": {"temp": reading["value"]}}))
     await publisher.published()
     publisher.close()
 

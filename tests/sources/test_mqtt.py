@@ -183,6 +183,40 @@ async def test_a_message_that_is_no_record_is_a_dead_letter_and_its_neighbours_f
     assert {(letter.source, letter.key) for letter in keeper.letters} == {("mqtt", "S")}
 
 
+SHARED = {
+    "all levels are bound": (["{root}/{{site}}/{{sensor}}"], "{site}/{sensor}"),
+    "one is not": (["{root}/+/{{sensor}}"], "{topic}"),
+    "two patterns": (["{root}/n/{{sensor}}", "{root}/s/{{sensor}}"], "{topic}"),
+    "two patterns that bind other levels": (["{root}/n/{{sensor}}", "{root}/{{site}}/{{sensor}}"], "{topic}"),
+}
+
+
+@pytest.mark.parametrize(("topics", "key"), SHARED.values(), ids=SHARED)
+async def test_two_topics_that_are_taken_for_one_sensors_are_told_once(
+    mosquitto: Any, publisher: Publisher, root: str, caplog: pytest.LogCaptureFixture, topics: list[str], key: str
+) -> None:
+    """With the key to type, under which they are two; who has said what the key is hears nothing."""
+    patterns = [topic.format(root=root) for topic in topics]
+
+    async def heard(**options: Any) -> tuple[set[str], list[str]]:
+        caplog.clear()
+        async with kept(MQTT(mosquitto.url, patterns, **options)) as keeper:
+            for topic in ("n/temp", "n/flow", "s/temp", "s/flow", "n/temp"):
+                publisher.publish(f"{root}/{topic}", "1")
+            await keeper.until(5)
+        return set(keeper.keys), [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    keys, (said,) = await heard()
+    assert keys == {"temp", "flow"}
+    assert said == (
+        f"source mqtt: the topics '{root}/n/temp' and '{root}/s/temp' are taken for one sensor's, 'temp'. If they are two, say "
+        f"key='{key}'; if one, key='sensor'."
+    )
+    keys, told = await heard(key=key)
+    assert (len(keys), told) == (4, [])
+    assert (await heard(key="sensor"))[1] == []
+
+
 WHOLE = {
     "a key that is misspelt": (
         {"value": {"temp": "object.temp", "dev": "dev"}, "key": "{dev}"},

@@ -21,6 +21,7 @@ from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
 from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
+from tidemill.formats.shared_names import SharedNames
 from tidemill.formats.topics import TopicPattern
 from tidemill.letters import AT_A_TIME, OVERSIZE, UNASKED, DeadLetter
 from tidemill.printable import quoted
@@ -84,8 +85,9 @@ class MQTT(EdgedSource):
 
     A payload is a number (``51.3``), a JSON object (a record), or a JSON array of these (a record each). The columns of the
     topic come first, and replace fields of their names. A record without the default key field belongs to a sensor named
-    by its topic; ``key=`` may use ``{topic}``. Where a field is called as sensors are, and names several within a topic, the log
-    says so. One without the default time field gets the time of its arrival.
+    by its topic; ``key=`` may use ``{topic}``. The level ``{sensor}`` alone is the default key: where sensors of two sites have one
+    name, say ``key="{site}/{sensor}"``. The log says once that two topics are taken for one sensor's, and that within one topic a
+    field that is called as sensors are names several. One without the default time field gets the time of its arrival.
 
     Delivery: in the broker's order. With QoS 1 or 2 and state, a message is acknowledged when it is in the ingest log, on
     the disk, and not before: everything that the broker has taken is worked on at least once, over crashes of either side,
@@ -98,7 +100,7 @@ class MQTT(EdgedSource):
     A lost connection is tried again with growing pauses, for ever, and each time the log says why. What the broker refuses at
     the first connection (password, certificate, topic) ends the run, with an `InputError`; later it is tried again.
 
-    >>> source = MQTT("mqtt://localhost", "plant/{site}/{sensor}", value="data.temp")
+    >>> source = MQTT("mqtt://localhost", "plant/{site}/{sensor}", key="{site}/{sensor}", value="data.temp")
     >>> source.topics, source.peek()
     (('plant/{site}/{sensor}',), Schema(site: text, sensor: text, ...))
     """
@@ -164,6 +166,7 @@ class MQTT(EdgedSource):
         self._cert_password = passphrase(cert_password, "MQTT")
         self._certificates = (ca, cert, cert_key, self._cert_password)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
+        self._shared = SharedNames(self._patterns) if key is None else None
         self._skipped = 0
         self._unasked = False
         self._tries = 0
@@ -360,6 +363,8 @@ class MQTT(EdgedSource):
         else:
             bound = next((b for pattern in self._patterns if (b := pattern.match(text)) is not None), None)
             found = (bound, {"topic": text}) if bound is not None else None
+            if bound and self._shared is not None and (doubt := self._shared.look(text, bound)):
+                _log.warning("source %s: %s", self.name, doubt, extra={"source": self.name})
         self._bound[topic] = found
         return found
 

@@ -67,7 +67,7 @@ def test_numbers_on_a_topic_for_each_sensor(
     retain({f"plant/{'ab'[n % 2]}/S{n}/temperature": str(20 + n) for n in range(6)} | {"alarm": "on", "other": "3"})
     source = listened(tmp_path, broker.url).sources[0]
     assert isinstance(source, tm.sources.MQTT)
-    assert (source.topics, source.key) == (("plant/{group}/{sensor}/temperature",), "sensor")
+    assert (source.topics, source.key) == (("plant/{group}/{sensor}/temperature",), "{group}/{sensor}")
     plan = (tmp_path / "plant.py").read_text()
     (tmp_path / "kept.py").write_text(plan.replace('    # keep="7d", ', '    keep="7d", '))
     (kept,) = load(str(tmp_path / "kept.py")).pipeline.sinks
@@ -76,7 +76,7 @@ def test_numbers_on_a_topic_for_each_sensor(
     assert "6 messages on 6 topics" in told
     assert "1 topic is left out ('other'); 1 message holds no reading" in told
     sink = ListSink()
-    replay = tm.sources.Replay(tmp_path / "heard.ndjson")
+    replay = tm.sources.Replay(tmp_path / "heard.ndjson", key=source.key)
     tm.run(tm.Pipeline(replay, load(str(tmp_path / "plant.py")).pipeline.plan, sink), lanes=0)
     assert sorted((row["sensor"], row["value"], row["normalized"]) for row in sink.rows) == [
         (f"S{n}", 20 + n, 0.0) for n in range(6)

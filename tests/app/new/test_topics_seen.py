@@ -16,7 +16,7 @@ from tidemill.formats.topics import TopicPattern
     [
         (["telemetry"], "telemetry", None),
         (["plant/S1/temperature", "plant/S2/temperature"], "plant/{sensor}/temperature", "sensor"),
-        (["plant/a/S1", "plant/a/S2", "plant/b/S3"], "plant/{group}/{sensor}", "sensor"),
+        (["plant/a/S1", "plant/a/S2", "plant/b/S3"], "plant/{group}/{sensor}", "{group}/{sensor}"),
         (["plant/a/S1", "plant/a/S2", "plant/b/S1"], "plant/{group}/{sensor}", "{group}/{sensor}"),
         (["S1/temperature", "S1/humidity", "S2/temperature"], "{sensor}/{metric}", "{sensor}/{metric}"),
         (["p/S1/temp", "p/S1/flow", "p/S2/temp", "p/S2/flow", "alarm"], "p/{sensor}/{metric}", "{sensor}/{metric}"),
@@ -25,7 +25,7 @@ from tidemill.formats.topics import TopicPattern
     ],
 )
 def test_patterns(topics: list[str], pattern: str, key: str | None) -> None:
-    """The levels that vary are named, and the key is of as many of them as it takes."""
+    """The levels that vary are named, and the key is of all of them: sensors of other groups may speak later."""
     found = topics_seen(dict.fromkeys(topics, 3))
     assert (found.pattern, found.key) == (pattern, key)
 

@@ -31,7 +31,7 @@ def topics_seen(counts: Mapping[str, int]) -> TopicsSeen:
     """The pattern of the topics that most messages came on; ``counts`` is of messages, by topic.
 
     >>> topics_seen({"plant/north/S1": 3, "plant/north/S2": 3, "plant/south/S3": 2, "alarm": 1})
-    TopicsSeen(pattern='plant/{group}/{sensor}', key='sensor', others=('alarm',))
+    TopicsSeen(pattern='plant/{group}/{sensor}', key='{group}/{sensor}', others=('alarm',))
     >>> topics_seen({"S1/temperature": 3, "S1/humidity": 3, "S2/temperature": 2}).key
     '{sensor}/{metric}'
     """
@@ -46,7 +46,7 @@ def topics_seen(counts: Mapping[str, int]) -> TopicsSeen:
     )
     if not names:
         return TopicsSeen(pattern, None, others)
-    return TopicsSeen(pattern, _key(table, names), others)
+    return TopicsSeen(pattern, _key(names.values()), others)
 
 
 def _families(topics: Iterable[str]) -> Iterator[list[str]]:
@@ -90,11 +90,7 @@ def _are_quantities(values: set[str]) -> bool:
     return all(_QUANTITIES & set(words_of(value)) for value in values)
 
 
-def _key(table: Sequence[Sequence[str]], names: Mapping[int, str]) -> str:
-    sensor = next(place for place, name in names.items() if name == "sensor")
-    where: dict[str, set[tuple[str, ...]]] = {}
-    for row in table:
-        where.setdefault(row[sensor], set()).add(tuple(row[place] for place in names))
-    if all(len(places) == 1 for places in where.values()):
-        return "sensor"
-    return "/".join(f"{{{name}}}" for name in names.values())
+def _key(names: Iterable[str]) -> str:
+    """All of them: a sensor of another group may have the name of one that was heard."""
+    several = list(names)
+    return "/".join(f"{{{name}}}" for name in several) if len(several) > 1 else several[0]
