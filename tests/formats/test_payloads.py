@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.errors import PlanError
+from tidemill.formats.edge import Edge
 from tidemill.formats.payloads import PayloadReader
 
 LORA = {
@@ -144,12 +146,100 @@ SEEN = {
 def test_paths_that_lead_nowhere_are_answered_by_those_that_are_there(value: Any, message: Any, told: str) -> None:
     """With the one to try; a message that has all of them says nothing."""
     reader = PayloadReader(value)
-    assert reader.explained == ""
+    assert reader.seen.explained == ""
     reader.read(json.dumps(message).encode())
-    assert told in reader.explained
+    assert told in reader.seen.explained
     whole = PayloadReader("fCnt")
     whole.read(json.dumps(LORA).encode())
-    assert whole.explained == ""
+    assert whole.seen.explained == ""
+
+
+KEYED = {"dev": ("device", "dev"), "when": ("ts",)}
+WRONG_COLUMN = {
+    "a name in the place of a reading": (
+        {"temp": "object.temp", "dev": "dev_id"},
+        {"devId": "d1", "when": 1, "object": {"temp": 20}},
+        "value={'temp': 'object.temp', 'dev': 'devId'}.",
+    ),
+    "a sensor that is inside of something": (
+        {"temp": "object.temp"},
+        {"info": {"device": "d1", "ts": 1}, "object": {"temp": 20}},
+        "value={'temp': 'object.temp', 'dev': 'info.device', 'when': 'info.ts'}.",
+    ),
+    "a reading that is all there is": ("temp", {"dev": "d1", "when": 1, "data": {"t": 20}}, "value='data.t'."),
+    "a sensor that is nowhere": ({"t": "t"}, {"t": 20, "when": 1}, "value={'t': 't', 'dev': 'PATH'}."),
+}
+
+
+@pytest.mark.parametrize(("value", "message", "told"), WRONG_COLUMN.values(), ids=WRONG_COLUMN)
+def test_a_path_is_told_for_the_column_that_lacks_one(value: Any, message: Any, told: str) -> None:
+    """The others keep theirs; a sensor or a time that no path takes and that is not at the top gets a path."""
+    reader = PayloadReader(value, KEYED)
+    reader.read(json.dumps(message).encode())
+    assert reader.seen.explained.endswith(told)
+
+
+def said(value: Any, message: Any, times: int = 1, **options: Any) -> list[str]:
+    """What is said of so many of a message, after each."""
+    reader, roles = PayloadReader(value), Edge(arrival=True, **options).roles
+    found = []
+    for _ in range(times):
+        reader.read(json.dumps(message).encode())
+        found.append(reader.seen.look(roles))
+    return [each for each in found if each]
+
+
+def test_a_path_that_leads_nowhere_while_others_do_is_told_once() -> None:
+    """After the first twenty messages, with what there is; a column that came in one of them has a path that is right."""
+    paths = {"temp": "data.tmp", "frame": "fCnt"}
+    message = {"fCnt": 7, "data": {"temp": 20.5}}
+    (told,) = said(paths, message, 200)
+    assert told == (
+        "no record has a 'temp' so far: the messages have nothing at 'data.tmp'. The paths seen are: fCnt, data.temp; say where "
+        "each column is, for example value={'temp': 'data.temp', 'frame': 'fCnt'}."
+    )
+    assert said(paths, message, 19) == []
+    assert said({"temp": "data.tmp"}, message, 200) == []
+    reader = PayloadReader(paths)
+    for number in range(200):
+        reader.read(json.dumps(message if number else {"data": {"tmp": 1}, "fCnt": 1}).encode())
+    assert reader.seen.look(Edge().roles) == ""
+
+
+TIMED = {
+    "at the top": ("data.t", {"ts": 1_700_000_000, "data": {"t": 20}}, "at 'ts': '1700000000'.*say time='ts'."),
+    "inside": (
+        "data.t",
+        {"data": {"t": 20, "at": "2024-03-01T00:00:00Z"}},
+        r"at 'data.at': .*say value={'value': 'data.t', 'at': 'data.at'}, time='at'.",
+    ),
+    "of each item": (
+        {"t": "list[*].t"},
+        {"list": [{"t": 20, "time": 1_700_000_000}], "other": [{"time": 1_700_000_000}]},
+        r"say value={'t': 'list\[\*\].t', 'time': 'list\[\*\].time'}, time='time'.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "message", "told"), TIMED.values(), ids=TIMED)
+def test_times_that_no_path_takes_are_told_once(value: Any, message: Any, told: str) -> None:
+    """With what to type, so that records have them; who has said where the time is hears nothing."""
+    (sentence,) = said(value, message, 200)
+    assert re.search(f"{told}$", sentence)
+    assert said(value, message, 200, time="ts") == []
+    assert said({"ts": "ts", "value": "data.t"}, message) == []
+    assert said(value, {**message, "ts": 12, "data": {"t": 20, "at": "soon"}, "list": [{"t": 1}]}) == []
+
+
+def test_fields_that_name_the_sensor_or_the_time_are_read_at_the_top() -> None:
+    """Unless a path takes them; alone they make no record."""
+    reader = PayloadReader("data.t", KEYED)
+    assert reader.read(b'{"dev": "d", "when": 7, "n": 1, "data": {"t": 20}}')[0] == [
+        {"value": 20, "dev": "d", "when": 7}
+    ]
+    assert reader.read(b'{"dev": "d", "when": 7}')[0] == []
+    taken = PayloadReader({"t": "[*].t", "dev": "[*].d"}, KEYED)
+    assert taken.read(b'[{"t": 1, "d": "x"}]')[0] == [{"t": 1, "dev": "x"}]
 
 
 def test_of_huge_messages_few_paths_are_remembered() -> None:
@@ -157,7 +247,7 @@ def test_of_huge_messages_few_paths_are_remembered() -> None:
     reader = PayloadReader("a")
     for part in range(100):
         reader.read(json.dumps({f"{part}-{n}" + "x" * 9 * n: n for n in range(100)}).encode())
-    assert len(reader.explained) < 1_500
+    assert len(reader.seen.explained) < 1_500
     reader.read(b'{"b":' * 900 + b"1" + b"}" * 900)
 
 
@@ -208,5 +298,5 @@ def test_of_messages_that_lack_something_no_text_is_held() -> None:
     """A source lives for months, and what is at a path may be as long as a message."""
     reader = PayloadReader("temp")
     reader.read(b'{"said": "' + b"x" * 10_000 + b'", "list": [1, 2], "data": {"t": 20.5}}')
-    assert list(reader._seen.values()) == [None, None, 20.5]
-    assert "value='data.t'" in reader.explained
+    assert list(reader.seen._seen.values()) == [None, None, 20.5]
+    assert "value='data.t'" in reader.seen.explained

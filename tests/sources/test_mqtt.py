@@ -16,6 +16,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 import tidemill as tm
+from tidemill.batch import Batch
 from tidemill.clock import SystemClock
 from tidemill.core.backoff import Backoff
 from tidemill.engine.health import judged
@@ -181,6 +182,22 @@ async def test_a_message_that_is_no_record_is_a_dead_letter_and_its_neighbours_f
     assert [row["value"] for row in keeper.rows if "value" in row] == [1.5, 2, 3, 4, 9]
     assert len(keeper.letters) == 4
     assert {(letter.source, letter.key) for letter in keeper.letters} == {("mqtt", "S")}
+
+
+async def test_fields_at_the_top_of_a_message_name_the_sensor_and_the_time_beside_paths(
+    mosquitto: Any, publisher: Publisher, root: str
+) -> None:
+    """As ``key=`` and ``time=`` say; without these it is said that there are times."""
+    message = json.dumps({"dev": "d1", "ts": 1_700_000_000, "data": {"temp": 20.5}})
+    async with kept(MQTT(mosquitto.url, f"{root}/+", value="data.temp", key="dev", time="ts")) as keeper:
+        publisher.publish(f"{root}/x", message)
+        await keeper.until(1)
+    assert (keeper.rows, keeper.keys) == ([{"value": 20.5, "dev": "d1", "ts": 1_700_000_000}], ["d1"])
+    assert keeper.source.doubt(Batch({}, rows=0)) == ""
+    async with kept(MQTT(mosquitto.url, f"{root}/+", value="data.temp")) as keeper:
+        publisher.publish(f"{root}/x", message)
+        await keeper.until(1)
+    assert keeper.source.doubt(Batch({}, rows=0)).endswith("If that is when they were measured, say time='ts'.")
 
 
 SHARED = {

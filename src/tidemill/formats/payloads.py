@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from tidemill.errors import PlanError
-from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.json_limits import DIGITS, excess, may_exceed
 from tidemill.formats.lines import BYTE_ORDER_MARK, text_of
-from tidemill.formats.rejects import MOST_SHOWN, shown_names
+from tidemill.formats.paths_seen import PathsSeen, leaves, path_of
 from tidemill.letters import INFINITE, MALFORMED, MISSING_FIELD
 
 __all__ = ["BadReading", "PayloadReader", "leaves", "path_of", "steps_of"]
@@ -23,10 +21,6 @@ _DECODER: Final = msgspec.json.Decoder()
 _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _LONGEST_NUMBER: Final = 64
 _INFINITY: Final = re.compile(rb'(?i)(?<![\w"])inf(?:inity)?(?![\w"])')
-_LOOKED_AT: Final = 20
-"""Times that a path led nowhere, at which those that the message has are remembered."""
-_DEEPEST: Final = 8
-_LONGEST_NAME: Final = 80
 _REPEATED: Final = 64 << 10
 """Bytes of a message that its items may repeat together in their dead letters: else a small one would make gigabytes."""
 _HIDDEN: Final = "message"
@@ -57,7 +51,8 @@ class PayloadReader:
     Without ``value``: a number becomes ``{"value": 51.3}``, a JSON object is a record, and each number or object of a
     JSON array is one. ``value`` is where in the JSON the value is (``"data.temp"``, ``"list[0].t"``,
     ``'["odd.name"].t'``), or a path for each column: then a record has these columns and no others. With ``[*]`` there
-    is a record for each item of that list; paths without it give all of them the same.
+    is a record for each item of that list; paths without it give all of them the same. Fields of ``roles`` that no path takes
+    are taken from the top of the message; see `PathsSeen`.
 
     Raises `PlanError` for what is no path.
 
@@ -68,7 +63,9 @@ class PayloadReader:
     [{'rssi': -90, 'frame': 7}, {'rssi': -71, 'frame': 7}]
     """
 
-    def __init__(self, value: str | Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, value: str | Mapping[str, str] | None = None, roles: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         paths = {"value": value} if isinstance(value, str) else dict(value or {})
         steps = {column: _parsed(path) for column, path in paths.items()}
         self.columns = tuple(paths)
@@ -85,12 +82,10 @@ class PayloadReader:
                     )
                 self._each = before
         self._nothing = f"the message has nothing at {' or '.join(map(repr, paths.values()))}"
-        self._words = {word for name in (*paths, *paths.values()) for word in words_of(name)[-1:]}
+        self._roles = tuple(name for name in roles or () if name not in paths)
+        self.seen = PathsSeen(paths, roles or {})
         self._opened: tuple[bytes, list[dict[str, Any]]] = b"", []
         """The message that was shown last, and what its readings are shown as."""
-        self._lacking = 0
-        self._seen: dict[str, float | None] = {}
-        """Paths of messages in which one led nowhere, and the number that the first of them has there."""
         into = 0 if self._each is None else len(self._each) + 1
         self._columns = [
             (column, made[into:], True) if _EACH in made else (column, made, False) for column, made in steps.items()
@@ -130,25 +125,27 @@ class PayloadReader:
     def _by_path(self, message: Any, payload: bytes) -> tuple[list[dict[str, Any]], list[BadReading]]:
         rows: list[dict[str, Any]] = []
         bad: list[BadReading] = []
-        for item, row in self._picked(message):
+        for item in [message] if self._each is None else self._items(message, self._each):
+            row = self._row(message, item)
             if row:
+                if self._roles and type(message) is dict:
+                    row |= {name: message[name] for name in self._roles if name in message}
                 rows.append(row)
             else:
                 # Of an item the item alone: thousands of them would hold as many copies of a message.
                 raw = payload if self._each is None or item is _NOTHING else msgspec.json.encode(item)
                 bad.append(BadReading(MISSING_FIELD, self._nothing, text_of(raw)))
+        if self.seen.left:
+            self.seen.note(message, rows)
         return _at_least_one(rows, bad, payload)
 
-    def _picked(self, message: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-        for item in self._items(message):
-            row = {}
-            for column, steps, of_item in self._columns:
-                found = _found(item if of_item else message, steps)
-                if found is not _NOTHING:
-                    row[column] = found
-                elif self._lacking < _LOOKED_AT:
-                    self._note(message)
-            yield item, row
+    def _row(self, message: Any, item: Any) -> dict[str, Any]:
+        row = {}
+        for column, steps, of_item in self._columns:
+            found = _found(item if of_item else message, steps)
+            if found is not _NOTHING:
+                row[column] = found
+        return row
 
     def whole(self, payload: bytes, place: int, row: Mapping[str, Any]) -> dict[str, Any]:
         """All that came with ``row``, which is of the reading ``place`` of a message: the fields of both. A field of the
@@ -172,34 +169,17 @@ class PayloadReader:
 
     def _open(self, message: Any) -> list[dict[str, Any]]:
         """What is shown of each reading of a message."""
-        items = [item for item, row in self._picked(message) if row]
         if self._each is None:
-            return [_fields_of(message)] * len(items)
+            return [_fields_of(message)]
+        items = [item for item in self._items(message, self._each) if self._row(message, item)]
         around = _fields_of(_with_list(message, self._each, []))
-        if len(msgspec.json.encode(around)) * len(items) > _REPEATED:
+        if len(items) > 1 and len(msgspec.json.encode(around)) * len(items) > _REPEATED:
             return [_fields_of(item) for item in items]
         return [_fields_of(_with_list(message, self._each, [item])) for item in items]
 
-    def _note(self, message: Any) -> None:
-        self._lacking += 1
-        for steps, item in islice(leaves(message), MOST_SHOWN - len(self._seen)):
-            self._seen.setdefault(path_of(steps), item if type(item) in (int, float) else None)
-
-    @property
-    def explained(self) -> str:
-        """Of messages in which something was missing: the paths that they have, and the ``value=`` to try; empty without any."""
-        if not self._seen:
-            return ""
-        path = _likely(self._seen, self._words)
-        value = repr(path) if self.columns == ("value",) else repr({self.columns[0]: path})
-        return f"The paths seen are: {shown_names(tuple(self._seen))}; say where the reading is, for example value={value}."
-
-    def _items(self, message: Any) -> Iterator[Any]:
-        if self._each is None:
-            yield message
-            return
-        items = _found(message, self._each)
-        yield from items if type(items) is list else [_NOTHING]
+    def _items(self, message: Any, each: Steps) -> list[Any]:
+        items = _found(message, each)
+        return items if type(items) is list else [_NOTHING]
 
 
 def _at_least_one(
@@ -212,8 +192,8 @@ def _at_least_one(
 
 def _found(item: Any, steps: Steps) -> Any:
     for step in steps:
-        of_object = type(step) is str and type(item) is dict and step in item
-        if not of_object and not (type(step) is int and type(item) is list and step < len(item)):
+        inside = step in item if type(item) is dict else type(step) is int and type(item) is list and step < len(item)
+        if not inside:
             return _NOTHING
         item = item[step]
     return item
@@ -241,16 +221,6 @@ def _has_mark(payload: bytes) -> bool:
     return payload.startswith(BYTE_ORDER_MARK) and not payload.startswith(BYTE_ORDER_MARK, len(BYTE_ORDER_MARK))
 
 
-def path_of(steps: Sequence[str | None]) -> str:
-    """The path that these names make; None goes into every item of a list.
-
-    >>> path_of(["data", "temp"]), path_of(["data", "a.b"]), path_of(["rxInfo", None, "rssi"])
-    ('data.temp', 'data["a.b"]', 'rxInfo[*].rssi')
-    """
-    made = ["[*]" if name is None else f'["{name}"]' if set('.[]"') & set(name) else f".{name}" for name in steps]
-    return "".join(made).removeprefix(".")
-
-
 def steps_of(path: str) -> tuple[str | int | None, ...]:
     """The other way round; a number is the place in a list. Raises `PlanError` for what is no path.
 
@@ -258,28 +228,6 @@ def steps_of(path: str) -> tuple[str | int | None, ...]:
     (('rxInfo', None, 'rssi'), ('list', 0, 'a.b'))
     """
     return tuple(None if isinstance(step, _Each) else step for step in _parsed(path))
-
-
-def leaves(item: Any, steps: tuple[str | None, ...] = ()) -> Iterator[tuple[tuple[str | None, ...], Any]]:
-    """What in a message a path can lead to, but for what is too deep or has a name that nobody would type."""
-    if len(steps) > _DEEPEST:
-        return
-    if type(item) is dict:
-        for name, inner in item.items():
-            if name and '"' not in name and len(name) <= _LONGEST_NAME:
-                yield from leaves(inner, (*steps, name))
-    elif type(item) is list and item and type(item[0]) is dict and None not in steps:
-        yield from leaves(item[0], (*steps, None))
-    elif steps:
-        yield steps, item
-
-
-def _likely(seen: Mapping[str, Any], wanted: set[str]) -> str:
-    """The path that is most like a reading's: it ends as a column or path that is wanted, or is a number and no time."""
-    words = {path: words_of(path)[-1:] for path in seen}
-    named = [path for path in seen if wanted.intersection(words[path])]
-    numbers = [path for path, item in seen.items() if type(item) in (int, float) and not set(words[path]) & set(TIMES)]
-    return next(iter([*named, *numbers, *seen]))
 
 
 def _number(payload: bytes) -> float | None:

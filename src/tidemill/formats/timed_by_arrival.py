@@ -15,7 +15,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.printable import quoted
 from tidemill.schema import Kind
 
-__all__ = ["TimedByArrival"]
+__all__ = ["TimedByArrival", "are_times"]
 
 _RECORDS: Final = 100
 """The first ones, which are looked at."""
@@ -38,13 +38,14 @@ class TimedByArrival:
         self._left -= len(head)
         for word in TIMES:
             for name, column in head.columns.items():
-                if word in words_of(name) and _are_times(column, roles.times):
+                if word in words_of(name) and are_times(column, roles.times):
                     self._left = 0
                     return _told(name, column, roles, batch.names)
         return ""
 
 
-def _are_times(column: Column, reader: TimeReader) -> bool:
+def are_times(column: Column, reader: TimeReader) -> bool:
+    """Whether a column holds nothing but times of these years."""
     if column.kind not in _READ:
         return False
     times, bad = reader.column(column)

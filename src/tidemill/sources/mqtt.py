@@ -9,7 +9,6 @@ import os
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
 from tidemill.formats.brokers import Access, Broker, check_session
+from tidemill.formats.field_names import SENSORS, TIMES
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
 from tidemill.formats.shared_names import SharedNames
@@ -65,7 +65,8 @@ class MQTT(EdgedSource):
                         to one level of the topic; ``+`` and ``#`` match without binding, ``"$share/group/plant/{sensor}"``
                         shares the messages with the other subscribers of the group
     ``value``           where in a JSON payload the value is: ``"data.temp"``; or a path for each column:
-                        ``{"rssi": "rxInfo[*].rssi", "frame": "fCnt"}``, with ``[*]`` for a record of each item of a list
+                        ``{"rssi": "rxInfo[*].rssi", "frame": "fCnt"}``, with ``[*]`` for a record of each item of a list.
+                        A record has these columns, and the fields at the top of its message that ``key`` and ``time`` name
     ``qos``             0, 1 (default) or 2: what the broker is asked for; a message comes with the lower one of this and
                         its publisher's
     ``retained``        ``"skip"`` (default) passes over what the broker had retained before the subscription, and counts
@@ -162,7 +163,7 @@ class MQTT(EdgedSource):
         self.limit = checked_limit(limit, "MQTT")
         self.buffer = buffer
         self._expiry_s = duration_ns(session_expiry, name="session_expiry of MQTT", zero=True) // 10**9
-        self._payloads = PayloadReader(value)
+        self._payloads = PayloadReader(value, self._given_roles())
         self._cert_password = passphrase(cert_password, "MQTT")
         self._certificates = (ca, cert, cert_key, self._cert_password)
         self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
@@ -214,8 +215,18 @@ class MQTT(EdgedSource):
             dials=True,
         )
 
+    def _given_roles(self) -> dict[str, Sequence[str]]:
+        """The fields of messages that key= and time= name, with what such fields are called."""
+        bound = {"topic"}.union(*(pattern.names for pattern in self._patterns))
+        keys = self.edge.roles.key_fields if self.key is not None else ()
+        roles: dict[str, Sequence[str]] = {name: SENSORS for name in keys if name not in bound}
+        return roles if self.time is None else {**roles, self.time: TIMES}
+
+    def doubt(self, batch: Batch) -> str:
+        return " ".join(filter(None, (super().doubt(batch), self._payloads.seen.look(self.edge.roles))))
+
     def explain(self) -> str:
-        return self.edge.explain(paths=self._payloads.explained)
+        return self.edge.explain(paths=self._payloads.seen.explained)
 
     def nothing_yet(self) -> str:
         topics = ", ".join(repr(pattern.filter) for pattern in self._patterns[:_TOPICS_SHOWN])
@@ -323,8 +334,10 @@ class MQTT(EdgedSource):
                     if bad:
                         letters.append(self.edge.refused(bad, known={**columns, **knows}))
                     rows += [{**columns, **row, **columns} for row in made] if columns else made
-                    if parts:
-                        came += zip(repeat(message.payload), range(len(made)))
+                    if parts and len(made) == 1:
+                        came.append((message.payload, 0))
+                    elif parts:
+                        came += [(message.payload, place) for place in range(len(made))]
                     known += [knows] * len(made)
                     wall_ns += [block.wall_ns] * len(made)
                 while len(rows) > _ROWS or len(letters) >= AT_A_TIME:
