@@ -87,3 +87,28 @@ def test_what_makes_no_topic_is_refused_at_once(template: str) -> None:
     """By its name."""
     with pytest.raises(PlanError, match="topic="):
         TopicTemplate(template)
+
+
+_FEW = st.lists(st.sampled_from(["", "a", "b", "$SYS"]), min_size=1, max_size=4).map("/".join).filter(bool)
+
+
+@given(patterns(), patterns(), _FEW)
+def test_patterns_that_take_one_topic_overlap(one: str, other: str, topic: str) -> None:
+    """Each with the other, and both ways."""
+    both = TopicPattern(one), TopicPattern(other)
+    if all(pattern.match(topic) is not None for pattern in both):
+        assert both[0].overlaps(both[1])
+    assert both[0].overlaps(both[1]) == both[1].overlaps(both[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "so"),
+    [
+        ("plant/{site}/{sensor}", "plant/#", True), ("plant/#", "plant", True), ("plant/a/#", "plant/{b}/c", True),
+        ("$share/g/plant/{sensor}", "plant/S1", True), ("plant/{sensor}", "plant/{site}/{sensor}", False),
+        ("plant/n/{sensor}", "plant/s/{sensor}", False), ("plant/+", "plant", False),
+    ],
+)  # fmt: skip
+def test_which_patterns_overlap(one: str, other: str, so: bool) -> None:
+    """Those that have topics in common."""
+    assert TopicPattern(one).overlaps(TopicPattern(other)) is so

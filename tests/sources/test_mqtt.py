@@ -200,11 +200,28 @@ async def test_fields_at_the_top_of_a_message_name_the_sensor_and_the_time_besid
     assert keeper.source.doubt(Batch({}, rows=0)).endswith("If that is when they were measured, say time='ts'.")
 
 
+async def test_topics_that_overlap_are_told_at_the_first_connection(
+    mosquitto: Any, publisher: Publisher, root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker sends what is of both twice."""
+    async with kept(MQTT(mosquitto.url, [f"{root}/{{sensor}}", f"{root}/#"])) as keeper:
+        publisher.publish(f"{root}/S1", "1")
+        await keeper.until(2)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == (
+        f"source mqtt: the topics '{root}/{{sensor}}' and '{root}/#' overlap: a broker may send a message of both twice, and it is "
+        "two records then"
+    )
+
+
 SHARED = {
     "all levels are bound": (["{root}/{{site}}/{{sensor}}"], "{site}/{sensor}"),
     "one is not": (["{root}/+/{{sensor}}"], "{topic}"),
     "two patterns": (["{root}/n/{{sensor}}", "{root}/s/{{sensor}}"], "{topic}"),
-    "two patterns that bind other levels": (["{root}/n/{{sensor}}", "{root}/{{site}}/{{sensor}}"], "{topic}"),
+    "two patterns that bind other levels": (
+        ["{root}/n/{{sensor}}", "{root}/s/{{sensor}}", "{root}/{{site}}/{{line}}/{{sensor}}"],
+        "{topic}",
+    ),
 }
 
 

@@ -52,6 +52,21 @@ class TopicPattern:
         if "\0" in pattern or len(self.filter.encode("utf-8", "replace")) > _MOST_BYTES:
             raise _refused(pattern, f"a topic has at most {_MOST_BYTES} bytes, none of which is NUL")
 
+    def overlaps(self, other: TopicPattern) -> bool:
+        """Whether there are topics of both.
+
+        >>> TopicPattern("plant/{site}/{sensor}").overlaps(TopicPattern("plant/#"))
+        True
+        """
+        for mine, theirs in zip(self._made, other._made, strict=False):
+            if "#" in (mine, theirs):
+                return True
+            if "+" not in (mine, theirs) and mine != theirs:
+                return False
+        longer = max(self._made, other._made, key=len)
+        shorter = min(len(self._made), len(other._made))
+        return len(longer) == shorter or longer[shorter] == "#"
+
     def match(self, topic: str) -> dict[str, str] | None:
         """The columns that the topic binds; None when it is not one of these topics."""
         levels = topic.split("/")

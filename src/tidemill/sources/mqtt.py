@@ -46,6 +46,8 @@ _ROWS: Final = 1_000
 _TOPICS: Final = 100_000
 """Topics whose columns are remembered."""
 _TOPICS_SHOWN: Final = 5
+_PAIRS: Final = 10_000
+"""Of patterns that are compared."""
 _UNNAMED_EXPIRY_S: Final = 3_600
 """For how long the session of a run without a client_id outlives its connection: while it connects anew."""
 _BRIEF: Final = 3
@@ -63,7 +65,8 @@ class MQTT(EdgedSource):
     ``url``             ``"mqtt://host:1883"``, ``"mqtts://host:8883"`` for TLS
     ``topics``          one pattern or several: ``"plant/{site}/{sensor}"`` binds the columns ``site`` and ``sensor``, each
                         to one level of the topic; ``+`` and ``#`` match without binding, ``"$share/group/plant/{sensor}"``
-                        shares the messages with the other subscribers of the group
+                        shares the messages with the other subscribers of the group. Of patterns that overlap the first one binds,
+                        and the broker may send a message twice: the log says so
     ``value``           where in a JSON payload the value is: ``"data.temp"``; or a path for each column:
                         ``{"rssi": "rxInfo[*].rssi", "frame": "fCnt"}``, with ``[*]`` for a record of each item of a list.
                         A record has these columns, and the fields at the top of its message that ``key`` and ``time`` name
@@ -466,11 +469,21 @@ class MQTT(EdgedSource):
             "source %s: %s to %s", self.name, "connected again" if again else "connected", self._broker,
             extra={"source": self.name},
         )  # fmt: skip
+        if not again and (both := self._overlapping()):
+            _log.warning(
+                "source %s: the topics %r and %r overlap: a broker may send a message of both twice, and it is two records then",
+                self.name, *both, extra={"source": self.name},
+            )  # fmt: skip
         if not again and self.client_id is None and self.qos:
             _log.info(
                 "source %s: without client_id= the broker keeps nothing for it between two runs", self.name,
                 extra={"source": self.name},
             )  # fmt: skip
+
+    def _overlapping(self) -> tuple[str, str] | None:
+        """Two patterns that have topics in common."""
+        pairs = itertools.islice(itertools.combinations(self._patterns, 2), _PAIRS)
+        return next(((one.pattern, other.pattern) for one, other in pairs if one.overlaps(other)), None)
 
     def _session(
         self, broker: Broker, client_id: str, tls: ssl.SSLContext | None, again: bool, half_way: set[int]
