@@ -294,6 +294,16 @@ def test_a_source_that_is_merely_silent_stalls_only_for_whom_asks_for_it() -> No
     assert [stall.said for stall in stalls(AWAY)] == ["source mqtt: 14 tries, refused"]
 
 
+def test_a_run_that_ends_itself_is_not_well_until_it_has_ended() -> None:
+    """Its culprit is named all the while it finishes what it has, and it is not ended twice; one that was asked to stop is well."""
+    hung = statistics(stopping=True, lane_flows=(lane(0, in_flight=1, waiting_s=20.0),))
+    ending = replace(hung, ending="lane 0: 1 slab, none finished for 12 s (limit 12)")
+    assert judged(ending, 12.0).culprits == (ending.ending,)
+    assert not is_ready(ending).ready
+    assert stalls(ending, 12.0) == []
+    assert judged(hung, 12.0).progresses
+
+
 def test_what_the_outside_refuses_stalls_when_that_has_lasted() -> None:
     """Health names it at once."""
     for lasts_s, stalled in ((0.0, False), (300.0, False), (301.0, True)):

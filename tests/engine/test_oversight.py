@@ -221,13 +221,12 @@ def untyped(number: int) -> bytes:
 async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: Path, lanes: int) -> None:
     """It says why and of which sensor; the page, which anybody may read, names no sensor. What was good is written."""
     clock, source = ManualClock(), tm.sources.TCP(columns={"value": float})
-    held, unready = asyncio.Event(), ""
+    held, said_by = asyncio.Event(), dict[str, str]()
 
     async def take(_: tm.Batch) -> None:
         await held.wait()
 
     async def whole() -> None:
-        nonlocal unready
         sink = tm.sinks.Callback(take)
         options: Any = {"state": tmp_path / "state", "max_dead": "50%/60s", "metrics": "127.0.0.1:0"}
         async with tm.serve(live(source, sink), lanes=lanes, clock=clock, **options) as run:
@@ -238,7 +237,8 @@ async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: P
             await send(source, *map(untyped, range(31)))
             await dead(run, 31)
             run._oversight.look()
-            unready = await asyncio.to_thread(page, f"{run.metrics_url}/readyz")
+            for path in ("readyz", "healthz", "metrics"):
+                said_by[path] = await asyncio.to_thread(page, f"{run.metrics_url}/{path}")
             held.set()
             await asyncio.Event().wait()
 
@@ -251,7 +251,8 @@ async def test_too_many_dead_letters_turn_the_run_unready_and_end_it(tmp_path: P
         await whole()
     said = "31 of 51 records of the last 60 s are dead letters (limit 50 %), 31 of them wrong_type"
     assert str(caught.value) == f"{said}, and the run ends itself; at least 31 of these are of sensor 'pump\\n7'."
-    assert unready == f"503 {said}\n"
+    assert said_by["readyz"] == said_by["healthz"] == f"503 {said}\n"
+    assert "\ntidemill_progressing 0.0\n" in said_by["metrics"]
 
 
 async def test_a_dead_letter_counts_once_however_often_a_sink_fails(

@@ -73,11 +73,13 @@ class Readiness:
 
 def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> Health:
     """Whether the run progresses; None stands for one that has only just begun. A source may be silent for ``silent_s``
-    seconds, else as long as all others may stand still.
+    seconds, else as long as all others may stand still. One that ends itself does not, for the reason that it has.
 
     >>> judged(None).progresses
     True
     """
+    if statistics is not None and statistics.ending:
+        return Health((statistics.ending,))
     culprits = tuple(found.said for found in _found(statistics, limit_s, silent_s))
     return Health(
         culprits, tuple(_strained(statistics)), tuple(one for one in _trying(statistics) if one not in culprits)
