@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ async def test_a_stage_that_refuses_the_rows_that_another_makes_is_named(tmp_pat
 
 
 async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:
-    """With the tries, as long as it lasts; then it is forgotten, and nothing is missing."""
+    """With the tries, as long as it lasts; then it is forgotten, and nothing is missing, nor was it said to be lost."""
     with small_disk(tmp_path / "disk") as disk:
         source, sink = tm.sources.TCP(), tm.sinks.SQLite(disk.place / "out.db", name="features")
         async with tm.serve(live(source, sink), lanes=0, state=tmp_path / "state", metrics=ANYWHERE) as run:
@@ -101,7 +102,9 @@ async def test_a_full_disk_below_a_sink_is_named(tmp_path: Path) -> None:
             await send(source, *map(reading, range(10, 2_000)))
             text = await ask_until(run, "/healthz?verbose", lambda status, _: status == 503)
             assert text.startswith("sink features: ")
-            assert "disk is full" in text.splitlines()[0]
+            assert re.fullmatch(
+                r"sink features: .*, The disk is full: SQLite could not write to .*/out\.db", text.splitlines()[0]
+            )
             assert "the sink features is the limit: nothing gets through" in text
             counts = await told(run)
             assert counts["tidemill_progressing", ""] == counts["tidemill_ready", ""] == 0

@@ -53,6 +53,23 @@ def test_another_connection_reads_while_rows_are_written(tmp_path: Path) -> None
     assert query(path, "PRAGMA journal_mode") == [("wal",)]
 
 
+def test_a_full_disk_loses_what_was_not_flushed_only_without_state(tmp_path: Path) -> None:
+    """Which is said then, and only then: with state the rows come again."""
+    for kept in (False, True):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        sink = sinks.SQLite(folder / "features.db")
+        if kept:
+            sink.resume(OPEN, Keeping(folder, "plant", 1))
+        else:
+            sink.open(OPEN)
+        sink._opened().execute("PRAGMA max_page_count=3")
+        with pytest.raises(OutsideError, match="The disk is full") as caught:
+            sink.write(batch_of(value=[1.5] * 2_000))
+        assert ("are lost" in str(caught.value)) != kept
+        sink.close()
+
+
 def test_types_of_the_table(tmp_path: Path) -> None:
     """Each kind has its declared type; a column of ints keeps them, NaN is NULL, a time is nanoseconds."""
     path = tmp_path / "features.db"

@@ -391,18 +391,19 @@ class SQLite(TableSink):
             if self._kept is not None:
                 self._let_go()
             if isinstance(error, sqlite3.Error):
-                raise _named(error, self.path, self.table) from error
+                raise _named(error, self.path, self.table, kept=self._fence is not None) from error
             raise
 
 
-def _named(error: sqlite3.Error, place: Path, table: str) -> TidemillError:
+def _named(error: sqlite3.Error, place: Path, table: str, *, kept: bool) -> TidemillError:
     code = str(getattr(error, "sqlite_errorname", ""))
     if code.startswith("SQLITE_NOTADB"):
         return InputError(f"{place} is not a SQLite database; choose another path, or move that file away.")
     if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
         return InputError(f"SQLite cannot write to {place}: {error}. Check that the file and its folder are writable.")
     if code.startswith("SQLITE_FULL"):
-        return OutsideError(f"The disk is full: SQLite could not write to {place}. Rows since the last flush are lost.")
+        lost = "" if kept else " Rows since the last flush are lost."
+        return OutsideError(f"The disk is full: SQLite could not write to {place}.{lost}")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return OutsideError(
             f"{place} has been locked by another program for {BUSY_TIMEOUT:.0f} seconds; let that one finish its "
