@@ -36,6 +36,23 @@ def test_a_sink_waits_since_the_oldest_batch_that_nobody_sees(steps: list[tuple[
         assert (progress.commits, progress.commit_age_s(now)) == (shown, (now - committed) / 1e9)
 
 
+def test_a_sink_that_has_not_come_back_is_known_from_one_whose_rows_wait_for_a_commit() -> None:
+    """Each call that comes back counts, also one with a part of what there is to do; what waits unasked does not."""
+    progress = SinkProgress(0)
+    for second in (1, 2):
+        progress.given(second * SECOND)
+        progress.asked(second * SECOND)
+    assert progress.call_s(40 * SECOND) == 39.0
+    progress.came_back(40 * SECOND, done=True)
+    assert progress.call_s(45 * SECOND) == 5.0
+    progress.came_back(50 * SECOND, done=True)
+    assert progress.call_s(900 * SECOND) == 0.0
+    assert progress.waiting == 2
+    progress.asked(1_000 * SECOND)
+    progress.came_back(1_010 * SECOND, done=False)
+    assert progress.call_s(1_031 * SECOND) == 21.0
+
+
 def test_what_an_attempt_that_is_over_still_shows_is_not_the_next_ones() -> None:
     """Its word comes late, and the batch it is about comes once more."""
     old = SinkProgress(0)

@@ -164,6 +164,24 @@ def test_tries_of_several_attempts_are_counted_together() -> None:
     assert [trouble.tries for trouble in both.troubles] == [11, 1]
 
 
+def test_a_sink_that_does_not_answer_is_named_before_it_is_a_culprit() -> None:
+    """Nobody says then that the run progresses; of one that is refused, or is a culprit, there is one sentence."""
+    silent = sink("hub", waiting=4, waiting_s=31.0, call_s=31.0)
+    assert str(judged(statistics(sink_flows=(silent,)))) == "sink hub: no answer for 31 s, 4 batches wait"
+    assert judged(statistics(sink_flows=(silent,))).progresses
+    assert judged(statistics(sink_flows=(replace(silent, call_s=30.0),))).wrong == ()
+    assert judged(statistics(sink_flows=(trying(31.0, call_s=31.0),))).wrong == (AWAY_HUB,)
+    late = replace(silent, waiting_s=312.0, call_s=312.0)
+    assert judged(statistics(sink_flows=(late,))).wrong == (
+        "sink hub: 4 batches wait, the oldest for 312 s (limit 300)",
+    )
+    for begun in (
+        statistics(ready=False, seconds=40.0, sink_flows=(silent,)),
+        statistics(stopping=True, sink_flows=(silent,)),
+    ):
+        assert judged(begun).wrong == ()
+
+
 ages = st.floats(0, 1_000)
 runs = st.builds(
     lambda sources, sinks, lanes, kept, refused, ready: statistics(

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tests.postgres_server import PostgresServer
-from tests.sinks.line_servers import take, web_server
+from tests.sinks.line_servers import Post, take, web_server
 from tests.web import asked
 
 import tidemill as tm
@@ -268,6 +268,45 @@ async def test_a_sink_that_tries_again_by_itself_is_named_at_once_and_forgotten(
             await ask_until(run, "/healthz", lambda _, text: text == "the run progresses\n")
             assert (await told(run))["tidemill_tries", ""] == 0
         assert len(server.taken) == 10
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_sink_that_does_not_answer_is_named_and_forgotten(
+    tmp_path: Path, lanes: int, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a minute after it was asked, with a line in the log; rows that only wait for their commit are nothing to tell."""
+    asked_for, going, clock = threading.Event(), threading.Event(), ManualClock()
+
+    def answer(post: Post) -> Any:
+        asked_for.set()
+        going.wait(30)
+        return take(post)
+
+    with web_server(answer) as server:
+        source = tm.sources.TCP()
+        pipeline = live(source, tm.sinks.HTTP(server.url, name="hub"))
+        state = tm.State(tmp_path / "state", checkpoint_s=60.0) if kept else False
+        async with tm.serve(pipeline, lanes=lanes, state=state, clock=clock, metrics=ANYWHERE) as run:
+            await send(source, reading(0))
+            while not run.statistics().sink_flows[0].waiting:  # noqa: ASYNC110 - records come without a word
+                await asyncio.sleep(0)
+            if kept:
+                clock.advance(40.0)
+                while run.statistics().sink_flows[0].call_s:  # noqa: ASYNC110 - the sink writes it down in a moment
+                    await asyncio.sleep(0)
+                assert (await ask(run, "/healthz")) == (200, "the run progresses\n")
+                clock.advance(60.0)
+            await asyncio.to_thread(asked_for.wait)
+            clock.advance(31.0)
+            run._oversight.look()
+            said = "sink hub: no answer for 31 s, 1 batch waits"
+            assert any(record.getMessage().endswith(f"not well: {said}") for record in caplog.records)
+            text = (await ask(run, "/healthz"))[1]
+            assert text.splitlines()[0] == said
+            going.set()
+            await send(source, reading(1))
+            clock.advance(1.0)
+            await ask_until(run, "/healthz", lambda _, text: text == "the run progresses\n")
 
 
 async def test_a_database_that_is_away_at_the_start_is_waited_for(server: PostgresServer, tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ class SinkFlow:
     """Batches that its readers can see by now; 0 before anything was committed, or flushed."""
     trouble: Trouble | None = None
     """Why it takes nothing, while it tries again by itself: its tries since the attempt at the run began."""
+    call_s: float = 0.0
+    """How long it has not come back from a call; 0 while it is in none, such as one with rows that wait for their commit."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ class SinkProgress:
         self._committed_ns = now_ns
         self.commits = 0
         """Batches that were shown so far."""
+        self._asked = 0
+        """Things that it was asked to do, and is not through with."""
+        self._went_on_ns = now_ns
         self._earlier = self._kept = SinkCounts()
         self._kept_to = 0
         self._told: SinkCounts | None = None
@@ -176,6 +181,28 @@ class SinkProgress:
     def given(self, now_ns: int) -> None:
         """A batch was handed to it."""
         self._given_ns.append(now_ns)
+
+    def asked(self, now_ns: int) -> None:
+        """It is to write a batch, or to commit."""
+        if not self._asked:
+            self._went_on_ns = now_ns
+        self._asked += 1
+
+    def came_back(self, now_ns: int, *, done: bool) -> None:
+        """From a call; ``done`` if that was all there was to do of what it was asked."""
+        self._asked -= done
+        self._went_on_ns = now_ns
+
+    def call_s(self, now_ns: int) -> float:
+        """How long it has not come back, of what it was asked to do.
+
+        >>> progress = SinkProgress(0)
+        >>> progress.asked(1_000_000_000); progress.call_s(4_000_000_000)
+        3.0
+        >>> progress.came_back(4_000_000_000, done=True); progress.call_s(9_000_000_000)
+        0.0
+        """
+        return max(now_ns - self._went_on_ns, 0) / 1e9 if self._asked else 0.0
 
     def shown(self, now_ns: int) -> None:
         """The oldest batch that waited can be seen."""

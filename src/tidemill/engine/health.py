@@ -24,6 +24,9 @@ __all__ = ["STALL_S", "Health", "Readiness", "held_loop", "is_ready", "judged", 
 
 STALL_S: Final = 300.0
 """Seconds without progress after which a run counts as stalled, unless it says otherwise."""
+_CALL_S: Final = 30.0
+"""A call to a sink that lasts for so long is told: one that works by design comes back in seconds, however far apart its commits
+are."""
 _OFTEN: Final = 3
 """Lost processes of a lane within a minute, since one record that kills its lane costs two, or connections turned away."""
 _TOGETHER_S: Final = 1.0
@@ -41,7 +44,7 @@ class Health:
     strained: tuple[str, ...] = ()
     """What goes on all the same, and will not for long, or not well; one sentence each."""
     trying: tuple[str, ...] = ()
-    """Sinks that are refused and try again by themselves, which may help yet; one sentence each."""
+    """Sinks that are refused and try again by themselves, which may help yet, or that do not answer; one sentence each."""
 
     @property
     def progresses(self) -> bool:
@@ -81,9 +84,7 @@ def judged(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: fl
     if statistics is not None and statistics.ending:
         return Health((statistics.ending,))
     culprits = tuple(found.said for found in _found(statistics, limit_s, silent_s))
-    return Health(
-        culprits, tuple(_strained(statistics)), tuple(one for one in _trying(statistics) if one not in culprits)
-    )
+    return Health(culprits, tuple(_strained(statistics)), tuple(_trying(statistics, culprits)))
 
 
 def stalls(statistics: Statistics | None, limit_s: float = STALL_S, silent_s: float | None = None) -> list[Stall]:
@@ -171,8 +172,7 @@ def _stuck(statistics: Statistics, limit_s: float) -> Iterator[_Culprit]:
 
 
 def _stuck_sink(sink: SinkFlow, lasts_s: float, limit_s: float) -> _Culprit:
-    batches = "1 batch waits" if sink.waiting == 1 else f"{sink.waiting:,} batches wait"
-    told = f"sink {sink.name}: {batches}, the oldest for {_over(sink.waiting_s, limit_s)}"
+    told = f"sink {sink.name}: {_batches(sink)}, the oldest for {_over(sink.waiting_s, limit_s)}"
     return _Culprit(told if sink.trouble is None else _away(sink.trouble), lasts_s, limit_s)
 
 
@@ -225,9 +225,17 @@ def _silent(
 # -- what will not go on for long ---------------------------------------------------------------------------
 
 
-def _trying(statistics: Statistics | None) -> Iterator[str]:
-    if statistics is not None and not statistics.stopping:
-        yield from map(_away, statistics.troubles)
+def _trying(statistics: Statistics | None, culprits: tuple[str, ...]) -> Iterator[str]:
+    """But for those that are called culprits."""
+    if statistics is None or statistics.stopping:
+        return
+    yield from (said for trouble in statistics.troubles if (said := _away(trouble)) not in culprits)
+    if statistics.trouble is not None or not statistics.ready:
+        return
+    for sink in statistics.sink_flows:
+        told = any(culprit.startswith(f"sink {sink.name}: ") for culprit in culprits)
+        if sink.call_s > _CALL_S and sink.trouble is None and not told:
+            yield f"sink {sink.name}: no answer for {_s(sink.call_s)} s, {_batches(sink)}"
 
 
 def _strained(statistics: Statistics | None) -> Iterator[str]:
@@ -268,6 +276,10 @@ def _how(source: SourceFlow) -> str:
 
 def _away(trouble: Trouble) -> str:
     return f"{trouble.culprit or 'the outside'}: {_tries(trouble.tries)}, {_line(trouble.said)}"
+
+
+def _batches(sink: SinkFlow) -> str:
+    return "1 batch waits" if sink.waiting == 1 else f"{sink.waiting:,} batches wait"
 
 
 def _tries(tries: int) -> str:

@@ -111,7 +111,7 @@ class Outflow:
             self._learning = False
             self._tell_learned(finished)
         for outlet in outlets:
-            outlet.put(self._readings.delivery(outlet.name, batch, finished.arrivals, taken))
+            outlet.put(self._readings.delivery(outlet, batch, finished.arrivals, taken))
 
     def _tell_learned(self, finished: Finished) -> None:
         """The columns, once a record has shown what the functions add."""
@@ -137,4 +137,5 @@ class Outflow:
         """Every sink that has not yet shall commit what it was put, which reaches up to there."""
         for outlet in self.outlets:
             if outlet.resumed_at < position:
+                self._readings.commits(outlet)
                 outlet.commit(position)

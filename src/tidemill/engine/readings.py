@@ -73,16 +73,29 @@ class Readings:
         self.memory: dict[str, int] = {}
         """Bytes taken from the machine, read at the end."""
 
-    def delivery(self, sink: str, batch: Batch, arrivals: Arrivals, taken: Callable[[], None]) -> Delivery:
+    def delivery(self, outlet: Outlet, batch: Batch, arrivals: Arrivals, taken: Callable[[], None]) -> Delivery:
         """A batch on its way to a sink, from now on, with what is measured of it; its rows need not be kept for that."""
-        progress = self._sinks[sink]
-        progress.given(self._clock.monotonic_ns())
+        progress, now = self._sinks[outlet.name], self._clock.monotonic_ns()
+        waits = outlet.keeping is not None  # once it is written, for a commit; else it is to be flushed at once
+        progress.given(now)
+        progress.asked(now)
+
+        def written() -> None:
+            progress.came_back(self._clock.monotonic_ns(), done=waits)
+            self._add(self._latency, arrivals)
 
         def shown() -> None:
-            progress.shown(self._clock.monotonic_ns())
+            now = self._clock.monotonic_ns()
+            progress.shown(now)
+            if not waits:
+                progress.came_back(now, done=True)
             self._add(self._visible, arrivals)
 
-        return Delivery(batch, taken, lambda: self._add(self._latency, arrivals), shown)
+        return Delivery(batch, taken, written, shown)
+
+    def commits(self, outlet: Outlet) -> None:
+        """This sink is to commit what it was given."""
+        self._sinks[outlet.name].asked(self._clock.monotonic_ns())
 
     def held(self, nanoseconds: int) -> None:
         """The application's own code held the loop for so long."""
@@ -133,7 +146,9 @@ class Readings:
 
     def kept(self, outlet: Outlet, position: int) -> None:
         """What this sink has written so far will not be put again: its rows are of the inputs up to there."""
-        self._sinks[outlet.name].kept(outlet.counts, position)
+        progress = self._sinks[outlet.name]
+        progress.came_back(self._clock.monotonic_ns(), done=True)
+        progress.kept(outlet.counts, position)
 
     def sample(self, attempt: Attempt) -> None:
         """Look at how the resources are used; called a few times a second."""
@@ -232,6 +247,7 @@ class Readings:
                     progress.commit_age_s(now),
                     progress.commits,
                     progress.troubles.read(now),
+                    progress.call_s(now),
                 )
                 for name, progress, rows in sinks
             ),
