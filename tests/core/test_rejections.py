@@ -95,6 +95,26 @@ def test_rows_that_stages_made_are_judged_against_those_that_came_to_the_stage()
         assert run.passed(1, came=10, dead=0) == said
 
 
+def test_a_few_of_many_are_told_once_a_minute_by_stage_and_reason() -> None:
+    """At once, then what came since, and nothing while there are no more; each with the newest reason."""
+    run, told = Seen(), []
+    for second in range(300):
+        for _ in range(4 if second < 130 else 0):
+            run.rejections.buried("raised", f"ValueError: {second}", stage="rate")
+        if second == 30:
+            run.rejections.buried("wrong_type", "it is text", source="tcp")
+        assert run.passed(1, came=10, dead=0) == []
+        told += [(second, *news) for news in run.rejections.news(run.now)]
+    assert told == [
+        (0, "stage rate: 4 dead letters, raised", "ValueError: 0"),
+        (30, "source tcp: 1 dead letter, wrong_type", "it is text"),
+        (60, "stage rate: 240 dead letters within 60 s, raised", "ValueError: 60"),
+        (120, "stage rate: 240 dead letters within 60 s, raised", "ValueError: 120"),
+        (180, "stage rate: 36 dead letters within 60 s, raised", "ValueError: 129"),
+    ]
+    assert run.rejections.dead == {("stage rate", "raised"): 520, ("source tcp", "wrong_type"): 1}
+
+
 @given(st.lists(st.tuples(st.integers(1, 600), st.integers(0, 50), st.integers(0, 50)), max_size=100))
 def test_little_is_remembered(seconds: list[tuple[int, int, int]]) -> None:
     """However long the run, and however its records come."""

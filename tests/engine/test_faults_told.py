@@ -68,6 +68,33 @@ def unsure(columns: dict[str, Any]) -> dict[str, Any]:
     return {"rate": columns["value"]}
 
 
+def unsure_of_some(columns: dict[str, Any]) -> dict[str, Any]:
+    if (columns["value"] % 3 == 0).any():
+        raise ValueError("no such pump c4nary")
+    return {"rate": columns["value"]}
+
+
+async def test_a_function_that_raises_on_one_record_in_three_is_told_of(
+    tmp_path: Path, lanes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its name and a count, on a page and in a line of the log, where the newest reason is too."""
+    source = tm.sources.TCP()
+    plan = tm.Plan(tm.Map(unsure_of_some, adds={"rate": float}, name="rate"))
+    pipeline = tm.Pipeline(source, plan, tm.sinks.Latest())
+    letters = tmp_path / "dead.ndjson"
+    async with tm.serve(pipeline, lanes=lanes, state=False, dead_letters=letters, metrics=ANYWHERE) as run:
+        await send(source, *map(reading, range(30)))
+        while run.statistics().rows_out < 20 or run.statistics().dead_letters < 10:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        run._oversight.look()
+        text = await ask_until(run, "/healthz?verbose", lambda status, _: status == 200)
+    assert text.startswith("the run progresses\n")
+    assert "\nstage rate: 10 dead letters, raised\n" in text
+    assert "c4nary" not in text
+    lines = [record for record in caplog.records if record.getMessage().startswith("stage rate: ")]
+    assert ["no such pump c4nary" in line.newest_dead_letter for line in lines] == [True] * max(len(lines), 1)
+
+
 async def test_a_stage_that_refuses_the_rows_that_another_makes_is_named(tmp_path: Path, lanes: int) -> None:
     """Though they are no records: ten are made of each record, and all are good until something changes."""
     source = tm.sources.TCP()

@@ -1,10 +1,14 @@
-"""Of whom most of what came lately became dead letters: a firmware update must not eat a night in silence."""
+"""Whose records became dead letters, and of whom most of what came lately: neither a firmware update nor a function that raises on
+one record in three must eat a night in silence."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
+
+from tidemill.printable import counted
 
 __all__ = ["MostlyDead", "Rejections"]
 
@@ -41,12 +45,14 @@ class _Book:
     def __init__(self, what: str = "records") -> None:
         self._what = what
         self.open = _Slice()
-        self.samples: dict[str, str] = {}
+        self.samples: dict[tuple[str, str], str] = {}
+        """Of each culprit and reason code, why the newest is one."""
         self._slices: deque[_Slice] = deque()
 
     def buried(self, who: str, reason_code: str, reason: str) -> None:
-        self.open.dead[who, reason_code] += 1
-        self.samples[who] = reason
+        by = who, reason_code
+        self.open.dead[by] += 1
+        self.samples[by] = reason
 
     def look(self, now_ns: int) -> list[MostlyDead]:
         if self.open.came or self.open.dead:
@@ -74,7 +80,7 @@ class _Book:
         last = max(came, died)  # those that a stage refuses came a moment before
         return MostlyDead(
             f"{who}: {died:,} of the last {last:,} {self._what} are dead letters, {times:,} of them {reason}",
-            self.samples[who],
+            self.samples[who, reason],
         )
 
 
@@ -94,6 +100,11 @@ class Rejections:
         self._all = _Book()
         self._sources: dict[str, _Book] = defaultdict(_Book)
         self._made: dict[str, _Book] = defaultdict(lambda: _Book("rows"))
+        self.dead: Counter[tuple[str, str]] = Counter()
+        """All so far, by culprit and reason code, as of the last look."""
+        self._samples: dict[tuple[str, str], str] = {}
+        self._told: dict[tuple[str, str], tuple[int, int]] = {}
+        """Of these, how many there were when they were told of last, and when that was."""
 
     def came(self, records: int, source: str) -> None:
         """So many came in; some of them may be dead letters."""
@@ -117,4 +128,19 @@ class Rejections:
     def look(self, now_ns: int) -> list[MostlyDead]:
         """Those of whom more than half are dead letters; called about once a second."""
         books = [*self._sources.values(), self._all, *self._made.values()]
+        for book in books:
+            self.dead.update(book.open.dead)
+            self._samples.update((by, book.samples[by]) for by in book.open.dead)
         return [found for book in books for found in book.look(now_ns)]
+
+    def news(self, now_ns: int) -> Iterator[tuple[str, str]]:
+        """What the log is to say now, and why the newest of these is a dead letter: of each culprit and reason code at once, then
+        once a minute while there are more."""
+        for (who, reason_code), dead in self.dead.items():
+            before, told_ns = self._told.get((who, reason_code), (0, now_ns - _LATELY_NS))
+            if dead == before or now_ns - told_ns < _LATELY_NS:
+                continue
+            self._told[who, reason_code] = dead, now_ns
+            within = f" within {(now_ns - told_ns) / 1e9:,.0f} s" if before else ""
+            said = f"{who}: {counted(dead - before, 'dead letter')}{within}, {reason_code}"
+            yield said, self._samples[who, reason_code]

@@ -110,6 +110,7 @@ class Oversight:
         self.mostly_dead = tuple(self._rejections.look(self._clock.monotonic_ns()))
         statistics = self._read()
         self._tell_log(statistics)
+        self._tell_dead(statistics)
         self._tell_manager(statistics)
         self._end_stalled(statistics)
         self._end_dead(statistics)
@@ -179,6 +180,20 @@ class Oversight:
             if statistics.mostly_dead:
                 fields["newest_dead_letter"] = in_one_line(statistics.mostly_dead[0].sample, longest=_SAMPLE)
             _log.log(logging.WARNING if wrong else logging.INFO, "%s", said, extra=fields)
+
+    def _tell_dead(self, statistics: Statistics | None) -> None:
+        """Of who gives little else the log says so already; a run that ends by itself says at its end which it had."""
+        if statistics is None or not any(source.live for source in statistics.source_flows):
+            return
+        for said, sample in self._rejections.news(self._clock.monotonic_ns()):
+            if not any(said.partition(":")[0] == one.said.partition(":")[0] for one in self.mostly_dead):
+                newest = in_one_line(sample, longest=_SAMPLE)
+                _log.warning("%s", said, extra={"pipeline": statistics.name, "newest_dead_letter": newest})
+
+    @property
+    def dead(self) -> dict[tuple[str, str], int]:
+        """How many dead letters there are, by culprit and reason code, as of the last look."""
+        return dict(self._rejections.dead)
 
     def _tell_manager(self, statistics: Statistics | None) -> None:
         if self._manager is None:

@@ -110,6 +110,8 @@ def _details(statistics: Statistics) -> Iterator[str]:
         f"{statistics.name}: {counted(statistics.records_in, 'record')} in, {counted(statistics.rows_out, 'row')} out, "
         f"{counted(statistics.dead_letters, 'dead letter')}, in {statistics.seconds:,.0f} s"
     )
+    for (who, reason_code), dead in statistics.dead.items():
+        yield f"{who}: {counted(dead, 'dead letter')}, {reason_code}"
     for source in statistics.source_flows:
         how = "ended" if source.ended else "connected" if source.connected else "not connected"
         given = f"{counted(source.records, 'record')}, {source.rejected:,} rejected"

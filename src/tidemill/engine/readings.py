@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from tidemill.batch import Batch
@@ -180,6 +181,7 @@ class Readings:
         trouble: Trouble | None = None,
         ending: str = "",
         mostly_dead: tuple[MostlyDead, ...] = (),
+        dead: Mapping[tuple[str, str], int] = MappingProxyType({}),
         by: str = "",
     ) -> Statistics:
         """How the run is, now; rates and busy shares are since the last reading ``by`` the same one who asks."""
@@ -227,6 +229,7 @@ class Readings:
             trouble=trouble,
             ending=ending,
             mostly_dead=mostly_dead,
+            dead=dead,
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(

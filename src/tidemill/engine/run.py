@@ -429,7 +429,13 @@ class Run:
         trouble = self._troubles.read(self._clock.monotonic_ns())
         seen = self._oversight
         return self._readings.statistics(
-            attempt, self._reader, trouble=trouble, ending=seen.ending, mostly_dead=seen.mostly_dead, by=by
+            attempt,
+            self._reader,
+            trouble=trouble,
+            ending=seen.ending,
+            mostly_dead=seen.mostly_dead,
+            dead=seen.dead,
+            by=by,
         )
 
     def _seen(self) -> Seen:
