@@ -215,7 +215,7 @@ def test_who_asks_for_no_time_that_there_is_is_asked_again(asked: str) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 301])
 def test_who_refuses_whatever_is_posted_ends_the_run_unless_it_was_right_before(status: int, tmp_path: Path) -> None:
-    """With the server's words. With state it is known to have been right also after the next start, of this address alone."""
+    """With the server's words, and what to look at. With state it is known to have been right also after the next start, of this address alone."""
     refusing = [True]
 
     def answer(post: Post) -> Any:
@@ -224,8 +224,11 @@ def test_who_refuses_whatever_is_posted_ends_the_run_unless_it_was_right_before(
     keeping = Keeping(tmp_path, "plant", 1)
     with web_server(answer) as server:
         for kept in (None, keeping):
-            with pytest.raises(InputError, match=rf"refuses what is posted: it answers {status} .*no such thing\.$"):
+            with pytest.raises(
+                InputError, match=rf"refuses what is posted: it answers {status} .*no such thing\.$"
+            ) as caught:
                 written(sinks.HTTP(server.url), rows_from(0, 10), keeping=kept)
+            assert ("(see token=, headers= or url): " in str(caught.value)) == (status in (401, 403))
         refusing[0] = False
         sink = sinks.HTTP(server.url)
         sink.resume(OPEN, keeping)
@@ -689,7 +692,7 @@ def test_influxdb_that_refuses_whatever_comes_is_told_in_its_own_words(guarded_i
     assert guarded_influx.query("SELECT count(n) FROM m", "rows")[0]["count"] == 10
     for wrong, said in (
         (url.replace("db=rows", "db=other"), '404 Not Found: database not found: "other"'),
-        (url.replace("u=mill", "u=nobody"), "401 Unauthorized: authorization failed"),
+        (url.replace("u=mill", "u=nobody"), "401 Unauthorized (see token=, headers= or url): authorization failed"),
     ):
         with pytest.raises(InputError) as caught:
             written(sinks.HTTP(wrong, format="influx", measurement="m"), rows_from(0, 10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import queue
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -169,6 +170,15 @@ def test_a_broker_that_is_away_is_one_sentence(root: str) -> None:
     """At the start at once; later after some tries."""
     with pytest.raises(OutsideError, match=r"^mqtt://127.0.0.1:1 cannot be reached: Connection refused\.$"):
         sinks.MQTT("mqtt://127.0.0.1:1", f"{root}/{{sensor}}").open(OPEN)
+
+
+def test_a_broker_that_stands_still_is_not_said_to_refuse(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection, and says nothing."""
+    monkeypatch.setattr("tidemill.sinks.mqtt_publisher.ANSWER_S", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as still:
+        address = f"mqtt://127.0.0.1:{still.getsockname()[1]}"
+        with pytest.raises(OutsideError, match=f"^{address} does not answer to CONNECT\\.$"):
+            sinks.MQTT(address, f"{root}/{{sensor}}").open(OPEN)
 
 
 def test_a_broker_that_stays_away_fails_the_write_and_lets_go(own_mosquitto: Any, root: str, monkeypatch: Any) -> None:

@@ -259,15 +259,18 @@ class Publisher:
         client.connect_async(self._broker.host, self._broker.port, 0)
         client.reconnect()
         until = time.monotonic() + ANSWER_S
-        while self._granted is None and not self._lost:
-            left = until - time.monotonic()
-            if left <= 0:
-                self._lost = "it does not answer to CONNECT"
-            self._turn(max(left, 0))
-        if not self._granted:
-            why, lasting = refusal(client.refused) if client.refused else (self._lost, False)
-            self._drop()
+        while self._granted is None and not self._lost and (left := until - time.monotonic()) > 0:
+            self._turn(left)
+        if self._granted:
+            return
+        lost = self._lost
+        self._drop()
+        if client.refused:
+            why, lasting = refusal(client.refused)
             raise (InputError if lasting else OutsideError)(f"{self._broker} refuses the connection: {why}.")
+        if lost:
+            raise OutsideError(f"{self._broker} ended the connection instead of an answer to CONNECT: {lost}.")
+        raise OutsideError(f"{self._broker} does not answer to CONNECT.")
 
     def _connect_anew(self) -> None:
         self._drop()

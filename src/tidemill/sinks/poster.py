@@ -371,6 +371,8 @@ def _packed(lines: bytes) -> bytes:
 def _told(status: int, words: str) -> str:
     """Both as the end of a sentence."""
     phrase = http.HTTPStatus(status).phrase if status in set(http.HTTPStatus) else ""
+    if status in (401, 403):
+        phrase += " (see token=, headers= or url)"
     said = in_one_line(words, longest=_TOLD).rstrip(".")
     return f"{' '.join(filter(None, (str(status), phrase)))}{': ' if said else ''}{said}."
 
