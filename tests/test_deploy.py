@@ -112,7 +112,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 LIVE = [b'{"sensor": "S1", "value": 1}\n', b'{"sensor": "S2", "value": -1}\n', b"no JSON\n"]
 
 
-LATER = ("dead_total", "records_gone_total", "lane_busy_ratio")
+LATER = ("records_gone_total", "lane_busy_ratio")
 """What a page shows once there is something to show."""
 
 

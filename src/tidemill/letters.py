@@ -18,6 +18,7 @@ __all__ = [
     "NO_KEY",
     "OVERSIZE",
     "RAISED",
+    "REASON_CODES",
     "TOO_MANY_KEYS",
     "TOO_MANY_OPEN",
     "UNASKED",
@@ -46,6 +47,12 @@ TOO_MANY_KEYS: Final = "too_many_keys"
 LATE: Final = "late"
 TOO_MANY_OPEN: Final = "too_many_open"
 UNASKED: Final = "unasked"
+
+REASON_CODES: Final = (
+    MALFORMED, OVERSIZE, MISSING_FIELD, NO_KEY, BAD_TIME, WRONG_TYPE, INFINITE, RAISED, WRONG_LENGTH, UNKNOWN_KEY, DEADLINE,
+    KILLED, TOO_MANY_KEYS, LATE, TOO_MANY_OPEN, UNASKED,
+)  # fmt: skip
+"""All of them."""
 
 AT_A_TIME: Final = 64
 """Letters that are dealt with in one turn of the loop."""

@@ -16,6 +16,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine.readings_of_runs import lane, sink, source, state, statistics
 
+from tidemill import letters
 from tidemill.core.flows import Trouble
 from tidemill.core.load import Load
 from tidemill.engine.exposition import METRICS, OTHER, Reading, exposed, load_library
@@ -135,12 +136,19 @@ def test_half_a_character_is_told_as_a_question_mark() -> None:
 @given(st.dictionaries(st.text("abcdefgh_", min_size=1), st.integers(1, 1_000), max_size=200))
 def test_words_that_are_counted_make_a_bounded_number_of_series(counts: dict[str, int]) -> None:
     """However many there are, and none of the counts is lost."""
-    told = [
-        value for (name, _), value in samples_of(statistics(dead_letters_by_reason=counts)).items() if "_dead_" in name
-    ]
+    told = [value for (name, _), value in samples_of(statistics(counters=counts)).items() if "_counted_" in name]
     assert len(told) == min(len(counts), 64)
     assert sum(told) == sum(counts.values())
     assert OTHER == "other"
+
+
+def test_a_reason_is_there_before_the_first_record_that_it_is_of() -> None:
+    """Else nobody sees the first of them: of a series that begins with a number, that is no increase."""
+    told = {label: value for (name, label), value in samples_of(FULL).items() if name == "tidemill_dead_total"}
+    assert told["malformed"] > 0
+    words = {name: value for name, value in vars(letters).items() if name in letters.__all__ and isinstance(value, str)}
+    assert set(told) == set(words.values())
+    assert told["raised"] == 0
 
 
 def test_a_strange_header_gets_the_plain_format() -> None:

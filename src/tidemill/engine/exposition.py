@@ -20,6 +20,7 @@ from tidemill.engine.health import is_ready
 from tidemill.engine.metrics import Distribution, Spread, StateStatistics, Statistics
 from tidemill.engine.oversight import Terms
 from tidemill.errors import MissingExtra
+from tidemill.letters import REASON_CODES
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -183,7 +184,7 @@ METRICS: Final = (
     Metric("records_gone", "counter", "Records that became neither rows nor dead letters.",
            lambda r: _words(r.statistics.gone), "how"),
     Metric("dead", "counter", "Records that went to the dead letters.",
-           lambda r: _words(r.statistics.dead_letters_by_reason), "reason_code"),
+           lambda r: _words(dict.fromkeys(REASON_CODES, 0) | r.statistics.dead_letters_by_reason), "reason_code"),
     Metric("counted", "counter", "What stages counted, such as windows that may lack a record.",
            lambda r: _words(r.statistics.counters), "what"),
     Metric("sensors", "gauge", "Sensors seen so far.", _one(lambda s: s.keys)),
