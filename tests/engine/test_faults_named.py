@@ -204,7 +204,7 @@ async def a_lane_hangs(place: Place) -> AsyncIterator[Fault]:
         tm.Pipeline(source, tm.Plan(tm.Map(hangs)), tm.sinks.Latest(), name="plant"),
         strike,
         mend,
-        r"lane 0: 1 slab, none finished for 312 s \(limit 300\)$",
+        r"lane 0: 1 slab, none finished for 312 s \(limit 300\), in a call of Map\(hangs\)$",
         {("tidemill_lane_waiting_seconds", "0"): (312, 312)},
         ready=200,
         options={"clock": clock, "lanes": 1},

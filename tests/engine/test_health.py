@@ -43,6 +43,9 @@ CASES = {
     "lane 1: 3 slabs, none finished for 312 s (limit 300)": statistics(
         lane_flows=(lane(0), lane(1, in_flight=3, waiting_s=312.0))
     ),
+    "lane 1: 1 slab, none finished for 312 s (limit 300), in a call of Map(features)": statistics(
+        lane_flows=(lane(0), lane(1, in_flight=1, waiting_s=312.0, at="Map(features)"))
+    ),
     "start: lanes and sinks are not ready after 312 s (limit 300)": statistics(ready=False, seconds=312.0),
     "checkpoint: 1,234 inputs have waited for one for 312 s (limit 301)": statistics(
         state=state(behind=1_234, waiting_s=312.0)

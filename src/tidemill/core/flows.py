@@ -111,6 +111,8 @@ class LaneFlow:
     """Slabs it has not committed."""
     waiting_s: float
     """How long it has had slabs without finishing one."""
+    at: str = ""
+    """The stage whose function it is in; empty while it is in none."""
     lost_lately: int = 0
     """Processes of it that were lost within the last minute."""
 

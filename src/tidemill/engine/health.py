@@ -178,6 +178,7 @@ def _stuck_sink(sink: SinkFlow, lasts_s: float, limit_s: float) -> _Culprit:
 
 def _stuck_lane(lane: LaneFlow, limit_s: float) -> _Culprit:
     told = f"lane {lane.number}: {counted(lane.in_flight, 'slab')}, none finished for {_over(lane.waiting_s, limit_s)}"
+    told += f", in a call of {lane.at}" * bool(lane.at)
     return _Culprit(told, lane.waiting_s, limit_s)
 
 

@@ -237,6 +237,7 @@ class Readings:
                     lane.number,
                     slabs,
                     (now - lane.went_on_ns) / 1e9 if slabs else 0.0,
+                    self.work.stages.called_by(lane),
                     self._lost[lane.number].read(now),
                 )
                 for lane, slabs in zip(mill.lanes, in_flight, strict=True)

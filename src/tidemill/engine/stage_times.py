@@ -50,6 +50,11 @@ class StageTimes:
                 extra={"lane": lane.number, "stage": name},
             )
 
+    def called_by(self, lane: Lane) -> str:
+        """The stage whose function the lane is in; empty while it is in none."""
+        _, stage, _, since_ns = lane.memory.cursor
+        return self._stages[stage].name if since_ns and 0 <= stage < len(self._stages) else ""
+
     def report(self) -> tuple[StageReport, ...]:
         """One entry per stage, in the plan's order."""
         return tuple(StageReport(stage.name, ns / 1e9) for stage, ns in zip(self._stages, self._ns, strict=True))
