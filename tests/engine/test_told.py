@@ -6,8 +6,11 @@ import asyncio
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.engine.test_pages import reading, send
+from tests.sinks.line_servers import Post, take, web_server
 
 import tidemill as tm
 from tidemill.core.rejections import Rejections
@@ -29,6 +32,50 @@ def test_learned_columns_are_told_once(tmp_path, lanes, caplog):
         ):
             tm.run(tm.Pipeline(tm.sources.Records(rows), plan, tm.sinks.Latest()), lanes=lanes)
     assert told(caplog, "columns") == ["the columns are: sensor: text, time: float, value: float, x: float"]
+
+
+def test_names_of_columns_are_whatever_somebody_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """Each can be told from what is said of it, and a line holds no more than one can read."""
+    row = {"sensor": "S", "nan: float, x": 1.0, "a\x1b[2J" + "b" * 40_000: 2.0, "a": 3.0}
+    many = row | {f"a column {number}": number for number in range(900)}
+    with caplog.at_level(logging.INFO, "tidemill"):
+        for one in (row, many):
+            pipeline = tm.Pipeline(tm.sources.Records([one]), tm.Map(lambda b: {"x": b["a"]}), tm.sinks.Latest())
+            tm.run(pipeline, lanes=0)
+    few, cut = told(caplog, "columns")
+    assert few == (
+        r"the columns are: sensor: text, 'nan: float, x': float, 'a\x1b[2J" + "b" * 75 + "…': float, a: float, x: float"
+    )
+    assert len(cut) < 2_100
+    assert cut.endswith("…")
+
+
+async def test_what_a_run_begins_with_is_not_told_again_by_each_try_of_a_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither its columns nor where it goes on, which are what they were."""
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.0)
+    monkeypatch.setattr("tidemill.engine.run._BACK_OFF_S", (0.001, 0.01))
+    left = [0]
+
+    def answer(post: Post) -> Any:
+        left[0] -= 1
+        return take(post) if left[0] < 0 else (503, {}, b"")
+
+    caplog.set_level(logging.INFO, "tidemill")
+    source, plan = tm.sources.TCP(), tm.Plan(tm.Map(lambda b: {"x": b["value"]}))
+    with web_server(answer) as server:
+        state = tm.State(tmp_path / "state", checkpoint_s=0.01)
+        async with tm.serve(tm.Pipeline(source, plan, tm.sinks.HTTP(server.url)), lanes=0, state=state) as run:
+            for tries in (0, 5):
+                left[0] = tries
+                checkpoint = run.statistics().state.checkpoint
+                await send(source, reading(tries))
+                while run.statistics().state.checkpoint == checkpoint:  # noqa: ASYNC110 - they come without a word
+                    await asyncio.sleep(0.001)
+    assert len([line for line in told(caplog, "Once more") if "503" in line]) >= 3
+    assert len(told(caplog, "resumed behind")) == 1
+    assert len(told(caplog, "the columns are")) == 1
 
 
 @pytest.mark.parametrize(("bad", "first"), [(250, "the first 100 records were all"), (30, "all 30 records were")])

@@ -106,6 +106,8 @@ class Keeper:
         self._kept: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
         """What the last checkpoints of this run say."""
         self._tallies: dict[int, Tally] = {}
+        self._resumed_from = 0
+        """The checkpoint from which an attempt has last gone on."""
 
     @property
     def place(self) -> Place:
@@ -192,7 +194,9 @@ class Keeper:
             probing=facts.probing or not same,
         )
         self.places = Places(facts.place_position, facts.place)
-        _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
+        if self._resumed_from != self.found.number:  # attempts that fail one after the other begin at the same
+            self._resumed_from = self.found.number
+            _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
         return Beginning(facts.place_position, facts.position, facts.kinds, cuts)
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,12 +20,15 @@ from tidemill.engine.outlets import Outlet
 from tidemill.engine.pipeline import Checked
 from tidemill.engine.readings import Readings
 from tidemill.letters import DeadLetter
+from tidemill.printable import NAME, printable, quoted
 from tidemill.sinks.base import LoopSink
 
 __all__ = ["Outflow"]
 
 _MOST_LETTERS: Final = 20_000
 """Dead letters that may wait for records ahead of them: then the inflow waits too."""
+_LONGEST: Final = 2_000
+"""Characters of a line that lists columns."""
 _log = logging.getLogger("tidemill")
 
 
@@ -116,14 +119,21 @@ class Outflow:
     def _tell_learned(self, finished: Finished) -> None:
         """The columns, once a record has shown what the functions add."""
         batch = finished.batch
-        _log.info("the columns are: %s", batch.schema)
+        names = [name if name.isidentifier() and len(name) <= NAME else quoted(name) for name in batch.names]
+        kinds = [field.kind.value if field.kind else "unknown" for field in batch.schema]
+        columns = _shown(f"{name}: {kind}" for name, kind in zip(names, kinds, strict=True))
+        if columns == self._readings.columns:
+            return  # an attempt before this one has said so
+        self._readings.columns = columns
+        _log.info("the columns are: %s", columns)
+        there = _shown(names)
         for stage, name in self._checked.plan.awaited(self._checked.schemas, batch.names):
             told = "%s reads column %r, which the first records do not have, and makes nothing of them; their columns are: %s"
-            _log.warning(told, stage, name, ", ".join(batch.names), extra={"stage": stage})
+            _log.warning(told, stage, name, there, extra={"stage": stage})
         for outlet in self.outlets:
             for name in [name for name in outlet.sink.asks_for if name not in batch.columns]:
                 told = "sink %s: there is no column %r so far; the columns are: %s"
-                _log.warning(told, outlet.name, name, ", ".join(batch.columns), extra={"sink": outlet.name})
+                _log.warning(told, outlet.name, name, there, extra={"sink": outlet.name})
 
     def resumed(self, outlet: Outlet) -> None:
         """This sink was opened, and goes on where its output ends."""
@@ -139,3 +149,7 @@ class Outflow:
             if outlet.resumed_at < position:
                 self._readings.commits(outlet)
                 outlet.commit(position)
+
+
+def _shown(columns: Iterable[str]) -> str:
+    return printable(", ".join(columns), longest=_LONGEST)

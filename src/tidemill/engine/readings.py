@@ -69,6 +69,8 @@ class Readings:
         """Counters as others were told of them, by name and label: none goes back while inputs are worked on again."""
         self.kernels = ""
         """"compiled", "interpreted", or empty when no stage needs them."""
+        self.columns = ""
+        """What records have once all functions have added theirs, as it was told last."""
         self.cold_s = 0.0
         """Seconds that the kernels took to load."""
         self.memory: dict[str, int] = {}
