@@ -18,6 +18,7 @@ from tests.chaos.small_plants import small_disk
 from tests.engine.test_pages import ANYWHERE, ask_until, live, reading, send, told
 
 import tidemill as tm
+from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.testing import ManualClock
 
 
@@ -60,6 +61,20 @@ async def test_a_source_that_gives_nothing_but_dead_letters_is_named(
     assert "c4nary" not in text
     (line,) = [record for record in caplog.records if record.getMessage() == f"not well: {strained}"]
     assert line.newest_dead_letter == "field 'value' is float and this record has str"
+
+
+async def test_a_full_file_of_dead_letters_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the run lasts, and not in a line of the log alone."""
+    monkeypatch.setitem(DeadLetterFile.__init__.__kwdefaults__, "max_bytes", 2_000)
+    source = tm.sources.TCP()
+    async with tm.serve(
+        live(source), lanes=0, state=False, dead_letters=tmp_path / "dead.ndjson", metrics=ANYWHERE
+    ) as run:
+        await send(source, b"no json")
+        said = "dead letters: their file is full; further ones are counted, and the newest of them written at the end\n"
+        assert said not in await ask_until(run, "/healthz?verbose", lambda _, text: "1 dead letter," in text)
+        await send(source, *[b"no json"] * 100)
+        await ask_until(run, "/healthz?verbose", lambda _, text: said in text)
 
 
 def unsure(columns: dict[str, Any]) -> dict[str, Any]:

@@ -335,6 +335,8 @@ class Statistics:
     """Why the run ends itself; empty while it does not."""
     mostly_dead: tuple[MostlyDead, ...] = ()
     """Sources and stages of which most records, or most of the rows that stages made, became dead letters lately."""
+    dead_letters_full: bool = False
+    """Whether the file of dead letters has no more room: further ones are counted, and only the newest are kept."""
     dead: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Dead letters, rows that stages had made among them, by whose they are and reason code; as of the last look."""
     trouble: Trouble | None = None

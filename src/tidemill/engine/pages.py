@@ -110,6 +110,8 @@ def _details(statistics: Statistics) -> Iterator[str]:
         f"{statistics.name}: {counted(statistics.records_in, 'record')} in, {counted(statistics.rows_out, 'row')} out, "
         f"{counted(statistics.dead_letters, 'dead letter')}, in {statistics.seconds:,.0f} s"
     )
+    if statistics.dead_letters_full:
+        yield "dead letters: their file is full; further ones are counted, and the newest of them written at the end"
     for (who, reason_code), dead in statistics.dead.items():
         yield f"{who}: {counted(dead, 'dead letter')}, {reason_code}"
     for source in statistics.source_flows:

@@ -232,6 +232,7 @@ class Readings:
             ending=ending,
             mostly_dead=mostly_dead,
             dead=dead,
+            dead_letters_full=attempt.outflow.letters.statistics().full,
             load=self._load.read(),
             source_flows=tuple(reader.flow(source) for source in attempt.pipeline.sources),
             lane_flows=tuple(
