@@ -192,7 +192,7 @@ class SinkProgress:
 
     def came_back(self, now_ns: int, *, done: bool) -> None:
         """From a call; ``done`` if that was all there was to do of what it was asked."""
-        self._asked -= done
+        self._asked = max(self._asked - done, 0)
         self._went_on_ns = now_ns
 
     def call_s(self, now_ns: int) -> float:
