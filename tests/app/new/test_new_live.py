@@ -81,6 +81,7 @@ def test_numbers_on_a_topic_for_each_sensor(
     assert sorted((row["sensor"], row["value"], row["normalized"]) for row in sink.rows) == [
         (f"S{n}", 20 + n, 0.0) for n in range(6)
     ]
+    assert all(type(row["time"]) is int for row in sink.rows), "else nobody could draw them over time"
 
 
 def test_readings_inside_of_messages(broker: Any, retain: Publish, hears: Any, tmp_path: Path) -> None:

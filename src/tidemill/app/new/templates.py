@@ -199,6 +199,8 @@ class Draft:
         stages = self._comment("value", f"others are {_listed(others)}" if others else "give another with --value")
         if nested:
             stages.append(f"tm.MapRows(opened, adds={{{column}: float}}),")
+        if self.roles.seen is ARRIVAL:
+            stages.append(f"tm.EventTime({literal(self.roles.time)}),  # a column of the rows: when the message came")
         return _PLAN.substitute(
             imports=_lines(
                 [
