@@ -59,8 +59,8 @@ class Kinds:
         self._asked: Mapping[str, Asked] = {}
 
     def ask(self, asked: Mapping[str, Asked]) -> None:
-        """From now on, a field that has no kind yet learns one of those that are asked of it, and records with another value are
-        rejects."""
+        """From now on, a field that has no kind yet is of the one that is asked of it, or learns one of several, and records with
+        another value are rejects."""
         self._asked = asked
 
     def get(self, name: str) -> Kind | None:
@@ -69,6 +69,14 @@ class Kinds:
     def may_be(self, name: str, kind: Kind) -> bool:
         """Whether a field that has no kind yet may be of this one."""
         return name not in self._asked or kind in self._asked[name].kinds
+
+    def chooses(self, name: str) -> bool:
+        """Whether its first value decides of which of several kinds it is."""
+        return len(self._asked[name].kinds) > 1
+
+    def fitting(self, name: str, kind: Kind) -> Kind:
+        """This kind, if a field that has none yet may be of it; else one that it may be of."""
+        return kind if self.may_be(name, kind) else self._asked[name].kinds[0]
 
     def unknown(self, names: Iterable[str]) -> set[str]:
         """Those of the names that have no kind yet."""
@@ -116,8 +124,8 @@ class Kinds:
         if isinstance(items, Column):
             return conform(name, items, self)
         known = self._kinds.get(name)
-        if known is None and name in self._asked:
-            return self._column_asked(name, items, self._asked[name])
+        if known is None and (asked := self._asked.get(name)) is not None:
+            return self._column_asked(name, items, asked)
         if known in (None, Kind.FLOAT) and (floats := _floats(items)) is not None:
             self.learn(name, Kind.FLOAT)
             return Column(Kind.FLOAT, floats), []
@@ -145,17 +153,25 @@ class Kinds:
 
     def _column_asked(self, name: str, items: Sequence[Any], asked: Asked) -> tuple[Column, list[Reject]]:
         """Of a field without a kind: the first value that is what was asked for says what it is."""
+        if len(asked.kinds) == 1:
+            self.learn(name, asked.kinds[0])
+            return self.column(name, items)
         plain = [item.item() if isinstance(item, _NUMPY_SCALARS) else item for item in items]
         for item in plain:
             if (kind := _KIND_OF_TYPE.get(type(item), Kind.OBJECT)) in asked.kinds:
                 self.learn(name, kind)
                 return self.column(name, plain)
-        kept = [item if type(item) in _MISSING_TYPES else None for item in plain]
-        return _all_missing(kept), [
-            Reject(row, WRONG_TYPE, f"field {name!r} has to be {asked}, and this record has {type(item).__name__}")
-            for row, item in enumerate(plain)
-            if type(item) not in _MISSING_TYPES
-        ]
+        return self.refused(
+            name, [None if type(item) in _MISSING_TYPES else type(item).__name__ for item in plain], items
+        )
+
+    def refused(self, name: str, has: Sequence[str | None], items: Sequence[Any]) -> tuple[Column, list[Reject]]:
+        """Of a field without a kind nothing but values that it may not have; ``has`` says what those are, None where there is none."""
+        reasons = {
+            what: f"field {name!r} has to be {self._asked[name]}, and this record has {what}" for what in set(has)
+        }
+        rejects = [Reject(row, WRONG_TYPE, reasons[what]) for row, what in enumerate(has) if what is not None]
+        return _all_missing([item if what is None else None for item, what in zip(items, has, strict=True)]), rejects
 
     def _learn_from(self, name: str, items: Iterable[Any]) -> Kind | None:
         for item in items:
@@ -258,7 +274,11 @@ def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Rejec
         made.tags = column.tags
         return made, []
     if kinds.get(name) is None and not kinds.may_be(name, column.kind):
-        return kinds.column(name, column.to_list())
+        items = column.to_list()
+        if column.kind is Kind.OBJECT or not kinds.chooses(name):
+            return kinds.column(name, items)
+        there = [True] * len(items) if column.tags is None else (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
+        return kinds.refused(name, [column.kind.value if here else None for here in there], items)
     kind = kinds.learn(name, column.kind)
     if kind is column.kind:
         return column, []

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.column import Column
 from tidemill.kinds import Kinds
 from tidemill.schema import Asked, Kind, Schema
 from tidemill.testing import ListSink
@@ -57,6 +58,50 @@ async def test_a_function_may_make_a_number_of_a_text() -> None:
     async with tm.serve(tm.Pipeline(tm.sources.Records(coming("1.5", "2.5")), plan, sink), lanes=0, state=False) as run:
         await run.wait()
     assert [row["number_lag_1"] for row in sink.rows][1:] == [1.5]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(int, 1), (object, 1.5), ("time", "2024-03-01T00:00:00Z"), (float, 2)])
+async def test_what_one_source_declares_is_what_the_column_is_in_the_others(kind: Any, value: Any) -> None:
+    """Whichever of them speaks first."""
+    sink = ListSink()
+    sources = [
+        tm.sources.Records(coming(value), columns={"value": kind}, name="one"),
+        tm.sources.Records(coming(value), name="other"),
+    ]
+    async with tm.serve(tm.Pipeline(sources, tm.Plan(), sink), lanes=0, state=False) as run:
+        report = await run.wait()
+    assert (report.dead_letters, [row["value"] for row in sink.rows]) == (0, [sink.rows[0]["value"]] * 2)
+
+
+@pytest.mark.parametrize("header", ["", '"header":["sensor","time","value"],'])
+def test_letters_of_which_one_was_repaired_give_that_one(header: str, tmp_path: Any) -> None:
+    """Most of what is in the file is what it was refused for."""
+    raws = [(7, '"n/a"'), (8, '"n/a"'), (9, "2.0")]
+    shown = [
+        f'"S,{time},{value.strip(chr(34))}"' if header else f'{{"sensor":"S","time":{time},"value":{value}}}'
+        for time, value in raws
+    ]
+    letters = tmp_path / "dead.ndjson"
+    letters.write_text("".join(f'{{"reason_code":"wrong_type",{header}"raw":{raw}}}\n' for raw in shown))
+    sink = ListSink()
+    pipeline = tm.Pipeline(tm.sources.DeadLetters(letters), tm.Lag("value"), sink)
+    report = tm.run(pipeline, lanes=0, dead_letters=tmp_path / "again.ndjson")
+    assert [row["value"] for row in sink.rows] == [2.0]
+    assert report.dead_letters == 2
+
+
+def test_a_time_is_no_number() -> None:
+    """Whose nanoseconds a float would round."""
+    kinds = Kinds()
+    kinds.ask({"value": NUMBER})
+    column, rejects = kinds.column(
+        "value", Column(Kind.TIME, np.array([10**18 + 1, 0]), tags=np.array([0, 1], np.uint8))
+    )
+    assert [(reject.row, reject.reason) for reject in rejects] == [
+        (0, "field 'value' has to be float or int or bool, as Lag('value') needs it, and this record has time")
+    ]
+    assert column.to_list() == [None, None]
+    assert kinds.get("value") is None
 
 
 def test_a_plan_asks_for_what_may_come_with_a_record() -> None:

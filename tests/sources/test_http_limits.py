@@ -59,6 +59,38 @@ async def test_a_head_that_does_not_end_is_not_waited_for(said: bytes, monkeypat
         await run.wait()
 
 
+@pytest.mark.parametrize("requests", [1, 3])
+async def test_who_says_that_it_sends_no_more_is_answered(requests: int) -> None:
+    """And then the connection is closed: without its answer a sender would send all of it again."""
+    source, sink = HTTP(), ListSink()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((HEAD + BODY) * requests)
+        writer.write_eof()
+        async with asyncio.timeout(30):
+            assert (await reader.read()).count(b"HTTP/1.1 202") == requests
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == requests
+
+
+async def test_of_what_is_not_whole_nothing_is_waited_for_when_no_more_is_sent() -> None:
+    """A body that was announced and will not come."""
+    source = HTTP()
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + BODY[:-5])
+        writer.write_eof()
+        assert await closed(reader)
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.records_in == 0
+
+
 CHUNKED = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"%x\r\n%s\r\n" % (len(BODY), BODY)
 

@@ -650,3 +650,26 @@ async def test_when_the_system_has_nothing_left_for_a_connection_it_is_taken_lat
         run.stop_soon()
         await run.wait()
     assert told == [errno.ENOBUFS]
+
+
+async def test_a_connection_that_cannot_be_set_up_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems refuse an option of a socket whose sender has left."""
+
+    async def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    source = TCP(connections=1)
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
+        _, port = await source.wait_listening()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "connect_accepted_socket", refused)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await reader.read() == b""
+            writer.close()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(line(1))
+        await until(lambda: run.statistics().records_in == 1)
+        writer.close()
+        run.stop_soon()
+        report = await run.wait()
+    assert report.rows_out == 1

@@ -145,10 +145,13 @@ class Pipeline:
         schemas = (entering, *plan.bind(entering))
         place_by = plan.placed_by(entering, _key_itself(self.sources), asked=self.place_by)
         asked = plan.asks(entering)
+        declared = {
+            name: Asked((kind,), "as it is declared")
+            for source in self.sources
+            for name, kind in source.columns.items()
+        }
         for source in self.sources:
-            asked.update((name, Asked((kind,), "as it is declared")) for name, kind in source.columns.items())
-        for source in self.sources:
-            source.ask(asked)
+            source.ask({**asked, **declared})
         plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])

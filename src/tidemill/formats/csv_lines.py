@@ -270,7 +270,7 @@ class CsvDecoder:
         ):
             return kinds.learn(name, Kind.TEXT)
         learned = learn_kind(cells, of_times=name == self.edge.roles.time)
-        return None if learned is None else kinds.learn(name, learned)
+        return None if learned is None else kinds.learn(name, kinds.fitting(name, learned))
 
 
 def _has_blanks(column: Column) -> bool:

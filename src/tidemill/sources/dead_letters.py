@@ -60,7 +60,9 @@ class DeadLetters(RecordedSource):
     Its ``key`` and ``time`` are what the record had in the run that rejected it, and it has them again, wherever they
     were read from; correct them in the letter, or name the fields to read instead with ``key=`` and ``time=``. A letter
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
-    time gets that of the beginning of this replay. What is still bad is rejected again. ``limit`` is the bytes of one letter.
+    time gets that of the beginning of this replay. What is still bad is rejected again. A letter of a message out of which
+    ``value=`` had taken columns has all of the message: a `Select` behind this source keeps what else is in it from the rows.
+    ``limit`` is the bytes of one letter.
 
     Delivery: every letter once, in the file's order; letters that come meanwhile are for the next replay; with state, it goes on
     where the run stood. Raises `InputError` with the absolute path tried.

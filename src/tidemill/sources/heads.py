@@ -62,11 +62,12 @@ def _first_records(reader: Reader, limit: int) -> tuple[Batch, list[dict[str, ob
 
 
 def learn_kinds(edge: Edge, rows: Sequence[Mapping[str, object]]) -> None:
-    """Each field gets the kind that most of these first records give it, not that of one odd record."""
+    """Each field gets the kind that most of these first records give it, of those that it may be of, not that of one odd record."""
     for name in dict.fromkeys(name for row in rows for name in row):
         votes = Counter(_kind_of(row[name]) for row in rows if row.get(name) is not None)
-        if votes:
-            edge.kinds.learn(name, votes.most_common(1)[0][0])
+        may_be = [kind for kind, _ in votes.most_common() if edge.kinds.may_be(name, kind)]
+        if may_be:
+            edge.kinds.learn(name, may_be[0])
 
 
 def _kind_of(item: object) -> Kind:

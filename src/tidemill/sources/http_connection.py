@@ -91,6 +91,8 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Bytes that the parser was given since it last got anywhere; it has no limit of its own."""
     _ahead = b""
     """What came behind requests that wait, and is not parsed before they are begun."""
+    _has_said_all = False
+    """Whether the sender will send no more, and waits for its answers at most."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _InOnePiece(transport)))
@@ -156,6 +158,20 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._ahead:
             ahead, self._ahead = self._ahead, b""
             self._parse(ahead)
+        if self._has_said_all and not self._owes:
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Who sends no more may wait for an answer all the same; over TLS there is no end of one direction alone."""
+        self._has_said_all = True
+        return self._owes and self.scheme == "http"
+
+    @property
+    def _owes(self) -> bool:
+        """Whether a request that came as a whole has no answer yet: all have but the last, if others wait behind them."""
+        return bool(self.pipeline) or (
+            self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -238,10 +238,15 @@ class Reception:
             beginning.add_done_callback(self._beginning.pop)
 
     async def _begin(self, taken: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it has left again, or there is no agreement on TLS
+        try:
             await self._loop.connect_accepted_socket(
                 self._made, taken, ssl=self._tls, ssl_handshake_timeout=self._handshake_s
             )
+        except OSError:  # it has left again, or there is no agreement on TLS
+            taken.close()
+        except BaseException:
+            taken.close()
+            raise
 
     def close(self) -> None:
         """Take no more, and end those that have only begun."""
