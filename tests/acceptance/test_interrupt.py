@@ -124,7 +124,7 @@ def test_a_signal_while_a_sink_is_away_tells_what_is_left(tmp_path: Path, stop: 
         port = free.getsockname()[1]
     told = tmp_path / "told"
     with running(tmp_path, AWAY.format(port=port), "--lanes", "0", "--no-metrics", "--report", "r.json") as process:
-        while "Once more from the last checkpoint" not in told.read_text():
+        while not all(said in told.read_text() for said in ("Once more from the last checkpoint", "listens on")):
             assert process.poll() is None, told.read_text()
         with socket.create_connection(("127.0.0.1", port)) as sender:
             sender.sendall(b'{"sensor": "a", "time": 1, "value": 1.0}\n')

@@ -135,3 +135,9 @@ def test_names_that_json_must_escape() -> None:
     """Any field name can be written."""
     rows = [{'say "hi"\n': 1, "": 2, "é": 3}]
     assert json.loads(encode_json_lines(Batch.from_rows(rows))) == rows[0]
+
+
+def test_a_name_that_is_no_unicode_beside_a_number_that_is_too_large_is_a_bad_line() -> None:
+    """Neither fault hides the other."""
+    _, bad = decode_json_lines(b'{"\x8d": 1, "value": 1e999}\n')
+    assert [(line.reason_code, line.sound) for line in bad] == [("malformed", False)]

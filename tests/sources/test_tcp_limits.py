@@ -324,10 +324,19 @@ there = [come(tcp) for number in range(160)]
 print("there", flush=True)
 sys.stdin.readline()
 line = b'{"sensor":"S1","time":1,"value":1.5}\\n'
+def answered(to):
+    try:
+        to.sendall(b"POST /ingest HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(line), line))
+        return to.recv(1000)
+    except ConnectionError:
+        return b""
+
 for number in range(16):
-    there.append(come(http))
-    there[-1].sendall(b"POST /ingest HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(line), line))
-    print(there[-1].recv(1000).split()[1].decode(), flush=True)
+    while True:  # the process may have had a file of its own open for a moment
+        there.append(come(http))
+        if answer := answered(there[-1]):
+            break
+    print(answer.split()[1].decode(), flush=True)
 sys.stdin.readline()
 """
 

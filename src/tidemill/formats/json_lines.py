@@ -117,7 +117,7 @@ def _out_of_range(error: Exception, line: bytes) -> bool:
         return False
     try:
         _OBJECT.decode(line)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return True
 
