@@ -134,6 +134,7 @@ def test_fields_may_be_called_as_sqlite_calls_the_number_of_a_row(tmp_path: Path
             sink.write(batch)
             with pytest.raises(InputError, match="no number by which keep= could delete"):
                 sink.flush()
+            sink.close()
             continue
         for part in (batch.slice(0, 2), batch.slice(2, 4)):
             sink.write(part)

@@ -159,12 +159,16 @@ class SQLite(TableSink):
 
     def open(self, schema: Schema) -> None:
         self._fence = self._kept = None
-        with self._refusals():
-            self._connect(schema, synchronous="NORMAL")
-            if self.if_exists == "replace":
-                self._table.replace()
-            else:
-                self._table.look(self._opened())
+        try:
+            with self._refusals():
+                self._connect(schema, synchronous="NORMAL")
+                if self.if_exists == "replace":
+                    self._table.replace()
+                else:
+                    self._table.look(self._opened())
+        except BaseException:
+            self._let_go()
+            raise
 
     def resume(self, schema: Schema, keeping: Keeping) -> int:
         self._kept = None
