@@ -176,12 +176,17 @@ class Column:
             return True
         return self.kind is Kind.OBJECT and self.tags is not None and bool(self.tags.all())
 
+    def missing_rows(self) -> NDArray[np.bool_]:
+        """Which rows have no value, shape ``(n,)``."""
+        if self.tags is None:
+            return np.zeros(len(self), np.bool_)
+        missing: NDArray[np.bool_] = (self.tags == NULL_TAG) | (self.tags == ABSENT_TAG)
+        return missing
+
     @property
     def has_values(self) -> bool:
         """Some row has a value."""
-        if self.tags is None:
-            return bool(len(self.values))
-        return bool(((self.tags != NULL_TAG) & (self.tags != ABSENT_TAG)).any())
+        return bool(len(self.values)) if self.tags is None else not bool(self.missing_rows().all())
 
     def is_copy_of(self, other: Column) -> bool:
         """Whether both hold the same, bit for bit; of objects and text, the same objects and the same table."""
@@ -328,9 +333,8 @@ def exact_at(exact: dict[int, Any], rows: NDArray[Any]) -> dict[int, Any] | None
 def _concat_texts(parts: Sequence[Column]) -> tuple[NDArray[np.int32], NDArray[np.object_]]:
     table: dict[str, int] = {}
     recoded = []
-    for _, run in groupby(
-        parts, lambda part: id(part.texts)
-    ):  # a table has grown a few times, among thousands of parts
+    # A table has grown a few times, among thousands of parts.
+    for _, run in groupby(parts, lambda part: id(part.texts)):
         values, texts = _in_use(*run)
         codes = np.fromiter((table.setdefault(text, len(table)) for text in texts), np.int32, len(texts))
         recoded.append(np.append(codes, np.int32(-1))[values])

@@ -266,7 +266,7 @@ class _Texts:
 
 def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Reject]]:
     """The column as the kind its name has in this run; rows that cannot be are rejected and read as null."""
-    if column.tags is not None and ((column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)).all():
+    if column.tags is not None and column.missing_rows().all():
         kind = kinds.get(name)
         if kind is None or kind is column.kind:
             return column, []
@@ -277,8 +277,9 @@ def conform(name: str, column: Column, kinds: Kinds) -> tuple[Column, list[Rejec
         items = column.to_list()
         if column.kind is Kind.OBJECT or not kinds.chooses(name):
             return kinds.column(name, items)
-        there = [True] * len(items) if column.tags is None else (column.tags != NULL_TAG) & (column.tags != ABSENT_TAG)
-        return kinds.refused(name, [column.kind.value if here else None for here in there], items)
+        return kinds.refused(
+            name, [None if missing else column.kind.value for missing in column.missing_rows().tolist()], items
+        )
     kind = kinds.learn(name, column.kind)
     if kind is column.kind:
         return column, []

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column
+from tidemill.column import ABSENT, INTEGER_TAG, Column
 from tidemill.schema import Kind
 
 __all__ = ["Difference", "first_difference"]
@@ -153,8 +153,7 @@ def _tags(column: Column) -> NDArray[np.uint8]:
 
 
 def _is_missing(column: Column) -> NDArray[np.bool_]:
-    tags = _tags(column)
-    missing: NDArray[np.bool_] = (tags == NULL_TAG) | (tags == ABSENT_TAG)
+    missing = column.missing_rows()
     if column.kind is Kind.FLOAT:
         missing |= np.isnan(column.values)
     elif column.kind is Kind.TEXT:

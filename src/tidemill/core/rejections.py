@@ -4,7 +4,7 @@ one record in three must eat a night in silence."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +23,7 @@ _OLDEST_NS: Final = 3_600 * 10**9
 class MostlyDead:
     """Of one source, or one stage."""
 
+    who: str
     said: str
     """One sentence that begins with the culprit. No name that came from outside is in it."""
     sample: str
@@ -79,6 +80,7 @@ class _Book:
         reason, times = reasons.most_common(1)[0]
         last = max(came, died)  # those that a stage refuses came a moment before
         return MostlyDead(
+            who,
             f"{who}: {died:,} of the last {last:,} {self._what} are dead letters, {times:,} of them {reason}",
             self.samples[who, reason],
         )
@@ -133,14 +135,16 @@ class Rejections:
             self._samples.update((by, book.samples[by]) for by in book.open.dead)
         return [found for book in books for found in book.look(now_ns)]
 
-    def news(self, now_ns: int) -> Iterator[tuple[str, str]]:
+    def news(self, now_ns: int, *, besides: Collection[str] = ()) -> Iterator[tuple[str, str]]:
         """What the log is to say now, and why the newest of these is a dead letter: of each culprit and reason code at once, then
-        once a minute while there are more."""
+        once a minute while there are more. Of those ``besides`` it says so otherwise."""
         for (who, reason_code), dead in self.dead.items():
             before, told_ns = self._told.get((who, reason_code), (0, now_ns - _LATELY_NS))
             if dead == before or now_ns - told_ns < _LATELY_NS:
                 continue
             self._told[who, reason_code] = dead, now_ns
+            if who in besides:
+                continue
             within = f" within {(now_ns - told_ns) / 1e9:,.0f} s" if before else ""
             said = f"{who}: {counted(dead - before, 'dead letter')}{within}, {reason_code}"
             yield said, self._samples[who, reason_code]

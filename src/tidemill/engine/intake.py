@@ -300,7 +300,7 @@ class Intake:
                     self._kinds[name] = column.kind
                     continue
                 kind = asked.kinds[0]
-            there = _there(column)
+            there = ~column.missing_rows()
             wrong = there if wrong is None else wrong | there
             recast[name] = _missing_like(column, kind)
         fitting = batch.with_columns(recast) if recast else batch
@@ -397,11 +397,6 @@ class Intake:
         self.taken -= returned
         self._bytes += taken.bytes - kept.bytes
         return kept
-
-
-def _there(column: Column) -> NDArray[np.bool_]:
-    """Which of its rows hold something."""
-    return np.ones(len(column), np.bool_) if column.tags is None else (column.tags == 0) | (column.tags == 3)
 
 
 def _spread(codes: NDArray[np.int32], rows: NDArray[np.intp], count: int) -> NDArray[np.int32]:

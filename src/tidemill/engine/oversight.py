@@ -185,10 +185,10 @@ class Oversight:
         """Of who gives little else the log says so already; a run that ends by itself says at its end which it had."""
         if statistics is None or not any(source.live for source in statistics.source_flows):
             return
-        for said, sample in self._rejections.news(self._clock.monotonic_ns()):
-            if not any(said.partition(":")[0] == one.said.partition(":")[0] for one in self.mostly_dead):
-                newest = in_one_line(sample, longest=_SAMPLE)
-                _log.warning("%s", said, extra={"pipeline": statistics.name, "newest_dead_letter": newest})
+        mostly = {one.who for one in self.mostly_dead}
+        for said, sample in self._rejections.news(self._clock.monotonic_ns(), besides=mostly):
+            newest = in_one_line(sample, longest=_SAMPLE)
+            _log.warning("%s", said, extra={"pipeline": statistics.name, "newest_dead_letter": newest})
 
     @property
     def dead(self) -> dict[tuple[str, str], int]:

@@ -271,7 +271,7 @@ class Edge:
             self._rejects.add(line.reason_code, line.reason)
             if (
                 line.reason_code == MALFORMED and not header
-            ):  # what is of CSV is no example of what might be read instead
+            ):  # a line of CSV shows nothing of what might be read instead
                 self._rejects.show(line.raw)
 
         def make(start: int, end: int) -> list[DeadLetter]:

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, Column, object_array
+from tidemill.column import ABSENT, INTEGER_TAG, NAT, Column, object_array
 from tidemill.errors import PlanError
-from tidemill.formats.influx_lines import MEASUREMENT, TIME
+from tidemill.formats.influx_lines import MEASUREMENT, PRECISIONS, TIME
 from tidemill.formats.influx_names import Texts, of_measurement, of_name, of_tag, quoted
 from tidemill.formats.json_lines import encode_json_lines, time_texts
 from tidemill.formats.key_template import KeyTemplate, is_nested
-from tidemill.formats.line_formats import PRECISIONS
 from tidemill.formats.times import TimeReader
 from tidemill.schema import Kind, Schema
 
@@ -222,7 +221,7 @@ class InfluxEncoder:
             if column is None:
                 return [""] * len(batch)
             ns, bad = TimeReader().column(column)
-            self._count(self._time or TIME, int((bad & ~_missing(column)).sum()))
+            self._count(self._time or TIME, int((bad & ~column.missing_rows()).sum()))
         stamps = [f" {stamp}" for stamp in (ns // self._unit if self._unit > 1 else ns).tolist()]
         for row in np.flatnonzero(ns == NAT).tolist():
             stamps[row] = ""
@@ -238,7 +237,7 @@ class InfluxEncoder:
             if name not in self._written:
                 self._written[name] = None if name == TIME else of_name(name)
             before = self._written[name]
-            missing = _missing(column)
+            missing = column.missing_rows()
             if before is None:
                 self._count(name, len(column) - int(missing.sum()))
             elif missing.any():
@@ -357,13 +356,6 @@ def _checked_tags(tags: Sequence[str] | None, time: str | None) -> tuple[str, ..
         if tag in (TIME, MEASUREMENT, time) or of_name(tag) is None:
             raise PlanError(f"tags= has {tag!r}, which cannot be a tag of line protocol.")
     return tuple(sorted(made))
-
-
-def _missing(column: Column) -> NDArray[np.bool_]:
-    if column.tags is None:
-        return np.zeros(len(column), np.bool_)
-    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
-    return missing
 
 
 def _plain(column: Column) -> list[str | None]:

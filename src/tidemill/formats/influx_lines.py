@@ -12,12 +12,14 @@ from tidemill.formats.json_limits import DIGITS
 from tidemill.formats.lines import text_of
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, OVERSIZE
 
-__all__ = ["MEASUREMENT", "MOST_FIELDS", "SERIES", "TIME", "InfluxLines"]
+__all__ = ["MEASUREMENT", "MOST_FIELDS", "PRECISIONS", "SERIES", "TIME", "InfluxLines"]
 
 MEASUREMENT: Final = "measurement"
 TIME: Final = "time"
 SERIES: Final = "series"
 """What is known of a line besides its fields: its measurement and tags as one text, the tags sorted."""
+PRECISIONS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
+"""Nanoseconds in one unit of a timestamp."""
 MOST_FIELDS: Final = 1_024
 """Tags, and fields, of one line."""
 

@@ -20,7 +20,7 @@ from tidemill.letters import INFINITE, MALFORMED
 from tidemill.rows import rows_of_batch
 from tidemill.schema import Kind
 
-__all__ = ["decode_json_lines", "encode_json_lines", "json_parts", "time_texts"]
+__all__ = ["decode_json_lines", "encode_json_lines", "is_json_object", "json_parts", "time_texts"]
 
 _DECODER: Final = msgspec.json.Decoder()
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -113,8 +113,11 @@ def _reason(error: Exception, line: bytes) -> tuple[str, str]:
 
 def _out_of_range(error: Exception, line: bytes) -> bool:
     """Whether it is an object of JSON, and only a number in it is larger than numbers are here."""
-    if not isinstance(error, msgspec.ValidationError):
-        return False
+    return isinstance(error, msgspec.ValidationError) and is_json_object(line)
+
+
+def is_json_object(line: bytes) -> bool:
+    """Whether it is one, however large its numbers are."""
     try:
         _OBJECT.decode(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from tidemill.errors import PlanError
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.edge import Edge
-from tidemill.formats.influx_lines import TIME, InfluxLines
+from tidemill.formats.influx_lines import PRECISIONS, TIME, InfluxLines
 from tidemill.formats.json_alike import JsonAlike
 from tidemill.formats.json_lines import decode_json_lines, json_parts
 from tidemill.formats.roles import Known
@@ -16,13 +16,11 @@ from tidemill.formats.telegraf_json import TelegrafJson
 from tidemill.letters import MALFORMED
 from tidemill.rows import RowsByField
 
-__all__ = ["INFLUX_SUFFIXES", "LINE_FORMATS", "PRECISIONS", "LineFormat", "known_of", "line_format", "set_up"]
+__all__ = ["INFLUX_SUFFIXES", "LINE_FORMATS", "LineFormat", "known_of", "line_format", "set_up"]
 
 LINE_FORMATS: Final = ("ndjson", "influx", "telegraf-json")
 INFLUX_SUFFIXES: Final = (".influx", ".lp")
 """Of files of line protocol."""
-PRECISIONS: Final = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
-"""Nanoseconds in one unit of a timestamp."""
 
 
 class LineFormat(Protocol):

@@ -7,23 +7,17 @@ from typing import Final
 import numpy as np
 
 from tidemill.batch import Batch
-from tidemill.formats.influx_lines import TIME
+from tidemill.formats.influx_lines import PRECISIONS, TIME
 from tidemill.formats.roles import Roles
+from tidemill.formats.times import of_this_century
 
 __all__ = ["OtherUnit"]
 
 _RECORDS: Final = 100
 """The first ones with a timestamp, which are looked at."""
-_UNITS: Final = {
-    1: ("ns", "nanoseconds"),
-    10**3: ("us", "microseconds"),
-    10**6: ("ms", "milliseconds"),
-    10**9: ("s", "seconds"),
-}
+_CALLED: Final = {"ns": "nanoseconds", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
 _TOO_EARLY_NS: Final = 631_152_000 * 10**9
 """1990, before which nothing sent line protocol."""
-_FIRST_NS, _LAST_NS = 946_684_800 * 10**9, 4_102_444_800 * 10**9
-"""The years 2000 to 2099."""
 
 
 class OtherUnit:
@@ -45,11 +39,12 @@ class OtherUnit:
         times = batch.time_ns[:_RECORDS]
         if (times >= _TOO_EARLY_NS).any():
             return ""
-        for unit_ns, (precision, unit) in _UNITS.items():
-            larger = times.astype(np.float64) * (unit_ns / self._unit_ns)
-            if ((larger >= _FIRST_NS) & (larger < _LAST_NS)).all():
+        read_as = next(unit for precision, unit in _CALLED.items() if PRECISIONS[precision] == self._unit_ns)
+        for precision, unit in _CALLED.items():
+            larger = times.astype(np.float64) * (PRECISIONS[precision] / self._unit_ns)
+            if of_this_century(larger).all():
                 return (
-                    f"the timestamps are read as {_UNITS[self._unit_ns][1]}, which makes the first one {_shown(int(times[0]))}; as "
+                    f"the timestamps are read as {read_as}, which makes the first one {_shown(int(times[0]))}; as "
                     f'{unit} it would be {_shown(int(larger[0]))}. If they are {unit}, say precision="{precision}".'
                 )
         return ""

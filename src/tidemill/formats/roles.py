@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, FARTHEST, NAT, NULL_TAG, Column
+from tidemill.column import ABSENT, FARTHEST, NAT, Column
 from tidemill.formats.key_template import KeyTemplate, is_nested, names_nothing
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import is_unicode
@@ -64,7 +64,7 @@ class Roles:
         bad |= (ns > FARTHEST) | (ns < -FARTHEST)
         if not bad.any():
             return ns
-        missing = _missing(column)
+        missing = None if column.tags is None else column.missing_rows()
         if self.arrival and missing is not None:
             ns = np.where(missing, wall_ns, ns)
             bad &= ~missing
@@ -192,13 +192,6 @@ class Roles:
     def _times_told(self, items: list[Any]) -> list[int | None]:
         times, _ = self.times.column(Kinds().column("", items)[0])
         return [None if ns == NAT else ns for ns in times.tolist()]
-
-
-def _missing(column: Column) -> NDArray[np.bool_] | None:
-    if column.tags is None:
-        return None
-    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
-    return missing
 
 
 def _known_at(known: Known | None, row: int, name: str) -> str | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.formats.field_names import TIMES, words_of
 from tidemill.formats.rejects import shown_names
 from tidemill.formats.roles import Roles
-from tidemill.formats.times import TimeReader
+from tidemill.formats.times import TimeReader, of_this_century
 from tidemill.printable import quoted
 from tidemill.schema import Kind
 
@@ -19,8 +17,6 @@ __all__ = ["TimedByArrival", "are_times"]
 
 _RECORDS: Final = 100
 """The first ones, which are looked at."""
-_FIRST_NS, _LAST_NS = 946_684_800 * 10**9, 4_102_444_800 * 10**9
-"""The years 2000 to 2099: numbers outside of them are durations, or clocks that count from a device's start."""
 _READ: Final = (Kind.TEXT, Kind.FLOAT, Kind.INT, Kind.TIME)
 
 
@@ -45,11 +41,11 @@ class TimedByArrival:
 
 
 def are_times(column: Column, reader: TimeReader) -> bool:
-    """Whether a column holds nothing but times of these years."""
+    """Whether a column holds nothing but times of this century."""
     if column.kind not in _READ:
         return False
     times, bad = reader.column(column)
-    return not bad.any() and bool(np.all((times >= _FIRST_NS) & (times < _LAST_NS)))
+    return not bad.any() and bool(of_this_century(times).all())
 
 
 def _told(name: str, column: Column, roles: Roles, names: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from tidemill.column import ABSENT, NAT, NULL_TAG, Column
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Kind
 
-__all__ = ["TimeReader", "epochs"]
+__all__ = ["TimeReader", "epochs", "of_this_century"]
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _EPOCH_NAIVE: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - a local time, on purpose
@@ -32,6 +32,7 @@ _UNITS: Final = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (2.0**63, 1))
 """Magnitudes below which an epoch counts in this many nanoseconds."""
 _LIMIT_S: Final = 9_223_372_035
 """Seconds either side of 1970 that int64 nanoseconds hold: 1677-09-21 to 2262-04-11."""
+_CENTURY_NS: Final = 946_684_800 * 10**9, 4_102_444_800 * 10**9
 _WIDTH: Final = 35
 """The longest text that the columnar reader takes: nine fraction digits and a zone."""
 _BELOW_MICROSECONDS: Final = re.compile(r"[.,]\d{6}(\d{1,3})")
@@ -56,6 +57,12 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
             made[rows] = _scaled(numbers[rows], scale)
         lower = bound
     return made
+
+
+def of_this_century(times_ns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which are of the years 2000 to 2099: what is outside of them is a duration, or the clock of a device that counts from its start."""
+    within: NDArray[np.bool_] = (times_ns >= _CENTURY_NS[0]) & (times_ns < _CENTURY_NS[1])
+    return within
 
 
 def _scaled(numbers: NDArray[np.float64], scale: int) -> NDArray[np.int64]:

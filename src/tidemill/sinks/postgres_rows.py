@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.column import ABSENT_TAG, NAT, NULL_TAG, Column
+from tidemill.column import NAT, Column
 from tidemill.schema import Kind
 from tidemill.sinks.postgres_values import NUL_SHOWN
 from tidemill.sinks.text import bare, clean_text, json_text
@@ -137,7 +137,7 @@ def _fixed(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_] | None, int]
     NaN is NULL: of PostgreSQL's NaN it is true that it is greater than every number, so one in a column would be what
     ``max`` gives and what ``WHERE value > 80`` finds.
     """
-    values, missing, changed = column.values, _missing(column), 0
+    values, missing, changed = column.values, column.missing_rows(), 0
     match column.kind:
         case Kind.FLOAT:
             missing |= np.isnan(values)
@@ -154,13 +154,6 @@ def _fixed(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_] | None, int]
                     missing[row] = True
                     changed += 1
     return values, missing if missing.any() else None, changed
-
-
-def _missing(column: Column) -> NDArray[np.bool_]:
-    if column.tags is None:
-        return np.zeros(len(column), np.bool_)
-    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
-    return missing
 
 
 class TextPieces(dict[str | None, bytes]):
@@ -192,7 +185,7 @@ class TextPieces(dict[str | None, bytes]):
         """The field of each row, and how many of the texts could not be sent as they are."""
         assert column.texts is not None
         codes = column.values
-        missing = (codes < 0) | _missing(column)
+        missing = (codes < 0) | column.missing_rows()
         if missing.all():
             return [_NULL] * len(codes), 0
         texts = column.texts[codes]
@@ -216,7 +209,7 @@ def _utf8(text: str) -> tuple[bytes, bool]:
 def _objects(column: Column, stored: str) -> tuple[list[bytes], int]:
     version = b"\1" if stored == "jsonb" else b""
     made, changed = [], 0
-    for item, missing in zip(column.values, _missing(column).tolist(), strict=True):
+    for item, missing in zip(column.values, column.missing_rows().tolist(), strict=True):
         if item is None or missing:
             made.append(_NULL)
             continue

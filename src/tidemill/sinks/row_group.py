@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, DTYPES, NAT, NULL_TAG, Column
+from tidemill.column import DTYPES, NAT, Column
 from tidemill.schema import Kind
 from tidemill.sinks.text import cell_text, clean_text
 
@@ -145,7 +145,7 @@ class _Gathered:
         if self.kind is Kind.TEXT:
             missing = column.values < 0
         elif column.tags is not None:
-            missing = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
+            missing = column.missing_rows()
         if self.kind is Kind.TIME:
             unknown = column.values == NAT
             missing = unknown if missing is None else missing | unknown

@@ -12,6 +12,7 @@ import msgspec
 
 from tidemill.formats.decoded import BadLine, Decoded
 from tidemill.formats.json_limits import excess, may_exceed
+from tidemill.formats.json_lines import is_json_object
 from tidemill.formats.line_formats import LINE_FORMATS, LineFormat
 from tidemill.formats.lines import BYTE_ORDER_MARK, MESSAGE_LIMIT, text_of
 from tidemill.formats.rejects import format_hint
@@ -155,19 +156,11 @@ def _items(data: bytes, form: LineFormat) -> list[Any] | None:
     except RecursionError:
         raise Refused(400, "the body is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
-        if _is_object(data.lstrip().partition(b"\n")[0]):
+        if is_json_object(data.lstrip().partition(b"\n")[0]):
             return None
         where = f" (byte {len(data)}, its end)" if "truncated" in str(error) else ""  # of all else msgspec says where
         raise Refused(400, f"the body is not JSON: {error}{where}{_hint(text_of(data[:_LOOKED_AT]), form)}") from None
     return document if isinstance(document, list) else [document]
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return True
 
 
 def _all_short(data: bytes, items: int) -> bool:

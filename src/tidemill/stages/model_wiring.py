@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, NULL_TAG, Column
+from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Field, Kind
@@ -265,4 +265,4 @@ def _found(tensor: Tensor, columns: tuple[str, ...], stage: str) -> Found:
 
 
 def _has_missing(column: Column) -> bool:
-    return column.tags is not None and bool(((column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)).any())
+    return bool(column.missing_rows().any())

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import PlanError
 from tidemill.schema import Kind
 
@@ -25,7 +24,7 @@ def numbers_of(batch: Batch, name: str, stage: str) -> NDArray[np.float64]:
         return np.full(len(batch), np.nan)
     if column.kind is Kind.FLOAT:
         return np.ascontiguousarray(column.values)
-    missing = _missing(column)
+    missing = None if column.tags is None else column.missing_rows()
     if column.kind not in NUMERIC:
         if missing is not None and missing.all():  # a field that has only held nulls has no kind yet
             return np.full(len(batch), np.nan)
@@ -34,10 +33,3 @@ def numbers_of(batch: Batch, name: str, stage: str) -> NDArray[np.float64]:
     if missing is not None:
         values[missing] = np.nan
     return values
-
-
-def _missing(column: Column) -> NDArray[np.bool_] | None:
-    if column.tags is None:
-        return None
-    missing: NDArray[np.bool_] = (column.tags == NULL_TAG) | (column.tags == ABSENT_TAG)
-    return missing
