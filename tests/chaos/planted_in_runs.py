@@ -83,7 +83,7 @@ def forget_objects() -> None:
 
 
 def end_too_early() -> None:
-    from tidemill.engine.keeper import Saving
+    from tidemill.engine.saving import Saving
 
     real = Saving._raise_barrier
 

@@ -15,6 +15,7 @@ from tidemill.formats import roles
 from tidemill.formats.csv_lines import CsvDecoder
 from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import line_format
+from tidemill.formats.rejects import suggestion
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import BAD_TIME, INFINITE, MALFORMED, MISSING_FIELD, NO_KEY, OVERSIZE, WRONG_TYPE
@@ -307,7 +308,7 @@ def test_naive_times_of_a_table_are_local() -> None:
 
 def test_a_source_learns_so_many_names_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The records that bring others are letters, whatever comes along with them; null is no field that is learned."""
-    monkeypatch.setattr("tidemill.formats.edge.MOST_NAMES", 6)
+    monkeypatch.setattr("tidemill.formats.needed_fields.MOST_NAMES", 6)
     records = [
         {**GOOD, "a": 1.0},
         {**GOOD, "b": 1.0, "c": 1.0},
@@ -387,7 +388,7 @@ def test_a_letter_has_the_roles_that_its_record_would_have_had() -> None:
 )
 def test_what_is_suggested_is_called_as_sensors_and_times_are(fields: list[str], said: str) -> None:
     """By its words: there is an ``id`` in humidity, and it is no sensor. What is not there is not suggested."""
-    assert Edge().suggestion(fields) == said
+    assert suggestion(fields) == said
 
 
 def test_letters_show_times_as_texts() -> None:

@@ -28,7 +28,7 @@ from tidemill.core.keys import KeyTable
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.file_watch import FileWatch
 from tidemill.engine.intake import Beginning, Intake
-from tidemill.engine.keeper import Keeper, Saving
+from tidemill.engine.keeper import Keeper
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.metrics import StateStatistics
 from tidemill.engine.mill import Finished, Mill
@@ -38,6 +38,7 @@ from tidemill.engine.oversight import Oversight
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.saving import Saving
 from tidemill.engine.state_readings import read_state
 from tidemill.engine.stopping import Stopping
 from tidemill.engine.tally import Tally
@@ -266,7 +267,7 @@ class Attempt:
         if self._keeper is not None:  # rows that a sink has already must not be made before it has said so
             await self._open_outlets()
             self.intake = self._made_intake(await self._keeper.restore(self))
-            self._saving = self._keeper.saving(self)
+            self._saving = Saving(self._keeper, self, self._clock)
         self.mill.start(LaneFactory(server, self.mill.slabs.shared, keeps=self._keeper is not None), self.intake)
         if self._keeper is None:
             await self._open_outlets()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tidemill.engine.metrics import StateStatistics
 
 if TYPE_CHECKING:
-    from tidemill.engine.keeper import Keeper, Saving
+    from tidemill.engine.keeper import Keeper
+from tidemill.engine.saving import Saving
 
 __all__ = ["read_state"]
 

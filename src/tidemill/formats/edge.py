@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
-from operator import attrgetter, contains
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
 from tidemill.formats.decoded import BadLine
-from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.json_lines import time_texts
+from tidemill.formats.needed_fields import MOST_NAMES, beyond_names, lacking
 from tidemill.formats.other_unit import OtherUnit
-from tidemill.formats.rejects import Rejects, shown_names, telegraf_hint
+from tidemill.formats.rejects import Rejects
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME, Known, Roles
 from tidemill.formats.taken_for_one import TakenForOne
 from tidemill.formats.timed_by_arrival import TimedByArrival
@@ -33,19 +32,14 @@ from tidemill.letters import (
     MALFORMED,
     MISSING_FIELD,
     NO_KEY,
-    OVERSIZE,
-    UNASKED,
     DeadLetter,
     Letters,
     Reject,
 )
-from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
+from tidemill.rows import RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
 __all__ = ["Edge"]
-
-MOST_NAMES: Final = 4_096
-"""Names of fields that a source learns of its records: after that, a record with another one is refused."""
 
 RawOf = Callable[[int], Any]
 _CODE_AND_REASON: Final = attrgetter("reason_code", "reason")
@@ -193,9 +187,9 @@ class Edge:
                     bad = next(name for name in row if not is_unicode(name))
                     early[place] = Reject(place, MALFORMED, f"the field name {bad!a} is not valid Unicode text")
         fields = fields_of_rows(kept) if plain else None
-        for place, reject in self._lacking(kept, early, known, fields):
+        for place, reject in lacking(kept, early, self.roles, self.declared, known, fields):
             early.setdefault(place, reject)
-        for reject in self._beyond_names(kept, early, fields):
+        for reject in beyond_names(kept, early, self.kinds, fields):
             early[reject.row] = reject
         places: NDArray[np.intp] | None = None
         if early:
@@ -316,40 +310,13 @@ class Edge:
         """Why nothing came through: what was seen, and the option to try. The source reads these ``formats`` where it is told
         to; ``paths`` is what it has seen in messages, where it takes its columns out of them."""
         named = f"source {self.source}: " if self.source else ""
-        return f"{named}{self._rejects.told}.{self._advice(formats, paths)}"
+        advice = self._rejects.advice(self.fields, self.roles, formats, self.format, paths)
+        return f"{named}{self._rejects.told}.{advice}"
 
     def doubt(self, batch: Batch) -> str:
         """Of the next records that it has made, once each: that they seem to be of more sensors than they are taken for, to have
         a time of their own in place of that of their arrival, and timestamps in another unit."""
         return " ".join(filter(None, (doubts.look(batch, self.roles) for doubts in self._doubts)))
-
-    def _advice(self, formats: Sequence[str], paths: str) -> str:
-        """Sentences behind the worst reason, which decides what would help."""
-        code, _ = self._rejects.worst
-        fields = tuple(self._fields)
-        if code == MALFORMED:
-            return self._rejects.malformed(formats, self.format)
-        if code == UNASKED:
-            return ""
-        if paths and code in (MISSING_FIELD, BAD_TIME, NO_KEY):
-            return f" {paths}"
-        if code not in ("", BAD_TIME, NO_KEY):
-            return f" The fields seen are: {shown_names(fields)}." if fields else ""
-        return (
-            f" The fields seen are: {shown_names(fields)}.{telegraf_hint(fields, formats) or self._roles_hint(fields)}"
-        )
-
-    def _roles_hint(self, fields: Sequence[str]) -> str:
-        return (
-            f" The key is read from {self.roles.key!r} and the time from {self.roles.time!r}; say which fields they are, for example "
-            f"{self.suggestion(fields)}."
-        )
-
-    def suggestion(self, fields: Sequence[str]) -> str:
-        """The options to try when the fields of the records are these."""
-        time = likely(fields, TIMES)
-        key = likely([field for field in fields if field != time], SENSORS)
-        return f"key={key or 'FIELD'!r}, time={time or 'FIELD'!r}"
 
     @property
     def accepted(self) -> int:
@@ -357,58 +324,6 @@ class Edge:
         return self._accepted
 
     # -- roles -------------------------------------------------------------------------------------
-
-    def _lacking(
-        self, rows: Sequence[Any], early: Mapping[int, Reject], known: Known | None, fields: Fields | None
-    ) -> list[tuple[int, Reject]]:
-        """Records without a key, a time or a declared field: found first, so that they teach no column its kind."""
-        everywhere = fields[0] if fields is not None and fields[2] is None else ()
-        needed = [
-            (name, MISSING_FIELD, f"the record has no field {name!r}, which is declared") for name in self.declared
-        ]
-        if not self.roles.arrival:
-            needed.append(
-                (self.roles.time, BAD_TIME, f"the record has no field {self.roles.time!r}, which holds its time")
-            )
-        if self.roles.fallback is None:
-            given = known if isinstance(known, Mapping) or known is None else known[0] if known else None
-            needed += [
-                (name, NO_KEY, f"the record has no field {name!r}, which names the sensor")
-                for name in self.roles.key_fields
-                if name not in (given or {})
-            ]
-        found = []
-        for name, code, reason in needed:
-            if name in everywhere or (not early and all(map(contains, rows, repeat(name)))):
-                continue
-            found += [
-                (place, Reject(place, code, reason))
-                for place, row in enumerate(rows)
-                if place not in early and name not in row
-            ]
-        return found
-
-    def _beyond_names(
-        self, rows: Sequence[Any], early: Mapping[int, Reject], fields: Fields | None
-    ) -> Sequence[Reject]:
-        """Records that bring a new field when `MOST_NAMES` are known: what a source remembers must not grow for ever."""
-        kinds = self.kinds
-        names = fields[0] if fields is not None else {name for row in rows if type(row) is dict for name in row}
-        if not (new := kinds.unknown(names)) or kinds.count + len(new) <= MOST_NAMES:
-            return ()
-        found = []
-        learned: set[str] = set()
-        for place, row in enumerate(rows):
-            if place in early:
-                continue
-            new = kinds.unknown(name for name, item in row.items() if item is not None) - learned
-            if new and kinds.count + len(learned) >= MOST_NAMES:
-                other = next(name for name in row if name in new)
-                reason = f"the field {other!r} is new, and the records of this source have had {MOST_NAMES:,} others"
-                found.append(Reject(place, OVERSIZE, reason))
-            else:
-                learned |= new
-        return found
 
     def _absent(self, batch: Batch, name: str) -> list[int]:
         column = batch.columns.get(name)

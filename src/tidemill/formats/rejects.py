@@ -9,9 +9,11 @@ from typing import Any, Final
 from tidemill.formats.field_names import SENSORS, TIMES, likely
 from tidemill.formats.influx_lines import InfluxLines
 from tidemill.formats.json_lines import decode_json_lines
+from tidemill.formats.roles import Roles
+from tidemill.letters import BAD_TIME, MALFORMED, MISSING_FIELD, NO_KEY, UNASKED
 from tidemill.printable import NAME, printable, quoted
 
-__all__ = ["MOST_SHOWN", "Rejects", "format_hint", "shown_names", "telegraf_hint"]
+__all__ = ["MOST_SHOWN", "Rejects", "format_hint", "shown_names", "suggestion"]
 
 MOST_SHOWN: Final = 20
 """Fields and paths that are named in one sentence."""
@@ -66,7 +68,23 @@ class Rejects:
         """The worst reason, for a sentence."""
         return printable(self.worst[1], longest=_REASON)
 
-    def malformed(self, formats: Sequence[str], own: str) -> str:
+    def advice(
+        self, fields: Sequence[str], roles: Roles, formats: Sequence[str], own: str = "", paths: str = ""
+    ) -> str:
+        """Sentences behind the worst reason, which decides what would help: of the ``fields`` seen, the ``roles`` read from them,
+        the ``formats`` that could be said in place of the source's ``own``, or the ``paths`` seen in messages."""
+        code, _ = self.worst
+        if code == MALFORMED:
+            return self._malformed(formats, own)
+        if code == UNASKED:
+            return ""
+        if paths and code in (MISSING_FIELD, BAD_TIME, NO_KEY):
+            return f" {paths}"
+        if code not in ("", BAD_TIME, NO_KEY):
+            return f" The fields seen are: {shown_names(fields)}." if fields else ""
+        return f" The fields seen are: {shown_names(fields)}.{_telegraf_hint(fields, formats) or _roles_hint(fields, roles)}"
+
+    def _malformed(self, formats: Sequence[str], own: str) -> str:
         """What came instead of records, and which of the ``formats`` reads it but the source's ``own``; empty without an example."""
         if not self.example:
             return ""
@@ -90,14 +108,15 @@ def format_hint(line: str, formats: Sequence[str], own: str = "") -> str:
     return f"looks like {_CALLED[found]}{advice}"
 
 
-def telegraf_hint(fields: Sequence[str], formats: Sequence[str]) -> str:
-    """The same for records that have been read, by their fields."""
-    enough = {"name", "tags", "fields", "timestamp"} <= set(fields) or list(fields) == ["metrics"]
-    return (
-        ' This looks like Telegraf\'s JSON: say format="telegraf-json".'
-        if enough and "telegraf-json" in formats
-        else ""
-    )
+def suggestion(fields: Sequence[str]) -> str:
+    """The options to try when the fields of the records are these.
+
+    >>> suggestion(["timestamp", "device", "temp"])
+    "key='device', time='timestamp'"
+    """
+    time = likely(fields, TIMES)
+    key = likely([field for field in fields if field != time], SENSORS)
+    return f"key={key or 'FIELD'!r}, time={time or 'FIELD'!r}"
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -108,6 +127,23 @@ def shown_names(names: Sequence[str]) -> str:
     """
     more = [f"{len(names) - MOST_SHOWN:,} more"] if len(names) > MOST_SHOWN else []
     return ", ".join([*(printable(name, longest=NAME) for name in names[:MOST_SHOWN]), *more]) or "none"
+
+
+def _roles_hint(fields: Sequence[str], roles: Roles) -> str:
+    return (
+        f" The key is read from {roles.key!r} and the time from {roles.time!r}; say which fields they are, for example "
+        f"{suggestion(fields)}."
+    )
+
+
+def _telegraf_hint(fields: Sequence[str], formats: Sequence[str]) -> str:
+    """The same as `format_hint` for records that have been read, by their fields."""
+    enough = {"name", "tags", "fields", "timestamp"} <= set(fields) or list(fields) == ["metrics"]
+    return (
+        ' This looks like Telegraf\'s JSON: say format="telegraf-json".'
+        if enough and "telegraf-json" in formats
+        else ""
+    )
 
 
 def _format_of(line: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
+from tidemill.formats.rejects import suggestion
 from tidemill.interchange import from_table, kind_of_table, naive_times
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
@@ -53,7 +54,7 @@ class Frame(EdgedSource):
     def peek(self) -> Schema:
         head = self.table[:100] if kind_of_table(self.table) != "arrow" else self.table.slice(0, 100)
         batch = from_table(head)
-        hint = f"its columns are: {', '.join(batch.names)}; try {self.edge.suggestion(batch.names)}"
+        hint = f"its columns are: {', '.join(batch.names)}; try {suggestion(batch.names)}"
         if self.edge.roles.time not in batch:
             raise InputError(f"the table has no column {self.edge.roles.time!r} to read the time from; {hint}.")
         for name in self.edge.roles.key_fields:

@@ -10,6 +10,7 @@ from tidemill.batch import Batch
 from tidemill.errors import InputError
 from tidemill.formats.edge import Edge
 from tidemill.formats.line_formats import LINE_FORMATS, line_format, set_up
+from tidemill.formats.rejects import suggestion
 from tidemill.kinds import Kinds
 from tidemill.schema import Kind
 from tidemill.sources.readers import BLOCK, Decoder, Delivery, Reader, header_of
@@ -75,7 +76,7 @@ def _kind_of(item: object) -> Kind:
 
 
 def _require(path: Path, fields: tuple[str, ...], reader: Reader, edge: Edge, kind: str) -> None:
-    hint = f"the fields seen are: {', '.join(fields)}; try {edge.suggestion(fields)}"
+    hint = f"the fields seen are: {', '.join(fields)}; try {suggestion(fields)}"
     found = (
         f" This finds them and writes a plan: tidemill new plan.py --from {path}" if kind in ("csv", "ndjson") else ""
     )

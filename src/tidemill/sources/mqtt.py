@@ -17,12 +17,11 @@ from tidemill.batch import Batch
 from tidemill.core.backoff import Backoff, level_of_try
 from tidemill.durations import duration_ns
 from tidemill.errors import InputError, MissingExtra, OutsideError, PlanError
+from tidemill.formats.asked_topics import AskedTopics, Bound
 from tidemill.formats.brokers import Access, Broker, check_session
 from tidemill.formats.field_names import SENSORS, TIMES
 from tidemill.formats.lines import shown, text_of
 from tidemill.formats.payloads import PayloadReader
-from tidemill.formats.shared_names import SharedNames
-from tidemill.formats.topics import TopicPattern
 from tidemill.letters import AT_A_TIME, OVERSIZE, UNASKED, DeadLetter
 from tidemill.printable import quoted
 from tidemill.rows import runs_of_rows
@@ -43,11 +42,7 @@ _TAKEN: Final = 1 << 16
 """Bytes of messages, with their overhead, that are decoded in one turn of the loop."""
 _ROWS: Final = 1_000
 """Records that become one batch in one turn of the loop."""
-_TOPICS: Final = 100_000
-"""Topics whose columns are remembered."""
 _TOPICS_SHOWN: Final = 5
-_PAIRS: Final = 10_000
-"""Of patterns that are compared."""
 _UNNAMED_EXPIRY_S: Final = 3_600
 """For how long the session of a run without a client_id outlives its connection: while it connects anew."""
 _BRIEF: Final = 3
@@ -146,8 +141,8 @@ class MQTT(EdgedSource):
         super().__init__(key=key, time=time, columns=columns, tz=tz, time_format=time_format, name=name)
         self._access = Access(url, username, password)
         self._broker = self._access.broker
-        self._patterns = [TopicPattern(each) for each in ([topics] if isinstance(topics, str) else topics)]
-        if not self._patterns:
+        self._asked = AskedTopics([topics] if isinstance(topics, str) else topics, key_given=key is not None)
+        if not self._asked.patterns:
             raise PlanError("topics= of MQTT is empty; name at least one topic.")
         check_session(qos, version, client_id)
         if retained not in ("skip", "take"):
@@ -169,8 +164,6 @@ class MQTT(EdgedSource):
         self._payloads = PayloadReader(value, self._given_roles())
         self._cert_password = passphrase(cert_password, "MQTT")
         self._certificates = (ca, cert, cert_key, self._cert_password)
-        self._bound: dict[bytes, tuple[dict[str, str], dict[str, str]] | None] = {}
-        self._shared = SharedNames(self._patterns) if key is None else None
         self._skipped = 0
         self._unasked = False
         self._tries = 0
@@ -185,7 +178,7 @@ class MQTT(EdgedSource):
     @property
     def topics(self) -> tuple[str, ...]:
         """The patterns."""
-        return tuple(pattern.pattern for pattern in self._patterns)
+        return tuple(pattern.pattern for pattern in self._asked.patterns)
 
     def __repr__(self) -> str:
         return f"MQTT({str(self._broker)!r}, {list(self.topics)!r})"
@@ -200,7 +193,7 @@ class MQTT(EdgedSource):
         self._tls(self._access.looked_up())
 
     def peek(self) -> Schema:
-        bound = dict.fromkeys(name for pattern in self._patterns for name in pattern.names)
+        bound = self._asked.names
         fields = {name: Field(name, self.columns.get(name, Kind.TEXT)) for name in bound}
         fields |= {name: Field(name, kind) for name, kind in self.columns.items() if name not in fields}
         return Schema(fields.values(), open=True)
@@ -220,7 +213,7 @@ class MQTT(EdgedSource):
 
     def _given_roles(self) -> dict[str, Sequence[str]]:
         """The fields of messages that key= and time= name, with what such fields are called."""
-        bound = {"topic"}.union(*(pattern.names for pattern in self._patterns))
+        bound = {"topic", *self._asked.names}
         keys = self.edge.roles.key_fields if self.key is not None else ()
         roles: dict[str, Sequence[str]] = {name: SENSORS for name in keys if name not in bound}
         return roles if self.time is None else {**roles, self.time: TIMES}
@@ -232,8 +225,8 @@ class MQTT(EdgedSource):
         return self.edge.explain(paths=self._payloads.seen.explained)
 
     def nothing_yet(self) -> str:
-        topics = ", ".join(repr(pattern.filter) for pattern in self._patterns[:_TOPICS_SHOWN])
-        more = len(self._patterns) - _TOPICS_SHOWN
+        topics = ", ".join(repr(pattern.filter) for pattern in self._asked.patterns[:_TOPICS_SHOWN])
+        more = len(self._asked.patterns) - _TOPICS_SHOWN
         topics += f" and {more:,} more" if more > 0 else ""
         if self._skipped:
             return f"only retained messages on {topics} so far, which are passed over (retained='take' takes them)"
@@ -328,7 +321,10 @@ class MQTT(EdgedSource):
             for message in block.messages:
                 if message.again or self._passed_over(message):
                     continue
-                bound = self._columns_of(message.topic)
+                bound = self._asked.bind(message.topic)
+                if self._asked.doubt:
+                    _log.warning("source %s: %s", self.name, self._asked.doubt, extra={"source": self.name})
+                    self._asked.doubt = ""
                 if bound is None or len(message.payload) + len(message.topic) > self.limit:
                     letters.append([self._refused(message, bound)])
                 else:
@@ -365,29 +361,10 @@ class MQTT(EdgedSource):
             )
         return True
 
-    def _columns_of(self, topic: bytes) -> tuple[dict[str, str], dict[str, str]] | None:
-        """The columns of a topic, and what is known of its records; None for one that nobody asked for."""
-        if topic in self._bound:
-            return self._bound[topic]
-        if len(self._bound) >= _TOPICS:
-            self._bound.clear()
-        found = None
-        try:
-            text = topic.decode()
-        except UnicodeDecodeError:
-            pass
-        else:
-            bound = next((b for pattern in self._patterns if (b := pattern.match(text)) is not None), None)
-            found = (bound, {"topic": text}) if bound is not None else None
-            if bound and self._shared is not None and (doubt := self._shared.look(text, bound)):
-                _log.warning("source %s: %s", self.name, doubt, extra={"source": self.name})
-        self._bound[topic] = found
-        return found
-
-    def _refused(self, message: Message, bound: tuple[dict[str, str], dict[str, str]] | None) -> DeadLetter:
+    def _refused(self, message: Message, bound: Bound | None) -> DeadLetter:
         if bound is not None:
             reason = f"the message is longer than {self.limit} bytes, its topic included"
-            return self.edge.refuse(OVERSIZE, reason, shown(message.payload), known={**bound[0], **bound[1]})
+            return self.edge.refuse(OVERSIZE, reason, shown(message.payload), known={**bound.columns, **bound.known})
         topic = text_of(message.topic)
         reason = f"nothing in topics= asks for the topic {quoted(topic)}"
         if self.client_id is not None:
@@ -469,7 +446,7 @@ class MQTT(EdgedSource):
             "source %s: %s to %s", self.name, "connected again" if again else "connected", self._broker,
             extra={"source": self.name},
         )  # fmt: skip
-        if not again and (both := self._overlapping()):
+        if not again and (both := self._asked.overlapping()):
             _log.warning(
                 "source %s: the topics %r and %r overlap: a broker may send a message of both twice, and it is two records then",
                 self.name, *both, extra={"source": self.name},
@@ -479,11 +456,6 @@ class MQTT(EdgedSource):
                 "source %s: without client_id= the broker keeps nothing for it between two runs", self.name,
                 extra={"source": self.name},
             )  # fmt: skip
-
-    def _overlapping(self) -> tuple[str, str] | None:
-        """Two patterns that have topics in common."""
-        pairs = itertools.islice(itertools.combinations(self._patterns, 2), _PAIRS)
-        return next(((one.pattern, other.pattern) for one, other in pairs if one.overlaps(other)), None)
 
     def _session(
         self, broker: Broker, client_id: str, tls: ssl.SSLContext | None, again: bool, half_way: set[int]
@@ -502,7 +474,7 @@ class MQTT(EdgedSource):
             expiry_s=self._expiry_s if named else _UNNAMED_EXPIRY_S,
             leaves=named,
             qos=self.qos,
-            filters=[pattern.filter for pattern in self._patterns],
+            filters=[pattern.filter for pattern in self._asked.patterns],
             limit=self.limit,
             half_way=half_way,
         )
