@@ -99,6 +99,13 @@ def test_an_epoch_does_not_depend_on_its_neighbours(numbers: list[float]) -> Non
     assert epochs(np.array(numbers)).tolist() == each
 
 
+@pytest.mark.parametrize("start", [1.7e9, 1e7, -2e9, 1.7e12])
+def test_a_long_column_of_epochs_is_read_as_its_parts_are(start: float) -> None:
+    """It is read piece by piece: in seconds with noise below the microsecond or without, before 1970, and in milliseconds."""
+    numbers = start + np.arange(20_000) * 0.001234567
+    assert (epochs(numbers) == np.concatenate([epochs(part) for part in np.split(numbers, 100)])).all()
+
+
 def test_epochs_that_are_none() -> None:
     """NaN, infinities and what nanoseconds cannot hold are no times."""
     assert (epochs(np.array([np.nan, np.inf, -np.inf, 1e30, 9.3e9])) == NAT).all()

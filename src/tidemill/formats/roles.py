@@ -61,9 +61,9 @@ class Roles:
                 )
             return np.zeros(len(batch), np.int64)
         ns, bad = self.times.column(column)
+        if len(ns) and np.minimum.reduce(ns) >= -FARTHEST and np.maximum.reduce(ns) <= FARTHEST:
+            return ns  # NaT is none of these
         bad |= (ns > FARTHEST) | (ns < -FARTHEST)
-        if not bad.any():
-            return ns
         missing = None if column.tags is None else column.missing_rows()
         if self.arrival and missing is not None:
             ns = np.where(missing, wall_ns, ns)

@@ -33,6 +33,8 @@ _UNITS: Final = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (2.0**63, 1))
 _LIMIT_S: Final = 9_223_372_035
 """Seconds either side of 1970 that int64 nanoseconds hold: 1677-09-21 to 2262-04-11."""
 _CENTURY_NS: Final = 946_684_800 * 10**9, 4_102_444_800 * 10**9
+_PIECE: Final = 8_192
+"""Numbers that are read at a time, so that what is in between stays in the cache."""
 _WIDTH: Final = 35
 """The longest text that the columnar reader takes: nine fraction digits and a zone."""
 _BELOW_MICROSECONDS: Final = re.compile(r"[.,]\d{6}(\d{1,3})")
@@ -45,9 +47,11 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     >>> epochs(np.array([1700000000.25, 1700000000250.0])).tolist()
     [1700000000250000000, 1700000000250000000]
     """
-    size = np.abs(numbers)
-    if len(numbers) and size.max() < _UNITS[0][0]:  # seconds, all of them; NaN is not
+    if (
+        len(numbers) and -_UNITS[0][0] < numbers.min() and numbers.max() < _UNITS[0][0]
+    ):  # seconds, all of them; NaN is not
         return _scaled(numbers, _UNITS[0][1])
+    size = np.abs(numbers)
     usable = size < 2.0**63  # NaN is not
     made = np.full(len(numbers), NAT, np.int64)
     lower = -1.0
@@ -66,20 +70,40 @@ def of_this_century(times_ns: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _scaled(numbers: NDArray[np.float64], scale: int) -> NDArray[np.int64]:
-    """Of at least one number. Most columns are of numbers alike, which take a quarter of the time."""
-    size = np.abs(numbers)
-    least, most = size.min(), size.max()
+    """Of at least one number."""
+    low, high = float(numbers.min()), float(numbers.max())
+    least, most = max(low, -high, 0.0), max(-low, high)  # of their sizes, or below it
+    coarse = _is_coarse(most, scale)
+    if coarse == _is_coarse(least, scale) and (most + 1) * (scale / 1e9) < _LIMIT_S:
+        return _scaled_alike(numbers, scale, coarse=bool(coarse))
     whole = np.floor(numbers)
     fraction = (numbers - whole) * scale
-    if _is_coarse(least, scale) == _is_coarse(most, scale):
-        parts = np.rint(fraction / 1000) * 1000 if _is_coarse(most, scale) else np.rint(fraction)
-    else:
-        parts = np.where(_is_coarse(size, scale), np.rint(fraction / 1000) * 1000, np.rint(fraction))
-    if (most + 1) * (scale / 1e9) < _LIMIT_S:
-        return whole.astype(np.int64) * scale + parts.astype(np.int64)
+    parts = np.where(_is_coarse(np.abs(numbers), scale), np.rint(fraction / 1000) * 1000, np.rint(fraction))
     seconds_fit = np.abs(whole) * (scale / 1e9) < _LIMIT_S
     ticks = np.where(seconds_fit, whole, 0).astype(np.int64) * scale + parts.astype(np.int64)
     return np.where(seconds_fit, ticks, NAT)
+
+
+def _scaled_alike(numbers: NDArray[np.float64], scale: int, *, coarse: bool) -> NDArray[np.int64]:
+    """Of numbers that are all coarse or none, none out of range: most columns. Piece by piece, because memory for what is in
+    between costs more than the arithmetic: a fourth of the time."""
+    made = np.empty(len(numbers), np.int64)
+    wholes, fractions = np.empty((2, min(len(numbers), _PIECE)))
+    for start in range(0, len(numbers), _PIECE):
+        piece, ticks = numbers[start : start + _PIECE], made[start : start + _PIECE]
+        whole, fraction = wholes[: len(piece)], fractions[: len(piece)]
+        np.floor(piece, out=whole)
+        np.subtract(piece, whole, out=fraction)
+        fraction *= scale
+        if coarse:
+            fraction /= 1000
+        np.rint(fraction, out=fraction)
+        if coarse:
+            fraction *= 1000
+        ticks[:] = whole
+        ticks *= scale
+        ticks += fraction.astype(np.int64)
+    return made
 
 
 def _is_coarse(size: Any, scale: int) -> Any:
@@ -117,7 +141,7 @@ class TimeReader:
             case _ if self.time_format is not None:
                 ns = self.texts([str(item) for item in column.to_list()])
             case _:
-                ns = epochs(column.values.astype(np.float64))
+                ns = epochs(column.values.astype(np.float64, copy=False))
                 for row, item in (column.exact or {}).items():
                     ns[row] = self.one(item)
                 if column.kind is Kind.INT:
