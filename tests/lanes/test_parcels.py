@@ -45,7 +45,7 @@ def same(own: Any, right: Any) -> None:
         assert own.dtype == right.dtype
         assert own.shape == right.shape
         assert own.tobytes() == right.tobytes() or right.dtype.hasobject
-        assert own.flags.writeable
+        assert own.flags.writeable or not right.flags.writeable
         assert own.flags.aligned
     elif isinstance(right, pa.Table | pa.RecordBatch):
         assert own.equals(right, check_metadata=True)
@@ -189,6 +189,25 @@ def test_arrays_that_are_met_twice_are_one() -> None:
     assert parcel.room == times.nbytes
     for own, (again,) in both_ways(parcel):
         assert own is again
+
+
+@pytest.mark.parametrize("fixed", ["a", "b"])
+def test_columns_that_may_not_be_written_to_arrive_so(fixed: str) -> None:
+    """As a lone array does; the others of the dict may be."""
+    value = {"a": np.arange(3.0), "b": np.arange(4)}
+    value[fixed].flags.writeable = False
+    for made in both_ways(pack(value)):
+        same(made, value)
+        assert {name: column.flags.writeable for name, column in made.items()} == {
+            name: name != fixed for name in value
+        }
+
+
+def test_a_column_under_two_names_is_one() -> None:
+    """What is written to the one is read of the other, as where the function is called directly."""
+    column = np.arange(3.0)
+    for made in both_ways(pack({"a": column, "b": column})):
+        assert made["a"] is made["b"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 20, 20_000])

@@ -57,17 +57,20 @@ def columns_of(value: Any) -> Columns | None:
 def _of_dict(columns: dict[Any, Any]) -> Columns | None:
     arrays = list(columns.values())
     dtypes = []
-    for array in arrays:
+    fixed = 0  # a bit for each that may not be written to
+    for number, array in enumerate(arrays):
         if type(array) is not np.ndarray or array.ndim != 1:
             return None
         dtypes.append(array.dtype)
-    if not arrays:
+        if not array.flags.writeable:
+            fixed |= 1 << number
+    if not arrays or len(set(map(id, arrays))) < len(arrays):  # what is written to one is to be read of the other
         return None
     names = tuple(columns)
-    key = (names, *dtypes)
+    key = (fixed, names, *dtypes)
     known = _layouts.get(key)
     if known is None:
-        layout = _layout(names, dtypes)
+        layout = _layout(names, dtypes, fixed)
         if layout is None:
             return None
         if len(_layouts) >= _MOST_LAYOUTS:
@@ -79,12 +82,12 @@ def _of_dict(columns: dict[Any, Any]) -> Columns | None:
     return _head(_DICT, layout, arrays), arrays
 
 
-def _layout(names: tuple[Any, ...], dtypes: Sequence[np.dtype[Any]]) -> bytes | None:
+def _layout(names: tuple[Any, ...], dtypes: Sequence[np.dtype[Any]], fixed: int) -> bytes | None:
     codes = [_code(dtype) for dtype in dtypes]
     if None in codes or len(codes) >= len(_counts) or not all(type(name) is str for name in names):
         return None
     try:
-        return msgspec.msgpack.encode([names, codes])
+        return msgspec.msgpack.encode([names, codes, fixed])
     except UnicodeEncodeError:  # half of a surrogate pair in a name
         return None
 
@@ -154,15 +157,22 @@ class ColumnReader:
         if form == _BATCH:
             return self._batch(known, counts, memory, at)
         arrays = {}
-        for (name, dtype, itemsize), count in zip(known, counts, strict=True):
-            arrays[name] = np.frombuffer(memory, dtype, count, at) if count else np.empty(0, dtype)
+        for (name, dtype, itemsize, fixed), count in zip(known, counts, strict=True):
+            array = arrays[name] = np.frombuffer(memory, dtype, count, at) if count else np.empty(0, dtype)
+            if fixed:
+                array.flags.writeable = False
             at += aligned(count * itemsize)
         return arrays
 
     def _remember(self, form: int, layout: bytes) -> Any:
         decoded = msgspec.msgpack.decode(layout)
         if form == _DICT:
-            known: Any = [(name, np.dtype(code), np.dtype(code).itemsize) for name, code in zip(*decoded, strict=True)]
+            names, codes, fixed = decoded
+            dtypes = map(np.dtype, codes)
+            known: Any = [
+                (name, dtype, dtype.itemsize, bool(fixed >> number & 1))
+                for number, (name, dtype) in enumerate(zip(names, dtypes, strict=True))
+            ]
         else:
             known = [
                 one if one is None else (one[0], Kind(one[1]), np.dtype(one[2]), one[3], one[1] == Kind.TEXT.value)

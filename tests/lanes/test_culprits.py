@@ -1,0 +1,63 @@
+"""What in a value cannot be sent is found by few looks, however large the value is."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from tidemill.lanes.culprits import culprit
+from tidemill.lanes.parcels import pack
+
+ROWS = 20_000
+
+
+def counting() -> tuple[Any, list[int]]:
+    """``pack``, and how many rows each call was given."""
+    seen: list[int] = []
+
+    def dumps(value: Any) -> object:
+        seen.append(len(value) if isinstance(value, list | dict | tuple) else 1)
+        return pack(value)
+
+    return dumps, seen
+
+
+@pytest.mark.parametrize("at", [0, 1, ROWS // 3, ROWS - 1])
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_one_bad_row_of_many_is_found_by_halves(at: int, kind: Any) -> None:
+    """All together it looks at a few times as many rows as there are."""
+    rows: list[Any] = [{"sensor": "S1", "value": 20.5} for _ in range(ROWS)]
+    rows[at]["value"] = threading.Lock()
+    value = dict(enumerate(rows)) if kind is dict else kind(rows)
+    dumps, seen = counting()
+    assert culprit(value, "argument 0", dumps) == f"argument 0[{at}]['value'], a lock,"
+    assert sum(seen) < 3 * ROWS
+    assert len(seen) < 50
+
+
+def test_the_first_of_several_is_named() -> None:
+    """As one reads them."""
+    rows: list[Any] = list(range(1_000))
+    rows[300] = rows[700] = threading.Lock()
+    assert culprit(rows, "x") == "x[300], a lock,"
+
+
+class Grouchy:
+    """Can be pickled alone, and not beside another one."""
+
+    packed = 0
+
+    def __reduce__(self) -> Any:
+        Grouchy.packed += 1
+        if Grouchy.packed % 2 == 0:
+            raise TypeError("not again")
+        return Grouchy, ()
+
+
+def test_what_cannot_be_told_by_its_parts_is_named_as_a_whole() -> None:
+    """Rather than a part that is innocent, or none."""
+    keys = {threading.Lock(): 1, **dict.fromkeys(range(100), 2)}
+    assert culprit(keys, "x") == "x, a dict,"
+    assert str(culprit([Grouchy(), Grouchy()], "x")).startswith("x")
