@@ -12,7 +12,7 @@ import threading
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
@@ -110,6 +110,22 @@ async def test_a_module_that_lanes_do_not_find_is_told_with_what_to_do(
         await one.run(module.f)
     assert "sys.path when they were opened" in caught.value.__notes__[0]
     assert await one.run(abs, -3) == 3
+
+
+def fails_at_length(letters: int, numbers: int) -> NoReturn:
+    raise ValueError("x" * letters, bytes(numbers))
+
+
+async def test_a_very_large_exception_travels_as_the_ends_of_its_text(two: tm.Lanes) -> None:
+    """It would be read on the loop's thread."""
+    with pytest.raises(ValueError, match="x" * 20):
+        await two.run(fails_at_length, 20, 1 << 20)
+    with pytest.raises(RemoteError) as caught:
+        await two.run(fails_at_length, 1 << 25, 0)
+    assert caught.value.type_name == "ValueError"
+    assert len(str(caught.value)) < 1.1 * (1 << 20)
+    assert "ValueError: ('xxx" in str(caught.value)
+    assert "characters left out" in str(caught.value)
 
 
 async def test_an_exception_that_cannot_travel_is_told_in_words(two: tm.Lanes) -> None:

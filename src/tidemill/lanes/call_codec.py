@@ -37,6 +37,10 @@ loads = unpack
 
 MAX_BYTES: Final = 1 << 30
 """Of one parcel: a gigabyte through a socket is a mistake, and frames have a limit."""
+_MOST_ERROR: Final = 16 << 20
+"""Bytes of an exception, packed: it is read on the loop's thread, and no arena brings it."""
+_MOST_TEXT: Final = 1 << 20
+"""Letters of its message, and of its traceback."""
 
 
 @dataclass(slots=True)
@@ -176,13 +180,21 @@ _decode = msgspec.msgpack.Decoder(_Raised).decode
 
 
 def dumps_error(error: BaseException) -> bytes:
-    """Pickle an error with its traceback's text; one that cannot be pickled travels as text alone."""
+    """Pickle an error with its traceback's text; one that cannot be pickled, or is very large, travels as text alone."""
     try:
         message = str(error)
     except BaseException:  # noqa: BLE001 - the user's __str__
         message = "(its message cannot be shown)"
     name = _sendable(type(error).__qualname__)
-    return _encode(_Raised(name, _sendable(message), _sendable(_text(error)), _dumped(error)))
+    return _encode(_Raised(name, _shortened(message), _shortened(_text(error)), _dumped(error)))
+
+
+def _shortened(text: str) -> str:
+    """Its two ends, where it is longer than anybody reads: the parent holds it on the loop's thread."""
+    if len(text) > _MOST_TEXT:
+        left_out = f"\n[{len(text) - _MOST_TEXT:,} characters left out]\n"
+        text = f"{text[: _MOST_TEXT // 2]}{left_out}{text[-_MOST_TEXT // 2 :]}"
+    return _sendable(text)
 
 
 def _text(error: BaseException) -> str:
@@ -204,6 +216,8 @@ def _dumped(error: BaseException) -> bytes | None:
         return None  # sys.exit() in a function must not end the application
     try:
         data = dumps(error)
+        if len(data) > _MOST_ERROR:
+            return None
         pickle.loads(data)  # noqa: S301 - what we just made: many an exception pickles and does not come back
     except BaseException as raised:  # noqa: BLE001 - the error's own methods
         describe(raised)
