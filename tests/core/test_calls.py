@@ -276,6 +276,18 @@ def test_a_lane_whose_threads_compute_is_not_replaced_but_gets_nothing() -> None
     assert calls.looked(0, 1) == [Hung(0)]
 
 
+def test_a_call_that_could_not_be_sent_is_gone() -> None:
+    """Its place is another's, and it says nothing of the lane."""
+    calls = up(1)
+    for call in (1, 2, 3):
+        calls.add(call)
+    calls.fruitless = 1
+    assert calls.unsent(0, 2) == [Send(0, 3)]
+    assert calls.fruitless == 1
+    assert calls.cancel(2) == calls.unsent(0, 2) == []
+    calls.validate()
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Lanes that answer, die and hang, callers that give up: in any order."""
 
@@ -298,6 +310,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.runs: dict[int, int] = {}
         self.number = 0
         self.now = 0
+        self.fails = False  # whether the next call cannot be sent
 
     def perform(self, commands: list[Command]) -> None:
         todo = deque(commands)
@@ -309,6 +322,11 @@ class AnyOrder(RuleBasedStateMachine):
                     assert not self.dying[lane]
                     assert call in self.open
                     assert self.pins.get(call, lane) == lane
+                    if self.fails:
+                        self.fails = False
+                        self.end(call)
+                        todo.extend(self.calls.unsent(lane, call))
+                        continue
                     self.lanes[lane].append(call)
                 case Interrupt(lane, call) | Steal(lane, call):
                     if self.running[lane] == call:
@@ -389,6 +407,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.calls.doubted(lane) == (self.still[lane] >= DOUBTED)
             if doubted and not self.calls.doubted(lane) and not self.dying[lane]:
                 self.perform(self.calls.attached(lane))
+
+    @rule()
+    def cannot_be_sent(self) -> None:
+        self.fails = True
 
     @rule()
     def give_up(self) -> None:

@@ -7,6 +7,8 @@ Events in, commands out; a command's outcome is the next event. A call waits, or
                │ └─ Dropped        │        └── cancel, timeout: Interrupt ──▶ revoked, or stopped: returned or died
                └── died, Steal ────┘
 
+A call that could not be sent after all is gone (`Calls.unsent`).
+
 Rules of this file: an idle lane gets a call before a busy one does; a busy one holds at most ``depth``, so that it
 need not wait for the next; what waits behind another call moves to a lane that falls idle, at once when it is worth
 the messages, else when it still waits some time later. A call that is pinned to a
@@ -222,6 +224,13 @@ class Calls:
     def returned(self, lane: int, call: int) -> list[Command]:
         """The lane answered the call; what is not in its queue is ignored."""
         self.fruitless = 0
+        return self._gone(lane, call)
+
+    def unsent(self, lane: int, call: int) -> list[Command]:
+        """The call could not be sent to the lane, which knows nothing of it: it is gone."""
+        return self._gone(lane, call)
+
+    def _gone(self, lane: int, call: int) -> list[Command]:
         if not self._taken(lane, call):
             return []
         del self._calls[call]

@@ -17,7 +17,7 @@ from tidemill.engine.endings import own, settle, unsendable
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.options import check_timeout
 from tidemill.errors import CallError, LaneDied
-from tidemill.lanes.call_codec import Answer, Parcel, dumps_arguments
+from tidemill.lanes.call_codec import MAX_BYTES, Answer, Parcel, dumps_arguments
 
 __all__ = ["Batched"]
 
@@ -70,7 +70,8 @@ class Batched:
         self._limits = limits
         self._max_waiting, self._max_waiting_bytes = limits.max_waiting, limits.max_waiting_bytes
         self._timeout_s = check_timeout(limits.timeout)
-        self._batcher = Batcher(Limits(max_records=limits.max_batch, max_bytes=limits.max_batch_bytes))
+        most_bytes = min(limits.max_batch_bytes, MAX_BYTES)  # more fits in no message
+        self._batcher = Batcher(Limits(max_records=limits.max_batch, max_bytes=most_bytes))
         self._waiting: deque[_Awaited] = deque()
         self._waiting_bytes = 0
         self._gone = 0  # among those that wait

@@ -150,11 +150,7 @@ class Bundles:
         parcels = [parcel for _, parcel in calls]
         bundle.request = Request(self._function.call_name, self._function, parcels, bundle.settle)
         self._under_way[bundle] = None
-        try:
-            bundle.call = self._crew.submit(bundle.request, kept=True)  # its bounds are the stream's window
-        except Exception as error:  # noqa: BLE001 - a function that fits in no message, for example
-            self.ended(bundle, error)
-            return
+        bundle.call = self._crew.submit(bundle.request, kept=True)  # its bounds are the stream's window
         if self._looking is None and len(calls) > 1:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
 
@@ -173,8 +169,6 @@ class Bundles:
 
     def ended(self, bundle: _Bundle, outcome: Sequence[Answer] | Exception) -> None:
         """It came back, or will not."""
-        if bundle not in self._under_way:
-            return  # it could not be sent, and was told so
         del self._under_way[bundle]
         request = bundle.request
         del bundle.request  # it knows the bundle: what was sent should be gone now, and not with the next collection

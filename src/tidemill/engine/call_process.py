@@ -99,7 +99,9 @@ class CallProcess:
         self.memory = Shared("cursor", _FINISHED_AT + FINISHED_BYTES)
         self.cursor = Cursor(memoryview(self.memory.buffer)[:CURSOR_BYTES])
         self.finished = Finished(memoryview(self.memory.buffer)[_FINISHED_AT:])
-        self.large = LargeBuffers(arena_bytes, self._send, turns) if arena_bytes else None
+        self.large = LargeBuffers(arena_bytes, self._send, turns, self._failed) if arena_bytes else None
+        self.not_sent: Callable[[CallProcess, int, Exception], None] | None = None
+        """Told of a call that waited for buffers before it, and then could not be sent."""
         self.functions: OrderedDict[int, None] = OrderedDict()
         self.channel: ProcessChannel | InlineCalls | None = None
         self.lane: int | None = None
@@ -132,6 +134,14 @@ class CallProcess:
         return [self.memory.fd] if self.large is None else [self.memory.fd, self.large.fd]
 
     def send(self, call: int, request: Request) -> None:
+        """Send the call. When that raises, the process knows nothing of it; the same goes when `not_sent` is told later."""
+        try:
+            self._send_call(call, request)
+        except BaseException:
+            self.turns.pop(call, None)
+            raise
+
+    def _send_call(self, call: int, request: Request) -> None:
         number = 0
         if request.function is not None:
             number = request.function.number
@@ -157,8 +167,8 @@ class CallProcess:
     def _introduce(self, function: SentFunction) -> None:
         if len(self.functions) == MAX_FUNCTIONS:
             self._post(Forget(self.functions.popitem(last=False)[0]))
-        self.functions[function.number] = None
         self._post(Function(function.number), function.data)
+        self.functions[function.number] = None  # it has it, or will
 
     def _post(self, message: Message, *payload: Part) -> None:
         """Send behind what is still being copied, or at once."""
@@ -171,6 +181,13 @@ class CallProcess:
     def _send(self, message: Message, *payload: Part) -> None:
         assert self.channel is not None
         self.channel.send(message, *payload)
+
+    def _failed(self, call: int, error: Exception) -> None:
+        """What was posted could not be sent: a call, or, for 0, a message without which the process knows too little."""
+        if not call or self.not_sent is None:
+            self.kill()
+        elif self.turns.pop(call, None) is not None:
+            self.not_sent(self, call, error)
 
     def revoke(self, call: int, *, or_kill: bool) -> bool:
         """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""

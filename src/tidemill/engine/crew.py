@@ -180,13 +180,7 @@ class Crew:
     def _perform(self, commands: list[Command], why: _Death | Exception | None = None) -> None:
         for command in commands:  # grows while it is read
             if type(command) is Send:
-                process = self.staff.seats[command.lane]
-                assert process is not None
-                request = self._requests[command.call]
-                self.lanes[command.lane].sent_bytes += request.size
-                process.send(command.call, request)
-                if not self._inline:
-                    self._lookout.sent()
+                commands += self._send(command.lane, command.call)
                 continue
             match command:
                 case Interrupt(lane, call):
@@ -210,6 +204,29 @@ class Crew:
             self.door.admit()
         if self._feeders:
             self._feed()
+
+    def _send(self, lane: int, call: int) -> list[Command]:
+        process = self.staff.seats[lane]
+        assert process is not None
+        request = self._requests[call]
+        try:
+            process.send(call, request)
+        except Exception as error:  # noqa: BLE001 - no memory for it, for example
+            return self._unsent(lane, call, error)
+        self.lanes[lane].sent_bytes += request.size
+        if not self._inline:
+            self._lookout.sent()
+        return []
+
+    def _unsent(self, lane: int, call: int, error: Exception) -> list[Command]:
+        """The call could not be sent: it has ended with that. Its caller, who may be making it just now, is told after this."""
+        if call in self._requests:
+            self._loop.call_soon(self._settle, call, error)
+        return self.calls.unsent(lane, call)
+
+    def _not_sent(self, process: CallProcess, call: int, error: Exception) -> None:
+        if process.lane is not None and not self.closed:
+            self._perform(self._unsent(process.lane, call, error))
 
     def _share(self) -> None:
         self._sharing = None
@@ -318,6 +335,9 @@ class Crew:
 
     def seated(self, lane: int) -> None:
         """The lane has a process (`tidemill.engine.staff.Employer`)."""
+        process = self.staff.seats[lane]
+        assert process is not None
+        process.not_sent = self._not_sent
         self._perform(self.calls.attached(lane))
 
     def returned(self, process: CallProcess, message: Returned, payload: Payload) -> None:

@@ -24,15 +24,18 @@ class LargeBuffers:
     """The parent's side of an arena (`tidemill.lanes.arena`).
 
     ``send`` is called with each message once its buffers are in place. Messages keep their order. ``turns`` is the time
-    for all that is copied on this loop.
+    for all that is copied on this loop. When that raises, ``failed`` is told of the call, or of 0 for another message.
     """
 
-    def __init__(self, size: int, send: Callable[..., None], turns: Turns) -> None:
+    def __init__(
+        self, size: int, send: Callable[..., None], turns: Turns, failed: Callable[[int, Exception], None]
+    ) -> None:
         self._shared = Shared("arena", size)
         self._memory = memoryview(self._shared.buffer)
         self._out = ArenaOut(size)
         self._back = ArenaBack(self._memory)
         self._send = send
+        self._failed = failed
         self._sending = Slices(turns)
         self._receiving = Slices(turns)
         self._places: dict[int, tuple[int, int]] = {}  # by turn: what arguments have on the way out
@@ -57,12 +60,13 @@ class LargeBuffers:
         self._places[turn] = at, parcel.room
         self._unsent[call] = turn
         message = Call(call, turn, function, listed=False, sizes=[len(parcel.head)], at=at, room=parcel.room)
-        self._sending.do(self._copied_and_sent(message, parcel))
+        self._sending.do(self._tried(call, self._copied_and_sent(message, parcel)))
         return True
 
     def post(self, message: Message, *payload: Part) -> None:
         """Send a message behind the calls that wait for their buffers."""
-        self._sending.do(self._sent(message, *payload))
+        call = message.call if isinstance(message, Call) else 0
+        self._sending.do(self._tried(call, self._sent(message, *payload)))
 
     def withdraw(self, call: int) -> bool:
         """Do not send the call; False when it was sent."""
@@ -71,6 +75,16 @@ class LargeBuffers:
             return False
         self.free(turn)
         return True
+
+    def _tried(self, call: int, job: Iterator[None]) -> Iterator[None]:
+        """A job that raises nothing: those behind it would never be done."""
+        try:
+            yield from job
+        except Exception as error:  # noqa: BLE001 - no memory for it, for example
+            turn = self._unsent.pop(call, None)
+            if turn is not None:
+                self.free(turn)
+            self._failed(call, error)
 
     def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
         at = message.at

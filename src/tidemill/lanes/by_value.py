@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import inspect
 import io
 import sys
 import threading
@@ -28,7 +29,7 @@ import cloudpickle
 from tidemill.errors import CallError
 from tidemill.lanes.initialized import initialized_here
 
-__all__ = ["PicklerByValue", "dumps_by_value"]
+__all__ = ["PicklerByValue", "dumps_by_value", "parts_by_value", "size_by_value"]
 
 _fill: Final = cloudpickle.cloudpickle._function_setstate
 """Its name is in every pickle that cloudpickle makes of a function."""
@@ -57,6 +58,42 @@ def dumps_by_value(value: Any) -> bytes:
     file = io.BytesIO()
     PicklerByValue(file, 5).dump(value)
     return file.getvalue()
+
+
+def parts_by_value(function: types.FunctionType) -> dict[str, Any]:
+    """What travels with a function, by name: globals that its code names, also in comprehensions, what it closes over,
+    and its defaults.
+    """
+    names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
+    parts = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it has no value yet
+            parts[name] = cell.cell_contents
+    named = inspect.signature(function).parameters.items()
+    return parts | {name: one.default for name, one in named if one.default is not one.empty}
+
+
+def size_by_value(value: Any) -> int:
+    """Bytes of that pickle, which is not kept.
+
+    >>> size_by_value("tide") == len(dumps_by_value("tide"))
+    True
+    """
+    counted = _Counted()
+    PicklerByValue(counted, 5).dump(value)
+    return counted.bytes
+
+
+class _Counted:
+    """A file that keeps nothing of what is written to it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.bytes += size
+        return size
 
 
 class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import pickle
 import traceback
+import types
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
-from tidemill.lanes.by_value import dumps_by_value
+from tidemill.lanes.by_value import dumps_by_value, parts_by_value, size_by_value
 from tidemill.lanes.culprits import captured, culprit, describe, first_culprit
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
+    "MAX_BYTES",
     "Answer",
     "Parcel",
     "dumps",
@@ -81,9 +83,11 @@ def dumps(value: Any) -> bytes:
 
 
 def dumps_function(function: Any) -> bytes:
-    """Pickle a function, always by cloudpickle, which knows of modules to be sent by value; raises `CallError`."""
+    """Pickle a function, always by cloudpickle, which knows of modules to be sent by value; raises `CallError`, also for one
+    that is too large.
+    """
     try:
-        return dumps_by_value(function)
+        data = dumps_by_value(function)
     except BaseException as error:
         told = describe(error)
         closed_over = next((found for name, part in captured(function) if (found := culprit(part, name))), "")
@@ -92,6 +96,32 @@ def dumps_function(function: Any) -> bytes:
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
             f"lane{because} ({told}). Make what it closes over inside of it, or pass it as an argument."
         ) from error
+    if len(data) > MAX_BYTES:
+        raise CallError(
+            f"The call was not made: {_shown(function)!r} is {len(data):,} bytes when packed, more than "
+            f"{MAX_BYTES:,}{_largest_part(function)}. Load that in the lane, by an initializer or inside of the function, or pass "
+            "the path of a file."
+        )
+    return data
+
+
+def _shown(function: Any) -> str:
+    bare = getattr(function, "__wrapped__", function)
+    return getattr(bare, "__qualname__", None) or type(bare).__qualname__
+
+
+def _largest_part(function: Any) -> str:
+    """Of what a function, or the methods of a class, close over: the largest, for messages."""
+    parts: dict[str, Any] = {}
+    bare = getattr(function, "__wrapped__", function)
+    for each in vars(bare).values() if isinstance(bare, type) else [bare]:
+        if isinstance(each, types.FunctionType):
+            parts |= parts_by_value(each)
+    sizes = {name: size_by_value(part) for name, part in parts.items()}
+    if not sizes:
+        return ""
+    largest = max(sizes, key=sizes.__getitem__)
+    return f": it closes over {largest}, a {type(parts[largest]).__qualname__} of {sizes[largest]:,} bytes"
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:

@@ -38,7 +38,7 @@ class KeyedObjects:
     """
 
     def __init__(self, factory: Callable[[], Any]) -> None:
-        self._factory = factory
+        self._factory = self.__wrapped__ = factory
         self._class = factory if isinstance(factory, type) else None
         self._live: OrderedDict[str | bytes, tuple[int, Any]] = OrderedDict()
 
