@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -180,6 +184,39 @@ def test_what_waits_is_bounded_and_the_oldest_makes_room() -> None:
     calls.add(2, size=1000)
     assert calls.make_room() == [Dropped(1), Dropped(2)]
     assert calls.waiting_bytes == 0
+
+
+def steps(act: Callable[[], object]) -> int:
+    """Instructions of Python's that it takes."""
+    count = 0
+
+    def traced(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return traced
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_what_is_bounded_elsewhere_does_not_stand_in_the_way_of_the_oldest() -> None:
+    """To make room takes as many steps behind two thousand calls that are kept as behind two, in every lane's line."""
+    counts = []
+    for kept in (2, 2000):
+        calls = Calls(2, Bounds(waiting=1))
+        for number in range(1, kept + 1):
+            calls.add(number, pin=(None, 0, 1)[number % 3], kept=True)
+        calls.add(kept + 1)
+        calls.add(kept + 2, pin=1)
+        counts.append(steps(calls.make_room))
+        assert calls.waiting == kept
+    assert counts[0] == counts[1]
 
 
 def test_what_is_bounded_elsewhere_is_never_dropped_and_takes_no_room() -> None:

@@ -98,7 +98,8 @@ class Calls:
         self._pinned_waiting = 0
         self.waiting_bytes = 0
         """Bytes of the arguments of the calls that no lane has."""
-        self._kept = self._kept_bytes = 0  # of these, what is bounded elsewhere
+        self._bounded: OrderedDict[int, None] = OrderedDict()  # of all that wait, what is not kept
+        self._bounded_bytes = 0
         self._queues: list[deque[int]] = [deque() for _ in range(lanes)]
         self._lane_bytes = [0] * lanes
         self._up = [False] * lanes
@@ -181,26 +182,22 @@ class Calls:
         """Whether so much waits that a new call must wait outside, be refused, or take the place of an old one."""
         most, most_bytes = self.bounds.waiting, self.bounds.waiting_bytes
         return (most is not None and self.bounded >= max(most, 1)) or (
-            most_bytes is not None and self.waiting_bytes - self._kept_bytes >= max(most_bytes, 1)
+            most_bytes is not None and self._bounded_bytes >= max(most_bytes, 1)
         )
 
     @property
     def bounded(self) -> int:
         """Calls that no lane has, less those that are kept."""
-        return self.waiting - self._kept
+        return len(self._bounded)
 
     def make_room(self) -> list[Command]:
         """Drop the calls that have waited longest until one more fits."""
         commands: list[Command] = []
         while self.full:
-            oldest = (next((call for call in line if not self._calls[call].kept), 0) for line in self._lines())
-            call = min(filter(None, oldest))
+            call = next(iter(self._bounded))
             self._unwait(call, self._calls.pop(call))
             commands.append(Dropped(call))
         return commands
-
-    def _lines(self) -> Iterable[Iterable[int]]:
-        return (self._waiting, *self._pinned)
 
     def deepen(self, depth: int, call_s: float = inf) -> list[Command]:
         """From now on a busy lane may hold so many calls, at least two; each takes about ``call_s``."""
@@ -393,9 +390,11 @@ class Calls:
         if first:
             line.move_to_end(call, last=False)
         self.waiting_bytes += known.size
-        if known.kept:
-            self._kept += 1
-            self._kept_bytes += known.size
+        if not known.kept:
+            self._bounded[call] = None
+            self._bounded_bytes += known.size
+            if first:
+                self._bounded.move_to_end(call, last=False)
 
     def _unwait(self, call: int, known: _Call) -> None:
         if known.pin is None:
@@ -404,9 +403,9 @@ class Calls:
             del self._pinned[known.pin][call]
             self._pinned_waiting -= 1
         self.waiting_bytes -= known.size
-        if known.kept:
-            self._kept -= 1
-            self._kept_bytes -= known.size
+        if not known.kept:
+            del self._bounded[call]
+            self._bounded_bytes -= known.size
 
     def _put(self, lane: int, call: int, known: _Call) -> None:
         queue = self._queues[lane]
@@ -475,7 +474,7 @@ class Calls:
 
     def validate(self) -> None:
         """Raise `EngineError` if a rule of this file is broken; tests call it after each step."""
-        waiting = _chained(self._lines())
+        waiting = _chained([self._waiting, *self._pinned])
         places = [*waiting, *_chained(self._queues)]
         if sorted(places) != sorted(self._calls):
             raise EngineError(f"calls {sorted(self._calls)} are in the places {sorted(places)}")
@@ -485,20 +484,23 @@ class Calls:
             pinned = [call for call in queue if self._calls[call].pin == lane] + list(self._pinned[lane])
             if pinned != sorted(pinned):
                 raise EngineError(f"calls pinned to lane {lane} are out of order: {pinned}")
-            if self._lane_bytes[lane] != sum(self._calls[call].size for call in queue):
+            if self._lane_bytes[lane] != sum(map(self._size, queue)):
                 raise EngineError(f"lane {lane} is said to hold {self._lane_bytes[lane]} bytes")
             if self._has_room(lane) and (self._waiting or self._pinned[lane]):
                 raise EngineError(f"a call waits while lane {lane} has room")
-        if self.waiting != len(waiting) or self.waiting_bytes != sum(self._calls[call].size for call in waiting):
+        if self.waiting != len(waiting) or self.waiting_bytes != sum(map(self._size, waiting)):
             raise EngineError(f"{self.waiting} calls of {self.waiting_bytes} bytes are said to wait")
-        kept = [self._calls[call].size for call in waiting if self._calls[call].kept]
-        if (self._kept, self._kept_bytes) != (len(kept), sum(kept)):
-            raise EngineError(f"{self._kept} calls of {self._kept_bytes} bytes are said to be kept")
+        bounded = [call for call in waiting if not self._calls[call].kept]
+        if sorted(self._bounded) != sorted(bounded) or self._bounded_bytes != sum(map(self._size, bounded)):
+            raise EngineError(f"calls {list(self._bounded)} of {self._bounded_bytes} bytes are said to be bounded")
         up = [lane for lane, is_up in enumerate(self._up) if is_up]
         if sorted(self._idle) != [lane for lane in up if not self._queues[lane]]:
             raise EngineError(f"lanes {sorted(self._idle)} are said to be idle")
         if self._held != sum(len(self._queues[lane]) for lane in up) or self._busy != len(up) - len(self._idle):
             raise EngineError(f"{self._busy} lanes are said to be busy with {self._held} calls")
+
+    def _size(self, call: int) -> int:
+        return self._calls[call].size
 
 
 def _chained(queues: Iterable[Iterable[int]]) -> list[int]:
