@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterator
+from itertools import count, pairwise
 
 import cloudpickle
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.engine import stream
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -326,3 +328,50 @@ async def test_a_source_that_answers_each_timeout_with_a_value_is_not_read_ahead
         await asyncio.sleep(0)
     assert made <= 6
     await stream.aclose()
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_wide_window_is_filled_in_turns(
+    two: tm.Lanes, asynchronous: bool, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only packing moves, no turn of the loop packs more values than take a millisecond, though all are at hand;
+    the same when many results are at hand and their reader takes one after the other.
+    """
+    now, read, turns = 0.0, 0, [0]
+    monkeypatch.setattr(stream, "monotonic", lambda: now)
+
+    def plain() -> Iterator[int]:
+        nonlocal now, read
+        for number in range(300):
+            now += 0.0003
+            read += 1
+            yield number
+
+    async def source() -> AsyncIterator[int]:
+        for number in plain():
+            yield number
+
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        turns.append(read)
+        if read < 300:
+            loop.call_soon(turn)
+
+    loop.call_soon(turn)
+    results = two.stream(square, source() if asynchronous else plain(), window=200, timeout=seconds)
+    assert [result async for result in results] == [number * number for number in range(300)]
+    assert max(after - before for before, after in pairwise(turns)) <= 5
+
+
+async def test_a_window_that_is_not_full_yet_holds_no_result_back(
+    two: tm.Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a wide window is being filled, a value in each turn, results come."""
+    ticks = count()
+    monkeypatch.setattr(stream, "monotonic", lambda: next(ticks))
+    results = two.stream(square, count(), window=1_000_000)
+    for number in range(10):
+        assert await anext(results) == number * number
+    await results.aclose()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from time import monotonic
 from typing import Any, Final, Protocol
 
 __all__ = ["Calling", "streamed"]
@@ -22,6 +23,8 @@ class Calling(Protocol):
 
 
 _END: Final = object()
+_TURN_S: Final = 0.001
+"""Of each turn of the loop, what is spent on reading: more waits for the next."""
 
 
 class _Plain:
@@ -31,11 +34,13 @@ class _Plain:
         self._source = iter(source)
         self._calls = calls
 
-    def read(self) -> None:
-        """Submit as many values as the window takes."""
+    def read(self) -> bool:
+        """Submit as many values as the window takes; whether it takes more, but this turn of the loop no longer."""
         calls = self._calls
         try:
             while not calls.ended and not calls.full:
+                if calls.is_turn_over():
+                    return True
                 value = next(self._source, _END)
                 if value is _END:
                     calls.ended = True
@@ -43,6 +48,7 @@ class _Plain:
                     calls.pending.append(calls.submit(value))
         except Exception as error:  # noqa: BLE001 - the source's own; told when the calls before it have ended
             calls.ended, calls.error = True, error
+        return False
 
     async def some(self) -> None:
         """Return when a call is pending, or the source has ended."""
@@ -65,13 +71,14 @@ class _Asynchronous:
         self._some: asyncio.Future[None] | None = None
         self._closing = False
 
-    def read(self) -> None:
-        """Go on reading if the window has room."""
+    def read(self) -> bool:
+        """Go on reading if the window has room; its task sees to the turns of the loop."""
         if self._task is None:
             self._task = asyncio.ensure_future(self._read())
             self._task.add_done_callback(self._ended)
         elif self._room is not None and not self._calls.full:
             _wake(self._room)
+        return False
 
     async def some(self) -> None:
         """Return when a call is pending, or the source has ended."""
@@ -87,6 +94,8 @@ class _Asynchronous:
 
     async def _next(self) -> Any:
         try:
+            if self._calls.is_turn_over():  # values that are at hand keep the task going
+                await asyncio.sleep(0)
             while self._calls.full:
                 self._room = self._loop.create_future()
                 await self._room
@@ -132,6 +141,19 @@ class _Calls:
         """Whether there are no more."""
         self.error: BaseException | None = None
         """Of the source; its place is after what is pending."""
+        self._loop = asyncio.get_running_loop()
+        self._until: float | None = None
+
+    def is_turn_over(self) -> bool:
+        """Whether reading has had its part of this turn of the loop, which begins with the first call of this in it."""
+        if self._until is None:
+            self._until = monotonic() + _TURN_S
+            self._loop.call_soon(self._new_turn)
+            return False
+        return monotonic() >= self._until
+
+    def _new_turn(self) -> None:
+        self._until = None
 
     @property
     def full(self) -> bool:
@@ -151,7 +173,10 @@ async def streamed(
     source = _Asynchronous(values, calls) if isinstance(values, AsyncIterable) else _Plain(values, calls)
     try:
         while True:
-            source.read()
+            if source.read():
+                await asyncio.sleep(0)
+                if not pending or not pending[0].done():
+                    continue
             if pending:
                 if not pending[0].done():
                     with contextlib.suppress(Exception):  # told below, at its place
