@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tidemill.core.calls import Calls
+from tidemill.engine.endings import own
 from tidemill.errors import LanesFull
 
 __all__ = ["Door", "dropped", "refused"]
@@ -109,9 +110,10 @@ class Door:
                 self._entering += 1
                 turn.set_result(None)
 
-    def close(self, error: Exception) -> None:
-        """Nobody gets in any more."""
+    def fail(self, error: Exception) -> Iterator[None]:
+        """Nobody gets in any more: tell those in the line, one in each step."""
         while self._line:
             turn, _ = self._line.popitem(last=False)
             if not turn.done():
-                turn.set_exception(error)
+                turn.set_exception(own(error))
+            yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -63,6 +63,7 @@ class Batched:
         limits: BatchLimits,
     ) -> None:
         self._crew = crew
+        crew.holders.add(self)
         self._check = check
         self._name = name
         self._function = function  # keeps its number
@@ -92,7 +93,7 @@ class Batched:
         Raises `CallError` at once when the record cannot be pickled or the lanes are closed, and `LanesFull` when too
         many records wait and ``when_full="reject"``.
         """
-        if not self._scheduled or _running_loop() is not self._loop:
+        if not self._scheduled or self._crew.closed or _running_loop() is not self._loop:
             self._check()  # once a turn is enough here
         if len(self._waiting) - self._gone >= self._max_waiting or self._waiting_bytes >= self._max_waiting_bytes:
             if self._limits.when_full == "block":
@@ -199,10 +200,7 @@ class Batched:
 
     def _begin(self) -> None:
         self._scheduled = False
-        try:
-            self._check()
-        except CallError as error:  # closed in the same turn
-            self.fail(error)
+        if self._crew.closed:  # in the same turn: `fail` tells them
             return
         self._unblock()
         if self._waiting:
@@ -276,13 +274,13 @@ class Batched:
         travel_s = None if sent_s is None else self._loop.time() - sent_s - busy_s
         self._batcher.measured(records, busy_s, travel_s=travel_s)
 
-    def fail(self, error: Exception) -> None:
-        """The lanes are closing."""
-        for future in [*self._waiting, *self._blocked]:
+    def fail(self, error: Exception) -> Iterator[None]:
+        """The lanes are closing: tell those who wait (`tidemill.engine.crew.Holder`)."""
+        while self._waiting or self._blocked:
+            future = (self._waiting or self._blocked).popleft()
             if not future.done():
                 future.set_exception(own(error))
-        self._waiting.clear()
-        self._blocked.clear()
+            yield
         self._waiting_bytes = self._gone = 0
 
     # -- timeouts --------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from tidemill.core.batching import Batcher, Limits
 from tidemill.engine.call_process import Request
-from tidemill.engine.crew import Crew
+from tidemill.engine.crew import CLOSED, Crew
 from tidemill.engine.endings import settle, settler, unsendable
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.errors import CallError
@@ -74,6 +74,7 @@ class Bundles:
         window: int,
     ) -> None:
         self._crew, self._check, self._function, self._pack = crew, check, function, pack
+        crew.holders.add(self)
         self._lanes = len(crew.lanes)
         # Each lane may have one behind the one it works on.
         most = max(1, min(_MOST, window // (2 * self._lanes)))
@@ -121,12 +122,8 @@ class Bundles:
 
     def _begin(self) -> None:
         self._scheduled = False
-        try:
-            self._check()
-        except CallError as error:  # closed in the same turn
-            self._fail(error)
-            return
-        self._send_some()
+        if not self._crew.closed:  # in the same turn; else `fail` tells them
+            self._send_some()
 
     def _send_some(self) -> None:
         while self._waiting and not self._abandoned:
@@ -182,7 +179,8 @@ class Bundles:
             self._batcher.measured(len(answers), request.busy_ns * 1e-9)
             bundle.tell(0, answers)
             self._again(bundle, request, len(answers))  # those before them took long
-        self._send_some()
+        if not self._crew.closed:
+            self._send_some()
 
     def _lost(self, bundle: _Bundle, request: Request, error: Exception) -> None:
         known = len(request.finished)
@@ -194,19 +192,24 @@ class Bundles:
             return
         for future in left:  # any of them may have been run
             settle(future, error)
-        if not request.struck:  # no process can be had, or the lanes are closed
-            self._fail(error)
+        if not request.struck and not self._crew.closed:  # no process can be had
+            for _ in self.fail(error):
+                pass
 
     def _again(self, bundle: _Bundle, request: Request, first: int) -> None:
         """Calls from this one on were not begun: they come before all others."""
+        if self._crew.closed:
+            for future in bundle.calls[first:]:
+                settle(future, CallError(CLOSED))
+            return
         calls = zip(bundle.calls[first:], request.parcels[first:], strict=True)
         self._waiting.extendleft(reversed(list(calls)))
 
-    def _fail(self, error: Exception) -> None:
-        """What waits here will not be run either."""
-        waiting, self._waiting = list(self._waiting), deque()
-        for future, _ in waiting:
-            settle(future, error)
+    def fail(self, error: Exception) -> Iterator[None]:
+        """What waits here will not be run either (`tidemill.engine.crew.Holder`)."""
+        while self._waiting:
+            settle(self._waiting.popleft()[0], error)
+            yield
 
 
 class _Bundle:

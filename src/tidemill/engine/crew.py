@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
 from tidemill.engine.call_process import CallProcess, Request, answers_of
 from tidemill.engine.lookout import Lookout
+from tidemill.engine.slices import in_turns
 from tidemill.engine.staff import Making, Staff
 from tidemill.errors import CallError, LaneDied, LanesFull
 from tidemill.lanes.call_codec import Answer
@@ -26,7 +28,7 @@ from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Partly, Returned
 
-__all__ = ["CLOSED", "Crew", "Feeder", "LaneCounts"]
+__all__ = ["CLOSED", "Crew", "Feeder", "Holder", "LaneCounts"]
 
 _log = logging.getLogger("tidemill")
 
@@ -47,7 +49,13 @@ class Feeder(Protocol):
     """Makes calls when a lane has room for them."""
 
     def feed(self) -> None: ...
-    def fail(self, error: Exception) -> None: ...
+
+
+class Holder(Protocol):
+    """Holds calls that have not come here yet, or wait behind others."""
+
+    def fail(self, error: Exception) -> Iterator[None]:
+        """The lanes are closing, and take no more calls: tell the callers, one in each step."""
 
 
 class Line(Protocol):
@@ -99,6 +107,8 @@ class Crew:
         self._requests: dict[int, Request] = {}
         self._numbers = itertools.count(CallProcess.FIRST_CALL + 1)
         self._feeders: dict[Feeder, None] = {}
+        self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+        """Whoever may hold calls when the lanes are closed."""
         self.lines: dict[Line, None] = {}
         """Of streams; for the statistics."""
         self._feeding = False
@@ -178,6 +188,8 @@ class Crew:
     # -- commands --------------------------------------------------------------------------------------
 
     def _perform(self, commands: list[Command], why: _Death | Exception | None = None) -> None:
+        if self.closed:  # its processes are ending, and every caller is being told so
+            return
         for command in commands:  # grows while it is read
             if type(command) is Send:
                 commands += self._send(command.lane, command.call)
@@ -471,18 +483,27 @@ class Crew:
         if self.closed:
             return
         self.closed = True
-        error = CallError(CLOSED)
-        for request in list(self._requests.values()):
-            request.settle(error)
-        self._requests.clear()
-        for feeder in list(self._feeders):
-            feeder.fail(error)
-        self.door.close(error)
         self._lookout.end()
         for timer in (self._timer, self._sharing):
             if timer is not None:
                 timer.cancel()
-        await self.staff.aclose()
+        ending = asyncio.ensure_future(self.staff.aclose())
+        telling = self._ends(CallError(CLOSED))
+        try:
+            await in_turns(telling)
+        finally:
+            for _ in telling:  # what is left, if this was cancelled
+                pass
+            await ending
+
+    def _ends(self, error: Exception) -> Iterator[None]:
+        """Tell every caller, one in each step."""
+        for call in list(self._requests):
+            self._settle(call, error)
+            yield
+        for holder in list(self.holders):
+            yield from holder.fail(error)
+        yield from self.door.fail(error)
 
     async def abandon(self) -> None:
         """The loop was closed: nobody can be told any more. End the processes, from another loop."""

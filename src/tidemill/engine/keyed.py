@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.core.keys import in_turn
 from tidemill.engine.backpressure import refused
 from tidemill.engine.call_process import CallProcess, Request
-from tidemill.engine.crew import CLOSED, Crew
+from tidemill.engine.crew import Crew
 from tidemill.engine.endings import settle, unsendable, value_of
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.keyed_limits import KeyedLimits, KeyedStatistics
@@ -61,6 +61,7 @@ class Keyed:
         limits: KeyedLimits,
     ) -> None:
         self._crew = crew
+        crew.holders.add(self)
         self._check = check
         self._name = name
         self._sent = sent
@@ -227,9 +228,7 @@ class Keyed:
         except Exception as error:  # noqa: BLE001 - the call's own
             known.process = None
             settle(turn.future, error.with_traceback(None))  # frames of ours would keep its arguments
-        if self._crew.closed:
-            self._close(known)
-        else:
+        if not self._crew.closed:
             self._next(key, known)
 
     def _keep(self, known: _Object, version: int, state: bytes) -> None:
@@ -253,8 +252,9 @@ class Keyed:
             known.process = None
             self._next(turn.key, known)
 
-    def _close(self, known: _Object) -> None:
-        """The lanes are closing: those who wait behind a call that was told so are told too."""
-        for line in (known.line, self._blocked):
+    def fail(self, error: Exception) -> Iterator[None]:
+        """The lanes are closing: tell those who wait behind others (`tidemill.engine.crew.Holder`)."""
+        for line in [*(known.line for known in self._objects.values()), self._blocked]:
             while line:
-                settle(line.popitem(last=False)[0].future, CallError(CLOSED))
+                settle(line.popitem(last=False)[0].future, error)
+                yield

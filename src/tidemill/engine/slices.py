@@ -11,12 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Slices", "Turns", "copied", "copied_items"]
+__all__ = ["Slices", "Turns", "copied", "copied_items", "in_turns"]
 
 _ALONE_S: Final = 0.0005
 _AMONG_OTHERS_S: Final = 0.0001
 _OTHERS_S: Final = 0.00006
 """What the loop takes at most for a turn that has nothing else in it."""
+_TURN_S: Final = 0.001
+"""Of each turn of the loop, what a job has that somebody awaits."""
 _SLICE: Final = 256 * 1024
 """Bytes copied at once: some 40 us."""
 _SLICE_OF_ITEMS: Final = 32 * 1024
@@ -95,6 +97,15 @@ class Slices:
         """Do nothing more."""
         self._jobs.clear()
         self._turns.leave(self)
+
+
+async def in_turns(job: Iterator[None]) -> None:
+    """Do all of a job, for about a millisecond in each turn of the loop. What is left when this is cancelled is still in it."""
+    until = monotonic() + _TURN_S
+    for _ in job:
+        if monotonic() >= until:
+            await asyncio.sleep(0)
+            until = monotonic() + _TURN_S
 
 
 def copied(source: Any, target: memoryview) -> Iterator[None]:
