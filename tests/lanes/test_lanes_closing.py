@@ -111,8 +111,9 @@ async def test_callers_are_told_though_the_closing_is_cancelled(
         await telephone.hear("running")
         futures = await door(lanes)
         closing = asyncio.ensure_future(lanes.aclose())
-        while not any(future.done() for future in futures):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert any(future.done() for future in futures)
+        assert not all(future.done() for future in futures)
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing

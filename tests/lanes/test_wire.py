@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill.errors import EngineError
 from tidemill.formats.packed import Packed, PackedColumn
-from tidemill.lanes.framing import MAX_FRAME, READ_BYTES, FrameReader, frame
+from tidemill.lanes.framing import MAX_FRAME, READ_BYTES, Discarded, FrameReader, frame
 from tidemill.lanes.wire import (
     Admit,
     Call,
@@ -152,9 +152,51 @@ def test_a_large_frame_is_read_to_where_it_stays():
 def test_a_frame_for_which_there_is_no_memory_is_refused(monkeypatch):
     """Its stream cannot be read on."""
     monkeypatch.setattr("tidemill.lanes.framing.np.empty", lambda *_: bytearray(1 << 62))
-    reader = FrameReader(to_lane=False)
+    reader = FrameReader(to_lane=True)
     reader.feed(struct.pack("<II", 0, MAX_FRAME))
     with pytest.raises(ValueError, match="2147483656 bytes, for which there is no memory"):
+        list(reader.messages())
+
+
+@given(st.data())
+def test_a_frame_of_a_lane_for_which_there_is_no_memory_is_discarded(data):
+    """Its message is given, and how long its payload was; the frames around it are as they were, wherever it is cut."""
+
+    def none(*_):
+        raise MemoryError
+
+    large = READ_BYTES + data.draw(st.integers(-40, 3 * READ_BYTES))
+    payloads = [b"one", bytes(large), b"", bytes(large), b"two"]
+    stream = b"".join(b"".join(frame(Committed(n), payload)) for n, payload in enumerate(payloads))
+    cuts = data.draw(st.lists(st.integers(0, 60) | st.integers(0, len(stream)), max_size=6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tidemill.lanes.framing.np.empty", none)
+        reader, got = FrameReader(to_lane=False), []
+        for start, stop in itertools.pairwise([0, *sorted(cuts), len(stream)]):
+            rest = memoryview(stream)[start:stop]
+            while rest:
+                count = min(len(rest), len(reader.room()))
+                reader.feed(rest[:count])
+                got.extend(reader.messages())
+                rest = rest[count:]
+    assert [(message.slab, len(payload)) for message, payload in got] == [
+        (n, len(payload)) for n, payload in enumerate(payloads)
+    ]
+    is_large = any(isinstance(payload, Discarded) for _, payload in got)
+    assert is_large or large < READ_BYTES
+    assert bytes(got[-1][1]) == b"two"
+
+
+def test_a_message_for_which_there_is_no_memory_is_refused(monkeypatch):
+    """One that is itself larger than the memory that is kept cannot be given."""
+
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("tidemill.lanes.framing.np.empty", none)
+    reader = FrameReader(to_lane=False)
+    reader.feed(struct.pack("<II", READ_BYTES, 5))
+    with pytest.raises(ValueError, match="for which there is no memory"):
         list(reader.messages())
 
 

@@ -18,6 +18,7 @@ from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.options import check_timeout
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import MAX_BYTES, Answer, Parcel, dumps_arguments
+from tidemill.lanes.framing import Discarded
 
 __all__ = ["Batched"]
 
@@ -261,10 +262,16 @@ class Batched:
     def ended(self, batch: _Batch, outcome: Sequence[Answer] | Exception) -> bool:
         """A batch came back, or will not; True when its records are to be sent again."""
         self._batches.pop(batch, None)
-        return isinstance(outcome, LaneDied) and len(batch.records) > 1
+        if len(batch.records) < 2:
+            return False
+        if isinstance(outcome, Exception):
+            return isinstance(outcome, LaneDied)
+        return bool(outcome) and isinstance(outcome[0].data, Discarded)
 
     def again(self, records: list[_Awaited]) -> None:
-        """The process died with these in one batch: each goes alone now, and the one that kills fails alone."""
+        """The process died with these in one batch, or its results found no memory here: each goes alone now, and the one that
+        kills, or whose result is too large, fails alone.
+        """
         for future in records:
             if not future.done():
                 self._send([future])

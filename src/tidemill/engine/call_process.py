@@ -15,7 +15,7 @@ from tidemill.lanes.call_codec import Answer, Parcel
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import FINISHED_BYTES, Finished
-from tidemill.lanes.framing import Part, Payload, joined, joined_size, pieces
+from tidemill.lanes.framing import Discarded, Part, Payload, joined, joined_size, pieces
 from tidemill.lanes.inline_calls import InlineCalls
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, last_words
 from tidemill.lanes.memory import Shared
@@ -310,7 +310,9 @@ class CallProcess:
 
 
 def answers_of(message: Partly | Returned, payload: Payload) -> list[Answer]:
-    """One answer an item."""
+    """One answer an item; those that were discarded together have it all."""
+    if isinstance(payload, Discarded):
+        return [Answer(raised, payload) for raised in message.raised]
     if len(message.sizes) == 1:
         return [Answer(message.raised[0], payload)]
     return list(map(Answer, message.raised, pieces(payload, message.sizes)))

@@ -10,7 +10,7 @@ from tidemill.engine.slices import Slices, Turns, copied, copied_items
 from tidemill.lanes.arena import ArenaBack, ArenaOut, laid_like
 from tidemill.lanes.beside import Buffer, has_gaps
 from tidemill.lanes.call_codec import Answer, Parcel
-from tidemill.lanes.framing import Part, Payload
+from tidemill.lanes.framing import Discarded, Part, Payload
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.parcels import room_of
 from tidemill.lanes.wire import Call, Message, Returned
@@ -119,11 +119,16 @@ class LargeBuffers:
         self._receiving.do(self._taken(message, block, payload, settle))
 
     def _taken(self, message: Returned, block: memoryview, payload: Payload, settle: Settle) -> Iterator[None]:
-        own = memoryview(np.empty(message.room, np.uint8))  # type: ignore[arg-type] # it is a buffer
-        yield from copied(block, own)
+        try:
+            own = memoryview(np.empty(message.room, np.uint8))  # type: ignore[arg-type] # it is a buffer
+        except MemoryError:
+            answer = Answer(message.raised[0], Discarded(message.room))
+        else:
+            yield from copied(block, own)
+            answer = Answer(message.raised[0], payload, own)
         block.release()
         self._back.taken(message.at, message.room)
-        settle([Answer(message.raised[0], payload, own)])
+        settle([answer])
 
     # -- the end ---------------------------------------------------------------------------------------
 

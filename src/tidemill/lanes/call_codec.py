@@ -18,6 +18,7 @@ import msgspec
 from tidemill.errors import BadResult, CallError, RemoteError
 from tidemill.lanes.by_value import dumps_by_value, parts_by_value, size_by_value
 from tidemill.lanes.culprits import captured, culprit, describe, first_culprit
+from tidemill.lanes.framing import Discarded
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
 __all__ = [
@@ -56,6 +57,12 @@ class Answer:
 
     def value(self) -> Any:
         """The value; raises the item's own error, or `BadResult` when the value cannot be read here."""
+        if isinstance(self.data, Discarded):
+            raise BadResult(
+                "unreadable_result",
+                f"The function ran, but there is no memory in this process for its result ({len(self.data):,} bytes came). Write "
+                "it to a file and return the path, or have fewer results at a time.",
+            )
         if self.raised:
             raise loads_error(self.data)
         try:

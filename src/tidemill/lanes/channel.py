@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from tidemill.lanes.framing import FrameReader, Part, Payload, frame
-from tidemill.lanes.wire import FromLane, Message
+from tidemill.lanes.framing import Discarded, FrameReader, Part, Payload, frame
+from tidemill.lanes.wire import FromLane, Message, Partly, Returned
 
 __all__ = ["Exit", "ProcessChannel"]
 
@@ -63,7 +63,7 @@ def _signal_name(number: int) -> str:
 class ProcessChannel:
     """A child and its private socket.
 
-    ``received`` gets each message with its payload, ``died`` how the process ended, after the last of its messages.
+    ``received`` gets each message with its payload, which of an answer to a call may be `Discarded`, ``died`` how the process ended, after the last of its messages.
     """
 
     def __init__(
@@ -210,13 +210,16 @@ class ProcessChannel:
             except ValueError as error:
                 self._distrust(error)
                 return True
+            if isinstance(payload, Discarded) and not isinstance(message, (Partly, Returned)):
+                self._distrust(f"a frame of {len(payload)} bytes, for which there is no memory")
+                return True
             self._received(message, payload)  # type: ignore[arg-type]
             if self._reader.pending and self._loop.time() >= until:
                 return False
 
-    def _distrust(self, error: ValueError) -> None:
+    def _distrust(self, why: ValueError | str) -> None:
         """What it writes is no message of ours: something in it has got hold of its socket. Nothing more can be read."""
-        _log.error("process %s wrote what is no message (%s), and is killed", self.pid, error)
+        _log.error("process %s wrote what is no message (%s), and is killed", self.pid, why)
         self.kill()
         self._ended()
 

@@ -6,6 +6,7 @@ A frame is ``<header length, payload length>`` (two little-endian uint32), the h
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -17,11 +18,23 @@ from tidemill.errors import EngineError
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 from tidemill.lanes.wire import FromLane, Message, ToLane
 
-__all__ = ["MAX_FRAME", "FrameReader", "Part", "Payload", "frame", "joined", "joined_size", "pieces"]
+__all__ = ["MAX_FRAME", "Discarded", "FrameReader", "Part", "Payload", "frame", "joined", "joined_size", "pieces"]
 
 Part = bytes | bytearray | memoryview
 Payload = bytearray | memoryview
 """What came with a message: memory of the receiver's own, to be written to as it likes."""
+
+
+class Discarded(bytearray):
+    """A payload that was read and thrown away, since there was no memory for it: what is left of it is its length."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
 
 _HEAD: Final = struct.Struct("<II")
 MAX_FRAME: Final = 1 << 31
@@ -78,7 +91,8 @@ class FrameReader:
     """Bytes in, messages out; a frame may arrive in any number of pieces.
 
     Each read goes to ``room()``, and ``came`` says how much of it was filled. A frame that the kept memory cannot hold
-    gets its own, and is read straight into it.
+    gets its own, and is read straight into it. From a lane, one for which there is no memory is `Discarded`, all but its
+    message; a lane refuses it.
 
     >>> from tidemill.lanes.wire import Stop
     >>> reader = FrameReader(to_lane=True)
@@ -91,6 +105,8 @@ class FrameReader:
 
     def __init__(self, *, to_lane: bool) -> None:
         self._decode = _to_lane.decode if to_lane else _from_lane.decode
+        self._discards = not to_lane
+        self._unwanted = 0  # bytes still to come of what is discarded
         self._kept = memoryview(bytearray(READ_BYTES))
         self._data = self._kept  # where bytes are read to: the kept memory, or that of one large frame
         self._start = self._end = 0  # what has come and was not given yet
@@ -102,6 +118,12 @@ class FrameReader:
     def came(self, count: int) -> None:
         """A read has put ``count`` bytes there."""
         self._end += count
+        if self._unwanted:  # nothing else is held
+            gone = min(count, self._unwanted)
+            self._unwanted -= gone
+            self._start += gone
+            if self._start == self._end:
+                self._start = self._end = 0
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take bytes that were read elsewhere, as many as there is room for."""
@@ -124,8 +146,17 @@ class FrameReader:
                 raise ValueError(f"a frame announces {header + payload} bytes")
             size = _HEAD.size + header + payload
             if held < size:
-                self._make_room(size, -(_HEAD.size + header) % ALIGN)  # arrays may lie in the payload
-                return
+                if self._make_room(size, -(_HEAD.size + header) % ALIGN):  # arrays may lie in the payload
+                    return
+                if not self._discards or _HEAD.size + header > READ_BYTES:
+                    raise ValueError(f"a frame of {size} bytes, for which there is no memory")
+                if held < _HEAD.size + header:
+                    return
+                message = self._decode(self._data[_HEAD.size : _HEAD.size + header])
+                self._unwanted = size - held
+                self._start = self._end = 0
+                yield message, Discarded(payload)
+                continue
             body = self._start + _HEAD.size + header
             message = self._decode(self._data[body - header : body])
             data: Payload = self._data[body : body + payload]
@@ -138,21 +169,23 @@ class FrameReader:
             yield message, data
         self._make_room(_HEAD.size, 0)
 
-    def _make_room(self, size: int, start: int) -> None:
-        """For the rest of a frame of ``size`` bytes; in memory of its own it begins at ``start``.
+    def _make_room(self, size: int, start: int) -> bool:
+        """For the rest of a frame of ``size`` bytes; in memory of its own it begins at ``start``. False when there is none: then
+        it begins the kept memory.
 
         That memory is not touched before bytes come for it: a length that lies takes nothing, and what has come is not
         copied again.
         """
         if self._start + size <= len(self._data):
-            return
+            return True
         held = self._end - self._start
-        if size <= READ_BYTES:
-            data, start = self._kept, 0
-        else:
-            try:
+        data, has_room = self._kept, size <= READ_BYTES
+        if not has_room:
+            with contextlib.suppress(MemoryError):
                 data = memoryview(np.empty(start + size, np.uint8))  # type: ignore[arg-type] # it is a buffer
-            except MemoryError as error:
-                raise ValueError(f"a frame of {size} bytes, for which there is no memory") from error
+                has_room = True
+        if data is self._kept:
+            start = 0
         data[start : start + held] = bytes(self._data[self._start : self._end])  # may overlap with where it was
         self._data, self._start, self._end = data, start, start + held
+        return has_room
