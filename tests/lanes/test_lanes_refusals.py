@@ -102,6 +102,41 @@ async def test_timeouts_that_make_no_sense(one: tm.Lanes, value: object) -> None
     assert await one.run(abs, -1) == 1
 
 
+async def test_seconds_that_no_float_holds(one: tm.Lanes) -> None:
+    """Refused as others that make no sense, and not as an overflow."""
+    told = "is a number of seconds that no float holds"
+    with pytest.raises(CallError, match=f"timeout {told}"):
+        await one.run(abs, -1, timeout=10**400)
+    with pytest.raises(CallError, match=f"timeout {told}"):
+        one.stream(abs, [1], timeout=10**400)
+    with pytest.raises(CallError, match=f"timeout {told}"):
+        one.batched(list, timeout=10**400)
+    with pytest.raises(CallError, match=f"initializer_timeout {told}"):
+        tm.Lanes(1, initializer=print, initializer_timeout=10**400)
+    with pytest.raises(CallError, match=f"grace {told}"):
+        tm.Lanes(1, grace=10**400)
+    assert await one.run(abs, -1) == 1
+
+
+async def test_sources_that_are_none(one: tm.Lanes) -> None:
+    """At the call, as options are; whatever can be read, one after the other, is one."""
+
+    class Old:
+        def __getitem__(self, number: int) -> int:
+            if number > 2:
+                raise IndexError
+            return -number
+
+    async def later() -> AsyncIterator[int]:
+        yield -3
+
+    for source in (5, None, later, abs):
+        with pytest.raises(CallError, match=r"is not a source of values; write lanes\.stream"):
+            one.stream(abs, source)  # type: ignore[arg-type]
+    assert [value async for value in one.stream(abs, Old())] == [0, 1, 2]  # type: ignore[arg-type]
+    assert [value async for value in one.stream(abs, later())] == [3]
+
+
 async def test_a_timeout_that_is_a_timedelta(one: tm.Lanes) -> None:
     """The message says what to write."""
     with pytest.raises(CallError, match=r"must be a number of seconds; give timeout=1\.5"):

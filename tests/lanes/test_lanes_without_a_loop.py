@@ -62,6 +62,25 @@ def test_the_interface_of_the_standard_library(pool: tm.LanesExecutor) -> None:
         pool.submit(print, threading.Lock())
 
 
+def test_the_number_of_lanes_has_its_name() -> None:
+    """As in `tidemill.Lanes`, whose options it takes."""
+    with tm.LanesExecutor(lanes=0, grace=0.1) as inline:
+        assert inline.submit(square, 3).result(30) == 9
+
+
+def test_a_future_whose_result_somebody_sets(tmp_path: Path) -> None:
+    """It is what they have set; the call ends all the same, and to shut down waits for no more than that."""
+    with tm.LanesExecutor(1) as made:
+        told = tmp_path / "told"
+        futures = [made.submit(until_told, str(told)), *(made.submit(square, number) for number in range(3))]
+        futures[0].set_result("set")
+        futures[2].set_exception(KeyError("set"))
+        told.touch()
+        assert [futures[1].result(30), futures[3].result(30)] == [0, 4]
+    assert futures[0].result() == "set"
+    assert isinstance(futures[2].exception(), KeyError)
+
+
 def test_map_is_in_order_and_bounded(pool: tm.LanesExecutor, tmp_path: Path) -> None:
     """Look-ahead, chunks, a timeout for all, the first error at its place, and a stop when it is left."""
     assert list(pool.map(square, range(300), chunksize=7)) == [x * x for x in range(300)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections import deque
@@ -237,9 +238,15 @@ class LoopExecutor(concurrent.futures.Executor):
         future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
-        if future.set_running_or_notify_cancel():
-            settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
-        self._over(future)
+        try:
+            if not future.done() or future.cancelled():  # else somebody has set its result
+                with contextlib.suppress(
+                    concurrent.futures.InvalidStateError, RuntimeError
+                ):  # just now, in another thread
+                    if future.set_running_or_notify_cancel():
+                        settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
+        finally:
+            self._over(future)
 
     async def drained(self) -> None:
         """Wait until every call that was taken has ended."""

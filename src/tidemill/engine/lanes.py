@@ -33,6 +33,7 @@ from tidemill.engine.options import (
     check_count,
     check_plain,
     check_seconds,
+    check_source,
     check_timeout,
 )
 from tidemill.engine.stream import Calling, streamed
@@ -276,6 +277,7 @@ class Lanes:
         """
         crew = self._open()
         check_callable(fn)
+        check_source(source)
         timeout = check_timeout(timeout)
         check_count("window", window)
 
@@ -307,7 +309,8 @@ class Lanes:
         ``fn`` gets a list of at most ``max_batch`` records and returns as many values. If it raises for several, it is
         called again with each alone, so that an error belongs to its own record; the same after a death of the
         process. So it must be safe to call again. A wrong number of values is a `BadResult` for all of the batch. A
-        caller may give up at any time; the work is stopped when nobody waits for any record of a batch.
+        caller may give up at any time; the work is stopped when nobody waits for any record of a batch. So a timeout or a
+        cancel of one record does not stop a batch that others wait for: one that hangs holds them, until they time out too.
 
         ``timeout`` is in seconds, for each record from its call to its value; batches get shorter when little is left.
         ``max_batch_bytes`` are pickled bytes of a batch of several records. When ``max_waiting`` records, or

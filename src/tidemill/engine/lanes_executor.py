@@ -36,7 +36,7 @@ class LanesExecutor(concurrent.futures.Executor):
     [1, 2, 3]
     """
 
-    def __init__(self, lanes: int | None = None, /, **options: Any) -> None:
+    def __init__(self, lanes: int | None = None, **options: Any) -> None:
         """Return when all lanes are ready; raises what `tidemill.Lanes` does."""
         self._io = _Thread(Lanes(lanes, **options))
         self._executor = self._io.start()

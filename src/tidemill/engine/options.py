@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import types
+from collections.abc import AsyncIterable, Iterable
 from datetime import timedelta
 from typing import Any, Final, Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_count",
     "check_plain",
     "check_seconds",
+    "check_source",
     "check_timeout",
 ]
 
@@ -68,13 +70,30 @@ def check_timeout(value: Any, name: str = "timeout") -> float | None:
         raise CallError(f"{name}={value!r} must be a number of seconds; give {name}={value.total_seconds()!r}.")
     if not _is_number(value) or not value > 0:
         raise CallError(f"{name}={value!r} must be more than 0 seconds; leave it out for none.")
-    return float(value)
+    return _seconds(name, value)
 
 
 def check_seconds(name: str, value: Any) -> None:
     """0 seconds or more."""
     if not _is_number(value) or not 0 <= value < math.inf:
         raise CallError(f"{name}={value!r} must be a number of seconds, 0 or more.")
+    _seconds(name, value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise CallError(f"{name} is a number of seconds that no float holds; leave it out for none.") from None
+
+
+def check_source(value: object) -> None:
+    """Something to read, one value after the other."""
+    if not isinstance(value, (Iterable, AsyncIterable)) and not hasattr(type(value), "__getitem__"):
+        raise CallError(
+            f"{value!r} is not a source of values; write lanes.stream(function, values), with an iterable or an asynchronous "
+            "iterable of them."
+        )
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...] = WHEN_FULL) -> None:
