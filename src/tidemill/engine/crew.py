@@ -487,14 +487,16 @@ class Crew:
         for timer in (self._timer, self._sharing):
             if timer is not None:
                 timer.cancel()
-        ending = asyncio.ensure_future(self.staff.aclose())
-        telling = self._ends(CallError(CLOSED))
+        ends = self._ends(CallError(CLOSED))
+        telling = asyncio.ensure_future(in_turns(ends))
         try:
-            await in_turns(telling)
+            await self.staff.aclose()
+            await telling
         finally:
-            for _ in telling:  # what is left, if this was cancelled
+            telling.cancel()
+            for _ in ends:  # what is left, if this was cancelled
                 pass
-            await ending
+            await asyncio.wait([telling])
 
     def _ends(self, error: Exception) -> Iterator[None]:
         """Tell every caller, one in each step."""
