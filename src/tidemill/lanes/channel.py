@@ -63,7 +63,8 @@ def _signal_name(number: int) -> str:
 class ProcessChannel:
     """A child and its private socket.
 
-    ``received`` gets each message with its payload, which of an answer to a call may be `Discarded`, ``died`` how the process ended, after the last of its messages.
+    ``received`` gets each message with its payload, which of an answer to a call may be `Discarded`, ``died`` how the process
+    ended, after the last of its messages.
     """
 
     def __init__(
