@@ -342,6 +342,18 @@ def test_a_function_that_cannot_use_the_records_is_no_success() -> None:
         check_stage(tm.Rolling("pressure", window=4), batch=[{"sensor": "S1", "time": 1, "value": 2.0}], lanes=0)
 
 
+@pytest.mark.parametrize("chain", [list, lambda stages: tm.Plan(*stages)], ids=["list", "plan"])
+@pytest.mark.parametrize("check", [check_stage, check_map])
+def test_a_chain_of_stages_is_refused(check: Callable[..., None], chain: Callable[[list[Stage]], Any]) -> None:
+    """One stage is tried at a time: of a chain, the first alone would be."""
+    with pytest.raises(PlanError, match=r"one stage at a time, and was given 2: Plain, Centred\. .*tidemill check"):
+        check(chain([Plain(), Centred()]), lanes=0)
+    with pytest.raises(PlanError, match="one stage at a time, and was given none"):
+        check(chain([]), lanes=0)
+    with pytest.raises(LawBroken, match="Centred breaks the law of splits"):
+        check(chain([Centred()]), lanes=0)
+
+
 def test_functions_are_tried_as_what_they_are() -> None:
     """`check_map` takes a function over columns, or any stage with a function."""
     check_map(lambda batch: {"root": np.sqrt(np.abs(batch["value"]))}, lanes=0)

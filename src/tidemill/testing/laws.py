@@ -56,6 +56,8 @@ def check_stage(
 ) -> None:
     """Try a stage on every law; raises `LawBroken` (an AssertionError) with the first one that it breaks.
 
+    One stage: a plan or a list of several is refused with a `PlanError`.
+
     ``batch``      records to try it on: a DataFrame, an Arrow table, a list of dicts or a `Batch`, a few hundred at
                    most, for each of them is a batch of its own too. Made up by default, with ``sensor``, ``time`` and
                    ``value``; a function that needs other columns must be given records that have them
@@ -96,7 +98,7 @@ def check_map(fn: Callable[..., Any] | Stage, **options: Any) -> None:
     Traceback (most recent call last):
     tidemill.testing.subject.LawBroken: Map(<lambda>) breaks the law of splits: cut before ...
     """
-    check_stage(fn if isinstance(fn, Stage) else Map(fn), **options)
+    check_stage(Map(fn) if callable(fn) and not isinstance(fn, Stage) else fn, **options)
 
 
 def hold(subject: Subject, law: str, holds: Callable[..., None], *more: Any) -> None:

@@ -47,8 +47,18 @@ class Subject:
 
     @classmethod
     def of(cls, stage: Stage, data: Any, *, key: str, time: str | None, tz: str) -> Subject:
-        """The stage with its tables loaded, and ``data`` (a table, or None for records made up) as its records."""
-        plan = Plan(stage).prepared(FROM_DISK)
+        """The stage with its tables loaded, and ``data`` (a table, or None for records made up) as its records.
+
+        Raises `PlanError` for a plan or a list of several stages, of which the first alone would be tried.
+        """
+        plan = Plan(stage)
+        if len(plan) != 1:
+            given = f"{len(plan)}: {', '.join(one.name for one in plan.stages)}" if len(plan) else "none"
+            raise PlanError(
+                f"check_stage tries one stage at a time, and was given {given}. Try each, on records as they reach it; `tidemill "
+                "check --input` tries a whole plan on a recording."
+            )
+        plan = plan.prepared(FROM_DISK)
         batch = with_roles(sample(plan.stages[0]) if data is None else data, key, time, tz)
         schema = Schema(batch.schema, key=key)
         plan.bind(schema)
