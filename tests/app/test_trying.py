@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -21,6 +25,7 @@ from tidemill.errors import InputError, StageError
 ROWS = [{"sensor": f"S{n % 3}", "time": n, "value": float(n * 7 % 11)} for n in range(50)]
 BATCH = with_roles(ROWS, "sensor", None, "UTC")
 NUMBERS = np.random.default_rng(3)
+DICE = random.Random(3)
 
 
 class Adding:
@@ -33,6 +38,25 @@ class Adding:
             self.sum += row["value"]
             made.append({**row, "sum": self.sum})
         return made
+
+
+class Counted:
+    """Its objects count in one list."""
+
+    counts: list[int] = []  # noqa: RUF012 - which is the slip
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        self.counts.append(1)
+        return {"n": len(self.counts)}
+
+
+COUNTS: dict[str, int] = {}
+
+
+def counted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for row in rows:
+        COUNTS[row["sensor"]] = row["n"] = COUNTS.get(row["sensor"], 0) + 1
+    return rows
 
 
 class Centred:
@@ -91,6 +115,43 @@ def test_what_speaks_against_a_function(stage: Any, words: list[str]) -> None:
     assert not passed
     assert all(word in text for word in words), text
     assert "stage 1   Select('sensor', 'value'): 50 rows of 50 records\n" in text
+
+
+@pytest.fixture
+def by_value() -> Iterator[None]:
+    """This module's functions travel as those of a user's file do."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (tm.MapRows(counted), "use tm.Keyed or tm.scan, which is kept for each sensor"),
+        (tm.MapRows(Adding()), "use tm.Keyed or tm.scan"),
+        (tm.Keyed(Counted), "keep it in the object of the sensor"),
+    ],
+    ids=["module", "object", "class"],
+)
+def test_what_is_kept_for_all_sensors_is_memory(stage: Any, words: str, lanes: int, by_value: None) -> None:
+    """In a module, in an object that is the function, in a class: not chance, and the stage to use is named."""
+    text, passed = said(stage, lanes=lanes)
+    assert not passed
+    assert "IT REMEMBERS EARLIER BATCHES" in text
+    assert words in text
+
+
+def test_a_generator_of_random_numbers_is_chance(by_value: None) -> None:
+    """Though it remembers where it is: a copy would give the same numbers again."""
+    for numbers in (
+        NUMBERS.normal,
+        np.random.RandomState(3).normal,
+        lambda *, size: [DICE.random() for _ in range(size)],
+    ):
+        text, _ = said(tm.Map(lambda batch, numbers=numbers: {"y": numbers(size=len(batch))}))
+        assert "IT GIVES OTHER VALUES EACH TIME" in text
+        assert "a fixed seed" in text
 
 
 def test_stages_see_what_those_before_them_left(lanes: int) -> None:

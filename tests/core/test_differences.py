@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT
-from tidemill.core.differences import Difference, first_difference, shown
+from tidemill.core.differences import Difference, first_difference, first_that_is_no_rounding, shown
 
 VALUES = st.one_of(
     st.none(), st.floats(), st.integers(-(2**60), 2**60), st.sampled_from([0.0, -0.0, 5, 5.0, 2**53 + 1, math.inf])
@@ -104,6 +104,24 @@ def test_what_a_tolerance_forgives(one, other, same):
     """The type of a number, the sort of nothing, and columns that were not asked for; text is never near a number."""
     found = first_difference(Batch.from_rows([one]), Batch.from_rows([other]), tolerance=1e-9)
     assert (found is None) == same
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "row"),
+    [
+        ([1.0, 1.0 + 1e-12, 3.0], [1.0, 1.0, 4.0], 2),
+        ([1e20, 1.0], [1e20 + 1e6, 1.0 + 1e-12], None),
+        ([10**15, 1.0], [10**15 + 1, 1.0], 0),
+        ([1.0, 5], [1.0 + 1e-12, 5.0], 1),
+        ([1e-12, math.nan], [0.0, None], 1),
+        ([1e-12, math.nan], [-0.0, math.nan], None),
+        ([math.inf, 1.0], [-math.inf, 1.0], 0),
+    ],
+)
+def test_what_rounding_explains(got, expected, row):
+    """Small differences of floats alone: not of integers, of kinds, nor of what is missing."""
+    found = first_that_is_no_rounding(column_of(got), column_of(expected), gap=1e-9)
+    assert (None if found is None else found.row) == row
 
 
 def test_objects_that_cannot_be_compared_are_told_by_what_they_show():

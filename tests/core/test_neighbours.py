@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -44,8 +47,75 @@ def matrix(batch):
     return {"y": batch["value"] * (1 + len(batch) * 2.0**-52)}
 
 
+class Running:
+    """One total over whatever comes: the first differences are in the last digits, later ones anywhere."""
+
+    def __init__(self):
+        self.total = 0.0
+
+    def __call__(self, batch):
+        made = self.total + np.cumsum(batch["value"] / 3)
+        self.total = float(made[-1])
+        return {"total": made}
+
+
+class Counting:
+    """How many records it has seen with this batch: it remembers, and batches matter."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, batch):
+        self.seen += len(batch)
+        return {"seen": np.full(len(batch), self.seen)}
+
+
+class Smoothing:
+    def __init__(self):
+        self.means = {}
+
+    def __call__(self, batch):
+        made = []
+        for sensor, value in zip(batch["sensor"], batch["value"], strict=True):
+            self.means[sensor] = 0.9 * self.means.get(sensor, value) + 0.1 * value
+            made.append(self.means[sensor])
+        return {"smooth": made}
+
+
+class Shared:
+    """Its objects count in one place."""
+
+    counts = [0]  # noqa: RUF012 - which is the slip
+
+    def update(self, record):
+        self.counts[0] += 1
+        return {"n": self.counts[0]}
+
+
+def growing(batch):
+    """Depends on the place in the batch, the more the further down; 1e-12 at first."""
+    place = np.arange(len(batch), dtype=float)
+    return {"y": np.where(place < 30, place * 1e-12, place)}
+
+
+COUNTS = {}
+
+
+def numbered(rows):
+    for row in rows:
+        COUNTS[row["sensor"]] = row["n"] = COUNTS.get(row["sensor"], 0) + 1
+    return rows
+
+
 def habit(stage, *, singles=1000, more=lambda: True):
-    return habit_of(stage, BATCH, whole_of(stage, BATCH), singles=singles, more=more)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as what a user's file holds
+    try:
+        sent = cloudpickle.dumps(stage)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    return habit_of(
+        stage, BATCH, whole_of(stage, BATCH), singles=singles, more=more, remade=lambda: cloudpickle.loads(sent)
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,13 +167,51 @@ def test_a_function_that_only_a_lone_record_shows():
 
 def test_other_ways_to_be_unsteady():
     """Chance, memory, and last digits are told apart from neighbours; `tile` cures the last."""
-    numbers = np.random.default_rng(3)
-    assert habit(tm.Map(lambda batch: {"y": numbers.normal(size=len(batch))})).habit is Habit.CHANCE
+    assert habit(tm.Map(lambda batch: {"y": np.random.normal(size=len(batch))})).habit is Habit.CHANCE  # noqa: NPY002
     found = habit(tm.MapRows(Adding))
     assert found.habit is Habit.MEMORY
     assert found.change.record == 25
     assert habit(tm.Map(matrix)).habit is Habit.DIGITS
     assert habit(tm.Map(matrix, tile=16)).habit is Habit.ROW_WISE
+
+
+def test_digits_are_said_only_where_all_that_differs_is_small():
+    """The first cell that differs by more is the one that is told; a whole number is no rounding of another."""
+    found = habit(tm.Map(growing))
+    assert (found.habit, found.change.record, found.how) == (Habit.NEIGHBOURS, 30, "in batches of 25 and 25")
+    ids = tm.Map(lambda batch: {"y": np.full(len(batch), 10**15 + len(batch))}, adds={"y": int})
+    assert habit(ids).habit is Habit.NEIGHBOURS
+    nulls = tm.Map(lambda batch: {"y": [None if len(batch) < 50 else 0.5] * len(batch)}, adds={"y": float})
+    assert habit(nulls).habit is Habit.NEIGHBOURS
+
+
+@pytest.mark.parametrize("stage", [tm.Map(Running), tm.Map(Running, tile=16), tm.Map(Counting)], ids=lambda stage: "")
+def test_an_object_that_remembers_is_told_before_what_else_it_does(stage):
+    """Rounding, or the batch's size, is the smaller evil."""
+    assert habit(stage).habit is Habit.MEMORY
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        tm.MapRows(numbered),
+        tm.Map(Smoothing()),
+        tm.Keyed(Shared),
+        tm.Aggregate(tm.tumbling("10s"), {"n": ("value", lambda values, seen=[]: float(len(seen) + (seen.append(1) or 0)))}),
+    ],
+    ids=["module", "object", "class", "default"],
+)  # fmt: skip
+def test_what_a_module_or_a_shared_object_remembers_is_no_chance(stage):
+    """A copy from before the first call gives again what the first call gave."""
+    found = habit(stage)
+    assert (found.habit, found.how) == (Habit.MEMORY, "the second time")
+
+
+def test_a_stage_that_cannot_be_made_again_gives_other_values():
+    """Whether it remembers is then not known."""
+    stage = tm.Map(Smoothing())
+    found = habit_of(stage, BATCH, whole_of(stage, BATCH), singles=9, more=lambda: True, remade=lambda: None)
+    assert found.habit is Habit.CHANCE
 
 
 def test_the_time_that_single_records_take_is_bounded():

@@ -9,6 +9,7 @@ User code runs in the lane alone, so that a crash or a hang is a sentence here.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import pickle
 import time
@@ -51,6 +52,7 @@ PATIENCE_S: Final = 120.0
 _CALLS: Final = 10
 """Of a function, with as many records as there are: more than it gets whole, in halves, and by new objects."""
 ROWS_SHOWN: Final = 5
+_FOR_MEMORY: Final = stages_named("Keyed", "scan")
 _CELL: Final = 28  # characters: a time to the microsecond fits
 _LINE: Final = 130  # characters of a table
 
@@ -172,13 +174,20 @@ def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
         lengths = all(letter.reason_code == WRONG_LENGTH for letter in made.dead)
         tried = replace(tried, hint=hint_for(*_functions_of(stage)) if lengths else "")
     elif stage.runs_user_code and len(batch):
-        tried = _with_habit(tried, stage, batch, made)
+        tried = _with_habit(tried, stage, sent, batch, made)
     return tried, made.batch
 
 
-def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
+def _with_habit(tried: Tried, stage: Stage, sent: bytes, batch: Batch, made: Made) -> Tried:
     until = time.perf_counter() + SINGLES_S
-    found = habit_of(stage, batch, made, singles=SINGLES, more=lambda: time.perf_counter() < until)
+    found = habit_of(
+        stage,
+        batch,
+        made,
+        singles=SINGLES,
+        more=lambda: time.perf_counter() < until,
+        remade=lambda: _Remaking(sent).stage(),
+    )
     how = f"{counted(found.records, 'record')} whole, in halves, and {found.singles:,} one by one"
     change = ""
     if found.change is not None:
@@ -187,6 +196,25 @@ def _with_habit(tried: Tried, stage: Stage, batch: Batch, made: Made) -> Tried:
         change = f"{found.change.subject}{sensor}, {found.how}: {found.change.what}"
     hint = _hint(found.habit, stage)
     return replace(tried, habit=found.habit, tried=how, change=change, hint=hint)
+
+
+class _Remaking(pickle.Unpickler):
+    """The stage as it was sent: what its functions keep in the user's file, in classes and in objects is as it was then.
+
+    That tells memory from chance, but not of a generator of random numbers, which remembers too: it gives the same again.
+    """
+
+    def __init__(self, sent: bytes) -> None:
+        super().__init__(io.BytesIO(sent))
+        self._by_chance = False
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        self._by_chance |= module == "random" or module.startswith("numpy.random.")
+        return super().find_class(module, name)
+
+    def stage(self) -> Stage | None:
+        made: Stage = self.load()
+        return None if self._by_chance else made
 
 
 def _hint(habit: Habit, stage: Stage) -> str:
@@ -198,15 +226,23 @@ def _hint(habit: Habit, stage: Stage) -> str:
             return hint_for_objects(*functions)
         case Habit.NEIGHBOURS:
             return hint_for(*functions)
-        case Habit.MEMORY:
-            instead = (
-                f": use {known}, which is kept for each sensor" if (known := stages_named("Keyed", "scan")) else ""
+        case Habit.MEMORY if isinstance(stage, Keyed):
+            return (
+                "It keeps something outside its sensors' own states, in a class or a module, which a lane that is replaced "
+                "forgets: keep it in the object of the sensor, or in the state of tm.scan."
             )
-            return f"Its object remembers, and a lane that is replaced forgets{instead}."
+        case Habit.MEMORY:
+            return (
+                "What it keeps in an object or a module, a lane that is replaced forgets: use "
+                f"{_FOR_MEMORY}, which is kept for each sensor."
+            )
         case Habit.DIGITS:
             return "Its last digits depend on the size of the batch: tm.Map(function, tile=256) fixes the size."
         case Habit.CHANCE:
-            return "Let what it computes depend on the record alone: a fixed seed, the record's own time."
+            return (
+                "Let what it computes depend on the record alone: a fixed seed, the record's own time. For what it is to know "
+                f"of earlier records, use {_FOR_MEMORY}."
+            )
         case Habit.ROW_WISE:
             return ""
 

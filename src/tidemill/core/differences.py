@@ -12,7 +12,7 @@ from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, Column
 from tidemill.schema import Kind
 
-__all__ = ["Difference", "first_difference"]
+__all__ = ["Difference", "first_difference", "first_that_is_no_rounding"]
 
 _NUMBERS: Final = frozenset({Kind.FLOAT, Kind.INT, Kind.BOOL})
 
@@ -73,9 +73,33 @@ def first_difference(got: Batch, expected: Batch, *, tolerance: float | None = N
         row = len(got) if same is None or bool(same.all()) else int(np.argmin(same))
         if row < (len(got) if first is None else first[0]):
             first = (row, name, *pair)
-    if first is None:
-        return None
-    row, name, *both = first
+    return None if first is None else _at(*first)
+
+
+def first_that_is_no_rounding(got: Batch, expected: Batch, *, gap: float) -> Difference | None:
+    """The first cell that differs by more than two floats, which were rounded in another order, may: by more than ``gap``,
+    relative or absolute below 1, or otherwise than by a number. None when all that differs to the last bit is less.
+
+    >>> one, two = (Batch.from_rows([{"a": 1.0, "b": 2.0}, {"a": value, "b": 2.0}]) for value in (2.0, 2.5))
+    >>> print(first_that_is_no_rounding(one, two, gap=0.1))
+    column 'a' is 2.0 instead of 2.5
+    >>> first_that_is_no_rounding(one, two, gap=0.5)
+    """
+    found = []
+    for name in dict.fromkeys((*expected.names, *got.names)):
+        pair = _column(got, name), _column(expected, name)
+        same = _same(*pair)
+        rows = np.flatnonzero(~same).tolist() if same is not None else []
+        cells = (_at(row, name, *pair) for row in rows)
+        found.extend([cell for cell in cells if not _is_rounding(cell, gap)][:1])
+    return min(found, key=lambda cell: cell.row, default=None)
+
+
+def _is_rounding(cell: Difference, gap: float) -> bool:
+    return isinstance(cell.got, float) and isinstance(cell.expected, float) and cell.gap <= gap
+
+
+def _at(row: int, name: str, *both: Column) -> Difference:
     return Difference(row, name, *(column.slice(row, row + 1).to_list()[0] for column in both))
 
 

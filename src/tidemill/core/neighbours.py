@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tidemill.batch import Batch
-from tidemill.core.differences import Difference
 from tidemill.core.trial import Change, Made, Trial, change, cut_at, keys_of, marks_of
 from tidemill.stages.base import Stage
 from tidemill.stages.functions import FunctionStage
@@ -29,7 +28,7 @@ class Habit(enum.Enum):
     NEIGHBOURS = "neighbours"
     """The records that came with it in the batch."""
     MEMORY = "memory"
-    """The batches that came before, kept in the function's own object."""
+    """The batches that came before, kept in the function's own object, or in what all its objects share: a module, a class."""
     DIGITS = "digits"
     """The size of the batch, in the last digits only: a matrix product, or a sum in another order."""
 
@@ -53,25 +52,40 @@ def whole_of(stage: Stage, batch: Batch) -> Made:
     return _trial(stage, batch).feed_all([batch])
 
 
-def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Callable[[], bool]) -> Finding:
+def habit_of(
+    stage: Stage,
+    batch: Batch,
+    whole: Made,
+    *,
+    singles: int,
+    more: Callable[[], bool],
+    remade: Callable[[], Stage | None],
+) -> Finding:
     """Give the stage the batch again, in halves, and its first ``singles`` records one by one; compare to the last bit.
 
-    ``more`` is asked before each single record: once it says no (the time is up), those so far are enough. Costs three
-    calls of the function, and one for each single record.
+    ``whole`` is what its first call gave. ``more`` is asked before each single record: once it says no (the time is up),
+    those so far are enough. ``remade`` gives the stage as it was before that first call, with all that its functions keep
+    anywhere; None where that is not to be had, or says nothing.
+
+    Of several habits the one is told that harms most: what is remembered is lost with a lane, while rounding is small.
+    Costs six calls of the function, and one for each single record.
     """
     rows = len(batch)
     found = change(whole_of(stage, batch), whole)
     if found is not None:
-        return Finding(Habit.CHANCE, rows, 0, "the second time", found)
+        again = remade()
+        remembers = again is not None and change(whole_of(again, batch), whole) is None
+        return Finding(Habit.MEMORY if remembers else Habit.CHANCE, rows, 0, "the second time", found)
     halves = cut_at(batch, [rows // 2])
+    split = _trial(stage, batch).feed_all(halves)
     how = f"in batches of {len(halves[0]):,} and {len(halves[1]):,}"
-    found = change(_trial(stage, batch).feed_all(halves), whole)
-    if found is not None:
-        return Finding(_of_cuts(found), rows, 0, how, found)
     if isinstance(stage, FunctionStage) and not stage.state_fields():
-        found = change(_by_new_objects(stage, batch), whole)
+        found = change(_by_new_objects(stage, batch), split)
         if found is not None:
             return Finding(Habit.MEMORY, rows, 0, f"{how}, the second by a new object", found)
+    digits = _of_cuts(split, whole, Finding(Habit.ROW_WISE, rows, 0, how))
+    if digits.habit is Habit.NEIGHBOURS:
+        return digits
     lane = _trial(stage, batch)
     made: list[Made] = []
     for piece in cut_at(batch.slice(0, singles), range(1, min(singles, rows))):
@@ -81,10 +95,11 @@ def habit_of(stage: Stage, batch: Batch, whole: Made, *, singles: int, more: Cal
     tried = len(made)
     if stage.follows_watermark:
         made.append(lane.finish())
-    found = change(Made.joined(made), _trial(stage, batch).feed_all([batch.slice(0, tried)]))
-    if found is not None:
-        return Finding(_of_cuts(found), rows, tried, "alone", found)
-    return Finding(Habit.ROW_WISE, rows, tried)
+    together = _trial(stage, batch).feed_all([batch.slice(0, tried)])
+    alone = _of_cuts(Made.joined(made), together, Finding(Habit.ROW_WISE, rows, tried, "alone"))
+    if alone.habit is Habit.ROW_WISE and digits.habit is Habit.DIGITS:
+        return replace(digits, singles=tried)
+    return alone
 
 
 def _trial(stage: Stage, batch: Batch, **options: Any) -> Trial:
@@ -100,6 +115,10 @@ def _by_new_objects(stage: Stage, batch: Batch) -> Made:
     return Made.joined([made, other.feed(second)])
 
 
-def _of_cuts(found: Change) -> Habit:
-    near = isinstance(found.what, Difference) and found.what.gap <= _LAST_DIGITS
-    return Habit.DIGITS if near else Habit.NEIGHBOURS
+def _of_cuts(got: Made, expected: Made, tried: Finding) -> Finding:
+    """What batches that are cut otherwise say: the first record that differs by more than rounding, or at all."""
+    found = change(got, expected, gap=_LAST_DIGITS)
+    if found is not None:
+        return replace(tried, habit=Habit.NEIGHBOURS, change=found)
+    found = change(got, expected)
+    return replace(tried, how="") if found is None else replace(tried, habit=Habit.DIGITS, change=found)

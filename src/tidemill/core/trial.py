@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.chain import Chain
-from tidemill.core.differences import Difference, first_difference
+from tidemill.core.differences import Difference, first_difference, first_that_is_no_rounding
 from tidemill.core.keys import KeyTable
 from tidemill.core.order import input_order
 from tidemill.core.outcome import Dead, Outcome
@@ -86,8 +86,9 @@ class Change:
         return f"row {self.row}" if self.record == MADE else f"record {self.record}"
 
 
-def change(got: Made, expected: Made) -> Change | None:
-    """Where two outcomes of the same records differ first: rows, rejects, the order of rows, and every bit of a cell."""
+def change(got: Made, expected: Made, *, gap: float | None = None) -> Change | None:
+    """Where two outcomes of the same records differ first: rows, rejects, the order of rows, and every bit of a cell; with a
+    ``gap`` a cell by more than rounding may do (`first_that_is_no_rounding`)."""
     fates = _fates(got), _fates(expected)
     moved = [record for record in {**fates[0], **fates[1]} if fates[0].get(record) != fates[1].get(record)]
     if moved:
@@ -99,7 +100,10 @@ def change(got: Made, expected: Made) -> Change | None:
     if (got.rows != expected.rows).any():
         row = int(np.argmax(got.rows != expected.rows))
         return Change(int(expected.rows[row]), f"row {row} is that of record {got.rows[row]} instead", row)
-    found = first_difference(got.batch, expected.batch)
+    if gap is None:
+        found = first_difference(got.batch, expected.batch)
+    else:
+        found = first_that_is_no_rounding(got.batch, expected.batch, gap=gap)
     return None if found is None else Change(int(expected.rows[found.row]), found, found.row)
 
 
