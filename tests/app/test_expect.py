@@ -89,7 +89,11 @@ def test_with_processes_too(pipeline, notebook, tmp_path, tmp_path_factory, monk
         ("unit", "F", "column 'unit' is 'C' instead of 'F'"),
         ("high", False, "column 'high' is True instead of False"),
         ("value_mean_3", None, "column 'value_mean_3' is 14.375 instead of null"),
-        ("on", pd.Timestamp("2026-03-01 06:13:00.5"), "column 'on' is 177234"),
+        (
+            "on",
+            pd.Timestamp("2026-03-01 06:13:00.5"),
+            "column 'on' is 2026-03-01T06:13:00Z instead of 2026-03-01T06:13:00.5Z",
+        ),
     ],
 )
 def test_the_first_difference_is_named(pipeline, notebook, tmp_path, suffix, column, value, words) -> None:
@@ -155,7 +159,33 @@ def test_times_without_a_zone_are_the_recordings(notebook, tmp_path) -> None:
     frame = notebook[["sensor", "time"]].assign(time=pd.to_datetime(notebook["time"]))
     assert compared(pipeline, written(frame, tmp_path, ".parquet")).difference == ""
     wrong = frame.assign(time=frame["time"].dt.tz_localize("UTC"))
-    assert "column 'time'" in compared(pipeline, written(wrong, tmp_path, ".parquet")).difference
+    told = "column 'time' is 2026-03-01T05:00:00Z instead of 2026-03-01T06:00:00Z"
+    assert told in compared(pipeline, written(wrong, tmp_path, ".parquet")).difference
+
+
+@pytest.mark.parametrize("recording", [".csv", ".parquet", ".ndjson"])
+@pytest.mark.parametrize("table", [".csv", ".parquet", ".ndjson"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_sensors_are_compared_by_the_text_that_names_them(tmp_path, recording, table, kind) -> None:
+    """A number and its text are one sensor, whichever side has which: CSV has texts alone, pandas reads them as numbers."""
+    frame = pd.DataFrame(ROWS).assign(sensor=[n % 3 for n in range(30)])
+    source = tmp_path / f"plant{recording}"
+    match recording:
+        case ".csv":
+            frame.to_csv(source, index=False)
+        case ".parquet":
+            frame.to_parquet(source)
+        case _:
+            frame.to_json(source, orient="records", lines=True)
+    plan = tm.Plan(tm.Rolling("value", window=3, stats=["mean"]))
+    pipeline = tm.Pipeline(tm.sources.Replay(source), plan, tm.sinks.Latest())
+    means = frame.groupby("sensor")["value"].rolling(3, min_periods=1).mean().reset_index(level=0, drop=True)
+    expected = frame.assign(value_mean_3=means).astype({"sensor": kind})
+    found = compared(pipeline, written(expected, tmp_path, table))
+    assert (found.difference, found.columns[0]) == ("", "sensor")
+    assert compared(pipeline, written(expected[["sensor"]], tmp_path, table)).difference == ""
+    found = compared(pipeline, written(expected.assign(value_mean_3=-1.0), tmp_path, table))
+    assert found.difference.startswith("row 0 of the table (sensor '0'): column 'value_mean_3' is nan instead of -1.0")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +196,35 @@ def test_a_table_that_is_none(pipeline, tmp_path, name, data) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=name):
         compared(pipeline, str(tmp_path / name))
+
+
+@pytest.fixture
+def stopped_before(tmp_path, monkeypatch) -> None:
+    """A plan, and a recording which nothing may read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plant.py").write_text("import tidemill as tm\nplan = tm.Plan()\n")
+    (tmp_path / "in.csv").write_text("sensor,time,value\na,1,2\n")
+    monkeypatch.setattr("tidemill.app.recording.read_first", None)
+
+
+@pytest.mark.parametrize("name", ["e.json", "e.xlsx", "e"])
+def test_a_table_of_another_format_is_refused_before_anything_is_tried(stopped_before, capsys, name) -> None:
+    """With what can be read here, and not what a source would be told."""
+    Path(name).write_text("{}")
+    assert answer(["check", "plant.py", "--input", "in.csv", "--expect", name]) == 4
+    told = capsys.readouterr()
+    assert f"nothing says what {Path(name).absolute()} is: --expect reads a table whose name ends in " in told.err
+    assert ".parquet" in told.err
+    assert "format=" not in told.err
+    assert "tried on" not in told.out
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan"])
+def test_a_tolerance_that_is_none_is_refused_before_anything_is_tried(stopped_before, capsys, tolerance) -> None:
+    """Not after all stages."""
+    Path("e.csv").write_text("sensor,value\na,2\n")
+    code = answer(["check", "plant.py", "--input", "in.csv", "--expect", "e.csv", f"--tolerance={tolerance}"])
+    assert (code, "must be 0 or more" in capsys.readouterr().err) == (3, True)
 
 
 def test_a_table_of_mixed_kinds_is_named(tmp_path, monkeypatch, capsys):

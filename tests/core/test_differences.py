@@ -73,6 +73,11 @@ def test_the_first_row_counts_before_the_first_column():
         ({"x": [1, 2.0]}, {"x": [1, 2]}, "[1, 2.0] instead of [1, 2]"),
         ({"x": True}, {"x": 1}, "True instead of 1"),
         ({"x": 0.0}, {"x": -0.0}, "0.0 instead of -0.0"),
+        (
+            {"x": np.datetime64("2024-03-01T00", "ns")},
+            {"x": np.datetime64("2024-03-01T01:00:00.25", "ns")},
+            "2024-03-01T00:00:00Z instead of 2024-03-01T01:00:00.25Z",
+        ),
     ],
 )
 def test_all_kinds_and_what_is_missing(one, other, words):

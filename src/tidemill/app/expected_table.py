@@ -17,12 +17,21 @@ from tidemill.formats.json_lines import decode_json_lines
 from tidemill.formats.times import TimeReader
 from tidemill.interchange import columns_of_arrow, naive_times
 from tidemill.schema import Kind
-from tidemill.sources.readers import format_of
+from tidemill.sources.readers import FORMATS, format_of
 
-__all__ = ["alike", "is_text_alone", "read_expected"]
+__all__ = ["alike", "check_format", "is_text_alone", "read_expected"]
 
 _INDEX: Final = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
 _TRUTHS: Final = {"true": True, "false": False}
+
+
+def check_format(path: Path) -> None:
+    """Raises `InputError` for a table of which nothing says that it can be read here."""
+    if files.suffix(path) not in FORMATS:
+        raise InputError(
+            f"nothing says what {path} is: --expect reads a table whose name ends in {', '.join(FORMATS)} (all but the last "
+            "also with .gz); write it as one of them, as with to_csv or to_parquet in pandas."
+        )
 
 
 def is_text_alone(path: Path) -> bool:
@@ -35,6 +44,7 @@ def read_expected(path: Path, times: TimeReader) -> Batch:
 
     The index that pandas writes along, under a name of its own, is left out. The cells of CSV are text, since the output says what they are. Raises `InputError` for a file that cannot be read.
     """
+    check_format(path)
     table = _read(path, times)
     return table.select({name: name for name in table.names if not _INDEX.fullmatch(name)})
 

@@ -38,6 +38,11 @@ class Questions:
         if self.expect is not None and self.input == STANDARD_STREAM:
             raise PlanError("--expect reads the recording a second time, which standard input cannot be; give a file.")
         if self.expect is not None:
+            from tidemill.app.expect import check_tolerance
+            from tidemill.app.expected_table import check_format
+
+            check_tolerance(self.tolerance)
+            check_format(files.absolute(self.expect))
             files.open_read(self.expect).close()
 
 

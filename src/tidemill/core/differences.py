@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, Column
+from tidemill.formats.json_lines import time_texts
 from tidemill.schema import Kind
 
 __all__ = ["Difference", "first_difference", "first_that_is_no_rounding"]
@@ -25,7 +26,8 @@ class Difference:
     column: str
     got: Any
     expected: Any
-    """As `Column.to_list` gives values: None is a null, `ABSENT` a field that the record does not have."""
+    """As `Column.to_list` gives values: None is a null, `ABSENT` a field that the record does not have. A time is a
+    ``numpy.datetime64``."""
 
     def __str__(self) -> str:
         return f"column {self.column!r} is {shown(self.got)} instead of {shown(self.expected)}"
@@ -43,11 +45,13 @@ class Difference:
 def shown(value: Any) -> str:
     """A value for a sentence.
 
-    >>> shown(0.1), shown(None), shown(ABSENT), shown("C")
-    ('0.1', 'null', 'not there', "'C'")
+    >>> shown(0.1), shown(None), shown(ABSENT), shown("C"), shown(np.datetime64(1_500_000_000, "ns"))
+    ('0.1', 'null', 'not there', "'C'", '1970-01-01T00:00:01.5Z')
     """
     if value is None:
         return "null"
+    if isinstance(value, np.datetime64):
+        return str(time_texts(Column.of_array(value.reshape(1)))[0])
     return "not there" if value is ABSENT else repr(value)
 
 
@@ -100,7 +104,12 @@ def _is_rounding(cell: Difference, gap: float) -> bool:
 
 
 def _at(row: int, name: str, *both: Column) -> Difference:
-    return Difference(row, name, *(column.slice(row, row + 1).to_list()[0] for column in both))
+    return Difference(row, name, *(_item(column.slice(row, row + 1)) for column in both))
+
+
+def _item(cell: Column) -> Any:
+    item = cell.to_list()[0]
+    return np.datetime64(item, "ns") if cell.kind is Kind.TIME and isinstance(item, int) else item
 
 
 def _column(batch: Batch, name: str) -> Column:
