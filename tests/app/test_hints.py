@@ -20,6 +20,36 @@ class Ranked:
         return frame.assign(y=frame["value"].rank())
 
 
+def logged(fn):
+    @functools.wraps(fn)
+    def around(batch):
+        return fn(batch)
+
+    return around
+
+
+def bare(fn):
+    def around(batch):
+        return fn(batch)
+
+    return around
+
+
+@functools.lru_cache
+def spread(values):
+    return np.std(values)
+
+
+def made(times):
+    if times > 1:
+        later = 1  # a cell that is empty when its function is made
+    return lambda batch: later + centred(batch["value"]) * times
+
+
+scaled = np.vectorize(lambda value: 0 if value < 5 else value)
+typed = np.vectorize(lambda value: value, otypes=[float])
+
+
 @pytest.mark.parametrize(
     ("fn", "name", "stage"),
     [
@@ -30,17 +60,40 @@ class Ranked:
         (lambda rows: [{**row, "y": max(one["value"] for one in rows)} for row in rows], "max", "tm.Rolling"),
         (lambda batch: {"y": centred(batch["value"])}, "mean", "tm.Rolling"),
         (functools.partial(lambda frame, n: frame["value"].cumsum() * n, n=2), "cumsum", ""),
+        (logged(lambda batch: {"y": batch["value"].mean()}), "mean", "tm.Rolling"),
+        (bare(logged(lambda batch: {"y": batch["value"].mean()})), "mean", "tm.Rolling"),
+        (functools.lru_cache(lambda batch: {"y": batch["value"].mean()}), "mean", "tm.Rolling"),
+        (lambda batch: {"y": spread(tuple(batch["value"]))}, "std", "tm.Rolling"),
+        (made(1), "mean", "tm.Rolling"),
         (Ranked, "rank", "tm.Rolling"),
         (Ranked(), "rank", "tm.Rolling"),
     ],
 )
 def test_the_name_and_the_stage(fn, name, stage):
-    """In a lambda, a comprehension, a helper, a partial, a class and its object."""
+    """In a lambda, a comprehension, a helper, a partial, a class and its object; behind decorators and in closures."""
     hint = hint_for(fn)
     assert name in names_in(fn)
     if stage:
         assert hint.startswith(f"It uses {name}(): use ")
         assert stage in hint
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda batch: {"y": scaled(batch["value"])},
+        lambda batch: {"y": np.vectorize(float)(batch["value"])},
+        scaled,
+    ],
+)
+def test_a_vectorized_function_takes_the_kind_of_its_first_value(fn):
+    """Which is no matter of stages."""
+    assert hint_for(fn).startswith("It uses vectorize(): give it otypes=[float]")
+
+
+def test_a_vectorized_function_that_says_its_kind():
+    """Is not what it is about."""
+    assert "vectorize" not in hint_for(lambda batch: {"y": typed(batch["value"])[::-1]})
 
 
 @pytest.mark.parametrize("fn", [len, np.sqrt, None, pd.DataFrame.copy, lambda rows: rows[::-1]])

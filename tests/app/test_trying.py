@@ -105,9 +105,10 @@ def said(*stages: Any, lanes: int | None = 0) -> tuple[str, bool]:
         (tm.Map(lambda batch: {"y": NUMBERS.normal(size=len(batch))}), ["IT GIVES OTHER VALUES EACH TIME", "a fixed seed"]),
         (tm.MapRows(Adding), ["IT REMEMBERS EARLIER BATCHES", "a lane that is replaced forgets"]),
         (tm.Map(lambda batch: {"y": batch["value"] * (1 + len(batch) * 2.0**-52)}), ["ITS LAST DIGITS", "tile=256"]),
+        (tm.Map(lambda batch: {"y": ["high" if v > 8 else v for v in batch["value"].tolist()]}), ["THE KINDS OF WHAT IT RETURNS DEPEND", "adds="]),
         (tm.Map(lambda batch: {"y": np.diff(batch["value"])}), ["IT REJECTED THEM ALL", "50 rejected as wrong_length", "tm."]),
     ],
-    ids=["neighbours", "windows", "rolling", "objects", "chance", "memory", "digits", "rejects"],
+    ids=["neighbours", "windows", "rolling", "objects", "chance", "memory", "digits", "kinds", "rejects"],
 )  # fmt: skip
 def test_what_speaks_against_a_function(stage: Any, words: list[str]) -> None:
     """In capitals beside its name, with the record that shows it and what to do."""

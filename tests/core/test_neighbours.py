@@ -214,6 +214,18 @@ def test_a_stage_that_cannot_be_made_again_gives_other_values():
     assert found.habit is Habit.CHANCE
 
 
+def mixed(batch):
+    return {"y": ["high" if value > 8 else value for value in batch["value"].tolist()]}
+
+
+def test_kinds_that_come_of_the_batch_are_no_neighbours():
+    """Numbers and texts among each other: which it is to be, the first batch said; declared, it is nobody's guess."""
+    found = habit(tm.Map(mixed))
+    assert found.habit is Habit.KINDS
+    assert "rejected as wrong_type" in str(found.change)
+    assert habit(tm.Map(mixed, adds={"y": object})).habit is Habit.ROW_WISE
+
+
 def test_the_time_that_single_records_take_is_bounded():
     """As many as there is time for, one at least; or as many as were asked for."""
     stage = tm.Map(lambda batch: {"y": batch["value"]})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 import tidemill
 
@@ -59,6 +62,8 @@ def hint_for(*fns: object) -> str:
         found = next((name for name in hint.names.split() if name in used), None)
         if found is not None and (known := stages_named(*hint.stages.split())):
             return f"It uses {found}(): use {known} instead, {hint.what}."
+    if "vectorize" in used:
+        return "It uses vectorize(): give it otypes=[float], or else the first value says of which kind all others are."
     return f"Use {stages_named(*_OTHERWISE.stages.split())}, {_OTHERWISE.what}."
 
 
@@ -105,16 +110,31 @@ def _names(fn: object, deeper: int) -> Iterator[str]:
             yield from _names(member, deeper)
         return
     inner: Any = getattr(fn, "func", None) or getattr(fn, "__func__", None) or fn
+    if isinstance(inner, np.vectorize):
+        yield from ("vectorize",) if inner.otypes is None else ()
+        inner = inner.pyfunc
+    wrapped = getattr(inner, "__wrapped__", None)
+    if wrapped is not None and deeper:
+        yield from _names(wrapped, deeper - 1)
     if not isinstance(inner, types.FunctionType):
         yield from _names(type(inner), deeper) if _is_users(type(inner)) else ()
         return
     names = set(_of_code(inner.__code__))
     yield from names
     if deeper:
-        for name in names:
-            other = inner.__globals__.get(name)
-            if isinstance(other, types.FunctionType) and other.__globals__ is inner.__globals__:
+        for other in chain(map(inner.__globals__.get, names), _enclosed(inner)):
+            own = getattr(other, "__wrapped__", other)
+            if isinstance(other, np.vectorize) or (
+                isinstance(own, types.FunctionType) and own.__globals__ is inner.__globals__
+            ):
                 yield from _names(other, deeper - 1)
+
+
+def _enclosed(fn: types.FunctionType) -> Iterator[object]:
+    """What its closure holds."""
+    for cell in fn.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing yet
+            yield cell.cell_contents
 
 
 def _is_users(kind: type) -> bool:

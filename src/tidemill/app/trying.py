@@ -236,6 +236,11 @@ def _hint(habit: Habit, stage: Stage) -> str:
                 "What it keeps in an object or a module, a lane that is replaced forgets: use "
                 f"{_FOR_MEMORY}, which is kept for each sensor."
             )
+        case Habit.KINDS:
+            return (
+                "Its values are of several kinds, and which it is to be, the first batch says: return one kind, or declare it"
+                + (', as adds={"column": float}; adds={"column": object} takes any.' if hasattr(stage, "adds") else ".")
+            )
         case Habit.DIGITS:
             return "Its last digits depend on the size of the batch: tm.Map(function, tile=256) fixes the size."
         case Habit.CHANCE:
@@ -273,6 +278,8 @@ def _verdict(one: Tried) -> str:
             return "; IT LOOKS AT ITS NEIGHBOURS IN THE BATCH"
         case Habit.MEMORY:
             return "; IT REMEMBERS EARLIER BATCHES"
+        case Habit.KINDS:
+            return "; THE KINDS OF WHAT IT RETURNS DEPEND ON THE BATCH"
         case Habit.DIGITS:
             return "; ITS LAST DIGITS DEPEND ON THE BATCH"
         case Habit.CHANCE:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tidemill.batch import Batch
 from tidemill.core.trial import Change, Made, Trial, change, cut_at, keys_of, marks_of
+from tidemill.letters import WRONG_TYPE
 from tidemill.stages.base import Stage
 from tidemill.stages.functions import FunctionStage
 
@@ -29,6 +30,8 @@ class Habit(enum.Enum):
     """The records that came with it in the batch."""
     MEMORY = "memory"
     """The batches that came before, kept in the function's own object, or in what all its objects share: a module, a class."""
+    KINDS = "kinds"
+    """The kinds of the values that it returned with it: texts among numbers."""
     DIGITS = "digits"
     """The size of the batch, in the last digits only: a matrix product, or a sum in another order."""
 
@@ -84,7 +87,7 @@ def habit_of(
         if found is not None:
             return Finding(Habit.MEMORY, rows, 0, f"{how}, the second by a new object", found)
     digits = _of_cuts(split, whole, Finding(Habit.ROW_WISE, rows, 0, how))
-    if digits.habit is Habit.NEIGHBOURS:
+    if digits.habit in (Habit.NEIGHBOURS, Habit.KINDS):
         return digits
     lane = _trial(stage, batch)
     made: list[Made] = []
@@ -119,6 +122,6 @@ def _of_cuts(got: Made, expected: Made, tried: Finding) -> Finding:
     """What batches that are cut otherwise say: the first record that differs by more than rounding, or at all."""
     found = change(got, expected, gap=_LAST_DIGITS)
     if found is not None:
-        return replace(tried, habit=Habit.NEIGHBOURS, change=found)
+        return replace(tried, habit=Habit.KINDS if WRONG_TYPE in found.codes else Habit.NEIGHBOURS, change=found)
     found = change(got, expected)
     return replace(tried, how="") if found is None else replace(tried, habit=Habit.DIGITS, change=found)

@@ -76,6 +76,8 @@ class Change:
     """The cell that differs, or what became of it."""
     row: int = 0
     """Of all rows that came out, for one without a record."""
+    codes: frozenset[str] = frozenset()
+    """For what the record was rejected in one of the two outcomes and not in the other."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.what}"
@@ -94,7 +96,8 @@ def change(got: Made, expected: Made, *, gap: float | None = None) -> Change | N
     if moved:
         record = min(moved)
         ends = [fate.get(record, "was dropped") for fate in fates]
-        return Change(record, f"it {ends[0]}, and {ends[1]} otherwise")
+        codes = [{letter.reason_code for letter in made.dead if letter.row == record} for made in (got, expected)]
+        return Change(record, f"it {ends[0]}, and {ends[1]} otherwise", codes=frozenset(codes[0] ^ codes[1]))
     if len(got.rows) != len(expected.rows):
         return Change(MADE, f"{len(got.rows)} rows came out instead of {len(expected.rows)}", len(expected.rows))
     if (got.rows != expected.rows).any():
