@@ -84,6 +84,28 @@ class Centred(Plain):
         return self.made(batch, batch["value"] - np.nanmean(batch["value"]))
 
 
+class Overwriting(Plain):
+    """Works in the memory of its batch, which belongs to whoever has made it."""
+
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        values = batch.columns["value"].values
+        values += 1
+        return self.made(batch, values.copy())
+
+
+class Retiming(Plain):
+    def step(self, batch: Batch, state: StageState) -> Batch:
+        batch.time[:] = 0
+        return super().step(batch, state)
+
+
+def forcing(batch: Batch) -> dict[str, Any]:
+    values = batch["value"]
+    values.flags.writeable = True
+    values[:] = 0.0
+    return {"more": values.copy()}
+
+
 class Running(Plain):
     """Counts all records it sees, of whichever sensor."""
 
@@ -240,6 +262,17 @@ def by_chance(batch: Batch) -> dict[str, Any]:
 
 
 BREAKERS = [
+    (
+        "input",
+        Overwriting(),
+        r"it changes the batch that it is given: record 0 .*column 'value' is 53.0 instead of 52.0",
+    ),
+    ("input", Retiming(), r"it changes the batch that it is given: record 0 .*the time of the record"),
+    (
+        "input",
+        tm.Map(forcing),
+        r"it changes the batch that it is given: record 0 .*column 'value' is 0.0 instead of 52.0",
+    ),
     ("repetition", tm.Map(by_chance), "it gives other values each time: a second time, record 0"),
     ("pickling", Locked(), "cannot be sent to a lane"),
     ("the schema", Misdeclared(), "'more' is declared as text and came as float"),
@@ -269,6 +302,13 @@ def test_each_law_is_broken_by_somebody(law: str, stage: Stage, words: str) -> N
         hold(subject, law, LAWS[law])
     assert stage.name in str(broken.value)
     assert "\n" not in str(broken.value)
+
+
+@pytest.mark.parametrize("stage", [Overwriting(), Retiming(), tm.Map(forcing)], ids=lambda stage: stage.name)
+def test_a_changed_input_is_told_before_what_comes_of_it(stage: Stage) -> None:
+    """Every other law would be tried on other records than were given."""
+    with pytest.raises(LawBroken, match="law of input"):
+        check_stage(stage, lanes=0)
 
 
 def test_every_law_has_its_breaker() -> None:

@@ -68,7 +68,7 @@ def check_stage(
                    (relative, or absolute below 1)
     ``lanes``      processes of the run that `Plan.apply` is compared with; 0 leaves processes out
 
-    The laws: it gives the same each time; it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
+    The laws: it leaves the batch that it is given alone; it gives the same each time; it is pickled and works the same; state that is copied goes on the same, also after a slab that was left
     half done is rolled back, and in another number of lanes; where batches are cut changes nothing, nor which other sensors come between, nor arrays
     that are overwritten behind it; columns come out as `Stage.bind` says; every record is accounted for; missing values
     (NaN, null, absent), empty batches and single records do no harm; sensors up to slot 999,999 are the same as the
@@ -126,6 +126,20 @@ def takes_records(subject: Subject) -> None:
             f"{subject.stage.name} rejected all {len(dead)} records, so nothing can be told of it; give batch= with "
             f"records that it is made for. The first: {dead[0].reason}."
         )
+
+
+def input_is_left_alone(subject: Subject) -> None:
+    """The batch that it is given may be another stage's too, or the user's own table."""
+    assert subject.whole
+    found = first_difference(subject.batch, subject.given)
+    row = int(np.argmax(subject.batch.time != subject.given.time))
+    if found is not None:
+        row, what = found.row, str(found)
+    elif subject.batch.time[row] != subject.given.time[row]:
+        what = "the time of the record is another"
+    else:
+        return
+    subject.fail(f"it changes the batch that it is given: record {row} (sensor {subject.sensor(row)!r}): {what}")
 
 
 def repeats_itself(subject: Subject) -> None:
@@ -400,6 +414,7 @@ def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, la
 
 LAWS: Final[Mapping[str, Callable[[Subject], None]]] = {
     "records": takes_records,
+    "input": input_is_left_alone,
     "repetition": repeats_itself,
     "pickling": is_picklable,
     "the schema": columns_are_declared,

@@ -33,6 +33,8 @@ class Subject:
     def __init__(self, stage: Stage, batch: Batch, schema: Schema) -> None:
         self.stage = stage
         self.batch = batch
+        self.given = batch.take(np.arange(len(batch)))
+        """A copy, which no stage has seen."""
         self.schema = schema
         """Of the records, with the name of the sensors' column."""
         self.keys = keys_of(batch)
