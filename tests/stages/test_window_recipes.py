@@ -38,7 +38,7 @@ def windows():
     still[:, -8:] = still[:, -8:-7]
     still[100:, -30:] = still[100:, -30:-29]
     heavy = rng.standard_t(2, (200, WINDOW)) * 12 + 20
-    return np.concatenate([waves + 0.1 * noise, noise, still, heavy])
+    return np.concatenate([waves + 0.1 * noise, noise, np.round(noise), still, heavy])
 
 
 def entropy(page, windows):
@@ -47,7 +47,9 @@ def entropy(page, windows):
 
 
 def zero_crossings(_, windows):
-    return [sum(a * b < 0 for a, b in pairwise(row)) for row in windows.tolist()]
+    """A zero is on no side: what is left without it are the sides, one after the other."""
+    sides = [[value > 0 for value in row if value] for row in windows.tolist()]
+    return [sum(a != b for a, b in pairwise(row)) for row in sides]
 
 
 def band_power(page, windows):
@@ -115,6 +117,37 @@ def test_a_recipe_has_nan_where_a_value_is_missing(page, windows, recipe):
 def test_the_entropy_of_a_sensor_that_stands_still_is_zero(page):
     """And not a negative one."""
     assert str(page["entropy"](np.ones((1, 5)))[0]) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("row", "crossings"),
+    [
+        ([1, 0, -1], 1),
+        ([1, 0, 0, -1, 0, 1], 2),
+        ([1, 0, 1], 0),
+        ([0, 0, -1, 1], 1),
+        ([1, -1, 0, 0], 1),
+        ([0, 0, 0], 0),
+        ([1, -0.0, -1], 1),
+        ([1e-200, -1e-200], 1),
+        ([np.inf, -np.inf], 1),
+    ],
+)
+def test_a_sign_that_changes_over_zeros_has_changed(page, row, crossings):
+    """Once, however many zeros are between; and none where it comes back to the side it was on."""
+    assert page["zero_crossings"](np.array([row], float)).tolist() == [crossings]
+
+
+def test_a_band_in_which_a_window_has_no_frequency_has_no_power_that_is_known(page, windows):
+    """Of 8 readings at 100 Hz the frequencies are 12.5 Hz apart: none lies from 8 to 12, and 0 would say that nothing moves."""
+    short = windows[:5, :8].copy()
+    short[0, 0] = np.nan
+    assert np.isnan(page["band_power"](short)).all()
+    assert np.isnan(page["band_power"](short, 8.0, 13.0)).tolist() == [True] + [False] * 4
+    np.testing.assert_allclose(
+        page["band_power"](short[1:], 8.0, 13.0),
+        scipy.signal.periodogram(short[1:], page["RATE"], scaling="spectrum")[1][:, 1],
+    )
 
 
 def test_flags_show_every_verdict(page, windows):
