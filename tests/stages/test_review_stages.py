@@ -225,6 +225,34 @@ def test_constants_with_a_sign_and_of_any_length_are_compared_as_they_are(text, 
     assert Expression(text)(batch).tolist() == [expected]
 
 
+FLAGS = (
+    "f + g",
+    "f - g",
+    "f * g",
+    "-f",
+    "+f",
+    "1 - f",
+    "f + f + f",
+    "True - f",
+    "(value > 1) + f",
+    "f / 2",
+    "f // 1",
+    "f % 2",
+)
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["flags", "with nulls"])
+@pytest.mark.parametrize("text", FLAGS)
+def test_flags_are_counted_in_arithmetic_as_python_counts_them(text, holes):
+    """True is 1, so that three of them are 3; ``f - g`` has a value, which NumPy refuses."""
+    rows = [{"f": f, "g": g, "value": v} for f in (True, False) for g in (True, False) for v in (0.0, 2.0)]
+    batch = tm.Batch.from_rows([*rows, {"f": None, "g": None, "value": 1.0}] if holes else rows)
+    made = Expression(text)(batch).tolist()[: len(rows)]
+    expected = [eval(text, {}, row) for row in rows]
+    assert list(map(float, made)) == list(map(float, expected))
+    assert Expression(f"{text} > 1")(batch).tolist()[: len(rows)] == [value > 1 for value in expected]
+
+
 # -- names ---------------------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ class Expression:
 
     Column names, numbers, texts, True and False, ``and or not``, ``== != < <= > >= in``, ``+ - * / // %`` and brackets.
     Raises `PlanError` for anything else. A comparison in which something is missing (NaN, null, an absent field) is False, whichever
-    it is, and so is a name alone where a condition stands; ``not`` of it is True. A column that the batch lacks is missing in
+    it is, and so is a name alone where a condition stands; ``not`` of it is True. In arithmetic True is 1. A column that the batch lacks is missing in
     each record. Integers are compared as they are, also beyond 2**53.
 
     >>> from tidemill.batch import Batch
@@ -115,7 +115,8 @@ def _column(name: str, batch: Batch) -> Column:
 
 
 def _computed(op: Callable[..., Any], *operands: Any) -> Any:
-    """Of objects, None where one is None: nothing can be computed with it."""
+    """As Python does, for which True is 1. Of objects, None where one is None: nothing can be computed with it."""
+    operands = tuple(map(_counted, operands))
     objects = [item for item in operands if getattr(item, "dtype", None) == np.object_]
     if not objects:
         return op(*operands)
@@ -123,6 +124,11 @@ def _computed(op: Callable[..., Any], *operands: Any) -> Any:
     made = np.full(len(there), None, np.object_)
     made[there] = op(*(item[there] if np.ndim(item) else item for item in operands))
     return made
+
+
+def _counted(operand: Any) -> Any:
+    """Flags as numbers: of two of NumPy's, a sum is a flag and a difference an error."""
+    return np.asarray(operand, np.int64) if getattr(operand, "dtype", type(operand)) in (np.bool_, bool) else operand
 
 
 def _truth(node: ast.expr, batch: Batch) -> Any:
