@@ -36,7 +36,8 @@ class Calibrate(Stage):
                       can serve several. The sensor ``*`` stands for every sensor without a row
     ``column``        the readings, in any unit: float, int or bool
     ``into``          the new column, float; may be ``column`` itself
-    ``key_column``    the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
+    ``key_column``    the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor; 7.0, which
+                      pandas makes of 7 in a column with gaps, is another (``astype("Int64")`` keeps it 7)
     ``default``       ``(baseline, scale)`` or a dict for sensors that the table does not have; like a ``*`` row
     ``version_into``  a new text column that names the calibration each record got; none by default
     ``tz``            the zone of times in the table that name none

@@ -93,7 +93,8 @@ class Lookup(Stage):
     ``table``       path of a CSV file, dict, list of dicts, or DataFrame (read when the stage is made); one row per
                     sensor, and ``*`` for every sensor without one
     ``columns``     the columns to add; all but the key by default
-    ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor
+    ``key_column``  the table's column that holds the sensor; compared as text, so 7 and ``"7"`` are one sensor; 7.0, which
+                    pandas makes of 7 in a column with gaps, is another (``astype("Int64")`` keeps it 7)
     ``default``     the row for sensors that the table does not have, as a dict or tuple; like a ``*`` row
     ``on_error``    what happens to a record whose sensor has no row: ``"nan"`` (default) leaves the columns empty,
                     ``"dead_letter"`` rejects it, ``"stop"`` ends the run; in any case it is counted as ``unknown_key``
