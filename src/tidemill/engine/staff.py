@@ -62,7 +62,8 @@ class Staff:
         """Not ready yet, with what ends the wait for it."""
         self.processes: set[CallProcess] = set()
         self._server: ForkServer | None = None
-        self._lost_servers: list[ForkServer] = []
+        self._lost_servers: dict[ForkServer, asyncio.Task[None]] = {}
+        """With the tasks that let go of what is left of them."""
         self._preloading: set[asyncio.Task[Any]] = set()
         self._round = self._failures = 0
         self._waking: asyncio.TimerHandle | None = None
@@ -176,9 +177,10 @@ class Staff:
     def _living_server(self) -> ForkServer:
         assert self._server is not None
         if not self._server.alive:  # somebody killed it, and its children with it
-            self._lost_servers.append(self._server)
-            self._server = ForkServer()
-            self._server.begin()
+            server = ForkServer()
+            server.begin()
+            self._let_go(self._server)
+            self._server = server
             task = asyncio.ensure_future(self._server.preload(self._making.imports()))
             self._preloading.add(task)
             task.add_done_callback(self._preloaded)
@@ -188,6 +190,11 @@ class Staff:
         self._preloading.discard(task)
         if not task.cancelled():
             task.exception()  # the server is gone again; whoever spawns next notices
+
+    def _let_go(self, server: ForkServer) -> None:
+        """Of a lost server: else each would stay a zombie until the lanes are closed."""
+        task = self._lost_servers[server] = asyncio.ensure_future(server.reap())
+        task.add_done_callback(lambda _: self._lost_servers.pop(server, None))
 
     # -- what processes say ----------------------------------------------------------------------------
 
@@ -290,9 +297,10 @@ class Staff:
                 assert isinstance(process.channel, ProcessChannel)
                 await process.channel.gone.wait()
         finally:  # ends what is left, if this is cancelled
-            for server in [*self._lost_servers, self._server]:
-                if server is not None:
-                    await server.aclose()
+            if self._server is not None:
+                await self._server.aclose()
+            if self._lost_servers:
+                await asyncio.wait(self._lost_servers.values())
             for process in self.processes:
                 assert isinstance(process.channel, ProcessChannel)
                 process.channel.close()

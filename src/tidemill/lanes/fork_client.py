@@ -247,7 +247,8 @@ class ForkServer:
         """The loop that heard them was closed: end the server, and with it its children, from another loop."""
         for channel in self._channels.values():
             channel.abandon()
-        await self._end()
+        self._channels.clear()
+        await self.reap()
 
     async def aclose(self) -> None:
         """End the server; children that are left are killed by it."""
@@ -256,10 +257,11 @@ class ForkServer:
                 asyncio.get_running_loop().remove_reader(self._control)
         for channel in self._channels.values():
             channel.close()
-        await self._end()
-
-    async def _end(self) -> None:
         self._channels.clear()
+        await self.reap()
+
+    async def reap(self) -> None:
+        """End the process, or what is left of one that has ended; its children are heard to their end."""
         if self._process is None or self._control is None:
             return
         control, self._control = self._control, None
