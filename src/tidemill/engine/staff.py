@@ -9,6 +9,7 @@ more slowly, and after `ATTEMPTS` of them in a row whoever waits is told why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Final, Protocol
 
 from tidemill.engine.call_process import CallProcess, Request
@@ -26,6 +27,8 @@ __all__ = ["Making", "Staff"]
 
 
 _LONGEST_S: Final = 1e9
+_GONE_S: Final = 5.0
+"""How long processes that were killed may take to end before closing goes on without their word."""
 
 
 class Employer(Protocol):
@@ -293,9 +296,11 @@ class Staff:
         if self._inline:
             return
         try:
-            for process in processes:
-                assert isinstance(process.channel, ProcessChannel)
-                await process.channel.gone.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GONE_S):
+                    for process in processes:
+                        assert isinstance(process.channel, ProcessChannel)
+                        await process.channel.gone.wait()
         finally:  # ends what is left, if this is cancelled
             if self._server is not None:
                 await self._server.aclose()

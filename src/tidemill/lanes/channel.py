@@ -33,19 +33,23 @@ class Exit:
     code: int | None
     error: int = 0
     """Of the system, if it could not be forked: then there was no child."""
+    why: str = ""
+    """Where more is known than the signal."""
 
     @classmethod
-    def of(cls, status: int, error: int = 0) -> Exit:
+    def of(cls, status: int, error: int = 0, why: str = "") -> Exit:
         """From what ``os.waitpid`` gave, or the number of the system's error."""
         if error:
             return cls(None, None, error)
         if os.WIFSIGNALED(status):
-            return cls(os.WTERMSIG(status), None)
+            return cls(os.WTERMSIG(status), None, why=why)
         return cls(None, os.WEXITSTATUS(status))
 
     def __str__(self) -> str:
         if self.error:
             return f"could not be forked ({os.strerror(self.error)})"
+        if self.why:
+            return self.why
         if self.signal is not None:
             return f"killed by {_signal_name(self.signal)}"
         return f"exit code {self.code}"
@@ -64,7 +68,7 @@ class ProcessChannel:
     """A child and its private socket.
 
     ``received`` gets each message with its payload, which of an answer to a call may be `Discarded`, ``died`` how the process
-    ended, after the last of its messages.
+    ended, after the last of its messages. ``cut_off`` is called when the socket has ended before it is known how the process did.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class ProcessChannel:
         kill: Callable[[], None],
         received: Callable[[FromLane, Payload], None],
         died: Callable[[Exit], None],
+        *,
+        cut_off: Callable[[], None] = lambda: None,
     ) -> None:
         self._kill = kill
+        self._told_cut_off = cut_off
         self._socket = parent_end
         self._received = received
         self._died = died
@@ -229,13 +236,22 @@ class ProcessChannel:
         self._unsent.clear()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
+        if self._exit is None:
+            self._told_cut_off()
         self._end()
 
-    def exited(self, status: int, error: int = 0, *, reaped: bool = True) -> None:
+    @property
+    def awaits_word(self) -> bool:
+        """Whether it is still to be said that it was forked, or how it ended."""
+        return self.pid is None or (self._eof and self._exit is None)
+
+    def exited(self, status: int, error: int = 0, *, why: str = "", reaped: bool = True) -> None:
         """It ended. When it was ``reaped``, what it wrote is all there: processes that it started may keep the socket
         open and would hide the end.
         """
-        self._exit = Exit.of(status, error)
+        if self._told:
+            return
+        self._exit = self._exit or Exit.of(status, error, why)
         if reaped and not self._eof:
             self._deliver(float("inf"))  # what was read before and not handed on
         while reaped and not self._eof:

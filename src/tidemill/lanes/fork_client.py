@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -19,10 +20,11 @@ import msgspec
 
 from tidemill.errors import EngineError, OutsideError, TidemillError
 from tidemill.lanes.channel import Exit, ProcessChannel
-from tidemill.lanes.forkserver import HELD, Exited, Kill, Loaded, Preload, Preloaded, Spawn, Spawned
+from tidemill.lanes.forkserver import HELD, Exited, Here, Kill, Loaded, Preload, Preloaded, Spawn, Spawned, Speak
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.memory import Shared
-from tidemill.lanes.platform import above_standard_streams, in_forked_child, message_pair, process_handle
+from tidemill.lanes.platform import above_standard_streams, activity, in_forked_child, message_pair, process_handle
+from tidemill.lanes.server_watch import ServerWatch
 from tidemill.lanes.wire import FromLane
 
 __all__ = ["NO_ROOM", "PATIENCE_S", "ForkServer", "ended"]
@@ -39,6 +41,15 @@ _GRACE_S: Final = 5.0
 _ENDING_S: Final = 1.0
 """How long it may take to end once its socket is closed, which is a few system calls before."""
 
+_LAST_S: Final = 1.0
+"""How long the sockets of its children may stay open once it has ended, and they with it: what a child has started may hold them."""
+_UNHEARD: Final = "did not respond (it was stopped, or the machine has no memory left for it), and was killed"
+
+_FOR_NOW: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+"""Why it cannot be asked for something at this moment, though it lives."""
+
+_log = logging.getLogger("tidemill")
+
 _ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 """This process's ends of all sockets. One that it forks must not hold them: the server would not hear of this one's end."""
 
@@ -53,7 +64,7 @@ in_forked_child(_close_ours)
 _CODE: Final = "import sys; sys.path[:] = {path}; from tidemill.lanes.forkserver import main; main({fd})"
 """What the server runs. Modules are found where the application finds them, and nowhere before."""
 
-_replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited)
+_replies = msgspec.msgpack.Decoder(Loaded | Preloaded | Spawned | Exited | Here)
 _encode = msgspec.msgpack.Encoder().encode
 
 _ONE_THREAD = dict.fromkeys(
@@ -89,7 +100,11 @@ class ForkServer:
         self._next = 0
         self._loaded: asyncio.Future[Loaded] | None = None
         self._preloaded: asyncio.Future[Preloaded] | None = None
-        self._closing = False
+        self._killed: set[int] = set()
+        """Children that are to be killed and have not ended."""
+        self._why = ""
+        """Why it was killed by us; empty while it was not."""
+        self._watch = ServerWatch(owes=self._owes, excused=self._is_excused, ask=self._speak, silent=self._unheard)
         self.alive = True
         """False once the process has ended by itself: nothing can be forked any more."""
 
@@ -145,6 +160,7 @@ class ForkServer:
         if not data:
             self._lost()
             return
+        self._watch.heard()
         match _replies.decode(data):
             case Loaded() as loaded:
                 if not self._loaded.done():
@@ -157,14 +173,47 @@ class ForkServer:
                     self._channels[child].pid = pid
             case Exited(child, status, error):
                 channel = self._channels.pop(child, None)
+                self._killed.discard(child)
                 if channel is not None:
                     channel.exited(status, error)
+
+    # -- whether it listens ------------------------------------------------------------------------------------
+
+    def _owes(self) -> bool:
+        """Whether it has yet to say that it has forked a child, or that one has ended."""
+        return bool(self._killed) or any(channel.awaits_word for channel in self._channels.values())
+
+    def _is_excused(self) -> bool:
+        """It imports, which takes as long as it takes, or waits for the machine."""
+        return self._is_importing or (self._process is not None and activity(self._process.pid)[0])
+
+    def _speak(self) -> None:
+        """Have it say something; and what it was to do and did not."""
+        for request in (*map(Kill, self._killed), Speak()):
+            with contextlib.suppress(OSError):  # it has not read what it was sent before
+                assert self._control is not None
+                self._control.send(_encode(request))
+
+    def _unheard(self) -> None:
+        self._kill_it(_UNHEARD)
+
+    def _kill_it(self, why: str) -> None:
+        """It is of no use: with it all that it has started ends, and who uses it begins another."""
+        assert self._process is not None
+        self._why = why
+        _log.error(
+            "the process that forks lanes and sinks (%s) %s, with all that it had started", self._process.pid, why
+        )
+        self._process.kill()
+        self._lost()  # a process that it has started may hold its end of the socket, which then tells nothing
 
     def _lost(self) -> None:
         """The server ended. Its children end with it; each is then reported as killed."""
         assert self._control is not None
         assert self._loaded is not None
-        asyncio.get_running_loop().remove_reader(self._control)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._control)
+        self._watch.end()
         self.alive = False
         if not self._loaded.done():
             self._loaded.set_exception(self.lost("before it was ready"))
@@ -172,7 +221,15 @@ class ForkServer:
         if self._preloaded is not None and not self._preloaded.done():
             self._preloaded.set_exception(self.lost("while it loaded the plan's modules"))
         for channel in list(self._channels.values()):
-            channel.exited(9, reaped=False)
+            channel.exited(
+                signal.SIGKILL, why=self._why and f"with the process that forks lanes, which {self._why}", reaped=False
+            )
+        loop.call_later(_LAST_S, self._hear_the_last)
+
+    def _hear_the_last(self) -> None:
+        """Of children that are gone, though somebody still has their sockets."""
+        for channel in list(self._channels.values()):
+            channel.exited(signal.SIGKILL)
 
     async def preload(self, pickled: bytes, *, kernels: bool = False) -> Preloaded:
         """Have the server import what unpickling this imports, and the kernels, before it forks again."""
@@ -210,24 +267,36 @@ class ForkServer:
             raise
         finally:
             theirs.close()
-        channel = ProcessChannel(ours, partial(self.kill, self._next), received, died)
+        channel = ProcessChannel(ours, partial(self.kill, self._next), received, died, cut_off=self._watch.begin)
         self._channels[self._next] = channel
+        self._watch.begin()
         return channel
 
     def _ask(self, request: bytes, memories: list[int]) -> None:
         assert self._control is not None
+        if not self.alive:
+            raise self.lost()
         try:
             socket.send_fds(self._control, [request], memories)
         except OSError as error:
+            if error.errno in _FOR_NOW:
+                told = f"the process that forks lanes and sinks takes no request for now ({error.strerror})"
+                raise OutsideError(told) from error
             self.alive = False
             raise self.lost() from error
 
     def lost(self, when: str = "") -> TidemillError:
         """That it has ended, and how: by a signal it is somebody else's doing, and by itself a fault of ours."""
         assert self._process is not None
+        at = f" {when}" if when else ""
+        if self._why:
+            return OutsideError(
+                f"the process that forks lanes and sinks ({self._process.pid}) {self._why}{at}, and every process that it had "
+                "started with it."
+            )
         with contextlib.suppress(subprocess.TimeoutExpired):  # its socket closes an instant before it has ended
             self._process.wait(_ENDING_S)
-        code, at = self._process.returncode, f" {when}" if when else ""
+        code = self._process.returncode
         if code is not None and code < 0:
             return OutsideError(
                 f"the process that forks lanes and sinks ({self._process.pid}) was {Exit(-code, None)}{at}, and every process "
@@ -240,6 +309,8 @@ class ForkServer:
     def kill(self, child: int) -> None:
         """SIGKILL a child, if it lives."""
         if self._control is not None and child in self._channels:
+            self._killed.add(child)
+            self._watch.begin()
             with contextlib.suppress(OSError):
                 self._control.send(_encode(Kill(child)))
 
@@ -248,6 +319,7 @@ class ForkServer:
         for channel in self._channels.values():
             channel.abandon()
         self._channels.clear()
+        self._watch.end()
         await self.reap()
 
     async def aclose(self) -> None:
@@ -258,6 +330,7 @@ class ForkServer:
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
+        self._watch.end()
         await self.reap()
 
     async def reap(self) -> None:

@@ -30,7 +30,20 @@ import msgspec
 
 from tidemill.lanes.platform import die_with_parent, dying_with_parent, ended_child, name_process
 
-__all__ = ["HELD", "Exited", "Kill", "Loaded", "Preload", "Preloaded", "Spawn", "Spawned", "inside_lane", "main"]
+__all__ = [
+    "HELD",
+    "Exited",
+    "Here",
+    "Kill",
+    "Loaded",
+    "Preload",
+    "Preloaded",
+    "Spawn",
+    "Spawned",
+    "Speak",
+    "inside_lane",
+    "main",
+]
 
 HELD: Final = frozenset(number for number in signal.Signals if number.name in {"SIGINT", "SIGTERM", "SIGHUP"})
 """Signals that are for the application alone, though a Ctrl-C reaches the whole group: who starts the server blocks them for it,
@@ -56,6 +69,10 @@ class Kill(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """SIGKILL a child, if it still lives."""
 
     child: int
+
+
+class Speak(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """Say that it listens."""
 
 
 class Preload(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -84,6 +101,10 @@ class Preloaded(msgspec.Struct, array_like=True, tag=True, frozen=True):
     """Why they are interpreted."""
 
 
+class Here(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """The server listens."""
+
+
 class Spawned(msgspec.Struct, array_like=True, tag=True, frozen=True):
     child: int
     pid: int
@@ -99,7 +120,7 @@ class Exited(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_requests = msgspec.msgpack.Decoder(Spawn | Kill | Preload)
+_requests = msgspec.msgpack.Decoder(Spawn | Kill | Speak | Preload)
 
 
 def inside_lane() -> bool:
@@ -234,6 +255,8 @@ class _Server:
                 for pid, owner in self._children.items():
                     if owner == child:
                         _kill_group(pid)
+            case Speak():
+                self.tell(_encode(Here()))
             case Preload(size, kernels):
                 with dying_with_parent():
                     if self._is_alone():
