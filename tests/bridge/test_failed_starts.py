@@ -15,6 +15,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.errors import CallError, LaneDied
+from tidemill.lanes import fork_client
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -83,6 +84,82 @@ async def test_forks_that_always_fail(module: MakeModule, tmp_path: Path, proces
         async with tm.Lanes(2, preload=[name]):
             pass
     assert processes.open_files() <= files  # what an earlier test has left may have gone meanwhile
+
+
+# -- the opening ---------------------------------------------------------------------------------------------
+
+LIMITS = {
+    "descriptors": (
+        "tm.Lanes(60)",
+        "RLIMIT_NOFILE",
+        "100",
+        ["Too many open files", "takes 5 descriptors", "ulimit -n"],
+    ),
+    "memory": (
+        "tm.Lanes(2, arena_bytes=1 << 36)",
+        "RLIMIT_AS",
+        "1 << 35",
+        ["Cannot allocate memory", "65536 MB", "arena_bytes", "ulimit -v"],
+    ),
+    "sizes of files": ("tm.Lanes(2)", "RLIMIT_FSIZE", "0", ["ulimit -f"]),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+async def test_a_limit_is_told_at_the_opening(program, what: str) -> None:
+    """With what to change; without the limit, lanes are opened as if nothing had been."""
+    lanes, limit, least, told = LIMITS[what]
+    app = program(f"""
+        import asyncio, resource
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(1) as lanes:  # what is imported at the first opening is there
+                await lanes.run(abs, -1)
+            soft, hard = resource.getrlimit(resource.{limit})
+            resource.setrlimit(resource.{limit}, ({least}, hard))
+            try:
+                async with {lanes}:
+                    pass
+            except tm.CallError as error:
+                print(error)
+            resource.setrlimit(resource.{limit}, (soft, hard))
+            async with tm.Lanes(1) as lanes:
+                print(await lanes.run(abs, -5))
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.err, end.out[-2:]) == (0, "", "5\n")
+    assert all(words in end.out for words in told), end.out
+
+
+NO_PYTHON = {
+    "none": (None, "No such file or directory"),
+    "no program": ("", "Permission denied"),
+    "ends": ("#!/bin/sh\nexit 0\n", "exit code 0"),
+    "says nothing": ("#!/bin/sh\nkill -STOP $$\n", "did not say that it had started"),
+}
+
+
+@pytest.mark.parametrize("what", NO_PYTHON)
+async def test_an_interpreter_that_is_none_is_told_at_the_opening(
+    tmp_path: Path, processes, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is named, and nothing is left; one that says nothing is not waited for without end."""
+    script, told = NO_PYTHON[what]
+    path = tmp_path / "python"
+    if script is not None:
+        path.write_text(script)
+        path.chmod(0o755 if script else 0o644)
+    monkeypatch.setattr(sys, "executable", str(path))
+    monkeypatch.setattr(fork_client, "_FIRST_LOOK_S", 0.01)
+    files = processes.open_files()
+    with pytest.raises(CallError, match=rf"{told}.*sys\.executable.*{path}"):
+        async with tm.Lanes(1):
+            pass
+    assert processes.open_files() <= files
+    assert [pid for pid in processes.children(os.getpid()) if processes.lives(pid)] == []
 
 
 # -- preload -------------------------------------------------------------------------------------------------

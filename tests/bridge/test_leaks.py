@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 import tidemill as tm
-from tidemill.errors import LaneDied, TidemillError
+from tidemill.errors import CallError, LaneDied, TidemillError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(100)]
@@ -248,7 +248,7 @@ async def test_lanes_that_cannot_start_leave_nothing(processes, monkeypatch: pyt
     before = processes.open_files()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     for _ in range(3):
-        with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+        with pytest.raises(CallError, match="No such file or directory.*/nowhere/python"):
             async with tm.Lanes(2):
                 pass
     gc.collect()

@@ -17,7 +17,7 @@ import pytest
 import tidemill as tm
 from tidemill.engine import staff
 from tidemill.errors import LaneDied, OutsideError
-from tidemill.lanes import fork_client, server_watch
+from tidemill.lanes import fork_client
 from tidemill.lanes.forkserver import inside_lane
 from tidemill.lanes.server_watch import ServerWatch
 
@@ -77,7 +77,7 @@ async def test_another_is_started_though_there_were_no_descriptors_for_it_at_fir
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience is short."""
-    monkeypatch.setattr(server_watch, "_LOOK_S", 0.01)
+    monkeypatch.setattr(fork_client, "_LOOK_S", 0.01)
 
 
 async def stopped_server(lanes: tm.Lanes) -> int:
@@ -127,7 +127,7 @@ async def test_lanes_whose_processes_are_not_told_of_can_be_left(processes, monk
     """For whatever reason: closing has a time limit of its own."""
     monkeypatch.setattr(staff, "_GONE_S", 0.01)
     monkeypatch.setattr(fork_client, "_GRACE_S", 0.01)
-    monkeypatch.setattr(server_watch, "_LOOKS", 1_000_000)
+    monkeypatch.setattr(fork_client, "_LOOKS", 1_000_000)
     files = processes.open_files()
     async with tm.Lanes(2) as lanes:
         family = processes.family(await stopped_server(lanes))
@@ -154,7 +154,7 @@ async def test_a_server_that_answers_is_left_alone(tmp_path: Path, monkeypatch: 
         server = await server_of(lanes)
         monkeypatch.setattr(ServerWatch, "heard", counted)
         call = asyncio.ensure_future(lanes.run(closes_all, str(go)))
-        for _ in range(3 * server_watch._LOOKS):
+        for _ in range(3 * fork_client._LOOKS):
             await answered.acquire()
         assert not call.done()
         go.touch()

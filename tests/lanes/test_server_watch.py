@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from tidemill.lanes import server_watch
 from tidemill.lanes.server_watch import ServerWatch
+
+LOOKS = 12
 
 
 class Watched:
@@ -16,7 +17,9 @@ class Watched:
     def __init__(self, *, asked_until: int, answers: bool = False, excused: bool = False) -> None:
         self.asked, self.until, self.answers = 0, asked_until, answers
         self.silent, self.over = False, asyncio.Event()
-        self.watch = ServerWatch(owes=self.owes, excused=lambda: excused, ask=self.ask, silent=self.found_silent)
+        self.watch = ServerWatch(
+            0, LOOKS, owes=self.owes, excused=lambda: excused, ask=self.ask, silent=self.found_silent
+        )
 
     def owes(self) -> bool:
         if self.asked == self.until:
@@ -33,25 +36,19 @@ class Watched:
         self.over.set()
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One look a turn of the loop."""
-    monkeypatch.setattr(server_watch, "_LOOK_S", 0)
-
-
 async def test_one_that_says_nothing_is_found() -> None:
     """After so many looks, having been asked at each but the last."""
     watched = Watched(asked_until=1000)
     watched.watch.begin()
     await watched.over.wait()
     assert watched.silent
-    assert watched.asked == server_watch._LOOKS
+    assert watched.asked == LOOKS
 
 
 @pytest.mark.parametrize("how", ["answers", "excused"])
 async def test_one_that_answers_or_waits_for_the_machine_is_left_alone(how: str) -> None:
     """However long it owes the word."""
-    watched = Watched(asked_until=5 * server_watch._LOOKS, **{how: True})  # type: ignore[arg-type]
+    watched = Watched(asked_until=5 * LOOKS, **{how: True})  # type: ignore[arg-type]
     watched.watch.begin()
     await watched.over.wait()
     assert not watched.silent
@@ -59,7 +56,7 @@ async def test_one_that_answers_or_waits_for_the_machine_is_left_alone(how: str)
 
 async def test_nothing_is_looked_at_while_nothing_is_owed() -> None:
     """One look, and no timer is left; what is owed later is counted from the beginning."""
-    watched = Watched(asked_until=server_watch._LOOKS - 1)
+    watched = Watched(asked_until=LOOKS - 1)
     for _ in range(3):
         watched.asked = 0
         watched.over.clear()

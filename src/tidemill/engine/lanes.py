@@ -143,7 +143,8 @@ class Lanes:
         raise CallError("Lanes stay in the process that made them: a function that runs in a lane cannot use them.")
 
     async def __aenter__(self) -> Self:
-        """Return when every lane can take calls; raises `CallError` or `LaneDied` when the initializer fails."""
+        """Return when every lane can take calls; raises `CallError` when no process can be started, and that or `LaneDied` when
+        the initializer fails."""
         if self._loop is not None:
             raise CallError("These lanes were opened before; make new ones with tm.Lanes(...).")
         if self._count and (why := no_processes()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import types
 from collections.abc import Callable, Sequence
@@ -96,6 +97,26 @@ class Making:
             f"preload: the import of the module {module!r} ended the process that imported it (os._exit, or a crash); "
             "see the messages on stderr, and leave it out of preload."
         )
+
+    def not_started(self, error: Exception) -> CallError:
+        """There is no process to be had: of the system, or with the interpreter that is named."""
+        number = error.errno if isinstance(error, OSError) else 0
+        each = "each lane, and the spare, takes"
+        if number in (errno.EMFILE, errno.ENFILE):
+            what = (
+                f": {each} {5 if self.arena_bytes else 3} descriptors of this process. Let it open more (ulimit -n, or "
+                "LimitNOFILE= of a service), or open fewer lanes."
+            )
+        elif number == errno.ENOMEM:
+            what = (
+                f": {each} up to {self.arena_bytes >> 20} MB of address space for its arena. Open them with a smaller "
+                "arena_bytes, or fewer of them, or let this process have more (ulimit -v)."
+            )
+        else:
+            what = ""
+        refused = CallError(f"A process of the lanes cannot be started: {error}{what}")
+        refused.__cause__ = error
+        return refused
 
     def raised(self, error: Exception) -> CallError:
         """The first call of a process failed."""

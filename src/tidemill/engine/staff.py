@@ -78,9 +78,12 @@ class Staff:
         self._loop = asyncio.get_running_loop()
         self._turns = Turns()
         if not self._inline:
-            self._server = ForkServer()
-            await self._server.start()
-            await self._preload(self._server)
+            try:
+                self._server = ForkServer()
+                await self._server.start()
+                await self._preload(self._server)
+            except (EngineError, OutsideError, OSError) as error:
+                raise self._making.not_started(error) from error
         self._all_seated = self._loop.create_future()
         self._hire()
         try:
@@ -124,7 +127,7 @@ class Staff:
         try:
             process = self._forked()
         except (EngineError, OutsideError, OSError) as error:  # the server was killed this instant, or nothing is left
-            self._failed(self._round, error)
+            self._failed(self._round, self._making.not_started(error))
             return
         self.processes.add(process)
         self._starting[process] = self._patience(process)

@@ -41,6 +41,12 @@ _GRACE_S: Final = 5.0
 _ENDING_S: Final = 1.0
 """How long it may take to end once its socket is closed, which is a few system calls before."""
 
+_FIRST_LOOK_S: Final = 1.0
+_FIRST_LOOKS: Final = 30
+"""The same before its first word, while it does not work: it is no Python interpreter, perhaps."""
+_LOOK_S: Final = 0.25
+_LOOKS: Final = 12
+"""How often it is looked at while it owes a word, and how often in vain before it is ended (`ServerWatch`)."""
 _LAST_S: Final = 1.0
 """How long the sockets of its children may stay open once it has ended, and they with it: what a child has started may hold them."""
 _UNHEARD: Final = "did not respond (it was stopped, or the machine has no memory left for it), and was killed"
@@ -100,11 +106,22 @@ class ForkServer:
         self._next = 0
         self._loaded: asyncio.Future[Loaded] | None = None
         self._preloaded: asyncio.Future[Preloaded] | None = None
+        self._was_ready = False
         self._killed: set[int] = set()
         """Children that are to be killed and have not ended."""
         self._why = ""
         """Why it was killed by us; empty while it was not."""
-        self._watch = ServerWatch(owes=self._owes, excused=self._is_excused, ask=self._speak, silent=self._unheard)
+        self._first_watch = ServerWatch(
+            _FIRST_LOOK_S,
+            _FIRST_LOOKS,
+            owes=self._is_loading,
+            excused=self._is_at_work,
+            ask=lambda: None,
+            silent=self._never_heard,
+        )
+        self._watch = ServerWatch(
+            _LOOK_S, _LOOKS, owes=self._owes, excused=self._is_excused, ask=self._speak, silent=self._unheard
+        )
         self.alive = True
         """False once the process has ended by itself: nothing can be forked any more."""
 
@@ -118,8 +135,12 @@ class ForkServer:
         ours, theirs = message_pair()
         _ours.add(ours)
         environment = {**_KEPT_MEMORY, **os.environ, **_ONE_THREAD}
-        with theirs:
-            control = above_standard_streams(theirs)
+        try:
+            with theirs:
+                control = above_standard_streams(theirs)
+        except OSError:
+            ours.close()
+            raise
         code = _CODE.format(path=ascii([entry for entry in sys.path if isinstance(entry, str)]), fd=control)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined] # as multiprocessing does
         try:
@@ -132,9 +153,13 @@ class ForkServer:
                 )
         except OSError as error:
             ours.close()
-            if error.errno not in (errno.EAGAIN, errno.ENOMEM):
-                raise
-            raise OutsideError(f"the process that forks lanes {Exit.of(0, error.errno)}. {NO_ROOM}") from error
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):
+                raise OutsideError(f"the process that forks lanes {Exit.of(0, error.errno)}. {NO_ROOM}") from error
+            if error.filename == sys.executable:
+                raise OutsideError(
+                    f"the process that forks lanes cannot be started: {error.strerror}. {_executable()}"
+                ) from error
+            raise
         finally:
             os.close(control)
         ours.setblocking(False)
@@ -142,6 +167,7 @@ class ForkServer:
         loop = asyncio.get_running_loop()
         self._loaded = loop.create_future()
         loop.add_reader(ours, self._readable)
+        self._first_watch.begin()
 
     async def wait_ready(self) -> Loaded:
         """Wait until it can fork."""
@@ -163,6 +189,7 @@ class ForkServer:
         self._watch.heard()
         match _replies.decode(data):
             case Loaded() as loaded:
+                self._was_ready = True
                 if not self._loaded.done():
                     self._loaded.set_result(loaded)
             case Preloaded() as preloaded:
@@ -185,7 +212,14 @@ class ForkServer:
 
     def _is_excused(self) -> bool:
         """It imports, which takes as long as it takes, or waits for the machine."""
-        return self._is_importing or (self._process is not None and activity(self._process.pid)[0])
+        return self._is_importing or self._is_at_work()
+
+    def _is_at_work(self) -> bool:
+        return self._process is not None and activity(self._process.pid)[0]
+
+    def _is_loading(self) -> bool:
+        """Whether it has not said its first word."""
+        return self._loaded is not None and not self._loaded.done()
 
     def _speak(self) -> None:
         """Have it say something; and what it was to do and did not."""
@@ -196,6 +230,14 @@ class ForkServer:
 
     def _unheard(self) -> None:
         self._kill_it(_UNHEARD)
+
+    def _never_heard(self) -> None:
+        self._kill_it(f"did not say that it had started, and was killed ({_executable()})")
+
+    def _unwatched(self) -> None:
+        """It has ended, or is to end."""
+        self._first_watch.end()
+        self._watch.end()
 
     def _kill_it(self, why: str) -> None:
         """It is of no use: with it all that it has started ends, and who uses it begins another."""
@@ -213,7 +255,7 @@ class ForkServer:
         assert self._loaded is not None
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._control)
-        self._watch.end()
+        self._unwatched()
         self.alive = False
         if not self._loaded.done():
             self._loaded.set_exception(self.lost("before it was ready"))
@@ -288,15 +330,13 @@ class ForkServer:
     def lost(self, when: str = "") -> TidemillError:
         """That it has ended, and how: by a signal it is somebody else's doing, and by itself a fault of ours."""
         assert self._process is not None
-        at = f" {when}" if when else ""
         if self._why:
             return OutsideError(
-                f"the process that forks lanes and sinks ({self._process.pid}) {self._why}{at}, and every process that it had "
-                "started with it."
+                f"the process that forks lanes and sinks ({self._process.pid}) {self._why}, with all that it had started."
             )
         with contextlib.suppress(subprocess.TimeoutExpired):  # its socket closes an instant before it has ended
             self._process.wait(_ENDING_S)
-        code = self._process.returncode
+        code, at = self._process.returncode, f" {when}" if when else ""
         if code is not None and code < 0:
             return OutsideError(
                 f"the process that forks lanes and sinks ({self._process.pid}) was {Exit(-code, None)}{at}, and every process "
@@ -304,6 +344,7 @@ class ForkServer:
             )
         return EngineError(
             f"the fork server ended{at}{'' if code is None else f': {Exit(None, code)}'}; see its message above"
+            f"{f'. {_executable()}' if code is not None and not self._was_ready else ''}"
         )
 
     def kill(self, child: int) -> None:
@@ -319,7 +360,7 @@ class ForkServer:
         for channel in self._channels.values():
             channel.abandon()
         self._channels.clear()
-        self._watch.end()
+        self._unwatched()
         await self.reap()
 
     async def aclose(self) -> None:
@@ -330,7 +371,7 @@ class ForkServer:
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
-        self._watch.end()
+        self._unwatched()
         await self.reap()
 
     async def reap(self) -> None:
@@ -353,6 +394,10 @@ class ForkServer:
             answer is not None and (answer.cancelled() or not answer.done())
             for answer in (self._loaded, self._preloaded)
         )
+
+
+def _executable() -> str:
+    return f"It is started with the Python interpreter that sys.executable names, which is {sys.executable!r} here."
 
 
 async def _reaped(process: subprocess.Popen[bytes]) -> None:
