@@ -248,11 +248,37 @@ async def test_lanes_that_cannot_start_leave_nothing(processes, monkeypatch: pyt
     before = processes.open_files()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     for _ in range(3):
-        with pytest.raises(CallError, match="No such file or directory.*/nowhere/python"):
+        with pytest.raises(CallError, match=r"No such file or directory.*/nowhere/python"):
             async with tm.Lanes(2):
                 pass
     gc.collect()
     assert processes.open_files() == before
+
+
+async def test_lanes_for_which_there_are_too_few_descriptors_leave_none_open(program) -> None:
+    """Wherever in the making of a process the last one is taken."""
+    app = program("""
+        import asyncio, os, resource
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(1) as lanes:
+                await lanes.run(abs, -1)
+            before = len(os.listdir("/proc/self/fd"))
+            for least in range(36, 42):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (least, 4096))
+                try:
+                    async with tm.Lanes(10):
+                        pass
+                except tm.CallError as error:
+                    pass
+                resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
+                print(len(os.listdir("/proc/self/fd")) - before)
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.out.split()) == (0, ["0"] * 6), end.err
 
 
 async def test_too_few_descriptors(program) -> None:

@@ -99,7 +99,11 @@ class CallProcess:
         self.memory = Shared("cursor", _FINISHED_AT + FINISHED_BYTES)
         self.cursor = Cursor(memoryview(self.memory.buffer)[:CURSOR_BYTES])
         self.finished = Finished(memoryview(self.memory.buffer)[_FINISHED_AT:])
-        self.large = LargeBuffers(arena_bytes, self._send, turns, self._failed) if arena_bytes else None
+        try:
+            self.large = LargeBuffers(arena_bytes, self._send, turns, self._failed) if arena_bytes else None
+        except BaseException:
+            self.memory.close()
+            raise
         self.not_sent: Callable[[CallProcess, int, Exception], None] | None = None
         """Told of a call that waited for buffers before it, and then could not be sent."""
         self.functions: OrderedDict[int, None] = OrderedDict()

@@ -114,7 +114,8 @@ class Making:
             )
         else:
             what = ""
-        refused = CallError(f"A process of the lanes cannot be started: {error}{what}")
+        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        refused = CallError(f"A process of the lanes cannot be started: {told}{what}")
         refused.__cause__ = error
         return refused
 

@@ -43,7 +43,11 @@ class Shared:
     def __init__(self, name: str, size: int) -> None:
         self.size = size
         self.fd = sealed_memory(name, size)
-        self.buffer = mmap.mmap(self.fd, size)
+        try:
+            self.buffer = mmap.mmap(self.fd, size)
+        except OSError:  # no descriptor or no memory is left
+            self.close()
+            raise
 
     @classmethod
     def of(cls, fd: int) -> mmap.mmap:
