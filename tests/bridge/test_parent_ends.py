@@ -274,3 +274,51 @@ async def test_a_killed_application_leaves_no_lane_to_a_process_that_it_forked(p
     os.kill(app.pid, signal.SIGKILL)
     await processes.gone(lane)
     os.kill(child, signal.SIGKILL)
+
+
+async def test_a_process_that_the_application_forked_may_leave_the_block(program) -> None:
+    """As it is left by `sys.exit()` there: nothing is said, its exit code is its own, and the application's lanes go on."""
+    app = program("""
+        import asyncio, os, sys
+        import tidemill as tm
+
+        async def main():
+            async with tm.Lanes(1) as lanes:
+                await lanes.run(abs, -1)
+                child = os.fork()
+                if child == 0:
+                    sys.exit(7)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), await lanes.run(abs, -2))
+            child = os.fork()
+            if child == 0:
+                sys.exit(8)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.out, end.err) == (0, "7 2\n8\n", "")
+
+
+async def test_lanes_that_a_forked_process_opens_are_its_own(program) -> None:
+    """Though they were made before: it can use and leave them."""
+    app = program("""
+        import asyncio, os
+        import tidemill as tm
+
+        lanes = tm.Lanes(1)
+        child = os.fork()
+        if child:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        async def main():
+            async with lanes:
+                server = await lanes.run(os.getppid)
+                loop = asyncio.get_running_loop()
+                print(await loop.run_in_executor(lanes.executor(), abs, -3))
+            print(os.path.exists(f"/proc/{server}"), flush=True)
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.out, end.err) == (0, "3\nFalse\n", "")

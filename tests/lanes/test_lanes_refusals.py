@@ -32,6 +32,8 @@ def pipeline() -> tm.Pipeline:
         ({"lanes": True}, "lanes=True must be 0"),
         ({"nice": "x"}, "nice='x' must be a whole number"),
         ({"nice": 1.5}, "nice=1.5 must be a whole number"),
+        ({"nice": True}, "nice=True must be a whole number"),
+        ({"nice": 1 << 70}, f"nice={1 << 70} must be a whole number"),
         ({"initializer": 3}, "initializer=3 is not a function"),
         ({"initargs": 5}, "initargs=5 must be a tuple"),
         ({"initargs": "model"}, "initargs='model' must be a tuple"),

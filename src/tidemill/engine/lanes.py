@@ -150,7 +150,7 @@ class Lanes:
         if self._count and (why := no_processes()):
             raise CallError(f"{why} tm.Lanes(0) runs the same calls inline.")
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._thread, self._pid = threading.get_ident(), os.getpid()
         crew = Crew(
             self._count,
             self._making,
@@ -176,8 +176,11 @@ class Lanes:
     async def aclose(self) -> None:
         """Stop all work and end the processes; calls that have not ended raise `CallError`. May be called twice.
 
-        When the loop of these lanes was closed, this works from another one.
+        When the loop of these lanes was closed, this works from another one. In a process that was forked meanwhile it does
+        nothing: they are the application's.
         """
+        if os.getpid() != self._pid:
+            return
         if self._crew is not None and self._loop is not None and _running_loop() is not self._loop:
             if not self._loop.is_closed():
                 raise CallError(_OTHER_LOOP)

@@ -22,6 +22,8 @@ __all__ = ["ATTEMPTS", "Making"]
 LEAST_ARENA: Final = 1 << 20
 MOST_ARENA: Final = 1 << 40
 
+_MOST_NICE: Final = (1 << 31) - 1
+"""The system takes no larger number, and uses 40 of them."""
 ATTEMPTS: Final = 4
 """Rounds of processes in a row that were never ready, after which callers are told."""
 
@@ -58,7 +60,7 @@ class Making:
             isinstance(name, str) and name for name in self.preload
         ):
             raise CallError(f"preload={self.preload!r} must be a list of names of modules, such as preload=['numpy'].")
-        if not isinstance(self.nice, int):
+        if not isinstance(self.nice, int) or isinstance(self.nice, bool) or not -_MOST_NICE <= self.nice <= _MOST_NICE:
             raise CallError(f"nice={self.nice!r} must be a whole number, which is added to the processes' priority.")
         check_timeout(self.initializer_timeout, "initializer_timeout")
         for name in ("recycle_after", "recycle_rss"):
