@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -26,7 +25,6 @@ __all__ = [
     "check_function",
     "is_async",
     "made_column",
-    "own_items",
     "own_name",
     "padded",
     "shown_type",
@@ -122,24 +120,6 @@ def shown_type(value: object) -> str:
         return "None"
     module = type(value).__module__.split(".")[0]
     return type(value).__name__ if module in ("builtins", "__main__") else f"{module}.{type(value).__name__}"
-
-
-# -- what records hold -------------------------------------------------------------------------------------
-
-
-def own_items(column: Column) -> list[Any]:
-    """The column's values; nested ones are copied, since a function may change them and be called again."""
-    items = column.to_list()
-    if column.kind is Kind.OBJECT:
-        return [item if item is None or isinstance(item, str | int | float) else _copied(item) for item in items]
-    return items
-
-
-def _copied(item: Any) -> Any:
-    try:
-        return copy.deepcopy(item)
-    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
-        return item
 
 
 # -- one returned column -----------------------------------------------------------------------------------

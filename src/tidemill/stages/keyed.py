@@ -42,7 +42,8 @@ class Keyed(Stage):
 
     What an object returns depends on its sensor's records alone, wherever batches end and whatever happens to lanes.
     Give it no clock and no random numbers, and ``update_many`` no memory of where a batch ended. Only beyond ``max_keys``
-    does it matter what other sensors of the lane do.
+    does it matter what other sensors of the lane do. What it returns is taken as it is then: it may return the very dict,
+    list or array that it goes on changing.
 
     A field that the record has is replaced, and keeps its kind. A record on which ``update`` raises, or for which it
     returns something that is no dict or of another kind than before, is rejected alone, and its object has not seen it:

@@ -26,9 +26,10 @@ from tidemill.orders import Orders, follows
 from tidemill.rows import lists_of_rows, rows_of_lists
 from tidemill.schema import Kind
 from tidemill.stages.base import Stage
-from tidemill.stages.functions import made_column, own_items, shown_type
+from tidemill.stages.functions import made_column, shown_type
 from tidemill.stages.narrowing import encodable, rejected
 from tidemill.stages.objects import Full, Held, Objects
+from tidemill.stages.own_values import FIXED, fields_as_now, own_items
 
 __all__ = ["BatchCalls", "Calls", "RecordCalls"]
 
@@ -129,7 +130,10 @@ class Calls(abc.ABC):
 
 
 class RecordCalls(Calls):
-    """``update(record)``, one after the other, in input order."""
+    """``update(record)``, one after the other, in input order.
+
+    What a call returned is taken before the next one: an object may return the very dict or list that it goes on with.
+    """
 
     def _run(self) -> None:
         objects, times, timed, calling = self._objects, self._times, self._timed, self._calling
@@ -147,6 +151,14 @@ class RecordCalls(Calls):
                 returned = held.call(record)  # type: ignore[misc] # it is ready
                 if self._checking:
                     self._check(returned)
+                if type(returned) is dict:
+                    returned = returned.copy()
+                    for item in returned.values():
+                        if type(item) not in FIXED:
+                            returned = fields_as_now(returned)
+                            break
+                elif isinstance(returned, dict):
+                    returned = fields_as_now(returned)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever it raises costs this record
@@ -189,7 +201,7 @@ class RecordCalls(Calls):
 
     def _columns(self, kept: NDArray[np.intp]) -> Made | None:
         rows = self._rows if not self.rejects else [self._rows[at] for at in kept.tolist()]
-        if not set(map(type, rows)) <= {dict} and not all(isinstance(row, dict) for row in rows):
+        if not set(map(type, rows)) <= {dict}:
             return None
         names, fields, orders = lists_of_rows(rows)
         columns = {}
@@ -209,7 +221,7 @@ class RecordCalls(Calls):
         """None for a field that every record was given back as it was."""
         own = self._batch.columns.get(name)
         if own is not None:
-            given = self._lists.get(name) or own.to_list()
+            given = own.to_list() if own.kind is Kind.OBJECT else self._lists.get(name) or own.to_list()
             given = [given[at] for at in kept.tolist()] if self.rejects else given
             items = [was if item is ABSENT else item for item, was in zip(items, given, strict=True)]
             if all(map(is_, items, given)):

@@ -17,8 +17,9 @@ from tidemill.orders import Orders, follows
 from tidemill.rows import lists_of_rows, rows_of_lists
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
-from tidemill.stages.functions import FunctionStage, own_items, shown_type
+from tidemill.stages.functions import FunctionStage, shown_type
 from tidemill.stages.options import declared_kinds
+from tidemill.stages.own_values import own_items
 from tidemill.stages.state import StageState
 
 __all__ = ["MapRows"]

@@ -1,0 +1,70 @@
+"""Values that a user's code holds as well, as they are now: what it changes later is no longer what a record holds."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import decimal
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from tidemill.column import Column, object_array
+from tidemill.schema import Kind
+
+__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value"]
+
+FIXED: Final = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes),
+        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID),
+        *(set(np.sctypeDict.values()) - {np.void, np.object_}),
+    }
+)
+"""Types whose values nobody can change; no subclasses, which may have attributes."""
+
+
+def own_value(item: Any) -> Any:
+    """The value as it is now; it is copied where its type lets it be changed, as deep as it goes.
+
+    >>> held = [1.0, 2.0]
+    >>> kept = own_value(held)
+    >>> held.append(3.0)
+    >>> kept
+    [1.0, 2.0]
+    """
+    kind = type(item)
+    if kind in FIXED:
+        return item
+    if kind is np.ndarray and not item.dtype.hasobject:
+        return item.copy()
+    if (kind is list and FIXED.issuperset(map(type, item))) or (
+        kind is dict and FIXED.issuperset(map(type, item.values())) and FIXED.issuperset(map(type, item))
+    ):
+        return item.copy()
+    try:
+        return copy.deepcopy(item)
+    except Exception:  # noqa: BLE001 - any class may refuse, each in its own way
+        return item
+
+
+def fields_as_now(fields: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A dict of one's own, of values as they are now."""
+    return {name: own_value(item) for name, item in fields.items()}
+
+
+def own_items(column: Column) -> list[Any]:
+    """The column's values; nested ones are copied, since a function may change them and be called again."""
+    items = column.to_list()
+    return list(map(own_value, items)) if column.kind is Kind.OBJECT else items
+
+
+def own_column(column: Column) -> Column:
+    """The column in memory of its own, with values as they are now."""
+    tags = None if column.tags is None else column.tags.copy()
+    values = column.values.copy()
+    if column.kind is Kind.OBJECT:
+        values = object_array(list(map(own_value, values.tolist())))
+    return Column(column.kind, values, tags=tags, texts=column.texts, exact=column.exact)
