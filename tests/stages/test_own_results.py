@@ -7,11 +7,14 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import tidemill as tm
+from tidemill.column import Column
 from tidemill.core.apply import with_roles
 from tidemill.core.trial import Trial, cut_at, keys_of, marks_of
+from tidemill.stages import windows
 from tidemill.testing import ListSink
 
 ROWS = [{"sensor": f"S{n % 2}", "time": n, "value": float(n), "tags": [n]} for n in range(12)]
@@ -156,3 +159,151 @@ def test_a_scan_may_return_its_state_as_fields() -> None:
     sink = ListSink()
     tm.run(tm.Pipeline(tm.sources.Records(ROWS), plan, sink), lanes=0)
     assert [row["count"] for row in sink.rows] == counts
+
+
+# -- buffers of its own ------------------------------------------------------------------------------------
+
+MOST = 64  # rows at once
+
+
+class Buffer:
+    """Doubles what it is given, in memory of its own, which it gives out each time anew; some values are too much."""
+
+    def __init__(self) -> None:
+        self.floats = np.zeros(MOST)
+        self.bools = np.zeros(MOST, np.bool_)
+        self.integers = np.zeros(MOST, np.int64)
+        self.pairs = np.zeros((MOST, 2))
+
+    def __call__(self, batch: tm.Batch) -> Any:
+        values = batch["value"]
+        if (values == 7).any():
+            raise ValueError("as told")
+        rows = len(values)
+        np.multiply(values, 2, out=self.floats[:rows])
+        np.greater(values, 5, out=self.bools[:rows])
+        self.integers[:rows] = values
+        self.pairs[:rows, 1] = values
+        return {
+            "double": self.floats[:rows],
+            "high": self.bools[:rows],
+            "whole": self.integers[:rows],
+            "pair": list(self.pairs[:rows]),
+        }
+
+
+class BufferAlone(Buffer):
+    """One array, for ``into="double"``."""
+
+    def __call__(self, batch: tm.Batch) -> Any:
+        return super().__call__(batch)["double"]
+
+
+class BufferInABatch(Buffer):
+    def __call__(self, batch: tm.Batch) -> Any:
+        return batch.with_columns({"double": Column(tm.Kind.FLOAT, super().__call__(batch)["double"])})
+
+
+class BufferInAFrame(Buffer):
+    def __call__(self, batch: tm.Batch) -> Any:
+        return pd.DataFrame({"double": super().__call__(batch)["double"]}, copy=False)
+
+
+class BufferByFrame(Buffer):
+    """For `MapFrame`."""
+
+    def __call__(self, frame: pd.DataFrame) -> Any:
+        return pd.DataFrame({"double": super().__call__(frame)["double"]}, copy=False)  # type: ignore[arg-type]
+
+
+class BufferByRow(Buffer):
+    """For `MapRows`: one array for each of the places in its list."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        if any(row["value"] == 7 for row in rows):
+            raise ValueError("as told")
+        for pair, row in zip(self.pairs, rows, strict=False):
+            pair[1] = row["value"]
+            row["pair"], row["double"] = pair, row["value"] * 2
+        return rows
+
+
+class BufferOfMany(Buffer):
+    """For `Keyed`: all objects share the memory."""
+
+    shared = Buffer()
+
+    def update_many(self, batch: tm.Batch) -> Any:
+        return self.shared(batch)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 4, 5)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(tm.Map(Buffer), id="Map"),
+        pytest.param(tm.Map(Buffer, adds={"double": float, "high": bool, "whole": int, "pair": object}), id="declared"),
+        pytest.param(tm.Map(BufferAlone, into="double"), id="into"),
+        pytest.param(tm.Map(BufferInABatch), id="Batch"),
+        pytest.param(tm.Map(BufferInAFrame), id="DataFrame"),
+        pytest.param(tm.MapFrame(BufferByFrame), id="MapFrame"),
+        pytest.param(tm.MapRows(BufferByRow), id="MapRows"),
+        pytest.param(tm.Keyed(BufferOfMany), id="update_many"),
+    ],
+)
+def test_a_function_may_return_its_own_buffer(stage: Any, cuts: tuple[int, ...]) -> None:
+    """Each call's result is taken when it returns: the function is called again with parts, and with the next batch."""
+    made = listed(in_batches(stage, *cuts))
+    assert [row["double"] for row in made] == [2.0 * n for n in range(12) if n != 7]
+    if "pair" in made[0]:
+        assert [row["pair"] for row in made] == [[0, n] for n in range(12) if n != 7]
+    if "high" in made[0]:
+        assert [row["high"] for row in made] == [n > 5 for n in range(12) if n != 7]
+        assert [row["whole"] for row in made] == [n for n in range(12) if n != 7]
+
+
+def test_a_tile_may_be_a_buffer_of_its_own() -> None:
+    """A fixed number of rows is what people set memory aside for."""
+
+    class Tiled:
+        def __init__(self) -> None:
+            self.out = np.zeros(4)
+
+        def __call__(self, batch: tm.Batch) -> Any:
+            np.multiply(batch["value"], 2, out=self.out)
+            return {"double": self.out}
+
+    assert [row["double"] for row in in_batches(tm.Map(Tiled, tile=4))] == [2.0 * n for n in range(12)]
+
+
+def test_two_stages_may_share_a_buffer() -> None:
+    """What the first made of the batch is still there when the second has used the memory."""
+    shared = np.zeros(MOST)
+
+    def times(factor: float, name: str) -> Any:
+        def work(batch: tm.Batch) -> Any:
+            return {name: np.multiply(batch["value"], factor, out=shared[: len(batch)])}
+
+        return work
+
+    rows = tm.Plan(tm.Map(times(2, "double"), name="two"), tm.Map(times(3, "triple"), name="three")).apply(ROWS)
+    assert [(row["double"], row["triple"]) for row in rows] == [(2.0 * n, 3.0 * n) for n in range(12)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_functions_over_windows_may_return_their_own_buffer(monkeypatch: Any, together: bool) -> None:
+    """They are called several times for a batch of long windows, and one after another for one column."""
+    if not together:
+        monkeypatch.setattr(windows, "_CELLS_AT_ONCE", 20)
+    shared = np.zeros(MOST)
+
+    def last(arrays: Any) -> Any:
+        return np.add(arrays[:, -1], 0, out=shared[: len(arrays)])
+
+    def first(arrays: Any) -> Any:
+        return np.add(arrays[:, 0], 0, out=shared[: len(arrays)])
+
+    rows = in_batches(tm.Rolling("value", 3, [last, first], min_periods=3))
+    assert [(row["value_last_3"], row["value_first_3"]) for row in rows[4:]] == [(n, n - 4) for n in range(4, 12)]
+    made = in_batches(tm.MapWindows(last, "value", 3, into="last"))
+    assert [row["last"] for row in made] == list(range(12))

@@ -17,6 +17,7 @@ from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
+from tidemill.stages.own_values import own_column, own_values
 
 __all__ = [
     "FunctionStage",
@@ -130,15 +131,15 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
 
     An array, list or Series has one value per record; anything else is one value for all of them. Numbers become
     float64 unless declared. A value that is still the batch's own is that, as the record held it: missing, or an int. So
-    what becomes of one record does not depend on the others of its batch.
+    what becomes of one record does not depend on the others of its batch. What is not the batch's own is copied: a function
+    may return its own buffer, and be called again before the records have gone on.
     """
     rows = len(batch)
     own = batch.columns.get(name)
     if isinstance(given, Column):
-        column = given
-        if len(column) != rows:
-            raise _wrong_length(stage, name, len(column), rows)
-        return column
+        if len(given) != rows:
+            raise _wrong_length(stage, name, len(given), rows)
+        return given if given is own else own_column(given)
     array = _array(stage, name, given, rows)
     if own is None or declared not in (None, own.kind):
         return _column(stage, name, array, declared)
@@ -166,9 +167,10 @@ def _of_any_type(name: str, array: NDArray[Any], own: Column) -> Column:
     held = own.to_list()
     made = [item.item() if isinstance(item, np.number | np.bool_ | np.str_) else item for item in array.tolist()]
     alone = [_is_held(item, was) for item, was in zip(made, held, strict=True)]
+    new = own_values(None if same or _is_missing(item) else item for item, same in zip(made, alone, strict=True))
     items = [
-        was if same else None if _is_missing(item) else float(item) if type(item) is int else item
-        for item, was, same in zip(made, held, alone, strict=True)
+        was if same else float(item) if type(item) is int else item
+        for item, was, same in zip(new, held, alone, strict=True)
     ]
     first = next((row for row, item in enumerate(items) if item is not None and item is not ABSENT), None)
     if array.dtype != object or first is None or not alone[first]:
@@ -278,10 +280,12 @@ def _column(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -
         return _times(stage, name, array)
     if declared is None:
         if kind in "fiu":
-            return Column(Kind.FLOAT, np.ascontiguousarray(array, np.float64))
+            return Column(Kind.FLOAT, np.array(array, np.float64))
+        if kind == "b":
+            return Column(Kind.BOOL, np.array(array))
         return Column.of_array(array)
     if declared is Kind.OBJECT:
-        return Column(Kind.OBJECT, object_array(array.tolist()))
+        return Column(Kind.OBJECT, object_array(own_values(array.tolist())))
     if declared is Kind.TEXT and kind in "UT":
         return Column.of_texts(array.tolist())
     if declared is Kind.INT and kind in "fu":
@@ -289,7 +293,7 @@ def _column(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -
     if kind not in _FITS.get(declared, ""):
         raise _wrong_kind(stage, name, declared, array.dtype.name)
     target = {Kind.FLOAT: np.float64, Kind.INT: np.int64, Kind.BOOL: np.bool_}[declared]
-    return Column(declared, np.ascontiguousarray(array, target))
+    return Column(declared, np.array(array, target))
 
 
 def _times(stage: str, name: str, array: NDArray[Any]) -> Column:
@@ -320,7 +324,7 @@ def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kin
     items = [None if _is_missing(item) else item for item in array.tolist()]
     types = {type(item) for item in items if item is not None}
     if declared is None and not (types and any(types <= alike for alike in _WITH_NULLS)):
-        return Column(Kind.OBJECT, object_array(items), tags=_null_tags(items))
+        return Column(Kind.OBJECT, object_array(own_values(items)), tags=_null_tags(items))
     column, rejects = Kinds({} if declared is None else {name: declared}).column(name, items)
     if rejects:
         raise _wrong_kind(stage, name, declared or column.kind, shown_type(items[rejects[0].row]))

@@ -15,6 +15,7 @@ from tidemill.stages.base import OnError
 from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.options import declared_kinds, names_of, whole_number
+from tidemill.stages.own_values import own_column
 from tidemill.stages.state import StageState
 
 __all__ = ["ColumnsFunction", "Map", "MapFrame"]
@@ -105,8 +106,9 @@ class Map(ColumnsFunction):
                  a matrix product gives a record the same bits whatever batch it came in
 
     Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
-    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed. Beside the function's
-    own time, a call costs some 20 us, whatever the batch: 0.01 us a record in one of thousands.
+    is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed. What is returned is
+    taken at once: a function may give out its own memory, and write to it again when it is next called. Beside the
+    function's own time, a call costs some 20 us, whatever the batch: 0.01 us a record in one of thousands.
 
     A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
     function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.
@@ -167,7 +169,8 @@ class Map(ColumnsFunction):
 def _columns_of_batch(stage: str, result: Batch, batch: Batch) -> dict[str, Column]:
     if len(result) != len(batch):
         raise BadResult(WRONG_LENGTH, f"{stage} returned a Batch of {len(result)} records for {len(batch)}")
-    return dict(result.columns)
+    own = batch.columns
+    return {name: column if column is own.get(name) else own_column(column) for name, column in result.columns.items()}
 
 
 class MapFrame(FunctionStage):

@@ -19,7 +19,7 @@ from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Step
 from tidemill.stages.functions import FunctionStage, shown_type
 from tidemill.stages.options import declared_kinds
-from tidemill.stages.own_values import own_items
+from tidemill.stages.own_values import own_column, own_items
 from tidemill.stages.state import StageState
 
 __all__ = ["MapRows"]
@@ -85,7 +85,8 @@ class MapRows(FunctionStage):
         by_name = dict(zip(names, fields, strict=True))
         for name in places:
             items = by_name[name]
-            made.columns[name], wrong = self._column(name, items, batch.columns.get(name), lists.get(name))
+            column, wrong = self._column(name, items, batch.columns.get(name), lists.get(name))
+            made.columns[name] = own_column(column) if column.kind is Kind.OBJECT else column
             for reject in wrong:
                 rejects.setdefault(reject.row, reject)
         return self._without(made, rejects)

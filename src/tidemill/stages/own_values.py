@@ -6,7 +6,7 @@ import copy
 import datetime
 import decimal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from tidemill.column import Column, object_array
 from tidemill.schema import Kind
 
-__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value"]
+__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value", "own_values"]
 
 FIXED: Final = frozenset(
     {
@@ -55,6 +55,17 @@ def fields_as_now(fields: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: own_value(item) for name, item in fields.items()}
 
 
+def own_values(items: Iterable[Any]) -> list[Any]:
+    """The values as they are now; one that stands for several records is copied once."""
+    items, copied = list(items), dict[int, tuple[Any, Any]]()
+    for place, item in enumerate(items):
+        if type(item) not in FIXED:
+            if id(item) not in copied:
+                copied[id(item)] = item, own_value(item)  # while it is held here, no other has its id
+            items[place] = copied[id(item)][1]
+    return items
+
+
 def own_items(column: Column) -> list[Any]:
     """The column's values; nested ones are copied, since a function may change them and be called again."""
     items = column.to_list()
@@ -66,5 +77,5 @@ def own_column(column: Column) -> Column:
     tags = None if column.tags is None else column.tags.copy()
     values = column.values.copy()
     if column.kind is Kind.OBJECT:
-        values = object_array(list(map(own_value, values.tolist())))
+        values = object_array(own_values(values.tolist()))
     return Column(column.kind, values, tags=tags, texts=column.texts, exact=column.exact)
