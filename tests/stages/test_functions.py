@@ -1,5 +1,9 @@
 """Map, MapFrame, Filter and Select: what a function may return, and what is refused."""
 
+from array import array
+from collections import deque
+from itertools import count
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -55,6 +59,40 @@ def test_arrays_lists_series_and_scalars(batch):
     assert made["one"].tolist() == [7.0, 7.0]
     assert made["text"].tolist() == ["x", "x"]
     assert made["at"].dtype == "datetime64[ns]"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(range, deque, reversed, memoryview, dict.keys, dict.values, iter),
+        *(lambda values: array("d", values), lambda values: map(abs, values), lambda values: (one for one in values)),
+    ],
+)
+def test_what_has_values_in_a_line_is_a_column(batch, line):
+    """As a list is: not one value for all records, which no sink could write."""
+    given = {range: 2, reversed: [1, 0], memoryview: np.arange(2), dict.keys: {0: "", 1: ""}, dict.values: {0: 0, 1: 1}}
+    made = made_by(lambda b: {"n": line(given.get(line, [0, 1]))}, batch)
+    assert made["n"].tolist() == [0.0, 1.0]
+    with pytest.raises(BadResult, match="values of 'n' for 2 records"):
+        made_by(lambda b: {"n": count()}, batch)
+
+
+def test_a_sorted_series_is_put_back_by_its_index(batch):
+    """As a DataFrame is, also as a mask, and with times of a zone; an index that is none of the rows says nothing."""
+
+    def largest_first(b):
+        return pd.Series(b["value"]).sort_values(ascending=False)
+
+    assert made_by(lambda b: {"same": largest_first(b)}, batch)["same"].tolist() == batch["value"].tolist()
+    assert made_by(largest_first, batch, into="same")["same"].tolist() == batch["value"].tolist()
+    odd = made_by(lambda b: {"odd": pd.Series([1.0, 2.0], index=[7, 3])}, batch)
+    assert odd["odd"].tolist() == [1.0, 2.0]
+    kept = Filter(lambda b: largest_first(b) > 5).opened().step(batch, None).batch
+    assert kept["value"].tolist() == [9.5]
+    when = pd.Series(pd.to_datetime([1, 2], unit="s", utc=True)).sort_index(ascending=False)
+    made = made_by(lambda b: {"when": when}, batch)
+    assert made.columns["when"].kind is Kind.TIME
+    assert made.to_rows()[1]["when"] == 2_000_000_000
 
 
 def test_declared_kinds(batch):

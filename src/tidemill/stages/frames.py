@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT_TAG, NULL_TAG, Column, object_array
+from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import BadResult, MissingExtra
 from tidemill.interchange import first_twice
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind
 from tidemill.stages.functions import made_column
+from tidemill.stages.series import array_of_series, in_row_order
 
 __all__ = ["Library", "columns_of_frame", "frame_of_batch", "is_frame"]
 
@@ -58,31 +59,10 @@ def columns_of_frame(stage: str, frame: Any, batch: Batch, declared: Mapping[str
         raise BadResult(WRONG_LENGTH, f"{stage} returned a DataFrame of {len(frame)} rows for {rows} records")
     if (twice := first_twice(frame.columns)) is not None:
         raise BadResult(WRONG_TYPE, f"{stage} returned a DataFrame with the column {twice!r} twice")
-    if hasattr(frame, "index"):
-        frame = _in_row_order(frame, rows)
+    frame = in_row_order(frame, rows)
     made = {}
     for name in frame.columns:
         if not isinstance(name, str):
             raise BadResult(WRONG_TYPE, f"{stage} returned a DataFrame with the column {name!r}; names must be text")
-        made[name] = made_column(stage, name, _plain_series(frame[name]), batch, declared.get(name))
+        made[name] = made_column(stage, name, array_of_series(frame[name]), batch, declared.get(name))
     return made
-
-
-def _in_row_order(frame: Any, rows: int) -> Any:
-    index = frame.index.to_numpy()
-    present = np.arange(rows)
-    if index.dtype.kind in "iu" and not np.array_equal(index, present) and np.array_equal(np.sort(index), present):
-        return frame.iloc[np.argsort(index)]
-    return frame
-
-
-def _plain_series(series: Any) -> NDArray[Any]:
-    """A Series as a NumPy array of a kind that columns know; times in ns UTC."""
-    kind = str(series.dtype)
-    if kind.startswith("datetime64") and "," in kind:  # pandas, with a zone
-        series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    if kind.startswith(("string", "str", "category")):
-        missing = series.isna().tolist()
-        return object_array([None if gone else item for item, gone in zip(series.tolist(), missing, strict=True)])
-    array: NDArray[Any] = np.asarray(series.to_numpy())
-    return array

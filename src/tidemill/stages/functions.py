@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from array import ArrayType
+from collections import deque
+from collections.abc import Callable, Iterator, KeysView, ValuesView
+from itertools import islice
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
@@ -18,6 +21,7 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 from tidemill.stages.own_values import own_column, own_values
+from tidemill.stages.series import array_of_series, in_row_order, is_series
 
 __all__ = [
     "FunctionStage",
@@ -68,6 +72,8 @@ class FunctionStage(Stage):
 
 def as_mask(made: Any, rows: int, maker: str) -> NDArray[np.bool_]:
     """Which of ``rows`` records are wanted. Raises `BadResult` for anything but a bool for each, or one for all."""
+    if is_series(made):
+        made = in_row_order(made, rows)
     if hasattr(made, "to_numpy") and not hasattr(made, "__array__"):
         made = made.to_numpy()
     made = _unmasked(made)
@@ -129,10 +135,11 @@ def shown_type(value: object) -> str:
 def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind | None) -> Column:
     """What a function returned for ``name`` as a column of ``len(batch)``; raises `BadResult`.
 
-    An array, list or Series has one value per record; anything else is one value for all of them. Numbers become
-    float64 unless declared. A value that is still the batch's own is that, as the record held it: missing, or an int. So
-    what becomes of one record does not depend on the others of its batch. What is not the batch's own is copied: a function
-    may return its own buffer, and be called again before the records have gone on.
+    An array, list, Series, range, deque or iterator has one value per record (a Series of pandas whose rows were sorted is put
+    back by its index); anything else is one value for all of them. Numbers become float64 unless declared. A value that is
+    still the batch's own is that, as the record held it: missing, or an int. So what becomes of one record does not depend on
+    the others of its batch. What is not the batch's own is copied: a function may return its own buffer, and be called again
+    before the records have gone on.
     """
     rows = len(batch)
     own = batch.columns.get(name)
@@ -212,10 +219,18 @@ def _wrong_length(stage: str, name: str, got: int, rows: int) -> BadResult:
     return BadResult(WRONG_LENGTH, f"{stage} returned {got} values of {name!r} for {rows} records")
 
 
+_IN_LINE: Final = (range, deque, ArrayType, memoryview, Iterator, KeysView, ValuesView)
+"""What has values in an order, as a list does, and is nothing that a record could hold."""
+
+
 def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
     """One value per record."""
-    if hasattr(given, "to_numpy") and not isinstance(given, np.ndarray):
+    if is_series(given):
+        given = array_of_series(in_row_order(given, rows))
+    elif hasattr(given, "to_numpy") and not isinstance(given, np.ndarray):
         given = given.to_numpy()
+    if isinstance(given, _IN_LINE):
+        given = list(islice(given, rows + 1))  # of an iterator, which may have no end
     if isinstance(given, list | tuple):
         given = _array_of_items(given)
     given = _unmasked(given)
