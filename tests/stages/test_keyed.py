@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -413,6 +414,75 @@ def test_an_object_that_cannot_be_kept_is_told_at_its_first_batch(lanes: int) ->
         tm.run(pipeline, lanes=lanes)
     with pytest.raises(tm.StageError, match="a Halfway has only one of snapshot"):
         tm.Plan(tm.Keyed(Halfway)).apply([{**row, "do": ""} for row in ROWS])
+
+
+class Window(deque[float]):
+    """Can be pickled, and its pickle not be read: it is called with what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=3)
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+
+class Forgetful(Acting):
+    """Cannot take back what it gave."""
+
+    def snapshot(self) -> int:
+        return 5
+
+    def restore(self) -> None:
+        pass
+
+
+def windowed(state: Any, record: dict[str, Any]) -> Any:
+    """Its first state is nothing, its second a window."""
+    return (None, {}) if record["value"] < 4 else (Window(), {})
+
+
+class Turns:
+    """A factory of two classes."""
+
+    made = 0
+
+    def __call__(self) -> Any:
+        self.made += 1
+        return Stated() if self.made % 2 else Slotted()
+
+
+@pytest.mark.parametrize(
+    ("make_stage", "told"),
+    [
+        (
+            lambda: tm.Keyed(Window),
+            r"Keyed\(Window\): .* a Window, .*not .* made again .*TypeError: .*Give its class snap",
+        ),
+        (lambda: tm.Keyed(Forgetful), r"a Forgetful, .* made again .*TypeError: Forgetful.restore\(\) takes"),
+        (lambda: tm.scan(windowed), r"scan\(windowed\): .* made again .*TypeError: Window"),
+        (lambda: tm.Keyed(Turns()), r"its factory makes objects of several classes"),
+    ],
+)
+def test_an_object_that_cannot_be_made_again_is_told_at_its_first_batch(make_stage: Any, told: str) -> None:
+    """And not when its lane dies, hours later: the first state of each class is tried."""
+    rows = [{**row, "do": ""} for row in ROWS]
+    with pytest.raises(tm.StageError, match=told):
+        tm.Plan(make_stage()).apply(rows)
+
+
+def test_each_class_is_tried_once() -> None:
+    """The factory is asked for one object more, and a factory that fails then is asked again with the next state."""
+    asked: list[int] = []
+
+    def factory() -> Asking:
+        asked.append(1)
+        if len(asked) == 3:
+            raise OSError("not now")
+        return Asking()
+
+    rows = worked(tm.Keyed(factory), [{**row, "do": ""} for row in ROWS], [2, 4, 6]).batch.to_rows()
+    assert [row["n"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(asked) == 4
 
 
 class Later:

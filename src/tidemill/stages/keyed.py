@@ -52,7 +52,8 @@ class Keyed(Stage):
     **What survives.** When a lane dies, its objects are made again as they were. For that, what an object is made of is
     kept after each batch that it has seen: its attributes, pickled, or what ``snapshot()`` returns, which ``restore(...)``
     then puts into a new object. That costs 2 to 4 us for each object and batch, plus what its
-    size takes. An object that cannot be pickled and has no ``snapshot`` raises `StageError` at its first batch.
+    size takes. An object that cannot be pickled and has no ``snapshot``, or cannot be made again from either, raises
+    `StageError` at its first batch.
 
     Cost, beside that: 1.4 us a record and ``update`` itself (to make a dict of four fields, and columns of what is
     returned); ``update_many`` 45 us a sensor and batch, and next to nothing for a record.

@@ -110,18 +110,20 @@ class States:
         self._make = make
         self._ways: dict[type, tuple[bytes, bytes]] = {}  # per class: how, and what may not occur in a plain state
         self._class: type | None = None
+        self._tried: set[tuple[type, object]] = set()
 
     def dump(self, value: Any) -> bytes:
-        """Raises `StageError` for what cannot be kept."""
+        """Raises `StageError` for what cannot be kept, or not be made again: the first state of each class is tried."""
         kind = type(value)
         try:
             way, named = self._ways.get(kind) or self._way(value)
             if way is _SNAPSHOT:
-                return _SNAPSHOT + _pickled(value.snapshot())
+                snapshot = value.snapshot()
+                return self._tried_once(kind, type(snapshot), _SNAPSHOT + _pickled(snapshot))
             state = _attributes(value) if way is not _WHOLE else b""
             if state and named not in state:  # they do not lead back to an object of this class
-                return way + state
-            return _WHOLE + _pickled(value)
+                return self._tried_once(kind, way, way + state)
+            return self._tried_once(kind, _WHOLE, _WHOLE + _pickled(value))
         except (StageError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -130,6 +132,37 @@ class States:
                 f"dies ({type(error).__name__}: {error}). Give its class snapshot() and restore(snapshot), or make it of "
                 "values that can be pickled."
             ) from error
+
+    def _tried_once(self, kind: type, of: object, state: bytes) -> bytes:
+        if (kind, of) not in self._tried and self._can_be_made_again(kind, state):
+            self._tried.add((kind, of))
+        return state
+
+    def _can_be_made_again(self, kind: type, state: bytes) -> bool:
+        """False where the factory has none to try it on just now; raises `StageError` for a state that says nothing to it."""
+        made: list[Any] = []
+        if state[:1] != _WHOLE:
+            try:
+                made.append(self._make())
+            except (StageError, KeyboardInterrupt):
+                raise
+            except BaseException:  # noqa: BLE001 - it costs records where it is asked for their objects
+                return False
+        try:
+            self._loaded(state, made.pop)
+        except (StageError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            hint = (
+                "Its restore(snapshot) has to take what its snapshot() returned."
+                if hasattr(kind, "restore")
+                else "Give its class snapshot() and restore(snapshot)."
+            )
+            raise StageError(
+                f"{self._name}: the object of a sensor, a {kind.__qualname__}, can be kept for the case that its lane dies, but "
+                f"not be made again from that ({type(error).__name__}: {error}). {hint}"
+            ) from error
+        return True
 
     def _way(self, value: Any) -> tuple[bytes, bytes]:
         kind = type(value)
@@ -148,7 +181,7 @@ class States:
     def load(self, state: bytes) -> Any:
         """An object as it was when `dump` made these bytes; raises `StageError` when its own methods raise."""
         try:
-            return self._loaded(state)
+            return self._loaded(state, self._make)
         except (StageError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -157,19 +190,19 @@ class States:
                 f"({type(error).__name__}: {error})."
             ) from error
 
-    def _loaded(self, state: bytes) -> Any:
+    def _loaded(self, state: bytes, make: Callable[[], Any]) -> Any:
         how = state[:1]
         if how == _WHOLE:
             return pickle.loads(memoryview(state)[1:])  # noqa: S301 - our own lane's bytes
         if how == _SNAPSHOT:
-            value = self._make()
+            value = make()
             value.restore(pickle.loads(memoryview(state)[1:]))  # noqa: S301 - see above
             return value
-        return self._of_attributes(state)
+        return self._of_attributes(state, make)
 
-    def _of_attributes(self, state: bytes) -> Any:
+    def _of_attributes(self, state: bytes, make: Callable[[], Any]) -> Any:
         if self._class is None:
-            self._class = type(self._make())
+            self._class = type(make())
         if _checksum(self._class) != state[_NAME]:
             raise StageError(
                 f"{self._name}: its factory makes objects of several classes; give them snapshot() and restore(snapshot)."
