@@ -244,3 +244,19 @@ def test_the_first_records_of_a_recording(tmp_path: Path) -> None:
     path.write_text("sensor,time,value\nS1,soon,2\n")
     with pytest.raises(InputError, match="soon"):
         read_first(tm.sources.Replay(path), 10)
+
+
+class Unmade:
+    def __init__(self) -> None:
+        raise OSError("no weights")
+
+    def __call__(self, batch: Any) -> Any:
+        return {}
+
+
+def test_a_class_whose_object_cannot_be_made_is_the_users_error() -> None:
+    """Told as a fault of the plan, with the stage and the class."""
+    with pytest.raises(
+        tm.PlanError, match=r"Map\(Unmade\): an object of the class Unmade could not be made: OSError: no w"
+    ):
+        said(tm.Map(Unmade))

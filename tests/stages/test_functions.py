@@ -11,10 +11,18 @@ import pytest
 
 from tidemill.batch import Batch
 from tidemill.column import NAT, Column
+from tidemill.engine.entrance import run
+from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.plan import Plan
 from tidemill.errors import BadResult, PlanError
 from tidemill.schema import Field, Kind, Schema
+from tidemill.sources.records import Records
 from tidemill.stages.filter import Filter, Select
 from tidemill.stages.map import Map, MapFrame
+from tidemill.stages.map_rows import MapRows
+from tidemill.stages.map_windows import MapWindows
+from tidemill.stages.rolling import Rolling
+from tidemill.testing import ListSink
 
 ROWS = [
     {"sensor": "S1", "value": 4, "unit": "C", "on": True, "tags": [1]},
@@ -229,6 +237,69 @@ def test_refused_at_construction():
         Map(len, tile=0)
     with pytest.raises(PlanError, match="not a kind of column"):
         Map(len, adds={"y": "flaot"})
+
+
+class Scorer:
+    def __init__(self):
+        with open("no such weights.bin") as file:
+            self.weights = file.read()
+
+    def __call__(self, batch):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "make_stage",
+    [
+        *(Map, MapFrame, MapRows, Filter),
+        lambda fn: MapWindows(fn, "value", 3, name="own"),
+        lambda fn: Rolling("value", 3, [fn], name="own"),
+    ],
+)
+def test_a_class_whose_object_cannot_be_made_is_told(make_stage):
+    """With the stage, the class and the line: it is the user's error, in a notebook as in a run, and no fault of ours."""
+    told = r"(\(Scorer\)|own): an object of the class Scorer could not be made: FileNotFoundError: .*weights.bin' \(__init__, line"
+    with pytest.raises(PlanError, match=told):
+        Plan(make_stage(Scorer)).apply(ROWS)
+
+
+def test_a_class_whose_object_cannot_be_made_ends_a_run():
+    """With the same sentence, and not with our traceback."""
+    with pytest.raises(
+        PlanError, match=r"^Map\(Scorer\): an object of the class Scorer could not be made: FileNot"
+    ) as caught:
+        run(Pipeline(Records(ROWS), Plan(Map(Scorer)), ListSink()), lanes=1)
+    assert "Traceback" not in str(caught.value)
+
+
+class Estimator:
+    def predict(self, values):
+        return values
+
+
+class Totals:
+    def update(self, record):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            Estimator,
+            r"Estimator cannot be called: give the class Estimator a method __call__ that calls predict\(\)\.$",
+        ),
+        (Estimator(), r"was given .*Estimator: give the class Estimator a method __call__ that calls predict\(\)\.$"),
+        (Totals, r"Totals cannot be called: tm\.Keyed takes classes with update\(\) or update_many\(\)\.$"),
+        (object(), r"was given object: give the class object a method __call__\.$"),
+        (None, r"was given None\.$"),
+    ],
+)
+def test_what_cannot_be_called_is_told_how_it_could(given, told):
+    """Where the stage is made."""
+    for make_stage in (Map, lambda fn: Rolling("value", 3, [fn, "mean"])) if isinstance(given, type) else (Map,):
+        with pytest.raises(PlanError, match=told):
+            make_stage(given)
 
 
 # -- MapFrame ----------------------------------------------------------------------------------------------

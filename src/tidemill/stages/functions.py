@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
-from tidemill.errors import BadResult, PlanError
+from tidemill.errors import BadResult, PlanError, TidemillError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
+from tidemill.stages.narrowing import told
 from tidemill.stages.own_values import own_column, own_values
 from tidemill.stages.series import array_of_series, in_row_order, is_series
 
@@ -93,7 +94,10 @@ def as_mask(made: Any, rows: int, maker: str) -> NDArray[np.bool_]:
 def check_function(fn: object, stage: str) -> None:
     """Raises `PlanError` for what is no function that can be called here."""
     if not callable(fn):
-        raise PlanError(f"{stage} needs a function; it was given {shown_type(fn)}.")
+        hint = "." if isinstance(fn, str | int | float | list | tuple | dict | None) else f": {_callable_by(type(fn))}"
+        raise PlanError(f"{stage} needs a function; it was given {shown_type(fn)}{hint}")
+    if type(fn) is type and fn.__new__ is object.__new__ and not any("__call__" in own.__dict__ for own in fn.__mro__):
+        raise _uncallable(fn, stage)
     if is_async(fn):
         raise PlanError(f"{stage} needs a plain function; {own_name(fn)} is async.")
 
@@ -105,13 +109,34 @@ def is_async(fn: Any) -> bool:
 
 
 def called(fn: Callable[..., Any], stage: str) -> Callable[..., Any]:
-    """The function, or an object of the class."""
+    """The function, or an object of the class; raises `PlanError` where none can be made."""
     if not isinstance(fn, type):
         return fn
-    made: Any = fn()
+    try:
+        made: Any = fn()
+    except (TidemillError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise PlanError(f"{stage}: an object of the class {own_name(fn)} could not be made: {told(error)}") from error
     if not callable(made):
-        raise PlanError(f"{stage}: objects of the class {own_name(fn)} cannot be called.")
+        raise _uncallable(fn, stage)
     return made  # type: ignore[no-any-return]
+
+
+def _uncallable(kind: type, stage: str) -> PlanError:
+    return PlanError(f"{stage}: objects of the class {own_name(kind)} cannot be called: {_callable_by(kind)}")
+
+
+def _callable_by(kind: type) -> str:
+    """What makes objects of a class functions."""
+    if any(callable(getattr(kind, method, None)) for method in ("update", "update_many")):
+        return "tm.Keyed takes classes with update() or update_many()."
+    method = next((name for name in _PREDICTING if callable(getattr(kind, name, None))), None)
+    calls = "" if method is None else f" that calls {method}()"
+    return f"give the class {kind.__name__} a method __call__{calls}."
+
+
+_PREDICTING: Final = ("predict", "transform", "predict_proba", "decision_function", "score_samples", "forward")
 
 
 def own_name(fn: object) -> str:
