@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import Column
-from tidemill.errors import InputError, PlanError
+from tidemill.errors import InputError, PlanError, TidemillError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.calibrate import Calibrate
 from tidemill.stages.lookup import Lookup
@@ -183,6 +183,28 @@ def test_degenerate_points_are_refused():
         Calibrate.range(1, 2, 3)
     with pytest.raises(PlanError, match="needs a column 'value'"):
         Calibrate({"*": (0, 1)}).bind(Schema([Field("v", Kind.FLOAT)]))
+
+
+@pytest.mark.parametrize(
+    ("make_stage", "told"),
+    [
+        (lambda: Calibrate({"S1": (0, 1)}, default=5), r"default=5: .* or dict of baseline, scale is needed"),
+        (lambda: Calibrate({"S1": (0, 1)}, default="12"), r"default='12': .* or dict of baseline, scale is needed"),
+        (lambda: Calibrate({"S1": (0, 1)}, default=(1, 2, 3)), "default= has 3 values; it needs baseline, scale"),
+        (lambda: Calibrate({"S1": (0, 1)}, default=(1,)), "default= has 1 value; it needs baseline, scale"),
+        (lambda: Lookup({"S1": {"line": "A"}}, default="unknown"), "or dict of line is needed"),
+        (lambda: Calibrate.two_point(low=0, high=1), r"two_point: low=0 .*\(measured, true\)"),
+        (lambda: Calibrate.two_point(low=(0, 1, 2), high=(1,)), r"low=\(0, 1, 2\) .*\(measured, true\)"),
+        (lambda: Calibrate.two_point(low=(0, 1), high="12"), r"high='12' .*\(measured, true\)"),
+        (lambda: Calibrate.two_point({"S1": (0, 1, 2, 3)}, low=(0, 1)), "low and high or a table, not both"),
+        (lambda: Calibrate.range({"S1": (0, 1)}, low=0, high=100), "low and high, or a table .* not both"),
+        (lambda: Calibrate.range(0, high=100), "low and high, or a table .* not both"),
+    ],
+)
+def test_values_that_no_row_is_made_of_are_refused(make_stage, told):
+    """Of another number, or not in a row at all; and those that a table given beside them would hide."""
+    with pytest.raises(TidemillError, match=told):
+        make_stage()
 
 
 def test_lookup_adds_text_and_numbers(drive, floats):

@@ -241,8 +241,7 @@ def test_refused_at_construction():
 
 class Scorer:
     def __init__(self):
-        with open("no such weights.bin") as file:
-            self.weights = file.read()
+        raise FileNotFoundError(2, "No such file or directory", "weights.bin")
 
     def __call__(self, batch):
         return {}

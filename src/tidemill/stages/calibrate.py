@@ -114,7 +114,9 @@ class Calibrate(Stage):
         >>> Calibrate.range(-20, 60, column="celsius")
         Calibrate.range('celsius')
         """
-        if low is not None and high is not None and not limits:
+        if limits and (low is not None or high is not None):
+            raise PlanError("Calibrate.range needs low and high, or a table with the header sensor,low,high, not both.")
+        if low is not None and high is not None:
             limits = (low, high)
         if len(limits) == 1:
             return cls._of_form("range", limits[0], options)
@@ -148,7 +150,9 @@ class Calibrate(Stage):
         if table is None:
             if low is None or high is None:
                 raise PlanError("Calibrate.two_point needs low=(measured, true) and high=(measured, true), or a table.")
-            table = {ANY_SENSOR: (*low, *high)}
+            table = {ANY_SENSOR: (*_point("low", low), *_point("high", high))}
+        elif low is not None or high is not None:
+            raise PlanError("Calibrate.two_point needs low and high or a table, not both.")
         return cls._of_form("two_point", table, options)
 
     @classmethod
@@ -261,3 +265,9 @@ class Calibrate(Stage):
             made += table.base.take(rows, mode="wrap")
         else:
             made /= table.factor.take(rows, mode="wrap")
+
+
+def _point(name: str, given: Any) -> tuple[Any, Any]:
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str) or len(given) != 2:
+        raise PlanError(f"Calibrate.two_point: {name}={given!r} must be (measured, true), two numbers.")
+    return given[0], given[1]

@@ -96,7 +96,7 @@ def check_function(fn: object, stage: str) -> None:
     if not callable(fn):
         hint = "." if isinstance(fn, str | int | float | list | tuple | dict | None) else f": {_callable_by(type(fn))}"
         raise PlanError(f"{stage} needs a function; it was given {shown_type(fn)}{hint}")
-    if type(fn) is type and fn.__new__ is object.__new__ and not any("__call__" in own.__dict__ for own in fn.__mro__):
+    if isinstance(fn, type) and not _may_make_functions(fn):
         raise _uncallable(fn, stage)
     if is_async(fn):
         raise PlanError(f"{stage} needs a plain function; {own_name(fn)} is async.")
@@ -121,6 +121,13 @@ def called(fn: Callable[..., Any], stage: str) -> Callable[..., Any]:
     if not callable(made):
         raise _uncallable(fn, stage)
     return made  # type: ignore[no-any-return]
+
+
+def _may_make_functions(kind: type) -> bool:
+    """False of a class that makes objects of its own, which cannot be called."""
+    metaclass: Any = type(kind)
+    plain = metaclass is type and kind.__new__ is object.__new__
+    return not plain or any("__call__" in own.__dict__ for own in kind.__mro__)
 
 
 def _uncallable(kind: type, stage: str) -> PlanError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ from tidemill.batch import Batch
 from tidemill.column import NULL_TAG, Column, object_array
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.letters import UNKNOWN_KEY, Reject
-from tidemill.printable import quoted
+from tidemill.printable import counted, quoted
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Load, OnError, Stage, Step
 from tidemill.stages.options import names_of
@@ -179,11 +179,17 @@ class Lookup(Stage):
 
 
 def default_row(default: Mapping[str, Any] | Sequence[Any], columns: Sequence[str], stage: str) -> KeyedRow:
-    """``default=`` as the row ``*``."""
-    cells = default if isinstance(default, Mapping) else dict(zip(columns, default, strict=False))
+    """``default=`` as the row ``*``; raises `InputError` for what makes no row of these columns."""
+    needed = ", ".join(columns)
+    if isinstance(default, str) or not isinstance(default, Iterable):
+        raise InputError(f"{stage}: default={default!r}: a tuple or dict of {needed} is needed.")
+    default = default if isinstance(default, Mapping) else tuple(default)
+    if not isinstance(default, Mapping) and len(default) != len(columns):
+        raise InputError(f"{stage}: default= has {counted(len(default), 'value')}; it needs {needed}.")
+    cells = default if isinstance(default, Mapping) else dict(zip(columns, default, strict=True))
     absent = [name for name in columns if name not in cells]
     if absent:
-        raise InputError(f"{stage}: default= has no {absent[0]!r}; it needs {', '.join(columns)}.")
+        raise InputError(f"{stage}: default= has no {absent[0]!r}; it needs {needed}.")
     return KeyedRow(ANY_SENSOR, "default=", cells)
 
 
