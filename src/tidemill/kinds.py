@@ -31,7 +31,7 @@ _KIND_OF_TYPE: dict[type, Kind] = {
     bool: Kind.BOOL,
 }
 _NUMPY_SCALARS: Final = (np.number, np.bool_, np.str_)
-"""What a function that works with NumPy leaves in a dict; read as the Python value it equals."""
+"""What a function that works with NumPy leaves in a dict; read as the Python value it equals, also in an array without dimensions."""
 _NONE = type(None)
 _ABSENT_TYPE = type(ABSENT)
 
@@ -135,8 +135,8 @@ class Kinds:
         if types == {str} and known in (None, Kind.TEXT):
             self.learn(name, Kind.TEXT)
             return self._texts.setdefault(name, _Texts()).column(items), []
-        if any(issubclass(one, _NUMPY_SCALARS) for one in types - _PLAIN):
-            items = [item.item() if isinstance(item, _NUMPY_SCALARS) else item for item in items]
+        if any(issubclass(one, (*_NUMPY_SCALARS, np.ndarray)) for one in types - _PLAIN):
+            items = list(map(_as_python, items))
             types = set(map(type, items))
         kind = self._kinds.get(name) or self._learn_from(name, items)
         if kind is None:
@@ -156,7 +156,7 @@ class Kinds:
         if len(asked.kinds) == 1:
             self.learn(name, asked.kinds[0])
             return self.column(name, items)
-        plain = [item.item() if isinstance(item, _NUMPY_SCALARS) else item for item in items]
+        plain = list(map(_as_python, items))
         for item in plain:
             if (kind := _KIND_OF_TYPE.get(type(item), Kind.OBJECT)) in asked.kinds:
                 self.learn(name, kind)
@@ -178,6 +178,12 @@ class Kinds:
             if item is not None and item is not ABSENT:
                 return self.learn(name, _KIND_OF_TYPE.get(type(item), Kind.OBJECT))
         return None
+
+
+def _as_python(item: Any) -> Any:
+    if type(item) is np.ndarray and item.ndim == 0:
+        item = item[()]
+    return item.item() if isinstance(item, _NUMPY_SCALARS) else item
 
 
 _FLOAT_CELL: Final = np.dtype([("type", "u1"), ("value", "<f8")])

@@ -295,6 +295,30 @@ def test_arrays_and_single_values_are_columns() -> None:
     assert [row["when"] for row in rows] == [row["time"] for row in ROWS]
 
 
+@pytest.mark.parametrize("cuts", [[], [3]])
+def test_an_array_without_dimensions_is_the_value_in_it(cuts: list[int]) -> None:
+    """As for `Map`: what NumPy makes of a reading is often one."""
+
+    class Reduced:
+        def update(self, record: dict[str, Any]) -> dict[str, Any]:
+            value = np.array(record["value"])
+            return {
+                "same": value,
+                "high": np.array(record["value"] > 3),
+                "name": np.array("x"),
+                "pair": value.repeat(2),
+            }
+
+    def over_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, **Reduced().update(row)} for row in rows]
+
+    for stage in (tm.Keyed(Reduced), tm.MapRows(over_rows)):
+        made = worked(stage, ROWS, cuts).batch
+        kinds = [made.columns[name].kind for name in ("same", "high", "name", "pair")]
+        assert kinds == [tm.Kind.FLOAT, tm.Kind.BOOL, tm.Kind.TEXT, tm.Kind.OBJECT]
+        assert made["same"].tolist() == [row["value"] for row in ROWS]
+
+
 class Selfish:
     """It leads back to itself, and holds what another of its class holds."""
 

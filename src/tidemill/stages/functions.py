@@ -123,10 +123,10 @@ def called(fn: Callable[..., Any], stage: str) -> Callable[..., Any]:
     return made  # type: ignore[no-any-return]
 
 
-def _may_make_functions(kind: type) -> bool:
+def _may_make_functions(kind: Any) -> bool:
     """False of a class that makes objects of its own, which cannot be called."""
-    metaclass: Any = type(kind)
-    plain = metaclass is type and kind.__new__ is object.__new__
+    new: Any = kind.__new__
+    plain = type(kind) is type and new is object.__new__
     return not plain or any("__call__" in own.__dict__ for own in kind.__mro__)
 
 
