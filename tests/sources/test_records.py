@@ -22,6 +22,10 @@ from tidemill.sources import DeadLetters, Frame, Records, SourceContext
 ROWS = [{"sensor": f"S{n % 5}", "time": float(n), "value": n, "unit": None, "tags": ["a", n]} for n in range(2_500)]
 
 
+class UserRow(dict[str, Any]):
+    """A dict of somebody's own class."""
+
+
 async def later(items: list[Any], pause_every: int = 0) -> AsyncIterator[Any]:
     for place, item in enumerate(items):
         if pause_every and place % pause_every == 0:
@@ -37,6 +41,26 @@ async def test_every_iterable_gives_its_records_unchanged(drain: Any, make: Any)
     assert len(drained.batches[0]) <= 1_000
     assert max(map(len, drained.batches)) <= 4_000
     assert drained.keys == [row["sensor"] for row in ROWS]
+
+
+@pytest.mark.parametrize("kind", [dict, UserRow])
+@pytest.mark.parametrize("make", [iter, later])
+async def test_a_generator_may_yield_one_dict_again_and_again(drain: Any, make: Any, kind: Any) -> None:
+    """Each record is what it was when it was given, its nested values too."""
+
+    def readings() -> Iterator[Any]:
+        row = kind(sensor="S1", tags=[])
+        for n in range(50):
+            row["time"], row["value"] = float(n), n
+            row["tags"].append(n)
+            yield row
+
+    async def waited() -> AsyncIterator[Any]:
+        for row in readings():
+            yield row
+
+    drained = await drain(Records(readings() if make is iter else waited()))
+    assert [(row["value"], row["tags"]) for row in drained.rows] == [(n, list(range(n + 1))) for n in range(50)]
 
 
 async def test_the_loop_is_shared_with_a_long_iterator(drain: Any) -> None:

@@ -18,6 +18,7 @@ from tidemill.sources.edged import MOST_RECORDS, EdgedSource, in_turns, pieces
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.standing import OR_FRESH
 from tidemill.stages.narrowing import told
+from tidemill.stages.own_values import row_as_now
 
 __all__ = ["Records"]
 
@@ -48,8 +49,8 @@ class Records(EdgedSource):
               when no record comes (`Pipeline(idle_after=)`), which `Silence` and windows of time need. Without it an iterable
               is a recording, whose records alone tell the time
 
-    Delivery: every item once, in the iterable's order. A list or tuple goes on with state
-    where the run stood, and its records' arrival is when the reading of it began; of 4,000 dicts in it, those rejected
+    Delivery: every item once, in the iterable's order, and as it was when it was given: a generator may yield one dict again
+    and again. A list or tuple goes on with state where the run stood, and its records' arrival is when the reading of it began; of 4,000 dicts in it, those rejected
     come before the others. What came from another iterable is in the ingest log.
 
     >>> Records([{"sensor": "S1", "time": 0, "value": 20}]).peek()
@@ -346,7 +347,7 @@ def _slices(items: Iterable[Any], context: SourceContext) -> Iterator[list[Any]]
     rows: list[Any] = []
     until = context.clock.monotonic_ns() + _SLICE_NS
     for item in items:
-        rows.append(item)
+        rows.append(row_as_now(item))
         full = len(rows) >= _SLICE or isinstance(item, Batch)
         if full or (len(rows) % 16 == 0 and context.clock.monotonic_ns() >= until) or _slow(rows, context, until):
             yield rows
@@ -372,7 +373,7 @@ async def _fill(
     async for item in records:
         if not inbox.size:
             arrivals[0] = now_ns()
-        put(item, len(item) if isinstance(item, Batch) else 1)
+        put(row_as_now(item), len(item) if isinstance(item, Batch) else 1)
         count += 1
         if inbox.paused:
             await room.wait()

@@ -14,7 +14,7 @@ import numpy as np
 from tidemill.column import Column, object_array
 from tidemill.schema import Kind
 
-__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value", "own_values"]
+__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value", "own_values", "row_as_now"]
 
 FIXED: Final = frozenset(
     {
@@ -53,6 +53,24 @@ def own_value(item: Any) -> Any:
 def fields_as_now(fields: Mapping[Any, Any]) -> dict[Any, Any]:
     """A dict of one's own, of values as they are now."""
     return {name: own_value(item) for name, item in fields.items()}
+
+
+def row_as_now(row: Any) -> Any:
+    """A dict as it is now; what is no dict is given back.
+
+    >>> row = {"value": 1.0}
+    >>> kept = row_as_now(row)
+    >>> row["value"] = 2.0
+    >>> kept
+    {'value': 1.0}
+    """
+    if type(row) is not dict:
+        return fields_as_now(row) if isinstance(row, dict) else row
+    kept = row.copy()
+    for item in kept.values():
+        if type(item) not in FIXED:
+            return fields_as_now(kept)
+    return kept
 
 
 def own_values(items: Iterable[Any]) -> list[Any]:
