@@ -20,9 +20,9 @@ from tidemill.testing import ListSink
 ROWS = [{"sensor": f"S{n % 2}", "time": n, "value": float(n), "tags": [n]} for n in range(12)]
 
 
-def in_batches(stage: Any, *cuts: int, rows: list[dict[str, Any]] = ROWS) -> list[dict[str, Any]]:
+def in_batches(stage: Any, *cuts: int, rows: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
     """As a lane works on them: columns alone, in batches that are read when all of them have been worked on."""
-    batch = with_roles(copy.deepcopy(rows), "sensor", "time", "UTC")
+    batch = with_roles(copy.deepcopy(ROWS) if rows is None else rows, "sensor", "time", "UTC")
     batch.origin = None
     trial = Trial(stage, keys_of(batch), records=len(batch), marks=marks_of(batch))
     return trial.feed_all(cut_at(batch, list(cuts))).batch.to_rows()
@@ -307,3 +307,39 @@ def test_functions_over_windows_may_return_their_own_buffer(monkeypatch: Any, to
     assert [(row["value_last_3"], row["value_first_3"]) for row in rows[4:]] == [(n, n - 4) for n in range(4, 12)]
     made = in_batches(tm.MapWindows(last, "value", 3, into="last"))
     assert [row["last"] for row in made] == list(range(12))
+
+
+# -- nested values of records ------------------------------------------------------------------------------
+
+
+def nesting(batch: Any) -> Any:
+    """Changes what it was given before it fails."""
+    for tags in batch["tags"]:
+        tags.append(-1)
+    if (batch["value"] == 7).any():
+        raise ValueError("as told")
+    return batch
+
+
+class Nesting:
+    def update_many(self, batch: tm.Batch) -> Any:
+        return {"tags": nesting(batch)["tags"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        pytest.param(tm.Map(lambda batch: {"tags": nesting(batch)["tags"]}), True, id="Map"),
+        pytest.param(tm.Map(lambda batch: {"n": nesting(batch)["value"]}), False, id="Map of others"),
+        pytest.param(tm.MapFrame(nesting), True, id="MapFrame"),
+        pytest.param(tm.Filter(lambda batch: nesting(batch)["value"] >= 0), False, id="Filter"),
+        pytest.param(tm.Keyed(Nesting), True, id="update_many"),
+    ],
+)
+def test_nested_values_are_the_functions_own(stage: Any, changed: bool) -> None:
+    """It may change them, and fail: what is called again gets them as they came, and what is not returned stays."""
+    rows = copy.deepcopy(ROWS)
+    made = in_batches(stage, rows=rows)
+    more = [-1] if changed else []
+    assert [row["tags"] for row in made] == [[n, *more] for n in range(12) if n != 7]
+    assert rows == ROWS, "the caller's own are left alone"

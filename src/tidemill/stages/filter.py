@@ -14,6 +14,7 @@ from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError, Stage, Step
 from tidemill.stages.expressions import Expression
 from tidemill.stages.functions import FunctionStage, as_mask
+from tidemill.stages.own_values import lent
 from tidemill.stages.state import StageState
 
 __all__ = ["Filter", "Select"]
@@ -66,7 +67,8 @@ class Filter(FunctionStage):
         return self.fn.names if isinstance(self.fn, Expression) else None
 
     def step(self, batch: Batch, state: StageState) -> Step:
-        mask = as_mask(self._call(batch), len(batch), self.name)
+        given = batch if isinstance(self.fn, Expression) else lent(batch)
+        mask = as_mask(self._call(given), len(batch), self.name)
         if mask.all():
             return Step(batch)
         kept = np.flatnonzero(mask)

@@ -29,7 +29,7 @@ from tidemill.stages.base import Stage
 from tidemill.stages.functions import made_column, shown_type
 from tidemill.stages.narrowing import encodable, rejected
 from tidemill.stages.objects import Full, Held, Objects
-from tidemill.stages.own_values import FIXED, fields_as_now, own_items
+from tidemill.stages.own_values import FIXED, fields_as_now, lent, own_items
 
 __all__ = ["BatchCalls", "Calls", "RecordCalls"]
 
@@ -319,6 +319,7 @@ class BatchCalls(Calls):
     def _piece(self, held: Held, places: NDArray[np.intp], given: Batch) -> _Piece:
         if self._calling is not None:
             self._calling()
+        given = lent(given)
         returned = held.call(given)  # type: ignore[misc] # it is ready
         if not isinstance(returned, Mapping):
             raise self._unfit(f"{shown_type(returned)} was returned in place of a dict of columns")
@@ -348,7 +349,7 @@ class BatchCalls(Calls):
         columns.update(made)
 
     def _again(self, slot: int, start: int) -> Iterable[Batch]:
-        return [piece.given for piece in self._pieces.get(slot, ()) if piece.places[0] >= start]
+        return [lent(self._seen.take(piece.places)) for piece in self._pieces.get(slot, ()) if piece.places[0] >= start]
 
     def _columns(self, kept: NDArray[np.intp]) -> Made | None:
         pieces = sorted(
@@ -359,7 +360,9 @@ class BatchCalls(Calls):
         names = dict.fromkeys(name for piece in pieces for name in piece.columns)
         for name in names.keys() & self._batch.columns.keys():
             own = self._batch.columns[name]
-            if all(piece.columns.get(name) in (None, piece.given.columns.get(name)) for piece in pieces):
+            if own.kind is not Kind.OBJECT and all(
+                piece.columns.get(name) in (None, piece.given.columns.get(name)) for piece in pieces
+            ):
                 for piece in pieces:
                     piece.columns.pop(name, None)
                 continue

@@ -15,7 +15,7 @@ from tidemill.stages.base import OnError
 from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.options import declared_kinds, names_of, whole_number
-from tidemill.stages.own_values import own_column
+from tidemill.stages.own_values import lent, own_column
 from tidemill.stages.state import StageState
 
 __all__ = ["ColumnsFunction", "Map", "MapFrame"]
@@ -95,7 +95,7 @@ class ColumnsFunction(FunctionStage):
 class Map(ColumnsFunction):
     """A function from a batch to new columns; one row out per record in.
 
-    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``) and returns a dict of arrays, lists,
+    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``, nested values copies) and returns a dict of arrays, lists,
                  Series (one of pandas is put back by its index where its rows moved), iterators or single values (one
                  value for all records), a DataFrame, a `Batch`, or, with ``into``, one array. Or a class: it is called
                  once per lane without arguments, and its object is the function
@@ -152,7 +152,7 @@ class Map(ColumnsFunction):
 
     def step(self, batch: Batch, state: StageState) -> Batch:
         seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
-        parts = [self._made(self._call(tile), tile) for tile in self._tiles(seen)]
+        parts = [self._made(self._call(tile), tile) for tile in self._tiles(lent(seen))]
         made = parts[0]
         if self.tile is not None:
             made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
@@ -211,10 +211,11 @@ class MapFrame(FunctionStage):
         self.frame: Library = frame or _annotated(fn)
 
     def step(self, batch: Batch, state: StageState) -> Batch:
-        result = self._call(frame_of_batch(batch, self.frame))
+        given = lent(batch)
+        result = self._call(frame_of_batch(given, self.frame))
         if not is_frame(result):
             raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a DataFrame is needed")
-        made = columns_of_frame(self.name, result, batch, {})
+        made = columns_of_frame(self.name, result, given, {})
         added = batch.with_columns(made)
         if list(added.columns) == list(made):
             return added

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from tidemill.batch import Batch
 from tidemill.column import Column, object_array
 from tidemill.schema import Kind
 
-__all__ = ["FIXED", "fields_as_now", "own_column", "own_items", "own_value", "own_values", "row_as_now"]
+__all__ = ["FIXED", "fields_as_now", "lent", "own_column", "own_items", "own_value", "own_values", "row_as_now"]
 
 FIXED: Final = frozenset(
     {
@@ -97,3 +98,13 @@ def own_column(column: Column) -> Column:
     if column.kind is Kind.OBJECT:
         values = object_array(own_values(values.tolist()))
     return Column(column.kind, values, tags=tags, texts=column.texts, exact=column.exact)
+
+
+def lent(batch: Batch) -> Batch:
+    """The batch for a user's function: nested values are copied, since it may change them and be called again."""
+    own = {}
+    for name, column in batch.columns.items():
+        if column.kind is Kind.OBJECT and not FIXED.issuperset(map(type, items := column.values.tolist())):
+            values = object_array(list(map(own_value, items)))
+            own[name] = Column(Kind.OBJECT, values, tags=column.tags, exact=column.exact)
+    return batch.with_columns(own) if own else batch
