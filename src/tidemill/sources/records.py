@@ -50,8 +50,8 @@ class Records(EdgedSource):
               is a recording, whose records alone tell the time
 
     Delivery: every item once, in the iterable's order, and as it was when it was given: a generator may yield one dict again
-    and again. A list or tuple goes on with state where the run stood, and its records' arrival is when the reading of it began; of 4,000 dicts in it, those rejected
-    come before the others. What came from another iterable is in the ingest log.
+    and again. A list or tuple goes on with state where the run stood, and its records' arrival is when the reading of it
+    began; of 4,000 dicts in it, those rejected come before the others. What came from another iterable is in the ingest log.
 
     >>> Records([{"sensor": "S1", "time": 0, "value": 20}]).peek()
     Schema(sensor: text, time: float, value: float)

@@ -95,10 +95,10 @@ class ColumnsFunction(FunctionStage):
 class Map(ColumnsFunction):
     """A function from a batch to new columns; one row out per record in.
 
-    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``, nested values copies) and returns a dict of arrays, lists,
-                 Series (one of pandas is put back by its index where its rows moved), iterators or single values (one
-                 value for all records), a DataFrame, a `Batch`, or, with ``into``, one array. Or a class: it is called
-                 once per lane without arguments, and its object is the function
+    ``fn``       gets a `Batch` (columns are read-only 1-D arrays of ``len(batch)``, nested values copies) and returns a
+                 dict of arrays, lists, Series (one of pandas is put back by its index where its rows moved), iterators
+                 or single values (one value for all records), a DataFrame, a `Batch`, or, with ``into``, one array. Or a
+                 class: it is called once per lane without arguments, and its object is the function
     ``columns``  the columns it sees; all by default
     ``adds``     the columns it adds and their kinds, such as ``{"feature": float}``; learned from its first batch
                  when not given

@@ -36,8 +36,8 @@ class MapWindows(ColumnsFunction):
                  not given
     ``into``     name of the column, for a function that returns one array
 
-    The arrays are read-only. How many rows one call has is not said: at most as many as eight megabytes of windows hold. What
-    is returned is taken at once: it may be memory that the next call writes to.
+    The arrays are read-only. What is returned is taken at once: it may be memory that the next call writes to. How many rows
+    one call has is not said: at most as many as eight megabytes of windows hold.
     So each row must be worked out by itself, along ``axis=1``, and then no value depends on batches, lanes or restarts.
     (A matrix product, ``windows @ weights``, gives a row other last bits in other company; ``(windows *
     weights).sum(axis=1)`` does not.)
