@@ -18,6 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from tidemill.batch import Batch
@@ -38,6 +39,7 @@ from tidemill.engine.oversight import Oversight
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
+from tidemill.engine.rehearsal import rehearsed
 from tidemill.engine.saving import Saving
 from tidemill.engine.state_readings import read_state
 from tidemill.engine.stopping import Stopping
@@ -460,13 +462,18 @@ class Attempt:
 
         plan, schemas, keeper = self.pipeline.plan, self.checked.schemas, self._keeper
         if keeper is None:
-            watch = FileWatch(plan, schemas, self._clock, change)
+            watch = FileWatch(plan, schemas, self._clock, change, opens=self.opens)
         else:
             stale = await asyncio.to_thread(keeper.stale, plan.stages)
-            watch = FileWatch(plan, schemas, self._clock, change, load=lambda: keeper.files.loader({}), stale=stale)
+            load = partial(keeper.files.loader, {})
+            watch = FileWatch(plan, schemas, self._clock, change, opens=self.opens, load=load, stale=stale)
         await self._ready.wait()
         self._file_watch = watch
         await watch.run()
+
+    async def opens(self, made: NewStage) -> None:
+        """Return when a stage of a new file was opened as lanes would open it; raises what they would fail with."""
+        await rehearsed(self.pipeline.plan.stages[made.stage], made.pickled, self._server)
 
     def look_at_files(self) -> None:
         """Now, and not at the next look of the watch."""

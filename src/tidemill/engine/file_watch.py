@@ -38,7 +38,8 @@ class FileWatch:
 
     ``plan`` is the plan before its tables were loaded, ``schemas`` what enters each stage and leaves the last.
     ``load`` gives the stages what is in their files, and ``stale`` are the stages whose files have changed since they were
-    made. ``change`` is given the new stage and returns how many inputs it comes behind.
+    made. ``opens`` raises what a lane would fail with; ``change`` is given the new stage and returns how many inputs it comes
+    behind.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class FileWatch:
         clock: Clock,
         change: Callable[[NewStage], Awaitable[int]],
         *,
+        opens: Callable[[NewStage], Awaitable[None]],
         load: Callable[[], Load] = lambda: FROM_DISK,
         stale: Collection[int] = (),
     ) -> None:
         self._schemas = schemas
         self._clock = clock
-        self._change = change
+        self._change, self._opens = change, opens
         self._stages = {number: stage for number, stage in enumerate(plan.stages) if stage.path is not None}
         self._load = load
         self._seen = {number: _stamp(stage) for number, stage in self._stages.items()}
@@ -95,9 +97,10 @@ class FileWatch:
         self._refused.discard(number)
         try:
             made = await asyncio.to_thread(self._made, number)
+            await self._opens(made)
         except TidemillError as error:
             told = "%s: the file has changed and cannot serve, so the old one stays in use: %s"
-            _log.error(told, stage.name, error, extra={"stage": stage.name})
+            _log.error(told, stage.name, str(error).removeprefix(f"{stage.name}: "), extra={"stage": stage.name})
             self._refused.add(number)
             return
         if await asyncio.to_thread(_stamp, stage) != now:

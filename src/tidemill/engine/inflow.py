@@ -13,7 +13,7 @@ from tidemill.core.watermark import BEGIN
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
 from tidemill.engine.reading import SourceReader
-from tidemill.errors import EngineError
+from tidemill.errors import EngineError, PlanError
 from tidemill.formats.entries import ControlEntry, RecordsEntry
 from tidemill.letters import AT_A_TIME, DeadLetter
 from tidemill.sources.base import Source
@@ -167,7 +167,7 @@ class Logged:
                 if entry.offset is not None:
                     offsets[entry.source] = entry.offset
             else:
-                position = self._perform(attempt, entry)
+                position = await self._perform(attempt, number, entry)
                 if (decided := self._decided.pop(number, None)) is not None and not decided.done():
                     decided.set_result(position)
             keeper.places.add(attempt.intake.entered, {"entry": number + 1, "offsets": dict(offsets)})
@@ -183,15 +183,12 @@ class Logged:
                 await attempt.outflow.room()
             attempt.refuse(*letters[start : start + AT_A_TIME])
 
-    def _perform(self, attempt: Attempt, entry: ControlEntry) -> int:
+    async def _perform(self, attempt: Attempt, number: int, entry: ControlEntry) -> int:
         match entry.what:
             case "tick":
                 return attempt.intake.decide(Tick(entry.value["mark"]))
             case "stage":
-                made = self._keeper.stage_of(attempt.checked, attempt.pipeline.plan, entry.value)
-                if made is None:
-                    told = "no stage of this plan reads %s, whose change the log holds; it is passed over"
-                    _log.warning(told, entry.value.get("path", "a file"))
+                made = await self._changed(attempt, entry, new=number in self._decided)
                 return attempt.intake.decide(made or Tick(BEGIN))  # its place in the input stays; nothing moves
             case "catch_up":
                 return attempt.intake.decide(CatchUp())
@@ -200,6 +197,23 @@ class Logged:
                 return attempt.intake.decide(End())
             case _:
                 raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
+
+    async def _changed(self, attempt: Attempt, entry: ControlEntry, *, new: bool) -> NewStage | None:
+        """The stage that the log tells of, which is ``new`` if this attempt has opened it just now; None to pass it over."""
+        keeper, told = self._keeper, entry.value
+        made = await asyncio.to_thread(keeper.stage_of, attempt.checked, attempt.pipeline.plan, told)
+        if made is None:
+            _log.warning(
+                "no stage of this plan reads %s, whose change the log holds; it is passed over",
+                told.get("path", "a file"),
+            )
+        elif not new:
+            try:
+                await attempt.opens(made)
+            except PlanError as error:
+                keeper.require_unused(attempt, told, error)
+                return None
+        return made
 
     def tick(self, attempt: Attempt, tick: Tick) -> None:
         if not self._journal.closed:

@@ -28,7 +28,7 @@ from tidemill.engine.saved_state import fill
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import Begun, StateFolder
 from tidemill.engine.tally import Tally
-from tidemill.errors import InputError
+from tidemill.errors import InputError, PlanError
 from tidemill.sinks.base import Keeping
 from tidemill.stages.base import Stage
 
@@ -82,6 +82,8 @@ class Keeper:
         """The files that the stages are made of, as they are when the attempt begins."""
         self._begun = folder.begun()
         """What the disk says of the beginning."""
+        self._begun_before = self._begun
+        """The same, as this start has found it."""
         self._begins: Begun | None = None
         """What it has to say before the next input."""
         self._beginning = threading.Lock()
@@ -217,6 +219,14 @@ class Keeper:
                 self.folder.begin(self._begins)
                 self._begun, self._begins = self._begins, None
 
+    def begun_nothing(self) -> None:
+        """No lane could work on what came in: what counts for it is what there was before, or else what the next start finds.
+        Blocks."""
+        with self._beginning:
+            if self._begun != self._begun_before:
+                self.folder.begin(self._begun_before)
+                self._begun = self._begun_before
+
     def begin_at(self, decided: Callable[[], Place]) -> Place:
         """The same for an inflow without a log: where its first input is, as the first start decided. Blocks."""
         if not self._begun.place:
@@ -251,7 +261,31 @@ class Keeper:
     @staticmethod
     def told_of(made: NewStage, stages: Sequence[Stage]) -> dict[str, Any]:
         """What the log is told: the plan that reads it may have other stages before this one."""
-        return {"path": stages[made.stage].path, "which": occurrence(stages, made.stage), "file": made.file}
+        which = occurrence(stages, made.stage)
+        return {"path": stages[made.stage].path, "which": which, "file": made.file, "opened": True}
+
+    def require_unused(self, attempt: Attempt, told: Mapping[str, Any], error: PlanError) -> None:
+        """The log tells of a kept file (`told_of`) that no lane can open, as ``error`` says.
+
+        Where none ever could, no input behind it has been worked on, and it may be passed over: that was logged before stages
+        were opened first. Raises `PlanError` where one could, or a sink has rows of inputs behind it.
+        """
+        place, path = self.folder.files / str(told["file"]), told.get("path", "a file")
+        position = attempt.intake.entered + 1
+        reached = max((outlet.resumed_at for outlet in attempt.outflow.outlets), default=0)
+        if told.get("opened") or reached > position:
+            raise PlanError(
+                f"{error} It is the {path} that counts from input {position:,} on, kept as {place}, and has been used. Start with "
+                "what could open it then, such as the library of that time, or start over with --fresh."
+            ) from error
+        _log.warning(
+            "%s was replaced at input %d by what cannot be opened, kept as %s; nothing was worked on with it, so it is passed over "
+            "and the one before stays in use: %s",
+            path,
+            position,
+            place,
+            error,
+        )
 
     def effective(self, stages: Sequence[Stage], changed: Mapping[int, str]) -> InEffect:
         """The files in effect when some stages were made anew since the attempt began."""

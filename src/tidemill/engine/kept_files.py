@@ -87,7 +87,10 @@ class KeptLoad(Load):
             raise InputError(str(error).replace(str(place), tried)) from error
 
     def file(self, path: str) -> tuple[str, bytes]:
-        return str(files.absolute(path)), FROM_DISK.file(str(self._place(path)))[1]
+        tried, known = files.absolute(path), bool(self._known.get(path))
+        place = self._place(path)
+        source = f"{tried}, as it was when it took effect and is kept in {place}" if known else str(tried)
+        return source, FROM_DISK.file(str(place))[1]
 
     def _place(self, path: str) -> Path:
         names = self._known.get(path)

@@ -168,6 +168,10 @@ class Run:
             try:
                 with responsive(), self._readings.loop_lag.measuring():
                     attempt = await self._tried(checked, keeper, letters)
+            except PlanError:
+                if keeper is not None and not self.started.is_set():
+                    await asyncio.to_thread(keeper.begun_nothing)
+                raise
             except OutsideError:
                 last = self._attempt
                 if self._stopping.asked.is_set() and last is not None and last.pipeline is self.pipeline:

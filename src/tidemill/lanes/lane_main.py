@@ -27,7 +27,7 @@ def main(control: socket.socket, memories: list[int]) -> None:
     parent = Control(control)
     worker = Worker(Shared.of(state), partial(write_at, copy), list(map(Shared.of, slabs)), parent.send)
     while (messages := parent.read()) is not None:
-        for message, _ in messages:
-            if not worker.handle(message):  # type: ignore[arg-type]
+        for message, payload in messages:
+            if not worker.handle(message, payload):  # type: ignore[arg-type]
                 sys.stderr.flush()
                 return

@@ -28,6 +28,7 @@ __all__ = [
     "Message",
     "Objects",
     "OpenSink",
+    "OpenStage",
     "Output",
     "Partly",
     "Quarantined",
@@ -74,6 +75,10 @@ class StageChanged(Message, frozen=True):
 
     stage: int
     pickled: bytes
+
+
+class OpenStage(Message, frozen=True):
+    """Open the stage that is pickled in the payload, answer `Ready`, and let it go: whether a lane could work with it."""
 
 
 class CopyState(Message, frozen=True):
@@ -158,7 +163,7 @@ class Stop(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The plan is loaded."""
+    """The plan is loaded, or the stage was opened."""
 
 
 class Output(msgspec.Struct, array_like=True, frozen=True):
@@ -366,6 +371,7 @@ ToLane = (
     | KindsFixed
     | Restore
     | StageChanged
+    | OpenStage
     | Work
     | Stop
     | CopyState

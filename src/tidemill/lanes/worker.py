@@ -20,6 +20,7 @@ from tidemill.core.chain import Chain
 from tidemill.core.outcome import Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
 from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.lanes.framing import Payload
 from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.platform import ProcessorQueue
 from tidemill.lanes.wire import (
@@ -33,6 +34,7 @@ from tidemill.lanes.wire import (
     Made,
     Message,
     Objects,
+    OpenStage,
     Output,
     Ready,
     Restore,
@@ -52,6 +54,7 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 __all__ = ["Worker", "pack_frame", "pack_made"]
 
 _WORD: Final = 8  # bytes
+_NOTHING: Final = bytearray()
 Copy = Callable[[int, memoryview], None]
 _NUMBER: Final = struct.Struct("=q")
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
@@ -77,7 +80,7 @@ class Worker:
         self._chain: Chain | None = None
         self._queue = ProcessorQueue()
 
-    def handle(self, message: ToLane) -> bool:
+    def handle(self, message: ToLane, payload: Payload = _NOTHING) -> bool:
         """Act on a message; False when it was the last."""
         try:
             match message:
@@ -91,6 +94,8 @@ class Worker:
                     self._restore(message.objects)
                 case StageChanged():
                     self._change(message)
+                case OpenStage():
+                    self._open(payload)
                 case CopyState():
                     self._copy_state(message)
                 case LoadPlan():
@@ -140,6 +145,15 @@ class Worker:
     def _change(self, message: StageChanged) -> None:
         assert self._chain is not None
         self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
+
+    def _open(self, pickled: Payload) -> None:
+        try:
+            pickle.loads(pickled).opened()  # noqa: S301 - our own parent's bytes
+        except (TidemillError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise PlanError(f"{type(error).__name__}: {error}") from error
+        self._send(Ready(), b"")
 
     def _copy_state(self, message: CopyState) -> None:
         """The word of it may be lost with this process: the copy itself says, last of all, that it is whole."""
