@@ -5,6 +5,7 @@ import os
 import sqlite3
 import threading
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,8 +13,8 @@ from onnx import TensorProto, helper
 from tests.engine.test_changed_tables import Plant, told
 
 import tidemill as tm
+from tidemill.engine.inflow import Logged
 from tidemill.engine.ingest_log import IngestLog
-from tidemill.engine.keeper import Keeper
 from tidemill.formats.entries import ControlEntry, decode_entry
 
 CANNOT_SERVE = "the file has changed and cannot serve, so the old one stays in use"
@@ -128,17 +129,23 @@ async def stopped_by(path, plant, state, monkeypatch):
     """A run of a version before, which a model that cannot be opened ends."""
     with monkeypatch.context() as patch:
         patch.setattr("tidemill.engine.attempt.rehearsed", unopened)
-        patch.setattr(Keeper, "told_of", _told_before(Keeper.told_of))
+        patch.setattr(Logged, "change", _changed_before)
         with pytest.raises(tm.PlanError, match="cannot run"):
-            async with plant.serve(state):
-                await plant.record()
-                put(path, "Neg", opset=99)
-                while True:
-                    await plant.looks(1)
+            await _given_what_cannot_be_opened(path, plant, state)
 
 
-def _told_before(told_of):
-    return staticmethod(lambda *given: {what: said for what, said in told_of(*given).items() if what != "opened"})
+async def _given_what_cannot_be_opened(path, plant, state):
+    async with plant.serve(state):
+        await plant.record()
+        put(path, "Neg", opset=99)
+        while True:
+            await plant.looks(1)
+
+
+async def _changed_before(self, attempt, made):
+    (told,) = self._keeper.told_of(made, attempt.pipeline.plan.stages)
+    self._journal.decide(ControlEntry("stage", told))
+    return await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("lanes", [0, 2])
@@ -203,7 +210,7 @@ class Late(tm.Model):
     """A model that is opened once an input is in the log."""
 
     def opened(self):
-        while not self.path or not os.path.exists(os.path.join(os.path.dirname(self.path), "state", "beginning.json")):
+        while not Path(self.path).with_name("state").joinpath("beginning.json").exists():
             os.sched_yield()
         return super().opened()
 

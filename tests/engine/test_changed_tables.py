@@ -361,3 +361,99 @@ async def test_copies_of_tables_that_nothing_needs_go_after_a_day(tmp_path):
                 await plant.looks(1)
         plant.source.feed.put_nowait(None)
     assert {place.name for place in kept.iterdir()} == {copy, new.name, "notes.txt"}
+
+
+def shared(path, t, p):
+    """One file for the two stages of `two`: baseline and scale of each."""
+    beside = path.with_suffix(".new")
+    beside.write_text(f"sensor,column,baseline,scale\n*,t,{t[0]},{t[1]}\n*,p,{p[0]},{p[1]}\n")
+    beside.replace(path)
+
+
+def two(path, lanes):
+    """Two calibrations by one file, which they name in two ways."""
+    other = path.parent / "." / ".." / path.parent.name / path.name
+    return Plant(
+        path, lanes, tm.Plan(tm.Calibrate(str(path), "t", "by_t"), tm.Calibrate(os.fspath(other), "p", "by_p"))
+    )
+
+
+async def fed_until(plant, ended):
+    """Records at each turn of the loop, so that many are on their way when anything is decided."""
+    while not ended():
+        plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
+        await plant.looks(1)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_all_stages_of_one_file_change_at_one_record(tmp_path, lanes, state, caplog):
+    """However many records are on their way: none has the new values of one stage and the old ones of the other."""
+    caplog.set_level("INFO", "tidemill")
+    path = tmp_path / "calibration.csv"
+    shared(path, (1, 1), (1, 1))
+    plant = two(path, lanes)
+    async with plant.serve(tm.State(tmp_path / "state", checkpoint_s=1) if state else False):
+        await plant.record(t=10.0, p=10.0)
+        shared(path, (3, 1), (3, 1))
+        feeding = asyncio.create_task(fed_until(plant, lambda: "counts from record" in caplog.text))
+        while not feeding.done():
+            plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
+            await asyncio.sleep(0)
+        assert (await plant.record(t=10.0, p=10.0))["by_t"] == 7
+        plant.source.feed.put_nowait(None)
+    assert {(row["by_t"], row["by_p"]) for row in plant.sink.rows} == {(9, 9), (7, 7)}
+    assert f"Calibrate('t'), Calibrate('p'): the new {path} counts from" in caplog.text
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_a_file_that_one_of_its_stages_refuses_changes_none(tmp_path, lanes, caplog):
+    """Whichever it is, and it is said."""
+    caplog.set_level("INFO", "tidemill")
+    path = tmp_path / "calibration.csv"
+    shared(path, (1, 1), (1, 1))
+    plant = two(path, lanes)
+    refused = "Calibrate('t'), Calibrate('p'): the file has changed and cannot serve, so the old one stays in use: "
+    async with plant.serve():
+        await plant.record(t=10.0, p=10.0)
+        for stage, t, p in (("t", (2, 0), (2, 1)), ("p", (2, 1), (2, 0))):
+            caplog.clear()
+            shared(path, t, p)
+            while f"{refused}Calibrate('{stage}'): " not in caplog.text:
+                await plant.looks(1)
+            row = await plant.record(t=10.0, p=10.0)
+            assert (row["by_t"], row["by_p"]) == (9, 9)
+        shared(path, (3, 1), (4, 1))
+        while f"the new {path} counts from" not in caplog.text:
+            await plant.looks(1)
+        row = await plant.record(t=10.0, p=10.0)
+        plant.source.feed.put_nowait(None)
+    assert (row["by_t"], row["by_p"]) == (7, 6)
+
+
+async def test_a_start_goes_on_with_what_all_stages_of_a_file_had_become(tmp_path, monkeypatch, caplog):
+    """The log tells of both in one entry; also where the plan that reads it has one of them alone, or one more before them."""
+    caplog.set_level("INFO", "tidemill")
+    path = tmp_path / "calibration.csv"
+    shared(path, (1, 1), (2, 1))
+    state = tm.State(tmp_path / "state", checkpoint_s=1)
+    plant = two(path, 0)
+    async with plant.serve(state):
+        await plant.record(t=10.0, p=10.0)
+        while newest(tmp_path / "state" / "checkpoints") is None:
+            await plant.looks(1)
+        monkeypatch.setattr(CheckpointStore, "write", lambda *_: 0)  # as if the run died before each other
+        shared(path, (3, 1), (4, 1))
+        while f"the new {path} counts from" not in caplog.text:
+            await plant.looks(1)
+        await plant.record(t=10.0, p=10.0)
+        plant.source.feed.put_nowait(None)
+    shared(path, (5, 1), (6, 1))
+    stages = plant.pipeline.plan.stages
+    for plan in (tm.Plan(*stages), tm.Plan(stages[1]), tm.Plan(tm.Filter("t > 0"), *stages)):
+        again = Plant(path, 0, plan)
+        again.source.feed.put_nowait(None)
+        async with again.serve(tm.State(tmp_path / "state", checkpoint_s=1, drop_state=True)):
+            pass
+        assert [row["by_p"] for row in again.sink.rows] == [6]
+        assert [row.get("by_t") for row in again.sink.rows] == [7 if stages[0] in plan.stages else None]

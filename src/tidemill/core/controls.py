@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tidemill.errors import EngineError
 
-__all__ = ["Barrier", "CatchUp", "Control", "Controls", "Decided", "End", "NewStage", "Tick"]
+__all__ = ["Barrier", "CatchUp", "Control", "Controls", "Decided", "End", "NewStage", "NewStages", "Tick"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class NewStage:
 
 
 @dataclass(frozen=True)
+class NewStages:
+    """A file has changed: all stages that are made of it become others at one place in the input."""
+
+    stages: tuple[NewStage, ...]
+
+
+@dataclass(frozen=True)
 class CatchUp:
     """There are no more records: the watermark goes on to the newest time."""
 
@@ -41,7 +48,7 @@ class End:
     """There are no more records: everything ends."""
 
 
-Decided = Tick | NewStage | CatchUp | End
+Decided = Tick | NewStages | CatchUp | End
 """A control record."""
 
 

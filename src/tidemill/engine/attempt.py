@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.batching import Batcher, Limits
-from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.core.controls import CatchUp, End, NewStage, NewStages, Tick
 from tidemill.core.keys import KeyTable
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.file_watch import FileWatch
@@ -78,8 +78,8 @@ class Inflow(Protocol):
         """Give it a place behind what came so far."""
         ...
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        """Give a new stage its place behind what came so far; its position, once it has it."""
+    async def change(self, attempt: Attempt, made: NewStages) -> int:
+        """Give new stages their place, which is one, behind what came so far; its position, once they have it."""
         ...
 
 
@@ -457,7 +457,7 @@ class Attempt:
     async def _watch_files(self) -> None:
         """Tables and models that are replaced while a live run goes on."""
 
-        async def change(made: NewStage) -> int:
+        async def change(made: NewStages) -> int:
             return await self._inflow.change(self, made)
 
         plan, schemas, keeper = self.pipeline.plan, self.checked.schemas, self._keeper

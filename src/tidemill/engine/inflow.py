@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tidemill.batch import Batch
-from tidemill.core.controls import CatchUp, End, NewStage, Tick
+from tidemill.core.controls import CatchUp, End, NewStages, Tick
 from tidemill.core.watermark import BEGIN
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
@@ -32,7 +32,7 @@ class _Decided:
     def tick(self, attempt: Attempt, tick: Tick) -> None:
         attempt.intake.decide(tick)
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
+    async def change(self, attempt: Attempt, made: NewStages) -> int:
         return attempt.intake.decide(made)
 
 
@@ -42,8 +42,9 @@ class _Undecided:
     def tick(self, attempt: Attempt, tick: Tick) -> None:
         raise EngineError(f"{tick} was decided for an input that is the same each time")
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
-        raise EngineError(f"stage {made.stage} was made anew for an input that is the same each time")
+    async def change(self, attempt: Attempt, made: NewStages) -> int:
+        numbers = ", ".join(str(one.stage) for one in made.stages)
+        raise EngineError(f"stage {numbers} was made anew for an input that is the same each time")
 
 
 class Direct(_Decided):
@@ -187,8 +188,11 @@ class Logged:
         match entry.what:
             case "tick":
                 return attempt.intake.decide(Tick(entry.value["mark"]))
-            case "stage":
-                made = await self._changed(attempt, entry, new=number in self._decided)
+            case "stages":
+                made = await self._changed(attempt, entry.value, opened=True, new=number in self._decided)
+                return attempt.intake.decide(made or Tick(BEGIN))  # its place in the input stays; nothing moves
+            case "stage":  # one of them, from a version that did not open it first
+                made = await self._changed(attempt, [entry.value], opened=False)
                 return attempt.intake.decide(made or Tick(BEGIN))  # its place in the input stays; nothing moves
             case "catch_up":
                 return attempt.intake.decide(CatchUp())
@@ -198,32 +202,33 @@ class Logged:
             case _:
                 raise EngineError(f"the ingest log has a control record {entry.what!r}, which nobody knows")
 
-    async def _changed(self, attempt: Attempt, entry: ControlEntry, *, new: bool) -> NewStage | None:
-        """The stage that the log tells of, which is ``new`` if this attempt has opened it just now; None to pass it over."""
-        keeper, told = self._keeper, entry.value
-        made = await asyncio.to_thread(keeper.stage_of, attempt.checked, attempt.pipeline.plan, told)
-        if made is None:
-            _log.warning(
-                "no stage of this plan reads %s, whose change the log holds; it is passed over",
-                told.get("path", "a file"),
-            )
-        elif not new:
+    async def _changed(
+        self, attempt: Attempt, told: Sequence[Mapping[str, Any]], *, opened: bool, new: bool = False
+    ) -> NewStages | None:
+        """The stages that the log tells of, which were ``opened`` before it was told, and ``new`` if that was just now; None to
+        pass them over."""
+        keeper, path = self._keeper, told[0].get("path", "a file")
+        made = await asyncio.to_thread(keeper.stages_of, attempt.checked, attempt.pipeline.plan, told)
+        if not made:
+            _log.warning("no stage of this plan reads %s, whose change the log holds; it is passed over", path)
+            return None
+        for one in () if new else made:
             try:
-                await attempt.opens(made)
+                await attempt.opens(one)
             except PlanError as error:
-                keeper.require_unused(attempt, told, error)
+                keeper.require_unused(attempt, one.file, path, error, opened=opened)
                 return None
-        return made
+        return NewStages(tuple(made))
 
     def tick(self, attempt: Attempt, tick: Tick) -> None:
         if not self._journal.closed:
             self._journal.decide(ControlEntry("tick", {"mark": tick.mark_ns}))
 
-    async def change(self, attempt: Attempt, made: NewStage) -> int:
+    async def change(self, attempt: Attempt, made: NewStages) -> int:
         decided: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self._journal.closed:
             return await decided  # the run ends before; the next start finds that the file has changed
         told = self._keeper.told_of(made, attempt.pipeline.plan.stages)
-        number = self._journal.decide(ControlEntry("stage", told))
+        number = self._journal.decide(ControlEntry("stages", told))
         self._decided[number] = decided
         return await decided

@@ -14,7 +14,7 @@ import cloudpickle
 import msgspec
 
 from tidemill.clock import Clock
-from tidemill.core.controls import NewStage
+from tidemill.core.controls import NewStage, NewStages
 from tidemill.core.plan import Plan
 from tidemill.core.resume import Matching, check_resume, identify, matched
 from tidemill.engine.checkpoint_store import Checkpoint, CheckpointStore
@@ -248,32 +248,36 @@ class Keeper:
         except InputError:
             return False  # there is nothing new that could serve
 
-    def stage_of(self, checked: Checked, plan: Plan, told: Mapping[str, Any]) -> NewStage | None:
-        """The stage made of a kept file, as another start decided (`told_of`); None if this plan has none that is made of it.
+    def stages_of(self, checked: Checked, plan: Plan, told: Sequence[Mapping[str, Any]]) -> list[NewStage]:
+        """The stages made of a kept file, as another start decided (`told_of`), without those that this plan does not have.
         Blocks."""
-        number = _stage_told(plan.stages, told)
-        if number is None:
-            return None
-        stage, name = plan.stages[number], str(told["file"])
-        made = stage.prepared(self.files.loader({str(stage.path): [name]})).settled(checked.schemas[number])
-        return NewStage(number, bytes(cloudpickle.dumps(made)), name)
+        stages = []
+        for one in told:
+            number, name = _stage_told(plan.stages, one), str(one["file"])
+            if number is not None:
+                stage = plan.stages[number]
+                made = stage.prepared(self.files.loader({str(stage.path): [name]})).settled(checked.schemas[number])
+                stages.append(NewStage(number, bytes(cloudpickle.dumps(made)), name))
+        return stages
 
     @staticmethod
-    def told_of(made: NewStage, stages: Sequence[Stage]) -> dict[str, Any]:
-        """What the log is told: the plan that reads it may have other stages before this one."""
-        which = occurrence(stages, made.stage)
-        return {"path": stages[made.stage].path, "which": which, "file": made.file, "opened": True}
+    def told_of(made: NewStages, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+        """What the log is told: the plan that reads it may have other stages before these."""
+        return [
+            {"path": stages[one.stage].path, "which": occurrence(stages, one.stage), "file": one.file}
+            for one in made.stages
+        ]
 
-    def require_unused(self, attempt: Attempt, told: Mapping[str, Any], error: PlanError) -> None:
-        """The log tells of a kept file (`told_of`) that no lane can open, as ``error`` says.
+    def require_unused(self, attempt: Attempt, file: str, path: str, error: PlanError, *, opened: bool) -> None:
+        """The log tells of a kept ``file`` that no lane can open, as ``error`` says.
 
         Where none ever could, no input behind it has been worked on, and it may be passed over: that was logged before stages
-        were opened first. Raises `PlanError` where one could, or a sink has rows of inputs behind it.
+        were ``opened`` first. Raises `PlanError` where one could, or a sink has rows of inputs behind it.
         """
-        place, path = self.folder.files / str(told["file"]), told.get("path", "a file")
+        place = self.folder.files / file
         position = attempt.intake.entered + 1
         reached = max((outlet.resumed_at for outlet in attempt.outflow.outlets), default=0)
-        if told.get("opened") or reached > position:
+        if opened or reached > position:
             raise PlanError(
                 f"{error} It is the {path} that counts from input {position:,} on, kept as {place}, and has been used. Start with "
                 "what could open it then, such as the library of that time, or start over with --fresh."

@@ -20,7 +20,7 @@ from tidemill.clock import Clock
 from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
-from tidemill.core.controls import Barrier, CatchUp, Control, Controls, Decided, End, NewStage, Tick
+from tidemill.core.controls import Barrier, CatchUp, Control, Controls, Decided, End, NewStages, Tick
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
@@ -369,7 +369,7 @@ class Mill:
 
     def _perform(self, intake: Intake, control: Decided) -> bool:
         """Let the control record that comes next take effect; False when it must wait for a slab."""
-        if isinstance(control, NewStage):
+        if isinstance(control, NewStages):
             self.handed_out = intake.take_decided()
             self._change(control)
             return True
@@ -390,14 +390,15 @@ class Mill:
         self._moved()
         return True
 
-    def _change(self, control: NewStage) -> None:
+    def _change(self, control: NewStages) -> None:
         opened = self.ledger.statistics().opened
         self._controls.forget(min(self._open, default=opened + 1))
-        self._controls.add(opened, control.stage, control.pickled)
-        if control.file:
-            self.files[control.stage] = control.file
-        for lane in self.lanes:
-            lane.send(StageChanged(control.stage, control.pickled))
+        for made in control.stages:
+            self._controls.add(opened, made.stage, made.pickled)
+            if made.file:
+                self.files[made.stage] = made.file
+            for lane in self.lanes:
+                lane.send(StageChanged(made.stage, made.pickled))
         self._moved()
 
     def tick(self) -> Tick | None:

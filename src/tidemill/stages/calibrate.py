@@ -54,7 +54,8 @@ class Calibrate(Stage):
     null for a record without a row.
 
     A live run watches the file of ``table``: a new one is read when it has stood still for two looks, a second apart, and takes
-    the place of the old behind one record; one that cannot serve is told of, and the old stays. A run over a recording
+    the place of the old behind one record; one that cannot serve is told of, and the old stays. Of stages with one file, all
+    change behind the same record, or, where one of them cannot be made of the new one, none. A run over a recording
     keeps what it began with.
 
     A missing reading gives NaN. Raises `InputError` when the table lacks a column (the expected header is in the
