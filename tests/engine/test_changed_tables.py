@@ -457,3 +457,30 @@ async def test_a_start_goes_on_with_what_all_stages_of_a_file_had_become(tmp_pat
             pass
         assert [row["by_p"] for row in again.sink.rows] == [6]
         assert [row.get("by_t") for row in again.sink.rows] == [7 if stages[0] in plan.stages else None]
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "a device"])
+async def test_what_can_be_read_for_ever_in_the_place_of_a_table_does_not_stop_the_watch(tmp_path, what, caplog):
+    """It is told of, while the run goes on and at its next start, and a table that takes its place counts."""
+    caplog.set_level("INFO", "tidemill")
+    path, state = tmp_path / "calibration.csv", tm.State(tmp_path / "state", checkpoint_s=1)
+    table(path, 1)
+    for start in (1, 2):
+        plant = Plant(path, 0)
+        async with plant.serve(state):
+            assert (await plant.record())["normalized"] == 9
+            if start == 1:
+                path.unlink()
+                if what == "a FIFO":
+                    os.mkfifo(path)
+                else:
+                    path.symlink_to("/dev/zero")
+                while f"{what} stands in the place of {path}" not in caplog.text:
+                    await plant.looks(1)
+            else:
+                path.unlink()
+                table(path, 4)
+                while f"the new {path} counts from" not in caplog.text:
+                    await plant.looks(1)
+                assert (await plant.record())["normalized"] == 6
+            plant.source.feed.put_nowait(None)

@@ -119,6 +119,12 @@ class FileWatch:
     async def _all_made(self, file: Path, names: str) -> NewStages | None:
         """All stages of the file as it is now, each of which a lane could open; None, and told, where one cannot serve."""
         made, load = [], self._load()
+        if what := await asyncio.to_thread(files.endless, file):
+            told = (
+                "%s: %s stands in the place of %s, which reading might never be through with; the old one stays in use"
+            )
+            _log.error(told, names, what, file, extra={"stage": names})
+            return None
         for number in self._files[file]:
             name = self._plan.stages[number].name
             try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import cloudpickle
 import msgspec
 
+from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.controls import NewStage, NewStages
 from tidemill.core.plan import Plan
@@ -243,6 +244,8 @@ class Keeper:
         }
 
     def _is_stale(self, path: str, which: int) -> bool:
+        if files.endless(path):
+            return False
         try:
             return self.files.keep(path) != self.in_effect[path][which]
         except InputError:

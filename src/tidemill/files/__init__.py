@@ -20,7 +20,7 @@ from tidemill.files.reading import (
     skip,
 )
 from tidemill.files.resting import RestingFile, may_be_open
-from tidemill.files.status import identity, is_readable_by_all, stamp
+from tidemill.files.status import endless, identity, is_readable_by_all, stamp
 from tidemill.files.tables import read_table
 from tidemill.files.whole import leftovers, why_not_whole, write_atomic, write_whole
 from tidemill.files.writing import append, open_write, publish, remove, sync, truncate, why
@@ -34,6 +34,7 @@ __all__ = [
     "absolute",
     "append",
     "cache_folder",
+    "endless",
     "ends_in_newline",
     "expand",
     "free_space",

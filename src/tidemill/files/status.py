@@ -7,7 +7,7 @@ import stat
 
 from tidemill.files.names import absolute
 
-__all__ = ["identity", "is_readable_by_all", "stamp"]
+__all__ = ["endless", "identity", "is_readable_by_all", "stamp"]
 
 
 def stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
@@ -27,6 +27,22 @@ def identity(path: str | os.PathLike[str]) -> object | None:
         return os.path.realpath(path)
     one = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
     return (status.st_dev, status.st_ino) if one else None
+
+
+def endless(path: str | os.PathLike[str]) -> str:
+    """What stands there if nobody knows whether reading it ends: "a FIFO", "a device", "a socket"; empty for files, folders, and
+    where nothing is.
+
+    >>> endless(os.devnull), endless(os.curdir)
+    ('a device', '')
+    """
+    try:
+        mode = os.stat(absolute(path)).st_mode  # noqa: PTH116 - as the other doors here
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def is_readable_by_all(path: str | os.PathLike[str]) -> bool:
