@@ -30,7 +30,7 @@ from tidemill.schema import Kind
 from tidemill.stages.base import GONE, Emitted, Entered, Stage, Step
 from tidemill.stages.narrowing import Piece, narrowed, rejected
 from tidemill.stages.object_states import ObjectStates
-from tidemill.stages.state import NOWHERE, StateMemory
+from tidemill.stages.state import NOWHERE, StateMemory, opening
 
 __all__ = ["Chain"]
 
@@ -51,9 +51,9 @@ class Chain:
     """
 
     def __init__(self, stages: Sequence[Stage], memory: StateMemory, now: Callable[[], int]) -> None:
-        self._stages = [stage.opened() for stage in stages]
         self._memory = memory
         self._now = now
+        self._stages = [self._opened(index, stage) for index, stage in enumerate(stages)]
         self._columns = MadeColumns(self._stages)
         self._keys: list[str] = []
         self.key_texts: NDArray[np.object_] = np.empty(0, object)
@@ -78,9 +78,18 @@ class Chain:
 
     def change(self, index: int, stage: Stage) -> None:
         """From the next batch on, ``stage`` in the place of number ``index``: one without a state of its own."""
-        opened = stage.opened()
+        opened = self._opened(index, stage)
         opened.admit(self._keys, 0)
         self._stages[index] = opened
+
+    def _opened(self, index: int, stage: Stage) -> Stage:
+        """The stage, opened; meanwhile the cursor says so, since a class of the user's may take its time."""
+        if not stage.runs_user_code:
+            return stage.opened()
+        self._memory.mark(opening(index), since_ns=self._now())
+        opened = stage.opened()
+        self._memory.mark(NOWHERE)
+        return opened
 
     def changed_objects(self) -> dict[int, ObjectStates]:
         """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""

@@ -251,9 +251,8 @@ class Attempt:
     async def _started_by(self, starting: asyncio.Task[None]) -> None:
         """A database that never answers must not keep a run from being stopped."""
         if await self.stopping.until({starting}):
-            raise OutsideError(
-                f"the lanes and sinks were not ready within the grace of {self.stopping.grace:g} s after the stop."
-            )
+            told = f"the lanes and sinks were not ready within the grace of {self.stopping.grace:g} s after the stop"
+            raise OutsideError(f"{told}: {opening} was being opened." if (opening := self.mill.opening) else f"{told}.")
         await starting
 
     async def _start(self) -> None:

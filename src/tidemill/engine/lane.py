@@ -92,11 +92,11 @@ class Lane:
         if self._channel is not None:
             self._channel.send(message)
 
-    def overdue(self, now_ns: int, deadlines_ns: list[int | None]) -> bool:
-        """Whether the function it is in has run for longer than its stage allows."""
+    def overdue(self, now_ns: int, deadlines_ns: list[int | None]) -> int | None:
+        """The stage whose function it is in, if that has run for longer than it may."""
         _, stage, _, since_ns = self.memory.cursor
         deadline = deadlines_ns[stage] if 0 <= stage < len(deadlines_ns) else None
-        return bool(since_ns) and deadline is not None and now_ns - since_ns > deadline
+        return stage if since_ns and deadline is not None and now_ns - since_ns > deadline else None
 
     @property
     def copied(self) -> int:
@@ -108,11 +108,13 @@ class Lane:
         self.state.close()
         self.copy.close()
 
-    def kill(self) -> None:
-        """Stop its process because a deadline passed."""
-        if self._channel is not None and self._killed is None:
-            self._killed = _Killed(*self.memory.cursor)
-            self._channel.kill()
+    def kill(self) -> bool:
+        """Stop its process because a deadline passed; whether that was not done before."""
+        if self._channel is None or self._killed is not None:
+            return False
+        self._killed = _Killed(*self.memory.cursor)
+        self._channel.kill()
+        return True
 
     def death(self, how: Exit, user_code: list[bool]) -> Death:
         """What is known of how its process ended."""

@@ -67,7 +67,11 @@ _NOBODY = np.empty(0, np.int32)
 _NO_TEXTS = np.empty(0, object)
 
 
-def _dies_again(lane: Lane, death: TooManyDeaths) -> Exception:
+def _dies_again(lane: Lane, death: TooManyDeaths, opened: str) -> Exception:
+    if opened and not death.from_outside:
+        return StageError(
+            f"{opened}: lane {lane.number} dies again and again ({death}) where it makes its object or loads its model."
+        )
     told = f"lane {lane.number} dies again and again ({death}), outside any function of yours"
     if death.from_outside:
         return OutsideError(
@@ -204,6 +208,11 @@ class Mill:
         return self.ledger.idle and (self._intake is None or self._intake.empty)
 
     @property
+    def opening(self) -> str:
+        """The stage that a lane is opening; empty while none does."""
+        return next(filter(None, map(self._work.stages.opened_by, self.lanes)), "")
+
+    @property
     def keys_seen(self) -> int:
         """Sensors so far."""
         return len(self._keys)
@@ -273,10 +282,11 @@ class Mill:
         now = self._clock.monotonic_ns()
         self._work.stages.watch(self.lanes, now)
         for lane in self.lanes:
-            if lane.overdue(now, self._deadlines):
-                told = "lane %d: a function passed its deadline and is stopped"
-                _log.warning(told, lane.number, extra={"lane": lane.number, "pid": lane.pid})
-                lane.kill()
+            if (number := lane.overdue(now, self._deadlines)) is not None and lane.kill():
+                stage = self._plan.stages[number]
+                told = "lane %d: a call of %s has passed its deadline of %g s and is stopped"
+                fields = {"lane": lane.number, "pid": lane.pid, "stage": stage.name}
+                _log.warning(told, lane.number, stage.name, stage.deadline_s, extra=fields)
 
     # -- out to the lanes ------------------------------------------------------------------------------------
 
@@ -540,6 +550,7 @@ class Mill:
             self.culprit = f"lane {lane.number}"
             self._fail(OutsideError(f"the process of lane {lane.number} {how}. {NO_ROOM}"))
             return
+        opened = self._work.stages.opened_by(lane)
         try:
             # Committed in the memory, but the word of it was lost with the process: its result came before, and holds.
             for number in sorted(lane.results):
@@ -553,7 +564,7 @@ class Mill:
             _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how, extra=fields)
             self.pump()
         except TooManyDeaths as death:
-            self._fail(_dies_again(lane, death))
+            self._fail(_dies_again(lane, death, opened))
         except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
             self._fail(error)
 

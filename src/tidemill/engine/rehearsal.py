@@ -8,6 +8,7 @@ every lane would fail on it. Whatever opening does, it does in a process that is
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import signal
 from typing import Final
@@ -26,6 +27,7 @@ __all__ = ["rehearsed"]
 
 LONGEST_S: Final = 120.0
 """Seconds that opening a stage may take before its file is taken for one that cannot serve."""
+_log = logging.getLogger("tidemill")
 
 
 async def rehearsed(stage: Stage, pickled: bytes, server: ForkServer | None) -> None:
@@ -37,11 +39,15 @@ async def rehearsed(stage: Stage, pickled: bytes, server: ForkServer | None) -> 
     """
     if not stage.runs_user_code:
         return
+    told = "%s: opening what is made of its new file has taken more than %g s and goes on; the old one stays in use"
+    later = asyncio.get_running_loop().call_later(stage.budget_s, _log.warning, told, stage.name, stage.budget_s)
     try:
         async with asyncio.timeout(LONGEST_S):
             await (asyncio.to_thread(_opened, pickled) if server is None else _opened_by(server, stage, pickled))
     except TimeoutError:
         raise OutsideError(f"{stage.name}: opening it took more than {LONGEST_S:g} s.") from None
+    finally:
+        later.cancel()
 
 
 def _opened(pickled: bytes) -> None:

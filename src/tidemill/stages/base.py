@@ -100,8 +100,12 @@ class Entered:
     of it. It may be called again, on other parts, until the next records enter."""
 
 
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0
+_LONGEST_S: Final = 1e9
+
+
+def _is_seconds(value: Any) -> bool:
+    """Up to 30 years, which can still be counted in nanoseconds."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= _LONGEST_S
 
 
 class Stage(abc.ABC):
@@ -116,7 +120,9 @@ class Stage(abc.ABC):
                     that ends the lane's process, or passes ``deadline_s``, is set aside before the stage: it is a dead
                     letter with ``"nan"`` too
     ``deadline_s``  seconds one call of the user's function may take before its lane is replaced; None for no limit. With
-                    ``lanes=0`` and in `Plan.apply` there is no lane to replace: nothing can stop a function there
+                    ``lanes=0`` and in `Plan.apply` there is no lane to replace: nothing can stop a function there. Making
+                    the object of a class, or loading a model, has none: another lane would only begin with it again, and there is
+                    no record to go on without
     """
 
     changes_columns: ClassVar[bool] = True
@@ -172,7 +178,8 @@ class Stage(abc.ABC):
             raise PlanError(f'on_error={on_error!r} is not one of "dead_letter", "nan", "stop".')
         if deadline_s is not None and not _is_seconds(deadline_s):
             raise PlanError(
-                f"{name or type(self).__name__}: deadline_s={deadline_s!r} must be a number of seconds, more than 0."
+                f"{name or type(self).__name__}: deadline_s={deadline_s!r} must be a number of seconds, more than 0 and at most "
+                f"{_LONGEST_S:g}; leave it out for no deadline."
             )
         self._name = name
         self.on_error: OnError = on_error
@@ -189,13 +196,16 @@ class Stage(abc.ABC):
 
     def within(self, budget_s: float) -> Self:
         """This stage with another time budget, in seconds (10 by default): a call that takes longer is told of, while it goes
-        on, and counted as ``over_budget``; neither with ``lanes=0``, where it holds the run itself. To have it stopped,
+        on, and counted as ``over_budget``, and so is making the object of a class in a lane, or loading a model; neither with
+        ``lanes=0``, where it holds the run itself. To have a call stopped,
         and its record in the dead letters, there is ``deadline_s``.
 
         Raises `PlanError` unless it is more than 0 seconds.
         """
         if not _is_seconds(budget_s):
-            raise PlanError(f"{self.name}: within({budget_s!r}) must be a number of seconds, more than 0.")
+            raise PlanError(
+                f"{self.name}: within({budget_s!r}) must be a number of seconds, more than 0 and at most {_LONGEST_S:g}."
+            )
         made = copy.copy(self)
         made.budget_s = budget_s
         return made

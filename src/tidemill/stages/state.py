@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from tidemill.errors import EngineError
 
-__all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory"]
+__all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory", "opening"]
 
 _HEADER_BYTES: Final = 4096  # one page
 _OPEN, _COMMITTED, _UNDO_TAIL, _CURSOR_STAGE, _CURSOR_ROW, _CURSOR_SINCE = range(6)
@@ -37,6 +37,16 @@ _ENTRY: Final = struct.Struct("=4q")  # field, entries, cellwise, bytes of the w
 _INT32: Final = np.dtype(np.int32)
 NOWHERE: Final = -1
 """The crash cursor's stage and row while no stage, or no single row, is being worked on."""
+
+
+def opening(stage: int) -> int:
+    """The crash cursor's stage while that of this number is opened, and of such a cursor the number: below 0 in any case, since
+    no record is to blame there, nor has it a deadline.
+
+    >>> opening(0), opening(opening(3))
+    (-2, 3)
+    """
+    return NOWHERE - 1 - stage
 
 
 @dataclass(frozen=True)
