@@ -103,9 +103,12 @@ class Entered:
 _LONGEST_S: Final = 1e9
 
 
-def _is_seconds(value: Any) -> bool:
+def _is_seconds(value: object) -> bool:
     """Up to 30 years, which can still be counted in nanoseconds."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= _LONGEST_S
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= _LONGEST_S
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 class Stage(abc.ABC):
