@@ -111,6 +111,27 @@ def test_weights_in_another_file_are_told(tmp_path):
         read_signature((tmp_path / "m.onnx").read_bytes(), "m.onnx")
 
 
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (
+            (TensorProto.BFLOAT16, FLOAT),
+            r"the model's input x: bfloat16 \(rows, 1\); export the model so that it takes float32",
+        ),
+        (
+            (FLOAT, TensorProto.BFLOAT16),
+            r"the model's output y: bfloat16 \(rows, 1\); export the model so that it gives float32",
+        ),
+        ((FLOAT, TensorProto.COMPLEX64), r"output y: complex64 \(rows, 1\)"),
+    ],
+)
+def test_a_type_that_numpy_does_not_have_is_named(kinds, words):
+    """With what to export instead."""
+    model = made([("Cast", ["x"], ["y"])], [("x", kinds[0], ("n", 1))], [("y", kinds[1], ("n", 1))], to=kinds[1])
+    with pytest.raises(PlanError, match=words):
+        tm.Model(model, ["value"], ["y"])
+
+
 # -- the numbers -------------------------------------------------------------------------------------------
 
 
@@ -326,15 +347,15 @@ def test_what_is_no_integer_costs_its_record_alone(value):
     ("inputs", "outputs", "culprit"),
     [
         (["a", "b", "c"], ["y"], r"input x: float32 \(rows, 2\) does not take 3 columns \(a, b, c\)"),
-        ("a", ["y"], r"does not take 1 columns \(a\)"),
+        ("a", ["y"], r"does not take 1 column \(a\)"),
         ({"z": ["a", "b"]}, ["y"], r"has no input 'z'; its inputs are x: float32 \(rows, 2\)"),
         ({}, ["y"], "inputs names no column"),
         ([], ["y"], "inputs names no column"),
         ([1, 2], ["y"], "inputs needs names of columns, or a dict of them; it was given 1"),
-        (["a", "b"], ["y"], r"names 1 columns \(y\) for what the model gives: y: float32 \(rows, 2\)\. Name as many"),
+        (["a", "b"], ["y"], r"names 1 column \(y\) for what the model gives: y: float32 \(rows, 2\)\. Name as many"),
         (["a", "b"], ["y", "y"], "outputs names the column 'y' twice"),
         (["a", "b"], {"score": "s"}, r"has no output 'score'; its outputs are y: float32 \(rows, 2\)"),
-        (["a", "b"], {"y": "s"}, r"names 1 columns \(s\) for the model's output y: float32 \(rows, 2\)"),
+        (["a", "b"], {"y": "s"}, r"names 1 column \(s\) for the model's output y: float32 \(rows, 2\)"),
     ],
 )
 def test_a_model_that_does_not_match_is_refused(inputs, outputs, culprit):
@@ -352,9 +373,9 @@ def test_a_model_that_does_not_match_is_refused(inputs, outputs, culprit):
             ["y", "z"],
             "numbers cannot be put into the model's input x: string",
         ),
-        (identity(kind=TensorProto.COMPLEX64), ["a", "b"], ["y", "z"], "input x: no tensor of numbers"),
-        (identity((), ()), "a", "y", "does not take 1 columns"),
-        (identity(("n", None, None), None), ["a"], ["y"], "does not take 1 columns"),
+        (identity(kind=TensorProto.COMPLEX64), ["a", "b"], ["y", "z"], "input x: complex64"),
+        (identity((), ()), "a", "y", "does not take 1 column"),
+        (identity(("n", None, None), None), ["a"], ["y"], "does not take 1 column"),
         (identity((4, 2), ("n", 2)), ["a", "b"], ["y", "z"], "made for batches of 4 records, and tile=2"),
         (identity((4, 2), (1, 2)), ["a", "b"], ["y", "z"], "made for batches of 1 and of 4 records"),
         (identity(shape_out=()), ["a", "b"], ["y"], r"for the model's output y: float32 \(\)"),

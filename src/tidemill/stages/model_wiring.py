@@ -14,6 +14,7 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
+from tidemill.printable import counted
 from tidemill.schema import Field, Kind
 from tidemill.stages.functions import shown_type
 from tidemill.stages.numbers import numbers_of
@@ -194,11 +195,14 @@ def _require_known(names: Mapping[str, Any], tensors: Sequence[Tensor], word: st
 
 def _feed(tensor: Tensor, columns: tuple[str, ...], stage: str) -> Feed:
     if tensor.dtype not in _NUMBERS:
-        raise PlanError(f"{stage}: columns of numbers cannot be put into the model's input {tensor}.")
+        raise PlanError(
+            f"{stage}: columns of numbers cannot be put into the model's input {tensor}; export the model so that it takes "
+            "float32, float64, integers or bools."
+        )
     shape = _record_shape(tensor, len(columns))
     if shape is None:
         raise PlanError(
-            f"{stage}: the model's input {tensor} does not take {len(columns)} columns ({', '.join(columns)})."
+            f"{stage}: the model's input {tensor} does not take {counted(len(columns), 'column')} ({', '.join(columns)})."
         )
     return Feed(tensor.name, columns, np.dtype(tensor.dtype), shape)
 
@@ -232,7 +236,7 @@ def _outputs(tensors: Sequence[Tensor], outputs: Names, stage: str) -> list[tupl
         widths = [left if width is None else width for width in widths]
     else:
         raise PlanError(
-            f"{stage}: outputs= names {len(outputs)} columns ({', '.join(outputs)}) for what the model gives: "
+            f"{stage}: outputs= names {counted(len(outputs), 'column')} ({', '.join(outputs)}) for what the model gives: "
             f'{_told(tensors)}. Name as many, or say which you want: outputs={{"output": ["column", ...]}}.'
         )
     names = iter(outputs)
@@ -254,10 +258,15 @@ def _found(tensor: Tensor, columns: tuple[str, ...], stage: str) -> Found:
             f"{stage}: the model's output {tensor.name!r} is a sequence or a map, which no columns can be made of; "
             "export the model so that it gives tensors (zipmap=False with skl2onnx), or name other outputs."
         )
+    if tensor.dtype not in _NUMBERS and tensor.dtype != "string":
+        raise PlanError(
+            f"{stage}: no column can be made of the model's output {tensor}; export the model so that it gives float32 or float64, "
+            "or name other outputs."
+        )
     width = _width(tensor)
     if tensor.shape == () or (width is not None and width != len(columns)):
         raise PlanError(
-            f"{stage}: outputs= names {len(columns)} columns ({', '.join(columns)}) for the model's output {tensor}."
+            f"{stage}: outputs= names {counted(len(columns), 'column')} ({', '.join(columns)}) for the model's output {tensor}."
         )
     kind = {"string": Kind.TEXT, "bool": Kind.BOOL}.get(tensor.dtype, Kind.FLOAT)
     shape = None if width is None or kind is Kind.TEXT else tuple(size or 1 for size in (tensor.shape or ())[1:])

@@ -29,8 +29,18 @@ _ELEMENTS: Final = {
     11: "float64",
     12: "uint32",
     13: "uint64",
+    14: "complex64",
+    15: "complex128",
+    16: "bfloat16",
+    17: "float8e4m3fn",
+    18: "float8e4m3fnuz",
+    19: "float8e5m2",
+    20: "float8e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4e2m1",
 }
-"""Types of elements; the rest are complex numbers and short floats of accelerators."""
+"""Types of elements."""
 _EXTERNAL: Final = 1  # TensorProto.DataLocation
 
 
@@ -40,13 +50,13 @@ class Tensor:
 
     name: str
     dtype: str | None
-    """As NumPy names it, ``"string"`` for text; None for what is no tensor, or of a type that NumPy does not have."""
+    """As NumPy names it, ``"string"`` for text, and as ONNX does what NumPy does not have; None for what is no tensor."""
     shape: tuple[int | None, ...] | None
     """None in it stands for a dimension that is free; None instead of it says nothing of the shape."""
 
     def __str__(self) -> str:
         if self.dtype is None:
-            return f"{self.name}: no tensor of numbers"
+            return f"{self.name}: no tensor"
         if self.shape is None:
             return f"{self.name}: {self.dtype}"
         shown = ", ".join("rows" if place == 0 and n is None else str(n or "any") for place, n in enumerate(self.shape))
@@ -115,7 +125,7 @@ def _type(described: memoryview) -> tuple[str | None, tuple[int | None, ...] | N
     dtype, shape = None, None
     for field, value in _fields(described):
         if field == 1:
-            dtype = _ELEMENTS.get(value) if isinstance(value, int) else None
+            dtype = _ELEMENTS.get(value, f"type {value}") if isinstance(value, int) else None
         elif field == 2:
             shape = tuple(_size(_message(dimension)) for number, dimension in _fields(_message(value)) if number == 1)
     return dtype, shape
