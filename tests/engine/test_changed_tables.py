@@ -378,13 +378,6 @@ def two(path, lanes):
     )
 
 
-async def fed_until(plant, ended):
-    """Records at each turn of the loop, so that many are on their way when anything is decided."""
-    while not ended():
-        plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
-        await plant.looks(1)
-
-
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("lanes", [0, 2])
 async def test_all_stages_of_one_file_change_at_one_record(tmp_path, lanes, state, caplog):
@@ -396,13 +389,15 @@ async def test_all_stages_of_one_file_change_at_one_record(tmp_path, lanes, stat
     async with plant.serve(tm.State(tmp_path / "state", checkpoint_s=1) if state else False):
         await plant.record(t=10.0, p=10.0)
         shared(path, (3, 1), (3, 1))
-        feeding = asyncio.create_task(fed_until(plant, lambda: "counts from record" in caplog.text))
-        while not feeding.done():
-            plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
-            await asyncio.sleep(0)
-        assert (await plant.record(t=10.0, p=10.0))["by_t"] == 7
+        while f"the new {path} counts from record" not in caplog.text:
+            looking = asyncio.create_task(plant.looks(1))
+            while not looking.done():
+                plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
+                await asyncio.sleep(0)
+        plant.source.feed.put_nowait({"sensor": "S1", "time": 0, "t": 10.0, "p": 10.0})
         plant.source.feed.put_nowait(None)
     assert {(row["by_t"], row["by_p"]) for row in plant.sink.rows} == {(9, 9), (7, 7)}
+    assert plant.sink.rows[-1]["by_t"] == 7
     assert f"Calibrate('t'), Calibrate('p'): the new {path} counts from" in caplog.text
 
 

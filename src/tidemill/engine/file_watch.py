@@ -14,14 +14,13 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-import cloudpickle
-
 from tidemill import files
 from tidemill.clock import Clock
 from tidemill.core.controls import NewStage, NewStages
 from tidemill.core.plan import Plan
 from tidemill.engine.kept_files import KeptLoad
 from tidemill.engine.plan import FROM_DISK
+from tidemill.engine.sendable import sent_stage
 from tidemill.errors import PlanError, TidemillError
 from tidemill.first_of import first_of
 from tidemill.schema import Schema
@@ -145,4 +144,4 @@ class FileWatch:
         if bound != leaving:
             raise PlanError(f"its columns would be {bound}; in this run they are {leaving}.")
         file = load.in_effect[str(made.path)][-1] if isinstance(load, KeptLoad) else ""
-        return NewStage(number, bytes(cloudpickle.dumps(made)), file)
+        return NewStage(number, sent_stage(made), file)

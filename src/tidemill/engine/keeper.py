@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import cloudpickle
 import msgspec
 
 from tidemill import files
@@ -26,6 +25,7 @@ from tidemill.engine.kept_files import InEffect, KeptFiles, occurrence
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_facts import SavedFacts, facts_of
 from tidemill.engine.saved_state import fill
+from tidemill.engine.sendable import sent_stage
 from tidemill.engine.state import State
 from tidemill.engine.state_folder import Begun, StateFolder
 from tidemill.engine.tally import Tally
@@ -260,7 +260,7 @@ class Keeper:
             if number is not None:
                 stage = plan.stages[number]
                 made = stage.prepared(self.files.loader({str(stage.path): [name]})).settled(checked.schemas[number])
-                stages.append(NewStage(number, bytes(cloudpickle.dumps(made)), name))
+                stages.append(NewStage(number, sent_stage(made), name))
         return stages
 
     @staticmethod

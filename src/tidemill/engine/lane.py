@@ -12,7 +12,7 @@ from tidemill.core.blame import Blame, Cursor, Death
 from tidemill.engine.kept_objects import KeptObjects
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.fork_client import PATIENCE_S, ForkServer
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Part, Payload
 from tidemill.lanes.inline import InlineLane
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import FromLane, Message, Result
@@ -28,7 +28,7 @@ millisecond for 25 ms (decision 57)."""
 class _Channel(Protocol):
     pid: int | None
 
-    def send(self, message: Any) -> None: ...
+    def send(self, message: Any, payload: Part = b"") -> None: ...
     def kill(self) -> None: ...
 
 
@@ -87,10 +87,10 @@ class Lane:
         self.ready = False
         self.results.clear()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, payload: Part = b"") -> None:
         """To its process; what is sent while there is none is owed to the next."""
         if self._channel is not None:
-            self._channel.send(message)
+            self._channel.send(message, payload)
 
     def overdue(self, now_ns: int, deadlines_ns: list[int | None]) -> int | None:
         """The stage whose function it is in, if that has run for longer than it may."""

@@ -408,7 +408,7 @@ class Mill:
             if made.file:
                 self.files[made.stage] = made.file
             for lane in self.lanes:
-                lane.send(StageChanged(made.stage, made.pickled))
+                lane.send(StageChanged(made.stage), made.pickled)
         self._moved()
 
     def tick(self) -> Tick | None:
@@ -585,7 +585,7 @@ class Mill:
         for step in self._controls.among(self.ledger.owed(lane.number)):
             match step:
                 case Control():
-                    lane.send(StageChanged(step.stage, step.pickled))
+                    lane.send(StageChanged(step.stage), step.pickled)
                 case Barrier():
                     self.barriers.send(lane)
                 case _:

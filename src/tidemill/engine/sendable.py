@@ -12,7 +12,7 @@ from tidemill.lanes.culprits import describe, first_culprit
 from tidemill.sinks.base import Sink
 from tidemill.stages.base import Stage
 
-__all__ = ["sent_sink", "sent_stages"]
+__all__ = ["sent_sink", "sent_stage", "sent_stages"]
 
 
 def sent_stages(stages: Sequence[Stage], layout: Any = None) -> bytes:
@@ -21,6 +21,24 @@ def sent_stages(stages: Sequence[Stage], layout: Any = None) -> bytes:
         return bytes(cloudpickle.dumps((stages, layout)))
     except BaseException as error:
         raise _unsendable(error, {stage.name: stage for stage in stages}, "a lane") from error
+
+
+def sent_stage(stage: Stage) -> bytes:
+    """The same of one stage, for a thread beside the loop: a model is written in one piece, which is then copied without holding
+    the interpreter's lock, as a pickle that grows in memory would for as long as it takes."""
+    parts = _Parts()
+    try:
+        cloudpickle.Pickler(parts).dump(stage)
+    except BaseException as error:
+        raise _unsendable(error, {stage.name: stage}, "a lane") from error
+    return b"".join(parts)
+
+
+class _Parts(list[bytes]):
+    """A file of a pickler's: what is large is handed over as it is."""
+
+    def write(self, part: bytes) -> None:
+        self.append(part)
 
 
 def sent_sink(sink: Sink) -> bytes:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tidemill.lanes.framing import Payload
+from tidemill.lanes.framing import Part, Payload
 from tidemill.lanes.wire import FromLane, Message, ToLane
 from tidemill.lanes.worker import Worker
 
@@ -34,14 +34,14 @@ class InlineLane:
             copy[at : at + len(part)] = part
 
         self._received = received
-        self._waiting: deque[ToLane] = deque()
+        self._waiting: deque[tuple[ToLane, Payload]] = deque()
         self._scheduled = False
         self._worker = Worker(state, put, slabs, self._reply, replaceable=tells_objects)
         self.pid: int | None = None
 
-    def send(self, message: ToLane) -> None:
+    def send(self, message: ToLane, payload: Part = b"") -> None:
         """Work on it at the loop's next turn, so that replies never come from inside ``send``."""
-        self._waiting.append(message)
+        self._waiting.append((message, memoryview(payload)))
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
@@ -50,11 +50,11 @@ class InlineLane:
         self._scheduled = False
         if not self._waiting:
             return
-        message = self._waiting.popleft()
+        message, payload = self._waiting.popleft()
         if self._waiting:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
-        self._worker.handle(message)
+        self._worker.handle(message, payload)
 
     def _reply(self, message: Message, payload: bytes | Payload) -> None:
         self._received(message, bytes(payload))  # type: ignore[arg-type]

@@ -71,10 +71,9 @@ class Admit(Message, frozen=True):
 
 
 class StageChanged(Message, frozen=True):
-    """From here on, this pickled stage in the place of number ``stage``: a new table, a new model."""
+    """From here on, the stage that is pickled in the payload in the place of number ``stage``: a new table, a new model."""
 
     stage: int
-    pickled: bytes
 
 
 class OpenStage(Message, frozen=True):

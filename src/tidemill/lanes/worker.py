@@ -93,7 +93,7 @@ class Worker:
                 case Restore():
                     self._restore(message.objects)
                 case StageChanged():
-                    self._change(message)
+                    self._change(message, payload)
                 case OpenStage():
                     self._open(payload)
                 case CopyState():
@@ -142,9 +142,9 @@ class Worker:
         assert self._chain is not None
         self._chain.hold_objects(objects.stage, received_states(objects))
 
-    def _change(self, message: StageChanged) -> None:
+    def _change(self, message: StageChanged, pickled: Payload) -> None:
         assert self._chain is not None
-        self._chain.change(message.stage, pickle.loads(message.pickled))  # noqa: S301 - our own parent's bytes
+        self._chain.change(message.stage, pickle.loads(pickled))  # noqa: S301 - our own parent's bytes
 
     def _open(self, pickled: Payload) -> None:
         try:
