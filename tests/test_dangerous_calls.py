@@ -69,6 +69,8 @@ ALLOWED = {
     "lanes.sink_main:_handle": {"pickle.loads"},
     "lanes.worker:_load": {"pickle.loads"},
     "lanes.worker:_change": {"pickle.loads"},
+    "lanes.worker:_open": {"pickle.loads"},
+    "engine.rehearsal:_opened": {"pickle.loads"},
     # The same, or out of a checkpoint: in a folder that is refused when others may write to it.
     "stages.object_states:_loaded": {"pickle.loads"},
     "stages.object_states:_of_attributes": {"pickle.loads"},
