@@ -54,6 +54,7 @@ ALLOWED = {
     "rows:_writer": {"builtins.eval"},
     # What this process has pickled itself, a moment ago.
     "engine.lent:called": {"cloudpickle.loads"},
+    "engine.rehearsal:_opened": {"pickle.loads"},
     "lanes.call_codec:_dumped": {"pickle.loads"},
     "testing.laws:is_picklable": {"pickle.loads"},
     "testing.laws:state_is_restored": {"pickle.loads"},
@@ -70,7 +71,6 @@ ALLOWED = {
     "lanes.worker:_load": {"pickle.loads"},
     "lanes.worker:_change": {"pickle.loads"},
     "lanes.worker:_open": {"pickle.loads"},
-    "engine.rehearsal:_opened": {"pickle.loads"},
     # The same, or out of a checkpoint: in a folder that is refused when others may write to it.
     "stages.object_states:_loaded": {"pickle.loads"},
     "stages.object_states:_of_attributes": {"pickle.loads"},
