@@ -75,3 +75,41 @@ def test_a_reason_that_names_its_stage_is_not_told_twice():
         tm.StageError, match=r"^record 0: Rolling\('value', 3\) returned one value of 'top' for all windows"
     ):
         plan.apply(ROWS)
+
+
+def spread(windows):
+    return windows.max(axis=1) - windows.min(axis=1)
+
+
+BEHIND = {
+    "count": tm.Rolling("value", window=5, stats=["mean", "slope"]),
+    "time": tm.Rolling("value", window="10min", stats=["mean", "count"]),
+    "function": tm.Rolling("value", window="10min", stats=["mean", spread]),
+    "windows": tm.MapWindows(spread, "value", 5, into="spread"),
+    "ewm": tm.Ewm("value", span=5),
+    "lag": tm.Lag("value", 7),
+    "stuck": tm.Stuck("value", 3),
+    "dedup": tm.Dedup(within="2h"),
+}
+HOURLY = [{"sensor": f"S{n % 2}", "time": 3600.0 * (n // 2), "value": float(n * 7 % 11)} for n in range(20)]
+
+
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
+def test_rows_that_stages_make_go_through_the_stages_behind_in_parts(behind, told, monkeypatch):
+    """However many rows are made of a record, a stage behind is given them as a lane has room, and makes the same of them."""
+    plan = tm.Plan(tm.Resample("value", every="1min", max_gap="2h"), behind)
+    parts = plan.apply(HOURLY)
+    assert len(parts) > 0
+    monkeypatch.setattr(applied, "_RECORDS_AT_ONCE", 32_768)
+    assert told(parts) == told(plan.apply(HOURLY)) == told(ran(plan, HOURLY))
+
+
+def test_any_number_of_rows_is_made_of_a_record(monkeypatch):
+    """Hours between readings on a grid of minutes: far more rows than a chunk has records, in apply and in a run."""
+    monkeypatch.setattr(applied, "_RECORDS_AT_ONCE", 32_768)
+    rows = [{"sensor": "S", "time": 3600.0 * n, "value": float(n)} for n in range(700)]
+    plan = tm.Plan(tm.Resample("value", every="1min"), tm.Rolling("value", window="10min", stats=["mean"]))
+    made = plan.apply(rows)
+    assert len(made) == 699 * 60 + 1
+    pipeline = tm.Pipeline(tm.sources.Records(rows), plan, tm.sinks.Latest(), max_keys=2)
+    assert tm.run(pipeline, lanes=0).rows_out == len(made)

@@ -32,9 +32,6 @@ __all__ = ["apply", "with_roles"]
 _RECORDS_AT_ONCE: Final = 32_768
 """As many as a slab holds: it bounds the undo log, and functions see batches of the size they see live."""
 
-_MADE_OF_ONE: Final = 8
-"""Rows that stages may make of each record when all windows end at once, at the end: room in the undo log."""
-
 _PROBES: Final = 1_000
 """Records taken one by one, at most, until one has shown what functions add: as a run learns it."""
 
@@ -66,8 +63,7 @@ def apply(
     watermark = _Marks(batch, lag_ns) if prepared.follows_watermark else None
     keys = KeyTable(lanes=1, max_keys=max(2 * len(batch), 1))
     slots, devices = _slots(batch, keys, place_by)
-    most = max(_RECORDS_AT_ONCE, _MADE_OF_ONE * len(batch) if prepared.follows_watermark else 0)
-    layout = prepared.layout(max(len(keys), 1), most)
+    layout = prepared.layout(max(len(keys), 1), _RECORDS_AT_ONCE, undone=False)
     memory = StateMemory(layout, np.zeros(layout.total_bytes, np.uint8))
     chain = Chain(prepared.stages, memory, lambda: 0)
     chain.admit(keys.untold(0)[1], 0)

@@ -160,11 +160,14 @@ class Chain:
     def _step(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> tuple[Step, Batch]:
         """The stage's step, and the records that are in it as they were before: what it left alone is in both."""
         batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
+        self._memory.make_room()
         if not stage.runs_user_code or stage.follows_watermark:  # which finds itself what its functions fail on
             self._memory.mark(index)
-            state.slots = slots
-            step = _as_step(stage.step(batch, state))
-            return step, batch if step.before is None else step.before
+            if stage.follows_watermark or len(self._parts(index, len(batch))) == 1:
+                state.slots = slots
+                step = _as_step(stage.step(batch, state))
+                return step, batch if step.before is None else step.before
+            return self._in_parts(index, stage, batch, slots)
 
         rows = np.arange(len(batch)) if outcome.rows is None else outcome.rows
 
@@ -185,6 +188,27 @@ class Chain:
             return pieces[0].made.step, pieces[0].made.before
         return self._joined(index, stage, batch, pieces)
 
+    def _parts(self, index: int, rows: int) -> list[tuple[int, int]]:
+        """How the rows of a batch are given to a stage: with a state no more at once than its memory is laid out for."""
+        most = self._memory.layout.max_records
+        if rows <= most or not self._memory.layout.stages[index]:
+            return [(0, rows)]
+        return [(start, min(start + most, rows)) for start in range(0, rows, most)]
+
+    def _in_parts(self, index: int, stage: Stage, batch: Batch, slots: NDArray[np.int32]) -> tuple[Step, Batch]:
+        """The step over more rows than fit at once, which stages before have made."""
+        state = self._memory.stages[index]
+        pieces: list[Piece[_Worked]] = []
+        for start, stop in self._parts(index, len(batch)):
+            self._memory.make_room()
+            part, state.slots = batch.slice(start, stop), slots[start:stop]
+            step = _as_step(stage.step(part, state))
+            pieces.append(Piece(start, stop, _Worked(part if step.before is None else step.before, step)))
+        made, before = self._joined(index, stage, batch, pieces)
+        if not len(made.batch):
+            made.batch = step.batch  # with the columns that there would be
+        return made, before
+
     def _entered(
         self, index: int, stage: Stage, batch: Batch, slots: NDArray[np.int32], isolated: NDArray[np.intp] | None
     ) -> Iterator[Entered]:
@@ -193,7 +217,12 @@ class Chain:
         state.slots = slots
         if not stage.narrows_itself:
             self._memory.mark(index)
-            yield from stage.enter(batch, state)
+            for low, high in self._parts(index, len(batch)):
+                self._memory.make_room()
+                state.slots = slots[low:high]
+                for entered in stage.enter(batch.slice(low, high), state):
+                    yield entered.beginning(low)
+                    del entered
             return
         for start in (0,) if isolated is None else range(len(batch)):
             stop = len(batch) if isolated is None else start + 1

@@ -14,9 +14,6 @@ from tidemill.stages.state import StateField, StateLayout
 
 __all__ = ["Plan"]
 
-_ENDING_AT_ONCE: Final = 8
-"""Rows that stages may make of each sensor with one slab: room in the undo logs of those behind, taken only when used."""
-
 _STRANGER: Final = Field("\0stranger", Kind.FLOAT)
 """A column that no stage knows."""
 
@@ -159,12 +156,10 @@ class Plan:
         """Whether a stage needs the compiled kernels."""
         return any(stage.uses_kernels for stage in self.stages)
 
-    def layout(self, max_keys: int, max_records: int) -> StateLayout:
-        """The layout of the state memory of one lane."""
+    def layout(self, max_keys: int, max_records: int, *, undone: bool = True) -> StateLayout:
+        """The layout of the state memory of one lane; see `StateLayout`."""
         fields: tuple[Mapping[str, StateField], ...] = tuple(dict(stage.state_fields()) for stage in self.stages)
-        if self.follows_watermark:  # a slab with which many windows end has more rows than it has records
-            max_records += _ENDING_AT_ONCE * max_keys
-        return StateLayout(fields, max_keys, max_records)
+        return StateLayout(fields, max_keys, max_records, makes_rows=self.follows_watermark, undone=undone)
 
 
 def _carries(stage: Stage, entering: Schema) -> bool:

@@ -99,6 +99,12 @@ class Entered:
     """``work(part, at)`` of ``batch.slice(at, at + len(part))``, somewhere in ``start`` to ``stop``: what the stage makes
     of it. It may be called again, on other parts, until the next records enter."""
 
+    def beginning(self, first: int) -> Entered:
+        """The same as records of a batch of which its own begins with the record ``first``."""
+        if not first:
+            return self
+        return Entered(self.start + first, self.stop + first, lambda part, at: self.work(part, at - first))
+
 
 _LONGEST_S: Final = 1e9
 

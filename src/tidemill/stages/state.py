@@ -19,7 +19,6 @@ compiler cannot reorder, and a killed process's stores are visible to its succes
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,14 +26,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.errors import EngineError
+from tidemill.stages.undo_log import UndoLog
 
 __all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory", "opening"]
 
 _HEADER_BYTES: Final = 4096  # one page
 _OPEN, _COMMITTED, _UNDO_TAIL, _CURSOR_STAGE, _CURSOR_ROW, _CURSOR_SINCE = range(6)
-_ENTRY: Final = struct.Struct("=4q")  # field, entries, cellwise, bytes of the whole entry
-_INT32: Final = np.dtype(np.int32)
+_LONGEST_LOG: Final = 1 << 36
+"""Bytes: more of it than a machine could hold, should it ever be written."""
 NOWHERE: Final = -1
 """The crash cursor's stage and row while no stage, or no single row, is being worked on."""
 
@@ -85,6 +84,13 @@ class StateField:
         row = math.prod(self.shape[1:] if self.per_lane else self.shape)
         return self._row_bytes * (1 if self.cellwise else row) + 8
 
+    def places(self, max_keys: int) -> int:
+        """How many it has to be saved. Of an array for the whole lane the first alone is saved: what lies behind it is never
+        overwritten while it counts."""
+        if self.per_lane:
+            return 1
+        return max_keys * (math.prod(self.shape) if self.cellwise else 1)
+
 
 @dataclass(frozen=True)
 class StateLayout:
@@ -94,12 +100,34 @@ class StateLayout:
     """Per stage, its fields by name."""
     max_keys: int
     max_records: int
-    """The most records of one slab that a lane may get."""
+    """The most records of one slab that a lane may get, and the most rows that a stage with a state is given at once."""
+    makes_rows: bool = False
+    """Whether stages make rows beside those of the records: a slab may have any number of them."""
+    undone: bool = True
+    """Whether a slab may be rolled back. If not, the log of such a plan has what the last steps have saved, and no more."""
+
+    @property
+    def step_bytes(self) -> int:
+        """The most that one step of each stage takes in the log."""
+        rows = max(self.max_records, self.max_keys) if self.makes_rows else self.max_records
+        return sum(rows * field.undo_bytes + 64 for field in self._fields) + 64
 
     @property
     def undo_bytes(self) -> int:
-        fields = [field for stage in self.stages for field in stage.values()]
-        return _page(sum(self.max_records * field.undo_bytes + 64 for field in fields) + 64)
+        """Size of one place for the log."""
+        if not self.compacted:
+            return _page(self.step_bytes)
+        whole = sum(64 + field.undo_bytes * field.places(self.max_keys) for field in self._fields)
+        return _page(self.step_bytes + min(3 * whole, _LONGEST_LOG))  # compacted now and then, and not before each step
+
+    @property
+    def compacted(self) -> bool:
+        """Whether the log has two places, and is compacted from one into the other."""
+        return self.makes_rows and self.undone
+
+    @property
+    def _fields(self) -> list[StateField]:
+        return [field for stage in self.stages for field in stage.values()]
 
     @property
     def total_bytes(self) -> int:
@@ -112,7 +140,7 @@ class StateLayout:
 
     def offsets(self) -> tuple[list[dict[str, int]], int]:
         """Byte offset of each field, and the end of the last."""
-        at = _HEADER_BYTES + self.undo_bytes
+        at = _HEADER_BYTES + (2 if self.compacted else 1) * self.undo_bytes
         offsets: list[dict[str, int]] = []
         for stage in self.stages:
             own = {}
@@ -125,11 +153,6 @@ class StateLayout:
 
 def _page(size: int) -> int:
     return -(-size // 4096) * 4096
-
-
-def _words(size: int) -> int:
-    """Bytes rounded up to whole words, so that everything in the log is aligned."""
-    return -(-size // 8) * 8
 
 
 def _nothing() -> None:
@@ -211,7 +234,6 @@ class StateMemory:
         self.layout = layout
         self._header = np.frombuffer(buffer, np.int64, 16, 0)
         self.buffer = buffer
-        self._undo_bytes = layout.undo_bytes
         self._arrays: list[NDArray[Any]] = []
         self._cellwise: list[bool] = []
         self.stages: list[StageState] = []
@@ -227,7 +249,16 @@ class StateMemory:
                 self._arrays.append(arrays[name])
                 self._cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
-        self._pending = 0  # log bytes written, not yet sealed
+        self._step_bytes = layout.step_bytes
+        self._log = UndoLog(
+            buffer,
+            _HEADER_BYTES,
+            self._header[_UNDO_TAIL : _UNDO_TAIL + 1],
+            self._arrays,
+            self._cellwise,
+            size=layout.undo_bytes,
+            compacted=layout.compacted,
+        )
         self.rewritten = 0
         """Grows when the arrays change otherwise than by steps of the stages; who changes them so must see to it."""
 
@@ -240,13 +271,18 @@ class StateMemory:
 
     def begin(self, slab: int) -> None:
         """Start slab number ``slab``; numbers grow."""
-        self._header[_UNDO_TAIL] = 0
-        self._pending = 0
+        self._log.clear()
         self._header[_OPEN] = slab
 
     def commit(self, slab: int) -> None:
         """From here on the slab's effects stay."""
         self._header[_COMMITTED] = slab
+
+    def make_room(self) -> None:
+        """To be called before each step of a stage: what it saves of at most ``max_records`` rows, or once of every key, has
+        room in the log."""
+        if self.layout.makes_rows:
+            self._log.make_room(self._step_bytes)
 
     def cellwise(self, field: int) -> bool:
         return self._cellwise[field]
@@ -254,21 +290,7 @@ class StateMemory:
     def reserve(
         self, field: int, entries: int, cellwise: bool
     ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
-        array = self._arrays[field]
-        at = int(self._header[_UNDO_TAIL]) + self._pending
-        shape = (entries,) if cellwise else (entries, *array.shape[1:])
-        size = array.itemsize * math.prod(shape)
-        end = at + _ENTRY.size + _words(4 * entries) * (2 if cellwise else 1) + _words(size)
-        if end > self._undo_bytes:
-            raise EngineError("the undo log is full: a stage saved more than its state fields announce")
-        _ENTRY.pack_into(self.buffer, _HEADER_BYTES + at, field, entries, cellwise, end - at)
-        slots, at = self._read(at + _ENTRY.size, _INT32, entries)
-        cells = None
-        if cellwise:
-            cells, at = self._read(at, _INT32, entries)
-        old, _ = self._read(at, array.dtype, size // array.itemsize)
-        self._pending = end - int(self._header[_UNDO_TAIL])
-        return slots, cells, old.reshape(shape)
+        return self._log.reserve(field, entries, cellwise)
 
     def save(self, field: int, slots: NDArray[Any], cells: NDArray[Any] | None) -> None:
         array = self._arrays[field]
@@ -281,41 +303,15 @@ class StateMemory:
             old[...] = array[log_slots]
 
     def seal(self) -> None:
-        self._header[_UNDO_TAIL] += self._pending
-        self._pending = 0
+        self._log.seal()
 
     def roll_back(self) -> bool:
         """Undo the open slab if it was not committed; True if there was one. Idempotent."""
         if self._header[_OPEN] <= self._header[_COMMITTED]:
             return False
         self.rewritten += 1
-        at, tail = 0, int(self._header[_UNDO_TAIL])
-        entries = []
-        while at < tail:
-            entries.append(at)
-            at += self._entry(at)[3]
-        for at in reversed(entries):  # a field saved twice goes back to what stood there first
-            self._restore(at)
+        self._log.restore()
         return True
-
-    def _restore(self, at: int) -> None:
-        field, entries, cellwise, _ = self._entry(at)
-        at += _ENTRY.size
-        array = self._arrays[field]
-        slots, at = self._read(at, _INT32, entries)
-        if cellwise:
-            cells, at = self._read(at, _INT32, entries)
-            array[slots, cells], _ = self._read(at, array.dtype, entries)
-        else:
-            width = math.prod(array.shape[1:])
-            old, _ = self._read(at, array.dtype, entries * width)
-            array[slots] = old.reshape(entries, *array.shape[1:])
-
-    def _entry(self, at: int) -> tuple[int, int, int, int]:
-        return _ENTRY.unpack_from(self.buffer, _HEADER_BYTES + at)
-
-    def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
-        return np.frombuffer(self.buffer, dtype, count, _HEADER_BYTES + at), at + _words(dtype.itemsize * count)
 
     # -- the crash cursor ------------------------------------------------------------------------------
 

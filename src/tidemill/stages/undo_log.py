@@ -1,0 +1,167 @@
+"""The undo log: what stood in state memory before a slab overwrote it.
+
+It lies in the same memory, and one word says how far it reaches: a byte offset, stored last. A plan whose stages make rows
+has slabs of any number of rows, and so two places for its log. When one has little room left, what stood *first* at each
+entry of state is written to the other, and the word is set to its end there: until that store the old place counts, and
+from then on the new one. So a log never holds more than all of the state, and a process killed at any instant leaves one
+that is whole.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill.errors import EngineError
+
+__all__ = ["UndoLog"]
+
+_ENTRY: Final = struct.Struct("=4q")  # field, entries, cellwise, bytes of the whole entry
+_INT32: Final = np.dtype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What stood at some places of one field."""
+
+    field: int
+    slots: NDArray[np.int32]
+    cells: NDArray[np.int32] | None
+    old: NDArray[Any]
+
+
+class UndoLog:
+    """The log of one state memory, at byte ``start`` of its ``buffer``.
+
+    ``end``     an int64 array of one: the word that says how far it reaches
+    ``arrays``  the fields that are saved, and ``cellwise`` how
+    ``size``    bytes of one place; there are two if it is ``compacted``
+    """
+
+    def __init__(
+        self,
+        buffer: Any,
+        start: int,
+        end: NDArray[np.int64],
+        arrays: Sequence[NDArray[Any]],
+        cellwise: Sequence[bool],
+        *,
+        size: int,
+        compacted: bool,
+    ) -> None:
+        self._buffer, self._start, self._end = buffer, start, end
+        self._arrays, self._cellwise = arrays, cellwise
+        self._size, self._compacted = size, compacted
+        self._pending = 0  # bytes written, not yet sealed
+
+    def clear(self) -> None:
+        """Nothing is saved."""
+        self._end[0] = 0
+        self._pending = 0
+
+    def make_room(self, needed: int) -> None:
+        """Have room for so many bytes, where that can be had. Everything is sealed, and what was reserved is done with."""
+        begin, end = self._bounds
+        if begin + self._size - end > needed:
+            return
+        if not self._compacted:
+            self.clear()
+            return
+        at = 0 if begin else self._size
+        for saved in self._first_saved():
+            slots, cells, old, at = self._entry_at(at, saved.field, len(saved.slots), saved.cells is not None)
+            slots[:], old[...] = saved.slots, saved.old
+            if cells is not None and saved.cells is not None:
+                cells[:] = saved.cells
+        self._end[0] = at
+
+    def reserve(
+        self, field: int, entries: int, cellwise: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
+        """Room to save so many in: (slots, cells, old values)."""
+        begin, end = self._bounds
+        at = end + self._pending
+        if at + self._bytes_of(field, entries, cellwise) >= begin + self._size:
+            raise EngineError("the undo log is full: a stage saved more than its state fields announce")
+        slots, cells, old, at = self._entry_at(at, field, entries, cellwise)
+        self._pending = at - end
+        return slots, cells, old
+
+    def seal(self) -> None:
+        """Everything reserved so far counts."""
+        self._end[0] += self._pending
+        self._pending = 0
+
+    def restore(self) -> None:
+        """Put back what was saved and sealed; doing it twice does no harm."""
+        for saved in reversed(list(self._all())):  # a field saved twice goes back to what stood there first
+            self._arrays[saved.field][saved.slots if saved.cells is None else (saved.slots, saved.cells)] = saved.old
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """Where the place that counts begins, and where the log in it ends: never at the place's own end."""
+        end = int(self._end[0])
+        return (self._size if end >= self._size else 0), end
+
+    def _all(self) -> Iterator[_Saved]:
+        at, end = self._bounds
+        while at < end:
+            field, entries, cellwise, size = _ENTRY.unpack_from(self._buffer, self._start + at)
+            slots, cells, old = self._arrays_at(at, field, entries, bool(cellwise))
+            yield _Saved(field, slots, cells, old)
+            at += size
+
+    def _first_saved(self) -> Iterator[_Saved]:
+        """Of each field, and each of its places, what was saved first. A field is always saved in one way."""
+        fields: dict[int, list[_Saved]] = {}
+        for saved in self._all():
+            fields.setdefault(saved.field, []).append(saved)
+        for field, parts in fields.items():
+            slots = np.concatenate([part.slots for part in parts])
+            cells = np.concatenate([part.cells for part in parts if part.cells is not None] or [slots[:0]])
+            cellwise = parts[0].cells is not None
+            places = slots.astype(np.int64) * self._arrays[field].shape[1] + cells if cellwise else slots
+            first = np.unique(places, return_index=True)[1]
+            old = np.concatenate([part.old for part in parts])
+            yield _Saved(field, slots[first], cells[first] if cellwise else None, old[first])
+
+    # -- one entry -------------------------------------------------------------------------------------
+
+    def _bytes_of(self, field: int, entries: int, cellwise: bool) -> int:
+        array = self._arrays[field]
+        each = array.itemsize * (1 if cellwise else math.prod(array.shape[1:]))
+        return _ENTRY.size + _words(4 * entries) * (2 if cellwise else 1) + _words(each * entries)
+
+    def _entry_at(
+        self, at: int, field: int, entries: int, cellwise: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any], int]:
+        """A new entry, to be filled, and where the next begins."""
+        size = self._bytes_of(field, entries, cellwise)
+        _ENTRY.pack_into(self._buffer, self._start + at, field, entries, cellwise, size)
+        return *self._arrays_at(at, field, entries, cellwise), at + size
+
+    def _arrays_at(
+        self, at: int, field: int, entries: int, cellwise: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
+        array = self._arrays[field]
+        slots, at = self._read(at + _ENTRY.size, _INT32, entries)
+        cells = None
+        if cellwise:
+            cells, at = self._read(at, _INT32, entries)
+        shape = (entries,) if cellwise else (entries, *array.shape[1:])
+        old, _ = self._read(at, array.dtype, math.prod(shape))
+        return slots, cells, old.reshape(shape)
+
+    def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
+        return np.frombuffer(self._buffer, dtype, count, self._start + at), at + _words(dtype.itemsize * count)
+
+
+def _words(size: int) -> int:
+    """Bytes rounded up to whole words, so that everything in the log is aligned."""
+    return -(-size // 8) * 8
