@@ -182,6 +182,19 @@ def test_windows_that_lack_a_record_are_counted(drive, stream, room, gap):
     assert driver.state.counts.get("window_overflow", 0) == lacking
 
 
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (3,), (4,), (5,), (6,), (2, 4), (3, 6), (1, 2, 3, 4, 5, 6)])
+def test_windows_that_lack_a_record_are_counted_wherever_batches_end(drive, cuts):
+    """What was lost before a silence is lacked by the windows before it, and by none after it."""
+    times = np.array([0, 1, 2, 3, 6, 7, 8]) * SECOND
+    driver = drive(Rolling("v", "10s", ["count"], max_records=2, max_gap_s=2))
+    made = [
+        driver.step(Batch({"v": Column(Kind.FLOAT, np.ones(stop - start))}, time=times[start:stop])).batch["v_count_10s"]
+        for start, stop in pairwise([0, *cuts, len(times)])
+    ]
+    assert np.concatenate(made).tolist() == [1, 2, 2, 2, 1, 2, 2]
+    assert driver.state.counts == {"window_overflow": 3}
+
+
 @settings(max_examples=60, deadline=None)
 @given(streams(LATE), st.sampled_from([1, 3, 8, 20]))
 def test_a_silence_empties_a_window_of_records(drive, expected, stream, window):

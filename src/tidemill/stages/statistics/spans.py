@@ -53,7 +53,6 @@ def advance_span(
     heads: Any,
     newest: Any,
     runs: Any,
-    lost: Any,
     moments: Any,
     gap: int,
     ring: Any,
@@ -69,8 +68,7 @@ def advance_span(
 
     ``newest`` is the greatest time of a key, ``runs`` how many of its last records came in order of time (``in_order`` the
     same at each record), ``over`` whether the record takes the cell of another. A record more than ``gap`` nanoseconds
-    after the newest (0: never) finds the ring empty, and ``lost``, the greatest time of a record that has lost its cell,
-    is `EARLIEST` again.
+    after the newest (0: never) finds the ring empty.
     """
     for i in range(n):
         s = slots[i]
@@ -84,7 +82,6 @@ def advance_span(
         if count == 0:
             newest[s] = t
             runs[s] = 0
-            lost[s] = EARLIEST
         run = 0
         if t >= newest[s]:
             newest[s] = t
@@ -113,6 +110,7 @@ def lose(
     slots: Any,
     cells: Any,
     over: Any,
+    filled: Any,
     moments: Any,
     times: Any,
     room: int,
@@ -121,14 +119,17 @@ def lose(
     left_times: Any,
     lacking: Any,
 ) -> None:
-    """Note in ``lost`` the times of records that lose their cell, and count in ``lacking[0]`` the windows that reach back
-    to such a record. ``times`` ends as it began."""
+    """Note in ``lost`` the greatest time of a record that has lost its cell, and count in ``lacking[0]`` the windows that
+    reach back to it; where a ring begins anew it is `EARLIEST` again. ``times`` ends as it began."""
     for i in range(n):
         s = slots[i]
         cell = s * room + cells[i]
         left_times[i] = times[cell]
-        if over[i] and times[cell] > lost[s]:
-            lost[s] = times[cell]
+        if over[i]:
+            if times[cell] > lost[s]:
+                lost[s] = times[cell]
+        elif filled[i] == 1:
+            lost[s] = EARLIEST
         times[cell] = moments[i]
         if lost[s] > before(moments[i], span):
             lacking[0] += 1
@@ -312,7 +313,7 @@ HELPERS: Final[tuple[Callable[..., Any], ...]] = (select_of,)
 """What the kernels call, each after those that it calls itself."""
 
 KERNELS: Final[dict[str, tuple[Callable[..., Any], str]]] = {
-    "advance_span": (advance_span, "niqqqqqndniiiiid"),
-    "lose": (lose, "niiiqqnnqqq"),
+    "advance_span": (advance_span, "niqqqqndniiiiid"),
+    "lose": (lose, "niiiiqqnnqqq"),
     "roll_span": (roll_span, "niiiidqdqnnnnqdnndddqd"),
 }

@@ -152,7 +152,7 @@ class TimeWindows:
         kernels["advance_span"](
             records,
             slots,
-            *(state[name] for name in _OF_KEYS),
+            *(state[name] for name in _OF_KEYS if name != "lost"),
             moments,
             self._gap_ns,
             state[first],
@@ -167,8 +167,8 @@ class TimeWindows:
             logs.append(state.reserve(ring, records))
             kernels.gather(slots, cells, state[ring], logs[-1])
         state.seal()
-        if over.any():
-            self._count_lacking(kernels, slots, cells, over, moments, state)
+        if over.any() or (filled == 1).any():
+            self._count_lacking(kernels, slots, cells, over, filled, moments, state)
         return cells, filled, in_order, [old for _, _, old in logs]
 
     def _count_lacking(
@@ -177,6 +177,7 @@ class TimeWindows:
         slots: NDArray[np.int32],
         cells: NDArray[np.int32],
         over: NDArray[np.int32],
+        filled: NDArray[np.int32],
         moments: NDArray[np.int64],
         state: StageState,
     ) -> None:
@@ -186,6 +187,7 @@ class TimeWindows:
             slots,
             cells,
             over,
+            filled,
             moments,
             state["times"],
             self._room,
