@@ -188,7 +188,9 @@ def test_windows_that_lack_a_record_are_counted_wherever_batches_end(drive, cuts
     times = np.array([0, 1, 2, 3, 6, 7, 8]) * SECOND
     driver = drive(Rolling("v", "10s", ["count"], max_records=2, max_gap_s=2))
     made = [
-        driver.step(Batch({"v": Column(Kind.FLOAT, np.ones(stop - start))}, time=times[start:stop])).batch["v_count_10s"]
+        driver.step(Batch({"v": Column(Kind.FLOAT, np.ones(stop - start))}, time=times[start:stop])).batch[
+            "v_count_10s"
+        ]
         for start, stop in pairwise([0, *cuts, len(times)])
     ]
     assert np.concatenate(made).tolist() == [1, 2, 2, 2, 1, 2, 2]

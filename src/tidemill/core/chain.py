@@ -147,7 +147,9 @@ class Chain:
             if marks is not None:
                 marks = held_back(marks, stage.delay_ns)
             _add(outcome.counts, state.counts)
-            state.counts = {}
+            if state.counts:
+                outcome.counted[index] = state.counts
+                state.counts = {}
             ended = self._now()
             outcome.stage_ns.append(ended - began)
             began = ended

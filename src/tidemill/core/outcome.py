@@ -44,6 +44,9 @@ class Outcome:
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    """What stages counted, all together."""
+    counted: dict[int, dict[str, int]] = field(default_factory=dict)
+    """The same of each stage that counted anything."""
     stage_ns: list[int] = field(default_factory=list)
     """Nanoseconds spent in each stage."""
     gone: dict[str, int] = field(default_factory=dict)

@@ -521,6 +521,8 @@ class Mill:
         self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
         for share in shares:
             for what, times in share.result.counts.items():
+                if what not in self.counters:
+                    self._tell_of(what)
                 self.counters[what] = self.counters.get(what, 0) + times
         self._learned.probe(slab.taken.batch, shares, batch)
         self._filler.learn(slab, batch)
@@ -534,6 +536,12 @@ class Mill:
         if all(share.result.made is None for share in shares):
             return assemble(batch, shares, slab.results, buffer, self._unpacker), 0
         return assemble_made(batch, shares, slab.results, buffer, self._unpacker)
+
+    def _tell_of(self, what: str) -> None:
+        """A stage has counted something for the first time; which of them is not known here."""
+        hints = list(filter(None, (stage.hint(what) for stage in self._plan.stages)))
+        if hints:
+            _log.warning("%s, which the report counts: %s", what, "; or ".join(hints))
 
     def _freed(self, number: int, memory: int) -> None:
         self.ledger.freed(number)

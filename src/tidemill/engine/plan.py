@@ -49,7 +49,8 @@ class Plan(core.Plan):
         `Pipeline`, for stages that work in event time: by default as much as the rows' order is off, so that none is late.
         ``place_by`` is that of `Pipeline` too.
 
-        A record that a user's function fails on raises `StageError`: a notebook wants to know.
+        A record that a user's function fails on raises `StageError`: a notebook wants to know. It is warned too
+        (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``).
         """
         from tidemill.core.apply import apply
 

@@ -261,6 +261,10 @@ class Stage(abc.ABC):
         """
         return {name: value for name, value in vars(self).items() if not name.startswith("_") and name not in _OF_EVERY}
 
+    def hint(self, what: str) -> str | None:
+        """What the user should do where the stage counts this (`StageState.count`); None where all is well with it. Told once."""
+        return None
+
     def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> Sequence[Mapping[str, NDArray[Any]]]:
         """What it keeps for whole lanes, for another number of them: needed where a field is ``per_lane``.
 

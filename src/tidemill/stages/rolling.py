@@ -49,7 +49,7 @@ class Rolling(Stage):
     ``ddof``         ``std``, ``var`` and ``zscore`` divide by ``n - ddof``; 1 as in pandas and SQL
     ``min_periods``  values a window must hold to have a result; NaN before
     ``max_records``  most records of a sensor that a window of time is taken from: its newest by arrival. A window that may
-                     lack a record for it is counted as ``window_overflow``
+                     lack a record for it is counted as ``window_overflow``; the log says so once, and `Plan.apply` warns
     ``max_gap_s``    a silence longer than this (seconds, or a duration) empties the sensor's window before the record
                      that ends it goes in; a record that comes late ends no silence
     ``names``        names of the new columns, in the order columns x stats; by default ``normalized_mean_50``,
@@ -220,6 +220,14 @@ class Rolling(Stage):
     @property
     def _gap(self) -> str | None:
         return None if self.max_gap_s is None else f"{duration_ns(self.max_gap_s, name='max_gap_s')}ns"
+
+    def hint(self, what: str) -> str | None:
+        if what != "window_overflow":
+            return None
+        return (
+            f"{self.name} takes a window from its sensor's newest {self.max_records:,} records; where more come within it, say "
+            "how many with max_records="
+        )
 
     @property
     def kept_bytes_per_key(self) -> int:

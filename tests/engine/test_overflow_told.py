@@ -1,0 +1,46 @@
+"""Windows of time that hold more records than ``max_records``: their numbers are of fewer, and the user hears of it."""
+
+import logging
+import warnings
+
+import pytest
+
+import tidemill as tm
+
+ROWS = [{"sensor": "S", "time": 1_700_000_000 + n / 100, "value": float(n)} for n in range(20)]
+PLAN = tm.Plan(
+    tm.Rolling("value", "30s", ["mean"], max_records=5),
+    tm.Rolling("value", "20s", ["mean"], max_records=50),
+    tm.Rolling("value", "10s", ["max"], max_records=7),
+)
+
+
+def test_apply_warns_once_for_each_stage_with_the_number():
+    """In a notebook there is no report to look at."""
+    with pytest.warns(RuntimeWarning) as told:
+        PLAN.apply(ROWS)
+    assert [str(one.message) for one in told] == [
+        f"window_overflow: {20 - room} times: Rolling('value', '{window}') takes a window from its sensor's newest {room} records; "
+        "where more come within it, say how many with max_records=."
+        for window, room in (("30s", 5), ("10s", 7))
+    ]
+    assert told[0].filename == __file__
+
+
+def test_apply_does_not_warn_of_windows_that_have_all_their_records():
+    """As many as ``max_records`` are no fault."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tm.Plan(tm.Rolling("value", "30s", ["mean"], max_records=20)).apply(ROWS)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_a_run_logs_it_once(lanes, caplog):
+    """With the first of them, and counts the others."""
+    sink = tm.testing.ListSink()
+    with caplog.at_level(logging.WARNING):
+        pipeline = tm.Pipeline(tm.sources.Records(ROWS), PLAN, sink)
+        report = tm.run(pipeline, lanes=lanes, limits=tm.Limits(max_records=3))
+    assert report.counters == {"window_overflow": 28}
+    (said,) = [record.getMessage() for record in caplog.records if "window_overflow" in record.getMessage()]
+    assert said.startswith("window_overflow, which the report counts: Rolling('value', '30s') takes a window")
