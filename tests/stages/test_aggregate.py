@@ -383,3 +383,22 @@ def test_many_more_rows_than_records_of_a_slab_pass_the_stages_behind(lanes):
     made = applied(plan, rows) if lanes is None else pd.DataFrame(run(plan, rows, lanes=lanes, max_records=64)[0])
     assert len(made) == 12_000
     assert made["value_mean_count_3"].value_counts().to_dict() == {3.0: 6_000, 1.0: 3_000, 2.0: 3_000}
+
+
+@pytest.mark.parametrize("window", [tm.tumbling("1us"), tm.sliding("4us", "1us")], ids=repr)
+def test_a_time_of_another_century_ends_no_run_of_short_windows(window):
+    """However many windows lie between it and the others: it has its own rows, and theirs are what they are without it."""
+    rows = [
+        {"sensor": f"s{key}", "time": 1_700_000_000 + second, "value": float(key)}
+        for second in range(3)
+        for key in range(3000)
+    ]
+    far = {"sensor": "s2999", "time": 4_400_000_000, "value": 9.0}
+    plan = tm.Plan(tm.Aggregate(window, {"value": ["mean", "count"]}))
+    sink = ListSink()
+    report = tm.run(tm.Pipeline(tm.sources.Records([*rows[:6000], far, *rows[6000:]]), plan, sink, lag="1s"), lanes=0)
+    assert report.counters == {"time_ahead": 1}
+    own = [row for row in sink.rows if row["value_mean"] == 9.0 and row["sensor"] == "s2999"]
+    assert len(own) == window.size_ns // window.every_ns
+    rest = [row for row in sink.rows if row not in own]
+    assert rest == plan.apply(rows)

@@ -125,11 +125,10 @@ def lose(
         s = slots[i]
         cell = s * room + cells[i]
         left_times[i] = times[cell]
-        if over[i]:
-            if times[cell] > lost[s]:
-                lost[s] = times[cell]
-        elif filled[i] == 1:
+        if filled[i] == 1 and not over[i]:
             lost[s] = EARLIEST
+        if over[i] and times[cell] > lost[s]:
+            lost[s] = times[cell]
         times[cell] = moments[i]
         if lost[s] > before(moments[i], span):
             lacking[0] += 1
