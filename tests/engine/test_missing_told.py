@@ -33,7 +33,7 @@ def test_a_misspelled_column_is_told(tmp_path, caplog: pytest.LogCaptureFixture)
 
 def test_rows_that_stages_made_are_no_records(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
     """A function that fails on windows costs their rows."""
-    plan = tm.Plan(tm.Aggregate(tm.tumbling("2s"), {"value": lambda values: 1 / 0}))
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("2s"), {"failing": ("value", lambda values: 1 / 0)}))
     (told,) = run(plan, tmp_path, caplog)
     assert told.startswith(f"3 rows that stages made are dead letters, in {tmp_path / 'dead.ndjson'}")
 

@@ -309,6 +309,11 @@ def test_a_notebook_is_told_of_which_window_a_function_failed(sensor):
         (lambda: tm.Aggregate(tm.tumbling("10s"), {"value": "men"}), "'men' is not a statistic; there are count, sum"),
         (lambda: tm.Aggregate(tm.tumbling("10s"), {"value": later}), "later is async"),
         (lambda: tm.Aggregate(tm.tumbling("10s"), {}), "needs statistics by column"),
+        (lambda: tm.Aggregate(tm.tumbling("10s"), {"value": []}), r"value=\[\] names no statistic"),
+        (
+            lambda: tm.Aggregate(tm.tumbling("10s"), {"value": ["mean", lambda values: 1.0]}),
+            "a lambda has no name for its column",
+        ),
         (
             lambda: tm.Aggregate(tm.tumbling("10s"), {"value": ["mean", "mean"]}),
             "two columns would be called 'value_mean'",
@@ -328,6 +333,29 @@ def test_a_notebook_is_told_of_which_window_a_function_failed(sensor):
 def test_what_cannot_be_meant_is_refused(made, told):
     with pytest.raises(tm.PlanError, match=told):
         made()
+
+
+@pytest.mark.parametrize("key", ["window_start", "window_end", "revision", "value_mean"])
+def test_a_key_that_is_called_as_a_column_of_the_rows_is_refused(key):
+    """Else the rows would not say their sensor."""
+    options = {"late": "update", "allowed_lateness": "5s"} if key == "revision" else {}
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "mean"}, **options))
+    with pytest.raises(tm.PlanError, match=f"two columns would be called '{key}', that of the key and another"):
+        plan.apply([{key: "S1", "time": 1, "value": 1.0}], key=key)
+
+
+def test_a_key_may_be_called_revision_where_rows_have_none():
+    """Without ``late="update"`` no column is called so."""
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "mean"}))
+    (row,) = plan.apply([{"revision": "S1", "time": 1, "value": 1.0}], key="revision")
+    assert row["revision"] == "S1"
+
+
+def test_a_lambda_may_be_a_statistic_under_a_name_of_its_own():
+    """As a function with a name may be."""
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"spread": ("value", lambda values: values.max() - values.min())}))
+    (row,) = plan.apply([{"sensor": "S1", "time": n, "value": float(n)} for n in (1, 4)])
+    assert row["spread"] == 3.0
 
 
 @pytest.mark.parametrize("window", [tm.tumbling("26000d"), tm.tumbling("10s", offset="100000d"), tm.session("26000d")])

@@ -117,7 +117,8 @@ class Aggregate(Stage):
             raise PlanError(
                 f'{self.name}: late="update" needs windows that no record can join to another: no sessions.'
             )
-        self.wanted = _wanted(stats, self.name, _EDGES if late != "update" else (*_EDGES, _REVISION))
+        self._named = _EDGES if late != "update" else (*_EDGES, _REVISION)
+        self.wanted = _wanted(stats, self.name, self._named)
         """Per new column, the column it is of and the statistic."""
         self.columns = tuple(dict.fromkeys(column for column, _ in self.wanted.values()))
         self.adds = tuple(self.wanted)
@@ -138,7 +139,7 @@ class Aggregate(Stage):
         for column in self.columns:
             schema.require(column, stage=self.name, kinds=NUMERIC)
         key = KeyField(schema)
-        if key.name in self.adds:
+        if key.name in (*self.adds, *self._named):
             raise PlanError(f"{self.name}: two columns would be called {key.name!r}, that of the key and another.")
         fields = [Field(key.name, key.kind), *(Field(name, Kind.TIME) for name in _EDGES)]
         made = [Field(name, Kind.FLOAT) for name in self.adds]
@@ -392,6 +393,13 @@ def _wanted(stats: Mapping[str, Any], stage: str, taken: Sequence[str]) -> dict[
             own = [(name, given)]
         else:
             each = given if isinstance(given, list) else [given]
+            if not each:
+                raise PlanError(f'{stage}: {name}=[] names no statistic; write such as {{"{name}": ["mean", "max"]}}.')
+            if any(callable(stat) and own_name(stat) == "<lambda>" for stat in each):
+                raise PlanError(
+                    f'{stage}: a lambda has no name for its column; give it one, such as {{"{name}_spread": ("{name}", '
+                    "lambda ...)}, or use def."
+                )
             own = [(f"{name}_{_name_of(stat, stage)}", (name, stat)) for stat in each]
         for column, (source, stat) in own:
             _name_of(stat, stage)
