@@ -283,3 +283,48 @@ def test_a_plan_with_nothing_in_common_is_refused() -> None:
             check_resume(matching, drop)
     check_resume(matched(identify(Plan(tm.Map(halved))), identify(Plan(R50))))
     check_resume(matched([], identify(Plan(R50))))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (tm.Stuck("v", 5), tm.Stuck("v", 3), "Stuck('v'): n=5, and now 3"),
+        (tm.Rate("v"), tm.Rate("v", per="1min"), "Rate('v'): per='1s', and now '1min'"),
+        (tm.Rolling("v", "5s", ["mean"]), tm.Rolling("v", "7s", ["mean"]), "window='5s', and now '7s'"),
+        (
+            tm.Rolling("v", "5s", ["mean"], max_records=10),
+            tm.Rolling("v", "5s", ["mean"], max_gap_s=3),
+            "max_records=10, and now 1024; max_gap_s=None, and now '3s'",
+        ),
+        (
+            tm.Rolling("v", 5, ["mean"]),
+            tm.Rolling("v", 5, ["mean", "slope"]),
+            "what it keeps of each sensor is laid out otherwise",
+        ),
+        (
+            tm.Aggregate(tm.tumbling("10s"), {"v": "mean"}),
+            tm.Aggregate(tm.tumbling("5s"), {"v": "mean"}),
+            "window.Sliding.size='10s', and now '5s'; window.Sliding.every='10s', and now '5s'",
+        ),
+    ],
+)
+def test_a_refusal_names_the_option_that_differs(old: Stage, new: Stage, told: str) -> None:
+    """Both plans may look the same, since a stage's name has its main argument alone."""
+    with pytest.raises(PlanError) as refused:
+        check_resume(matched(identify(Plan(old)), identify(Plan(new))))
+    assert told in str(refused.value)
+    with pytest.raises(PlanError) as refused:
+        check_resume(matched(identify(Plan(R50, old)), identify(Plan(R50, new))))
+    assert told in str(refused.value)
+
+
+def test_a_refusal_names_what_comes_before_a_stage_that_follows_the_watermark() -> None:
+    """Where it would fall back, the stage's own options are what they were."""
+    late, soon = (
+        tm.Aggregate(tm.tumbling("1s"), {"v": "mean"}, allowed_lateness=lateness) for lateness in ("9s", "2s")
+    )
+    plans = [identify(Plan(one, tm.Silence("5s"))) for one in (late, soon)]
+    with pytest.raises(
+        PlanError, match=r"lateness='9s', and now '2s'; Silence\(.*: rows come to it '9s' late, and now '2s'"
+    ):
+        check_resume(matched(*plans))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from itertools import accumulate
@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.core.plan import Plan
+from tidemill.durations import shown as shown_duration
 from tidemill.errors import PlanError
 from tidemill.stages.base import Stage
 from tidemill.stages.state import StateField
@@ -25,6 +26,10 @@ __all__ = ["Matching", "StageIdentity", "check_resume", "described", "identify",
 
 _LONGEST: Final = 10_000
 """Of a longer list or table of a stage, its length alone is looked at: only stages without state have such."""
+_MOST_OPTIONS: Final = 5
+"""That a message names."""
+_LONGEST_VALUE: Final = 60
+"""Characters of an option's value there."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +128,17 @@ def check_resume(matching: Matching, drop_state: Collection[str] = ()) -> None:
         return
     if all(source is None for source in matching.sources):
         raise PlanError(
-            f"the state is of {_plan(matching.old)}, and no stage of {_plan(matching.new)} can go on with it; run the plan "
+            f"the state is of {_plan(matching.old)}, and no stage of {_plan(matching.new)} can go on with it"
+            f"{_changes(matching, matching.lost)}; run the plan "
             "that it is of, or start over with --fresh."
         )
     lost = [one.shown for one in matching.lost if one.shown not in drop_state]
     if lost:
+        changes = _changes(matching, [one for one in matching.lost if one.shown not in drop_state])
         what = "stages that are" if len(lost) > 1 else "a stage that is"
         options = " ".join(f"--drop-state {_quoted(name)}" for name in dict.fromkeys(lost))
         raise PlanError(
-            f"the state holds that of {', '.join(lost)}, {what} not in the plan any more or changed; to go on without it, "
+            f"the state holds that of {', '.join(lost)}, {what} not in the plan any more or changed{changes}; to go on without it, "
             f"give {options}."
         )
 
@@ -238,6 +245,46 @@ def _in_order(old: Sequence[StageIdentity], new: Sequence[StageIdentity]) -> lis
             first = source + 1
             break
     return pairs
+
+
+def _changes(matching: Matching, lost: Sequence[StageIdentity]) -> str:
+    """In what the stages of the new plan differ that have taken the place of these; in brackets, or nothing."""
+    fresh = [one for one, source in zip(matching.new, matching.sources, strict=True) if source is None]
+    told = []
+    for one in lost:
+        alike = sorted((other for other in fresh if other.kind == one.kind), key=lambda other: other.shown != one.shown)
+        if alike:
+            fresh.remove(alike[0])
+            told.append(f"{one.shown}: {_differences(one, alike[0])}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _differences(old: StageIdentity, new: StageIdentity) -> str:
+    before, after = (dict(_options(one.known_by)) | {"place_by": repr(one.placed_by)} for one in (old, new))
+    names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    told = [f"{name}={before.get(name)}, and now {after.get(name)}" for name in names[:_MOST_OPTIONS]]
+    if None not in (old.name, new.name) and old.name != new.name:
+        told.append(f"name={old.name!r}, and now {new.name!r}")
+    if old.behind_ns != new.behind_ns:
+        told.append(f"rows come to it {_duration(old.behind_ns)} late, and now {_duration(new.behind_ns)}")
+    return "; ".join(told) or "what it keeps of each sensor is laid out otherwise, as its other options need it"
+
+
+def _options(known: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """Options by name, as they may have been given: durations are kept in nanoseconds."""
+    for name, value in known.items():
+        if isinstance(value, Mapping) and value:
+            yield from _options(value, f"{within}{name}.")
+            continue
+        own = name.removesuffix("_ns")
+        told = _duration(value) if own != name and isinstance(value, int) else repr(value)
+        if isinstance(value, str) and value.endswith("ns") and value[:-2].isdigit():
+            told = _duration(int(value[:-2]))
+        yield within + own, told if len(told) <= _LONGEST_VALUE else told[:_LONGEST_VALUE] + "..."
+
+
+def _duration(ns: int) -> str:
+    return repr(shown_duration(ns))
 
 
 def _plan(stages: Sequence[StageIdentity]) -> str:
