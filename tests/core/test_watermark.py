@@ -5,17 +5,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidemill.core import watermark
 from tidemill.core.watermark import BEGIN, END, Watermark
 
 S = 1_000_000_000
 HOUR = 3_600 * S
 
 
+def made(past=None, **options):
+    """A watermark; ``past`` nanoseconds behind the newest time are far behind."""
+    with pytest.MonkeyPatch.context() as patched:
+        if past is not None:
+            patched.setattr(watermark, "_LEAP_NS", past)
+        return Watermark(**options)
+
+
 class Told:
     """The rules, in the most simple-minded way."""
 
-    def __init__(self, lag, ahead):
-        self.lag, self.ahead_ns = lag, ahead
+    def __init__(self, lag, ahead, past):
+        self.lag, self.ahead_ns, self.past, self.behind = lag, ahead, max(past, lag), 0
         self.newest, self.mark, self.ahead, self.leaps, self.leaping, self.first = None, BEGIN, 0, 0, [], []
 
     def begin(self, time, here):
@@ -25,6 +34,7 @@ class Told:
         if here or len(self.first) == 9 or (len(self.first) == 2 and believed == self.first):
             self.newest = max(believed)
             self.ahead += len(self.first) - len(believed)
+            self.behind += sum(time < self.newest - self.past for time in self.first)
             self.mark = max(self.mark, self.newest - self.lag)
 
     def record(self, time, wall):
@@ -37,6 +47,7 @@ class Told:
         if not future and not (leaps and not here):
             self.leaping = []
             self.newest = max(self.newest, time)
+            self.behind += time < self.newest - self.past
             self.mark = max(self.mark, self.newest - self.lag)
             return
         self.ahead += 1
@@ -54,32 +65,34 @@ class Told:
     times=st.lists(st.integers(0, 300), max_size=60),
     lag=st.integers(0, 20),
     ahead=st.integers(1, 60),
+    past=st.integers(1, 100),
     wall=st.none() | st.integers(0, 300),
     cuts=st.lists(st.integers(0, 60), max_size=4),
 )
-def test_it_follows_its_rules_wherever_batches_end(times, lag, ahead, wall, cuts):
-    told, mark = Told(lag, ahead), Watermark(lag_ns=lag, max_ahead_ns=ahead)
+def test_it_follows_its_rules_wherever_batches_end(times, lag, ahead, past, wall, cuts):
+    told, mark = Told(lag, ahead, past), made(past, lag_ns=lag, max_ahead_ns=ahead)
     expected = [told.mark]
     for time in times:
         told.record(time, wall)
         expected.append(told.mark)
-    made = [BEGIN]
+    marks_made = [BEGIN]
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
         marks = mark.advance(np.array(times[start:stop], np.int64), wall_ns=wall)
-        assert marks[0] == made[-1]
-        made += marks[1:].tolist()
-    assert made == expected
-    assert (mark.ahead, mark.leaps) == (told.ahead, told.leaps)
+        assert marks[0] == marks_made[-1]
+        marks_made += marks[1:].tolist()
+    assert marks_made == expected
+    assert (mark.ahead, mark.behind, mark.leaps) == (told.ahead, told.behind, told.leaps)
 
 
 @given(
     times=st.lists(st.integers(0, 300), max_size=60),
     ahead=st.integers(1, 60),
+    past=st.integers(1, 100),
     wall=st.none() | st.integers(0, 300),
     cuts=st.lists(st.integers(0, 60), max_size=4),
 )
-def test_where_nobody_needs_the_steps_it_goes_the_same_way(times, ahead, wall, cuts):
-    mark, hearing = (Watermark(lag_ns=7, max_ahead_ns=ahead) for _ in range(2))
+def test_where_nobody_needs_the_steps_it_goes_the_same_way(times, ahead, past, wall, cuts):
+    mark, hearing = (made(past, lag_ns=7, max_ahead_ns=ahead) for _ in range(2))
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
         own = np.array(times[start:stop], np.int64)
         mark.advance(own, wall_ns=wall, now_ns=stop)
@@ -109,7 +122,16 @@ def test_a_wrong_clock_at_the_beginning_makes_nobody_late(wrong, years):
     right = np.delete(np.arange(20), wrong)
     assert (marks[right] < times[right]).all()
     assert mark.mark == times[-1]
-    assert mark.ahead == (len(wrong) if years > 0 else 0)
+    assert (mark.ahead, mark.behind) == ((len(wrong), 0) if years > 0 else (0, len(wrong)))
+
+
+def test_what_is_within_the_lag_is_not_far_behind():
+    """Thirty days, or the lag where that is more."""
+    days = np.array([100, 40, 69, 71]) * 24 * HOUR
+    for lag, behind in ((0, 2), (45 * 24 * HOUR, 1), (90 * 24 * HOUR, 0)):
+        mark = Watermark(lag_ns=lag)
+        mark.advance(np.concatenate([days[:1], days]), wall_ns=None)
+        assert mark.behind == behind
 
 
 def test_where_the_first_times_disagree_another_watermark_goes_on_from_a_snapshot():

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import tidemill as tm
+from tidemill.core.watermark import Watermark
+from tidemill.engine.saved_facts import _Watermark
 from tidemill.testing import ListSink
 
 HOUR_NS = 3_600 * 10**9
@@ -117,10 +119,33 @@ def test_a_time_that_is_far_ahead_is_counted_whatever_the_plan_is(stage: tm.Stag
     assert report.counters == {"time_ahead": 1}
 
 
+@pytest.mark.parametrize("stage", [tm.Rolling("value", 3), tm.Silence("30s"), tm.Dedup(), tm.Select("sensor", "value")])
+@pytest.mark.parametrize("time", [0, 1_700_000_000 - 936 * 86_400])
+@pytest.mark.parametrize("place", [0, 20])
+def test_a_time_of_the_far_past_is_counted_whatever_the_plan_is(stage: tm.Stage, time: int, place: int) -> None:
+    """It moves nothing, but it is as wrong as one far ahead: a clock without its battery says 1970."""
+    rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
+    rows.insert(place, {"sensor": "b", "time": time, "value": 100.0})
+    limits = tm.Limits(max_records=16)
+    report = tm.run(tm.Pipeline(tm.sources.Records(rows), tm.Plan(stage), ListSink()), lanes=0, limits=limits)
+    assert report.counters["time_behind"] == 1
+
+
+def test_a_checkpoint_has_all_that_a_watermark_counts() -> None:
+    """One of a version before knows no times that were far behind."""
+    mark = Watermark(lag_ns=0)
+    mark.advance(np.array([1_700_000_000, 1_700_000_001, 0, 2_700_000_000]) * 10**9, wall_ns=None)
+    assert (mark.ahead, mark.behind) == (1, 1)
+    told = msgspec.json.decode(msgspec.json.encode(mark.snapshot()))
+    assert msgspec.structs.asdict(msgspec.convert(told, _Watermark)) == mark.snapshot()
+    del told["behind"]
+    assert msgspec.convert(told, _Watermark).behind == 0
+
+
 def test_eight_records_in_a_row_that_are_far_ahead_are_counted_as_a_leap() -> None:
     """They are taken for what follows a hole in the recording, also where max_ahead= was given."""
     rows = [{"sensor": "a", "time": 1_700_000_000 + n, "value": 1.0} for n in range(60)]
     rows[20:20] = [{"sensor": "g", "time": 1_700_000_000 + 936 * 86_400 + n, "value": 9.0} for n in range(8)]
     plan = tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "count"}))
     report = tm.run(tm.Pipeline(tm.sources.Records(rows), plan, ListSink(), max_ahead="1h"), lanes=0)
-    assert (report.late, report.counters) == (40, {"time_leaps": 1})
+    assert (report.late, report.counters) == (40, {"time_behind": 40, "time_leaps": 1})

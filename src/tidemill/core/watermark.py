@@ -12,6 +12,9 @@ Clocks are wrong now and then, and one record from the year 2030 would make ever
 - the first record's time, unless it came when it says, moves nothing before a second is less than ``max_ahead`` away;
   where the two are further apart, nine are heard, and the newest that is not so far ahead of their median is believed.
 
+A time of 1970 moves nothing either, but it is as wrong: a record more than thirty days behind the newest time that was
+believed, and more than the lag, is counted as far behind, whatever ``max_ahead`` is, since that says nothing of backlogs.
+
 What was too far ahead is counted, and so is how often eight agreed. Rules of this file: times come in with the records, ``now`` is passed in; nothing here knows windows.
 """
 
@@ -50,6 +53,8 @@ class WatermarkStatistics:
     """The watermark, nanoseconds since 1970-01-01 UTC; `BEGIN` before the first record."""
     ahead: int
     """Records whose time was too far ahead to move it."""
+    behind: int
+    """Records whose time was far behind."""
 
 
 def held_back(marks: NDArray[np.int64], delay_ns: int) -> NDArray[np.int64]:
@@ -79,6 +84,7 @@ class Watermark:
         self._lag = lag_ns
         self._live = _LIVE_NS if max_ahead_ns is None else max_ahead_ns
         self._leap = _LEAP_NS if max_ahead_ns is None else max_ahead_ns
+        self._past = max(_LEAP_NS, lag_ns)
         self._idle = idle_ns
         self._newest = BEGIN
         self._moved_at = 0  # monotonic: when a record last came
@@ -88,12 +94,14 @@ class Watermark:
         """Where it stands."""
         self.ahead = 0
         """Records whose time was too far ahead to move it."""
+        self.behind = 0
+        """Records whose time was thirty days or more, and more than the lag, behind the newest."""
         self.leaps = 0
         """How often it went on because enough records in a row were too far ahead."""
 
     def statistics(self) -> WatermarkStatistics:
         """How it is, now."""
-        return WatermarkStatistics(self.mark, self.ahead)
+        return WatermarkStatistics(self.mark, self.ahead, self.behind)
 
     def advance(self, times: NDArray[np.int64], *, wall_ns: int | None, now_ns: int = 0) -> NDArray[np.int64]:
         """Take records in; the watermark before the first of them and after each, int64 of shape ``(n + 1,)``.
@@ -117,7 +125,8 @@ class Watermark:
         """The same where nobody needs the steps: a run without stages that follow it has times judged too."""
         newest = min(int(times.max(initial=self._newest)), FARTHEST)
         ahead = newest > self._newest + self._leap or (wall_ns is not None and newest > wall_ns + self._live)
-        if self._newest == BEGIN or ahead or not len(times):
+        behind = int(times.min(initial=newest)) < newest - self._past
+        if self._newest == BEGIN or ahead or behind or not len(times):
             self.advance(times, wall_ns=wall_ns, now_ns=now_ns)
             return
         self._leaping.clear()
@@ -156,6 +165,7 @@ class Watermark:
             "first": list(self._first),
             "mark": self.mark,
             "ahead": self.ahead,
+            "behind": self.behind,
             "leaps": self.leaps,
         }
 
@@ -163,6 +173,7 @@ class Watermark:
         """Go on where another stood."""
         self._newest, self.mark = snapshot["newest"], snapshot["mark"]
         self.ahead, self.leaps = snapshot["ahead"], snapshot["leaps"]
+        self.behind = snapshot["behind"]
         self._leaping, self._first = list(snapshot["leaping"]), list(snapshot["first"])
         self._moved_at = now_ns
 
@@ -192,6 +203,7 @@ class Watermark:
             else:
                 continue
             self.ahead += sum(time_ns > self._newest for time_ns in self._first)
+            self.behind += sum(time_ns < self._newest - self._past for time_ns in self._first)
             self._first.clear()
             self.mark = max(self.mark, self._newest - self._lag)
             marks[at] = self.mark
@@ -212,6 +224,8 @@ class Watermark:
         if stop:
             self._leaping.clear()
             self._newest = int(running[stop - 1])
+            if int(rest[:stop].min()) < self._newest - self._past:
+                self.behind += int(np.count_nonzero(rest[:stop] < running[:stop] - self._past))
             marks[start + 1 : start + stop + 1] = np.maximum(running[:stop] - self._lag, self.mark)
             self.mark = int(marks[start + stop])
         return start + stop

@@ -272,6 +272,7 @@ class Mill:
         own = {
             "over_budget": self._work.stages.over_budget,
             "time_ahead": self._watermark.ahead,
+            "time_behind": self._watermark.behind,
             "time_leaps": self._watermark.leaps,
         }
         return self.counters | {what: times for what, times in own.items() if times}

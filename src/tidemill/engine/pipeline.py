@@ -55,7 +55,8 @@ class Pipeline:
                     work in event time: the watermark is the newest time less this
     ``max_ahead``   a record whose time is further than this ahead, of its arrival or (in a recording) of all before it,
                     does not move the watermark, and is counted (``time_ahead``, in any plan); by default an hour and
-                    thirty days. In a recording eight in a row end a hole, and move it all the same (``time_leaps``)
+                    thirty days. In a recording eight in a row end a hole, and move it all the same (``time_leaps``).
+                    Times thirty days behind the newest, and more than ``lag``, are counted too (``time_behind``)
     ``idle_after``  without any record for so long, the watermark of a live run goes on with the clock
 
     >>> import tidemill as tm

@@ -24,6 +24,7 @@ class _Watermark(msgspec.Struct, frozen=True):
     ahead: _Count
     first: Annotated[list[_Moment], Meta(max_length=64)] = []
     leaps: _Count = 0
+    behind: _Count = 0
 
 
 class SavedFacts(msgspec.Struct, frozen=True):
