@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import tidemill as tm
+from tidemill.engine.run import _tell_of_late
 from tidemill.testing import ListSink
 
 ROWS = [{"sensor": "S1", "time": float(n), "value": float(n)} for n in range(5)]
@@ -56,6 +57,24 @@ def test_where_most_records_are_late_it_is_told(
     heard = [record.getMessage() for record in caplog.records]
     assert [line[: len(start)] for line, start in zip(heard, told, strict=True)] == told
     assert all("max_ahead=" in line for line in heard)
+
+
+@pytest.mark.parametrize(("names", "late", "told"), [(("a", "b"), 1, True), (("a", "b"), 0, False), (("a",), 1, False)])
+def test_recordings_that_are_read_side_by_side_are_told_of(
+    caplog: pytest.LogCaptureFixture, names: tuple[str, ...], late: int, told: bool
+) -> None:
+    """Which of their records are late is chance, however few they are, and one Replay would have none."""
+    sources = [tm.sources.Replay(f"{name}.csv", name=name) for name in names]
+    report, plan = tm.Report(records_in=100, late=late), tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}))
+    with caplog.at_level(logging.WARNING, "tidemill"):
+        _tell_of_late(report, plan, sources)
+    heard = [record.getMessage() for record in caplog.records]
+    assert len(heard) == told
+    assert all(line.startswith("1 of 100 records came late and are left out: a and b are sources") for line in heard)
+    assert all(
+        'one Replay, which merges them by time and whose path may be a pattern (Replay("part-*.csv"))' in line
+        for line in heard
+    )
 
 
 def test_where_eight_records_made_the_others_late_no_option_is_named(caplog: pytest.LogCaptureFixture) -> None:

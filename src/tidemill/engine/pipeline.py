@@ -44,8 +44,9 @@ class Checked:
 class Pipeline:
     """Where records come from, what is computed, where rows go.
 
-    ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come; their
-    columns are put together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
+    ``source`` and ``sink`` are one or a list each. With several sources the records are taken as they come, those of
+    recordings too: two of the same time belong into one `Replay`, which merges them by time. Their columns are put
+    together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
 
     ``max_keys``    the most sensors of a run; records of further ones are dead letters. Where sensors are placed by their
                     device, each device counts as one too

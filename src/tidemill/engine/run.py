@@ -17,7 +17,7 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -186,7 +186,7 @@ class Run:
         """Of a run that has ended, also one that was stopped while a sink was away."""
         self.report = self._readings.report(attempt, resumed_at=resumed_at)
         _tell_of_letters(attempt.outflow.letters, self.report)
-        _tell_of_late(self.report, attempt.checked.plan)
+        _tell_of_late(self.report, attempt.checked.plan, self.pipeline.sources)
         return self.report
 
     def _begin_server(self) -> None:
@@ -500,11 +500,18 @@ def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:
         )
 
 
-def _tell_of_late(report: Report, plan: Plan) -> None:
-    """Where most records are late, the fault is seldom theirs."""
-    if 2 * report.late <= report.records_in:
+def _tell_of_late(report: Report, plan: Plan, sources: Sequence[Source]) -> None:
+    """Where most records are late, the fault is seldom theirs; nor is it where recordings are read side by side."""
+    recordings = [source.name for source in sources if not source.push]
+    beside = len(recordings) > 1 and report.late > 0
+    if 2 * report.late <= report.records_in and not beside:
         return
     whys = [
+        f"{' and '.join(recordings)} are sources of their own, of which records are taken as they come, and how many are late "
+        "changes from run to run: give recordings of the same time to one Replay, which merges them by time and whose path may be "
+        'a pattern (Replay("part-*.csv"))'
+    ] * beside
+    whys += [
         f'{stage.name} with late="drop" has forgotten what is so far behind its sensor\'s newest time (within=, '
         "max_records=), which a clock that is ahead may have set (a Filter before it passes that over)"
         for stage in plan.stages
