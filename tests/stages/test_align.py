@@ -1,6 +1,7 @@
 """`Align` against pandas and NumPy, and against itself: other orders of arrival, other batches, other lanes."""
 
 import os
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -387,6 +388,7 @@ def test_devices_count_as_sensors_do():
 
 DYING = """
 import os
+import warnings
 def once(batch):
     for second in (batch["time"].astype("int64") // 10**9).tolist():
         if second in AT:
@@ -546,3 +548,44 @@ def test_a_template_named_like_the_default_is_not_the_column():
     plan = tm.Plan(tm.Align(["temp", "flow"], by="sensor"))
     made, _ = run(plan, rows, key="{sensor}/{channel}", lanes=2)
     assert [(row["sensor"], row["temp"]) for row in made] == [("A", 1.0), ("A", 1.0)]
+
+
+NAMED = [
+    {"sensor": f"d/{channel}", "device": "d", "channel": channel, "time": 1_700_000_000 + n, "value": float(n)}
+    for n in range(20)
+    for channel in ("Temp", "flow")
+]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize(
+    ("channels", "absent"),
+    [(["temp"], "'temp'"), (["temp", "flow", "level"], "'temp', 'level'"), (["Temp", "flow"], "")],
+)
+@pytest.mark.parametrize("method", ["last", "linear"])
+def test_channels_that_never_came_are_told_of_at_the_end(method, channels, absent, processes, caplog):
+    """A name that is written otherwise than in the records leaves them all out, as any other channel's."""
+    stage = tm.Align(channels, by="device", tolerance="3s", method=method)
+    told = f"{stage.name}: no reading of {absent} was taken; channels are named letter by letter, as the column 'channel' has them"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        tm.Plan(stage).apply(NAMED)
+    assert [str(one.message) for one in warned] == [f"{told}."] * bool(absent)
+    tm.run(tm.Pipeline(tm.sources.Records(NAMED), tm.Plan(stage), ListSink()), lanes=processes)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [told] * bool(absent)
+
+
+def test_readings_that_still_wait_have_come():
+    """Of a run that is stopped, too."""
+    stage = tm.Align(["Temp", "flow"], by="device")
+    batch = with_roles([{**row, "sensor": "d"} for row in NAMED[:2]], "sensor", None, "UTC")
+    trial = Trial(stage, ["d"], records=2, marks=marks_of(batch))
+    assert "'Temp', 'flow'" in stage.doubt([trial.memory.stages[0]], [1])
+    trial.feed(batch)
+    assert stage.doubt([trial.memory.stages[0]], [1]) is None
+
+
+def test_no_records_at_all_are_no_doubt(caplog):
+    """Nothing is said of a run without a record."""
+    tm.run(tm.Pipeline(tm.sources.Records([]), tm.Plan(tm.Align(["temp"], by="device")), ListSink()), lanes=0)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -277,6 +277,13 @@ class Mill:
         }
         return self.counters | {what: times for what, times in own.items() if times}
 
+    def doubts(self) -> list[str]:
+        """What stages find strange in what they kept (`Stage.doubt`)."""
+        slots = [self._keys.count(lane.number) for lane in self.lanes]
+        states = [[lane.memory.stages[index] for lane in self.lanes] for index in range(len(self._plan.stages))]
+        found = (stage.doubt(own, slots) for stage, own in zip(self._plan.stages, states, strict=True))
+        return [doubt for doubt in found if doubt is not None]
+
     def enforce_deadlines(self) -> None:
         """Tell of functions that run long, and kill lanes whose function has run too long; called several times per
         deadline."""

@@ -187,6 +187,8 @@ class Run:
         self.report = self._readings.report(attempt, resumed_at=resumed_at)
         _tell_of_letters(attempt.outflow.letters, self.report)
         _tell_of_late(self.report, attempt.checked.plan, self.pipeline.sources)
+        for doubt in attempt.mill.doubts() if self.report.records_in else ():
+            _log.warning("%s", doubt)
         return self.report
 
     def _begin_server(self) -> None:
@@ -506,11 +508,13 @@ def _tell_of_late(report: Report, plan: Plan, sources: Sequence[Source]) -> None
     beside = len(recordings) > 1 and report.late > 0
     if 2 * report.late <= report.records_in and not beside:
         return
-    whys = [
-        f"{' and '.join(recordings)} are sources of their own, of which records are taken as they come, and how many are late "
-        "changes from run to run: give recordings of the same time to one Replay, which merges them by time and whose path may be "
-        'a pattern (Replay("part-*.csv"))'
-    ] * beside
+    whys = []
+    if beside:
+        whys.append(
+            f"{' and '.join(recordings)} are sources of their own, of which records are taken as they come, and how many are "
+            "late changes from run to run: give recordings of the same time to one Replay, which merges them by time and whose "
+            'path may be a pattern (Replay("part-*.csv"))'
+        )
     whys += [
         f'{stage.name} with late="drop" has forgotten what is so far behind its sensor\'s newest time (within=, '
         "max_records=), which a clock that is ahead may have set (a Filter before it passes that over)"

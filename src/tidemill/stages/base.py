@@ -265,6 +265,11 @@ class Stage(abc.ABC):
         """What the user should do where the stage counts this (`StageState.count`); None where all is well with it. Told once."""
         return None
 
+    def doubt(self, states: Sequence[StageState], slots: Sequence[int]) -> str | None:
+        """What looks like a mistake once there were records and they have ended, from what it kept in each lane, which was told of
+        so many key slots; None where nothing does. The stage is not opened."""
+        return None
+
     def moved(self, old: Sequence[Mapping[str, NDArray[Any]]], places: Places) -> Sequence[Mapping[str, NDArray[Any]]]:
         """What it keeps for whole lanes, for another number of them: needed where a field is ``per_lane``.
 

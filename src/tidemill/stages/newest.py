@@ -61,6 +61,11 @@ class Newest:
         state["newest_time"][slots, other] = times ^ _SIGN
         state["newest_mark"][slots, other] = np.int64(after) ^ _SIGN
 
+    def came(self, state: StageState, slots: int) -> NDArray[np.bool_]:
+        """Which channels have had a reading, of any of the first ``slots`` devices."""
+        made: NDArray[np.bool_] = state["newest_time"][:slots].any(axis=(0, 1))
+        return made
+
     def forget(self, state: StageState, before: int) -> None:
         """Strike out what was written by a slab that was not committed: to be called first after a rollback."""
         marks = state["newest_mark"][: len(state.keys)]
