@@ -62,14 +62,16 @@ class Dedup(Stage):
     ``reorder``      a counter so far behind the newest or less, 32, at most 62, is an old record: a copy if it was seen,
                      or else a record that comes late and goes on. Further behind it is a reset
     ``within``       so is a counter behind the newest in a record more than this after the newest by event time;
-                     ``"1min"``. A sensor that starts again sooner, with counters that small, looks as if it repeated
+                     ``"1min"``. A sensor that starts again sooner, with counters that small, looks as if it repeated.
+                     The newest counter itself, come again, is a copy however much later it comes: of a sensor that
+                     starts anew before each record, and says 0 each time, the first record alone goes on
     ``names``        the columns that it adds: how many records the row shows to have been lost before it (int; -1 in the
                      row of a record that was counted as lost and came late), and whether the counter began anew there
                      (bool). By default ``("lost", "reset")``; None adds none
 
     The sum of ``lost`` is what is missing, whatever the order of arrival within ``reorder``; it is in the run's counters
     as ``lost``, the resets as ``resets``. Between resets, which counters go on does not depend on that order either.
-    A record without a counter, or whose counter is not a whole number in the range, goes on and is counted as
+    A record without a counter, or whose counter is not a whole number in the range (without ``modulo`` up to 2**53), goes on and is counted as
     ``unchecked``. Event times play no other part.
 
     What goes on depends on the sensor's own records, not on batches, lanes or restarts. State per sensor: by time 32 bytes

@@ -22,7 +22,7 @@ _LARGEST: Final = 1_000_000  # records
 class Lag(Recurrence):
     """The value of each sensor ``n`` records ago, as pandas' ``groupby(sensor)[column].shift(n)``; NaN before there is one.
 
-    ``columns``  one column or several (float, int or bool); what is added is float
+    ``columns``  one column or several (float, int or bool); what is added is float, of integers beyond 2**53 the nearest
     ``n``        records, counted per sensor in order of arrival; event times play no part
     ``names``    names of the new columns; by default ``value_lag_1``
 

@@ -63,8 +63,7 @@ class Newest:
 
     def came(self, state: StageState, slots: int) -> NDArray[np.bool_]:
         """Which channels have had a reading, of any of the first ``slots`` devices."""
-        made: NDArray[np.bool_] = state["newest_time"][:slots].any(axis=(0, 1))
-        return made
+        return np.asarray(state["newest_time"][:slots].any(axis=(0, 1)), np.bool_)
 
     def forget(self, state: StageState, before: int) -> None:
         """Strike out what was written by a slab that was not committed: to be called first after a rollback."""

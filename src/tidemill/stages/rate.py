@@ -21,7 +21,7 @@ __all__ = ["Rate"]
 class Rate(Recurrence):
     """The difference to the sensor's previous reading, over the event time that has passed between the two.
 
-    ``columns``  one column or several (float, int or bool)
+    ``columns``  one column or several (float, int or bool); integers beyond 2**53 are read as the nearest float64
     ``per``      the unit of time: ``"1s"``, ``"1min"``, a number of seconds, a timedelta
     ``counter``  the reading only ever grows, and one that is less than before has started again from 0, so that it is
                  itself the difference: what Prometheus' ``rate`` takes for a reset

@@ -37,7 +37,7 @@ _RECORDS_OF_A_SPAN: Final = 1_024
 class Rolling(Stage):
     """Statistics over each sensor's last ``window`` records or seconds, the present one included; one row out per record in.
 
-    ``columns``      one column or several (float, int or bool)
+    ``columns``      one column or several (float, int or bool); integers beyond 2**53 are read as the nearest float64
     ``window``       a number of records, counted per sensor in order of arrival; or a duration (``"30s"``, ``"500ms"``,
                      ``"5min"``, a timedelta): the sensor's records with an event time in ``(t - window, t]`` among those
                      that have arrived, where t is the record's own
@@ -83,9 +83,12 @@ class Rolling(Stage):
     The numbers are those of ``groupby(sensor)[column].rolling(window, min_periods=min_periods)`` in pandas where it has the
     statistic: a missing value (NaN, null, absent field) takes its place in the window and is left out. Two differences: an
     infinity is a value here (its window's mean is infinite and its spread NaN, until it leaves the window), where pandas
-    reads it as missing (a stage before has made it: records that hold one are refused); and each window is summed afresh (two
-    passes for the variance), so an error cannot build up over the stream, and a sensor that stands still has exactly its own
-    value as mean and 0 as spread.
+    reads it as missing (a stage before has made it: records that hold one are refused); and each window is summed afresh, so
+    an error cannot build up over the stream, and a sensor that stands still has exactly its own value as mean and 0 as spread.
+    The variance is made in two passes over a window of time; in one of records it is put together of blocks, each about
+    its own mean, with a relative error of about 1e-16 mean / std: of 1e9 with a noise of 1e-3, one part in 10,000. Where
+    that matters, take a constant away before. Of values beyond 1e154 their squares are too large for float64, and ``rms``, ``var``
+    and what is made of them are infinite or NaN (below 1e-154: 0); so may a sum be, and a mean, of values near 1e308.
 
     A value depends on its sensor's records alone: not on batches, lanes, restarts or other sensors, bit for bit. A record
     that comes late has the window that ends at its own time; the windows of those before it are not made again.

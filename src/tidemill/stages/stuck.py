@@ -25,7 +25,8 @@ _LARGEST: Final = 1_000_000  # readings
 class Stuck(Recurrence):
     """Whether the last ``n`` readings of the sensor, the present one included, are the same: a bool column.
 
-    ``columns``    one column or several (float, int or bool)
+    ``columns``    one column or several (float, int or bool). Integers beyond 2**53 are read as the nearest float64, so that
+                   neighbours among them are the same
     ``n``          readings, 2 or more
     ``tolerance``  the same means: the greatest of them less the least is at most this, in the column's unit
     ``names``      names of the new columns; by default ``value_stuck``
