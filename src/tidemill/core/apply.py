@@ -90,7 +90,7 @@ def apply(
         learning = learning and len(outcomes) < _PROBES and not _shows(outcome)
         start = stop
     if watermark is None:
-        _warn(prepared, outcomes, memory, len(keys))
+        _warn_of_counts(prepared, outcomes)
         return interchange.like(data, _joined(batch, outcomes))
     nowhere = np.empty(0, np.int32)
     nobody = None if devices is None else nowhere
@@ -101,11 +101,11 @@ def apply(
         for dead in end.dead:
             raise StageError(_told(dead, start, prepared.stages[dead.stage].name))
         outcomes.append((start, end))
-    _warn(prepared, outcomes, memory, len(keys))
+    _warn_of_counts(prepared, outcomes)
     return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
 
 
-def _warn(prepared: Plan, outcomes: list[tuple[int, Outcome]], memory: StateMemory, slots: int) -> None:
+def _warn_of_counts(prepared: Plan, outcomes: list[tuple[int, Outcome]]) -> None:
     """Nothing is silent: a notebook has no report to look at."""
     for index, stage in enumerate(prepared.stages):
         counts = Counter[str]()
@@ -115,9 +115,6 @@ def _warn(prepared: Plan, outcomes: list[tuple[int, Outcome]], memory: StateMemo
             hint = stage.hint(what)
             if hint is not None:
                 warnings.warn(f"{what}: {times:,} times: {hint}.", RuntimeWarning, stacklevel=4)
-        doubt = stage.doubt([memory.stages[index]], [slots]) if slots else None
-        if doubt is not None:
-            warnings.warn(f"{doubt}.", RuntimeWarning, stacklevel=4)
 
 
 def _slots(batch: Batch, keys: KeyTable, place_by: str | None) -> tuple[NDArray[np.int32], NDArray[np.int32] | None]:

@@ -50,8 +50,7 @@ class Plan(core.Plan):
         ``place_by`` is that of `Pipeline` too.
 
         A record that a user's function fails on raises `StageError`: a notebook wants to know. It is warned too
-        (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``), and of a channel of
-        `Align` that never came.
+        (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``).
         """
         from tidemill.core.apply import apply
 

@@ -57,7 +57,7 @@ class Align(Stage):
     and, with ``"linear"``, the next reading of every channel, or the tolerance if that is less. Rows come out in the order
     of what they waited for, then by the device's name as bytes. They do not depend on the order in which records arrived,
     as long as none was late. A missing value is no reading; of several of one channel at one time the greatest counts.
-    A channel of which no reading came at all is told of at the end: the log of a run has it, and `Plan.apply` warns.
+    The log of a run says at its end of which channels no reading came at all.
     Records of other channels are filtered; a record that names none, or no device, is a dead letter (``missing_field``).
 
     All sensors of a device are in one lane (see ``place_by`` of `Pipeline`). Stages before this one see a sensor as one of
@@ -187,15 +187,17 @@ class Align(Stage):
         return self._buffer.moved(old, places)
 
     def doubt(self, states: Sequence[StageState], slots: Sequence[int]) -> str | None:
-        came = np.zeros(len(self.channels), np.bool_)
+        came = np.full(len(self.channels), self.channel is None)  # a column that is misspelled is found otherwise
         for state, count in zip(states, slots, strict=True):
             came |= self._newest.came(state, count)
             came[self._buffer.held(state)[0].values[0]] = True
         if came.all():
             return None
         absent = ", ".join(repr(channel) for channel, there in zip(self.channels, came, strict=True) if not there)
-        where = "which are columns" if self.channel is None else f"as the column {self.channel!r} has them"
-        return f"{self.name}: no reading of {absent} was taken; channels are named letter by letter, {where}"
+        return (
+            f"{self.name}: no reading of {absent} was taken; channels are named letter by letter as the column "
+            f"{self.channel!r} has them"
+        )
 
     # -- in a lane ---------------------------------------------------------------------------------------
 
