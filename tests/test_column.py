@@ -160,3 +160,16 @@ def test_of_a_large_table_only_the_texts_in_use_are_joined():
     joined = Column.concat([few, Column.of_texts(["new", "S7"])])
     assert joined.array.tolist() == ["S7", None, "S900", "S7", "new", "S7"]
     assert joined.texts.tolist() == ["S7", "S900", "new"]
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 6, 7]), max_size=5))
+def test_a_slice_of_a_large_table_of_texts_reads_as_its_rows(codes):
+    """Whether the table is larger than the rows or not, they have the same texts; and so without the unused ones."""
+    texts = np.array(list("abcdefgh"), object)
+    column = Column(Kind.TEXT, np.array(codes, np.int32), texts=texts)
+    expected = [None if code < 0 else "abcdefgh"[code] for code in codes]
+    assert column.array.tolist() == expected
+    small = column.without_unused_texts()
+    assert small.array.tolist() == expected
+    assert len(small.texts) == len({code for code in codes if code >= 0})
+    assert Column(Kind.TEXT, np.array(codes * 3, np.int32), texts=texts).array.tolist() == expected * 3

@@ -217,6 +217,12 @@ class Column:
 
     def _text_objects(self) -> NDArray[np.object_]:
         assert self.texts is not None
+        if len(self.texts) > len(
+            self.values
+        ):  # a slice shares the table of the whole, which is not to be copied for it
+            objects = self.texts.take(self.values, mode="wrap")
+            objects[self.values < 0] = None
+            return objects
         table = np.append(self.texts, [None])  # code -1 reads the last entry
         return table[self.values]  # type: ignore[no-any-return]
 
@@ -261,6 +267,13 @@ class Column:
             exact = {row - start: self.exact[row] for row in among if start <= row < stop and row in self.exact} or None
         tags = None if self.tags is None else self.tags[start:stop]
         return Column(self.kind, self.values[start:stop], tags=tags, texts=self.texts, exact=exact)
+
+    def without_unused_texts(self) -> Column:
+        """The same rows; of a table of texts that is larger than they are, only what they use."""
+        if self.texts is None or len(self.texts) <= len(self.values):
+            return self
+        values, texts = _in_use(self)
+        return Column(self.kind, values.astype(np.int32), tags=self.tags, texts=texts, exact=self.exact)
 
     @classmethod
     def concat(cls, parts: Sequence[Column]) -> Column:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,25 @@ def drive(waiting: Any) -> None:
     raise AssertionError("it waited")
 
 
+def turns(waiting: Any) -> int:
+    """Run a coroutine that waits for nothing but its next turn; how many it took."""
+    taken = 1
+    while True:
+        try:
+            assert waiting.send(None) is None
+        except StopIteration:
+            return taken
+        taken += 1
+
+
+def reported(value: float, sensors: range) -> Batch:
+    """A row of each of these sensors, with a table of texts of its own."""
+    names = [f"S{n}" for n in sensors]
+    batch = Batch({"value": Column.of_array(np.full(len(names), value)), "sensor": Column.of_texts(names)})
+    batch.key_column = batch.columns["sensor"]
+    return batch
+
+
 def test_rows_do_not_change_under_the_reader() -> None:
     """The batch's arrays are lent for one call, and a dict given out is the reader's own."""
     values = np.array([1.0, 2.0])
@@ -61,12 +81,12 @@ def test_rows_do_not_change_under_the_reader() -> None:
 
 
 def test_many_sensors_of_which_few_report() -> None:
-    """A key table far larger than the batch costs nothing; old batches are let go of."""
+    """A key table far larger than the batch costs nothing; old rows are let go of."""
     texts = np.array([f"S{n}" for n in range(50_000)], object)
     latest = sinks.Latest()
     everybody = np.arange(len(texts), dtype=np.int32)
     for _ in range(6):
-        drive(
+        turns(
             latest.write(Batch({"n": Column.of_array(everybody * 1.0)}, key=Column(Kind.TEXT, everybody, texts=texts)))
         )
     few = np.array([7, 49_999, 7], np.int32)
@@ -87,3 +107,59 @@ def test_a_batch_without_rows_and_a_sink_without_any() -> None:
     assert latest
     assert latest != sinks.Latest()
     assert {latest: 1}[latest] == 1
+
+
+def test_many_rows_are_taken_up_and_let_go_of_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of the loop has few rows, and none of them becomes a dict before somebody looks."""
+    seen: list[int] = []
+    take = Batch.take
+
+    def counted(batch: Batch, rows: Any) -> Batch:
+        seen.append(len(batch))
+        return take(batch, rows)
+
+    def refused(_: Batch) -> Any:
+        raise AssertionError("a row became a dict")
+
+    latest = sinks.Latest()
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "take", counted)
+        patched.setattr(Batch, "to_rows", refused)
+        taken = [turns(latest.write(reported(value, range(20_000)))) for value in range(8)]
+    assert taken[0] == 3
+    assert max(seen) <= 8_192
+    assert max(taken) <= 3 + 3 + 12, "few of the rows that are held are gone through with each write"
+    assert latest._held <= 4 * 20_000 + 10_000
+    assert latest["S19999"] == {"value": 7.0, "sensor": "S19999"}
+    assert latest.snapshot() == {f"S{n}": {"value": 7.0, "sensor": f"S{n}"} for n in range(20_000)}
+
+
+def test_rows_of_sensors_that_report_seldom_stay_with_few_texts() -> None:
+    """What is kept of a batch of which few rows are newest is those rows, and the texts that they use."""
+    latest = sinks.Latest()
+    turns(latest.write(reported(-1, range(3_000))))
+    for value in range(40):
+        turns(latest.write(reported(value, range(10, 3_000))))
+    kept = [block.batch for block in latest._blocks.values() if len(block.batch) < 100]
+    assert {key: latest[key]["value"] for key in ("S9", "S10")} == {"S9": -1, "S10": 39}
+    assert sum(len(batch.texts("sensor")) for batch in kept) == sum(map(len, kept)) >= 10
+
+
+def test_sensors_that_report_one_by_one() -> None:
+    """Of many small batches no more rows are held than of few large ones."""
+    latest = sinks.Latest()
+    for n in range(12_000):
+        turns(latest.write(reported(n, range(n % 100, n % 100 + 1))))
+    first = [latest[f"S{n}"]["value"] for n in range(100)]
+    assert first == [11_900.0 + n for n in range(100)]
+    assert latest._held <= 10_400
+
+
+def test_rows_of_an_earlier_run_may_have_columns_of_other_kinds() -> None:
+    """They stay as they were, among those that are newer."""
+    latest = sinks.Latest()
+    turns(latest.write(keyed([{"sensor": "old", "value": "text", "unit": None}])))
+    for value in range(40):
+        turns(latest.write(reported(value, range(600))))
+    assert latest["old"] == {"sensor": "old", "value": "text", "unit": None}
+    assert latest["S599"] == {"value": 39.0, "sensor": "S599"}
