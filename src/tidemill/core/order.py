@@ -24,9 +24,12 @@ def input_order(
     ranks = np.zeros(len(codes), np.int64)
     made = np.flatnonzero(ends != BEGIN)
     if len(made):
-        used, own = np.unique(codes[made], return_inverse=True)
-        by_name = sorted(range(len(used)), key=[name.encode() for name in names[used].tolist()].__getitem__)
-        rank = np.empty(len(used), np.int64)
-        rank[by_name] = np.arange(len(used))
+        own = codes[made]
+        is_used = np.zeros(len(names), np.bool_)
+        is_used[own] = True
+        used = np.flatnonzero(is_used)
+        by_name = sorted(range(len(used)), key=names[used].tolist().__getitem__)  # UTF-8 keeps the order of code points
+        rank = np.empty(len(names), np.int64)
+        rank[used[by_name]] = np.arange(len(used))
         ranks[made] = rank[own]
     return np.lexsort((ranks, ends, places))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ from tidemill.core.order import input_order
 from tidemill.core.watermark import BEGIN
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.wire import Output, Result, Slot
+from tidemill.lanes.wire import Made, Output, Result, Slot
+from tidemill.lanes.worker import MADE_AT_ONCE
 from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
 
@@ -88,42 +90,114 @@ def _in_slab(slot: Slot, rows: int, buffer: Any) -> Column:
 
 def assemble_made(
     batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffer: Any, unpacker: Unpacker
-) -> tuple[Batch, int]:
-    """The same where some rows have no record of their own; and how many these are.
+) -> Iterator[tuple[Batch, int] | None]:
+    """The same where some rows have no record of their own: piece by piece, each with how many of these are in it.
 
-    Every row comes out at its place, as `tidemill.core.order` has it.
+    Every row comes out at its place, as `tidemill.core.order` has it. Each step does a bounded part of the work, and many bring
+    None; there is one piece at least, if only without rows, and all have the same columns.
     """
-    parts, places, ends = [], [], []
+    lanes: list[_Coming] = []
+    looked_at = 0
     for share in shares:
         if not share.result.kept:
             continue
-        places.append(share.survivors)
         if share.result.made is None:
-            parts.append(assemble(batch, [share], slots, buffer, unpacker))
-            ends.append(np.full(len(parts[-1]), BEGIN))
-            continue
-        part, own = _made(share, unpacker)
-        parts.append(part)
-        ends.append(own)
-    if not parts:
-        return batch.take(np.empty(0, np.intp)), 0
-    all_ends = np.concatenate(ends)
-    whole = Batch.concat(parts)
-    order = input_order(np.concatenate(places), all_ends, whole.key, whole.keys)
-    return whole.take(order), int(np.count_nonzero(all_ends != BEGIN))
+            part = assemble(batch, [share], slots, buffer, unpacker)
+            pieces = iter([_Piece(part, share.survivors, np.full(len(part), BEGIN))])
+        else:
+            pieces = _made(share, share.result.made, unpacker)
+        lanes.append(_Coming(pieces, share.result.kept))
+        looked_at += lanes[-1].look_on()
+        if looked_at >= MADE_AT_ONCE:
+            looked_at = 0
+            yield None
+    if not lanes:
+        yield batch.take(np.empty(0, np.intp)), 0
+    while any(lane.rows for lane in lanes):
+        yield _next_piece(lanes)
+        for lane in lanes:
+            if lane.look_on():
+                yield None
 
 
-def _made(share: Share, unpacker: Unpacker) -> tuple[Batch, NDArray[np.int64]]:
+@dataclass
+class _Piece:
+    """Some of a lane's rows, in the order in which they come out."""
+
+    batch: Batch
+    places: NDArray[np.int32]
+    ends: NDArray[np.int64]
+
+    def key(self, row: int) -> tuple[int, int, str]:
+        """What orders the row among those of other lanes."""
+        end = int(self.ends[row])
+        return int(self.places[row]), end, "" if end == BEGIN else self.batch.keys[self.batch.key[row]]
+
+
+_NO_ROWS: Final = _Piece(Batch({}), np.empty(0, np.int32), np.empty(0, np.int64))
+
+
+def _made(share: Share, made: Sequence[Made], unpacker: Unpacker) -> Iterator[_Piece]:
     """One lane's rows where stages made some, with their sensors."""
-    made = share.result.made
-    assert made is not None
-    assert share.result.framed is not None
     assert share.names is not None
-    part = unpacker.batch(share.result.framed, share.payload)
-    slots = np.frombuffer(share.payload, np.int32, share.result.kept, made.slots_at)
-    used, codes = np.unique(slots, return_inverse=True)
-    part.key_column = Column(Kind.TEXT, codes.astype(np.int32), texts=share.names[used])
-    return part, np.frombuffer(share.payload, np.int64, share.result.kept, made.ends_at)
+    payload = memoryview(share.payload)
+    for piece in made:
+        own, rows = payload[piece.at :], piece.packed.rows
+        part = unpacker.batch(piece.packed, own)
+        used, codes = np.unique(np.frombuffer(own, np.int32, rows, piece.slots_at), return_inverse=True)
+        part.key_column = Column(Kind.TEXT, codes.astype(np.int32), texts=share.names[used])
+        places = np.frombuffer(own, np.int32, rows, piece.places_at)
+        yield _Piece(part, places, np.frombuffer(own, np.int64, rows, piece.ends_at))
+
+
+class _Coming:
+    """What is still to come of one lane's rows; one piece of them is looked at."""
+
+    def __init__(self, pieces: Iterator[_Piece], rows: int) -> None:
+        self._pieces = pieces
+        self._piece = _NO_ROWS
+        self._at = 0
+        self.rows = rows
+
+    def look_on(self) -> int:
+        """Look at the next piece if all of this one is out; how many rows it has."""
+        if not self.rows or self._at < len(self._piece.batch):
+            return 0
+        self._piece, self._at = next(self._pieces), 0
+        return len(self._piece.batch)
+
+    def end(self, most: int) -> tuple[int, int, str] | None:
+        """What orders the last of the next rows, so many at most; None if nothing comes behind it."""
+        stop = self._stop(most)
+        return self._piece.key(stop - 1) if self.rows > stop - self._at else None
+
+    def until(self, most: int, end: tuple[int, int, str] | None, *, with_it: bool) -> _Piece:
+        """The next rows, so many at most, as far as they come before this end."""
+        piece, start, stop = self._piece, self._at, self._stop(most)
+        if end is not None:
+            bisect = bisect_right if with_it else bisect_left
+            stop = start + bisect(range(start, stop), end, key=piece.key)
+        self._at = stop
+        self.rows -= stop - start
+        return _Piece(piece.batch.slice(start, stop), piece.places[start:stop], piece.ends[start:stop])
+
+    def _stop(self, most: int) -> int:
+        return min(self._at + most, len(self._piece.batch))
+
+
+def _next_piece(lanes: Sequence[_Coming]) -> tuple[Batch, int]:
+    """The rows that come before all others, and how many of them stages made."""
+    most = max(MADE_AT_ONCE // sum(lane.rows > 0 for lane in lanes), 1)
+    ends = [(end, number) for number, lane in enumerate(lanes) if (end := lane.end(most)) is not None]
+    end, last = min(ends, default=(None, 0))
+    # Of equal rows those of the first lane come first, so that of a lane behind the last one none may come yet.
+    parts = [lane.until(most, end, with_it=number <= last) for number, lane in enumerate(lanes)]
+    made = sum(int(np.count_nonzero(part.ends != BEGIN)) for part in parts)
+    if len(parts) == 1:
+        return parts[0].batch, made
+    whole = Batch.concat([part.batch for part in parts])
+    places, own = np.concatenate([part.places for part in parts]), np.concatenate([part.ends for part in parts])
+    return whole.take(input_order(places, own, whole.key, whole.keys)), made
 
 
 class _Maker:

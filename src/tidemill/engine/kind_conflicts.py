@@ -28,7 +28,8 @@ def settled(shares: Sequence[Share], fixed: dict[str, Kind], unpacker: Unpacker,
     """The shares with every framed column of the kind it has in ``fixed``, which learns the columns it did not know."""
     if all(share.result.framed is None for share in shares):
         return list(shares)
-    in_order = sorted((share for share in shares if share.result.kept), key=lambda share: int(share.survivors.min()))
+    framed = [share for share in shares if share.result.framed is not None and share.result.kept]
+    in_order = sorted(framed, key=lambda share: int(share.survivors.min()))
     replaced: dict[int, Share] = {}
     for share in in_order:
         odd = _odd_columns(share, fixed, unpacker)
@@ -39,8 +40,7 @@ def settled(shares: Sequence[Share], fixed: dict[str, Kind], unpacker: Unpacker,
 
 def _odd_columns(share: Share, fixed: dict[str, Kind], unpacker: Unpacker) -> list[str]:
     framed = share.result.framed
-    if framed is None or share.result.made is not None:
-        return []
+    assert framed is not None
     odd = []
     for place in framed.columns:
         kind = Kind(place.kind)

@@ -63,6 +63,8 @@ __all__ = ["Finished", "Mill"]
 
 _log = logging.getLogger("tidemill")
 _TURN_NS = 500_000
+_MOST_PIECES = 4
+"""Pieces of one slab's output that are on their way to the sinks: the rest stays as it came until these are taken."""
 _NOBODY = np.empty(0, np.int32)
 _NO_TEXTS = np.empty(0, object)
 
@@ -82,13 +84,25 @@ def _dies_again(lane: Lane, death: TooManyDeaths, opened: str) -> Exception:
 
 @dataclass(frozen=True)
 class Finished:
-    """A slab's output, in input order, and what must be known to deliver it."""
+    """A slab's output or, where stages made very many rows, a piece of it; in input order, and what must be known to deliver
+    it."""
 
     batch: Batch
     arrivals: list[tuple[int, int]]
+    """Of the slab's records; none before the last piece is out."""
     position: int
-    """Up to where in the input these rows and those before reach."""
+    """Up to where in the input the slab and those before it reach. Whoever commits this position has all pieces: a barrier
+    passes only behind the last."""
     freed: Callable[[], None]
+
+
+class _Leaving:
+    """A slab's output on its way to the sinks."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+        """Emitted, and not taken by all sinks."""
+        self.is_whole = False
 
 
 class Mill:
@@ -154,6 +168,7 @@ class Mill:
         self._open: dict[int, Slab] = {}
         self._ready: deque[int] = deque()  # done, in order, and not yet emitted
         self._finishing: Iterator[None] | None = None  # the rest of what is to be done with the first of these
+        self._waits = False  # for a sink, before the next step of that
         self._unpacker = Unpacker()
         self._learned = Learned(plan, self._unpacker)
         self._stopping = False
@@ -499,13 +514,15 @@ class Mill:
                 return
             if finished:
                 self._ready.popleft()
+            if self._waits:
+                return
             if not finished or (self._ready and self._clock.monotonic_ns() >= until):
                 self._defer(self._finish_some)
                 return
 
     def _finish_more(self, number: int) -> bool:
-        """The next step with this slab, of which there is more than one where it has many dead letters; whether it was the
-        last."""
+        """The next step with this slab, of which there is more than one where it has many dead letters or rows that stages
+        made; whether it was the last."""
         self._finishing = self._finishing or self._finish(number)
         for _ in self._finishing:
             return False
@@ -522,28 +539,59 @@ class Mill:
             for lane in self.lanes:
                 lane.send(KindsFixed(self._learned.kinds))
         dead = yield from self._burials.of(slab, shares)
-        batch, made = self._assembled(slab, shares)
-        records = len(batch) - made
-        self.counts.rows_from_records += records
-        self.counts.emitted += made
-        self.counts.book(len(slab.taken.batch) - records - dead, [share.result.gone for share in shares])
+        left = len(slab.taken.batch) - dead  # records that did not come out
+        leaving, batch = _Leaving(), None
+        for piece in self._assembled(slab, shares):
+            if piece is None:
+                yield
+                continue
+            if batch is None:
+                self._learned.probe(slab.taken.batch, shares, piece[0])
+                self._filler.learn(slab, piece[0])
+            else:
+                self._emit_piece(number, slab, batch, leaving)
+                self._waits = leaving.pieces >= _MOST_PIECES
+                yield
+            batch, made = piece
+            records = len(batch) - made
+            left -= records
+            self.counts.rows_from_records += records
+            self.counts.emitted += made
+        assert batch is not None
+        self.counts.book(left, [share.result.gone for share in shares])
         for share in shares:
             for what, times in share.result.counts.items():
                 if what not in self.counters:
                     self._tell_of(what)
                 self.counters[what] = self.counters.get(what, 0) + times
-        self._learned.probe(slab.taken.batch, shares, batch)
-        self._filler.learn(slab, batch)
         self.done = slab.taken.end
-        self._emit(Finished(batch, slab.taken.arrivals, self.done, lambda: self._freed(number, slab.memory)))
+        leaving.is_whole = True
+        self._emit_piece(number, slab, batch, leaving)
         self.barriers.emitted(number)
 
-    def _assembled(self, slab: Slab, shares: list[Share]) -> tuple[Batch, int]:
-        """The slab's rows, and how many of them stages made without a record."""
+    def _assembled(self, slab: Slab, shares: list[Share]) -> Iterator[tuple[Batch, int] | None]:
+        """The slab's rows, and how many of them stages made without a record; in pieces, where there are such, which come in
+        steps."""
         batch, buffer = slab.taken.batch, self.slabs.buffer(slab.memory)
         if all(share.result.made is None for share in shares):
-            return assemble(batch, shares, slab.results, buffer, self._unpacker), 0
-        return assemble_made(batch, shares, slab.results, buffer, self._unpacker)
+            yield assemble(batch, shares, slab.results, buffer, self._unpacker), 0
+        else:
+            yield from assemble_made(batch, shares, slab.results, buffer, self._unpacker)
+
+    def _emit_piece(self, number: int, slab: Slab, batch: Batch, leaving: _Leaving) -> None:
+        """Hand rows of the slab to the sinks; its memory is free when they have taken all of them."""
+
+        def taken() -> None:
+            leaving.pieces -= 1
+            if leaving.is_whole and not leaving.pieces:
+                self._freed(number, slab.memory)
+            elif self._waits:
+                self._waits = False
+                self._defer(self._finish_some)
+
+        leaving.pieces += 1
+        arrivals = slab.taken.arrivals if leaving.is_whole else []
+        self._emit(Finished(batch, arrivals, slab.taken.end, taken))
 
     def _tell_of(self, what: str) -> None:
         """A stage has counted something for the first time; which of them is not known here."""

@@ -174,8 +174,16 @@ class Output(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Made(msgspec.Struct, array_like=True, frozen=True):
-    """Where, in the payload of a `Result`, two more things are said of each row."""
+    """Where some of a lane's rows lie, of which stages made some; they come in the order in which they are to leave.
 
+    What lies where is counted from ``at``, in the payload of a `Result`.
+    """
+
+    at: int
+    packed: Packed
+    """All their columns."""
+    places_at: int
+    """The place in the slab of each, int32; these need not differ."""
     ends_at: int
     """What orders rows of one place, int64; `BEGIN` for a record's own row."""
     slots_at: int
@@ -200,9 +208,9 @@ class Result(Message, frozen=True):
     """Kinds per stage, when the lane has learned some since its last result."""
     gone: dict[str, int] = {}
     """How many of the rows that neither survived nor are dead count as what; the rest was filtered."""
-    made: Made | None = None
-    """Set when there are rows without a record among them: the frame then holds every column, and `kept_at` the places
-    of the rows, which need not differ."""
+    made: list[Made] | None = None
+    """Set when there are rows without a record among them: all rows, some thousands in each, and neither a frame nor
+    `kept_at`."""
     dead_rows: list[tuple[int, str, str, str, bytes]] = []
     """(stage, reason code, reason, sensor, the row as JSON) of rows that a stage had made"""
     stage_ns: list[int] = []

@@ -17,9 +17,10 @@ from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.blame import Orders
 from tidemill.core.chain import Chain
+from tidemill.core.order import input_order
 from tidemill.core.outcome import Outcome
 from tidemill.errors import EngineError, PlanError, TidemillError
-from tidemill.formats.packed import Packed, Packer, Unpacker, packed_bytes
+from tidemill.formats.packed import Packed, Packer, TextTables, Unpacker, packed_bytes
 from tidemill.lanes.framing import Payload
 from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.platform import ProcessorQueue
@@ -51,10 +52,12 @@ from tidemill.stages.state import StateMemory
 from tidemill.stages.state_copy import used_parts
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
-__all__ = ["Worker", "pack_frame", "pack_made"]
+__all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made"]
 
 _WORD: Final = 8  # bytes
 _NOTHING: Final = bytearray()
+MADE_AT_ONCE: Final = 8_192
+"""Rows that are packed together, where stages made some: what the parent unpacks in one turn of its loop."""
 Copy = Callable[[int, memoryview], None]
 _NUMBER: Final = struct.Struct("=q")
 Send = Callable[[Message, bytes | bytearray | memoryview], None]
@@ -195,15 +198,16 @@ class Worker:
     def _result(
         self, work: Work, rows: NDArray[np.int32], outcome: Outcome, buffer: Any, start: _Stopwatch
     ) -> tuple[Result, bytearray]:
-        made: Made | None = None
+        made: list[Made] | None = None
         packed: Packed | None
         outputs: list[Output] = []
         if outcome.ends is not None:
-            assert outcome.places is not None
-            survivors = outcome.places
-            payload, packed, kept_at, made = pack_made(outcome.batch, survivors, outcome.ends, outcome.slots)
+            assert self._chain is not None
+            kept, packed, kept_at = len(outcome.batch), None, -1
+            payload, made = pack_made(outcome, self._chain.key_texts)
         else:
             survivors = rows if outcome.rows is None else rows[outcome.rows]
+            kept = len(survivors)
             outputs, framed = self._place(outcome, survivors, work, buffer)
             payload, packed, kept_at = pack_frame(
                 framed, len(survivors), None if outcome.rows is None else survivors, outcome.orders
@@ -215,7 +219,7 @@ class Worker:
             outputs,
             packed,
             kept_at,
-            len(survivors),
+            kept,
             dead,
             outcome.counts,
             self._learned(),
@@ -347,17 +351,26 @@ def pack_frame(
     return payload, packed, kept_at
 
 
-def pack_made(
-    batch: Batch, places: NDArray[np.int32], ends: NDArray[np.int64], slots: NDArray[np.int32]
-) -> tuple[bytearray, Packed, int, Made]:
-    """The payload of a `Result` with rows that stages made: the whole batch, and what orders its rows."""
-    room = places.nbytes + 2 * (ends.nbytes + slots.nbytes)  # times are as large as ends, field orders as slots
-    payload = bytearray(packed_bytes(batch.columns) + room + 512)
-    packer = Packer(payload)
-    made = Made(packer.array(ends), packer.array(slots))
-    kept_at = packer.array(places)
-    packed = packer.batch(batch)
-    used = packer.used
-    del packer
-    del payload[used:]
-    return payload, packed, kept_at, made
+def pack_made(outcome: Outcome, names: NDArray[np.object_]) -> tuple[bytearray, list[Made]]:
+    """The payload of a `Result` with rows that stages made; ``names`` are the sensors' by key slot.
+
+    One watermark step may make millions of rows: they are put in order here, and packed by some thousands, so that the
+    parent need not look at more than that in one turn of its loop, and no copy of them all is made.
+    """
+    assert outcome.places is not None
+    assert outcome.ends is not None
+    order = input_order(outcome.places, outcome.ends, outcome.slots, names)
+    payload, made, tables = bytearray(), [], TextTables()
+    for start in range(0, len(order), MADE_AT_ONCE):
+        rows = order[start : start + MADE_AT_ONCE]
+        part = outcome.batch.take(rows)
+        part.columns = {name: column.without_unused_texts() for name, column in part.columns.items()}
+        arrays = outcome.places[rows], outcome.ends[rows], outcome.slots[rows]
+        room = sum(array.nbytes for array in arrays) + len(rows) * _WORD * 2  # times, and field orders
+        buffer = bytearray(packed_bytes(part.columns) + room + 512)
+        packer = Packer(buffer, tables)
+        packed, (places_at, ends_at, slots_at) = packer.batch(part), [packer.array(array) for array in arrays]
+        made.append(Made(len(payload), packed, places_at, ends_at, slots_at))
+        packer.reserve(0)  # up to where the next one may begin
+        payload += memoryview(buffer)[: packer.used]
+    return payload, made
