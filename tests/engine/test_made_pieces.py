@@ -77,7 +77,7 @@ def record_share(places: range) -> Share:
 
 
 @given(lanes=lanes_rows())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_pieces_are_the_whole_in_its_order(lanes: list[list[tuple[int, int, int]] | int]) -> None:
     """By place, what ended, and the sensor's name, then by lane; no piece is larger than it may be."""
     slab = Batch({"row": Column.of_array(np.arange(9) - 9.0), "sensor": Column.of_texts([f"R{n}" for n in range(9)])})

@@ -56,7 +56,7 @@ __all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made"]
 
 _WORD: Final = 8  # bytes
 _NOTHING: Final = bytearray()
-MADE_AT_ONCE: Final = 8_192
+MADE_AT_ONCE: Final = 4_096
 """Rows that are packed together, where stages made some: what the parent unpacks in one turn of its loop."""
 Copy = Callable[[int, memoryview], None]
 _NUMBER: Final = struct.Struct("=q")
