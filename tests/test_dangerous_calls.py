@@ -60,6 +60,7 @@ ALLOWED = {
     "testing.laws:state_is_restored": {"pickle.loads"},
     # From the process that made this one or that this one made, over sockets and memory that nobody else has.
     "app.trying:_try_stage": {"pickle.loads"},
+    "app.trying:_Remaking": {"pickle.Unpickler"},
     "formats.packed:column": {"pickle.loads"},
     "formats.packed:_exact": {"pickle.loads"},
     "formats.packed:decoded_texts": {"pickle.loads"},

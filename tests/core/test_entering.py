@@ -234,7 +234,7 @@ def test_each_call_has_the_deadline_to_itself():
     run(made, [1, 1, 1], Orders(isolate={0}))
     run(made, [1, 1, 1], slab=2)
     assert [row for _, row, _ in marks] == [0, 1, 2, NOWHERE]
-    assert [since for *_, since in marks][:2] == [3, 6]
+    assert [since for *_, since in marks][:2] == [4, 7]
 
 
 def test_a_schema_knows_what_entering_adds():

@@ -25,6 +25,9 @@ class Calling(Protocol):
 _END: Final = object()
 _TURN_S: Final = 0.001
 """Of each turn of the loop, what is spent on reading: more waits for the next."""
+_AHEAD: Final = 64
+"""Values that are read, or as many as the window takes, before a result is given: lanes have work while its reader takes its time. A
+wider window is filled later, and holds no result back."""
 
 
 class _Plain:
@@ -175,7 +178,7 @@ async def streamed(
         while True:
             if source.read():
                 await asyncio.sleep(0)
-                if not pending or not pending[0].done():
+                if len(pending) < _AHEAD or not pending[0].done():
                     continue
             if pending:
                 if not pending[0].done():
