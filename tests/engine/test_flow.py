@@ -174,7 +174,7 @@ class Counting(ListSink):
 
 async def test_a_slab_of_dead_letters_does_not_hold_the_loop(tmp_path, monkeypatch):
     """Others have their turn after some of them, and none of its rows comes before those that were ahead of it."""
-    monkeypatch.setattr("tidemill.engine.mill._TURN_NS", 0)  # a turn is one step with a slab
+    monkeypatch.setattr("tidemill.engine.finishing._TURN_NS", 0)  # a turn is one step with a slab
     count = 20_000
     rows = [{"sensor": "S" if n % 8 else "known", "time": 1.0, "value": n} for n in range(count)]
     source = tm.sources.Records([tm.Batch.from_rows(rows)])

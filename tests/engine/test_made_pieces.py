@@ -17,7 +17,7 @@ from tidemill.column import Column, object_array
 from tidemill.core.order import input_order
 from tidemill.core.outcome import Outcome
 from tidemill.core.watermark import BEGIN
-from tidemill.engine import assembly, mill
+from tidemill.engine import assembly, finishing
 from tidemill.engine.assembly import Share, assemble_made
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes import worker
@@ -185,7 +185,7 @@ def test_no_more_pieces_are_made_than_sinks_take(monkeypatch: pytest.MonkeyPatch
     )
     assert len(sink.rows) == SENSORS
     assert made == len(sink.batches) == -(-SENSORS // AT_ONCE)
-    assert max(ahead) <= mill._MOST_PIECES + 1
+    assert max(ahead) <= finishing._MOST_PIECES + 1
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -28,11 +28,12 @@ from tidemill.core.controls import CatchUp, End, NewStage, NewStages, Tick
 from tidemill.core.keys import KeyTable
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.file_watch import FileWatch
+from tidemill.engine.finishing import Finished
 from tidemill.engine.intake import Beginning, Intake
 from tidemill.engine.keeper import Keeper
 from tidemill.engine.lane import LaneFactory
 from tidemill.engine.metrics import StateStatistics
-from tidemill.engine.mill import Finished, Mill
+from tidemill.engine.mill import Mill
 from tidemill.engine.outflow import Outflow
 from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.oversight import Oversight

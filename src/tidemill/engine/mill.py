@@ -7,9 +7,7 @@ took a slab. What to do is decided by the batcher, the ledger and blame; the mil
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,11 @@ from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
 from tidemill.core.watermark import Watermark
-from tidemill.engine.assembly import Share, assemble, assemble_made
+from tidemill.engine.assembly import Share
 from tidemill.engine.barriers import Barriers
 from tidemill.engine.burials import Burials
 from tidemill.engine.filling import Filler, Slab
+from tidemill.engine.finishing import Finished, Finishing
 from tidemill.engine.intake import Intake, Taken
 from tidemill.engine.lane import Lane, LaneFactory
 from tidemill.engine.learned import Learned
@@ -48,7 +47,6 @@ from tidemill.lanes.wire import (
     Copied,
     Failed,
     FromLane,
-    KindsFixed,
     LoadPlan,
     Ready,
     Result,
@@ -59,12 +57,9 @@ from tidemill.letters import DeadLetter
 from tidemill.schema import Kind, Schema
 from tidemill.stages.state import NOWHERE
 
-__all__ = ["Finished", "Mill"]
+__all__ = ["Mill"]
 
 _log = logging.getLogger("tidemill")
-_TURN_NS = 500_000
-_MOST_PIECES = 4
-"""Pieces of one slab's output that are on their way to the sinks: the rest stays as it came until these are taken."""
 _NOBODY = np.empty(0, np.int32)
 _NO_TEXTS = np.empty(0, object)
 
@@ -80,29 +75,6 @@ def _dies_again(lane: Lane, death: TooManyDeaths, opened: str) -> Exception:
             f"{told}: the machine may be short of memory (its kernel's log says so), or somebody kills it."
         )
     return EngineError(told)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A slab's output or, where stages made very many rows, a piece of it; in input order, and what must be known to deliver
-    it."""
-
-    batch: Batch
-    arrivals: list[tuple[int, int]]
-    """Of the slab's records; none before the last piece is out."""
-    position: int
-    """Up to where in the input the slab and those before it reach. Whoever commits this position has all pieces: a barrier
-    passes only behind the last."""
-    freed: Callable[[], None]
-
-
-class _Leaving:
-    """A slab's output on its way to the sinks."""
-
-    def __init__(self) -> None:
-        self.pieces = 0
-        """Emitted, and not taken by all sinks."""
-        self.is_whole = False
 
 
 class Mill:
@@ -141,13 +113,12 @@ class Mill:
         self._keys = keys
         self._batcher = batcher
         self._clock = clock
-        self._emit, self._fail, self._defer = emit, fail, defer
+        self._fail, self._defer = fail, defer
         self._ready_to_work, self._moved = ready, moved
         self._layout = plan.layout(max_keys, batcher.limits.max_records)
         self.lanes = [Lane(number, self._layout, work) for number, work in enumerate(work.lanes)]
         self.ledger = Ledger(len(self.lanes))
         self.slabs = Slabs()
-        self.counts = Counts()
         self.counters: dict[str, int] = {}
         self._burials = Burials(plan, self.counters, reject, reject_row, made)
         self._work = work
@@ -161,18 +132,28 @@ class Mill:
         """Of each stage that was made anew, the name under which its file is kept."""
         self.handed_out = 0
         """Up to where in the input everything was handed out to the lanes."""
-        self.done = 0
-        """Up to where in the input everything has left the lanes."""
         self._intake: Intake | None = None
         self._factory: LaneFactory | None = None
         self._open: dict[int, Slab] = {}
-        self._ready: deque[int] = deque()  # done, in order, and not yet emitted
-        self._finishing: Iterator[None] | None = None  # the rest of what is to be done with the first of these
-        self._waits = False  # for a sink, before the next step of that
-        self._unpacker = Unpacker()
-        self._learned = Learned(plan, self._unpacker)
+        unpacker = Unpacker()
+        self._learned = Learned(plan, unpacker)
+        self._finishing = Finishing(
+            plan,
+            lanes=self.lanes,
+            slabs=self.slabs,
+            filler=self._filler,
+            learned=self._learned,
+            burials=self._burials,
+            unpacker=unpacker,
+            counters=self.counters,
+            clock=clock,
+            emit=emit,
+            emitted=self.barriers.emitted,
+            freed=self._freed,
+            fail=fail,
+            defer=defer,
+        )
         self._stopping = False
-        self._closed = False
         self._scheduled = False
         self.pickled = sent_stages(plan.stages, self._layout)
         self._user_code = [stage.runs_user_code for stage in plan.stages]
@@ -184,7 +165,7 @@ class Mill:
         """Start every lane; slabs flow as soon as records are there."""
         self._factory = factory
         self._intake = intake
-        self.handed_out = self.done = intake.begins_at
+        self.handed_out = self._finishing.done = intake.begins_at
         for lane in self.lanes:
             self._start(lane)
         self.pump()
@@ -212,7 +193,7 @@ class Mill:
         """Let go of the memory; lanes that were not stopped end, or else their processes would hold all of it."""
         if not self._stopping:
             self.stop()
-        self._closed = True
+        self._finishing.close()
         self.slabs.close()
         for lane in self.lanes:
             lane.close()
@@ -221,6 +202,15 @@ class Mill:
     def idle(self) -> bool:
         """Nothing waits, nothing is in a lane, nothing is on its way to a sink."""
         return self.ledger.idle and (self._intake is None or self._intake.empty)
+
+    @property
+    def counts(self) -> Counts:
+        """The books: of records, rows and dead letters."""
+        return self._finishing.counts
+
+    @counts.setter
+    def counts(self, before: Counts) -> None:
+        self._finishing.counts = before
 
     @property
     def opening(self) -> str:
@@ -240,7 +230,7 @@ class Mill:
     @property
     def reached(self) -> int:
         """Up to where in the input all has left the lanes, and is with the sinks."""
-        return self._intake.entered if self._intake is not None and self.idle else self.done
+        return self._intake.entered if self._intake is not None and self.idle else self._finishing.done
 
     @property
     def handed_up_to(self) -> int:
@@ -497,107 +487,10 @@ class Mill:
         lane.work.busy_ns += result.busy_ns
         lane.work.batches += 1
         lane.blame.committed(number)
-        first = not self._ready
-        self._ready.extend(self.ledger.committed(lane.number, number))
-        if first:
-            self._finish_some()
-
-    def _finish_some(self) -> None:
-        """Finish slabs in order, for a part of a millisecond: a slow lane's word may free a dozen at once, and a slab may have
-        thousands of dead letters."""
-        until = self._clock.monotonic_ns() + _TURN_NS
-        while self._ready and not self._closed:
-            try:
-                finished = self._finish_more(self._ready[0])
-            except Exception as error:  # noqa: BLE001 - a callback has nobody to raise to
-                self._fail(error)
-                return
-            if finished:
-                self._ready.popleft()
-            if self._waits:
-                return
-            if not finished or (self._ready and self._clock.monotonic_ns() >= until):
-                self._defer(self._finish_some)
-                return
-
-    def _finish_more(self, number: int) -> bool:
-        """The next step with this slab, of which there is more than one where it has many dead letters or rows that stages
-        made; whether it was the last."""
-        self._finishing = self._finishing or self._finish(number)
-        for _ in self._finishing:
-            return False
-        self._finishing = None
-        return True
-
-    def _finish(self, number: int) -> Iterator[None]:
-        """All lanes are through with a slab, and with all before it. None of its rows goes before its dead letters."""
-        slab = self._open.pop(number)
-        if not self._work.first_done_ns:
+        done = [(number, self._open.pop(number)) for number in self.ledger.committed(lane.number, number)]
+        if done and not self._work.first_done_ns:
             self._work.first_done_ns = self._clock.monotonic_ns()
-        shares = self._learned.settled([slab.shares[lane] for lane in sorted(slab.shares)])
-        if self._learned.kinds_from(shares):
-            for lane in self.lanes:
-                lane.send(KindsFixed(self._learned.kinds))
-        dead = yield from self._burials.of(slab, shares)
-        left = len(slab.taken.batch) - dead  # records that did not come out
-        leaving, batch = _Leaving(), None
-        for piece in self._assembled(slab, shares):
-            if piece is None:
-                yield
-                continue
-            if batch is None:
-                self._learned.probe(slab.taken.batch, shares, piece[0])
-                self._filler.learn(slab, piece[0])
-            else:
-                self._emit_piece(number, slab, batch, leaving)
-                self._waits = leaving.pieces >= _MOST_PIECES
-                yield
-            batch, made = piece
-            records = len(batch) - made
-            left -= records
-            self.counts.rows_from_records += records
-            self.counts.emitted += made
-        assert batch is not None
-        self.counts.book(left, [share.result.gone for share in shares])
-        for share in shares:
-            for what, times in share.result.counts.items():
-                if what not in self.counters:
-                    self._tell_of(what)
-                self.counters[what] = self.counters.get(what, 0) + times
-        self.done = slab.taken.end
-        leaving.is_whole = True
-        self._emit_piece(number, slab, batch, leaving)
-        self.barriers.emitted(number)
-
-    def _assembled(self, slab: Slab, shares: list[Share]) -> Iterator[tuple[Batch, int] | None]:
-        """The slab's rows, and how many of them stages made without a record; in pieces, where there are such, which come in
-        steps."""
-        batch, buffer = slab.taken.batch, self.slabs.buffer(slab.memory)
-        if all(share.result.made is None for share in shares):
-            yield assemble(batch, shares, slab.results, buffer, self._unpacker), 0
-        else:
-            yield from assemble_made(batch, shares, slab.results, buffer, self._unpacker)
-
-    def _emit_piece(self, number: int, slab: Slab, batch: Batch, leaving: _Leaving) -> None:
-        """Hand rows of the slab to the sinks; its memory is free when they have taken all of them."""
-
-        def taken() -> None:
-            leaving.pieces -= 1
-            if leaving.is_whole and not leaving.pieces:
-                self._freed(number, slab.memory)
-            elif self._waits:
-                self._waits = False
-                self._defer(self._finish_some)
-
-        leaving.pieces += 1
-        arrivals = slab.taken.arrivals if leaving.is_whole else []
-        self._emit(Finished(batch, arrivals, slab.taken.end, taken))
-
-    def _tell_of(self, what: str) -> None:
-        """A stage has counted something for the first time; which of them is not known here."""
-        hints = list(filter(None, (stage.hint(what) for stage in self._plan.stages)))
-        if hints:
-            _log.warning("%s, which the report counts: %s", what, "; or ".join(hints))
+        self._finishing.add(done)
 
     def _freed(self, number: int, memory: int) -> None:
         self.ledger.freed(number)

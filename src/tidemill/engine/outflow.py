@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from tidemill.engine.dead_letters import DeadLetterFile
+from tidemill.engine.finishing import Finished
 from tidemill.engine.letter_order import LetterOrder
-from tidemill.engine.mill import Finished
 from tidemill.engine.outlets import Outlet
 from tidemill.engine.pipeline import Checked
 from tidemill.engine.readings import Readings
