@@ -1,6 +1,7 @@
 """A model that is replaced, while a live run goes on, by one that its library cannot run."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 import threading
@@ -92,7 +93,7 @@ async def test_a_model_that_ends_the_process_that_opens_it_costs_no_lane(tmp_pat
         await plant.record()
         before = len(psutil.Process().children(recursive=True))
         put(path, "Neg")
-        await looked_until(plant, caplog, f"{CANNOT_SERVE}: the process that opened it was killed by SIGABRT")
+        await looked_until(plant, caplog, f"{CANNOT_SERVE}: the process that opened it ended (killed by SIGABRT)")
         assert (await plant.record())["y"] == 10
         assert len(psutil.Process().children(recursive=True)) == before
         plant.source.feed.put_nowait(None)
@@ -123,6 +124,30 @@ async def test_a_model_that_is_never_opened_does_not_stop_the_watch(tmp_path, ca
         while (await plant.record(value=-1.0))["y"] != 1:
             await plant.looks(1)
         plant.source.feed.put_nowait(None)
+
+
+async def test_a_model_for_which_there_is_no_process_is_tried_again(tmp_path, caplog, monkeypatch):
+    """That says nothing of its file."""
+    caplog.set_level("INFO", "tidemill")
+    monkeypatch.setattr("tidemill.engine.rehearsal._AGAIN_S", 1.0)
+    path = tmp_path / "m.onnx"
+    put(path, "Identity")
+    plant = plant_of(path, 1)
+    async with plant.serve():
+        await plant.record()
+        with monkeypatch.context() as patch:
+            patch.setattr("tidemill.engine.rehearsal.Shared", _no_descriptor)
+            put(path, "Neg")
+            await looked_until(plant, caplog, "could not be tried, so the old one stays in use for now: ")
+        assert "a process to open it in cannot be had: Too many open files" in caplog.text
+        await looked_until(plant, caplog, f"the new {path} counts from record")
+        assert (await plant.record())["y"] == -10
+        plant.source.feed.put_nowait(None)
+    assert CANNOT_SERVE not in caplog.text
+
+
+def _no_descriptor(*_):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def stopped_by(path, plant, state, monkeypatch):

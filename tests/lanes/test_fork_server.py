@@ -14,6 +14,7 @@ import pytest
 from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes import fork_client
 from tidemill.lanes.fork_client import ForkServer
+from tidemill.lanes.platform import activity
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -88,3 +89,11 @@ async def test_one_that_does_not_leave_is_killed(monkeypatch: pytest.MonkeyPatch
     process.send_signal(signal.SIGSTOP)
     await server.aclose()
     assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("state", "at_work"), [("R", True), ("D", True), ("t", True), ("S", False), ("T", False)])
+def test_who_is_held_by_a_debugger_is_not_idle(monkeypatch: pytest.MonkeyPatch, state: str, at_work: bool) -> None:
+    """Nor who waits for a processor or a disk; who sleeps, or was stopped by a signal, is."""
+    stat = f"7 (a) name) {state} 1 7 7 0 -1 0 0 0 0 0 30 12 0 0 20 0".encode()
+    monkeypatch.setattr("tidemill.files.read_bytes", lambda path: stat)
+    assert activity(7) == (at_work, 42)

@@ -2,8 +2,8 @@
 
 A file that has changed, and then stood still from one look to the next, is read and checked in a thread, and what is made of it
 opened as lanes will. Only stages that are whole take the place of the old ones, all that are made of the file behind one record, for
-all lanes; where one of them cannot serve, that is told of, and the old ones stay. Who asks for a look, by SIGHUP, says that the files are whole: they need not stand still, and one that could not
-serve is tried again.
+all lanes; where one of them cannot serve, that is told of, and the old ones stay. Who asks for a look, by SIGHUP, says that the
+files are whole: they need not stand still, and one that could not serve is tried again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tidemill.core.plan import Plan
 from tidemill.engine.kept_files import KeptLoad
 from tidemill.engine.plan import FROM_DISK
 from tidemill.engine.sendable import sent_stage
-from tidemill.errors import PlanError, TidemillError
+from tidemill.errors import OutsideError, PlanError, TidemillError
 from tidemill.first_of import first_of
 from tidemill.schema import Schema
 from tidemill.stages.base import Load
@@ -66,6 +66,8 @@ class FileWatch:
         }
         self._asked = asyncio.Event()
         self._refused: set[Path] = set()
+        self._not_before_ns: dict[Path, int] = {}
+        """Of files that could not be tried: when they are looked at again."""
         self.changes = 0
         """New files that have taken effect."""
 
@@ -94,6 +96,8 @@ class FileWatch:
             ", ".join(self._plan.stages[number].name for number in numbers),
             self._plan.stages[numbers[0]].path,
         )
+        if not asked and self._clock.monotonic_ns() < self._not_before_ns.get(file, 0):
+            return
         now = await asyncio.to_thread(files.stamp, file)
         before, self._seen[file] = self._seen[file], now
         if asked and now == self._known[file] and file not in self._refused:
@@ -103,7 +107,14 @@ class FileWatch:
             return  # nothing new, or it is still being written
         self._known[file] = now
         self._refused.discard(file)
-        made = await self._all_made(file, names)
+        try:
+            made = await self._all_made(file, names)
+        except OutsideError as error:  # which says nothing of the file
+            self._known[file] = None
+            self._not_before_ns[file] = self._clock.monotonic_ns() + round(error.after_s * 1e9)
+            told = "%s: the file has changed and could not be tried, so the old one stays in use for now: %s"
+            _log.warning(told, names, error, extra={"stage": names})
+            return
         if made is None:
             self._refused.add(file)
             return
@@ -116,7 +127,8 @@ class FileWatch:
         _log.info("%s: the new %s counts from record %d on", names, path, first, extra=fields)
 
     async def _all_made(self, file: Path, names: str) -> NewStages | None:
-        """All stages of the file as it is now, each of which a lane could open; None, and told, where one cannot serve."""
+        """All stages of the file as it is now, each of which a lane could open; None, and told, where one cannot serve.
+        Raises `OutsideError` where that could not be tried."""
         made, load = [], self._load()
         if what := await asyncio.to_thread(files.endless, file):
             told = (
@@ -130,6 +142,8 @@ class FileWatch:
                 made.append(await asyncio.to_thread(self._made, number, load))
                 await self._opens(made[-1])
             except TidemillError as error:
+                if isinstance(error, OutsideError) and error.after_s:
+                    raise
                 why = str(error).removeprefix(f"{name}: ")
                 told = "%s: the file has changed and cannot serve, so the old one stays in use: %s"
                 _log.error(told, names, why if names == name else f"{name}: {why}", extra={"stage": names})

@@ -8,6 +8,7 @@ every lane would fail on it. Whatever opening does, it does in a process that is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import signal
@@ -27,6 +28,8 @@ __all__ = ["rehearsed"]
 
 LONGEST_S: Final = 120.0
 """Seconds that opening a stage may take before its file is taken for one that cannot serve."""
+_AGAIN_S: Final = 10.0
+"""Seconds after which there may be a process to open it in, where none could be had."""
 _log = logging.getLogger("tidemill")
 
 
@@ -34,7 +37,8 @@ async def rehearsed(stage: Stage, pickled: bytes, server: ForkServer | None) -> 
     """Return when a process of ``server`` has opened what is pickled, a stage in the place of this one.
 
     Raises what a lane would fail with: `PlanError` of what cannot be opened, also where its process dies of that; `OutsideError`
-    where nothing can be said of it, since there is no process to be had, somebody has killed it, or it takes too long.
+    where nothing can be said of it, since somebody has killed its process, or it takes too long; with ``after_s`` where there was
+    no process to be had, so that it may be tried again.
     Nothing of it is left in this process. Tables, which are opened in no other way than they were read, are passed over.
     """
     if not stage.runs_user_code:
@@ -72,11 +76,13 @@ async def _opened_by(server: ForkServer, stage: Stage, pickled: bytes) -> None:
         if not opened.done():
             opened.set_exception(_of_death(stage, how))
 
-    nothing = Shared("rehearsal", 1)
-    try:  # a lane has its state and a copy of it; this one has none
-        channel = server.spawn("lane", [nothing.fd] * 2, received, died, nice=NICE, patience_s=PATIENCE_S)
-    finally:
-        nothing.close()
+    try:
+        with contextlib.closing(
+            Shared("rehearsal", 1)
+        ) as nothing:  # a lane has its state and a copy of it; this one has none
+            channel = server.spawn("lane", [nothing.fd] * 2, received, died, nice=NICE, patience_s=PATIENCE_S)
+    except OSError as error:
+        raise _no_process(stage, f"cannot be had: {error.strerror}.") from error
     try:
         channel.send(OpenStage(), pickled)
         await opened
@@ -87,7 +93,11 @@ async def _opened_by(server: ForkServer, stage: Stage, pickled: bytes) -> None:
 
 
 def _of_death(stage: Stage, how: Exit) -> Exception:
-    told = f"{stage.name}: the process that opened it was {how}."
+    told = f"{stage.name}: the process that opened it ended ({how})."
     if how.error:
-        return OutsideError(f"{stage.name}: a process to open it in {how}. {NO_ROOM}")
+        return _no_process(stage, f"{how}. {NO_ROOM}")
     return OutsideError(told) if how.signal == signal.SIGKILL else PlanError(told)
+
+
+def _no_process(stage: Stage, why: str) -> OutsideError:
+    return OutsideError(f"{stage.name}: a process to open it in {why}", after_s=_AGAIN_S)

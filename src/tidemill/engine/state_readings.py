@@ -9,7 +9,7 @@ from tidemill.engine.metrics import StateStatistics
 
 if TYPE_CHECKING:
     from tidemill.engine.keeper import Keeper
-from tidemill.engine.saving import Saving
+    from tidemill.engine.saving import Saving
 
 __all__ = ["read_state"]
 

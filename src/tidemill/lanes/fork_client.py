@@ -42,8 +42,8 @@ _ENDING_S: Final = 1.0
 """How long it may take to end once its socket is closed, which is a few system calls before."""
 
 _FIRST_LOOK_S: Final = 1.0
-_FIRST_LOOKS: Final = 30
-"""The same before its first word, while it does not work: it is no Python interpreter, perhaps."""
+_FIRST_LOOKS: Final = 120
+"""The same before its first word, those at which it had worked left out: it is no Python interpreter, perhaps."""
 _LOOK_S: Final = 0.25
 _LOOKS: Final = 12
 """How often it is looked at while it owes a word, and how often in vain before it is ended (`ServerWatch`)."""
@@ -109,13 +109,14 @@ class ForkServer:
         self._was_ready = False
         self._killed: set[int] = set()
         """Children that are to be killed and have not ended."""
+        self._ticks = 0
         self._why = ""
         """Why it was killed by us; empty while it was not."""
         self._first_watch = ServerWatch(
             _FIRST_LOOK_S,
             _FIRST_LOOKS,
             owes=self._is_loading,
-            excused=self._is_at_work,
+            excused=self._gets_on,
             ask=lambda: None,
             silent=self._never_heard,
         )
@@ -217,6 +218,12 @@ class ForkServer:
     def _is_at_work(self) -> bool:
         return self._process is not None and activity(self._process.pid)[0]
 
+    def _gets_on(self) -> bool:
+        """Whether it works, or has since this was last asked."""
+        at_work, ticks = (False, 0) if self._process is None else activity(self._process.pid)
+        before, self._ticks = self._ticks, ticks
+        return at_work or ticks > before
+
     def _is_loading(self) -> bool:
         """Whether it has not said its first word."""
         return self._loaded is not None and not self._loaded.done()
@@ -232,7 +239,8 @@ class ForkServer:
         self._kill_it(_UNHEARD)
 
     def _never_heard(self) -> None:
-        self._kill_it(f"did not say that it had started, and was killed ({_executable()})")
+        waits = "Or it waits for something at its start, in sitecustomize or a .pth file of its environment."
+        self._kill_it(f"did not say that it had started, and was killed ({_executable()} {waits})")
 
     def _unwatched(self) -> None:
         """It has ended, or is to end."""

@@ -176,13 +176,13 @@ def _at_parents_end(number: int) -> None:
 
 
 def activity(pid: int | None) -> tuple[bool, int]:
-    """Whether the main thread of a process runs, or would if it had a processor or what it reads from a disk; and how much of
-    processors all of its threads have had, in ticks of the system."""
+    """Whether the main thread of a process runs, or would if it had a processor or what it reads from a disk, or were not held by
+    a debugger; and how much of processors all of its threads have had, in ticks of the system."""
     stat = None if pid is None else files.read_bytes(f"/proc/{pid}/stat")
     if stat is None:
         return False, 0
     state, *fields = stat.rpartition(b")")[2].split()
-    return state in (b"R", b"D"), int(fields[10]) + int(fields[11])
+    return state in (b"R", b"D", b"t"), int(fields[10]) + int(fields[11])
 
 
 def resident_bytes(pid: int | None) -> int:
