@@ -19,6 +19,9 @@ from tidemill.core.outcome import Outcome
 from tidemill.core.watermark import BEGIN
 from tidemill.engine import assembly, finishing
 from tidemill.engine.assembly import Share, assemble_made
+from tidemill.engine.finishing import Finished, Finishing
+from tidemill.engine.outflow import Outflow
+from tidemill.engine.saving import Saving
 from tidemill.formats.packed import Unpacker
 from tidemill.lanes import worker
 from tidemill.lanes.wire import Output, Result
@@ -221,3 +224,52 @@ def test_a_sink_that_is_lost_between_two_pieces_gets_every_row_with_its_number(t
     assert [seen.get(number) for number in range(2)] == whole[:2]
     assert last.rows == whole[-len(last.rows) :]
     assert max(seen) >= len(whole) - len(last.rows) - 1
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_no_commit_comes_between_the_pieces_of_a_slab(
+    tmp_path: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often one is due: a sink that commits some of a slab's rows with the position before it would get them twice."""
+    rows_up_to: dict[int, int] = {}
+    commits: list[tuple[int, int]] = []
+    savings: list[Saving] = []
+    emit, emit_piece, commit, begun = Outflow.emit, Finishing._emit_piece, Saving._commit, Saving.__init__
+
+    def begins(self: Saving, *arguments: Any) -> None:
+        begun(self, *arguments)
+        savings.append(self)
+
+    def emits(self: Outflow, finished: Finished, *, learned: bool) -> None:
+        emit(self, finished, learned=learned)
+        rows_up_to[finished.position] = self.rows
+
+    def emits_piece(self: Finishing, number: int, slab: Any, batch: Batch, leaving: Any) -> None:
+        emit_piece(self, number, slab, batch, leaving)
+        if not leaving.is_whole:
+            savings[-1].epochs._commits_ns = -(1 << 62)  # due again
+            savings[-1].turn()
+
+    def commits_up_to(self: Saving, position: int) -> None:
+        commits.append((position, self._attempt.outflow.rows))
+        commit(self, position)
+
+    for kind, name, wrapped in (
+        (Saving, "__init__", begins),
+        (Outflow, "emit", emits),
+        (Finishing, "_emit_piece", emits_piece),
+        (Saving, "_commit", commits_up_to),
+    ):
+        monkeypatch.setattr(kind, name, wrapped)
+    whole = plan().apply(readings(), key="sensor", time="time", lag="0s")
+    recording = tmp_path / "readings.csv"
+    recording.write_text(
+        "sensor,time,value\n" + "".join("{sensor},{time},{value}\n".format(**row) for row in readings())
+    )
+    sink = tm.sinks.SQLite(tmp_path / "rows.db")
+    source = tm.sources.Replay(recording)
+    tm.run(tm.Pipeline(source, plan(), sink, lag="0s"), lanes=lanes, state=tmp_path / "state")
+    assert commits
+    for position, rows in commits:
+        assert rows == max((put for up_to, put in rows_up_to.items() if up_to <= position), default=0)
+    assert max(rows_up_to.values()) == len(whole)

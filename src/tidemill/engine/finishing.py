@@ -38,8 +38,8 @@ class Finished:
     arrivals: list[tuple[int, int]]
     """Of the slab's records; none before the last piece is out."""
     position: int
-    """Up to where in the input the slab and those before it reach. Whoever commits this position has all pieces: a barrier
-    passes only behind the last."""
+    """Up to where in the input the slab and those before it reach. Whoever commits this position has all pieces: no commit comes
+    between them."""
     freed: Callable[[], None]
 
 
@@ -86,6 +86,8 @@ class Finishing:
         self.counters = counters
         self.done = 0
         """Up to where in the input everything has left the lanes."""
+        self.is_half_out = False
+        """Whether the sinks have some of a slab's rows and not all: no commit may come between them."""
         self._ready: deque[tuple[int, Slab]] = deque()
         self._steps: Iterator[None] | None = None  # the rest of what is to be done with the first of these
         self._waits = False  # for a sink, before the next of them
@@ -143,6 +145,7 @@ class Finishing:
                 self._learned.probe(slab.taken.batch, shares, piece[0])
                 self._filler.learn(slab, piece[0])
             else:
+                self.is_half_out = True
                 self._emit_piece(number, slab, batch, leaving)
                 self._waits = leaving.pieces >= _MOST_PIECES
                 yield
@@ -161,6 +164,7 @@ class Finishing:
         self.done = slab.taken.end
         leaving.is_whole = True
         self._emit_piece(number, slab, batch, leaving)
+        self.is_half_out = False
         self._emitted(number)
 
     def _assembled(self, slab: Slab, shares: list[Share]) -> Iterator[tuple[Batch, int] | None]:

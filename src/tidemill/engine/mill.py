@@ -233,6 +233,11 @@ class Mill:
         return self._intake.entered if self._intake is not None and self.idle else self._finishing.done
 
     @property
+    def is_half_out(self) -> bool:
+        """Whether the sinks have some of a slab's rows and not all."""
+        return self._finishing.is_half_out
+
+    @property
     def handed_up_to(self) -> int:
         """Up to where in the input everything was handed out to the lanes: where a barrier stands that is raised now."""
         return self._intake.entered if self._intake is not None and self.idle else self.handed_out

@@ -95,7 +95,7 @@ class Saving:
             pass
         elif self.epochs.due(now, mill.handed_up_to, pressed=self._keeper.pressed):
             self._raise_barrier(now)
-        elif self.epochs.commit_due(now, mill.reached):
+        elif not mill.is_half_out and self.epochs.commit_due(now, mill.reached):
             self._commit(mill.reached)
         if self.epochs.writable and self._at_barrier is not None:
             self._write()
