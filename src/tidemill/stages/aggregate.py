@@ -398,7 +398,7 @@ def _wanted(stats: Mapping[str, Any], stage: str, taken: Sequence[str]) -> dict[
             if any(callable(stat) and own_name(stat) == "<lambda>" for stat in each):
                 raise PlanError(
                     f'{stage}: a lambda has no name for its column; give it one, such as {{"{name}_spread": ("{name}", '
-                    "lambda ...)}, or use def."
+                    f'lambda ...)}}, or use def. (Before, it was called "{name}_<lambda>"; a kept state goes on under that name.)'
                 )
             own = [(f"{name}_{_name_of(stat, stage)}", (name, stat)) for stat in each]
         for column, (source, stat) in own:
