@@ -53,9 +53,10 @@ class OneByOne:
         return future
 
     def abandon(self) -> None:
-        for call in list(self._calls.values()):
+        calls, self._calls = self._calls, {}
+        for future, call in calls.items():
             self._crew.cancel(call)
-        self._calls.clear()
+            future.cancel()  # an error that is still being copied would be one that nobody has seen
 
 
 class Bundles:
@@ -166,6 +167,8 @@ class Bundles:
 
     def ended(self, bundle: _Bundle, outcome: Sequence[Answer] | Exception) -> None:
         """It came back, or will not."""
+        if bundle not in self._under_way:  # the stream was left while its large result was being copied
+            return
         del self._under_way[bundle]
         request = bundle.request
         del bundle.request  # it knows the bundle: what was sent should be gone now, and not with the next collection

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
+from tidemill.engine.endings import tell
 from tidemill.engine.functions_sent import SentFunction
 from tidemill.engine.large_buffers import LargeBuffers
 from tidemill.engine.slices import Turns
@@ -277,7 +278,7 @@ class CallProcess:
             if message.at >= 0:
                 self.large.came(message, payload, settle)
                 return
-        settle(answers_of(message, payload))
+        tell(settle, answers_of(message, payload))
 
     def first_answer(self, message: Returned, payload: Payload) -> None:
         """Raises what the process answered to its first call, if that is an error."""

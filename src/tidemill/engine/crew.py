@@ -19,6 +19,7 @@ from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
 from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.endings import tell
 from tidemill.engine.lookout import Lookout
 from tidemill.engine.slices import in_turns
 from tidemill.engine.staff import Making, Staff
@@ -300,7 +301,7 @@ class Crew:
     def _settle(self, call: int, outcome: Sequence[Answer] | Exception) -> None:
         request = self._requests.pop(call, None)
         if request is not None:
-            request.settle(outcome)
+            tell(request.settle, outcome)
 
     def _timed_out(self, call: int) -> TimeoutError:
         request = self._requests[call]

@@ -10,7 +10,7 @@ from typing import Any
 from tidemill.errors import CallError, LaneDied
 from tidemill.lanes.call_codec import Answer
 
-__all__ = ["own", "settle", "settler", "unsendable", "value_of"]
+__all__ = ["own", "settle", "settler", "tell", "unsendable", "value_of"]
 
 
 def settle(future: asyncio.Future[Any] | concurrent.futures.Future[Any], outcome: Answer | Exception) -> None:
@@ -35,6 +35,17 @@ def settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Excepti
         settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
 
     return done
+
+
+def tell(settle: Callable[[list[Answer]], None] | Callable[[Exception], None], outcome: Any) -> None:
+    """Tell whoever made a call of its end. What that raises is reported as the loop reports it of its own callbacks: it must
+    not keep others from being told.
+    """
+    try:
+        settle(outcome)
+    except Exception as error:  # noqa: BLE001 - reported
+        told = {"message": "The end of a call could not be told.", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(told)
 
 
 def value_of(outcome: Answer | Exception) -> Any:

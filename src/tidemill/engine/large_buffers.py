@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from tidemill.engine.endings import tell
 from tidemill.engine.slices import Slices, Turns, copied, copied_items
 from tidemill.lanes.arena import ArenaBack, ArenaOut, laid_like
 from tidemill.lanes.beside import Buffer, has_gaps
@@ -128,7 +129,7 @@ class LargeBuffers:
             answer = Answer(message.raised[0], payload, own)
         block.release()
         self._back.taken(message.at, message.room)
-        settle([answer])
+        tell(settle, [answer])  # which raises nothing: the jobs behind this one would never be done
 
     # -- the end ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,174 @@
+"""Results that are still being copied out of the arena when nobody wants them any more, or the lanes are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import tidemill as tm
+from tidemill.engine import slices
+from tidemill.engine.call_process import Request
+from tidemill.errors import CallError
+from tidemill.lanes.call_codec import dumps_call
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(10)]
+
+LENGTH = 100_000
+
+
+def large(value: float) -> np.ndarray:
+    return np.full(LENGTH, value)
+
+
+def refuses(_: np.ndarray) -> None:
+    raise ValueError("of the test")
+
+
+class Unreadable:
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return refuses, (large(1.0),)
+
+
+class Copies:
+    """Copies begin, and go no further before they are let: no turn of the loop has time for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self._times = {name: getattr(slices, name) for name in ("_ALONE_S", "_AMONG_OTHERS_S")}
+        for name in self._times:
+            monkeypatch.setattr(slices, name, 0.0)
+
+    async def begins(self, lanes: tm.Lanes) -> None:
+        """Return when a result is there to be copied."""
+        assert lanes._crew is not None
+        while not any(seat.large._receiving.busy for seat in lanes._crew.staff.seats if seat and seat.large):
+            await asyncio.sleep(0)
+
+    def go_on(self) -> None:
+        for name, seconds in self._times.items():
+            self._patch.setattr(slices, name, seconds)
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Copies:
+    return Copies(monkeypatch)
+
+
+@contextlib.contextmanager
+def told_to_the_loop() -> Iterator[list[dict[str, Any]]]:
+    """What its exception handler gets."""
+    loop, told = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    try:
+        yield told
+    finally:
+        loop.set_exception_handler(None)
+
+
+async def goes_on(lanes: tm.Lanes) -> None:
+    """Large results of the lane arrive, in the process that it had."""
+    for value in (7.0, 8.0):
+        np.testing.assert_array_equal(await lanes.run(large, value), large(value))
+    assert lanes.statistics().lanes[0].restarts == 0
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0], ids=["together", "one by one"])
+async def test_a_stream_that_is_left(copies: Copies, timeout: float | None) -> None:
+    """Its result is thrown away in silence, and later ones of the lane arrive."""
+    with told_to_the_loop() as told:
+        async with tm.Lanes(1) as lanes:
+            stream = lanes.stream(large, [1.0], timeout=timeout)
+            asked = asyncio.ensure_future(anext(stream))
+            await copies.begins(lanes)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            copies.go_on()
+            await goes_on(lanes)
+        gc.collect()
+    assert told == []
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0], ids=["together", "one by one"])
+async def test_a_stream_that_is_left_while_another_than_its_first_result_is_copied(
+    copies: Copies, timeout: float | None, telephone, home
+) -> None:
+    """It is thrown away in silence, too, also one that cannot be read."""
+
+    def first_waits(port: int) -> Any:
+        return home(port, "first") if port else Unreadable()
+
+    with told_to_the_loop() as told:
+        async with tm.Lanes(2) as lanes:
+            stream = lanes.stream(first_waits, [telephone.port, 0], timeout=timeout)
+            asked = asyncio.ensure_future(anext(stream))
+            await telephone.hear("first")
+            await copies.begins(lanes)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            copies.go_on()
+            np.testing.assert_array_equal(await lanes.run(large, 7.0), large(7.0))
+            del stream, asked
+        gc.collect()
+    assert told == []
+
+
+async def test_a_call_that_is_cancelled(copies: Copies) -> None:
+    """Its result is thrown away, and later ones of the lane arrive."""
+    async with tm.Lanes(1) as lanes:
+        call = asyncio.ensure_future(lanes.run(large, 1.0))
+        await copies.begins(lanes)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        copies.go_on()
+        await goes_on(lanes)
+
+
+def raises(_: object) -> None:
+    raise ZeroDivisionError("of the test")
+
+
+def request(lanes: tm.Lanes, function: Any) -> Request:
+    """A call that has an end at which something of ours breaks."""
+    sent = lanes._functions.of(function)
+    return Request("broken", sent, [dumps_call((1.0,), {})], raises)
+
+
+@pytest.mark.parametrize("function", [large, float])
+async def test_who_breaks_when_it_is_told_a_result(function: Any) -> None:
+    """Is reported by the loop, and keeps no other result of the lane from arriving."""
+    with told_to_the_loop() as told:
+        async with tm.Lanes(1) as lanes:
+            assert lanes._crew is not None
+            lanes._crew.submit(request(lanes, function))
+            await goes_on(lanes)
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+
+
+async def test_who_breaks_when_it_is_told_that_the_lanes_are_closed(telephone, home) -> None:
+    """Is reported by the loop, and keeps no other caller from being told."""
+    with told_to_the_loop() as told:
+        async with tm.Lanes(1) as lanes:
+            assert lanes._crew is not None
+            running = asyncio.ensure_future(lanes.run(home, telephone.port, "running"))
+            await telephone.hear("running")
+            lanes._crew.submit(request(lanes, float))
+            behind = asyncio.ensure_future(lanes.run(abs, -1))
+            await asyncio.sleep(0)
+        for call in (running, behind):
+            with pytest.raises(CallError, match="were closed before"):
+                await call
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
