@@ -40,6 +40,19 @@ class Unreadable:
         return refuses, (large(1.0),)
 
 
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def large(self) -> np.ndarray:
+        self.count += 1
+        return large(1.0)
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+
 class Copies:
     """Copies begin, and go no further before they are let: no turn of the loop has time for them."""
 
@@ -123,6 +136,37 @@ async def test_a_stream_that_is_left_while_another_than_its_first_result_is_copi
             del stream, asked
         gc.collect()
     assert told == []
+
+
+async def test_a_keyed_call_that_is_cancelled(copies: Copies) -> None:
+    """It leaves no trace, and those behind it count one after the other."""
+    async with tm.Lanes(1) as lanes:
+        keyed = lanes.keyed(Counter)
+        assert await keyed.call("a", "add") == 1
+        cancelled = keyed.call("a", "large")
+        later = [keyed.call("a", "add") for _ in range(3)]
+        await copies.begins(lanes)
+        cancelled.cancel()
+        await asyncio.sleep(0)  # the next is sent
+        copies.go_on()
+        assert await asyncio.gather(*later) == [2, 3, 4]
+        assert await keyed.call("a", "add") == 5
+        await goes_on(lanes)
+
+
+async def test_the_first_call_of_a_key_that_is_cancelled(copies: Copies) -> None:
+    """There is no object of that key, and the next call makes one."""
+    async with tm.Lanes(1) as lanes:
+        keyed = lanes.keyed(Counter)
+        cancelled = keyed.call("a", "large")
+        await copies.begins(lanes)
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        assert keyed.statistics().keys == 0
+        again = keyed.call("a", "add")
+        copies.go_on()
+        assert await again == 1
+        assert await keyed.call("a", "add") == 2
 
 
 async def test_a_call_that_is_cancelled(copies: Copies) -> None:

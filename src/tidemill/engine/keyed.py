@@ -214,6 +214,8 @@ class Keyed:
     def _settled(
         self, key: Key, known: _Object, turn: _Turn, version: int, outcome: Sequence[Answer] | Exception
     ) -> None:
+        if known.now is not turn:  # it was given up while its result was being copied, and the next has begun
+            return
         try:
             answered = value_of(outcome if isinstance(outcome, Exception) else outcome[0])
             if answered is None:
