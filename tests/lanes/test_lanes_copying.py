@@ -181,6 +181,26 @@ async def test_a_call_that_is_cancelled(copies: Copies) -> None:
         await goes_on(lanes)
 
 
+@pytest.mark.parametrize("cancels", [0, 1, 2])
+async def test_lanes_that_are_closed(copies: Copies, cancels: int) -> None:
+    """The caller has the result, also when the closing is cancelled, once and again; nothing of the lanes is left."""
+    lanes = tm.Lanes(1)
+    await lanes.__aenter__()
+    assert lanes._crew is not None
+    call = asyncio.ensure_future(lanes.run(large, 1.0))
+    await copies.begins(lanes)
+    closing = asyncio.ensure_future(lanes.aclose())
+    await asyncio.sleep(0)
+    for _ in range(cancels):
+        closing.cancel()
+        await asyncio.sleep(0)
+    (end,) = await asyncio.gather(closing, return_exceptions=True)
+    assert isinstance(end, asyncio.CancelledError) is bool(cancels)
+    np.testing.assert_array_equal(await call, large(1.0))
+    await lanes.aclose()
+    assert all(process.memory.buffer.closed for process in lanes._crew.staff.processes)
+
+
 def raises(_: object) -> None:
     raise ZeroDivisionError("of the test")
 

@@ -305,14 +305,16 @@ class Staff:
                         assert isinstance(process.channel, ProcessChannel)
                         await process.channel.gone.wait()
         finally:  # ends what is left, if this is cancelled
-            if self._server is not None:
-                await self._server.aclose()
-            if self._lost_servers:
-                await asyncio.wait(self._lost_servers.values())
-            for process in self.processes:
-                assert isinstance(process.channel, ProcessChannel)
-                process.channel.close()
-                process.close(tell=False)
+            try:
+                if self._server is not None:
+                    await self._server.aclose()
+                if self._lost_servers:
+                    await asyncio.wait(self._lost_servers.values())
+            finally:  # also if it is cancelled again
+                for process in self.processes:
+                    assert isinstance(process.channel, ProcessChannel)
+                    process.channel.close()
+                    process.close()  # nobody else tells whose results are still being copied
 
     async def abandon(self) -> None:
         """The same when the loop that they belong to was closed under them."""
