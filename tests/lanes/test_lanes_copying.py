@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import sys
@@ -167,6 +168,18 @@ async def test_the_first_call_of_a_key_that_is_cancelled(copies: Copies) -> None
         copies.go_on()
         assert await again == 1
         assert await keyed.call("a", "add") == 2
+
+
+async def test_a_call_of_the_executor_that_is_cancelled(copies: Copies, caplog: pytest.LogCaptureFixture) -> None:
+    """It is cancelled for whoever waits for it, and nothing is told of it a second time."""
+    async with tm.Lanes(1) as lanes:
+        future = lanes.executor().submit(large, 1.0)
+        await copies.begins(lanes)
+        assert future.cancel()
+        copies.go_on()
+        await goes_on(lanes)
+    assert concurrent.futures.wait([future], timeout=0).done == {future}
+    assert caplog.records == []
 
 
 async def test_a_call_that_is_cancelled(copies: Copies) -> None:

@@ -238,6 +238,8 @@ class LoopExecutor(concurrent.futures.Executor):
         future.set_running_or_notify_cancel()  # those in concurrent.futures.wait learn of it here
 
     def _settle(self, future: WorkFuture[Any], outcome: Sequence[Answer] | Exception) -> None:
+        if future not in self._open:  # it was cancelled while its result was being copied, and that was told
+            return
         try:
             if not future.done() or future.cancelled():  # else somebody has set its result
                 with contextlib.suppress(
