@@ -66,7 +66,7 @@ class Copies:
     async def begins(self, lanes: tm.Lanes) -> None:
         """Return when a result is there to be copied."""
         assert lanes._crew is not None
-        while not any(seat.large._receiving.busy for seat in lanes._crew.staff.seats if seat and seat.large):
+        while not any(seat.large._receiving.busy for seat in lanes._crew.staff.seats if seat and seat.large):  # noqa: ASYNC110 - a turn at a time
             await asyncio.sleep(0)
 
     def go_on(self) -> None:
@@ -97,12 +97,12 @@ async def goes_on(lanes: tm.Lanes) -> None:
     assert lanes.statistics().lanes[0].restarts == 0
 
 
-@pytest.mark.parametrize("timeout", [None, 60.0], ids=["together", "one by one"])
-async def test_a_stream_that_is_left(copies: Copies, timeout: float | None) -> None:
+@pytest.mark.parametrize("limit_s", [None, 60.0], ids=["together", "one by one"])
+async def test_a_stream_that_is_left(copies: Copies, limit_s: float | None) -> None:
     """Its result is thrown away in silence, and later ones of the lane arrive."""
     with told_to_the_loop() as told:
         async with tm.Lanes(1) as lanes:
-            stream = lanes.stream(large, [1.0], timeout=timeout)
+            stream = lanes.stream(large, [1.0], timeout=limit_s)
             asked = asyncio.ensure_future(anext(stream))
             await copies.begins(lanes)
             asked.cancel()
@@ -114,9 +114,9 @@ async def test_a_stream_that_is_left(copies: Copies, timeout: float | None) -> N
     assert told == []
 
 
-@pytest.mark.parametrize("timeout", [None, 60.0], ids=["together", "one by one"])
+@pytest.mark.parametrize("limit_s", [None, 60.0], ids=["together", "one by one"])
 async def test_a_stream_that_is_left_while_another_than_its_first_result_is_copied(
-    copies: Copies, timeout: float | None, telephone, home
+    copies: Copies, limit_s: float | None, telephone, home
 ) -> None:
     """It is thrown away in silence, too, also one that cannot be read."""
 
@@ -125,7 +125,7 @@ async def test_a_stream_that_is_left_while_another_than_its_first_result_is_copi
 
     with told_to_the_loop() as told:
         async with tm.Lanes(2) as lanes:
-            stream = lanes.stream(first_waits, [telephone.port, 0], timeout=timeout)
+            stream = lanes.stream(first_waits, [telephone.port, 0], timeout=limit_s)
             asked = asyncio.ensure_future(anext(stream))
             await telephone.hear("first")
             await copies.begins(lanes)
