@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -163,3 +164,55 @@ async def test_a_large_call_for_which_there_is_no_memory(behind: bool, monkeypat
         assert await asyncio.gather(*(lanes.run(len, array) for _ in range(4))) == [1 << 20] * 4
         assert in_flight(lanes) == [0]
         assert lanes.statistics().lanes[0].restarts == 0
+
+
+def noted(_: np.ndarray, number: int) -> list[int]:
+    import builtins
+
+    notes = builtins.__dict__.setdefault("_noted", [])
+    notes.append(number)
+    return list(notes)
+
+
+@pytest.mark.parametrize("then", ["", "cancel", "timeout", "death"])
+async def test_calls_that_go_together_behind_one_that_fails(then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one key keep their order, whatever becomes of the one that found no memory before its caller is told."""
+    copied, failing = large_buffers.copied, [True]
+
+    def fails(source: Any, target: memoryview) -> Any:
+        if failing and failing.pop():
+            raise MemoryError("none for this one")
+        yield from copied(source, target)
+
+    array = np.zeros(100_000)
+    async with tm.Lanes(1, arena_bytes=32 << 20) as lanes:
+        crew = lanes._crew
+        assert crew is not None
+        crew.calls.killed(0)  # the lane gets nothing before it is said to be there again
+        limits_s = [60.0, *[None] * 7]
+        calls = [
+            asyncio.ensure_future(lanes.run(noted, array, number, key="a", timeout=limit_s))
+            for number, limit_s in enumerate(limits_s)
+        ]
+        await asyncio.sleep(0)
+        first = min(crew._requests)
+        monkeypatch.setattr(large_buffers, "copied", fails)
+        crew._perform(crew.calls.attached(0))
+        process = crew.staff.seats[0]
+        assert process is not None
+        assert not failing
+        if then == "cancel":
+            crew.cancel(first)
+            calls[0].cancel()
+        elif then == "timeout":
+            crew._perform(crew.calls.expired(1 << 62))
+        elif then == "death":
+            process.kill()
+            process.channel.exited(signal.SIGKILL)  # whose word was on its way in this very turn
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        end = {"": MemoryError, "cancel": asyncio.CancelledError, "timeout": TimeoutError, "death": list}[then]
+        assert type(told[0]) is end
+        assert told[-1] == list(range(then != "death", 8))
+        crew.calls.validate()
+        assert in_flight(lanes) == [0]
+    assert process.memory.buffer.closed  # though `told` holds the error, and with it what its traceback holds

@@ -238,8 +238,14 @@ class Crew:
         return self.calls.unsent(lane, call)
 
     def _not_sent(self, process: CallProcess, call: int, error: Exception) -> None:
-        if process.lane is not None and not self.closed:
-            self._perform(self._unsent(process.lane, call, error))
+        """The same, told by the process. It may be in the midst of commands: what follows from this must not overtake them."""
+        self._loop.call_soon(self._take_out, process, call, error)
+
+    def _take_out(self, process: CallProcess, call: int, error: Exception) -> None:
+        lane = process.lane
+        if lane is None or self.staff.seats[lane] is not process or self.closed:
+            return  # it ended meanwhile: the call goes to another
+        self._perform(self._unsent(lane, call, error))
 
     def _share(self) -> None:
         self._sharing = None
@@ -256,6 +262,8 @@ class Crew:
         """Revoke the call; one that may be running is asked to stop, and killed when the grace has passed."""
         process = self.staff.seats[lane]
         assert process is not None
+        if call not in process.turns:  # it could not be sent, and is taken out in a moment
+            return []
         kill, turn = not self._inline and not self._grace_s, process.turns[call]
         if process.revoke(call, or_kill=kill):
             commands = self._revoked(process, lane, call)

@@ -85,7 +85,7 @@ class LargeBuffers:
             turn = self._unsent.pop(call, None)
             if turn is not None:
                 self.free(turn)
-            self._failed(call, error)
+            self._failed(call, error.with_traceback(None))  # frames of ours would keep the memory from being closed
 
     def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
         at = message.at
