@@ -131,6 +131,15 @@ async def test_calls_behind_one_that_fails(one: tm.Lanes, monkeypatch: pytest.Mo
     assert in_flight(one) == [0]
 
 
+async def test_a_call_of_a_stream_for_which_there_is_no_memory(one: tm.Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has that error at its place, and those that wait behind it their results."""
+    first_fails(monkeypatch, Call)
+    first, *others = [end async for end in one.stream(looked_up, range(200), return_exceptions=True)]
+    assert repr(first) == "MemoryError('none for this one')"
+    assert others == [looked_up(number) for number in range(1, 200)]
+    assert in_flight(one) == [0]
+
+
 @pytest.mark.parametrize("behind", [False, True])
 async def test_a_large_call_for_which_there_is_no_memory(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While its array is copied, or behind another whose array is: it alone ends with that, and its room is free again."""

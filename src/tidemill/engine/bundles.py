@@ -195,7 +195,7 @@ class Bundles:
             return
         for future in left:  # any of them may have been run
             settle(future, error)
-        if not request.struck and not self._crew.closed:  # no process can be had
+        if not (request.struck or request.unsent or self._crew.closed):  # no process can be had
             for _ in self.fail(error):
                 pass
 

@@ -43,6 +43,7 @@ class Request:
         "size",
         "struck",
         "timeout_s",
+        "unsent",
     )
 
     def __init__(
@@ -68,6 +69,8 @@ class Request:
         """Of a bundle, the first answers, which came before the others."""
         self.struck: Literal["", "here", "somewhere"] = ""
         """Whether a process died in it: of a bundle, in the first call without an answer, or nobody knows in which."""
+        self.unsent = False
+        """Whether it ends because it could not be sent, which says nothing of others."""
         self.size = parcels[0].size if len(parcels) == 1 else sum(parcel.size for parcel in parcels)
         """Bytes of its parcels."""
 

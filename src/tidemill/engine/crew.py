@@ -233,7 +233,9 @@ class Crew:
 
     def _unsent(self, lane: int, call: int, error: Exception) -> list[Command]:
         """The call could not be sent: it has ended with that. Its caller, who may be making it just now, is told after this."""
-        if call in self._requests:
+        request = self._requests.get(call)
+        if request is not None:
+            request.unsent = True
             self._loop.call_soon(self._settle, call, error)
         return self.calls.unsent(lane, call)
 
