@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.engine import large_buffers
-from tidemill.errors import CallError
+from tidemill.errors import CallError, LaneDied
 from tidemill.lanes import call_codec
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.wire import Call, Function, Message
@@ -225,3 +226,22 @@ async def test_calls_that_go_together_behind_one_that_fails(then: str, monkeypat
         crew.calls.validate()
         assert in_flight(lanes) == [0]
     assert process.memory.buffer.closed  # though `told` holds the error, and with it what its traceback holds
+
+
+async def test_who_keeps_the_error_of_a_large_call_keeps_nothing_of_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process can end, and another takes its place."""
+    copied, failing = large_buffers.copied, [True]
+
+    def fails(source: Any, target: memoryview) -> Any:
+        if failing and failing.pop():
+            raise MemoryError("none for this one")
+        yield from copied(source, target)
+
+    monkeypatch.setattr(large_buffers, "copied", fails)
+    array = np.zeros(100_000)
+    async with tm.Lanes(1, arena_bytes=32 << 20) as lanes:
+        (kept,) = await asyncio.gather(lanes.run(len, array), return_exceptions=True)
+        assert isinstance(kept, MemoryError)
+        with pytest.raises(LaneDied):
+            await lanes.run(os._exit, 1)
+        assert await lanes.run(len, array) == 100_000
