@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import OrderedDict
 from typing import Any
 
@@ -343,3 +344,128 @@ def test_nested_values_are_the_functions_own(stage: Any, changed: bool) -> None:
     more = [-1] if changed else []
     assert [row["tags"] for row in made] == [[n, *more] for n in range(12) if n != 7]
     assert rows == ROWS, "the caller's own are left alone"
+
+
+# -- what is copied of nested values -----------------------------------------------------------------------
+
+
+class Counted:
+    """A value that a record can hold, and that counts how often it was copied."""
+
+    copies = 0
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __deepcopy__(self, memo: Any) -> Counted:
+        Counted.copies += 1
+        return Counted(self.n)
+
+
+class DoublesMany:
+    def update_many(self, batch: tm.Batch) -> Any:
+        return {"double": batch["value"] * 2}
+
+
+class GivesBackMany:
+    def update_many(self, batch: tm.Batch) -> Any:
+        return {"tags": batch.column("tags"), "double": batch["value"] * 2}
+
+
+def first_half_doubled(batch: tm.Batch) -> Any:
+    half = batch.take(np.arange(len(batch) // 2))
+    return {"double": np.append(half["value"] * 2, batch.slice(len(half), len(batch))["value"] * 2)}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(tm.Map(lambda batch: {"double": batch["value"] * 2}), id="Map"),
+        pytest.param(tm.Map(lambda batch: {"double": batch["value"] * 2}, tile=5), id="tile"),
+        pytest.param(tm.Map(lambda batch: batch), id="the batch"),
+        pytest.param(tm.Map(lambda batch: {"tags": batch.column("tags")}), id="the column"),
+        pytest.param(tm.Map(lambda batch: {"other": batch.column("tags")}), id="under another name"),
+        pytest.param(tm.Map(first_half_doubled), id="parts"),
+        pytest.param(tm.Filter(lambda batch: batch["value"] >= 0), id="Filter"),
+        pytest.param(tm.Keyed(DoublesMany), id="update_many"),
+        pytest.param(tm.Keyed(GivesBackMany), id="the column of update_many"),
+    ],
+)
+def test_what_no_function_looks_at_is_not_copied(stage: Any) -> None:
+    """A record's nested field costs a function that works on its numbers nothing, and goes on as the very object it was."""
+    tags = [Counted(n) for n in range(12)]
+    Counted.copies = 0
+    batch = with_roles([{**row, "tags": item} for row, item in zip(ROWS, tags, strict=True)], "sensor", "time", "UTC")
+    batch.origin = None
+    made = Trial(stage, keys_of(batch), records=len(batch), marks=marks_of(batch)).feed_all([batch]).batch.to_rows()
+    assert Counted.copies == 0
+    assert all(row["tags"] is item for row, item in zip(made, tags, strict=True))
+
+
+def test_a_lent_batch_can_be_sent_and_copied() -> None:
+    """Functions send batches to processes of their own; what they get holds the values."""
+    seen = []
+
+    def sends(batch: tm.Batch) -> Any:
+        seen.extend([copy.deepcopy(batch), pickle.loads(pickle.dumps(batch))])
+        return {}
+
+    in_batches(tm.Map(sends))
+    assert [[row["tags"] for row in batch.to_rows()] for batch in seen] == [[[n] for n in range(12)]] * 2
+
+
+def test_parts_of_a_lent_batch_hold_what_the_whole_does() -> None:
+    """A part that is returned shows what the function has changed in the whole, looked at or not."""
+
+    def changes(batch: tm.Batch) -> Any:
+        part = batch.take(np.arange(len(batch)))
+        for tags in batch["tags"]:
+            tags.append(-1)
+        return {"tags": part.column("tags"), "other": batch.slice(0, len(batch)).column("tags")}
+
+    made = in_batches(tm.Map(changes))
+    assert [row["tags"] for row in made] == [[n, -1] for n in range(12)]
+    assert [row["other"] for row in made] == [[n, -1] for n in range(12)]
+
+
+def keeping(give: Any) -> Any:
+    """A class of functions that keep the nested values which they were given, and change them in their next call."""
+
+    class Keeping:
+        def __init__(self) -> None:
+            self.kept: list[Any] = []
+
+        def __call__(self, given: Any) -> Any:
+            for tags in self.kept:
+                tags.append("later")
+            self.kept = list(given["tags"])
+            if any(tags[0] == 7 for tags in self.kept):
+                raise ValueError("as told")
+            return give(given)
+
+        def update_many(self, batch: tm.Batch) -> Any:
+            return self(batch)
+
+    return Keeping
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 4, 5)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(tm.Map(keeping(lambda batch: batch)), id="the batch"),
+        pytest.param(tm.Map(keeping(lambda batch: batch), tile=1), id="tile"),
+        pytest.param(tm.Map(keeping(lambda batch: {"tags": batch.column("tags")})), id="the column"),
+        pytest.param(tm.Map(keeping(lambda batch: {"tags": batch["tags"]})), id="the array"),
+        pytest.param(tm.Map(keeping(lambda batch: {"tags": list(batch["tags"])})), id="a list"),
+        pytest.param(tm.Map(keeping(lambda batch: {"tags": batch["tags"]}), adds={"tags": object}), id="declared"),
+        pytest.param(tm.MapFrame(keeping(lambda frame: frame), frame="pandas"), id="MapFrame"),
+        pytest.param(tm.MapFrame(keeping(lambda frame: frame.copy()), frame="pandas"), id="a frame's copy"),
+        pytest.param(tm.Keyed(keeping(lambda batch: {"tags": batch.column("tags")})), id="update_many"),
+        pytest.param(tm.Keyed(keeping(lambda batch: {"tags": list(batch["tags"])})), id="a list of update_many"),
+    ],
+)
+def test_a_function_may_keep_the_nested_values_that_it_returns(stage: Any, cuts: tuple[int, ...]) -> None:
+    """It was given them, and changes them when it is called again: what it has returned goes on as it was then."""
+    tags = [row["tags"] for row in in_batches(stage, *cuts)]
+    assert tags == [[n] for n in range(12) if n != 7]

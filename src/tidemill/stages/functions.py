@@ -21,7 +21,7 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.schema import Kind, Schema
 from tidemill.stages.base import OnError, Stage
 from tidemill.stages.narrowing import told
-from tidemill.stages.own_values import own_column, own_values
+from tidemill.stages.own_values import Lent, own_column, own_values
 from tidemill.stages.series import array_of_series, in_row_order, is_series
 
 __all__ = [
@@ -171,7 +171,7 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
     back by its index); anything else is one value for all of them. Numbers become float64 unless declared. A value that is
     still the batch's own is that, as the record held it: missing, or an int. So what becomes of one record does not depend on
     the others of its batch. What is not the batch's own is copied: a function may return its own buffer, and be called again
-    before the records have gone on.
+    before the records have gone on. A column that it was lent comes back as such; `taken` copies it.
     """
     rows = len(batch)
     own = batch.columns.get(name)
@@ -182,8 +182,11 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
     array = _array(stage, name, given, rows)
     if own is None or declared not in (None, own.kind):
         return _column(stage, name, array, declared)
+    lent = own
+    if isinstance(own, Lent) and own.is_untouched:
+        own = own.original  # what is returned is compared with it, which is no look at it
     if _unchanged(own, array):
-        return own
+        return lent
     if own.kind is Kind.OBJECT and own.has_values and declared is None and array.dtype.kind in "Obifu":
         return _of_any_type(name, array, own)
     if own.kind is Kind.INT and _are_integers(array):
@@ -206,11 +209,10 @@ def _of_any_type(name: str, array: NDArray[Any], own: Column) -> Column:
     held = own.to_list()
     made = [item.item() if isinstance(item, np.number | np.bool_ | np.str_) else item for item in array.tolist()]
     alone = [_is_held(item, was) for item, was in zip(made, held, strict=True)]
-    new = own_values(None if same or _is_missing(item) else item for item, same in zip(made, alone, strict=True))
-    items = [
-        was if same else float(item) if type(item) is int else item
-        for item, was, same in zip(new, held, alone, strict=True)
-    ]
+    items = own_values(
+        was if same else None if _is_missing(item) else float(item) if type(item) is int else item
+        for item, was, same in zip(made, held, alone, strict=True)
+    )
     first = next((row for row, item in enumerate(items) if item is not None and item is not ABSENT), None)
     if array.dtype != object or first is None or not alone[first]:
         column, rejects = Kinds().column(name, items)

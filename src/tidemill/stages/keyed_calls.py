@@ -29,7 +29,7 @@ from tidemill.stages.base import Stage
 from tidemill.stages.functions import made_column, shown_type
 from tidemill.stages.narrowing import encodable, rejected
 from tidemill.stages.objects import Full, Held, Objects
-from tidemill.stages.own_values import FIXED, fields_as_now, lent, own_items
+from tidemill.stages.own_values import FIXED, fields_as_now, lent, own_items, taken
 
 __all__ = ["BatchCalls", "Calls", "RecordCalls"]
 
@@ -319,14 +319,15 @@ class BatchCalls(Calls):
     def _piece(self, held: Held, places: NDArray[np.intp], given: Batch) -> _Piece:
         if self._calling is not None:
             self._calling()
-        given = lent(given)
-        returned = held.call(given)  # type: ignore[misc] # it is ready
+        own = lent(given)
+        returned = held.call(own)  # type: ignore[misc] # it is ready
         if not isinstance(returned, Mapping):
             raise self._unfit(f"{shown_type(returned)} was returned in place of a dict of columns")
         columns = {}
         for name, items in returned.items():
             self._check_name(name)
-            columns[name] = made_column(self._stage.name, name, items, given, self._adds.get(name))
+            columns[name] = made_column(self._stage.name, name, items, own, self._adds.get(name))
+        columns = taken(columns)
         if self._checking:
             self._check(given, columns)
         return _Piece(places, given, columns)
@@ -360,9 +361,9 @@ class BatchCalls(Calls):
         names = dict.fromkeys(name for piece in pieces for name in piece.columns)
         for name in names.keys() & self._batch.columns.keys():
             own = self._batch.columns[name]
-            if own.kind is not Kind.OBJECT and all(
-                piece.columns.get(name) in (None, piece.given.columns.get(name)) for piece in pieces
-            ):
+            if all(piece.columns.get(name) in (None, piece.given.columns.get(name)) for piece in pieces):
+                if own.kind is Kind.OBJECT and own.has_values:
+                    self._kinds.learn(name, own.kind)  # what other batches return for it has to be so, too
                 for piece in pieces:
                     piece.columns.pop(name, None)
                 continue

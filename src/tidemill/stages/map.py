@@ -15,7 +15,7 @@ from tidemill.stages.base import OnError
 from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.options import declared_kinds, names_of, whole_number
-from tidemill.stages.own_values import lent, own_column
+from tidemill.stages.own_values import lent, own_column, taken
 from tidemill.stages.state import StageState
 
 __all__ = ["ColumnsFunction", "Map", "MapFrame"]
@@ -70,7 +70,7 @@ class ColumnsFunction(FunctionStage):
                 + ("" if result is None else ', or into="name" for one array'),
             )
         self._check_names(made, batch)
-        return made
+        return taken(made)
 
     def _check_names(self, made: dict[str, Column], batch: Batch) -> None:
         for column in made:
@@ -152,7 +152,7 @@ class Map(ColumnsFunction):
 
     def step(self, batch: Batch, state: StageState) -> Batch:
         seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
-        parts = [self._made(self._call(tile), tile) for tile in self._tiles(lent(seen))]
+        parts = [self._made(self._call(tile), tile) for tile in map(lent, self._tiles(seen))]
         made = parts[0]
         if self.tile is not None:
             made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
@@ -215,7 +215,7 @@ class MapFrame(FunctionStage):
         result = self._call(frame_of_batch(given, self.frame))
         if not is_frame(result):
             raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a DataFrame is needed")
-        made = columns_of_frame(self.name, result, given, {})
+        made = taken(columns_of_frame(self.name, result, given, {}))
         added = batch.with_columns(made)
         if list(added.columns) == list(made):
             return added

@@ -6,16 +6,29 @@ import copy
 import datetime
 import decimal
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column, object_array
 from tidemill.schema import Kind
 
-__all__ = ["FIXED", "fields_as_now", "lent", "own_column", "own_items", "own_value", "own_values", "row_as_now"]
+__all__ = [
+    "FIXED",
+    "Lent",
+    "fields_as_now",
+    "lent",
+    "own_column",
+    "own_items",
+    "own_value",
+    "own_values",
+    "row_as_now",
+    "taken",
+]
 
 FIXED: Final = frozenset(
     {
@@ -92,7 +105,9 @@ def own_items(column: Column) -> list[Any]:
 
 
 def own_column(column: Column) -> Column:
-    """The column in memory of its own, with values as they are now."""
+    """The column in memory of its own, with values as they are now; what was lent and not looked at is what it was."""
+    if isinstance(column, Lent) and column.is_untouched:
+        return column.original
     tags = None if column.tags is None else column.tags.copy()
     values = column.values.copy()
     if column.kind is Kind.OBJECT:
@@ -100,11 +115,61 @@ def own_column(column: Column) -> Column:
     return Column(column.kind, values, tags=tags, texts=column.texts, exact=column.exact)
 
 
+class Lent(Column):
+    """Nested values for a user's function, copied when it looks at them: most functions look at few columns."""
+
+    __slots__ = ("_copies", "_shown", "_whole", "original")
+
+    def __init__(self, original: Column, copies: Callable[[], NDArray[Any]], whole: Lent | None = None) -> None:
+        self.kind, self.tags, self.texts, self.exact = original.kind, original.tags, original.texts, original.exact
+        self.original = original
+        """What no function has seen."""
+        self._copies, self._whole = copies, whole
+        self._shown: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.original)
+
+    @property
+    def values(self) -> NDArray[Any]:  # type: ignore[override] # copied at the first look
+        if self._shown is None:
+            self._shown = self._copies()
+        return self._shown
+
+    @property
+    def is_untouched(self) -> bool:
+        """Nobody can have changed a value: none was looked at, or all are of types that cannot be changed."""
+        if self._whole is not None:
+            return self._whole.is_untouched
+        return self._shown is None or self._shown is self.original.values
+
+    def take(self, rows: NDArray[Any]) -> Column:
+        return Lent(self.original.take(rows), lambda: self.values.take(rows), self)
+
+    def slice(self, start: int, stop: int) -> Column:
+        return Lent(self.original.slice(start, stop), lambda: self.values[start:stop], self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = partial(Column, tags=self.tags, texts=self.texts, exact=self.exact)
+        return made, (self.kind, self.values)
+
+
 def lent(batch: Batch) -> Batch:
-    """The batch for a user's function: nested values are copied, since it may change them and be called again."""
-    own = {}
-    for name, column in batch.columns.items():
-        if column.kind is Kind.OBJECT and not FIXED.issuperset(map(type, items := column.values.tolist())):
-            values = object_array(list(map(own_value, items)))
-            own[name] = Column(Kind.OBJECT, values, tags=column.tags, exact=column.exact)
+    """The batch for a user's function: nested values are copies, since it may change them and be called again."""
+    own = {
+        name: Lent(column, partial(_copies, column.values))
+        for name, column in batch.columns.items()
+        if column.kind is Kind.OBJECT and not column.is_missing
+    }
     return batch.with_columns(own) if own else batch
+
+
+def taken(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Columns that a function returned, those that it was lent as they are now: it may change them in its next call."""
+    return {name: own_column(column) if isinstance(column, Lent) else column for name, column in columns.items()}
+
+
+def _copies(values: NDArray[Any]) -> NDArray[Any]:
+    """Each record's own; the very array where none of its values can be changed."""
+    items = values.tolist()
+    return values if FIXED.issuperset(map(type, items)) else object_array(list(map(own_value, items)))
