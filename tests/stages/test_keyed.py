@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tidemill as tm
 from tidemill.core.apply import with_roles
 from tidemill.core.trial import Made, Trial, cut_at, keys_of, marks_of
+from tidemill.stages.objects import Objects
 
 SENSORS = ["S1", "S2", "S3"]
 
@@ -495,7 +496,7 @@ def test_an_object_that_cannot_be_made_again_is_told_at_its_first_batch(make_sta
 
 
 def test_each_class_is_tried_once() -> None:
-    """The factory is asked for one object more, and a factory that fails then is asked again with the next state."""
+    """The factory is asked for one object more, for a snapshot to be put into; one that fails then is not asked again."""
     asked: list[int] = []
 
     def factory() -> Asking:
@@ -506,7 +507,42 @@ def test_each_class_is_tried_once() -> None:
 
     rows = worked(tm.Keyed(factory), [{**row, "do": ""} for row in ROWS], [2, 4, 6]).batch.to_rows()
     assert [row["n"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
-    assert len(asked) == 4
+    assert len(asked) == 3
+
+
+def test_a_factory_is_asked_for_no_more_objects_than_there_are_sensors() -> None:
+    """Such as one that opens a connection for each, or has just so many: attributes are tried on an object of their class."""
+    asked: list[int] = []
+
+    def factory() -> Acting:
+        asked.append(1)
+        return Acting()
+
+    rows = worked(tm.Keyed(factory), [{**row, "do": ""} for row in ROWS], [2, 4, 6]).batch.to_rows()
+    assert [row["n"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(asked) == 2
+
+
+def test_a_new_lane_asks_the_factory_for_no_object_that_no_sensor_gets() -> None:
+    """What a lane that died has kept is put into objects of the class that was seen at the first, which the next sensor gets."""
+    asked: list[int] = []
+
+    def factory() -> Acting:
+        asked.append(1)
+        return Acting()
+
+    dead, lane = Objects("Keyed", factory), Objects("Keyed", factory)
+    dead.look()
+    for slot in (0, 1):
+        dead.ready(slot, slot, 0).value.values.append(float(slot))
+    dead.keep([0, 1])
+    kept = dead.changed()
+    assert kept is not None
+    asked.clear()
+    lane.look()
+    lane.hold(kept)
+    assert [lane.ready(slot, slot, 0).value.values for slot in (0, 1, 2)] == [[0.0], [1.0], []]
+    assert len(asked) == 1
 
 
 class Later:

@@ -109,8 +109,13 @@ class States:
         self._name = name
         self._make = make
         self._ways: dict[type, tuple[bytes, bytes]] = {}  # per class: how, and what may not occur in a plain state
-        self._class: type | None = None
+        self._class: type | None = None  # of the first object that the factory made
         self._tried: set[tuple[type, object]] = set()
+
+    def made(self, kind: type) -> None:
+        """The factory has made an object of this class."""
+        if self._class is None:
+            self._class = kind
 
     def dump(self, value: Any) -> bytes:
         """Raises `StageError` for what cannot be kept, or not be made again: the first state of each class is tried."""
@@ -134,20 +139,26 @@ class States:
             ) from error
 
     def _tried_once(self, kind: type, of: object, state: bytes) -> bytes:
-        if (kind, of) not in self._tried and self._can_be_made_again(kind, state):
-            self._tried.add((kind, of))
+        if (kind, of) not in self._tried:
+            self._tried.add(
+                (kind, of)
+            )  # before the trial: a factory that has none to try it on is not asked with each state
+            self._try(kind, state)
         return state
 
-    def _can_be_made_again(self, kind: type, state: bytes) -> bool:
-        """False where the factory has none to try it on just now; raises `StageError` for a state that says nothing to it."""
+    def _try(self, kind: type, state: bytes) -> None:
+        """Raises `StageError` for a state that no object can be made of. The factory is asked for an object only where that is to
+        have a snapshot put into it; it may have none just now."""
         made: list[Any] = []
-        if state[:1] != _WHOLE:
+        if state[:1] == _SNAPSHOT:
             try:
                 made.append(self._make())
             except (StageError, KeyboardInterrupt):
                 raise
             except BaseException:  # noqa: BLE001 - it costs records where it is asked for their objects
-                return False
+                return
+        elif state[:1] == _PLAIN:
+            self.made(kind)
         try:
             self._loaded(state, made.pop)
         except (StageError, KeyboardInterrupt):
@@ -162,7 +173,6 @@ class States:
                 f"{self._name}: the object of a sensor, a {kind.__qualname__}, can be kept for the case that its lane dies, but "
                 f"not be made again from that ({type(error).__name__}: {error}). {hint}"
             ) from error
-        return True
 
     def _way(self, value: Any) -> tuple[bytes, bytes]:
         kind = type(value)

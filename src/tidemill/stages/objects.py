@@ -102,6 +102,7 @@ class Objects:
                 f"{self._name}: an object of its factory, a {type(value).__qualname__}, has no method "
                 f"{self.method or 'update'}; it needs update(record) or update_many(batch), which returns a dict."
             )
+        self._states.made(type(value))
         return value
 
     # -- one record after another --------------------------------------------------------------------------
