@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import tidemill as tm
 from tidemill.column import Column
 from tidemill.core.apply import with_roles
 from tidemill.core.trial import Trial, cut_at, keys_of, marks_of
-from tidemill.stages import windows
+from tidemill.stages import own_values, windows
 from tidemill.testing import ListSink
 
 ROWS = [{"sensor": f"S{n % 2}", "time": n, "value": float(n), "tags": [n]} for n in range(12)]
@@ -469,3 +470,59 @@ def test_a_function_may_keep_the_nested_values_that_it_returns(stage: Any, cuts:
     """It was given them, and changes them when it is called again: what it has returned goes on as it was then."""
     tags = [row["tags"] for row in in_batches(stage, *cuts)]
     assert tags == [[n] for n in range(12) if n != 7]
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = [1.0]
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "calls"),
+    [
+        pytest.param({"site": {"name": "n", "at": [1.0, 2.0]}, "tags": ["a", None], "of": [[1], [2]]}, 0, id="JSON"),
+        pytest.param([{"at": (1, 2.0)}, [np.arange(3)], {1: [b""]}], 0, id="plain Python"),
+        pytest.param(nested(31), 0, id="deep"),
+        pytest.param(nested(40), 1, id="too deep"),
+        pytest.param([{"n": OrderedDict(a=[1])}, {(1, 2): [3]}, ([1],)], 3, id="others"),
+    ],
+)
+def test_nested_values_of_plain_types_need_no_deepcopy(monkeypatch: Any, value: Any, calls: int) -> None:
+    """Which looks up each value in two tables; it gets what is of other types, or nested very deep."""
+    called = []
+
+    def counted(item: Any, memo: Any) -> Any:
+        called.append(item)
+        return copy.deepcopy(item, memo)
+
+    monkeypatch.setattr(own_values, "copy", SimpleNamespace(deepcopy=counted))
+    own = own_values.own_value(value)
+    assert repr(own) == repr(value)
+    assert own is not value
+    assert all(mine is not its for mine, its in zip(changeable(own), changeable(value), strict=True))
+    assert len(called) == calls
+
+
+def changeable(value: Any) -> list[Any]:
+    """All lists, dicts and arrays in it."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    own = [value] if isinstance(value, list | dict) else []
+    return own + [one for each in inside for one in changeable(each)]
+
+
+def test_values_that_lead_back_to_themselves_are_copied_once() -> None:
+    """And those that are there many times, of which there are billions when each is copied anew."""
+    ring: list[Any] = [[1.0]]
+    ring.append({"back": ring})
+    own = own_values.own_value(ring)
+    assert own is not ring
+    assert own[1]["back"] is own
+    doubled: list[Any] = [[1.0]]
+    for _ in range(30):
+        doubled = [doubled, doubled]
+    own = own_values.own_value(doubled)
+    assert own[0] is own[1] is not doubled[0]

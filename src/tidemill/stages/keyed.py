@@ -56,7 +56,8 @@ class Keyed(Stage):
     `StageError` at its first batch.
 
     Cost, beside that: 1.4 us a record and ``update`` itself (to make a dict of four fields, and columns of what is
-    returned); ``update_many`` 45 us a sensor and batch, and next to nothing for a record.
+    returned), and 0.3 us more for a list of numbers in it, 2 to 3 for a dict of some dicts, which are copied;
+    ``update_many`` 45 us a sensor and batch, and next to nothing for a record: nested values are copied when it looks at them.
 
     >>> class Baseline:
     ...     count, mean = 0, 0.0
