@@ -291,7 +291,8 @@ async def test_attempts_are_few_and_ever_farther_apart(tmp_path: Path, monkeypat
     with pytest.raises(CallError, match="in each of 4 attempts"):
         async with tm.Lanes(1, initializer=breaks):
             pass
-    assert len(delays) >= 3
-    assert all(later == 2 * sooner for sooner, later in pairwise(delays))
+    different = list(dict.fromkeys(delays))  # the second process of a round may fail when the next round has begun
+    assert len(different) >= 3
+    assert all(later == 2 * sooner for sooner, later in pairwise(different))
     tried = (await asyncio.to_thread(Path(log).read_text)).split()
     assert 4 <= len(tried) <= 4 * 2  # in each round the lane's process, and the spare's
