@@ -37,7 +37,7 @@ def settler(future: asyncio.Future[Any]) -> Callable[[Sequence[Answer] | Excepti
     return done
 
 
-def tell(settle: Callable[[list[Answer]], None] | Callable[[Exception], None], outcome: Any) -> None:
+def tell(settle: Callable[[Any], None], outcome: Sequence[Answer] | Exception) -> None:
     """Tell whoever made a call of its end. What that raises is reported as the loop reports it of its own callbacks: it must
     not keep others from being told.
     """
