@@ -159,6 +159,8 @@ class ProcessChannel:
         except (BrokenPipeError, ConnectionResetError):  # the child is gone; the reader notices
             self._unsent.clear()
         except OSError as error:  # what it has of a frame it would wait for the rest of for ever
+            if self._socket.fileno() < 0:
+                return  # as in `_read`
             _log.error("process %s cannot be written to (%s), and is killed", self.pid, error)
             self._unsent.clear()
             self._cut_off = True
@@ -193,7 +195,8 @@ class ProcessChannel:
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
-            return 0
+            # Where the application has forked, the copy's end is closed, and the loop that it shares does not know of that.
+            return 0 if self._socket.fileno() >= 0 else None
         self._reader.came(count)
         return count
 

@@ -183,6 +183,8 @@ class ForkServer:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
+            if self._control.fileno() < 0:  # closed, since this process is a copy of the application
+                return
             data = b""
         if not data:
             self._lost()
