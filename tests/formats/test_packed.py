@@ -1,5 +1,7 @@
 """Batches laid into a buffer and read back: every kind, every row subset, and what happens when there is no room."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -185,3 +187,12 @@ def test_nothing_packs():
     packer = Packer(buffer := bytearray(256))
     assert Unpacker().batch(packer.batch(Batch({}, rows=3)), buffer).to_rows() == [{}, {}, {}]
     assert isinstance(packer.batch(Batch({})), Packed)
+
+
+def test_records_of_a_lane_can_go_on_to_other_processes():
+    """A function of the user's may hand its batch to a pool of its own, or copy it."""
+    batch = batch_of([{"value": float(n), "unit": "C"} for n in range(6)])
+    packed = Packer(buffer := bytearray(1 << 12)).batch(batch, key=True)
+    some = Unpacker().batch(packed, buffer, np.array([1, 4]))
+    for made in (pickle.loads(pickle.dumps(some)), copy.deepcopy(some)):
+        assert made.to_rows() == [{"value": 1.0, "unit": "C"}, {"value": 4.0, "unit": "C"}]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -223,6 +224,9 @@ class _Chosen(Column):
         if self._copied is None:
             self._copied = self._pick(self._whole, self._rows)
         return self._copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Column, texts=self.texts), (self.kind, self.values)
 
 
 class Unpacker:
