@@ -12,9 +12,10 @@ import pytest
 
 
 def test_the_demo_ends_with_features_and_a_query_that_works(tidemill, tmp_path) -> None:
-    """Both sources' sensors are in the database; the query that is printed for pasting shows them."""
+    """Both sources' sensors are in the database, of the same time; the query that is printed for pasting shows them."""
     told = tidemill("demo", "--seconds", 1.5, "--rate", 2000, "--lanes", 1)
     assert told.returncode == 0, told.stderr
+    assert "time behind" not in told.stdout
     lines = told.stdout.splitlines()
     for words in ("records/s", "lanes", "batch p50", "queue", "latency p50", "loop lag p50"):
         assert any(words in line for line in lines[1:-4]), words

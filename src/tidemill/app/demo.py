@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import math
 import shutil
@@ -49,10 +50,11 @@ def surprise(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def demo_pipeline(output: Path, rate: float) -> Pipeline:
-    """Two sources → calibrate → rolling(50) → a plain Python function → SQLite."""
+    """Two sources, both of which begin now → calibrate → rolling(50) → a plain Python function → SQLite."""
+    now = dt.datetime.now(dt.UTC).isoformat()
     return Pipeline(
         [
-            sources.Synthetic(SENSORS, rate, shape="mixed", spikes=0.0005, gaps=0.001),
+            sources.Synthetic(SENSORS, rate, shape="mixed", spikes=0.0005, gaps=0.001, start=now),
             sources.Host(interval=1.0),
         ],
         [
