@@ -92,10 +92,8 @@ class FileWatch:
 
     async def _look(self, file: Path, *, asked: bool) -> None:
         numbers = self._files[file]
-        names, path = (
-            ", ".join(self._plan.stages[number].name for number in numbers),
-            self._plan.stages[numbers[0]].path,
-        )
+        names = ", ".join(self._plan.stages[number].name for number in numbers)
+        path = self._plan.stages[numbers[0]].path
         if not asked and self._clock.monotonic_ns() < self._not_before_ns.get(file, 0):
             return
         now = await asyncio.to_thread(files.stamp, file)

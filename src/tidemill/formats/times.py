@@ -47,10 +47,10 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     >>> epochs(np.array([1700000000.25, 1700000000250.0])).tolist()
     [1700000000250000000, 1700000000250000000]
     """
-    if (
-        len(numbers) and -_UNITS[0][0] < numbers.min() and numbers.max() < _UNITS[0][0]
-    ):  # seconds, all of them; NaN is not
-        return _scaled(numbers, _UNITS[0][1])
+    seconds, unit = _UNITS[0]
+    low, high = _ends(numbers)
+    if -seconds < low and high < seconds:  # all of them; NaN is not
+        return _scaled(numbers, unit, low, high)
     size = np.abs(numbers)
     usable = size < 2.0**63  # NaN is not
     made = np.full(len(numbers), NAT, np.int64)
@@ -58,7 +58,8 @@ def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     for bound, scale in _UNITS:
         rows = np.flatnonzero(usable & (size < bound) & (size >= lower))
         if len(rows):
-            made[rows] = _scaled(numbers[rows], scale)
+            some = numbers[rows]
+            made[rows] = _scaled(some, scale, *_ends(some))
         lower = bound
     return made
 
@@ -69,9 +70,13 @@ def of_this_century(times_ns: NDArray[Any]) -> NDArray[np.bool_]:
     return within
 
 
-def _scaled(numbers: NDArray[np.float64], scale: int) -> NDArray[np.int64]:
-    """Of at least one number."""
-    low, high = float(numbers.min()), float(numbers.max())
+def _ends(numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """The least and the largest; NaN where one is that, and where there is none."""
+    return (float(numbers.min()), float(numbers.max())) if len(numbers) else (np.nan, np.nan)
+
+
+def _scaled(numbers: NDArray[np.float64], scale: int, low: float, high: float) -> NDArray[np.int64]:
+    """Of at least one number, none less than ``low`` or more than ``high``."""
     least, most = max(low, -high, 0.0), max(-low, high)  # of their sizes, or below it
     coarse = _is_coarse(most, scale)
     if coarse == _is_coarse(least, scale) and (most + 1) * (scale / 1e9) < _LIMIT_S:

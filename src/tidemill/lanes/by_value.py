@@ -61,14 +61,15 @@ def dumps_by_value(value: Any) -> bytes:
 
 
 def parts_by_value(function: types.FunctionType) -> dict[str, Any]:
-    """What travels with a function, by name: globals that its code names, also in comprehensions, what it closes over,
-    and its defaults.
+    """What travels with a function, by name: what it closes over, globals that its code names, also in comprehensions, and
+    its defaults.
     """
-    names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
-    parts = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    parts = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # it has no value yet
             parts[name] = cell.cell_contents
+    names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
+    parts |= {name: function.__globals__[name] for name in names if name in function.__globals__}
     named = inspect.signature(function).parameters.items()
     return parts | {name: one.default for name, one in named if one.default is not one.empty}
 

@@ -17,7 +17,7 @@ import msgspec
 
 from tidemill.errors import BadResult, CallError, RemoteError
 from tidemill.lanes.by_value import dumps_by_value, parts_by_value, size_by_value
-from tidemill.lanes.culprits import captured, culprit, describe, first_culprit
+from tidemill.lanes.culprits import culprit, describe, first_culprit
 from tidemill.lanes.framing import Discarded
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
 
@@ -97,7 +97,8 @@ def dumps_function(function: Any) -> bytes:
         data = dumps_by_value(function)
     except BaseException as error:
         told = describe(error)
-        closed_over = next((found for name, part in captured(function) if (found := culprit(part, name))), "")
+        parts = parts_by_value(function) if isinstance(function, types.FunctionType) else {}
+        closed_over = next((found for name, part in parts.items() if (found := culprit(part, name))), "")
         because = f": it closes over {closed_over.rstrip(',')}" if closed_over else ""
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "

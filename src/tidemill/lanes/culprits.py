@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import Any, Final
 
+from tidemill.lanes.by_value import parts_by_value
 from tidemill.lanes.parcels import pack
 
-__all__ = ["captured", "culprit", "describe", "first_culprit"]
+__all__ = ["culprit", "describe", "first_culprit"]
 
 _FEW: Final = 4
 _DEPTH: Final = 4
@@ -24,18 +24,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         raise error
     return f"{type(error).__name__}: {error}"
-
-
-def captured(function: Any) -> list[tuple[str, Any]]:
-    """What a function has of where it was defined, by name; its defaults too."""
-    if not isinstance(function, types.FunctionType):
-        return []
-    defaults = [(name, one.default) for name, one in inspect.signature(function).parameters.items()]
-    try:
-        around = inspect.getclosurevars(function)
-    except ValueError:  # one of them has no value yet
-        return defaults
-    return [*around.nonlocals.items(), *around.globals.items(), *defaults]
 
 
 def _can_be_pickled(value: Any, dumps: Callable[[Any], object]) -> bool:
@@ -68,7 +56,7 @@ def _culprit_in(value: Any, path: str, dumps: Callable[[Any], object], depth: in
     elif depth and isinstance(value, functools.partial):
         parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
     elif depth and isinstance(value, types.FunctionType):
-        parts = [(f"{name} in {path}", part) for name, part in captured(value)]
+        parts = [(f"{name} in {path}", part) for name, part in parts_by_value(value).items()]
     elif depth and isinstance(value, type):
         parts = [(f"{path}.{name}", part) for name, part in vars(value).items() if not name.startswith("__")]
     elif depth and _is_pickled_by_parts(value):
