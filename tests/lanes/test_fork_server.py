@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,31 @@ async def test_the_end_of_one_that_nobody_waits_for_is_no_error_of_the_loop() ->
     del server, preloading
     gc.collect()
     assert not told
+
+
+@pytest.mark.parametrize("pickled", [b"", b"." * 100_000])
+async def test_one_that_is_killed_while_it_loads_leaves_no_memory_here(pickled: bytes) -> None:
+    """What it was to load is let go of once it is sent, whoever keeps the error."""
+
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text().count("/memfd:tidemill-preload")
+        return maps, len(list(Path("/proc/self/fd").iterdir()))
+
+    server = ForkServer()
+    await server.start()
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGSTOP)
+    before = held()
+    preloading = asyncio.ensure_future(server.preload(pickled))
+    await asyncio.sleep(0)
+    assert held() == before
+    server._process.kill()
+    with pytest.raises(OutsideError, match="while it loaded"):
+        await preloading
+    with pytest.raises(OutsideError, match="killed by SIGKILL"):
+        await server.preload(pickled)
+    assert held() == before
+    await server.aclose()
 
 
 @pytest.mark.parametrize("ends", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)"])

@@ -22,8 +22,15 @@ from tidemill.errors import EngineError, OutsideError, TidemillError
 from tidemill.lanes.channel import Exit, ProcessChannel
 from tidemill.lanes.forkserver import HELD, Exited, Here, Kill, Loaded, Preload, Preloaded, Spawn, Spawned, Speak
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.memory import Shared
-from tidemill.lanes.platform import above_standard_streams, activity, in_forked_child, message_pair, process_handle
+from tidemill.lanes.memory import write_at
+from tidemill.lanes.platform import (
+    above_standard_streams,
+    activity,
+    in_forked_child,
+    message_pair,
+    process_handle,
+    sealed_memory,
+)
 from tidemill.lanes.server_watch import ServerWatch
 from tidemill.lanes.wire import FromLane
 
@@ -286,10 +293,12 @@ class ForkServer:
     async def preload(self, pickled: bytes, *, kernels: bool = False) -> Preloaded:
         """Have the server import what unpickling this imports, and the kernels, before it forks again."""
         assert self._control is not None
-        memory = Shared("preload", max(len(pickled), 1))
-        memory.buffer[: len(pickled)] = pickled
-        self._ask(_encode(Preload(len(pickled), kernels)), [memory.fd])
-        memory.close()
+        memory = sealed_memory("preload", max(len(pickled), 1))
+        try:
+            write_at(memory, 0, memoryview(pickled))
+            self._ask(_encode(Preload(len(pickled), kernels)), [memory])
+        finally:
+            os.close(memory)  # the server has its own
         self._preloaded = asyncio.get_running_loop().create_future()
         return await self._preloaded
 
