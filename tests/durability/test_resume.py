@@ -72,7 +72,7 @@ def child(folder: Path, body: str, lanes: int, *, checkpoint_s: float = 0.05) ->
 
 PACED = """
 plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value"))
-pipeline = tm.Pipeline(tm.sources.Replay("in.ndjson", pace=300.0), plan, tm.sinks.SQLite("out.db"), name="plant")
+pipeline = tm.Pipeline(tm.sources.Replay("in.ndjson", pace=60.0), plan, tm.sinks.SQLite("out.db"), name="plant")
 """
 
 
@@ -224,7 +224,7 @@ def test_a_stage_that_is_added_starts_empty_and_the_others_go_on(tmp_path, lanes
 
 TWO = """
 plan = tm.Plan(tm.Rolling("value", window=50, stats=["mean", "std"]), tm.Lag("value"))
-sources = [tm.sources.Replay(name, pace=300.0) for name in ("in.ndjson", "other.ndjson")]
+sources = [tm.sources.Replay(name, pace=15.0) for name in ("in.ndjson", "other.ndjson")]
 pipeline = tm.Pipeline(sources, plan, tm.sinks.Lines("out.ndjson"), name="plant")
 """
 
@@ -242,7 +242,7 @@ def test_two_recordings_go_through_the_log_and_each_goes_on_where_it_was(tmp_pat
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         seen = lines_in(out)
-    running = child(tmp_path, TWO.replace(", pace=300.0", ""), lanes)
+    running = child(tmp_path, TWO.replace(", pace=15.0", ""), lanes)
     assert running.wait() == 0
     made = [json.loads(line) for line in out.read_text().splitlines()]
     merged = [{name: row[name] for name in ("sensor", "time", "value")} for row in made]
@@ -279,8 +279,8 @@ def test_rows_that_a_callback_gets_again_have_the_numbers_that_they_had(tmp_path
     seen = tmp_path / "seen"
     lines = 0
     for _ in range(3):
-        running = child(tmp_path, NUMBERED.format(pace=300.0), 2)
-        until(running, lambda lines=lines: lines_in(seen) >= lines + 1_000)
+        running = child(tmp_path, NUMBERED.format(pace=60.0), 2)
+        until(running, lambda lines=lines: lines_in(seen) >= lines + 300)
         assert running.poll() is None, "it ended before it was killed"
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
