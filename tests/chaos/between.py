@@ -95,6 +95,8 @@ class Between:
         self.pooled = False
         """Whether sessions lose their names, as behind a pooler: a later start does not find those of earlier ones."""
         self._wanted: tuple[str, int] | None = None
+        self._passed_over: list[Line] = []
+        """Lines of earlier starts: an answer may come on them to somebody who was killed."""
         self._held: Line | None = None
         self._lock = threading.Lock()
         self._lines: list[Line] = []
@@ -108,9 +110,10 @@ class Between:
         """The line on which a message is held."""
         return self._held
 
-    def hold(self, window: str, commits: int) -> None:
-        """The first message in that window on a line that has so many commits behind it."""
+    def hold(self, window: str, commits: int, *, of_a_new_line: bool = False) -> None:
+        """The first message in that window on a line that has so many commits behind it, and perhaps is not there yet."""
         with self._lock:
+            self._passed_over = list(self._lines) if of_a_new_line else []
             self._wanted = (window, commits)
             self._held = None
 
@@ -186,6 +189,8 @@ class Between:
     def _hold_up(self, line: Line, window: str, commits: int) -> None:
         with self._lock:
             if self._wanted is None or self._wanted[0] != window or commits < self._wanted[1]:
+                return
+            if line in self._passed_over:
                 return
             self._wanted = None
             line.go.clear()

@@ -172,7 +172,8 @@ def struck(trial: Trial, window: str, how: str) -> Strike | None:
     first = plant.state.exists() and how != "asleep, pooled" and window in {"before", "unanswered"}
     commits = 0 if first and rng.random() < 0.35 else rng.randint(1, 2)
     between.pooled = how == "asleep, pooled"
-    between.hold("unanswered" if window == "answered" else window, commits + (how == "asleep, pooled"))
+    message = "unanswered" if window == "answered" else window
+    between.hold(message, commits + (how == "asleep, pooled"), of_a_new_line=True)
     family = trial.start(lanes=0 if inline else rng.choice((1, 2)))
     try:
         wait_for("a commit has come to its window", lambda: not family.alive or between.held)
