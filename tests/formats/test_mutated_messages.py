@@ -171,7 +171,7 @@ async def test_each_damaged_array_is_records_and_letters_or_refused_as_a_whole(n
     async def one(message: bytes) -> list[Decoded]:
         nonlocal taken, refused
         body = b"[%b,%b,%b]" % (good % 1, message, good % 2)
-        posted = Posted(body, document=True, known={}, arrived_ns=1, wall_ns=1)
+        posted = Posted(body, lambda _: None, document=True, known={}, arrived_ns=1, wall_ns=1)
         try:
             parts = await records_of(posted, form, 1 << 13)
         except Refused as why:

@@ -24,7 +24,7 @@ from tidemill.clock import SystemClock
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.formats.lines import text_of
 from tidemill.letters import DeadLetter
-from tidemill.sources import HTTP, SourceContext, http_bodies
+from tidemill.sources import HTTP, SourceContext, http_bodies, http_connection
 from tidemill.sources.http_server import Server
 from tidemill.testing import ListSink
 
@@ -62,6 +62,7 @@ class Engine:
     def __init__(self, source: HTTP, *, tells_kept: bool = True, keeps: bool = True) -> None:
         self.source, self.keeps = source, keeps
         self.rows: list[dict[str, Any]] = []
+        self.keys: list[str] = []
         self.letters: list[DeadLetter] = []
         self.batches = self.largest = 0
         self.pull = asyncio.Event()
@@ -72,6 +73,8 @@ class Engine:
     async def _take(self) -> None:
         async for batch in self.source.stream(self.context):
             self.rows += batch.to_rows()
+            if batch.key_column is not None:
+                self.keys += batch.keys[batch.key].tolist()
             self.batches += 1
             self.largest = max(self.largest, len(batch))
             await self.pull.wait()
@@ -465,6 +468,58 @@ async def test_who_guesses_at_the_token_is_told_to_wait_and_the_right_one_is_tak
         assert answers == {(401, None): 10, (429, "60"): 990}
         assert len(engine.rows) == 1
         assert engine.source.statistics().refused == 1_000
+
+
+@pytest.mark.parametrize(
+    ("proxy", "senders"),
+    [(None, ["127.0.0.1"] * 3), ("10.0.0.0/8, 127.0.0.1", ["192.0.2.7", "192.0.2.7", "127.0.0.1"])],
+)
+async def test_who_the_sender_is_only_a_proxy_that_was_named_may_say(
+    proxy: str | None, senders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a body comes packed or not, and whatever uvicorn is told by the environment."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    async with Engine(HTTP(proxy=proxy, key="{peer_host}")) as engine:
+        sender = Sender(engine.source.port)
+        for body, headers in ((lines(1), {}), (gzip.compress(lines(1)), {"Content_Encoding": "gzip"})):
+            told = "10.0.0.1, 192.0.2.7, 10.9.9.9" if proxy else "192.0.2.7"
+            assert (await sender.post(body, X_Forwarded_For=told, **headers))[0] == 202
+        assert (await sender.post(lines(1)))[0] == 202
+        assert engine.keys == senders
+
+
+@pytest.mark.parametrize("proxy", ["", "*", "a proxy", "10.0.0.1/8"])
+def test_a_proxy_that_is_no_address_is_refused(proxy: str) -> None:
+    with pytest.raises(PlanError, match=r"proxy=.* must be addresses or networks"):
+        HTTP(proxy=proxy)
+
+
+async def test_a_sender_that_reads_no_answers_is_answered_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posts that are there as a whole are answered as they are read; of who takes no answers, no more is taken than there is room
+    for, and the rest when it does."""
+    made, number = http_connection._Connection.connection_made, 10_000
+    connections: list[Any] = []
+
+    def with_little_room(connection: Any, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        made(connection, transport)
+        connections.append(connection)
+
+    monkeypatch.setattr(http_connection._Connection, "connection_made", with_little_room)
+    posts = b"POST /ingest HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n%s" % (len(lines(1)), lines(1)) * number
+    async with Engine(HTTP()) as engine:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", engine.source.port)) as sender:
+            sender.setblocking(False)
+            sending = asyncio.ensure_future(loop.sock_sendall(sender, posts))
+            while not any(connection.flow.write_paused for connection in connections):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert 0 < len(engine.rows) < number
+            answers = 0
+            while answers < number:
+                answers += (await loop.sock_recv(sender, 1 << 16)).count(b"{")
+            await sending
+            assert len(engine.rows) == number
 
 
 async def test_what_a_web_page_posts_is_not_taken_without_a_token() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -55,6 +56,8 @@ class HTTP(ConnectedSource):
                         than the token itself
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
+    ``proxy``           addresses or networks, separated by commas, of proxies in front of it: of what comes from one, the sender is
+                        who its ``X-Forwarded-For`` says. Else nobody's word is taken for that
     ``cert_password``   the passphrase of a private key that has one, better referred to too
     ``limit``           bytes of one body, as it comes and unpacked; of these, one record may have 256 KiB
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
@@ -103,6 +106,7 @@ class HTTP(ConnectedSource):
         cert_key: str | os.PathLike[str] | None = None,
         cert_password: str | None = None,
         plaintext: bool = False,
+        proxy: str | None = None,
         format: str = "ndjson",  # noqa: A002 - the user's word
         precision: str | None = None,
         limit: int = 1 << 20,
@@ -136,6 +140,7 @@ class HTTP(ConnectedSource):
                     "plaintext=True if a proxy in front of it does TLS."
                 )
         self.path = path
+        self._proxy = None if proxy is None else _networks(proxy)
         self._form = line_format(format, precision, source="HTTP")
         set_up(self.edge, self._form)
         self._decoded = _DECODED if format == "ndjson" else _DECODED // 4
@@ -207,6 +212,7 @@ class HTTP(ConnectedSource):
             token=token,
             limit=self.limit,
             tls=tls,
+            proxy=self._proxy,
             refusals=self._refusals,
         )
         serving = asyncio.ensure_future(server.serve_on(listening))
@@ -319,6 +325,17 @@ class HTTP(ConnectedSource):
 
 def _nothing() -> None:
     pass
+
+
+def _networks(proxy: str) -> str:
+    for each in proxy.split(","):
+        try:
+            ipaddress.ip_network(each.strip())
+        except ValueError:
+            raise PlanError(
+                f"proxy={proxy!r} of HTTP must be addresses or networks, such as '127.0.0.1' or '10.0.0.0/8, ::1'."
+            ) from None
+    return proxy
 
 
 def _require_libraries() -> None:

@@ -19,7 +19,7 @@ from tidemill.formats.rejects import format_hint
 from tidemill.formats.telegraf_json import TelegrafJson, metrics_of
 from tidemill.letters import MALFORMED, OVERSIZE
 
-__all__ = ["Gzip", "Posted", "Refused", "records_of", "sliced"]
+__all__ = ["Gzip", "Posted", "Refused", "Settled", "records_of", "sliced"]
 
 _PACKED: Final = 1 << 14
 """Bytes that are unpacked at a time: what is behind the end of a member is copied, and there may be thousands of members."""
@@ -42,6 +42,10 @@ class Refused(Exception):
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
         self.content = {"error": error, **more}
+
+
+Settled = Callable[[int | Refused], object]
+"""Is told how many records of a body are on the disk; or that it is refused, or nobody will know."""
 
 
 class Gzip:
@@ -75,9 +79,18 @@ class Gzip:
 
 
 class Posted:
-    """One body, until it is answered."""
+    """One body, until it is answered: ``settled`` is told once what became of it."""
 
-    def __init__(self, data: bytes, *, document: bool, known: Mapping[str, str], arrived_ns: int, wall_ns: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        settled: Settled,
+        *,
+        document: bool,
+        known: Mapping[str, str],
+        arrived_ns: int,
+        wall_ns: int,
+    ) -> None:
         data = data.removeprefix(BYTE_ORDER_MARK)
         self.lines = data if document or data.endswith(b"\n") or not data else data + b"\n"
         self.document = document
@@ -87,18 +100,13 @@ class Posted:
         self.wall_ns = wall_ns
         self.records = 0
         """How many were in it, once that is known."""
-        self._answer: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
-
-    async def safe(self) -> None:
-        """Return when its records are on the disk; raises `Refused` when they will not be, or nobody will know."""
-        refused = await self._answer
-        if refused is not None:
-            raise refused
+        self._settled: Settled | None = settled
 
     def settle(self, refused: Refused | None = None) -> None:
-        """Its records are on the disk; or it is refused. The first word counts."""
-        if not self._answer.done():
-            self._answer.set_result(refused)
+        """Its records are on the disk; or it is refused, or nobody will know. The first word counts."""
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled(self.records if refused is None else refused)
 
 
 async def records_of(posted: Posted, form: LineFormat, turn: int) -> list[Decoded]:

@@ -11,15 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, cast
 
+import msgspec
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tidemill.clock import Clock
 from tidemill.core.refusals import Refusals
-from tidemill.sources.http_bodies import Gzip, Posted, Refused
-from tidemill.sources.http_connection import WHOLE, connection_class
+from tidemill.sources.http_bodies import Gzip, Posted, Refused, Settled
+from tidemill.sources.http_connection import Answer, connection_class
 from tidemill.sources.inbox import Inbox
 from tidemill.sources.listening import Reception
 
@@ -46,9 +47,11 @@ class Server(uvicorn.Server):
         token: str | None,
         limit: int,
         tls: ssl.SSLContext | None,
+        proxy: str | None,
         refusals: Refusals,
     ) -> None:
         self._path = path
+        self._is_behind = proxy is not None
         config = uvicorn.Config(
             self._app,
             interface="asgi3",
@@ -57,8 +60,10 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=proxy is not None,
+            forwarded_allow_ips=proxy,  # else the environment could say whom to believe
             ws="none",
-            http=connection_class(),
+            http=connection_class(self._whole),
             timeout_graceful_shutdown=_LAST_S,
         )
         super().__init__(config)
@@ -105,29 +110,65 @@ class Server(uvicorn.Server):
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Without starlette's routing, which would take a tenth of the time of a post to find the one path there is."""
         if scope["path"] != self._path:
-            answer: ASGIApp = PlainTextResponse(f"Not Found: post to {self._path}", 404)
+            answer: Response = PlainTextResponse(f"Not Found: post to {self._path}", 404)
         elif scope["method"] != "POST":
             answer = PlainTextResponse("Method Not Allowed", 405, {"Allow": "POST"})
         else:
             answer = await self._ingest(scope, receive)
         await answer(scope, receive, send)
 
-    async def _ingest(self, scope: Scope, receive: Receive) -> ASGIApp:
+    def _whole(self, scope: Scope, body: bytes, answer: Answer) -> bool:
+        """Most posts: what is not packed, and has come as a whole. Who sends what comes from a proxy, uvicorn tells the application."""
+        headers = _headers(scope)
+        if (
+            scope["path"] != self._path
+            or scope["method"] != "POST"
+            or b"content-encoding" in headers
+            or self._is_behind
+        ):
+            return False
+        later = asyncio.get_running_loop().call_soon
+
+        def settled(outcome: int | Refused) -> None:
+            if isinstance(outcome, Refused):
+                self._refusals.refused(f"{outcome.status}: {outcome}")
+                later(answer, outcome.status, msgspec.json.encode(outcome.content), outcome.headers)
+            else:
+                later(answer, 202, b'{"records":%d}' % outcome, {})
+
         try:
-            headers = dict(reversed(scope["headers"]))  # of several with one name the first counts
-            host = scope["client"][0] if scope["client"] is not None else ""
-            self._check(host, headers)
-            posted = self._posted(await self._read(scope, receive, headers), host, headers)
-            await posted.safe()
+            host = self._checked(scope, headers)
+            if len(body) > self._limit:
+                raise self._too_long()
+            self._put(body, host, headers, settled)
+        except Refused as refused:
+            settled(refused)
+        return True
+
+    async def _ingest(self, scope: Scope, receive: Receive) -> Response:
+        """The others, as they come."""
+        outcome: asyncio.Future[int | Refused] = asyncio.get_running_loop().create_future()
+
+        def settled(records: int | Refused) -> None:
+            if not outcome.done():  # nobody may wait any more
+                outcome.set_result(records)
+
+        try:
+            headers = _headers(scope)
+            host = self._checked(scope, headers)
+            self._put(await self._body(Request(scope, receive), headers), host, headers, settled)
+            if isinstance(records := await outcome, Refused):
+                raise records
         except Refused as refused:
             self._refusals.refused(f"{refused.status}: {refused}")
             return JSONResponse(refused.content, refused.status, refused.headers)
         except ClientDisconnect:
             return Response(status_code=400)
-        return _accepted(posted.records)
+        return JSONResponse({"records": records}, 202)
 
-    def _check(self, host: str, headers: Mapping[bytes, bytes]) -> None:
-        """All that is known before the body comes."""
+    def _checked(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+        """All that is known before the body comes; the sender's address."""
+        host: str = scope["client"][0] if scope["client"] is not None else ""
         if self._token is not None:
             shown = headers.get(b"authorization", b"")
             if not hmac.compare_digest(shown, self._token):
@@ -143,38 +184,30 @@ class Server(uvicorn.Server):
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limit:
             raise self._too_long()
+        return host
 
-    async def _read(self, scope: Scope, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
-        packing = headers.get(b"content-encoding", b"identity").strip().lower()
-        if packing not in (b"identity", b"gzip"):
-            raise Refused(
-                415, f"Content-Encoding: {packing[:40].decode('ascii', 'replace')} is not known here; gzip is"
-            )
-        if WHOLE not in scope or packing != b"identity":
-            unpacker = Gzip(self._limit) if packing == b"gzip" else None
-            return await self._body(Request(scope, receive), unpacker, headers)
-        data: bytes = (await receive())["body"]
-        if len(data) > self._limit:
-            raise self._too_long()
-        return data
-
-    def _posted(self, data: bytes, host: str, headers: Mapping[bytes, bytes]) -> Posted:
-        """In the inbox."""
+    def _put(self, data: bytes, host: str, headers: Mapping[bytes, bytes], settled: Settled) -> None:
+        """Into the inbox."""
         if self._ending:
             raise Refused(503, "the run ends; send these records again")
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         posted = Posted(
             data,
+            settled,
             document=kind == b"application/json",
             known={"peer_host": host},
             arrived_ns=self._clock.monotonic_ns(),
             wall_ns=self._clock.wall_ns(),
         )
         self._inbox.put(posted, max(len(data), 1))
-        return posted
 
-    async def _body(self, request: Request, unpacker: Gzip | None, headers: Mapping[bytes, bytes]) -> bytes:
+    async def _body(self, request: Request, headers: Mapping[bytes, bytes]) -> bytes:
         """Unpacked; neither packed nor unpacked may it be longer than the limit, and never more of it is held."""
+        packing = headers.get(b"content-encoding", b"identity").strip().lower()
+        if packing not in (b"identity", b"gzip"):
+            told = packing[:40].decode("ascii", "replace")
+            raise Refused(415, f"Content-Encoding: {told} is not known here; gzip is")
+        unpacker = Gzip(self._limit) if packing == b"gzip" else None
         body = unpacker.unpacked if unpacker is not None else bytearray()
         length = int(headers.get(b"content-length", -1))
         came = held = 0
@@ -206,13 +239,6 @@ class Server(uvicorn.Server):
         return Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
 
 
-def _accepted(records: int) -> ASGIApp:
-    """What most are told, without starlette, which would make the same headers each time."""
-
-    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
-        body = b'{"records":%d}' % records
-        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return answer
+def _headers(scope: Scope) -> Mapping[bytes, bytes]:
+    """Of several with one name the first."""
+    return dict(reversed(scope["headers"]))
