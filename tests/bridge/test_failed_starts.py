@@ -55,6 +55,8 @@ async def test_forks_that_fail_for_a_while(module: MakeModule, tmp_path: Path, t
     full = tmp_path / "full"
     name = module(f"no_forks_{reason.lower()}", NO_FORKS.format(path=str(full), reason=reason))
     async with tm.Lanes(2, preload=[name]) as lanes:
+        while lanes._crew is None or lanes._crew.staff.spare is None:
+            await lanes.run(abs, -1)
         innocent = asyncio.create_task(lanes.run(home, telephone.port, "innocent"))
         await telephone.hear("innocent")
         pid = await lanes.run(os.getpid)
@@ -272,7 +274,7 @@ async def test_a_replacement_that_hangs_leaves_no_lane_empty(tmp_path: Path) -> 
 
 
 async def test_attempts_are_few_and_ever_farther_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken initializer is no storm of processes: the delays, as the loop was told them, double."""
+    """A broken initializer is no storm of processes: the delays, as the loop was told them, at least double."""
     log, delays = str(tmp_path / "log"), []
     loop = asyncio.get_running_loop()
     call_later = loop.call_later
@@ -291,8 +293,10 @@ async def test_attempts_are_few_and_ever_farther_apart(tmp_path: Path, monkeypat
     with pytest.raises(CallError, match="in each of 4 attempts"):
         async with tm.Lanes(1, initializer=breaks):
             pass
-    different = list(dict.fromkeys(delays))  # the second process of a round may fail when the next round has begun
-    assert len(different) >= 3
-    assert all(later == 2 * sooner for sooner, later in pairwise(different))
+    # The second process of a round may fail when the next round has begun: it is replaced after the delay of that round, and one
+    # that fails meanwhile leaves its own delay out.
+    different = list(dict.fromkeys(delays))
+    assert len(different) >= 2
+    assert all(later >= 2 * sooner for sooner, later in pairwise(different))
     tried = (await asyncio.to_thread(Path(log).read_text)).split()
     assert 4 <= len(tried) <= 4 * 2  # in each round the lane's process, and the spare's
