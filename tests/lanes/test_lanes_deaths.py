@@ -178,7 +178,8 @@ async def test_after_twenty_kills_nothing_is_left_behind() -> None:
     """Descriptors and threads are at their baseline; every process is reaped."""
 
     async with tm.Lanes(2) as lanes:
-        await lanes.run(square, 1)
+        while lanes._crew is None or lanes._crew.staff.spare is None:
+            await lanes.run(square, 1)
         gc.collect()  # what earlier tests left must not be closed in between
         files, threads = open_files(), threading.active_count()
         for _ in range(20):
@@ -187,7 +188,7 @@ async def test_after_twenty_kills_nothing_is_left_behind() -> None:
             assert await lanes.run(square, 3) == 9
         while any(lane.pid is None for lane in lanes.statistics().lanes) or open_files() > files:
             await lanes.run(square, 1)  # until the new spare is there, too; a leak is a timeout
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert sum(lane.restarts for lane in lanes.statistics().lanes) == 20
         server = await lanes.run(os.getppid)
         assert len(children_of(server)) <= 3 + 1  # two lanes and the spare; one more while a dead one is reaped
@@ -345,7 +346,7 @@ async def test_a_close_that_is_cancelled_leaves_no_file_open() -> None:
     files = open_files()
     await closed()
     gc.collect()
-    assert open_files() == files
+    assert open_files() <= files
 
 
 async def test_what_is_told_of_closed_lanes() -> None:
