@@ -8,7 +8,7 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.slow import slow_tests
 
 import tidemill as tm
+from tidemill.engine.lane import Lane
 from tidemill.formats import alike_kernel
 from tidemill.stages.statistics.compiled import load_kernels
 
@@ -225,6 +226,60 @@ async def one() -> AsyncIterator[tm.Lanes]:
     """One lane, so that calls queue."""
     async with tm.Lanes(1) as lanes:
         yield lanes
+
+
+@pytest.fixture
+def time_passes() -> Callable[[tm.Lanes], None]:
+    """As if all timeouts of these lanes' calls were over now: a test need not guess how long a call takes to begin."""
+
+    def passes(lanes: tm.Lanes) -> None:
+        crew = lanes._crew
+        assert crew is not None
+        crew._perform(crew.calls.expired(1 << 62))
+
+    return passes
+
+
+class Hangs:
+    """In a lane: ``hangs()`` never returns, and its deadline is over once it has been called."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+
+    def __call__(self) -> None:
+        self._told().touch()
+        while True:
+            pass
+
+    def until_looked_at(self) -> None:
+        """Take longer than any deadline: return when the run has looked whether one is over."""
+        self._told().touch()
+        while not self._told("looked").exists():
+            pass
+        self._told().unlink()
+
+    def _told(self, what: str = "hangs", pid: int | None = None) -> Path:
+        return self._folder / f"{what} {os.getpid() if pid is None else pid}"
+
+    def overdue(self, lane: Lane, now_ns: int, deadlines_ns: list[int | None]) -> int | None:
+        """`Lane.overdue` by a clock that has come to the deadline of whoever says so, and of nobody else."""
+        stage = _overdue(lane, 1 << 62, deadlines_ns)
+        if not self._told(pid=lane.pid).exists():  # asked last: who has said so was at it before
+            return _overdue(lane, now_ns, deadlines_ns)
+        self._told("looked", lane.pid).touch()
+        return stage
+
+
+_overdue = Lane.overdue
+
+
+@pytest.fixture
+def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hangs:
+    """Hangs in a lane. Give its stage a deadline that no machine is too slow for: it does not take that long."""
+    made = Hangs(tmp_path / "hangs")
+    monkeypatch.setattr(Lane, "overdue", lambda *asked: made.overdue(*asked))
+    return made
 
 
 # -- a telephone to functions that run in a lane ---------------------------------------------------------------

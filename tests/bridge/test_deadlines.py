@@ -24,7 +24,7 @@ def spins() -> None:
         pass
 
 
-async def test_of_queued_calls(one: tm.Lanes, telephone, home) -> None:
+async def test_of_queued_calls(one: tm.Lanes, telephone, home, time_passes) -> None:
     """They fire without having been dispatched, in the order of their deadlines; the running call is left alone."""
     running = asyncio.create_task(one.run(home, telephone.port, "running"))
     await telephone.hear("running")
@@ -32,10 +32,13 @@ async def test_of_queued_calls(one: tm.Lanes, telephone, home) -> None:
 
     async def waits(number: int) -> None:
         with pytest.raises(TimeoutError, match="no result within"):
-            await one.run(home, telephone.port, f"never {number}", timeout=number / 50)
+            await one.run(home, telephone.port, f"never {number}", timeout=1000 * number)
         ended.append(number)
 
-    await asyncio.gather(*(waits(number) for number in (4, 1, 3, 2)))
+    waiting = asyncio.gather(*(waits(number) for number in (4, 1, 3, 2)))
+    await asyncio.sleep(0)
+    time_passes(one)
+    await waiting
     assert ended == [1, 2, 3, 4]
     assert not running.done()
     await telephone.tell("running")

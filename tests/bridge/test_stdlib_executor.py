@@ -12,6 +12,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -151,13 +152,17 @@ def test_map_of_what_cannot_be_sent(pool, buffersize: int | None) -> None:
         next(squares)
 
 
-def test_map_timeout(pool) -> None:
+def test_map_timeout(pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What came in time, then TimeoutError; what was under way is stopped."""
     results = []
+    now = 0.0
+    monkeypatch.setattr("tidemill.engine.executor.time", SimpleNamespace(monotonic=lambda: now))
 
     def reads() -> None:
-        for result in pool.map(lambda x: spins() if x else x, [0, 0, 1], timeout=1.0):
-            results.append(result)  # noqa: PERF402 - it is to be there when the map raises
+        nonlocal now
+        for result in pool.map(lambda x: spins() if x else x, [0, 0, 1], timeout=50.0):
+            results.append(result)
+            now += 25.0
 
     with pytest.raises(concurrent.futures.TimeoutError):
         reads()

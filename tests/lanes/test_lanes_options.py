@@ -346,20 +346,24 @@ async def test_the_oldest_makes_room_for_the_newest(telephone, home) -> None:
 # -- stopping ----------------------------------------------------------------------------------------------
 
 
-async def test_a_function_can_see_that_nobody_waits_for_it(tmp_path: Path) -> None:
+async def test_a_function_can_see_that_nobody_waits_for_it(tmp_path: Path, telephone, home, time_passes) -> None:
     """It leaves by itself within the grace: its process lives on, and the lane takes the next call."""
     told = str(tmp_path / "told")
 
-    def looks(path: str) -> None:
-        noted(path, "began")
+    def looks(path: str, port: int) -> None:
+        noted(path, home(port, "began"))
         while not tm.cancelled():
             pass
         noted(path, "left")
 
     async with tm.Lanes(1, grace=60) as lanes:
         pid = await lanes.run(os.getpid)
+        call = asyncio.ensure_future(lanes.run(looks, told, telephone.port, timeout=1000))
+        await telephone.hear("began")
+        time_passes(lanes)
         with pytest.raises(TimeoutError):
-            await lanes.run(looks, told, timeout=0.05)
+            await call
+        await telephone.tell("began", "began")
         assert await lanes.run(os.getpid) == pid
         assert await lanes.run(tm.cancelled) is False
         assert lanes.statistics().lanes[0].restarts == 0

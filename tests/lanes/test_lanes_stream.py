@@ -246,15 +246,22 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_each_call_of_a_stream_can_time_out(one: tm.Lanes) -> None:
+async def test_each_call_of_a_stream_can_time_out(one: tm.Lanes, telephone, home, time_passes) -> None:
     """The one that hangs fails, those after it run."""
+    port = telephone.port
 
     def fn(x: int) -> int:
-        while x == 1:
-            pass
+        if x == 1:
+            home(port, "hangs")
         return x
 
-    results = [r async for r in one.stream(fn, range(3), window=1, timeout=2.0, return_exceptions=True)]
+    async def read() -> list[object]:
+        return [r async for r in one.stream(fn, range(3), window=1, timeout=1000, return_exceptions=True)]
+
+    reading = asyncio.ensure_future(read())
+    await telephone.hear("hangs")
+    time_passes(one)
+    results = await reading
     assert isinstance(results.pop(1), TimeoutError)
     assert results == [0, 2]
 
