@@ -98,7 +98,7 @@ async def test_what_cannot_be_sent_among_what_can(two: tm.Lanes) -> None:
         assert result == number * number if number % 2 else isinstance(result, CallError)
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(300)
 async def test_a_hundred_thousand_calls_before_the_first_result(two: tm.Lanes) -> None:
     """Nothing fills up and nothing is lost, though the loop reads nothing while they are made."""
     executor = two.executor()

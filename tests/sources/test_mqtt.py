@@ -369,7 +369,7 @@ async def test_more_than_the_buffer_may_come_before_the_broker_has_answered(
     own_mosquitto: Any, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session that was kept brings what waits in it first: each message once, and what is behind the answer waits there."""
-    monkeypatch.setattr("tidemill.sources.mqtt_connection._ANSWER_S", 3.0)
+    monkeypatch.setattr("tidemill.sources.mqtt_connection._ANSWER_S", 20.0)
     broker = own_mosquitto(autosave_on_changes="false", autosave_interval=0)
     async with kept(MQTT(broker.url, f"{root}/{{sensor}}", client_id=root)):
         pass
