@@ -20,7 +20,7 @@ from typing import IO
 PLANT = """
 import tidemill as tm
 
-source = tm.sources.TCP(port={port})
+source = tm.sources.TCP()
 pipeline = tm.Pipeline(source, tm.Plan(tm.Calibrate("calibration.csv")), tm.sinks.Lines("rows.ndjson"))
 """
 
@@ -28,9 +28,7 @@ pipeline = tm.Pipeline(source, tm.Plan(tm.Calibrate("calibration.csv")), tm.sink
 @contextlib.contextmanager
 def running(folder: Path, **how: object) -> Iterator[tuple[subprocess.Popen[str], IO[str], int]]:
     """A live run that is ready, what it says, and the port that it listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (folder / "plant.py").write_text(PLANT.format(port=port))
+    (folder / "plant.py").write_text(PLANT)
     (folder / "calibration.csv").write_text("sensor,baseline,scale\n*,1,1\n")
     command = [sys.executable, "-m", "tidemill", "run", "plant.py", "--lanes", "1", "--metrics", "127.0.0.1:0"]
     with (
@@ -39,10 +37,12 @@ def running(folder: Path, **how: object) -> Iterator[tuple[subprocess.Popen[str]
         subprocess.Popen(command, cwd=folder, stderr=told, text=True, **how) as run,  # type: ignore[call-overload]
     ):
         try:
-            url = heard(said, r"/healthz are on (http://[0-9.:]+)", run)[1]
+            port, url = heard(
+                said, r"(?s)(?=.*listens on 127\.0\.0\.1:(\d+)\s).*/healthz are on (http://[0-9.:]+)\s", run
+            ).groups()
             while not answers(f"{url}/readyz"):
                 assert run.poll() is None
-            yield run, said, port
+            yield run, said, int(port)
         finally:
             run.kill()
 

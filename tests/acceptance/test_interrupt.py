@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -57,7 +58,7 @@ pipeline = tm.Pipeline(
 AWAY = """
 import tidemill as tm
 
-pipeline = tm.Pipeline(tm.sources.TCP(port={port}, ack=True), tm.Plan(), tm.sinks.TCP("tcp://127.0.0.1:1"))
+pipeline = tm.Pipeline(tm.sources.TCP(ack=True), tm.Plan(), tm.sinks.TCP("tcp://127.0.0.1:1"))
 """
 
 END_S = 60  # far beyond what an orderly end takes; a hang fails here instead of at the suite's timeout
@@ -120,13 +121,14 @@ def test_a_signal_under_load_ends_in_order(
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_sink_is_away_tells_what_is_left(tmp_path: Path, stop: signal.Signals) -> None:
     """Exit code 5 and the error, behind the summary of what came in, and of what the next start finds in the log."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     told = tmp_path / "told"
-    with running(tmp_path, AWAY.format(port=port), "--lanes", "0", "--no-metrics", "--report", "r.json") as process:
-        while not all(said in told.read_text() for said in ("Once more from the last checkpoint", "listens on")):
-            assert process.poll() is None, told.read_text()
-        with socket.create_connection(("127.0.0.1", port)) as sender:
+    with running(tmp_path, AWAY, "--lanes", "0", "--no-metrics", "--report", "r.json") as process:
+        listens, said = None, ""
+        while listens is None or "Once more from the last checkpoint" not in said:
+            assert process.poll() is None, said
+            said = told.read_text()
+            listens = re.search(r"listens on 127\.0\.0\.1:(\d+)\s", said)
+        with socket.create_connection(("127.0.0.1", int(listens[1]))) as sender:
             sender.sendall(b'{"sensor": "a", "time": 1, "value": 1.0}\n')
             assert sender.recv(100) == b"1\n"  # it is in the log
             process.send_signal(stop)
