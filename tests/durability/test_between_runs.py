@@ -41,15 +41,23 @@ pipeline = tm.Pipeline({source}, tm.Dedup(max_records=4_096), tm.sinks.SQLite("r
 
 @pytest.mark.parametrize(("source", "make"), ROADS.values(), ids=ROADS)
 def test_each_row_is_there_once_though_the_receiver_is_killed(
-    tmp_path: Path, source: str, make: Callable[[int], sinks.ProcessSink]
+    tmp_path: Path,
+    source: str,
+    make: Callable[[int], sinks.ProcessSink],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """What it had not said is safe is sent again, and `Dedup` drops what was safe after all."""
+    monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 60.0)  # a start takes its time on a busy machine
     port = free_port()
     (tmp_path / "hub.py").write_text(_PLANT.format(source=source.format(port=port)))
     call = [sys.executable, "-m", "tidemill", "run", "hub.py", "--lanes", "1", "--no-metrics"]
 
     def started() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        made = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        request.addfinalizer(made.wait)
+        request.addfinalizer(made.kill)  # the first of the two
+        return made
 
     sink: Any = make(port)
     hub = started()
