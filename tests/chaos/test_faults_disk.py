@@ -23,7 +23,8 @@ from tests.chaos.small_plants import (
 from tidemill.engine.checkpoint_store import listed
 
 RECORDS = 3_000
-PACED = {"pace": 1_000.0}
+PACED = {"pace": 100.0}
+"""Half a minute, of which a run needs a second or three: it does not end before its disk is full."""
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_full_disk_below_the_state_ends_the_run_and_the_next_goes_on(
     recording(tmp_path, RECORDS)
     rows, dead = golden(tmp_path)
     state = disk.place / "state"
-    with Replayed(tmp_path, lanes, state=state, pace=300.0) as plant:  # ten seconds, of which it needs three
+    with Replayed(tmp_path, lanes, state=state, **PACED) as plant:
         for _ in patient():
             if (state / "epoch").exists() and published(state) >= after:
                 break
@@ -190,7 +191,7 @@ def test_a_sync_that_fails_is_never_taken_for_done(tmp_path: Path, number: int) 
 
     The calls are counted in each thread, so that several may fail.
     """
-    recording(tmp_path, 1_000)
+    recording(tmp_path, 10_000)  # far more than it comes to
     rows, dead = golden(tmp_path)
     trace = tmp_path / "trace.txt"
     under = under_strace(SYNCS, "EIO", str(number), trace)
