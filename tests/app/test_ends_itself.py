@@ -51,9 +51,7 @@ def test_a_silent_source_ends_a_run_that_was_told_so(capsys: pytest.CaptureFixtu
     """With a code of its own, and one sentence at the end."""
     Path("plant.py").write_text(SILENT)
     assert answer(["run", "plant.py", "--lanes", "0", "--metrics", "127.0.0.1:0", "--silent-after", "0.1"]) == 8
-    told = (
-        r"tidemill: the run does not progress, and ends itself: source tcp: connected, silent \d+(\.\d+)? s \(limit 0\.1\)\."
-    )
+    told = r"tidemill: the run does not progress, and ends itself: source tcp: connected, silent \d+(\.\d+)? s \(limit 0\.1\)\."
     assert re.fullmatch(told, last_said(capsys))
 
 

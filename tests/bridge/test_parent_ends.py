@@ -48,7 +48,7 @@ HOLDS = """
 
 
 async def test_a_killed_application_leaves_no_process(program, processes) -> None:
-    """SIGKILL to it: idle lanes, lanes in Python, in C code with the GIL, and what they started are gone in 2 s."""
+    """SIGKILL to it: idle lanes, lanes in Python, in C code with the GIL, and what they started are gone."""
     apps = [program(HOLDS, how) for how in ("idle", "python", "c", "stubborn", "child")]
     for app in apps:
         assert app.line() == "open"
@@ -56,12 +56,12 @@ async def test_a_killed_application_leaves_no_process(program, processes) -> Non
     assert all(len(family) >= 4 for family in families)
     for app in apps:
         os.kill(app.pid, signal.SIGKILL)
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(20):
         await processes.gone(*set().union(*families))
 
 
 async def test_a_killed_application_leaves_no_import(program, processes, tmp_path: Path) -> None:
-    """SIGKILL to it while a module of ``preload`` is being imported, in C code with the GIL: gone in 2 s."""
+    """SIGKILL to it while a module of ``preload`` is being imported, in C code with the GIL: all is gone."""
     (tmp_path / "endless.py").write_text(
         "import collections, itertools\nprint('importing', flush=True)\n"
         "collections.deque(itertools.repeat(1), maxlen=0)\n"
@@ -81,7 +81,7 @@ async def test_a_killed_application_leaves_no_import(program, processes, tmp_pat
     family = processes.family(app.pid)
     assert len(family) == 2
     os.kill(app.pid, signal.SIGKILL)
-    async with asyncio.timeout(2.0):
+    async with asyncio.timeout(20):
         await processes.gone(*family)
 
 
