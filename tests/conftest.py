@@ -278,7 +278,11 @@ _overdue = Lane.overdue
 def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hangs:
     """Hangs in a lane. Give its stage a deadline that no machine is too slow for: it does not take that long."""
     made = Hangs(tmp_path / "hangs")
-    monkeypatch.setattr(Lane, "overdue", lambda *asked: made.overdue(*asked))
+
+    def overdue(lane: Lane, now_ns: int, deadlines_ns: list[int | None]) -> int | None:
+        return made.overdue(lane, now_ns, deadlines_ns)
+
+    monkeypatch.setattr(Lane, "overdue", overdue)
     return made
 
 

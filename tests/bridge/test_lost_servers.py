@@ -46,9 +46,7 @@ async def test_nothing_of_servers_that_were_killed_stays(processes) -> None:
         for _ in range(4):
             os.kill(server, signal.SIGKILL)
             server = await server_of(lanes, other_than=server)
-        while (
-            processes.children(os.getpid()) != [server] or processes.open_files() > files or processes.maps() > maps
-        ):
+        while processes.children(os.getpid()) != [server] or processes.open_files() > files or processes.maps() > maps:
             await lanes.run(abs, -1)  # what the last one had started is heard of in its time
     assert processes.children(os.getpid()) == []
 

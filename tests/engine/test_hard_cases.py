@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import signal
-import time
 
 import psutil
 import pytest
