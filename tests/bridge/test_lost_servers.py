@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import cloudpickle
@@ -102,16 +101,15 @@ async def test_a_death_that_a_stopped_server_does_not_tell_of(caplog: pytest.Log
 
 
 @pytest.mark.usefixtures("soon")
-async def test_a_call_that_a_stopped_server_does_not_kill() -> None:
+async def test_a_call_that_a_stopped_server_does_not_kill(telephone, home, time_passes) -> None:
     """A function that goes on after its timeout and the grace ends with the server, and the lane is another's."""
-
-    def goes_on() -> None:
-        threading.Event().wait()
-
     async with tm.Lanes(1, grace=0.0) as lanes:
         server = await stopped_server(lanes)
+        call = asyncio.ensure_future(lanes.run(home, telephone.port, "goes on", timeout=1000))
+        await telephone.hear("goes on")
+        time_passes(lanes)
         with pytest.raises(TimeoutError):
-            await lanes.run(goes_on, timeout=0.01)
+            await call
         assert await server_of(lanes, other_than=server)
 
 
