@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -401,6 +404,61 @@ def test_what_no_function_looks_at_is_not_copied(stage: Any) -> None:
     made = Trial(stage, keys_of(batch), records=len(batch), marks=marks_of(batch)).feed_all([batch]).batch.to_rows()
     assert Counted.copies == 0
     assert all(row["tags"] is item for row, item in zip(made, tags, strict=True))
+
+
+class Yielding(Counted):
+    """Lets another thread run while it is copied."""
+
+    def __deepcopy__(self, memo: Any) -> Counted:
+        time.sleep(0)
+        return super().__deepcopy__(memo)
+
+
+@pytest.mark.parametrize("part", [lambda batch: batch, lambda batch: batch.slice(1, 99)], ids=["whole", "part"])
+def test_threads_of_a_function_change_the_same_nested_values(part: Any) -> None:
+    """Both look first, at the same moment; each changes half of the values, and what is returned has all changes."""
+
+    def halves(batch: tm.Batch) -> Any:
+        both = Barrier(2)
+
+        def negate(rows: slice) -> None:
+            both.wait()
+            for item in part(batch)["x"][rows]:
+                item.n = -item.n
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(negate, [slice(0, None, 2), slice(1, None, 2)]))
+        return {"x": batch["x"]}
+
+    rows = 200
+    Counted.copies = 0
+    batch = tm.Batch.from_rows([{"x": Yielding(n)} for n in range(rows)])
+    made = [row["x"].n for row in tm.Map(halves).opened().step(batch, None).to_rows()]  # type: ignore[arg-type]
+    changed = part(batch)["x"].tolist()
+    assert made == [-item.n if item in changed else item.n for item in batch["x"].tolist()]
+    assert Counted.copies == 2 * rows, "once for the function, and once as they are returned"
+
+
+def test_a_copys_own_code_may_look_at_the_column() -> None:
+    """It sees what the function sees then, and waits for nobody."""
+    seen: list[Any] = []
+
+    class Looking(Counted):
+        batch: tm.Batch | None = None
+
+        def __deepcopy__(self, memo: Any) -> Counted:
+            batch, Looking.batch = Looking.batch, None
+            if batch is not None:
+                seen.extend(batch["x"])
+            return super().__deepcopy__(memo)
+
+    def looks(batch: tm.Batch) -> Any:
+        Looking.batch = batch
+        assert all(item is its for item, its in zip(batch["x"], seen, strict=True))
+        return {}
+
+    tm.Map(looks).opened().step(tm.Batch.from_rows([{"x": Looking(n)} for n in range(3)]), None)  # type: ignore[arg-type]
+    assert len(seen) == 3
 
 
 def test_a_lent_batch_can_be_sent_and_copied() -> None:

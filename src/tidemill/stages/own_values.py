@@ -8,6 +8,7 @@ import decimal
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from threading import RLock
 from typing import Any, Final
 
 import numpy as np
@@ -151,9 +152,12 @@ def own_column(column: Column) -> Column:
 
 
 class Lent(Column):
-    """Nested values for a user's function, copied when it looks at them: most functions look at few columns."""
+    """Nested values for a user's function, copied when it looks at them: most functions look at few columns.
 
-    __slots__ = ("_copies", "_shown", "_whole", "original")
+    They are copied once, whatever thread of the function looks first: all of them change the same copies.
+    """
+
+    __slots__ = ("_copies", "_looking", "_shown", "_whole", "original")
 
     def __init__(self, original: Column, copies: Callable[[], NDArray[Any]], whole: Lent | None = None) -> None:
         self.kind, self.tags, self.texts, self.exact = original.kind, original.tags, original.texts, original.exact
@@ -161,6 +165,8 @@ class Lent(Column):
         """What no function has seen."""
         self._copies, self._whole = copies, whole
         self._shown: NDArray[Any] | None = None
+        self._looking = RLock() if whole is None else whole._looking
+        """Of one thread, as often as it likes: a value's own code, which copies it, may look at the column too."""
 
     def __len__(self) -> int:
         return len(self.original)
@@ -168,8 +174,16 @@ class Lent(Column):
     @property
     def values(self) -> NDArray[Any]:  # type: ignore[override] # copied at the first look
         if self._shown is None:
-            self._shown = self._copies()
+            with self._looking:
+                self._look()
+        assert self._shown is not None
         return self._shown
+
+    def _look(self) -> None:
+        if self._shown is None:
+            copies = self._copies()
+            if self._shown is None:  # no value's own code has looked meanwhile
+                self._shown = copies
 
     @property
     def is_untouched(self) -> bool:
