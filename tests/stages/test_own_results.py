@@ -487,6 +487,21 @@ def test_parts_of_a_lent_batch_hold_what_the_whole_does() -> None:
     assert [row["other"] for row in made] == [[n, -1] for n in range(12)]
 
 
+@pytest.mark.parametrize("rows", [np.zeros(2, np.intp), [0, 0], pd.Series([0, 0])], ids=["array", "list", "Series"])
+def test_a_function_may_use_its_array_of_rows_again(rows: Any) -> None:
+    """What it has taken are the rows that the array held then, nested values as well as others."""
+
+    def in_parts(batch: tm.Batch) -> Any:
+        parts = [batch.take([])]  # type: ignore[arg-type] # lists are rows, too
+        for start in range(0, len(batch), 2):
+            rows[:] = start, start + 1
+            parts.append(batch.take(rows))
+        rows[:] = 0, 0
+        return tm.Batch.concat(parts)
+
+    assert in_batches(tm.Map(in_parts)) == ROWS
+
+
 def keeping(give: Any) -> Any:
     """A class of functions that keep the nested values which they were given, and change them in their next call."""
 

@@ -193,6 +193,7 @@ class Lent(Column):
         return self._shown is None or self._shown is self.original.values
 
     def take(self, rows: NDArray[Any]) -> Column:
+        rows = own_value(rows)  # by the first look, the function may have written others to its array
         return Lent(self.original.take(rows), lambda: self.values.take(rows), self)
 
     def slice(self, start: int, stop: int) -> Column:
