@@ -599,3 +599,23 @@ def test_values_that_lead_back_to_themselves_are_copied_once() -> None:
         doubled = [doubled, doubled]
     own = own_values.own_value(doubled)
     assert own[0] is own[1] is not doubled[0]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param([1.0], id="list"),
+        pytest.param([[1.0]], id="list of lists"),
+        pytest.param({"a": 1.0}, id="dict"),
+        pytest.param({"a": [1.0]}, id="dict of lists"),
+        pytest.param(np.zeros(3), id="array"),
+        pytest.param(([1.0],), id="tuple"),
+        pytest.param(Counted(1), id="object"),
+    ],
+)
+def test_a_part_that_is_there_many_times_is_copied_once(part: Any) -> None:
+    """As large as the value is, not as often as its parts are named: they are one object still, at every depth."""
+    own = own_values.own_value({"list": [part, part], "dict": {"a": part}, "tuple": (part, [2.0]), "deep": [[{"b": part}]]})
+    places = [*own["list"], own["dict"]["a"], own["tuple"][0], own["deep"][0][0]["b"]]
+    assert places[0] is not part
+    assert all(place is places[0] for place in places)

@@ -43,7 +43,8 @@ FIXED: Final = frozenset(
 
 
 def own_value(item: Any) -> Any:
-    """The value as it is now; it is copied where its type lets it be changed, as deep as it goes.
+    """The value as it is now; it is copied where its type lets it be changed, as deep as it goes. A part of it that is there
+    several times is copied once.
 
     >>> held = [1.0, 2.0]
     >>> kept = own_value(held)
@@ -71,30 +72,33 @@ _DEEPEST: Final = 32
 
 
 def _copied(item: Any, memo: dict[int, Any], levels: int) -> Any:
-    """As `copy.deepcopy`, whose ``memo`` it goes on with, in half the time for what JSON can hold. A list of plain values that
-    is there twice becomes two; what holds others is copied once, so that it may lead back to itself."""
+    """As `copy.deepcopy`, whose ``memo`` it goes on with, in half the time for what JSON can hold. A list, dict or array that is
+    there many times is copied once, and may lead back to itself."""
     kind = type(item)
     if kind in FIXED:
         return item
+    known = id(item)
+    if known in memo:
+        return memo[known]
     if kind is list:
         if FIXED.issuperset(map(type, item)):
-            return item.copy()
+            memo[known] = own = item.copy()
+            return own
         if levels:
-            if (own := memo.get(id(item))) is None:
-                memo[id(item)] = own = []
-                own.extend([_copied(each, memo, levels - 1) for each in item])
+            memo[known] = own = []
+            own.extend([_copied(each, memo, levels - 1) for each in item])
             return own
     elif kind is dict:
         if levels and FIXED.issuperset(map(type, item)):
-            if (own := memo.get(id(item))) is None:
-                memo[id(item)] = own = item.copy()
-                for name, each in own.items():
-                    if type(each) not in FIXED:
-                        own[name] = _copied(each, memo, levels - 1)
+            memo[known] = own = item.copy()
+            for name, each in own.items():
+                if type(each) not in FIXED:
+                    own[name] = _copied(each, memo, levels - 1)
             return own
     elif kind is np.ndarray:
         if not item.dtype.hasobject:
-            return item.copy()
+            memo[known] = own = item.copy()
+            return own
     elif kind is tuple and FIXED.issuperset(map(type, item)):
         return item
     return copy.deepcopy(item, memo)
