@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from tidemill.errors import CallError
+from tidemill.lanes.by_value import dumps_by_value
+from tidemill.lanes.call_codec import dumps_function
 from tidemill.lanes.culprits import culprit
 from tidemill.lanes.parcels import pack
 
@@ -42,6 +45,46 @@ def test_the_first_of_several_is_named() -> None:
     rows: list[Any] = list(range(1_000))
     rows[300] = rows[700] = threading.Lock()
     assert culprit(rows, "x") == "x[300], a lock,"
+
+
+SAME = "a global"
+
+
+def shadowing() -> Any:
+    """A function that closes over a lock by the name of a global that a class inside of it means."""
+    SAME = threading.Lock()
+
+    def function() -> Any:
+        class Inner:
+            def look(self) -> Any:
+                global SAME
+                return SAME
+
+        return SAME, Inner
+
+    return function
+
+
+def defaulting() -> Any:
+    """A default by the name of a global that a class inside of the function means."""
+
+    def function(SAME: Any = threading.Lock()) -> Any:  # noqa: B008 - that is what cannot be sent
+        class Inner:
+            def look(self) -> Any:
+                global SAME
+                return SAME
+
+        return SAME, Inner
+
+    return function
+
+
+@pytest.mark.parametrize("make", [shadowing, defaulting])
+def test_no_part_of_a_function_hides_another_of_its_name(make: Any) -> None:
+    """What it closes over is named, whatever a class inside of it means by that name."""
+    with pytest.raises(CallError, match="it closes over SAME, a lock "):
+        dumps_function(make())
+    assert culprit(make(), "x", dumps_by_value) == "SAME in x, a lock,"
 
 
 class Grouchy:

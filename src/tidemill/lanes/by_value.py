@@ -60,18 +60,18 @@ def dumps_by_value(value: Any) -> bytes:
     return file.getvalue()
 
 
-def parts_by_value(function: types.FunctionType) -> dict[str, Any]:
-    """What travels with a function, by name: what it closes over, globals that its code names, also in comprehensions, and
-    its defaults.
+def parts_by_value(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What travels with a function, and its names: what it closes over, globals that its code names, also in comprehensions,
+    and its defaults. Several may have one name: a class inside of it may name a global as the function does what it closes over.
     """
-    parts = {}
+    parts = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # it has no value yet
-            parts[name] = cell.cell_contents
+            parts.append((name, cell.cell_contents))
     names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
-    parts |= {name: function.__globals__[name] for name in names if name in function.__globals__}
+    parts += [(name, function.__globals__[name]) for name in names if name in function.__globals__]
     named = inspect.signature(function).parameters.items()
-    return parts | {name: one.default for name, one in named if one.default is not one.empty}
+    return parts + [(name, one.default) for name, one in named if one.default is not one.empty]
 
 
 def size_by_value(value: Any) -> int:

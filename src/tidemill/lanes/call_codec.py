@@ -97,8 +97,8 @@ def dumps_function(function: Any) -> bytes:
         data = dumps_by_value(function)
     except BaseException as error:
         told = describe(error)
-        parts = parts_by_value(function) if isinstance(function, types.FunctionType) else {}
-        closed_over = next((found for name, part in parts.items() if (found := culprit(part, name))), "")
+        parts = parts_by_value(function) if isinstance(function, types.FunctionType) else []
+        closed_over = next((found for name, part in parts if (found := culprit(part, name))), "")
         because = f": it closes over {closed_over.rstrip(',')}" if closed_over else ""
         raise CallError(
             f"The call was not made: the function {getattr(function, '__qualname__', function)!r} cannot be sent to a "
@@ -120,16 +120,16 @@ def _shown(function: Any) -> str:
 
 def _largest_part(function: Any) -> str:
     """Of what a function, or the methods of a class, close over: the largest, for messages."""
-    parts: dict[str, Any] = {}
+    parts: dict[tuple[str, int], Any] = {}
     bare = getattr(function, "__wrapped__", function)
     for each in vars(bare).values() if isinstance(bare, type) else [bare]:
         if isinstance(each, types.FunctionType):
-            parts |= parts_by_value(each)
-    sizes = {name: size_by_value(part) for name, part in parts.items()}
+            parts |= {(name, id(part)): part for name, part in parts_by_value(each)}
+    sizes = {known: size_by_value(part) for known, part in parts.items()}
     if not sizes:
         return ""
     largest = max(sizes, key=sizes.__getitem__)
-    return f": it closes over {largest}, a {type(parts[largest]).__qualname__} of {sizes[largest]:,} bytes"
+    return f": it closes over {largest[0]}, a {type(parts[largest]).__qualname__} of {sizes[largest]:,} bytes"
 
 
 def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Parcel:

@@ -56,7 +56,7 @@ def _culprit_in(value: Any, path: str, dumps: Callable[[Any], object], depth: in
     elif depth and isinstance(value, functools.partial):
         parts = [(f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords")]
     elif depth and isinstance(value, types.FunctionType):
-        parts = [(f"{name} in {path}", part) for name, part in parts_by_value(value).items()]
+        parts = [(f"{name} in {path}", part) for name, part in parts_by_value(value)]
     elif depth and isinstance(value, type):
         parts = [(f"{path}.{name}", part) for name, part in vars(value).items() if not name.startswith("__")]
     elif depth and _is_pickled_by_parts(value):
