@@ -57,7 +57,7 @@ def shadowing() -> Any:
     def function() -> Any:
         class Inner:
             def look(self) -> Any:
-                global SAME
+                global SAME  # noqa: PLW0602 - past what is around it
                 return SAME
 
         return SAME, Inner
@@ -71,7 +71,7 @@ def defaulting() -> Any:
     def function(SAME: Any = threading.Lock()) -> Any:  # noqa: B008 - that is what cannot be sent
         class Inner:
             def look(self) -> Any:
-                global SAME
+                global SAME  # noqa: PLW0602 - past what is around it
                 return SAME
 
         return SAME, Inner

@@ -615,7 +615,9 @@ def test_values_that_lead_back_to_themselves_are_copied_once() -> None:
 )
 def test_a_part_that_is_there_many_times_is_copied_once(part: Any) -> None:
     """As large as the value is, not as often as its parts are named: they are one object still, at every depth."""
-    own = own_values.own_value({"list": [part, part], "dict": {"a": part}, "tuple": (part, [2.0]), "deep": [[{"b": part}]]})
+    own = own_values.own_value(
+        {"list": [part, part], "dict": {"a": part}, "tuple": (part, [2.0]), "deep": [[{"b": part}]]}
+    )
     places = [*own["list"], own["dict"]["a"], own["tuple"][0], own["deep"][0][0]["b"]]
     assert places[0] is not part
     assert all(place is places[0] for place in places)

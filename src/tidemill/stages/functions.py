@@ -182,16 +182,14 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
     array = _array(stage, name, given, rows)
     if own is None or declared not in (None, own.kind):
         return _column(stage, name, array, declared)
-    lent = own
-    if isinstance(own, Lent) and own.is_untouched:
-        own = own.original  # what is returned is compared with it, which is no look at it
-    if _unchanged(own, array):
-        return lent
-    if own.kind is Kind.OBJECT and own.has_values and declared is None and array.dtype.kind in "Obifu":
-        return _of_any_type(name, array, own)
-    if own.kind is Kind.INT and _are_integers(array):
+    compared = own.original if isinstance(own, Lent) and own.is_untouched else own  # to compare is no look
+    if _unchanged(compared, array):
+        return own
+    if compared.kind is Kind.OBJECT and compared.has_values and declared is None and array.dtype.kind in "Obifu":
+        return _of_any_type(name, array, compared)
+    if compared.kind is Kind.INT and _are_integers(array):
         declared = Kind.INT
-    return _as_held(own, _column(stage, name, array, declared))
+    return _as_held(compared, _column(stage, name, array, declared))
 
 
 def _are_integers(array: NDArray[Any]) -> bool:

@@ -319,14 +319,14 @@ class BatchCalls(Calls):
     def _piece(self, held: Held, places: NDArray[np.intp], given: Batch) -> _Piece:
         if self._calling is not None:
             self._calling()
-        own = lent(given)
-        returned = held.call(own)  # type: ignore[misc] # it is ready
+        shown = lent(given)
+        returned = held.call(shown)  # type: ignore[misc] # it is ready
         if not isinstance(returned, Mapping):
             raise self._unfit(f"{shown_type(returned)} was returned in place of a dict of columns")
         columns = {}
         for name, items in returned.items():
             self._check_name(name)
-            columns[name] = made_column(self._stage.name, name, items, own, self._adds.get(name))
+            columns[name] = made_column(self._stage.name, name, items, shown, self._adds.get(name))
         columns = taken(columns)
         if self._checking:
             self._check(given, columns)

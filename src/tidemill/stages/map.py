@@ -109,9 +109,11 @@ class Map(ColumnsFunction):
     Returned numbers become float64 unless declared; bool, text, datetime64 and objects are kept. A column that exists
     is replaced in its place; what is returned unchanged stays exactly as it was. Infinities are allowed. What is returned is
     taken at once: a function may give out its own memory, and write to it again when it is next called. Beside the
-    function's own time, a call costs some 20 us, whatever the batch: 0.01 us a record in one of thousands. Nested values are
-    copied only when it looks at them (0.3 us for a list of numbers, 2 to 3 us for a dict of some dicts), and again when it
-    returns them.
+    function's own time, a call costs some 20 us, whatever the batch: 0.01 us a record in one of thousands.
+
+    Nested values are copied at the function's first look at their column, once for all of its threads (0.3 us for a list of
+    numbers, 2 to 3 us for a dict of some dicts), and again when it returns them. So it may change them in place; what it does
+    not return stays as it was in the record. What is in one value several times is one object in its copy, too.
 
     A wrong length, a wrong type, or an undeclared or missing column raises `BadResult`, and like an exception of the
     function it costs the records it fails on, not the batch: ``on_error`` says what becomes of them.

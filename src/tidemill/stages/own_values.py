@@ -169,7 +169,7 @@ class Lent(Column):
         """What no function has seen."""
         self._copies, self._whole = copies, whole
         self._shown: NDArray[Any] | None = None
-        self._looking = RLock() if whole is None else whole._looking
+        self._looking: RLock = RLock() if whole is None else whole._looking
         """Of one thread, as often as it likes: a value's own code, which copies it, may look at the column too."""
 
     def __len__(self) -> int:
@@ -209,13 +209,14 @@ class Lent(Column):
 
 
 def lent(batch: Batch) -> Batch:
-    """The batch for a user's function: nested values are copies, since it may change them and be called again."""
-    own = {
+    """The batch for a user's function: nested values are copied at its first look, since it may change them and be called
+    again."""
+    nested = {
         name: Lent(column, partial(_copies, column.values))
         for name, column in batch.columns.items()
         if column.kind is Kind.OBJECT and not column.is_missing
     }
-    return batch.with_columns(own) if own else batch
+    return batch.with_columns(nested) if nested else batch
 
 
 def taken(columns: Mapping[str, Column]) -> dict[str, Column]:
