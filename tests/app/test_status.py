@@ -151,6 +151,13 @@ def test_the_summary_names_every_record_that_became_no_row() -> None:
     assert "50% busy, 2 restarts" in told
 
 
+def test_the_summary_tells_what_the_grace_was_too_short_for() -> None:
+    """Rows that no record stands for; how many, where they had been made, and nothing twice."""
+    assert "given up on their way to sinks: 1,200 rows\n" in summary(Report(gave_up=True, rows_given_up=1_200))
+    assert "given up before its last rows were made\n" in summary(Report(gave_up=True))
+    assert "given up" not in summary(Report(gave_up=True, in_flight=3))
+
+
 def test_values_that_a_sink_left_out_are_told_at_the_end() -> None:
     """By sink and field: the rows are there, and these values are not."""
     assert "left out by lines: 1,200 humidity, 1 door\n" in summary(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.app.exit_codes import ExitCode
+from tidemill.app.running import ended
+from tidemill.app.status import summary
 from tidemill.batch import Batch
 from tidemill.column import Column, object_array
 from tidemill.core.order import input_order
@@ -244,8 +249,8 @@ def test_no_commit_comes_between_the_pieces_of_a_slab(
         emit(self, finished, learned=learned)
         rows_up_to[finished.position] = self.rows
 
-    def emits_piece(self: Finishing, number: int, slab: Any, batch: Batch, leaving: Any) -> None:
-        emit_piece(self, number, slab, batch, leaving)
+    def emits_piece(self: Finishing, number: int, slab: Any, batch: Batch, made: int, leaving: Any) -> None:
+        emit_piece(self, number, slab, batch, made, leaving)
         if not leaving.is_whole:
             savings[-1].epochs._commits_ns = -(1 << 62)  # due again
             savings[-1].turn()
@@ -273,3 +278,74 @@ def test_no_commit_comes_between_the_pieces_of_a_slab(
     for position, rows in commits:
         assert rows == max((put for up_to, put in rows_up_to.items() if up_to <= position), default=0)
     assert max(rows_up_to.values()) == len(whole)
+
+
+# -- when a stop has no time for them ------------------------------------------------------------------------
+
+
+class StopsAt(ListSink):
+    """Asks to stop with a batch, and is through with it when the grace is over."""
+
+    def __init__(self, batch: int, caplog: pytest.LogCaptureFixture) -> None:
+        super().__init__()
+        self.batch, self.caplog = batch, caplog
+        self.run: Any = None
+
+    async def write(self, batch: Batch) -> None:
+        if len(self.batches) == self.batch:
+            self.run.stop_soon()
+            while "the grace of 0 s is over" not in self.caplog.text:  # noqa: ASYNC110 - the log has no event
+                await asyncio.sleep(0)
+        await super().write(batch)
+
+
+async def stopped(source: Any, plan: tm.Plan, sink: StopsAt, *others: Any, **options: Any) -> tm.Report:
+    async with tm.serve(tm.Pipeline(source, plan, [sink, *others], lag="0s"), grace=0, **options) as sink.run:
+        return await sink.run.wait()
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_rows_that_a_stop_has_no_time_for_are_counted(
+    tmp_path: Path, lanes: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All records are done, and most rows of the window that ends with the input are not: the run is unfinished, its sinks are whole."""
+    monkeypatch.setattr(assembly, "MADE_AT_ONCE", 3)
+    one_step = tm.Plan(tm.Aggregate(tm.tumbling("1h"), {"value": ["mean", "count"]}))
+    whole = one_step.apply(readings(), key="sensor", time="time", lag="0s")
+    sink, table = StopsAt(1, caplog), tm.sinks.SQLite(tmp_path / "rows.db", table="rows")
+    report = asyncio.run(stopped(tm.sources.Records(readings()), one_step, sink, table, lanes=lanes))
+    assert sink.rows == whole[: len(sink.rows)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as database:
+        assert database.execute("SELECT count(*) FROM rows").fetchone() == (len(sink.rows),)
+    assert (report.absorbed, report.in_flight, report.gave_up) == (len(readings()), 0, True)
+    assert (report.rows_out, report.rows_given_up) == (len(sink.rows), len(whole) - len(sink.rows))
+    assert f"gave up {report.rows_given_up} rows on their way to sinks" in caplog.text
+    assert report.rows_given_up
+    assert ended(report) == ExitCode.UNFINISHED
+    assert f"given up on their way to sinks: {report.rows_given_up} rows\n" in summary(report)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_step_that_a_stop_has_cut_in_two_comes_whole_from_the_next_start(
+    tmp_path: Path, lanes: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it was committed: the table has each row once."""
+    monkeypatch.setattr(assembly, "MADE_AT_ONCE", 3)
+    whole = plan().apply(readings(), key="sensor", time="time", lag="0s")
+    recording = tmp_path / "readings.csv"
+    recording.write_text(
+        "sensor,time,value\n" + "".join("{sensor},{time},{value}\n".format(**row) for row in readings())
+    )
+    options: dict[str, Any] = {"lanes": lanes, "state": tmp_path / "state"}
+    table = tm.sinks.SQLite(tmp_path / "rows.db", table="rows")
+    first = asyncio.run(stopped(tm.sources.Replay(recording), plan(), StopsAt(1, caplog), table, **options))
+    assert first.gave_up
+    assert "which the next start" in caplog.text
+    last = tm.run(
+        tm.Pipeline(tm.sources.Replay(recording), plan(), [ListSink(), table], lag="0s"),
+        **options,
+    )
+    assert (last.in_flight, last.gave_up) == (0, False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as database:
+        rows = database.execute("SELECT sensor, window_end, value_mean FROM rows").fetchall()
+    assert rows == [(row["sensor"], row["window_end"], row["value_mean"]) for row in whole]

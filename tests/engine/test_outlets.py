@@ -14,6 +14,7 @@ from tidemill.errors import StageError
 from tidemill.schema import Schema
 from tidemill.sinks.base import LoopSink, ProcessSink, SinkStatistics
 from tidemill.sinks.lines import Lines
+from tidemill.testing import ListSink
 
 
 class Fragile(LoopSink):
@@ -146,3 +147,25 @@ async def test_what_a_sink_in_a_thread_does_by_itself_is_counted():
     running.cancel()
     assert before == [2]
     assert outlet.counts.deleted == outlet.sink.deleted
+
+
+@pytest.mark.parametrize("kind", [LoopOutlet, ThreadOutlet])
+async def test_what_comes_once_an_outlet_is_being_finished_is_nobodys(tmp_path, kind):
+    """A callback of a run that has given up may still bring some, and its sink is closed."""
+    sink = ListSink() if kind is LoopOutlet else Lines(tmp_path / "rows.ndjson")
+    outlet = kind(sink)
+    batch = Batch.from_rows([{"value": 1.0}])
+    await outlet.open(batch.schema)
+    running = asyncio.ensure_future(outlet.run())
+    outlet.put(Delivery(batch, *[lambda: None] * 3))
+    async with asyncio.timeout(60):
+        finishing = asyncio.ensure_future(outlet.finish())
+        await asyncio.sleep(0)
+        outlet.put(Delivery(batch, *[lambda: None] * 3))
+        outlet.commit(1)
+        await finishing
+        outlet.put(Delivery(batch, *[lambda: None] * 3))
+        await asyncio.sleep(0)
+    assert not running.done() or running.exception() is None
+    running.cancel()
+    assert sink.statistics().rows == 1

@@ -77,4 +77,4 @@ def _tell(made: Report, pipeline: Pipeline, state: State | bool | None, tells: T
 
 def ended(report: Report) -> ExitCode:
     """How a run that raised nothing ended."""
-    return ExitCode.UNFINISHED if report.in_flight else ExitCode.DONE
+    return ExitCode.UNFINISHED if report.in_flight or report.gave_up else ExitCode.DONE

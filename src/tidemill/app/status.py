@@ -235,6 +235,7 @@ def summary(report: Report) -> str:
         ),
         *(f"left out by {sink}: {_named(fields)}" for sink, fields in report.left_out.items()),
         *(f"deleted by {sink}: {counted(rows, 'row')}, too old" for sink, rows in report.deleted.items()),
+        _given_up(report),
         f"left for the next start: {' and '.join(left)}" if left else "",
         f"latency   {_spread(report.latency)}",
         f"loop lag  {_spread(report.loop_lag)}",
@@ -258,6 +259,8 @@ def summary_json(report: Report, *, pipeline: str, dead_letters_in: str = "") ->
         "dropped": report.dropped,
         "absorbed": report.absorbed,
         "unfinished": report.in_flight,
+        "gave_up": report.gave_up,
+        "rows_given_up": report.rows_given_up,
         "behind": report.behind,
         "log_waiting": report.log_waiting,
         "latency_p50_ms": round(report.latency.p50_ms, 3),
@@ -270,6 +273,13 @@ def summary_json(report: Report, *, pipeline: str, dead_letters_in: str = "") ->
         fields["dead_letters_in"] = dead_letters_in
     said = "; ".join(" ".join(text.split()) for text in summary(report).splitlines())
     return json_line("INFO", "tidemill", said, fields)
+
+
+def _given_up(report: Report) -> str:
+    """What the grace after a stop was too short for, beside records that are unfinished."""
+    if report.rows_given_up:
+        return f"given up on their way to sinks: {counted(report.rows_given_up, 'row')}"
+    return "given up before its last rows were made" if report.gave_up and not report.in_flight else ""
 
 
 def _named(counts: Mapping[str, int]) -> str:

@@ -44,6 +44,18 @@ class Share:
             return self.rows
         return np.frombuffer(self.payload, np.int32, self.result.kept, self.result.kept_at)
 
+    def made_rows(self) -> int:
+        """How many of its rows stages made without a record."""
+        payload = memoryview(self.payload)
+        return sum(
+            int(
+                np.count_nonzero(
+                    np.frombuffer(payload[piece.at :], np.int64, piece.packed.rows, piece.ends_at) != BEGIN
+                )
+            )
+            for piece in self.result.made or ()
+        )
+
 
 def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffer: Any, unpacker: Unpacker) -> Batch:
     """The slab's output rows, in input order; result columns are views of the slab until something must be copied."""

@@ -145,6 +145,10 @@ class Attempt:
             moved=self._check_idle,
         )
         self._has_failed = False
+        self.gave_up = False
+        """Whether the grace after a stop was over before all was with the sinks."""
+        self.rows_given_up = 0
+        """Rows without a record that stages had made by then, and that the sinks were not given."""
         self._file_watch: FileWatch | None = None
         self.culprit = ""
         """Which of the edges failed, if one has."""
@@ -330,14 +334,23 @@ class Attempt:
         late = await self.stopping.until({group.create_task(self._nothing_in_flight())})
         for task in late:
             task.cancel()
-            records = self.mill.counts.in_flight
-            _log.warning(
-                "the grace of %g s is over: gave up %s%s",
-                self.stopping.grace,
-                f"{counted(records, 'record')} in flight" if records else "rows on their way to sinks",
-                "" if self._keeper is None else f", which the next start {'reads' if records else 'makes'} again",
-                extra={"in_flight": records},
-            )
+        if late and not self.mill.idle:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The sinks get no more, so that they can be finished: rows of a slab that is half out are left behind too."""
+        self.gave_up = True
+        self.rows_given_up = rows = self.mill.give_up()
+        records = self.mill.counts.in_flight
+        what = [f"{counted(records, 'record')} in flight"] if records else []
+        what += [f"{counted(rows, 'row')} on their way to sinks"] if rows else []
+        _log.warning(
+            "the grace of %g s is over: gave up %s%s",
+            self.stopping.grace,
+            " and ".join(what) or "rows on their way to sinks",
+            "" if self._keeper is None else f", which the next start {'reads' if records else 'makes'} again",
+            extra={"in_flight": records, "rows": rows},
+        )
 
     async def _nothing_in_flight(self) -> None:
         while not self.mill.idle:

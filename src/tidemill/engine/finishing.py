@@ -90,6 +90,7 @@ class Finishing:
         """Whether the sinks have some of a slab's rows and not all: no commit may come between them."""
         self._ready: deque[tuple[int, Slab]] = deque()
         self._steps: Iterator[None] | None = None  # the rest of what is to be done with the first of these
+        self._made_out = 0  # of the first of these, rows without a record that are with the sinks
         self._waits = False  # for a sink, before the next of them
         self._closed = False
 
@@ -101,8 +102,12 @@ class Finishing:
             self._finish_some()
 
     def close(self) -> None:
-        """Finish no more."""
+        """Finish no more; what is half out stays so, and is never committed."""
         self._closed = True
+
+    def made_left(self) -> int:
+        """Rows that stages made without a record, and that were not handed to the sinks."""
+        return sum(share.made_rows() for _, slab in self._ready for share in slab.shares.values()) - self._made_out
 
     def _finish_some(self) -> None:
         until = self._clock.monotonic_ns() + _TURN_NS
@@ -114,6 +119,7 @@ class Finishing:
                 return
             if finished:
                 self._ready.popleft()
+                self._made_out = 0
             if self._waits:
                 return
             if not finished or (self._ready and self._clock.monotonic_ns() >= until):
@@ -136,7 +142,7 @@ class Finishing:
                 lane.send(KindsFixed(self._learned.kinds))
         dead = yield from self._burials.of(slab, shares)
         left = len(slab.taken.batch) - dead  # records that did not come out
-        leaving, batch = _Leaving(), None
+        leaving, batch, made = _Leaving(), None, 0
         for piece in self._assembled(slab, shares):
             if piece is None:
                 yield
@@ -146,14 +152,11 @@ class Finishing:
                 self._filler.learn(slab, piece[0])
             else:
                 self.is_half_out = True
-                self._emit_piece(number, slab, batch, leaving)
+                self._emit_piece(number, slab, batch, made, leaving)
                 self._waits = leaving.pieces >= _MOST_PIECES
                 yield
             batch, made = piece
-            records = len(batch) - made
-            left -= records
-            self.counts.rows_from_records += records
-            self.counts.emitted += made
+            left -= len(batch) - made
         assert batch is not None
         self.counts.book(left, [share.result.gone for share in shares])
         for share in shares:
@@ -163,7 +166,7 @@ class Finishing:
                 self.counters[what] = self.counters.get(what, 0) + times
         self.done = slab.taken.end
         leaving.is_whole = True
-        self._emit_piece(number, slab, batch, leaving)
+        self._emit_piece(number, slab, batch, made, leaving)
         self.is_half_out = False
         self._emitted(number)
 
@@ -176,8 +179,8 @@ class Finishing:
         else:
             yield from assemble_made(batch, shares, slab.results, buffer, self._unpacker)
 
-    def _emit_piece(self, number: int, slab: Slab, batch: Batch, leaving: _Leaving) -> None:
-        """Hand rows of the slab to the sinks; its memory is free when they have taken all of them."""
+    def _emit_piece(self, number: int, slab: Slab, batch: Batch, made: int, leaving: _Leaving) -> None:
+        """Count rows of the slab, and hand them to the sinks; its memory is free when they have taken all of them."""
 
         def taken() -> None:
             leaving.pieces -= 1
@@ -187,6 +190,9 @@ class Finishing:
                 self._waits = False
                 self._defer(self._finish_some)
 
+        self.counts.rows_from_records += len(batch) - made
+        self.counts.emitted += made
+        self._made_out += made
         leaving.pieces += 1
         arrivals = slab.taken.arrivals if leaving.is_whole else []
         self._emit(Finished(batch, arrivals, slab.taken.end, taken))

@@ -154,6 +154,7 @@ class Mill:
             defer=defer,
         )
         self._stopping = False
+        self._gave_up = False
         self._scheduled = False
         self.pickled = sent_stages(plan.stages, self._layout)
         self._user_code = [stage.runs_user_code for stage in plan.stages]
@@ -188,6 +189,12 @@ class Mill:
         self._stopping = True
         for lane in self.lanes:
             lane.send(Stop())
+
+    def give_up(self) -> int:
+        """Hand nothing more to the lanes, nor to the sinks; how many rows that stages had made stay behind."""
+        self._gave_up = True
+        self._finishing.close()
+        return self._finishing.made_left()
 
     def close(self) -> None:
         """Let go of the memory; lanes that were not stopped end, or else their processes would hold all of it."""
@@ -310,7 +317,7 @@ class Mill:
 
     def pump(self) -> None:
         """Form slabs while the batcher says so; no more than a turn of the loop may take."""
-        if self._intake is None or self._stopping:
+        if self._intake is None or self._stopping or self._gave_up:
             return
         turns = 0.0
         while turns < 1.0:

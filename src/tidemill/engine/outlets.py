@@ -96,7 +96,7 @@ class Outlet(abc.ABC):
 
     @abc.abstractmethod
     async def finish(self) -> None:
-        """Return once everything put has been written and flushed, and the sink is closed."""
+        """Return once everything put has been written and flushed, and the sink is closed; what is put from now on is nobody's."""
 
     async def abandon(self) -> None:
         """Let go, whatever happened before; must not raise."""
@@ -113,6 +113,7 @@ class LoopOutlet(Outlet):
         self.name = sink.name
         self._before = _counts(sink)
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
+        self._released = False  # what a callback still brings is nobody's
         self._to_close = False
 
     async def open(self, schema: Schema) -> None:
@@ -120,10 +121,14 @@ class LoopOutlet(Outlet):
         await self._named(self.sink.open(schema))
 
     def put(self, delivery: Delivery) -> None:
-        self._waiting.put_nowait(delivery)
+        self._put(delivery)
 
     def commit(self, position: int) -> None:
-        self._waiting.put_nowait(Commitment(position))
+        self._put(Commitment(position))
+
+    def _put(self, todo: Delivery | Commitment) -> None:
+        if not self._released:
+            self._waiting.put_nowait(todo)
 
     async def run(self) -> None:
         while True:
@@ -152,6 +157,7 @@ class LoopOutlet(Outlet):
             raise StageError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
 
     async def finish(self) -> None:
+        self._released = True
         await self._waiting.join()
         self._to_close = False
         await self._named(self.sink.close())
@@ -177,6 +183,7 @@ class ThreadOutlet(Outlet):
         self._waiting: asyncio.Queue[Delivery | Commitment] = asyncio.Queue()
         self._came = asyncio.Event()
         self._unseen = Unseen()
+        self._released = False  # what a callback still brings is nobody's
         self._finishing = False
         self._thread = concurrent.futures.ThreadPoolExecutor(1, f"tidemill-{sink.name}")
 
@@ -210,8 +217,9 @@ class ThreadOutlet(Outlet):
         self._put(Commitment(position))
 
     def _put(self, todo: Delivery | Commitment) -> None:
-        self._waiting.put_nowait(todo)
-        self._came.set()
+        if not self._released:
+            self._waiting.put_nowait(todo)
+            self._came.set()
 
     async def run(self) -> None:
         while True:
@@ -246,6 +254,7 @@ class ThreadOutlet(Outlet):
         self._unseen.show(self._host.flushed)
 
     async def finish(self) -> None:
+        self._released = True
         await self._waiting.join()
         self._finishing = True
         await self._have(self._host.flush)

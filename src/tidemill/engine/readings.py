@@ -287,6 +287,8 @@ class Readings:
             **dataclasses.asdict(counts),
             rows_out=counts.rows_out,
             in_flight=counts.in_flight,
+            gave_up=attempt.gave_up,
+            rows_given_up=attempt.rows_given_up,
             seconds=seconds,
             records_per_s=counts.records_in / seconds,
             loop_lag=self.loop_lag.histogram.quantiles(),
