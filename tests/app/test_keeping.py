@@ -92,3 +92,67 @@ def test_options_that_make_no_sense_are_refused_in_a_sentence(plant, words, told
     assert refused.returncode in {3, 4}
     assert told in refused.stderr
     assert not (folder / "out.ndjson").exists()
+
+
+SINKS = {
+    "lines": ('tm.sinks.Lines("{}.ndjson", name="rows")', "out.ndjson"),
+    "SQLite": ('tm.sinks.SQLite("{}.db", name="rows")', "out.db"),
+    "Parquet": ('tm.sinks.Parquet("{}", name="rows")', "/out,"),
+}
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_a_check_refuses_an_output_that_is_elsewhere_than_its_rows_so_far(plant, sink):
+    """As the start does, in its words."""
+    folder = plant(ROLLING)
+    (made, told) = SINKS[sink]
+    text = (folder / "plant.py").read_text()
+    for output, code in (("out", 0), ("elsewhere", 4)):
+        (folder / "plant.py").write_text(text.replace('tm.sinks.Lines("out.ndjson")', made.format(output)))
+        run = tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0")
+        checked = tidemill(folder, "check", "plant.py", "--state", "kept")
+        assert (run.returncode, checked.returncode) == (code, code), (run.stderr, checked.stderr)
+    assert "up to now are in" in checked.stderr
+    assert told in checked.stderr
+    assert checked.stderr.splitlines()[-1] == run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "told"),
+    [
+        (', name="other")', 4, "belongs to the pipeline 'plant', and this is 'other'"),
+        (", max_keys=6)", 3, "has 7 sensors, and max_keys=6"),
+        (", max_keys=7)", 0, ""),
+    ],
+)
+def test_a_check_refuses_a_pipeline_that_the_state_is_not_for(plant, changed, code, told):
+    """As the start does, in its words."""
+    folder = plant(ROLLING)
+    assert tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0").returncode == 0
+    text = (folder / "plant.py").read_text()
+    (folder / "plant.py").write_text(text.rstrip().removesuffix(")") + changed)
+    checked = tidemill(folder, "check", "plant.py", "--state", "kept")
+    assert checked.returncode == code, checked.stderr
+    assert told in checked.stderr
+    run = tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0")
+    assert run.returncode == code
+    assert told in run.stderr
+
+
+def test_a_check_refuses_a_folder_that_cannot_serve_and_changes_nothing(plant):
+    """Others may write to it, or it holds other things; what is not there yet is made by the start."""
+    folder = plant(ROLLING)
+    other = folder / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    checked = tidemill(folder, "check", "plant.py", "--state", "other")
+    assert checked.returncode == 4
+    assert "holds other things than a state" in checked.stderr
+    assert tidemill(folder, "run", "plant.py", "--state", "kept", "--lanes", "0").returncode == 0
+    kept = folder / "kept"
+    kept.chmod(0o777)
+    before = sorted((path, path.stat().st_mtime_ns) for path in kept.rglob("*"))
+    checked = tidemill(folder, "check", "plant.py", "--state", "kept")
+    assert checked.returncode == 4
+    assert "may be written to by others; run chmod 700" in checked.stderr
+    assert sorted((path, path.stat().st_mtime_ns) for path in kept.rglob("*")) == before

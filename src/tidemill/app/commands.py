@@ -178,7 +178,8 @@ def _check(
     tolerance
         How far numbers may be from those of --expect, relative, or absolute below 1.
     state
-        A state folder: say which stages would go on with it. Ends with 3 when a run would refuse it. Changes nothing.
+        A state folder: say which stages would go on with it. Ends with 3, 4 or 5 when a start would refuse it, as that would.
+        Changes nothing.
     drop_state
         A stage that is not in the plan any more, and whose state may go.
     lanes

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from tidemill.app.checkpoint_command import folder_of
 from tidemill.app.run_options import Keeps
+from tidemill.core.keys import KeyTable
 from tidemill.core.resume import check_resume, described, identify, matched
 from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.engine.saved_facts import facts_of
+from tidemill.engine.saved_state import keys_of
 from tidemill.engine.state import State
+from tidemill.engine.state_folder import FoundFolder
 from tidemill.errors import InputError
 from tidemill.printable import lines_printable
 from tidemill.sources.base import Source
@@ -38,9 +41,14 @@ def state_asked_for(pipeline: Pipeline, keeps: Keeps, warm: Source | None) -> St
 def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: tuple[str, ...]) -> None:
     """Print which stages would go on with the state in a folder, which a run may be using.
 
-    Raises `PlanError` where a run would refuse, and what is wrong with the folder.
+    Raises what a start would refuse: a folder that it cannot use, stages that would lose their state, an output that is not
+    where the rows so far are, more sensors than ``max_keys``.
     """
-    found = newest(folder_of(place))
+    checkpoints = folder_of(place)
+    found = newest(checkpoints)
+    folder = FoundFolder(place)
+    if found is None or checkpoints != folder.place:  # else these are checkpoints alone, such as copies
+        folder.require_usable(pipeline.name)
     if found is None:
         sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
         return
@@ -50,3 +58,7 @@ def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: t
     sys.stdout.write(lines_printable(told))
     sys.stdout.flush()
     check_resume(matching, drop_state)
+    for sink in pipeline.sinks:
+        sink.require_same_output(folder.place_of_sink(sink.name))
+    if matching.keeps_keys:
+        KeyTable(1, pipeline.max_keys).enter(keys_of(found))

@@ -95,6 +95,17 @@ class Matching:
         return any(source is not None and self.old[source].has_state for source in self.sources)
 
     @property
+    def same(self) -> bool:
+        """Whether the plan is the one that the state is of, with its sensors placed as they were."""
+        pairs = zip(self.old, self.new, strict=False)
+        return self.sources == tuple(range(len(self.old))) and all(a.placed_by == b.placed_by for a, b in pairs)
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether sensors are those of the state; else they begin anew too: they may be told apart otherwise."""
+        return self.keeps or self.same
+
+    @property
     def lost(self) -> list[StageIdentity]:
         """The old stages whose state no new one goes on with."""
         return [one for place, one in enumerate(self.old) if one.has_state and place not in self.sources]

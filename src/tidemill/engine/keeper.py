@@ -179,9 +179,7 @@ class Keeper:
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
         fields = [one.fields for one in matching.old]
-        pairs = zip(matching.old, matching.new, strict=False)
-        same = matching.sources == tuple(range(len(matching.old))) and all(a.placed_by == b.placed_by for a, b in pairs)
-        if matching.keeps or same:  # else sensors begin anew too: they may be told apart otherwise
+        if matching.keeps_keys:
             await asyncio.to_thread(
                 fill, self.found, facts, attempt.keys, attempt.mill.lanes, stages, fields, matching.sources
             )
@@ -190,8 +188,8 @@ class Keeper:
         learned = {str(new): facts.learned.get(str(old)) for new, old in enumerate(matching.sources)}
         attempt.mill.learned_before(
             {stage: kinds for stage, kinds in learned.items() if kinds is not None},
-            facts.results if same else {},
-            probing=facts.probing or not same,
+            facts.results if matching.same else {},
+            probing=facts.probing or not matching.same,
         )
         self.places = Places(facts.place_position, facts.place)
         if self._resumed_from != self.found.number:  # attempts that fail one after the other begin at the same

@@ -19,7 +19,7 @@ from tidemill.stages.base import Stage
 from tidemill.stages.object_states import ObjectStates
 from tidemill.stages.state import StateField, StateMemory
 
-__all__ = ["arrays_of", "fill"]
+__all__ = ["arrays_of", "fill", "keys_of"]
 
 
 def arrays_of(
@@ -54,7 +54,7 @@ def fill(
     ``fields`` are those of the plan that was saved, ``sources`` say per stage of this one which of those it goes on with.
     """
     before = facts.lanes
-    entries = _keys(found)
+    entries = keys_of(found)
     places = placed(before, entries, keys, len(lanes), by_bytes=not facts.by_turns)
     arrays = {name: found.array(name) for name in found.names if "/stage/" in name}
     saved = Saved(before, fields, entries, arrays)
@@ -77,7 +77,8 @@ def _key_arrays(keys: Entries) -> Iterator[tuple[str, NDArray[Any] | bytes]]:
         yield f"{name}/sizes", np.fromiter(map(len, data), np.int32, len(data))
 
 
-def _keys(found: Checkpoint) -> Entries:
+def keys_of(found: Checkpoint) -> Entries:
+    """The sensors that a checkpoint knows, as `KeyTable.enter` takes them."""
     columns = [_texts(found, name) for name in ("devices", "keys") if f"{name}/sizes" in found.names]
     return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 

@@ -28,7 +28,7 @@ from tidemill.engine.checkpoint_store import newest
 from tidemill.engine.saved_facts import facts_of
 from tidemill.errors import InputError, OutsideError
 
-__all__ = ["Begun", "StateFolder", "default_place"]
+__all__ = ["Begun", "FoundFolder", "StateFolder", "default_place"]
 
 VERSION: Final = 1
 _NETWORKS: Final = frozenset(
@@ -79,7 +79,86 @@ def default_place(pipeline: str) -> Path:
     return files.absolute(".tidemill") / (re.sub(r"[^\w.-]+", "_", pipeline).strip(".") or "pipeline")
 
 
-class StateFolder:
+class FoundFolder:
+    """What is at the place of a state folder; nothing here changes it, and a run may be using it."""
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = files.absolute(place)
+
+    def require_usable(self, pipeline: str) -> None:
+        """Refuse what a start of this pipeline would refuse of the folder, whoever uses it at the moment."""
+        self._refuse_what_cannot_serve()
+        if not self.place.exists():
+            return
+        with self._disk():
+            self._refuse_if_open_to_others()
+            if self._known(pipeline) is None:
+                self._refuse_other_things()
+
+    def place_of_sink(self, name: str) -> Path:
+        """The folder of a sink, there or not."""
+        return self.place.joinpath(*_of_sink(name))
+
+    def _refuse_what_cannot_serve(self) -> None:
+        there = next(place for place in (self.place, *self.place.parents) if place.exists())
+        if not there.is_dir():
+            raise InputError(f"{there} is a file; the state needs a folder.")
+        kind = _file_system(self.place)
+        if kind in _NETWORKS:
+            raise OutsideError(
+                f"The state folder {self.place} is on a network file system ({kind}), where locks and fsync cannot be "
+                "relied on; choose a folder on a disk of this machine."
+            )
+
+    def _refuse_if_open_to_others(self) -> None:
+        if not files.is_private(self.place):
+            raise InputError(
+                f"The state folder {self.place} may be written to by others; run chmod 700 on it if it is yours."
+            )
+
+    def _known(self, pipeline: str) -> _Whose | None:
+        """Whose state it is, None before the first start; refuses that of another pipeline, and of a newer tidemill."""
+        place = self.place / "pipeline.json"
+        data = files.read_there(place)
+        if data is None:
+            return None
+        try:
+            whose = msgspec.json.decode(data, type=_Whose)
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{place} is not readable ({error}); restore it, or start over with --fresh.") from None
+        if whose.version > VERSION:
+            raise InputError(
+                f"The state in {self.place} is of a newer tidemill (version {whose.version} of the format, and this one "
+                f"knows {VERSION}); upgrade tidemill, or start over with --fresh."
+            )
+        if whose.pipeline != pipeline:
+            raise InputError(
+                f"The state in {self.place} belongs to the pipeline {whose.pipeline!r}, and this is {pipeline!r}; choose "
+                "another folder, or start over with --fresh."
+            )
+        return whose
+
+    def _refuse_other_things(self) -> None:
+        there = set(files.names_in(self.place))
+        ours = {"lock", *(left.name for left in self._leftovers())}  # of a first start that was killed
+        if "pipeline.json" not in there and there - ours:
+            raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
+
+    def _leftovers(self) -> list[Path]:
+        """Files that starts which were killed had not written to their end."""
+        own = [left for name in _WRITTEN for left in files.leftovers(self.place / name)]
+        kept = self.place / "files"
+        return own + [kept / name for name in files.names_in(kept) if name.startswith(".")] if kept.is_dir() else own
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutsideError(f"The state folder {self.place} cannot be used: {error.strerror or error}.") from error
+
+
+class StateFolder(FoundFolder):
     """A state folder that this process has locked, until `close`.
 
     Raises `InputError` for one that others may write to, that is another pipeline's or of a newer tidemill;
@@ -90,16 +169,13 @@ class StateFolder:
     def __init__(
         self, place: str | Path, pipeline: str, *, fresh: bool = False, may_begin: Callable[[], object] = lambda: None
     ) -> None:
-        self.place = files.absolute(place)
+        super().__init__(place)
         self._refuse_what_cannot_serve()
         with self._disk():
             if fresh and self.place.exists():
                 self._move_aside(may_begin)
             files.make_folder(self.place)
-            if not files.is_private(self.place):
-                raise InputError(
-                    f"The state folder {self.place} may be written to by others; run chmod 700 on it if it is yours."
-                )
+            self._refuse_if_open_to_others()
             if files.free_space(self.place) < _NEEDED:
                 raise OutsideError(f"The disk of the state folder {self.place} is full; make room, or choose another.")
             self._lock = files.lock(self.place / "lock")
@@ -132,7 +208,7 @@ class StateFolder:
     def of_sink(self, name: str) -> Path:
         """The folder of a sink, which is made if need be."""
         with self._disk():
-            return self._within("sinks", quote(name, safe=" ").replace(".", "%2E"))
+            return self._within(*_of_sink(name))
 
     def close(self) -> None:
         """Let others have it."""
@@ -140,17 +216,6 @@ class StateFolder:
             self._lock.release()
 
     # -- what is there -------------------------------------------------------------------------------------
-
-    def _refuse_what_cannot_serve(self) -> None:
-        there = next(place for place in (self.place, *self.place.parents) if place.exists())
-        if not there.is_dir():
-            raise InputError(f"{there} is a file; the state needs a folder.")
-        kind = _file_system(self.place)
-        if kind in _NETWORKS:
-            raise OutsideError(
-                f"The state folder {self.place} is on a network file system ({kind}), where locks and fsync cannot be "
-                "relied on; choose a folder on a disk of this machine."
-            )
 
     def _move_aside(self, may_begin: Callable[[], object]) -> None:
         number = 1
@@ -168,27 +233,11 @@ class StateFolder:
         _log.warning("the state so far was moved to %s; delete it when you do not need it", aside)
 
     def _owned(self, pipeline: str) -> _Whose:
-        place = self.place / "pipeline.json"
-        data = files.read_there(place)
-        if data is None:
+        whose = self._known(pipeline)
+        if whose is None:
             self._refuse_other_things()
             whose = _Whose(VERSION, pipeline, uuid.uuid4().hex)
-            files.write_atomic(place, msgspec.json.encode(whose))
-            return whose
-        try:
-            whose = msgspec.json.decode(data, type=_Whose)
-        except msgspec.MsgspecError as error:
-            raise InputError(f"{place} is not readable ({error}); restore it, or start over with --fresh.") from None
-        if whose.version > VERSION:
-            raise InputError(
-                f"The state in {self.place} is of a newer tidemill (version {whose.version} of the format, and this one "
-                f"knows {VERSION}); upgrade tidemill, or start over with --fresh."
-            )
-        if whose.pipeline != pipeline:
-            raise InputError(
-                f"The state in {self.place} belongs to the pipeline {whose.pipeline!r}, and this is {pipeline!r}; choose "
-                "another folder, or start over with --fresh."
-            )
+            files.write_atomic(self.place / "pipeline.json", msgspec.json.encode(whose))
         return whose
 
     def begin_letters(self, letters: Path) -> int:
@@ -223,18 +272,6 @@ class StateFolder:
         with self._disk():  # in ASCII: the names of files may be no Unicode
             files.write_atomic(self.place / "beginning.json", json.dumps(msgspec.to_builtins(begun)).encode())
 
-    def _refuse_other_things(self) -> None:
-        there = set(files.names_in(self.place))
-        ours = {"lock", *(left.name for left in self._leftovers())}  # of a first start that was killed
-        if "pipeline.json" not in there and there - ours:
-            raise InputError(f"{self.place} holds other things than a state; choose a folder of its own.")
-
-    def _leftovers(self) -> list[Path]:
-        """Files that starts which were killed had not written to their end."""
-        own = [left for name in _WRITTEN for left in files.leftovers(self.place / name)]
-        kept = self.place / "files"
-        return own + [kept / name for name in files.names_in(kept) if name.startswith(".")] if kept.is_dir() else own
-
     def begin_epoch(self) -> None:
         """From here on, what earlier starts still do is not wanted: the number of this start is greater than theirs."""
         place = self.place / "epoch"
@@ -261,12 +298,9 @@ class StateFolder:
         files.make_folder(folder)
         return folder
 
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutsideError(f"The state folder {self.place} cannot be used: {error.strerror or error}.") from error
+
+def _of_sink(name: str) -> tuple[str, str]:
+    return "sinks", quote(name, safe=" ").replace(".", "%2E")
 
 
 def _file_system(place: Path) -> str:

@@ -111,6 +111,10 @@ class Sink(Named, Configured, abc.ABC):
         """Refuse at start what cannot work: a file that exists, a folder that does not. An `OutsideError`, such as of a
         server that is away, does not end a live run with state: it finds out as it opens, and waits."""
 
+    def require_same_output(self, folder: Path) -> None:
+        """Refuse to go on elsewhere than where the rows of earlier starts are, as `ProcessSink.resume` does; ``folder`` is that of
+        its `Keeping`, or would be. Changes nothing: a run may be writing."""
+
     def bind(self, schema: Schema) -> None:
         """Refuse at start a column that the plan does not give."""
         self._require(schema, self.asks_for)

@@ -32,6 +32,7 @@ _FORMATS: Final[dict[str, _Format]] = {
     ".influx": "influx",
     ".lp": "influx",
 }
+_NOTE: Final = "position.json"
 _MOST_TOLD: Final = 100
 """Fields that have no place and are counted each by its name; the rest are counted together."""
 
@@ -280,8 +281,13 @@ class Lines(LineSink):
 
     # -- with state ----------------------------------------------------------------------------------
 
+    def require_same_output(self, folder: Path) -> None:
+        known = read_note(folder / _NOTE, _Committed)
+        if known is not None and self.path is not None and self.keeps_position:
+            self._require_same(self.path, known)
+
     def _resumed(self, path: Path, keeping: Keeping) -> int:
-        self._noted_in = keeping.folder / "position.json"
+        self._noted_in = keeping.folder / _NOTE
         known = read_note(self._noted_in, _Committed)
         if known is None:
             self.check()
@@ -289,7 +295,9 @@ class Lines(LineSink):
             self._begin_lines(append=found > 0, fitting=True)
             committed = _Committed(str(path), keeping.epoch, 0, found, found)
         else:
-            self._require_same(path, known, keeping)
+            if known.epoch > keeping.epoch:
+                raise another_start()
+            self._require_same(path, known)
             committed = msgspec.structs.replace(known, epoch=keeping.epoch)
         write_note(self._noted_in, committed)  # before the file is made: else the next start might not know it as ours
         output = self._output = KeptOutput(path, gz=self.gz, length=committed.length)
@@ -300,9 +308,7 @@ class Lines(LineSink):
         self._bytes = output.size
         return committed.position
 
-    def _require_same(self, path: Path, known: _Committed, keeping: Keeping) -> None:
-        if known.epoch > keeping.epoch:
-            raise another_start()
+    def _require_same(self, path: Path, known: _Committed) -> None:
         if known.path != str(path):
             raise InputError(
                 f"The rows of sink {self.name} up to now are in {known.path}, and {path} is to take the rest; go back to "

@@ -18,7 +18,7 @@ from tidemill.sinks.base import IfExists, Keeping, ProcessSink, SinkStatistics, 
 from tidemill.sinks.fence import Fence
 from tidemill.sinks.parquet_file import ParquetFile
 from tidemill.sinks.parquet_roller import Roller
-from tidemill.sinks.parquet_stages import Stage, Stages
+from tidemill.sinks.parquet_stages import Stage, Stages, noted
 from tidemill.sinks.row_group import RowGroup, kind_of
 
 __all__ = ["Parquet"]
@@ -254,6 +254,9 @@ class Parquet(ProcessSink):
         return SinkStatistics(self.name, self._rows, self._bytes + (self._file.size() if self._file else 0))
 
     # -- with state ----------------------------------------------------------------------------------
+
+    def require_same_output(self, folder: Path) -> None:
+        noted(folder, self.path, self.name)
 
     def _resumed(self, stages: Stages) -> int:
         known = stages.known()

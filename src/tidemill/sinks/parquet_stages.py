@@ -20,8 +20,9 @@ from tidemill.sinks.notes import read_note, write_note
 from tidemill.sinks.parquet_file import ParquetFile
 from tidemill.sinks.row_group import RowGroup, arrow_type
 
-__all__ = ["Kinds", "RowGroups", "Stage", "Stages"]
+__all__ = ["Kinds", "RowGroups", "Stage", "Stages", "noted"]
 
+_NOTE: Final = "manifest.json"
 _FRAME: Final = struct.Struct("<QI")
 """Before each stream of Arrow IPC: its bytes, and their CRC-32."""
 
@@ -198,6 +199,18 @@ class RowGroups:
         self._waiting, self._rows = [], 0
 
 
+def noted(folder: Path, path: Path, name: str) -> Manifest | None:
+    """The manifest in the folder of a sink of this name, which is to write to ``path``. Raises `InputError` where that is another
+    place than the manifest's."""
+    manifest = read_note(folder / _NOTE, Manifest)
+    if manifest is not None and manifest.path != str(path):
+        raise InputError(
+            f"The rows of sink {name} up to now are in {manifest.path}, and {path} is to take the rest; go back to the first, or "
+            "start over with --fresh."
+        )
+    return manifest
+
+
 class Stages:
     """The stages of one sink and its manifest, which is replaced at once by each `commit`.
 
@@ -210,23 +223,16 @@ class Stages:
         self._keeping = keeping
         self._path = path
         self._name = name
-        self._noted_in = keeping.folder / "manifest.json"
+        self._noted_in = keeping.folder / _NOTE
         self.full: list[Stage] = []
         """Those that take no more rows, and are not parts yet."""
         self.manifest: Manifest | None = None
 
     def known(self) -> Manifest | None:
         """What an earlier start has committed here. Raises `InputError`, `OutsideError`."""
-        manifest = read_note(self._noted_in, Manifest)
-        if manifest is None:
-            return None
-        if manifest.epoch > self._keeping.epoch:
+        manifest = noted(self.folder, self._path, self._name)
+        if manifest is not None and manifest.epoch > self._keeping.epoch:
             raise another_start()
-        if manifest.path != str(self._path):
-            raise InputError(
-                f"The rows of sink {self._name} up to now are in {manifest.path}, and {self._path} is to take the rest; go "
-                f"back to the first, or start over with --fresh."
-            )
         return manifest
 
     def begin(self, number: int) -> None:

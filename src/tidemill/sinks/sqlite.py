@@ -29,6 +29,7 @@ from tidemill.sinks.sqlite_values import folded
 
 __all__ = ["SQLite"]
 
+_NOTE: Final = "output.json"
 BUSY_TIMEOUT: Final = 10.0
 """Seconds to wait for another program that is writing to the same file."""
 CHECKPOINT_PAGES: Final = 8000
@@ -176,7 +177,8 @@ class SQLite(TableSink):
         self._fence = Fence.take(keeping, self._let_go)
         try:
             with self._refusals():
-                self._know_output(keeping)
+                self._noted_in = keeping.folder / _NOTE
+                self._noted = self._known_output(self._noted_in)
                 self._connect(schema, synchronous="FULL")  # a checkpoint trusts that what is committed stays so
                 return self._resumed(self._opened(), keeping)
         except BaseException:
@@ -274,17 +276,19 @@ class SQLite(TableSink):
 
     # -- with state ----------------------------------------------------------------------------------
 
-    def _know_output(self, keeping: Keeping) -> None:
-        """Refuse another file or table than the state knows; what that one holds could not be gone on with here."""
-        self._noted_in = keeping.folder / "output.json"
+    def require_same_output(self, folder: Path) -> None:
+        self._known_output(folder / _NOTE)
+
+    def _known_output(self, noted_in: Path) -> _Output:
+        """Refuses another file or table than the state knows; what that one holds could not be gone on with here."""
         asked = _Output(str(self.path), self.table)
-        self._noted = read_note(self._noted_in, _Output) or asked
-        if (self._noted.path, folded(self._noted.table)) != (asked.path, folded(asked.table)):
+        noted = read_note(noted_in, _Output) or asked
+        if (noted.path, folded(noted.table)) != (asked.path, folded(asked.table)):
             raise InputError(
-                f"The rows of sink {self.name} up to now are in table {self._noted.table!r} of {self._noted.path}, and "
-                f"table {self.table!r} of {self.path} is to take the rest; go back to the first, or start over with "
-                f"--fresh."
+                f"The rows of sink {self.name} up to now are in table {noted.table!r} of {noted.path}, and table {self.table!r} of "
+                f"{self.path} is to take the rest; go back to the first, or start over with --fresh."
             )
+        return noted
 
     def _resumed(self, connection: sqlite3.Connection, keeping: Keeping) -> int:
         kept = KeptPosition(keeping, self.name)
