@@ -81,18 +81,26 @@ def test_the_keys_taken_do_not_depend_on_batches(rows, cuts, max_keys):
     steps=st.integers(1, 7),
     max_keys=st.integers(0, 70),
 )
-def test_keys_that_are_learned_in_steps_are_those_that_are_encoded_at_once(texts, steps, max_keys):
-    """A step has as many new sensors as were asked for; what follows is only looked up."""
-    at_once, in_steps = KeyTable(3, max_keys), KeyTable(3, max_keys)
+def test_parts_have_few_keys_that_are_new(texts, steps, max_keys):
+    """As many as were asked for, but for the last; nothing is learned by the look, and parts learn what the whole does."""
+    at_once, in_parts = KeyTable(3, max_keys), KeyTable(3, max_keys)
     distinct = list(dict.fromkeys(texts))
-    codes = [distinct.index(text) for text in texts]
-    column = Column(Kind.TEXT, np.array([*codes, -1], np.int32), texts=object_array(distinct))
+    codes = np.array([*map(distinct.index, texts), -1], np.int32)
+    names = object_array(distinct)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys, "_NEW_AT_ONCE", steps)
-        counts = [len(in_steps) for _ in in_steps.learn(column)]
-    assert all(after - before <= steps for before, after in itertools.pairwise([0, *counts]))
-    assert in_steps.encode(column).tolist() == at_once.encode(column).tolist()
-    assert in_steps.entries() == at_once.entries()
+        starts = in_parts.starts(Column(Kind.TEXT, codes, texts=names))
+    assert not len(in_parts)
+    parts = list(itertools.pairwise([*starts, len(codes)]))
+    known, new = {-1}, []
+    for start, stop in parts:
+        new.append(len(set(codes[start:stop].tolist()) - known))
+        known.update(codes[start:stop].tolist())
+    assert all(count == steps for count in new[:-1])
+    assert new[-1] <= steps
+    told = [in_parts.encode(Column(Kind.TEXT, codes[start:stop], texts=names)).tolist() for start, stop in parts]
+    assert [*itertools.chain(*told)] == at_once.encode(Column(Kind.TEXT, codes, texts=names)).tolist()
+    assert in_parts.entries() == at_once.entries()
 
 
 def test_texts_that_no_row_uses_are_no_keys():

@@ -389,3 +389,30 @@ async def test_statistics_say_what_waits_and_whether_sources_do():
     assert full.waiting_bytes > 80
     desk.intake.take(10)
     assert desk.intake.statistics() == IntakeStatistics(0, 10, 0, 10, full=False)
+
+
+@pytest.mark.parametrize("at_a_time", [7, 5_000])
+async def test_records_that_are_refused_take_no_places_of_sensors(at_a_time):
+    """However many new sensors come at a time: those that follow find all places free."""
+    desk = Desk(max_keys=10)
+    await desk.intake.put(batch_of([{"sensor": "S", "other": 1.0}]), "good")
+    wrong = batch_of([{"sensor": f"B{number}", "other": "text"} for number in range(5_000)])
+    for start in range(0, len(wrong), at_a_time):
+        assert await desk.intake.put(wrong.slice(start, min(start + at_a_time, len(wrong))), "bad") == 0
+    assert len(desk.keys) == 1
+    assert await desk.intake.put(batch_of([{"sensor": f"H{number}", "other": 1.0} for number in range(9)]), "good") == 9
+    assert {letter.reason_code for letter in desk.letters} == {WRONG_TYPE}
+
+
+async def test_sensors_get_their_places_in_the_order_in_which_records_enter():
+    """Of a batch with very many new ones, those behind what another source brings meanwhile come after it."""
+    desk = Desk(max_keys=5_001)
+    many = batch_of([{"sensor": f"M{number}"} for number in range(5_000)])
+    entering = asyncio.ensure_future(desk.intake.put(many, "many"))
+    await asyncio.sleep(0)
+    assert 0 < desk.intake.entered < 5_000
+    before = desk.intake.entered
+    await desk.intake.put(batch_of([{"sensor": "between"}]), "another")
+    await entering
+    assert desk.keys.entries().index("between") == before
+    assert desk.intake.entered == len(desk.keys) == 5_001

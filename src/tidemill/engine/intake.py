@@ -157,16 +157,20 @@ class Intake:
     async def put(self, batch: Batch, source: str, wall_ns: int | None = None) -> int:
         """Add a source's batch; waits while the intake is full. Returns the records that entered.
 
-        Where many are rejected it enters in parts, each with its own place in the input, and others have their turn in between.
+        Where many are rejected, or from sensors that are new, it enters in parts, each with its own place in the input, and others
+        have their turn in between.
         """
         entered = 0
         for start in range(0, len(batch), SLICE_RECORDS):
             await self._room.wait()
             part = batch.slice(start, start + SLICE_RECORDS)
-            if self._place_by is None and part.key_column is not None:
-                for _ in self._keys.learn(part.key_column):
+            starts = (
+                [0] if self._place_by is not None or part.key_column is None else self._keys.starts(part.key_column)
+            )
+            for first, stop in pairwise([*starts, len(part)]):
+                if first:
                     await asyncio.sleep(0)
-            entered += await self._put_slice(part, source, wall_ns)
+                entered += await self._put_slice(part.slice(first, stop), source, wall_ns)
             if len(batch) > SLICE_RECORDS:
                 await asyncio.sleep(0)
         return entered
