@@ -90,6 +90,8 @@ class DeadLetter:
     """The names of the cells of a ``raw`` that is a line of CSV."""
     position: int | None = None
     """Input index in the run; None when the record never got one."""
+    behind: int | None = None
+    """Of a row that a stage had made: the input index behind whose record it comes among letters."""
 
 
 class Letters(Sequence[DeadLetter]):

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.core.batching import Limits
 from tidemill.engine.dead_letters import NEWEST, DeadLetterFile, DeadLettersStatistics
 from tidemill.engine.letter_order import LetterOrder
 from tidemill.errors import InputError, TidemillError
 from tidemill.letters import MALFORMED, RAISED, DeadLetter
+from tidemill.testing import ListSink
 
 
 def write(path, letters, **options):
@@ -333,3 +335,38 @@ async def test_letters_that_are_written_are_let_go_of_off_the_loop(tmp_path):
     await file.aclose()
     assert len(threads) == 7
     assert threading.main_thread() not in threads
+
+
+def refuse(rows):
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("most", [32_768, 7])
+def test_letters_of_rows_that_stages_made_have_an_order_of_their_own(tmp_path, lanes, most):
+    """With state, whatever lanes and slabs they came from: behind the letter of the record that ended their window, then by what
+    ended, then by the sensor's name."""
+    records = [{"sensor": f"S{n % 5}", "time": 1e9 + n, "value": float(n)} for n in range(200)]
+    for n in range(12, 200, 12):
+        records[n] = {"sensor": "S0", "time": 1e9 - 5000, "value": 1.0}  # late
+    plan = tm.Plan(
+        tm.Aggregate(tm.tumbling("10s"), {"value": "mean"}, late="dead_letter"),
+        tm.MapRows(refuse, adds={"x": float}, on_error="dead_letter"),
+    )
+    run = tm.run(
+        tm.Pipeline(tm.sources.Records(records), plan, ListSink(), lag="0s"),
+        lanes=lanes,
+        state=tmp_path / "state",
+        limits=Limits(max_records=most),
+    )
+    letters = [json.loads(line) for line in (tmp_path / "state" / "dead_letters.ndjson").read_text().splitlines()]
+    ended, expected = 1e9, []
+    for n, record in enumerate(records):
+        if record["time"] < 1e9:
+            expected.append((n, "S0"))
+        elif record["time"] // 10 > ended // 10:
+            expected += [(None, f"S{sensor}") for sensor in range(5)]
+            ended = record["time"]
+    expected += [(None, f"S{sensor}") for sensor in range(5)]
+    assert [(letter["position"], letter["key"]) for letter in letters] == expected
+    assert run.counters["dead_rows"] == 100
+    assert all("behind" not in letter for letter in letters)

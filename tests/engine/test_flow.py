@@ -194,20 +194,21 @@ async def test_a_slab_of_dead_letters_does_not_hold_the_loop(tmp_path, monkeypat
 
 
 async def test_rows_that_stages_had_made_are_buried_step_by_step():
-    """As records are, and before them."""
+    """As records are, and behind them: each tells the input behind which it comes."""
     handed, counters = [], {}
     plan = tm.Plan(tm.Lag("value"))
     burials = Burials(plan, counters, handed.append, handed.append, lambda rows, stage: None)
     batch, _ = Edge().rows([{"sensor": "S", "time": 1.0, "value": n} for n in range(300)])
     taken = SimpleNamespace(batch=batch, index=lambda row: row)
     dead = [(row, 0, RAISED, "no") for row in (*range(200, 300), *range(200))]
-    made = [(0, RAISED, "no", "S", b'{"n":1}')] * 300
+    made = [(row, 0, "S", 0, RAISED, "no", b'{"n":1}') for row in range(300)]
     share = SimpleNamespace(result=SimpleNamespace(made_came={0: 300}, dead_rows=made, dead=dead))
     steps = burials.of(SimpleNamespace(taken=taken), [share])
     for number, _ in enumerate(steps, start=1):
         assert len(handed) == number
     assert max(map(len, handed)) <= AT_A_TIME
     letters = [letter for some in handed for letter in some]
-    assert [letter.raw for letter in letters[:300]] == [{"n": 1}] * 300
-    assert [letter.position for letter in letters[300:]] == list(range(300))
+    assert [letter.position for letter in letters[:300]] == list(range(300))
+    assert [letter.raw for letter in letters[300:]] == [{"n": 1}] * 300
+    assert [(letter.position, letter.behind) for letter in letters[300:]] == [(None, row) for row in range(300)]
     assert counters == {"dead_rows": 300}

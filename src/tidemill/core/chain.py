@@ -359,7 +359,8 @@ class Chain:
         outcome.count_made(index, len(made))
         for reject in emitted.rejects:
             row, key = made.slice(reject.row, reject.row + 1).to_rows()[0], str(made.keys[made.key[reject.row]])
-            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row, key))
+            where = int(emitted.places[reject.row]), int(emitted.ends[reject.row])
+            outcome.dead.append(Dead(first + reject.row, index, reject.reason_code, reject.reason, row, key, *where))
         rows = np.arange(count) if outcome.rows is None else outcome.rows
         ends = np.full(count, BEGIN) if outcome.ends is None else outcome.ends
         assert outcome.places is not None

@@ -28,6 +28,10 @@ class Dead:
     """The row itself, when a stage had made it."""
     key: str = ""
     """That row's sensor."""
+    place: int = field(default=0, compare=False)
+    """That row's place in the slab."""
+    end: int = field(default=BEGIN, compare=False)
+    """What orders rows of one place, as of those that come out."""
 
 
 @dataclass
@@ -89,7 +93,10 @@ class Outcome:
         if row < entered:
             return Dead(row, stage, reason_code, reason)
         made = self.batch.slice(place, place + 1)
-        return Dead(row, stage, reason_code, reason, made.to_rows()[0], str(made.keys[made.key[0]]))
+        assert self.places is not None
+        assert self.ends is not None
+        where = int(self.places[place]), int(self.ends[place])
+        return Dead(row, stage, reason_code, reason, made.to_rows()[0], str(made.keys[made.key[0]]), *where)
 
     def follow(self, before: Batch, after: Batch) -> None:
         """Keep ``carried`` true: which columns are still what entered the chain, under which name."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import Final
 
@@ -13,6 +15,7 @@ from tidemill.core.plan import Plan
 from tidemill.engine.assembly import Share
 from tidemill.engine.filling import Slab
 from tidemill.engine.intake import Taken
+from tidemill.lanes.wire import DEAD_ROWS_ORDER
 from tidemill.letters import AT_A_TIME, OVERSIZE, DeadLetter
 
 __all__ = ["Burials"]
@@ -20,7 +23,7 @@ __all__ = ["Burials"]
 _RAW_SHOWN: Final = 10_000
 """Characters of a record that was too large which its dead letter shows."""
 _Dead = tuple[int, int, str, str]
-_DeadRow = tuple[int, str, str, str, bytes]
+_DeadRow = tuple[int, int, str, int, str, str, bytes]
 """As `tidemill.lanes.wire.Result` has them."""
 
 
@@ -45,30 +48,31 @@ class Burials:
 
     def of(self, slab: Slab, shares: Sequence[Share]) -> Generator[None, None, int]:
         """Those of a slab, step by step: others may have their turn in between. At the end, how many records they are."""
-        dead_rows: list[_DeadRow] = []
         dead: list[_Dead] = []
         for share in shares:
             for stage, rows in share.result.made_came.items():
                 self._made(rows, self._names[stage])
-            dead_rows += share.result.dead_rows
             dead += share.result.dead
-        for start in range(0, len(dead_rows), AT_A_TIME):
-            if start:
-                yield
-            self._bury_rows(dead_rows[start : start + AT_A_TIME])
         dead.sort(key=itemgetter(0))
         for start in range(0, len(dead), AT_A_TIME):
-            if start or dead_rows:
+            if start:
                 yield
             self._bury(slab.taken, dead[start : start + AT_A_TIME])
+        dead_rows = heapq.merge(*(share.result.dead_rows for share in shares), key=DEAD_ROWS_ORDER)
+        begun = bool(dead)
+        while some := list(islice(dead_rows, AT_A_TIME)):  # sorted all at once, very many would hold the loop
+            if begun:
+                yield
+            begun = True
+            self._bury_rows(slab.taken, some)
         return len(dead)
 
-    def _bury_rows(self, dead_rows: Sequence[_DeadRow]) -> None:
+    def _bury_rows(self, taken: Taken, dead_rows: Sequence[_DeadRow]) -> None:
         self._counters["dead_rows"] = self._counters.get("dead_rows", 0) + len(dead_rows)
         letters = []
-        for stage, code, reason, key, made in dead_rows:
+        for place, _, key, stage, code, reason, made in dead_rows:
             row = msgspec.json.decode(made)  # without a time: a replay is not to take it for a record
-            letters.append(DeadLetter(code, reason, row, stage=self._names[stage], key=key))
+            letters.append(DeadLetter(code, reason, row, stage=self._names[stage], key=key, behind=taken.index(place)))
         self._reject_row(letters)
 
     def _bury(self, taken: Taken, dead: Sequence[_Dead]) -> None:

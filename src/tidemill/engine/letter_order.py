@@ -39,8 +39,10 @@ class LetterOrder:
         return len(self._held)
 
     def add(self, letter: DeadLetter) -> None:
-        """One of a record, which has an index; one without comes behind what was released last."""
-        index = self._released if letter.position is None else letter.position
+        """One of a record, which has an index, or behind that of one; one without either comes behind what was released last."""
+        index = letter.behind if letter.position is None else letter.position
+        if index is None:
+            index = self._released
         if self._held and index < self._held[-1][0]:
             self._in_order = False
         self._held.append((index, letter))

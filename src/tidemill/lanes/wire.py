@@ -5,11 +5,15 @@ Both ends are our own processes of one version.
 
 from __future__ import annotations
 
+from operator import itemgetter
+from typing import Final
+
 import msgspec
 
 from tidemill.formats.packed import Packed
 
 __all__ = [
+    "DEAD_ROWS_ORDER",
     "Admit",
     "Call",
     "Commit",
@@ -190,6 +194,10 @@ class Made(msgspec.Struct, array_like=True, frozen=True):
     """Its key slot, int32."""
 
 
+DEAD_ROWS_ORDER: Final = itemgetter(0, 1, 2, 3)
+"""What orders dead rows that stages had made, whatever lanes they come from: as rows that come out, then by stage."""
+
+
 class Result(Message, frozen=True):
     """What a lane made of its rows of a slab; holds only once `Committed` has come too."""
 
@@ -211,8 +219,9 @@ class Result(Message, frozen=True):
     made: list[Made] | None = None
     """Set when there are rows without a record among them: all rows, some thousands in each, and neither a frame nor
     `kept_at`."""
-    dead_rows: list[tuple[int, str, str, str, bytes]] = []
-    """(stage, reason code, reason, sensor, the row as JSON) of rows that a stage had made"""
+    dead_rows: list[tuple[int, int, str, int, str, str, bytes]] = []
+    """(place in the slab, what orders rows of one place, sensor, stage, reason code, reason, the row as JSON) of rows that a stage
+    had made, in the order of `DEAD_ROWS_ORDER`"""
     stage_ns: list[int] = []
     """Nanoseconds spent in each stage."""
     objects: list[Objects] = []

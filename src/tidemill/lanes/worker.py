@@ -25,6 +25,7 @@ from tidemill.lanes.framing import Payload
 from tidemill.lanes.object_states import received_states, sent_states
 from tidemill.lanes.platform import ProcessorQueue
 from tidemill.lanes.wire import (
+    DEAD_ROWS_ORDER,
     Admit,
     Committed,
     Copied,
@@ -225,7 +226,14 @@ class Worker:
             self._learned(),
             outcome.gone,
             made,
-            [(d.stage, d.reason_code, d.reason, d.key, _json(d.made)) for d in outcome.dead if d.made is not None],
+            sorted(
+                (
+                    (d.place, d.end, d.key, d.stage, d.reason_code, d.reason, _json(d.made))
+                    for d in outcome.dead
+                    if d.made is not None
+                ),
+                key=DEAD_ROWS_ORDER,
+            ),
             outcome.stage_ns,
             self._changed_objects(),
             outcome.made_came,
