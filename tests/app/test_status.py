@@ -154,7 +154,7 @@ def test_the_summary_names_every_record_that_became_no_row() -> None:
 def test_the_summary_tells_what_the_grace_was_too_short_for() -> None:
     """Rows that no record stands for; how many, where they had been made, and nothing twice."""
     assert "given up on their way to sinks: 1,200 rows\n" in summary(Report(gave_up=True, rows_given_up=1_200))
-    assert "given up before its last rows were made\n" in summary(Report(gave_up=True))
+    assert "given up before everything was written\n" in summary(Report(gave_up=True))
     assert "given up" not in summary(Report(gave_up=True, in_flight=3))
 
 

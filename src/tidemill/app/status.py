@@ -279,7 +279,7 @@ def _given_up(report: Report) -> str:
     """What the grace after a stop was too short for, beside records that are unfinished."""
     if report.rows_given_up:
         return f"given up on their way to sinks: {counted(report.rows_given_up, 'row')}"
-    return "given up before its last rows were made" if report.gave_up and not report.in_flight else ""
+    return "given up before everything was written" if report.gave_up and not report.in_flight else ""
 
 
 def _named(counts: Mapping[str, int]) -> str:

@@ -213,7 +213,7 @@ class Report:
     absorbed: int = 0
     in_flight: int = 0
     gave_up: bool = False
-    """Whether the run was asked to stop, and the grace passed before everything read was worked on and handed to the sinks:
+    """Whether the run was asked to stop, and the grace passed before everything read was worked on and taken by the sinks:
     records that are ``in_flight``, ``rows_given_up``, or windows that were still to be closed."""
     rows_given_up: int = 0
     """Rows that stages had made, such as those of windows, and that the sinks were not given when the grace had passed."""
