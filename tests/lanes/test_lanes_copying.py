@@ -1,4 +1,4 @@
-"""Results that are still being copied out of the arena when nobody wants them any more, or the lanes are closed."""
+"""Large arguments and results that are still being copied when nobody wants them any more, or the lanes are closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.engine import slices
+from tidemill.engine import large_buffers, slices
 from tidemill.engine.call_process import Request
 from tidemill.errors import CallError
 from tidemill.lanes.call_codec import dumps_call
@@ -212,6 +212,44 @@ async def test_lanes_that_are_closed(copies: Copies, cancels: int) -> None:
     np.testing.assert_array_equal(await call, large(1.0))
     await lanes.aclose()
     assert all(process.memory.buffer.closed for process in lanes._crew.staff.processes)
+
+
+def first_and_last(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[-1])
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "old copy fails"])
+async def test_a_call_that_is_sent_to_a_lane_again_while_its_arguments_are_copied(
+    copies: Copies, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old copy, whose place is another call's by now, is given up, and what it raises too; each call has its own arguments."""
+    copied, left = large_buffers.copied, [fails]
+
+    def first_fails(source: Any, target: memoryview) -> Iterator[None]:
+        if left.pop() if left else False:
+            raise MemoryError("none for a copy that nobody wants")
+        yield from copied(source, target)
+
+    async with tm.Lanes(1, arena_bytes=32 << 20) as lanes:
+        await lanes.run(abs, -1)
+        crew = lanes._crew
+        assert crew is not None
+        process = crew.staff.seats[0]
+        assert process is not None
+        assert process.large is not None
+        monkeypatch.setattr(large_buffers, "copied", first_fails)
+        calls = [asyncio.ensure_future(lanes.run(first_and_last, large(1.0)))]
+        await asyncio.sleep(0)  # it is being copied
+        crew._perform(crew.calls.held(0))  # as while a call that was cancelled leaves
+        calls.append(asyncio.ensure_future(lanes.run(first_and_last, large(2.0), key="a")))  # which goes first
+        await asyncio.sleep(0)
+        crew._perform(crew.calls.attached(0))
+        copies.go_on()
+        assert await asyncio.gather(*calls) == [(1.0, 1.0), (2.0, 2.0)]
+        await lanes.run(first_and_last, large(3.0))  # the lane tells what it looks at no more
+        await lanes.run(abs, -1)
+        await goes_on(lanes)
+        assert process.large._out._free == [(64, 16 << 20)]
 
 
 def raises(_: object) -> None:

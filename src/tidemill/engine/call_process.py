@@ -190,20 +190,22 @@ class CallProcess:
         assert self.channel is not None
         self.channel.send(message, *payload)
 
-    def _failed(self, call: int, error: Exception) -> None:
-        """What was posted could not be sent: a call, or, for 0, a message without which the process knows too little."""
-        if not call or self.not_sent is None:
+    def _failed(self, message: Message, error: Exception) -> None:
+        """What was posted could not be sent: a call, or a message without which the process knows too little."""
+        if not isinstance(message, Call) or self.not_sent is None:
             self.kill()
-        elif self.turns.pop(call, None) is not None:
-            self.not_sent(self, call, error)
+        elif self.turns.get(message.call) == message.turn:  # else it was revoked, and may have been sent again
+            del self.turns[message.call]
+            self.not_sent(self, message.call, error)
 
     def revoke(self, call: int, *, or_kill: bool) -> bool:
         """Whether the call was not started and now never will be. One that runs can be killed: nothing else is hit."""
         assert self.channel is not None
-        if self.large is not None and self.large.withdraw(call):
+        turn = self.turns[call]
+        if self.large is not None and self.large.withdraw(turn):
             del self.turns[call]
             return True
-        turn, started = self.turns[call], self.cursor.announce()
+        started = self.cursor.announce()
         if started == turn and or_kill:
             self.kill()
             return False

@@ -25,11 +25,11 @@ class LargeBuffers:
     """The parent's side of an arena (`tidemill.lanes.arena`).
 
     ``send`` is called with each message once its buffers are in place. Messages keep their order. ``turns`` is the time
-    for all that is copied on this loop. When that raises, ``failed`` is told of the call, or of 0 for another message.
+    for all that is copied on this loop. When that raises, ``failed`` is told of the message.
     """
 
     def __init__(
-        self, size: int, send: Callable[..., None], turns: Turns, failed: Callable[[int, Exception], None]
+        self, size: int, send: Callable[..., None], turns: Turns, failed: Callable[[Message, Exception], None]
     ) -> None:
         self._shared = Shared("arena", size)
         self._memory = memoryview(self._shared.buffer)
@@ -40,7 +40,9 @@ class LargeBuffers:
         self._sending = Slices(turns)
         self._receiving = Slices(turns)
         self._places: dict[int, tuple[int, int]] = {}  # by turn: what arguments have on the way out
-        self._unsent: dict[int, int] = {}  # calls whose buffers are being copied, and their turns
+        self._unsent: set[int] = (
+            set()
+        )  # turns whose buffers are being copied: a call may be sent, withdrawn and sent again
 
     @property
     def fd(self) -> int:
@@ -59,43 +61,43 @@ class LargeBuffers:
         if at is None:
             return False
         self._places[turn] = at, parcel.room
-        self._unsent[call] = turn
+        self._unsent.add(turn)
         message = Call(call, turn, function, listed=False, sizes=[len(parcel.head)], at=at, room=parcel.room)
-        self._sending.do(self._tried(call, self._copied_and_sent(message, parcel)))
+        self._sending.do(self._tried(message, self._copied_and_sent(message, parcel)))
         return True
 
     def post(self, message: Message, *payload: Part) -> None:
         """Send a message behind the calls that wait for their buffers."""
-        call = message.call if isinstance(message, Call) else 0
-        self._sending.do(self._tried(call, self._sent(message, *payload)))
+        self._sending.do(self._tried(message, self._sent(message, *payload)))
 
-    def withdraw(self, call: int) -> bool:
-        """Do not send the call; False when it was sent."""
-        turn = self._unsent.pop(call, None)
-        if turn is None:
+    def withdraw(self, turn: int) -> bool:
+        """Do not send the call that has that turn; False when it was sent."""
+        if turn not in self._unsent:
             return False
+        self._unsent.discard(turn)
         self.free(turn)
         return True
 
-    def _tried(self, call: int, job: Iterator[None]) -> Iterator[None]:
+    def _tried(self, message: Message, job: Iterator[None]) -> Iterator[None]:
         """A job that raises nothing: those behind it would never be done."""
         try:
             yield from job
         except Exception as error:  # noqa: BLE001 - no memory for it, for example
-            turn = self._unsent.pop(call, None)
-            if turn is not None:
-                self.free(turn)
-            self._failed(call, error.with_traceback(None))  # frames of ours would keep the memory from being closed
+            if isinstance(message, Call) and message.turn in self._unsent:
+                self._unsent.discard(message.turn)
+                self.free(message.turn)
+            self._failed(message, error.with_traceback(None))  # frames of ours would keep the memory from being closed
 
     def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
         at = message.at
         for buffer in parcel.buffers:
             for _ in _copied(buffer, self._memory[at : at + buffer.nbytes]):
                 yield
-                if message.call not in self._unsent:  # withdrawn: its place may be another's
+                if message.turn not in self._unsent:  # withdrawn; who has its place now is copied there after this
                     return
             at += room_of(buffer)
-        if self._unsent.pop(message.call, None) is not None:
+        if message.turn in self._unsent:
+            self._unsent.discard(message.turn)
             self._send(message, parcel.head)
 
     def _sent(self, message: Message, *payload: Part) -> Iterator[None]:
