@@ -34,6 +34,10 @@ def work(clock: Clock, done: list[str], name: str = "", many: int = 100) -> Iter
         yield
 
 
+def raised(error: Exception) -> None:
+    raise error
+
+
 async def turns_until_done(clock: Clock, queue: Slices, done: list[str], others_s: float) -> list[int]:
     """How many slices each turn did, when others take so long in each."""
     counts = []
@@ -51,7 +55,7 @@ async def test_slices_have_half_a_millisecond_of_a_turn_alone_and_a_tenth_among_
 ) -> None:
     """So that the loop's other work waits for ever so little, and large buffers alone lose no time with turns."""
     queue, done = Slices(Turns()), []
-    queue.do(work(clock, done))
+    queue.do(work(clock, done), raised)
     counts = await turns_until_done(clock, queue, done, others_s)
     assert len(done) == 100
     assert max(counts) * SLICE_S < longest_s + SLICE_S
@@ -62,9 +66,9 @@ async def test_queues_have_a_slice_in_turn(clock: Clock) -> None:
     """None waits for another that has much to do, and all together have no more of a turn than one."""
     turns, done = Turns(), []
     first, second = Slices(turns), Slices(turns)
-    first.do(work(clock, done, "first"))
+    first.do(work(clock, done, "first"), raised)
     at = len(done)
-    second.do(work(clock, done, "second"))
+    second.do(work(clock, done, "second"), raised)
     counts = await turns_until_done(clock, first, done, 0.001)
     assert done[at : at + 160] == ["first", "second"] * 80
     assert max(counts) * SLICE_S < 0.0001 + SLICE_S
@@ -77,9 +81,9 @@ async def test_what_a_slice_brings_has_its_part_of_the_same_turn(clock: Clock) -
 
     def brings() -> Iterator[None]:
         yield from work(clock, done, "first", many=1)
-        second.do(work(clock, done, "second"))
+        second.do(work(clock, done, "second"), raised)
 
-    first.do(brings())
+    first.do(brings(), raised)
     counts = await turns_until_done(clock, second, done, 0.001)
     assert done.count("second") == 100
     assert max(counts) * SLICE_S < 0.0001 + SLICE_S
@@ -88,7 +92,7 @@ async def test_what_a_slice_brings_has_its_part_of_the_same_turn(clock: Clock) -
 async def test_a_queue_that_is_dropped_does_nothing_more(clock: Clock) -> None:
     """What it was about is gone."""
     queue, done = Slices(Turns()), []
-    queue.do(work(clock, done))
+    queue.do(work(clock, done), raised)
     queue.drop()
     so_far = len(done)
     await asyncio.sleep(0)
@@ -96,11 +100,28 @@ async def test_a_queue_that_is_dropped_does_nothing_more(clock: Clock) -> None:
     assert len(done) == so_far < 100
 
 
+async def test_a_job_that_raises_keeps_those_behind_it_from_nothing(clock: Clock) -> None:
+    """What it raised is told, without the frames that hold what it worked on."""
+    queue, done, told = Slices(Turns()), [], []
+
+    def raises() -> Iterator[None]:
+        yield from work(clock, done, many=20)
+        raise MemoryError("of the test")
+
+    queue.do(raises(), told.append)
+    queue.do(work(clock, done), raised)
+    await turns_until_done(clock, queue, done, 0.001)
+    assert len(done) == 120
+    (error,) = told
+    assert isinstance(error, MemoryError)
+    assert error.__traceback__ is None
+
+
 async def test_what_is_left_can_be_done_at_once(clock: Clock) -> None:
     """Before its memory is closed."""
     queue, done = Slices(Turns()), []
-    queue.do(work(clock, done))
-    queue.do(work(clock, done, "next", many=3))
+    queue.do(work(clock, done), raised)
+    queue.do(work(clock, done, "next", many=3), raised)
     queue.finish()
     assert len(done) == 103
     assert not queue.busy

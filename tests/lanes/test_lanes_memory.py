@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 import tidemill as tm
-from tidemill.errors import BadResult
+from tidemill.engine import large_buffers
+from tidemill.errors import BadResult, LaneDied
 from tidemill.lanes import framing
 from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.wire import Committed
@@ -78,6 +80,33 @@ async def test_a_result_for_which_there_is_no_memory(one: tm.Lanes, little: None
             raise ends[1]
         assert [len(ends[0]), len(ends[2])] == [len(make(1)), len(make(2))]
     assert one.statistics().lanes[0].restarts == restarts
+
+
+@pytest.mark.parametrize("slices", [0, 1])
+async def test_memory_that_runs_out_while_a_result_is_copied(slices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller is told, later large results of the process arrive, and nothing keeps its memory when it has ended."""
+    copied, left = large_buffers.copied, [slices]
+
+    def copied_in_part(source: Any, target: memoryview) -> Iterator[None]:
+        for number, _ in enumerate(copied(source, target)):
+            if left and number == left[0]:
+                left.clear()
+                raise MemoryError
+            yield
+
+    async with tm.Lanes(1, arena_bytes=64 * MB) as lanes:
+        assert lanes._crew is not None
+        process = lanes._crew.staff.seats[0]
+        monkeypatch.setattr(large_buffers, "copied", copied_in_part)
+        ends = await asyncio.gather(*(lanes.run(ones, 8) for _ in range(3)), return_exceptions=True)
+        with pytest.raises(BadResult, match=TOLD):
+            raise ends.pop(0)
+        assert [len(end) for end in ends] == [MB, MB]
+        assert process is lanes._crew.staff.seats[0]
+        with pytest.raises(LaneDied):
+            await lanes.run(os._exit, 1)
+        assert len(await lanes.run(ones, 8)) == MB
+        assert process.memory.buffer.closed
 
 
 async def test_records_of_a_batch_whose_results_find_no_memory_go_alone(one: tm.Lanes, little: None) -> None:

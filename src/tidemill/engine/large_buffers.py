@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -40,9 +41,8 @@ class LargeBuffers:
         self._sending = Slices(turns)
         self._receiving = Slices(turns)
         self._places: dict[int, tuple[int, int]] = {}  # by turn: what arguments have on the way out
-        self._unsent: set[int] = (
-            set()
-        )  # turns whose buffers are being copied: a call may be sent, withdrawn and sent again
+        self._unsent: set[int] = set()
+        """Turns whose buffers are being copied: a call may be withdrawn and sent again meanwhile."""
 
     @property
     def fd(self) -> int:
@@ -63,12 +63,12 @@ class LargeBuffers:
         self._places[turn] = at, parcel.room
         self._unsent.add(turn)
         message = Call(call, turn, function, listed=False, sizes=[len(parcel.head)], at=at, room=parcel.room)
-        self._sending.do(self._tried(message, self._copied_and_sent(message, parcel)))
+        self._sending.do(self._copied_and_sent(message, parcel), partial(self._not_sent, message))
         return True
 
     def post(self, message: Message, *payload: Part) -> None:
         """Send a message behind the calls that wait for their buffers."""
-        self._sending.do(self._tried(message, self._sent(message, *payload)))
+        self._sending.do(self._sent(message, *payload), partial(self._not_sent, message))
 
     def withdraw(self, turn: int) -> bool:
         """Do not send the call that has that turn; False when it was sent."""
@@ -77,16 +77,6 @@ class LargeBuffers:
         self._unsent.discard(turn)
         self.free(turn)
         return True
-
-    def _tried(self, message: Message, job: Iterator[None]) -> Iterator[None]:
-        """A job that raises nothing: those behind it would never be done."""
-        try:
-            yield from job
-        except Exception as error:  # noqa: BLE001 - no memory for it, for example
-            if isinstance(message, Call) and message.turn in self._unsent:
-                self._unsent.discard(message.turn)
-                self.free(message.turn)
-            self._failed(message, error.with_traceback(None))  # frames of ours would keep the memory from being closed
 
     def _copied_and_sent(self, message: Call, parcel: Parcel) -> Iterator[None]:
         at = message.at
@@ -104,6 +94,12 @@ class LargeBuffers:
         self._send(message, *payload)
         yield
 
+    def _not_sent(self, message: Message, error: Exception) -> None:
+        if isinstance(message, Call) and message.turn in self._unsent:
+            self._unsent.discard(message.turn)
+            self.free(message.turn)
+        self._failed(message, error)
+
     def free(self, turn: int) -> None:
         """The process looks no more at the arguments of that turn."""
         place = self._places.pop(turn, None)
@@ -119,19 +115,27 @@ class LargeBuffers:
     def came(self, message: Returned, payload: Payload, settle: Settle) -> None:
         """Copy what came through the arena, and then tell of it."""
         block = self._back.block(message.at, message.room)
-        self._receiving.do(self._taken(message, block, payload, settle))
+        self._receiving.do(
+            self._copied_and_told(message, block, payload, settle), partial(self._not_copied, message, block, settle)
+        )
 
-    def _taken(self, message: Returned, block: memoryview, payload: Payload, settle: Settle) -> Iterator[None]:
-        try:
-            own = memoryview(np.empty(message.room, np.uint8))  # type: ignore[arg-type] # it is a buffer
-        except MemoryError:
-            answer = Answer(message.raised[0], Discarded(message.room))
-        else:
-            yield from copied(block, own)
-            answer = Answer(message.raised[0], payload, own)
+    def _copied_and_told(
+        self, message: Returned, block: memoryview, payload: Payload, settle: Settle
+    ) -> Iterator[None]:
+        own = memoryview(np.empty(message.room, np.uint8))  # type: ignore[arg-type] # it is a buffer
+        yield from copied(block, own)
+        self._taken(message, block)
+        tell(settle, [Answer(message.raised[0], payload, own)])
+
+    def _not_copied(self, message: Returned, block: memoryview, settle: Settle, _: Exception) -> None:
+        """There is no memory for it: nothing else fails there."""
+        self._taken(message, block)
+        tell(settle, [Answer(message.raised[0], Discarded(message.room))])
+
+    def _taken(self, message: Returned, block: memoryview) -> None:
+        """It is copied, or never will be."""
         block.release()
         self._back.taken(message.at, message.room)
-        tell(settle, [answer])  # which raises nothing: the jobs behind this one would never be done
 
     # -- the end ---------------------------------------------------------------------------------------
 

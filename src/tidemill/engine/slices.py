@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Slices", "Turns", "copied", "copied_items", "in_turns"]
+__all__ = ["Failed", "Slices", "Turns", "copied", "copied_items", "in_turns"]
 
 _ALONE_S: Final = 0.0005
 _AMONG_OTHERS_S: Final = 0.0001
@@ -23,6 +23,9 @@ _SLICE: Final = 256 * 1024
 """Bytes copied at once: some 40 us."""
 _SLICE_OF_ITEMS: Final = 32 * 1024
 """The same of items that lie apart, each of which may have to be fetched by itself."""
+
+Failed = Callable[[Exception], None]
+"""Told of what a job raised."""
 
 
 class Turns:
@@ -64,27 +67,36 @@ class Turns:
 
 
 class Slices:
-    """Jobs, one after another. A job is an iterator that does a slice each time it is asked for more."""
+    """Jobs, one after another. A job is an iterator that does a slice each time it is asked for more.
+
+    One that raises has ended with that, and those behind it are done all the same: whoever has it done says what becomes of
+    the error, which holds no frames, since these would keep the memory that they copy from being closed.
+    """
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._jobs: deque[Iterator[None]] = deque()
+        self._jobs: deque[tuple[Iterator[None], Failed]] = deque()
 
     @property
     def busy(self) -> bool:
         """Whether a job is under way: another would have to wait."""
         return bool(self._jobs)
 
-    def do(self, job: Iterator[None]) -> None:
+    def do(self, job: Iterator[None], failed: Failed) -> None:
         """Begin the job, when those before it are done; a short one is done when this returns, if nothing else is."""
-        self._jobs.append(job)
+        self._jobs.append((job, failed))
         if len(self._jobs) == 1:
             self._turns.join(self)
 
     def slice(self) -> bool:
         """Do one; whether there are more."""
-        if next(self._jobs[0], self) is self:
-            self._jobs.popleft()
+        job, failed = self._jobs[0]
+        try:
+            if next(job, self) is not self:
+                return True
+        except Exception as error:  # noqa: BLE001 - no memory for it, for example
+            failed(error.with_traceback(None))
+        self._jobs.popleft()
         return bool(self._jobs)
 
     def finish(self) -> None:
