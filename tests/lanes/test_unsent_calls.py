@@ -176,6 +176,23 @@ async def test_a_large_call_for_which_there_is_no_memory(behind: bool, monkeypat
         assert lanes.statistics().lanes[0].restarts == 0
 
 
+async def test_a_large_call_that_finds_no_memory_once_its_array_is_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with that, and its room is free again."""
+    async with tm.Lanes(1, arena_bytes=32 << 20) as lanes:
+        await lanes.run(len, [])
+        assert lanes._crew is not None
+        process = lanes._crew.staff.seats[0]
+        assert process is not None
+        assert process.large is not None
+        with monkeypatch.context() as patch:
+            first_fails(patch, Call)
+            with pytest.raises(MemoryError, match="none for this one"):
+                await lanes.run(len, np.zeros(1 << 20))
+        assert process.large._out._free == [(64, 16 << 20)]
+        assert await lanes.run(len, np.zeros(1 << 20)) == 1 << 20
+        assert process is lanes._crew.staff.seats[0]
+
+
 def noted(_: np.ndarray, number: int) -> list[int]:
     import builtins
 

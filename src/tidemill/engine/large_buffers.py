@@ -95,9 +95,9 @@ class LargeBuffers:
         yield
 
     def _not_sent(self, message: Message, error: Exception) -> None:
-        if isinstance(message, Call) and message.turn in self._unsent:
+        if isinstance(message, Call):
             self._unsent.discard(message.turn)
-            self.free(message.turn)
+            self.free(message.turn)  # also of one whose buffers were in place
         self._failed(message, error)
 
     def free(self, turn: int) -> None:
