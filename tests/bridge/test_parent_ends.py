@@ -300,6 +300,86 @@ async def test_a_process_that_the_application_forked_may_leave_the_block(program
     assert (end.code, end.out, end.err) == (0, "7 2\n8\n", "")
 
 
+async def test_a_process_that_the_application_forked_takes_no_call_with_it(program, tmp_path) -> None:
+    """As it leaves, it cancels its copies of the calls: those of the application run on, and those behind them run."""
+    app = program("""
+        import asyncio, os, sys
+        import tidemill as tm
+
+        def cancelled_at_the_end(path):
+            with open(path) as file:
+                file.read()
+            return tm.cancelled()
+
+        def leave():
+            child = os.fork()
+            if child == 0:
+                sys.exit(0)
+            os.waitpid(child, 0)
+
+        async def reader(path):
+            while True:
+                try:
+                    return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError:
+                    await asyncio.sleep(0)
+
+        async def main():
+            os.mkfifo("running")
+            async with tm.Lanes(1) as lanes:
+                running = asyncio.ensure_future(lanes.run(cancelled_at_the_end, os.path.abspath("running")))
+                end = await reader("running")
+                behind = asyncio.ensure_future(lanes.run(abs, -1))
+                await asyncio.sleep(0)
+                leave()
+                os.close(end)
+                print(await running, await behind)
+            async with tm.Lanes(0) as lanes:
+                waiting = asyncio.ensure_future(lanes.run(abs, -2))
+                await asyncio.sleep(0)
+                leave()
+                print(await waiting)
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.out, end.err) == (0, "False 1\n2\n", "")
+
+
+async def test_a_process_that_the_application_forked_copies_nothing_into_the_arena(program) -> None:
+    """Whatever is under way: large arguments and results of the application's calls are their own, and all of them come."""
+    app = program("""
+        import asyncio, os, sys
+        import numpy as np
+        import tidemill as tm
+
+        def negated(values):
+            return -values
+
+        async def main():
+            async with tm.Lanes(1, arena_bytes=8 << 20) as lanes:
+                await lanes.run(abs, -1)
+                for turns in range(8):
+                    calls = [
+                        asyncio.ensure_future(lanes.run(negated, np.full(100_000, 10.0 * turns + number)))
+                        for number in range(6)
+                    ]
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    child = os.fork()
+                    if child == 0:
+                        sys.exit(0)
+                    for number, result in enumerate(await asyncio.gather(*calls)):
+                        assert (result == -10.0 * turns - number).all()
+                    os.waitpid(child, 0)
+                print(lanes.statistics().lanes[0].restarts)
+
+        asyncio.run(main())
+    """)
+    end = app.ended()
+    assert (end.code, end.out, end.err) == (0, "0\n", "")
+
+
 async def test_lanes_that_a_forked_process_opens_are_its_own(program) -> None:
     """Though they were made before: it can use and leave them."""
     app = program("""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 from typing import Final
 
-from tidemill.lanes.platform import sealed_memory
+from tidemill.lanes.platform import in_forked_child, keep_to_oneself, sealed_memory
 
 __all__ = ["ALIGN", "PADS", "Shared", "aligned", "fence", "write_at"]
 
@@ -36,8 +37,9 @@ class Shared:
     """``size`` zero bytes that other processes can map by ``fd``.
 
     Only the pages that are touched are taken from the machine, so a generous size costs nothing. The size is sealed:
-    nobody who has the memory can take it away from under another. Where lanes have no processes the memory is private to
-    this one, which is all that ``lanes=0`` needs.
+    nobody who has the memory can take it away from under another. A copy of this process that `os.fork` makes is none of those
+    who share it: what it writes, it alone sees. Where lanes have no processes the memory is private to this one, which is all
+    that ``lanes=0`` needs.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -48,6 +50,7 @@ class Shared:
         except OSError:  # no descriptor or no memory is left
             self.close()
             raise
+        _ours.add(self)
 
     @classmethod
     def of(cls, fd: int) -> mmap.mmap:
@@ -65,3 +68,17 @@ class Shared:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+_ours: Final[weakref.WeakSet[Shared]] = weakref.WeakSet()
+
+
+def _keep_to_oneself() -> None:
+    """A copy of the application may leave the block of its lanes: it cancels its copies of their calls, moves marks, goes on
+    copying, all in memory that lanes act on."""
+    for shared in list(_ours):
+        if shared.fd >= 0 and not shared.buffer.closed:
+            keep_to_oneself(shared.buffer, shared.fd)
+
+
+in_forked_child(_keep_to_oneself)

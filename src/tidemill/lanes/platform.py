@@ -7,6 +7,7 @@ processes need what POSIX has: fork, groups of processes, sockets that carry des
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import math
 import mmap
@@ -30,6 +31,7 @@ __all__ = [
     "dying_with_parent",
     "ended_child",
     "in_forked_child",
+    "keep_to_oneself",
     "message_pair",
     "name_process",
     "no_lanes_here",
@@ -40,6 +42,8 @@ __all__ = [
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
+_MAP_NORESERVE: Final = 0x4000
+_MREMAP_MAYMOVE_FIXED: Final = 3
 
 
 # -- anywhere ----------------------------------------------------------------------------------------------
@@ -122,6 +126,20 @@ def in_forked_child(do: Callable[[], None]) -> None:
 def message_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a socket on which a read gives one whole message, with its descriptors, or the end of the other side."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def keep_to_oneself(memory: mmap.mmap, fd: int) -> None:
+    """Memory of a descriptor that others have mapped too: from now on nobody else sees what this process writes into it. It stays
+    where it is, and what looks at it does. Where the system has no room for that it stays shared."""
+    size = len(memory)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    system = ctypes.CDLL(None)
+    system.mmap.restype = system.mremap.restype = ctypes.c_void_p
+    number, address = ctypes.c_size_t, ctypes.c_void_p
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    own = system.mmap(None, number(size), mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, ctypes.c_long(0))
+    if own != address(-1).value:
+        system.mremap(address(own), number(size), number(size), _MREMAP_MAYMOVE_FIXED, address(place))
 
 
 def above_standard_streams(end: socket.socket) -> int:
