@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,6 +86,39 @@ def test_no_part_of_a_function_hides_another_of_its_name(make: Any) -> None:
     with pytest.raises(CallError, match="it closes over SAME, a lock "):
         dumps_function(make())
     assert culprit(make(), "x", dumps_by_value) == "SAME in x, a lock,"
+
+
+def odd_signature(function: Any) -> None:
+    function.__signature__ = "nonsense"
+
+
+def wrapped_in_a_circle(function: Any) -> None:
+    function.__wrapped__ = function
+
+
+def odd_defaults(function: Any) -> None:
+    function.__defaults__ = (1, *function.__defaults__)
+
+
+@pytest.mark.parametrize("odd", [lambda _: None, odd_signature, wrapped_in_a_circle, odd_defaults])
+def test_what_a_function_says_of_itself_keeps_nothing_from_being_named(odd: Callable[[Any], None]) -> None:
+    """What it closes over, and its defaults, whatever its attributes are."""
+    lock = threading.Lock()
+
+    def closes() -> object:
+        return lock
+
+    def has(number: int = 1, mine: object = lock) -> object:
+        return number, mine
+
+    def has_named(*, number: int = 1, mine: object = lock) -> object:
+        return number, mine
+
+    for function, name in ((closes, "lock"), (has, "mine"), (has_named, "mine")):
+        if odd is not odd_defaults or function is has:
+            odd(function)
+        with pytest.raises(CallError, match=rf"sent to a lane: it closes over {name}, a lock \("):
+            dumps_function(function)
 
 
 class Grouchy:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-import inspect
 import io
 import sys
 import threading
@@ -70,8 +69,14 @@ def parts_by_value(function: types.FunctionType) -> list[tuple[str, Any]]:
             parts.append((name, cell.cell_contents))
     names = cloudpickle.cloudpickle._extract_code_globals(function.__code__)
     parts += [(name, function.__globals__[name]) for name in names if name in function.__globals__]
-    named = inspect.signature(function).parameters.items()
-    return parts + [(name, one.default) for name, one in named if one.default is not one.empty]
+    return parts + _defaults(function)
+
+
+def _defaults(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Its own: what it says of its signature, and what it says that it wraps, may be anything."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    last_first = list(zip(reversed(names), reversed(function.__defaults__ or ()), strict=False))
+    return [*reversed(last_first), *(function.__kwdefaults__ or {}).items()]
 
 
 def size_by_value(value: Any) -> int:
