@@ -307,12 +307,12 @@ class CallProcess:
             message.at < 0 or (self.large is not None and self.large.holds(message.at, message.room))
         )
 
-    def close(self, *, tell: bool = True) -> None:
-        """It has ended; what it answered before is told first."""
+    def close(self, *, abandoned: bool = False) -> None:
+        """It has ended; what it answered before is told first, unless the loop was closed, which leaves nobody to tell."""
         for timer in self.stops.values():
             timer.cancel()
         if self.large is not None:
-            self.large.close(tell=tell)
+            self.large.close(abandoned=abandoned)
         self.cursor.close()
         self.finished.close()
         self.memory.buffer.close()

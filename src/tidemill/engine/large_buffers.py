@@ -143,10 +143,10 @@ class LargeBuffers:
         """What the arena takes from the machine."""
         return self._shared.touched_bytes()
 
-    def close(self, *, tell: bool) -> None:
-        """The process has ended: send nothing more, and tell of what came."""
+    def close(self, *, abandoned: bool) -> None:
+        """The process has ended: send nothing more, and tell of what came, if anybody can be told."""
         self._sending.drop()
-        if tell:
+        if not abandoned:
             self._receiving.finish()
         self._receiving.drop()
         self._back.close()

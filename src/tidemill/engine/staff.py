@@ -323,7 +323,7 @@ class Staff:
             if server is not None:
                 await server.abandon()
         for process in self.processes:
-            process.close(tell=False)
+            process.close(abandoned=True)
 
     def arena_bytes(self, lane: int) -> int:
         """What the arena of the lane's process takes from the machine."""
