@@ -117,14 +117,17 @@ async def test_a_job_that_raises_keeps_those_behind_it_from_nothing(clock: Clock
     assert error.__traceback__ is None
 
 
-async def test_what_is_left_can_be_done_at_once(clock: Clock) -> None:
-    """Before its memory is closed."""
-    queue, done = Slices(Turns()), []
-    queue.do(work(clock, done), raised)
-    queue.do(work(clock, done, "next", many=3), raised)
-    queue.finish()
-    assert len(done) == 103
-    assert not queue.busy
+async def test_what_is_left_need_not_wait_for_its_turns(clock: Clock) -> None:
+    """Of all queues, a slice each time: their lanes are being closed."""
+    turns, done = Turns(), []
+    first, second = Slices(turns), Slices(turns)
+    first.do(work(clock, done, "first"), raised)
+    second.do(work(clock, done, "second", many=3), raised)
+    for _ in turns.rest():
+        pass
+    assert (done.count("first"), done.count("second")) == (100, 3)
+    assert not first.busy
+    assert not second.busy
 
 
 @pytest.mark.parametrize("cut", [np.s_[::2], np.s_[::-1, 3], np.s_[5:, ::2, ::3], np.s_[:3, :2], np.s_[3, 3, :1]])

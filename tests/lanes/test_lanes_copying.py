@@ -8,6 +8,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
+from itertools import count, pairwise
 from typing import Any
 
 import cloudpickle
@@ -212,6 +213,52 @@ async def test_lanes_that_are_closed(copies: Copies, cancels: int) -> None:
     np.testing.assert_array_equal(await call, large(1.0))
     await lanes.aclose()
     assert all(process.memory.buffer.closed for process in lanes._crew.staff.processes)
+
+
+@pytest.mark.parametrize("end", ["closed", "closing cancelled", "death"])
+async def test_what_is_left_to_copy_at_the_end(copies: Copies, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process or of the lanes: it is copied a few slices in a turn of the loop, and the caller has it before they are closed."""
+    slices_done, copied, ticks = [0], large_buffers.copied, count()
+
+    def counted(source: Any, target: memoryview) -> Iterator[None]:
+        for _ in copied(source, target):
+            slices_done[0] += 1
+            yield
+
+    lanes = tm.Lanes(1)
+    await lanes.__aenter__()
+    assert lanes._crew is not None
+    process = lanes._crew.staff.seats[0]
+    assert process is not None
+    monkeypatch.setattr(large_buffers, "copied", counted)
+    monkeypatch.setattr(slices, "monotonic", lambda: next(ticks) * 0.0002)  # a slice takes as long
+    call = asyncio.ensure_future(lanes.run(np.ones, 1 << 20))
+    await copies.begins(lanes)
+    closing, after_each_turn = None, [slices_done[0]]
+    if end == "death":
+        process.kill()
+        while process in lanes._crew.staff.processes:
+            await asyncio.sleep(0)
+            after_each_turn.append(slices_done[0])
+        copies.go_on()
+    else:
+        closing = asyncio.ensure_future(lanes.aclose())
+        await asyncio.sleep(0)
+        if end == "closing cancelled":
+            closing.cancel()
+    while not call.done():
+        await asyncio.sleep(0)
+        after_each_turn.append(slices_done[0])
+    assert after_each_turn[-1] == 32
+    assert max(after - before for before, after in pairwise(after_each_turn)) <= 10
+    np.testing.assert_array_equal(await call, np.ones(1 << 20))
+    if closing is None:
+        await lanes.aclose()
+    else:
+        (told,) = await asyncio.gather(closing, return_exceptions=True)
+        assert isinstance(told, asyncio.CancelledError) is (end == "closing cancelled")
+    assert process.large is not None
+    assert process.large._shared.buffer.closed
 
 
 def first_and_last(values: np.ndarray) -> tuple[float, float]:

@@ -308,7 +308,7 @@ class CallProcess:
         )
 
     def close(self, *, abandoned: bool = False) -> None:
-        """It has ended; what it answered before is told first, unless the loop was closed, which leaves nobody to tell."""
+        """It has ended; what it answered before is told once it is copied, unless the loop was closed, which leaves nobody to tell."""
         for timer in self.stops.values():
             timer.cancel()
         if self.large is not None:

@@ -144,15 +144,29 @@ class LargeBuffers:
         return self._shared.touched_bytes()
 
     def close(self, *, abandoned: bool) -> None:
-        """The process has ended: send nothing more, and tell of what came, if anybody can be told."""
+        """The process has ended: send nothing more, tell of what came once that is copied, if anybody can be told, and then let go
+        of the memory."""
         self._sending.drop()
-        if not abandoned:
-            self._receiving.finish()
-        self._receiving.drop()
+        self._shared.close()  # it stays mapped
+        if abandoned:
+            self._receiving.drop()
+        if self._receiving.busy:
+            self._receiving.do(self._last(), _raised)
+        else:
+            self._let_go()
+
+    def _last(self) -> Iterator[None]:
+        self._let_go()
+        yield
+
+    def _let_go(self) -> None:
         self._back.close()
         self._memory.release()
         self._shared.buffer.close()
-        self._shared.close()
+
+
+def _raised(error: Exception) -> None:
+    raise error
 
 
 def _copied(buffer: Buffer, place: memoryview) -> Iterator[None]:

@@ -50,14 +50,23 @@ class Turns:
         if queue in self._queues:
             self._queues.remove(queue)
 
+    def rest(self) -> Iterator[None]:
+        """Have all that is left in the queues done, a slice each time: it need not wait for its turns."""
+        while self._queues:
+            self._slice()
+            yield
+
+    def _slice(self) -> None:
+        queue = self._queues.popleft()
+        if queue.slice():  # which may have others join
+            self._queues.append(queue)
+
     def _go_on(self) -> None:
         now = monotonic()
         until = now + (_ALONE_S if now - self._left_s < _OTHERS_S else _AMONG_OTHERS_S)
         try:
             while self._queues and now < until:
-                queue = self._queues.popleft()
-                if queue.slice():  # which may have others join
-                    self._queues.append(queue)
+                self._slice()
                 now = monotonic()
         finally:
             self._is_on = bool(self._queues)
@@ -98,12 +107,6 @@ class Slices:
             failed(error.with_traceback(None))
         self._jobs.popleft()
         return bool(self._jobs)
-
-    def finish(self) -> None:
-        """Do all that is left, now."""
-        while self._jobs:
-            self.slice()
-        self._turns.leave(self)
 
     def drop(self) -> None:
         """Do nothing more."""

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from tidemill.engine.call_process import CallProcess, Request
 from tidemill.engine.making import ATTEMPTS, Making
-from tidemill.engine.slices import Turns
+from tidemill.engine.slices import Turns, in_turns
 from tidemill.engine.wear import is_worn
 from tidemill.errors import EngineError, OutsideError
 from tidemill.lanes.channel import Exit, ProcessChannel
@@ -314,7 +314,13 @@ class Staff:
                 for process in self.processes:
                     assert isinstance(process.channel, ProcessChannel)
                     process.channel.close()
-                    process.close()  # nobody else tells whose results are still being copied
+                    process.close()
+                copies = self._turns.rest()
+                try:
+                    await in_turns(copies)  # whoever waits for their results is told before the lanes are closed
+                finally:
+                    for _ in copies:  # what is left, if this was cancelled
+                        pass
 
     async def abandon(self) -> None:
         """The same when the loop that they belong to was closed under them."""
