@@ -176,3 +176,26 @@ async def test_a_function_that_looks_is_not_killed(telephone, home) -> None:
             assert await lanes.run(tm.cancelled) is False
         assert await lanes.run(os.getpid) == pid
         assert lanes.statistics().lanes[0].restarts == 0
+
+
+async def test_a_call_that_ends_before_it_is_killed(telephone, home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next is held before it begins: it dies with nobody's process, and runs in another."""
+    async with tm.Lanes(1, grace=0) as lanes:
+        await lanes.run(abs, -1)
+        assert lanes._crew is not None
+        process = lanes._crew.staff.seats[0]
+        assert process is not None
+        task = asyncio.create_task(lanes.run(home, telephone.port, "running"))
+        await telephone.hear("running")
+        behind = asyncio.create_task(lanes.run(square, 3, key="a"))  # stays with its lane
+        await asyncio.sleep(0)
+        turn = max(process.turns.values())
+        kill = process.channel.kill
+        monkeypatch.setattr(process.channel, "kill", lambda: None)  # it takes a while to get there
+        task.cancel()
+        await asyncio.wait([task])
+        await telephone.tell("running")
+        while process.cursor.started != turn:  # noqa: ASYNC110 - a turn at a time
+            await asyncio.sleep(0)
+        kill()
+        assert await behind == 9

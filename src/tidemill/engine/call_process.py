@@ -126,6 +126,8 @@ class CallProcess:
         """The turn of each call that was sent and not answered or revoked."""
         self._last_turn = 0
         self._last_revoked = 0  # of the turns that it was sent
+        self._killed_in = 0
+        """The turn that it is killed for, since its call did not stop."""
         self.dying = False
         self.ticks = 0
         """Of the processors, that it had had at the last look."""
@@ -207,6 +209,7 @@ class CallProcess:
             return True
         started = self.cursor.announce()
         if started == turn and or_kill:
+            self._killed_in = turn
             self.kill()
             return False
         self.channel.send(Revoke(turn if started < turn else 0))
@@ -238,8 +241,10 @@ class CallProcess:
         self.cursor.cancel(self.turns[call])
 
     def running(self) -> int:
-        """The call that was started and not answered; 0 for none."""
+        """The call that was started and not answered; 0 for none. One behind a call that it is killed for waits in vain to begin."""
         started = self.cursor.started
+        if self._killed_in and started > self._killed_in:
+            return 0
         return next((call for call, turn in self.turns.items() if turn == started), 0)
 
     @property
