@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tidemill as tm
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.blame import Orders
@@ -13,7 +14,7 @@ from tidemill.schema import Kind
 from tidemill.stages.map import Map
 from tidemill.stages.rolling import STATISTICS, Rolling, quantile
 from tidemill.stages.state import StateLayout, StateMemory
-from tidemill.stages.statistics import blocks
+from tidemill.stages.statistics import blocks, growing
 from tidemill.stages.statistics.compiled import interpreted_kernels
 
 ALL = [*STATISTICS, quantile(0.0), quantile(0.05), quantile(0.77), quantile(1.0)]
@@ -151,3 +152,37 @@ def test_a_neighbour_that_fails_does_not_disturb_it():
         return [Batch.concat(parts)[name].tobytes() for name in stages[1].adds]
 
     assert run([], isolate=False) == run([1, 30, 31], isolate=False) == run([44], isolate=True)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), WINDOWS)
+def test_sensors_that_come_one_by_one_leave_the_bits_as_they_are(drive, seed, window):
+    """What is kept grows with the sensors, and what is known of those before is as it was."""
+    stage = Rolling("v", window, ALL)
+    grown, whole = drive(stage, max_keys=400), drive(stage, max_keys=400)
+    whole.slots = {str(number): number for number in range(400)}
+    whole.stage.admit(list(whole.slots), 0)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(growing, "_LEAST", 4096)
+        for number, (batch, few) in enumerate(made(seed, 8)):
+            keys = [str((int(key) + row * number) % (5 * 3**number) % 400) for row, key in enumerate(few)]
+            grown.slots.update((key, int(key)) for key in keys)
+            assert bits(grown.step(batch, keys).batch, stage) == bits(whole.step(batch, keys).batch, stage)
+
+
+@pytest.mark.parametrize("kept", [blocks.Blocks(1_000_000), blocks.Sorted(1_000_000)], ids=["blocks", "sorted"])
+def test_of_keys_that_never_came_nothing_is_asked_of_the_machine(kept):
+    """The longest windows of three sensors take address space for about three, however many sensors there may be."""
+    held, stamps, _ = kept.stamped(3)
+    assert held.nbytes <= 2 * 3 * kept.bytes_per_key + growing._LEAST
+    assert stamps.nbytes <= growing._LEAST
+
+
+def test_the_longest_window_starts_with_as_many_sensors_as_there_may_be():
+    """A run over two sensors with windows of a million records needs no terabytes for the sensors that it might have."""
+    rows = [{"sensor": f"S{i % 2}", "time": i, "value": float(i)} for i in range(10)]
+    made = []
+    stage = Rolling("value", 1_000_000, ["median", "mean", "slope"])
+    pipeline = tm.Pipeline(tm.sources.Records(rows), [stage], tm.sinks.Callback(made.extend, rows=True))
+    assert tm.run(pipeline, lanes=0).rows_out == 10
+    assert made[-1]["value_median_1000000"] == made[-1]["value_mean_1000000"] == 5.0

@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.stages.statistics.growing import Growing
+
 __all__ = ["Blocks", "Sorted"]
 
 _NEAR: Final = 1 << 20
@@ -27,8 +29,8 @@ class _Known:
 
     def __init__(self, numbers: int) -> None:
         self._numbers = numbers
-        self._held = np.empty(0)
-        self._stamps = np.empty(0, np.int64)
+        self._held = Growing("float64")
+        self._stamps = Growing("int64")
         self._stamp = 1
 
     @property
@@ -40,11 +42,8 @@ class _Known:
         self._stamp += 1
 
     def stamped(self, keys: int) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """Memory for so many keys, of which only what is used is taken from the machine; what is held of a key is good
-        while its stamp is the last number, which kernels see to."""
-        if len(self._stamps) < keys:
-            self._held, self._stamps = _in_lines(keys * self._numbers), np.zeros(keys, np.int64)
-        return self._held, self._stamps, self._stamp
+        """Memory for so many keys; what is held of a key is good while its stamp is the last number, which kernels see to."""
+        return self._held.of(keys * self._numbers), self._stamps.of(keys), self._stamp
 
 
 class Blocks(_Known):
@@ -57,7 +56,7 @@ class Blocks(_Known):
         self.shift = max(4, ((window - 1).bit_length() + 2) // 2)
         self._blocks = -(-window // (1 << self.shift))
         super().__init__(_whole_lines(numbers * self._blocks))
-        self._gapped = np.empty(0)
+        self._gapped = Growing("float64")
         self._near = _NEAR // (8 * (window + self._numbers))
 
     @property
@@ -66,10 +65,7 @@ class Blocks(_Known):
 
     def gapped(self, keys: int) -> NDArray[np.float64]:
         """Two numbers more of each block, for those in which values are missing: no memory is taken for others."""
-        size = 2 * keys * self._blocks
-        if len(self._gapped) < size:
-            self._gapped = np.zeros(size)
-        return self._gapped
+        return self._gapped.of(2 * keys * self._blocks)
 
     def are_far(self, keys: int) -> bool:
         """Whether the rings and blocks of so many keys are more than the processor has at hand, and small each: what
@@ -89,7 +85,7 @@ class Sorted(_Known):
         self.shift = min(bits, max(6, (bits + 1) // 2))
         self.chunks = -(-window // (1 << self.shift))
         super().__init__(self.chunks << self.shift)
-        self._own = np.empty((0, self.chunks + 2), np.int64)
+        self._own = Growing("int64")
 
     @property
     def bytes_per_key(self) -> int:
@@ -97,16 +93,8 @@ class Sorted(_Known):
 
     def owned(self, keys: int) -> NDArray[np.int64]:
         """For each key: how many values are held, of how many cells, and where each chunk begins."""
-        if len(self._own) < keys:
-            self._own = np.zeros((keys, self.chunks + 2), np.int64)
-        return self._own
+        return self._own.of(keys * (self.chunks + 2))
 
 
 def _whole_lines(numbers: int) -> int:
     return -(-numbers // _LINE) * _LINE
-
-
-def _in_lines(numbers: int) -> NDArray[np.float64]:
-    """Zeros that begin where a line of the processor's cache does."""
-    memory = np.zeros(numbers + _LINE)
-    return memory[-(memory.ctypes.data // memory.itemsize) % _LINE :][:numbers]

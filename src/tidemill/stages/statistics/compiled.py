@@ -177,15 +177,15 @@ class Kernels:
         *,
         ddof: int,
         min_periods: int,
-        keys: int = 0,
+        keys: int,
     ) -> NDArray[np.float64]:
         """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``.
 
-        ``keys`` says how many keys are in use, as far as known: it is for the speed alone.
+        ``keys`` says how many keys are in use, which no slot may be beyond: blocks are kept of so many.
         """
         rows, window = len(slots), ring.shape[1]
         out = np.empty((int(places.max()) + 1, rows))
-        held, stamps, stamp = blocks.stamped(len(ring))
+        held, stamps, stamp = blocks.stamped(keys)
         self._roll(
             rows,
             slots,
@@ -202,7 +202,7 @@ class Kernels:
             stamps,
             stamp,
             int(blocks.are_far(keys)),
-            blocks.gapped(len(ring)),
+            blocks.gapped(keys),
             out,
         )
         return out

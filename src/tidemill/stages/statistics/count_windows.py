@@ -101,6 +101,8 @@ class CountWindows:
         moments: NDArray[np.int64] | None,
     ) -> list[list[NDArray[np.float64]]]:
         """Per column its statistics, in their order; ``moments`` are the event times, where they are needed."""
+        if len(slots):  # kernels check no bounds: what they are given is for these keys too, whoever admitted them
+            self._keys = max(self._keys, int(slots.max()) + 1)
         cells, filled = self._enter(kernels, slots, state, moments)
         entered = _Entered(slots, cells, filled, state, moments, timed=self._wanted.timed)
         made = [
@@ -199,7 +201,7 @@ class CountWindows:
     def _ranked(
         self, kernels: Kernels, entered: _Entered, values: NDArray[np.float64], ring: NDArray[np.float64], held: Sorted
     ) -> NDArray[np.float64]:
-        chunks, stamps, stamp = held.stamped(len(ring))
+        chunks, stamps, stamp = held.stamped(self._keys)
         out = np.empty((len(self._wanted.quantiles), len(values)))
         kernels["rank"](
             *entered.windows,
@@ -211,7 +213,7 @@ class CountWindows:
             self._wanted.fractions,
             len(out),
             chunks,
-            held.owned(len(ring)),
+            held.owned(self._keys),
             stamps,
             stamp,
             entered.room,
@@ -248,7 +250,7 @@ class CountWindows:
         ring: NDArray[np.float64],
         blocks: Blocks,
     ) -> NDArray[np.float64]:
-        held, stamps, stamp = blocks.stamped(len(ring))
+        held, stamps, stamp = blocks.stamped(self._keys)
         out = np.empty(len(values))
         kernels["slope"](
             *entered.windows,
