@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["NAME", "counted", "in_one_line", "lines_printable", "printable", "quoted"]
+__all__ = ["NAME", "counted", "in_one_line", "lines_printable", "printable", "quoted", "shown"]
 
 NAME: Final = 80
 """Characters by which a person knows a name."""
@@ -60,3 +60,15 @@ def quoted(name: str) -> str:
     'pump\\n\\x1b[2J' "it's" 83
     """
     return repr(name if len(name) <= NAME else f"{name[:NAME]}…")
+
+
+def shown(item: Any) -> str:
+    """A value as Python writes it, or of which class it is, where that raises.
+
+    >>> shown({"value": 20})
+    "{'value': 20}"
+    """
+    try:
+        return repr(item)
+    except Exception:  # noqa: BLE001 - any class may, and anything
+        return f"a {type(item).__name__} that cannot be shown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from tidemill.batch import Batch
 from tidemill.clock import SystemClock
+from tidemill.engine.dead_letters import _encoded
+from tidemill.engine.plan import Plan
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.schema import Kind
 from tidemill.sources import DeadLetters, Frame, Records, SourceContext
@@ -252,3 +255,88 @@ async def test_dead_letters_are_replayed(drain: Any, tmp_path: Path) -> None:
     assert [letter.reason_code for letter in drained.letters] == ["malformed", "malformed", "no_key"]
     with pytest.raises(InputError, match=str(tmp_path / "none")):
         DeadLetters(tmp_path / "none").check()
+
+
+class _NoOffset(dt.tzinfo):
+    """A zone that does not say how far it is from UTC."""
+
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta | None:
+        return None
+
+
+class _RaisingZone(dt.tzinfo):
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta | None:
+        raise RuntimeError("no offset")
+
+
+class _Mute:
+    """A value of which no text can be had."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class _Closed(dict[str, Any]):
+    """A mapping that gives no fields."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no fields")
+
+    def keys(self) -> Any:
+        raise RuntimeError("no fields")
+
+    def get(self, *_: Any) -> Any:
+        raise RuntimeError("no fields")
+
+    def items(self) -> Any:
+        raise RuntimeError("no fields")
+
+
+START = dt.datetime(2024, 1, 1)  # noqa: DTZ001 - zones are put in below
+SOUND = {"sensor": 1j, "time": START, "value": 1.5}
+BROKEN = [
+    ({"time": pd.NaT}, "bad_time", "the record has nothing in field 'time', which holds its time"),
+    ({"time": np.datetime64("NaT")}, "bad_time", "the record has nothing in field 'time', which holds its time"),
+    ({"time": START.replace(tzinfo=_NoOffset())}, "bad_time", "is not ISO 8601 or an epoch number"),
+    ({"time": START.replace(tzinfo=_RaisingZone())}, "bad_time", "is not ISO 8601 or an epoch number"),
+    ({"time": _Mute()}, "bad_time", "the time a _Mute that cannot be shown in field 'time' is not ISO 8601"),
+    ({"sensor": np.array([1, 2])}, "no_key", "field 'sensor', which names the sensor, is nested"),
+    ({"sensor": {}.keys()}, "wrong_type", "cannot be sent to another process"),
+    ({"sensor": pd.NA}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
+    ({"sensor": pd.NaT}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
+    ({"sensor": np.datetime64("NaT")}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
+    (
+        {"sensor": _Mute()},
+        "no_key",
+        "field 'sensor', which names the sensor, is a _Mute whose text cannot be had: RuntimeError",
+    ),
+    (_Closed(SOUND), "malformed", "the record cannot be read: its _Closed raised RuntimeError"),
+]
+
+
+@pytest.mark.parametrize(("broken", "code", "why"), BROKEN)
+@pytest.mark.parametrize("make", [list, iter, later])
+async def test_what_a_record_raises_while_it_is_read_is_its_own_fault(
+    drain: Any, make: Any, broken: dict[str, Any], code: str, why: str
+) -> None:
+    """Whatever a key, a time or the mapping itself raises, that record alone is a dead letter that can be written."""
+    bad = broken if isinstance(broken, _Closed) else {**SOUND, **broken}
+    drained = await drain(Records(make([SOUND, SOUND, bad, SOUND])))
+    assert drained.rows == [SOUND] * 3
+    [letter] = drained.letters
+    assert letter.reason_code == code
+    assert why in letter.reason
+    assert json.loads(_encoded(letter))["reason_code"] == code
+
+
+async def test_a_long_double_is_a_number_of_seconds_too(drain: Any) -> None:
+    """NumPy makes no Python number of it; its time is the nearest float's."""
+    drained = await drain(Records([SOUND, {**SOUND, "time": np.longdouble(1.5)}]))
+    assert drained.batches[0].time.tolist()[1] == 1_500_000_000
+
+
+@pytest.mark.parametrize("time", [pd.NaT, _Mute(), START.replace(tzinfo=_RaisingZone())])
+def test_apply_says_which_record_has_no_time(time: Any) -> None:
+    """In a notebook such a record is an `InputError` that shows it, whatever its values raise."""
+    with pytest.raises(InputError, match=r"field 'time'.*, in the record .*; 1 such records in all"):
+        Plan().apply([SOUND, {**SOUND, "time": time}], time="time")

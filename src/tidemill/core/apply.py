@@ -23,6 +23,7 @@ from tidemill.errors import InputError, PlanError, StageError
 from tidemill.formats.edge import Edge
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
 from tidemill.orders import Part, joined, placed
+from tidemill.printable import shown
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
 
@@ -189,7 +190,9 @@ def with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
     edge = Edge(key=key, time=time, tz=tz, arrival=arrival, source="apply")
     batch, letters = edge.columns(table.columns, rows=len(table), naive=interchange.naive_times(data))
     if letters:
-        raise InputError(f"{letters[0].reason}, in the record {letters[0].raw}; {len(letters)} such records in all.")
+        raise InputError(
+            f"{letters[0].reason}, in the record {shown(letters[0].raw)}; {len(letters)} such records in all."
+        )
     batch.origin, batch.origin_names, batch.orders = table.origin, table.origin_names, table.orders
     return batch
 

@@ -287,7 +287,7 @@ def _encoded(letter: DeadLetter) -> bytes:
         data = msgspec.json.encode(fields, enc_hook=_shown)
         if b"null" not in data or _is_finite(letter.raw):
             return _harmless(data)
-    except (TypeError, ValueError, OverflowError, RecursionError):  # half a surrogate pair, endless nesting
+    except Exception:  # noqa: BLE001, S110 - half a surrogate pair, endless nesting, a class or a zone of the user's that raises
         pass
     return _harmless(msgspec.json.encode({name: _plain(value) for name, value in fields.items()}, enc_hook=_shown))
 
@@ -326,7 +326,7 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> Any:
         if isinstance(value, dict):
             return {
                 _plain(name) if isinstance(name, str) else _shown(name): _plain(item, inside)
-                for name, item in value.items()
+                for name, item in dict.items(value)  # of a class of the user's, its own may raise
             }
         return [_plain(item, inside) for item in value]
     return _shown(value)

@@ -177,9 +177,11 @@ class Edge:
         early: dict[int, Reject] = {}
         kept: Sequence[dict[str, Any]] = rows
         if not plain:
-            kept = [dict(row) if isinstance(row, Mapping) else row for row in rows]
+            kept = list(map(_as_dict, rows))
             for place, row in enumerate(kept):
-                if type(row) is not dict:
+                if isinstance(row, _Unreadable):
+                    early[place] = Reject(place, MALFORMED, f"the record cannot be read: {row.why}")
+                elif type(row) is not dict:
                     early[place] = Reject(place, MALFORMED, f"the record is a {type(row).__name__}, not an object")
                 elif not all(type(name) is str for name in row):
                     early[place] = Reject(place, MALFORMED, "a field's name is not text")
@@ -407,6 +409,22 @@ class Edge:
             if len(self._fields) > 50:
                 return
             self._fields.update(dict.fromkeys(map(str, row)))
+
+
+class _Unreadable:
+    """In place of a record that is a mapping and gives no fields."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+def _as_dict(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    try:
+        return dict(row)
+    except Exception as error:  # noqa: BLE001 - a class of the user's may raise anything
+        return _Unreadable(f"its {type(row).__name__} raised {type(error).__name__}")
 
 
 def _shown(batch: Batch, row: int, naive: frozenset[str]) -> dict[str, Any]:

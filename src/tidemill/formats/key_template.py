@@ -7,9 +7,11 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tidemill.errors import PlanError
 
-__all__ = ["KeyTemplate", "is_nested", "names_nothing"]
+__all__ = ["KeyTemplate", "is_nested", "names_nothing", "why_unnamed"]
 
 
 class KeyTemplate:
@@ -33,15 +35,35 @@ class KeyTemplate:
 
     def told(self, record: Mapping[Any, Any], known: Mapping[str, str]) -> str | None:
         """The key of a record; None when there is none to be made."""
-        values = [known.get(name) if names_nothing(record.get(name)) else record[name] for name in self.names]
-        if any(value is None or is_nested(value) for value in values):
+        try:
+            values = [known.get(name) if names_nothing(record.get(name)) else record[name] for name in self.names]
+            if any(value is None or why_unnamed(value) for value in values):
+                return None
+            return self.join(list(map(str, values))) or None
+        except Exception:  # noqa: BLE001 - a record, or a value in it, may be of a class that raises anything
             return None
-        return self.join(list(map(str, values))) or None
 
 
 def names_nothing(item: Any) -> bool:
-    """Nothing is there; in the column of a DataFrame, NaN says that."""
-    return item is None or (isinstance(item, float) and math.isnan(item))
+    """Nothing is there; in the column of a DataFrame, NaN says that, or pandas' NA and NaT, or NumPy's."""
+    if item is None or type(item).__name__ in ("NAType", "NaTType", "MaskedConstant"):
+        return True
+    if isinstance(item, (np.datetime64, np.timedelta64)):
+        return bool(np.isnat(item))
+    return isinstance(item, float) and math.isnan(item)
+
+
+def why_unnamed(item: Any) -> str:
+    """What a field is in place of a name; nothing, if it is one, or its text will be.
+
+    >>> why_unnamed(7), why_unnamed(float("nan")), why_unnamed([7])
+    ('', 'is missing or null', 'is nested')
+    """
+    if isinstance(item, (str, int)):
+        return ""
+    if names_nothing(item):
+        return "is missing or null"
+    return "is nested" if is_nested(item) or isinstance(item, (np.ndarray, Mapping, frozenset)) else ""
 
 
 def is_nested(item: Any) -> bool:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, FARTHEST, NAT, Column
-from tidemill.formats.key_template import KeyTemplate, is_nested, names_nothing
+from tidemill.formats.key_template import KeyTemplate, names_nothing, why_unnamed
 from tidemill.formats.times import TimeReader
 from tidemill.formats.unfit import is_unicode
 from tidemill.kinds import Kinds
 from tidemill.letters import BAD_TIME, NO_KEY, Reject
+from tidemill.printable import shown
 from tidemill.schema import Kind
 
 __all__ = ["DEFAULT_KEY", "DEFAULT_TIME", "Known", "Roles"]
@@ -80,7 +81,7 @@ class Roles:
         return ns
 
     def _bad_time(self, item: Any) -> str:
-        if item is None or item is ABSENT:
+        if item is ABSENT or (names_nothing(item) and not isinstance(item, float)):
             return f"the record has nothing in field {self.time!r}, which holds its time"
         if self.times.is_time(item):
             return f"the time {_short(item)} in field {self.time!r} is beyond the years 1823 to 2116 that this program works in"
@@ -111,18 +112,16 @@ class Roles:
         types = set(map(type, items))
         if types == {str}:
             return items
-        if float in types:
-            items = [None if names_nothing(item) else item for item in items]
+        if types <= {str, int, bool}:
+            return list(map(str, items))
         texts = []
         for row, item in enumerate(items):
-            if isinstance(item, (str, int, float, bool)) or (item not in (None, ABSENT) and not is_nested(item)):
-                texts.append(str(item))
-            elif (item is None or item is ABSENT) and self.fallback is not None:
-                texts.append(_known_at(known, row, self.fallback) or "")
-            else:
-                texts.append("")
-                what = "is nested" if is_nested(item) else "is missing or null"
-                rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {what}"))
+            text, why = _text_of(item)
+            if why and self.fallback is not None and (item is ABSENT or names_nothing(item)):
+                text, why = _known_at(known, row, self.fallback) or "", ""
+            if why:
+                rejects.setdefault(row, Reject(row, NO_KEY, f"field {name!r}, which names the sensor, {why}"))
+            texts.append(text)
         return texts
 
     def _known_part(self, name: str, rows: int, rejects: dict[int, Reject], known: Known | None) -> str | list[str]:
@@ -174,7 +173,7 @@ class Roles:
 
     def times_told(self, raws: Sequence[Any], walls_ns: Sequence[int]) -> list[int | None]:
         """The times that refused records tell, or those of their arrival; of what is no record, none."""
-        items = [raw.get(self.time) if isinstance(raw, Mapping) else ABSENT for raw in raws]
+        items = [_field_of(raw, self.time) for raw in raws]
         told: list[int | None] = [None] * len(items)
         alike: dict[type, list[int]] = {}
         for place, item in enumerate(items):
@@ -200,6 +199,25 @@ def _known_at(known: Known | None, row: int, name: str) -> str | None:
     return (known if isinstance(known, Mapping) else known[row]).get(name)
 
 
+def _text_of(item: Any) -> tuple[str, str]:
+    """The text of a field that names the sensor, and what it is in place of a name."""
+    if item is ABSENT:
+        return "", "is missing or null"
+    if why := why_unnamed(item):
+        return "", why
+    try:
+        return str(item), ""
+    except Exception as error:  # noqa: BLE001 - a class of the user's may raise anything
+        return "", f"is a {type(item).__name__} whose text cannot be had: {type(error).__name__}"
+
+
+def _field_of(raw: Any, name: str) -> Any:
+    try:
+        return raw.get(name) if isinstance(raw, Mapping) else ABSENT
+    except Exception:  # noqa: BLE001 - so may one that is a mapping
+        return ABSENT
+
+
 def _short(item: Any) -> str:
-    text = repr(item)
+    text = shown(item)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -157,7 +157,13 @@ class TimeReader:
         return ns, ns == NAT
 
     def one(self, item: Any) -> int:
-        """One value of any type as nanoseconds; NaT when it is not a time."""
+        """One value of any type as nanoseconds; NaT when it is not a time, nor can be asked."""
+        try:
+            return self._one(item)
+        except Exception:  # noqa: BLE001 - a zone, or a class of the user's, may raise anything
+            return NAT
+
+    def _one(self, item: Any) -> int:
         match item:
             case bool() | None:
                 return NAT
@@ -175,8 +181,10 @@ class TimeReader:
                 return self._moment(dt.datetime.combine(item, dt.time()))
             case np.datetime64():
                 return int(self.localised(np.array([_numpy_moment(item)]))[0])
-            case np.integer() | np.floating():
-                return self.one(item.item())
+            case np.integer():
+                return self._one(int(item))
+            case np.floating():
+                return self._one(float(item))  # also a long double, of which NumPy makes no other number
             case _ if item is ABSENT:
                 return NAT
             case _:
@@ -184,6 +192,12 @@ class TimeReader:
 
     def is_time(self, item: Any) -> bool:
         """Whether a value is a time, also one that is too far away to be read."""
+        try:
+            return self._is_time(item)
+        except Exception:  # noqa: BLE001 - see `one`
+            return False
+
+    def _is_time(self, item: Any) -> bool:
         if self.time_format is not None and isinstance(item, int | float):
             item = str(item)
         match item:
@@ -193,6 +207,8 @@ class TimeReader:
                 return True
             case float():
                 return math.isfinite(item)
+            case dt.datetime() if item.tzinfo is not None:
+                return item.utcoffset() is not None  # a zone that says none is no zone
             case dt.date() | np.datetime64():
                 return True
             case str() if self.time_format is not None:

@@ -119,12 +119,19 @@ def row_as_now(row: Any) -> Any:
     {'value': 1.0}
     """
     if type(row) is not dict:
-        return fields_as_now(row) if isinstance(row, dict) else row
+        return _as_now(row) if isinstance(row, dict) else row
     kept = row.copy()
     for item in kept.values():
         if type(item) not in FIXED:
             return fields_as_now(kept)
     return kept
+
+
+def _as_now(row: Mapping[Any, Any]) -> Any:
+    try:
+        return fields_as_now(row)
+    except Exception:  # noqa: BLE001 - a dict of a class of the user's; whoever reads it says what is wrong with it
+        return row
 
 
 def own_values(items: Iterable[Any]) -> list[Any]:
