@@ -45,8 +45,8 @@ def placed(own: Iterable[str], parts: Sequence[Collection[str]]) -> list[str]:
     ['a', 'b', 'c', 'x', 'y']
     """
     seen = dict.fromkeys(name for part in parts for name in part)
-    own = [name for name in own if name in seen]
-    names = [*own, *(name for name in seen if name not in own)]
+    kept = dict.fromkeys(name for name in own if name in seen)  # there may be thousands of columns
+    names = [*kept, *(name for name in seen if name not in kept)]
     return names if all(follows(part, names) for part in parts) else list(seen)
 
 
@@ -66,7 +66,7 @@ def joined(parts: Sequence[Part], names: Sequence[str]) -> Orders | None:
     ids = []
     for part in parts:
         rows, orders = part.orders or (np.zeros(part.rows, np.int32), ((),))
-        whole = [(*order, *(name for name in part.names if name not in order)) for order in orders]
+        whole = [tuple(dict.fromkeys((*order, *part.names))) for order in orders]
         codes = np.array([table.setdefault(order, len(table)) for order in whole], np.int32)
         ids.append(codes[rows])
     return np.concatenate(ids), tuple(table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -42,10 +42,24 @@ def parse_header(line: bytes, named: str) -> list[str]:
     header = [cell.strip() or f"column{place}" for place, cell in enumerate(cells)]
     if not header:
         raise InputError(f"{named} is empty; its first line must name the columns.")
-    twice = [name for place, name in enumerate(header) if name in header[:place]]
-    if twice:
-        raise InputError(f"{named} names the column {twice[0]!r} twice; a record has each field once.")
+    twice = first_repeated(header)
+    if twice is not None:
+        raise InputError(f"{named} names the column {twice!r} twice; a record has each field once.")
     return header
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before.
+
+    >>> first_repeated(["a", "b", "a", "b"])
+    'a'
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 _Cells = list[list[str]]

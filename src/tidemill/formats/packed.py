@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import msgspec
@@ -342,6 +342,13 @@ def decoded_texts(data: bytes) -> list[str]:
 
 def _left_out(kind: Kind, rows: int) -> Column:
     """A column in which every row is absent, in the memory of one row."""
+    alike = _absent(kind, rows)
+    return Column(kind, alike.values, tags=alike.tags, texts=alike.texts)
+
+
+@lru_cache(maxsize=16)
+def _absent(kind: Kind, rows: int) -> Column:
+    """One for all such columns of a batch, of which there may be thousands: nobody can write to its arrays."""
     one = Column.missing(kind, 1)
     assert one.tags is not None
     return Column(kind, np.broadcast_to(one.values, rows), tags=np.broadcast_to(one.tags, rows), texts=one.texts)
