@@ -19,8 +19,10 @@ from tidemill.clock import SystemClock
 from tidemill.engine.dead_letters import _encoded
 from tidemill.engine.plan import Plan
 from tidemill.errors import InputError, PlanError, StageError
+from tidemill.formats import unfit
 from tidemill.schema import Kind
 from tidemill.sources import DeadLetters, Frame, Records, SourceContext
+from tidemill.sources.nested_values import nested_in
 
 ROWS = [{"sensor": f"S{n % 5}", "time": float(n), "value": n, "unit": None, "tags": ["a", n]} for n in range(2_500)]
 
@@ -340,3 +342,57 @@ def test_apply_says_which_record_has_no_time(time: Any) -> None:
     """In a notebook such a record is an `InputError` that shows it, whatever its values raise."""
     with pytest.raises(InputError, match=r"field 'time'.*, in the record .*; 1 such records in all"):
         Plan().apply([SOUND, {**SOUND, "time": time}], time="time")
+
+
+HEAVY = [{"sensor": "S1", "time": float(n), "value": n, "spectrum": [0.5] * 20_000} for n in range(40)]
+LIGHT = [{"sensor": "S1", "time": float(n), "value": n, "spectrum": [n]} for n in range(3_000)]
+
+
+@pytest.mark.parametrize("make", [list, iter, later])
+async def test_large_nested_values_are_few_in_one_turn(drain: Any, make: Any) -> None:
+    """However few the records are, no batch holds more in their lists than one turn of the loop may take, and none is lost."""
+    rows = [*LIGHT, *HEAVY, *LIGHT]
+    drained = await drain(Records(make(rows)))
+    assert drained.rows == rows
+    for batch in drained.batches:
+        assert sum(map(len, batch["spectrum"])) <= 1 << 16
+    assert len(drained.batches) < 60
+
+
+async def test_nested_values_of_classes_of_the_users_are_bounded_too(drain: Any) -> None:
+    """Rows that are other mappings, and one in whose columns lists come late."""
+    rows = [UserRow(row) for row in HEAVY]
+    assert max(map(len, (await drain(Records(rows))).batches)) == 3
+    late = [{"sensor": "S1", "time": float(n), "value": n} for n in range(1_500)] + HEAVY
+    drained = await drain(Records(late))
+    assert drained.rows == late
+    assert max(len(batch) for batch in drained.batches if "spectrum" in batch.columns) <= 1_500
+
+
+def test_a_look_ahead_does_not_write_nested_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they can be sent to a lane is asked when they are read, in turns, not before the run begins."""
+    monkeypatch.setattr(unfit, "_why_unsendable", lambda _: pytest.fail("a value was pickled"))
+    assert Records(HEAVY).peek()["spectrum"].kind is Kind.OBJECT
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        ([[0.5] * 1_000] * 4, 4_004),
+        ({"a": {"b": [1, 2, 3]}}, 5),
+        (np.zeros(1_000), 1_000),
+        ("x" * 8_000, 1_000),
+        ({1, 2}, 2),
+        (_Mute(), 0),
+    ],
+)
+def test_what_lies_in_a_value_is_counted(item: Any, found: int) -> None:
+    """In lists, dicts, sets and arrays, and in long texts; classes of the user's are not asked."""
+    assert nested_in(item, 1 << 20) == found
+
+
+def test_a_list_in_itself_is_not_gone_through_for_ever() -> None:
+    """Counting ends at the most that is asked for."""
+    endless: list[Any] = [1, 2]
+    endless.append(endless)
+    assert nested_in(endless, 100) > 100

@@ -36,7 +36,7 @@ from tidemill.letters import (
     Letters,
     Reject,
 )
-from tidemill.rows import RowsByField, batch_of_rows, fields_of_rows
+from tidemill.rows import Fields, RowsByField, batch_of_rows, fields_of_rows
 from tidemill.schema import Kind
 
 __all__ = ["Edge"]
@@ -149,14 +149,16 @@ class Edge:
         known: Known | None = None,
         raw_of: RawOf | None = None,
         parsed: bool = False,
+        fields: Fields | None = None,
     ) -> tuple[Batch, Sequence[DeadLetter]]:
         """Records given as dicts; ``raw_of`` a place is what its dead letter holds instead of the dict.
 
         ``parsed`` says that they were read from text, so that nothing in them can be what a lane cannot be sent.
+        ``fields`` is what `fields_of_rows` gave for them, if it is known already: of dicts, and no other mappings.
         """
         plain = isinstance(rows, RowsByField) or set(map(type, rows)) <= {dict}
         learned = self.kinds.learned
-        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raw_of, parsed)
+        made = self._rows(rows, plain, arrived_ns, wall_ns, known, raw_of, parsed, fields)
         if made is None:
             self.kinds.relearn(learned)  # what a record teaches must not depend on those that come along with it
             made = self._rows(rows, False, arrived_ns, wall_ns, known, raw_of, parsed)
@@ -172,6 +174,7 @@ class Edge:
         known: Known | None,
         raw_of: RawOf | None,
         parsed: bool,
+        fields: Fields | None = None,
     ) -> tuple[Batch, Sequence[DeadLetter]] | None:
         """None when the records turn out not to be as ``plain`` as they seemed: a field's name is no proper text."""
         early: dict[int, Reject] = {}
@@ -188,7 +191,8 @@ class Edge:
                 elif not is_unicode("".join(row)):
                     bad = next(name for name in row if not is_unicode(name))
                     early[place] = Reject(place, MALFORMED, f"the field name {bad!a} is not valid Unicode text")
-        fields = fields_of_rows(kept) if plain else None
+        if plain and fields is None:
+            fields = fields_of_rows(kept)
         for place, reject in lacking(kept, early, self.roles, self.declared, known, fields):
             early.setdefault(place, reject)
         for reject in beyond_names(kept, early, self.kinds, fields):

@@ -12,10 +12,12 @@ from tidemill.held import Held, is_cancelled
 from tidemill.interchange import kind_of_table
 from tidemill.kinds import Learned
 from tidemill.letters import DeadLetter, Letters
+from tidemill.rows import fields_of_rows
 from tidemill.schema import Field, Schema
 from tidemill.sources.base import SourceContext
 from tidemill.sources.edged import MOST_RECORDS, EdgedSource, in_turns, pieces
 from tidemill.sources.inbox import Inbox
+from tidemill.sources.nested_values import light_runs
 from tidemill.sources.standing import OR_FRESH
 from tidemill.stages.narrowing import told
 from tidemill.stages.own_values import row_as_now
@@ -108,7 +110,7 @@ class Records(EdgedSource):
             )
             return schema.adding(Field(name, kind) for name, kind in self.columns.items())
         head = list(self.records[:_SLICE])
-        batch, _ = self.edge.twin().rows([row for row in head if isinstance(row, Mapping)])
+        batch, _ = self.edge.twin().rows([row for row in head if isinstance(row, Mapping)], parsed=True)
         fields = dict.fromkeys((*batch.names, *self.columns))
         return Schema(Field(name, self.edge.kinds.get(name)) for name in fields)
 
@@ -199,8 +201,8 @@ class Records(EdgedSource):
                 for batch, refused in self._decoded(context, block[place:end], arrived_ns, wall_ns):
                     batches.append(batch)
                     letters.append(refused)
+                    await asyncio.sleep(0)
                 place = end
-                await asyncio.sleep(0)
             async for batch in self._handed_over(context, batches, Letters.joined(*letters), rejects, records):
                 yield batch
             rejects = records = 0
@@ -294,9 +296,11 @@ class Records(EdgedSource):
     # -- all ---------------------------------------------------------------------------------------
 
     async def _batches(self, context: SourceContext, items: Sequence[Any], arrived_ns: int) -> AsyncIterator[Batch]:
-        for batch, letters in self._decoded(context, items, arrived_ns, context.clock.wall_ns()):
+        for number, (batch, letters) in enumerate(self._decoded(context, items, arrived_ns, context.clock.wall_ns())):
             for piece in pieces(await self.accept(context, batch, letters), _AHEAD):
                 yield piece
+            if number:
+                await asyncio.sleep(0)
 
     def _decoded(
         self, context: SourceContext, items: Sequence[Any], arrived_ns: int, wall_ns: int
@@ -313,10 +317,16 @@ class Records(EdgedSource):
     def _rows(
         self, context: SourceContext, rows: Sequence[Any], arrived_ns: int, wall_ns: int
     ) -> Iterator[tuple[Batch, Sequence[DeadLetter]]]:
-        if rows:
-            began_ns = context.clock.monotonic_ns()
-            yield self.edge.rows(rows, arrived_ns=arrived_ns, wall_ns=wall_ns)
-            if len(rows) >= _SLICES[0]:
+        if not rows:
+            return
+        began_ns = context.clock.monotonic_ns()
+        fields = fields_of_rows(rows) if set(map(type, rows)) <= {dict} else None
+        for run in light_runs(rows, fields, self.edge.kinds):
+            whole = run == slice(0, len(rows))
+            if not whole:
+                began_ns = context.clock.monotonic_ns()
+            yield self.edge.rows(rows[run], arrived_ns=arrived_ns, wall_ns=wall_ns, fields=fields if whole else None)
+            if whole and len(rows) >= _SLICES[0]:
                 spent_ns = max(context.clock.monotonic_ns() - began_ns, 1)
                 self._slice = min(max(len(rows) * _TURN_NS // spent_ns, _SLICES[0]), _SLICES[1])
 
