@@ -22,7 +22,7 @@ from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
-from tidemill.errors import InputError, RunEnded
+from tidemill.errors import InputError, PlanError, RunEnded
 from tidemill.lanes.fork_client import signals_held
 from tidemill.lanes.forkserver import HELD
 
@@ -60,6 +60,7 @@ async def run_async(
     **options: Unpack[Options],
 ) -> Report:
     """Run a pipeline to its end inside a running loop; the options are those of `run`."""
+    _check(pipeline)
     stop_if_loading(pipeline)
     return await _executed(Run(pipeline, **options), report, handle_signals)
 
@@ -124,6 +125,7 @@ def run(
     and models looked at now (`Run.look_at_files`), and nothing else read again. Raises a `TidemillError`: `PlanError` and `InputError` before anything has run, `OutsideError` when the world
     refuses, `StageError` under ``on_error="stop"``.
     """
+    _check(pipeline)
     stop_if_loading(pipeline)
     execution = Run(
         pipeline,
@@ -164,6 +166,7 @@ async def serve(
     ``await source.wait_listening()``, ends the block when the run ends.
     Signals are the application's own, unless ``handle_signals`` asks for what `run` does. Other options as in `run`.
     """
+    _check(pipeline)
     stop_if_loading(pipeline)
     execution = Run(pipeline, **options)
     try:
@@ -309,3 +312,11 @@ def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
             for number in HELD:
                 loop.remove_signal_handler(number)
                 signal.signal(number, late if ends_process else before[number] or signal.SIG_DFL)
+
+
+def _check(pipeline: object) -> None:
+    if not isinstance(pipeline, Pipeline):
+        raise PlanError(
+            f"what runs is a Pipeline(source, plan, sink), and this is a {type(pipeline).__name__}; a file with one in it runs with "
+            f"`tidemill run FILE`."
+        )

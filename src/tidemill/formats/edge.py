@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, Column
+from tidemill.formats.compact_dates import CompactDates
 from tidemill.formats.decoded import BadLine
 from tidemill.formats.json_lines import time_texts
 from tidemill.formats.needed_fields import MOST_NAMES, beyond_names, lacking
@@ -106,7 +107,7 @@ class Edge:
         """Of lines, once that is known: what nobody need be told to type."""
         self._fields: dict[str, None] = {}
         self._rejects = Rejects()
-        self._doubts: tuple[Doubt, ...] = (TakenForOne(), TimedByArrival())
+        self._doubts: tuple[Doubt, ...] = (TakenForOne(), TimedByArrival(), CompactDates())
         self._accepted = 0
         self.refuses = False
         """Whether some of the last records that it was given were refused."""
@@ -321,7 +322,7 @@ class Edge:
 
     def doubt(self, batch: Batch) -> str:
         """Of the next records that it has made, once each: that they seem to be of more sensors than they are taken for, to have
-        a time of their own in place of that of their arrival, and timestamps in another unit."""
+        a time of their own in place of that of their arrival, days that are read as seconds, and timestamps in another unit."""
         return " ".join(filter(None, (doubts.look(batch, self.roles) for doubts in self._doubts)))
 
     @property

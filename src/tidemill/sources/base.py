@@ -107,6 +107,11 @@ class Source(Named, Configured, abc.ABC):
                 raise PlanError(f"{option}={given!r} of {type(self).__name__} must be a name, not {given!r}.")
         self.key = key
         self.time = time
+        if columns is not None and not isinstance(columns, Mapping):
+            raise PlanError(
+                f"columns={columns!r} of {type(self).__name__} must be a dict of fields and their kinds, "
+                'such as {"value": float}.'
+            )
         self.columns: dict[str, Kind] = {field: Kind.of(kind) for field, kind in (columns or {}).items()}
         self.tz = tz
 

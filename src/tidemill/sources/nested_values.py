@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tidemill.column import Column
 from tidemill.kinds import Kinds
 from tidemill.rows import Fields
 from tidemill.schema import Kind
@@ -33,7 +34,9 @@ def light_runs(rows: Sequence[Any], fields: Fields | None, kinds: Kinds) -> Iter
         weighed = [
             values
             for name, values in zip(fields[0], fields[1], strict=True)
-            if kinds.get(name) in (None, Kind.OBJECT) and not FIXED.issuperset(map(type, values))
+            if kinds.get(name) in (None, Kind.OBJECT)
+            and not isinstance(values, Column)  # which a format has made, of what it has read
+            and not FIXED.issuperset(map(type, values))
         ]
     start = weight = 0
     for place in range(len(rows) if weighed else 0):

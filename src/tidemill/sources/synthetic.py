@@ -85,7 +85,7 @@ class Synthetic(MadeSource):
         self.shape = shape
         self.drift = drift
         self.spikes, self.gaps, self.late, self.duplicates = spikes, gaps, late, duplicates
-        self.start_ns = TimeReader(tz).one(dt.datetime.fromisoformat(start))
+        self.start_ns = TimeReader(tz).one(_moment(start))
         self.finite = count is not None  # type: ignore[misc]  # of this one, not of the class
 
     # -- the run -----------------------------------------------------------------------------------
@@ -135,6 +135,15 @@ class Synthetic(MadeSource):
                 left -= len(block)
             if len(block):
                 yield block
+
+
+def _moment(start: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(start)
+    except (TypeError, ValueError):
+        raise PlanError(
+            f'start={start!r} of Synthetic must be a time in ISO 8601, such as "2026-01-01T00:00:00Z".'
+        ) from None
 
 
 class _Maker:

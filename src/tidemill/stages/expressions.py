@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT_TAG, NULL_TAG, Column
 from tidemill.errors import PlanError
-from tidemill.schema import Kind
+from tidemill.schema import Kind, Schema
+from tidemill.stages.numbers import NUMERIC
 
 __all__ = ["Expression"]
 
@@ -37,6 +38,7 @@ _COMPARE: Final[Mapping[type, Callable[[Any, Any], Any]]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_ORDERS: Final = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _UNARY: Final[Mapping[type, Callable[[Any], Any]]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 
@@ -64,13 +66,24 @@ class Expression:
                 isinstance(node, ast.Constant) and not isinstance(node.value, bool | int | float | str)
             ):
                 raise PlanError(
-                    f"the expression {text!r} holds {ast.unparse(node) if isinstance(node, ast.expr) else node!r}, "
+                    f"the expression {text!r} holds {_written(node)}, "
                     "which is not one of: column names, values, and or not, comparisons, in, + - * / // %. "
                     "Give a function for more."
                 )
         self._tree: ast.expr = _Signed().visit(tree)
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
         """The columns it reads."""
+
+    def check(self, schema: Schema, *, stage: str) -> None:
+        """Raises `PlanError` where a column of numbers is known to be compared with a text, or one of texts with a number: which comes
+        first, nobody can say."""
+        kinds = {field.name: field.kind for field in schema}
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Compare):
+                for op, *sides in zip(node.ops, [node.left, *node.comparators], node.comparators, strict=False):
+                    for side, other in (sides, sides[::-1]):
+                        if type(op) in _ORDERS and isinstance(side, ast.Name) and isinstance(other, ast.Constant):
+                            _check_order(self.text, side.id, kinds.get(side.id), other.value, stage)
 
     def __call__(self, batch: Batch) -> Any:
         with np.errstate(all="ignore"):
@@ -80,10 +93,33 @@ class Expression:
         return value if np.ndim(value) else np.full(len(batch), value)
 
 
+def _written(node: ast.AST) -> str:
+    return ast.unparse(node) if isinstance(node, ast.expr) else _NOT_ALLOWED.get(type(node), type(node).__name__)
+
+
+_NOT_ALLOWED: Final[Mapping[type, str]] = {
+    ast.Is: "`is`",
+    ast.IsNot: "`is not`",
+    ast.Pow: "`**`",
+    ast.BitAnd: "`&` (write `and`)",
+    ast.BitOr: "`|` (write `or`)",
+    ast.BitXor: "`^`",
+    ast.Invert: "`~` (write `not`)",
+    ast.LShift: "`<<`",
+    ast.RShift: "`>>`",
+    ast.MatMult: "`@`",
+}
 _ALLOWED: Final = (
     ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.And,
     ast.Or, ast.Not, ast.In, ast.NotIn, *_BINARY, *_COMPARE, *_UNARY,
 )  # fmt: skip
+
+
+def _check_order(text: str, name: str, kind: Kind | None, value: object, stage: str) -> None:
+    numbers = kind in NUMERIC
+    if (numbers and isinstance(value, str)) or (kind is Kind.TEXT and not isinstance(value, str)):
+        there, given = ("numbers", "text") if numbers else ("texts", "number")
+        raise PlanError(f"{stage}: {text!r} compares {name!r}, a column of {there}, with the {given} {value!r}.")
 
 
 def _value(node: ast.expr, batch: Batch) -> Any:

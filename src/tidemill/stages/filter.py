@@ -61,6 +61,8 @@ class Filter(FunctionStage):
     def bind(self, schema: Schema) -> Schema:
         for column in sorted(self.reads() or ()):
             schema.require(column, stage=self.name)
+        if isinstance(self.fn, Expression):
+            self.fn.check(schema, stage=self.name)
         return schema
 
     def reads(self) -> frozenset[str] | None:

@@ -76,6 +76,8 @@ def _named(row: Any, columns: Sequence[str], place: str) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     cells = list(row) if isinstance(row, Sequence) and not isinstance(row, str) else [row]
+    if not columns:
+        raise InputError(f"{place} names no columns; say which they are with columns=[...], or give a dict of them.")
     if len(cells) != len(columns):
         raise InputError(f"{place} has {len(cells)} values; {len(columns)} are needed: {', '.join(columns)}.")
     return dict(zip(columns, cells, strict=True))

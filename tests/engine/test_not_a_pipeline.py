@@ -1,0 +1,23 @@
+"""What is no pipeline, nor part of one, is refused with a sentence."""
+
+import re
+
+import pytest
+
+import tidemill as tm
+from tidemill.errors import PlanError
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: tm.run("pump.py"), "what runs is a Pipeline(source, plan, sink), and this is a str"),
+        (lambda: tm.sources.Replay("x.csv", columns=["value"]), "columns=['value'] of Replay must be a dict of fields"),
+        (lambda: tm.sources.Synthetic(start="soon"), "start='soon' of Synthetic must be a time in ISO 8601"),
+        (lambda: tm.sources.Synthetic(start=7), "start=7 of Synthetic must be a time in ISO 8601"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_named(made, why):
+    """With what it has to be."""
+    with pytest.raises(PlanError, match=re.escape(why)):
+        made()
