@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import gzip
 import http.client
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -488,8 +490,102 @@ async def test_who_the_sender_is_only_a_proxy_that_was_named_may_say(
         assert engine.keys == senders
 
 
-@pytest.mark.parametrize("proxy", ["", "*", "a proxy", "10.0.0.1/8"])
-def test_a_proxy_that_is_no_address_is_refused(proxy: str) -> None:
+async def test_a_socket_for_both_families_knows_a_proxy_by_its_address() -> None:
+    """There 127.0.0.1 is called ::ffff:127.0.0.1."""
+    source = HTTP("::", proxy="127.0.0.1", key="{peer_host}", token="long enough of 16", plaintext=True)
+    async with Engine(source) as engine:
+        told = {"X_Forwarded_For": "192.0.2.7", "Authorization": "Bearer long enough of 16"}
+        assert (await Sender(engine.source.port).post(lines(1), **told))[0] == 202
+        assert engine.keys == ["192.0.2.7"]
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "in two"])
+async def test_a_trailer_says_nothing_of_the_request(split: bool) -> None:
+    """Neither who sends it, nor what may be posted, nor how it is packed."""
+    head = b"POST /ingest HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n"
+    body = b"%x\r\n%s\r\n0\r\n" % (len(lines(1)), lines(1))
+    trailer = b"X-Forwarded-For: 203.0.113.9\r\nOrigin: https://elsewhere.example\r\nContent-Encoding: gzip\r\n\r\n"
+    async with Engine(HTTP(proxy="127.0.0.1", key="{peer_host}")) as engine:
+        reader, writer = await asyncio.open_connection("127.0.0.1", engine.source.port)
+        writer.write(head + (b"" if split else body + trailer))
+        if split:
+            await asyncio.to_thread(os.sched_yield)
+            writer.write(body + trailer)
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 202")
+        writer.close()
+        await writer.wait_closed()
+        assert engine.keys == ["192.0.2.7"]
+
+
+async def test_a_post_that_is_there_as_a_whole_needs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is its body kept when it was taken."""
+
+    async def never(*_: object) -> None:
+        raise AssertionError("an application was started")
+
+    monkeypatch.setattr(Server, "_ingest", never)
+    async with Engine(HTTP(), keeps=False) as engine:
+        posting = asyncio.ensure_future(Sender(engine.source.port).post(lines(1)))
+        while not engine.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert [len(each.cycle.body) for each in connections()] == [0]
+    assert (await posting)[0] == 503
+
+
+def connections() -> list[Any]:
+    return [each for each in gc.get_objects() if isinstance(each, http_connection._Connection) and each.parser]
+
+
+async def test_a_length_of_thousands_of_digits_is_answered_as_any_other() -> None:
+    """They count as what they say, and who sends it behind a post gets both answers."""
+    post = b"POST /ingest HTTP/1.1\r\nHost: here\r\nContent-Length: %s%d\r\n\r\n%s"
+    long = post % (b"0" * 5_000, len(lines(1)), lines(1))
+    async with Engine(HTTP()) as engine:
+        reader, writer = await asyncio.open_connection("127.0.0.1", engine.source.port)
+        writer.write(post % (b"", len(lines(1)), lines(1)) + long + long)
+        for _ in range(3):
+            assert (await reader.readuntil(b'{"records":1}')).startswith(b"HTTP/1.1 202")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_fault_in_taking_a_post_costs_no_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of one that waited behind another: 500, and it is closed; the log says it."""
+    checked, times = Server._checked, iter(range(100))
+
+    def fails(server: Server, *arguments: Any) -> str:
+        if next(times):
+            raise ZeroDivisionError
+        return checked(server, *arguments)
+
+    monkeypatch.setattr(Server, "_checked", fails)
+    post = b"POST /ingest HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n%s" % (len(lines(1)), lines(1))
+    async with Engine(HTTP()) as engine:
+        reader, writer = await asyncio.open_connection("127.0.0.1", engine.source.port)
+        writer.write(post * 3)
+        answers = await reader.read()
+        assert [answer[:3] for answer in answers.split(b"HTTP/1.1 ")[1:]] == [b"202", b"500"]
+        writer.close()
+        await writer.wait_closed()
+    assert "could not be taken as a whole" in caplog.text
+
+
+async def test_a_fault_in_answering_closes_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sender posts again elsewhere; the log says it."""
+    monkeypatch.setattr(http_connection, "STATUS_LINE", {})
+    async with Engine(HTTP()) as engine:
+        with pytest.raises(OSError):
+            await Sender(engine.source.port).post(lines(1))
+        assert len(engine.rows) == 1
+    assert "could not be answered" in caplog.text
+
+
+@pytest.mark.parametrize("proxy", ["", "*", "a proxy", "10.0.0.1/8", ["127.0.0.1"], 5])
+def test_a_proxy_that_is_no_address_is_refused(proxy: Any) -> None:
     with pytest.raises(PlanError, match=r"proxy=.* must be addresses or networks"):
         HTTP(proxy=proxy)
 

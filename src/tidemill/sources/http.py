@@ -57,13 +57,14 @@ class HTTP(ConnectedSource):
     ``cert``, ``cert_key``  PEM files, for HTTPS; beyond this machine they must be there too, or ``plaintext=True``, for who
                         has a proxy that does it
     ``proxy``           addresses or networks, separated by commas, of proxies in front of it: of what comes from one, the sender is
-                        who its ``X-Forwarded-For`` says. Else nobody's word is taken for that
+                        who its ``X-Forwarded-For`` says. Else nobody's word is taken for that. Name no network in which senders
+                        are too: they could say what they like
     ``cert_password``   the passphrase of a private key that has one, better referred to too
     ``limit``           bytes of one body, as it comes and unpacked; of these, one record may have 256 KiB
     ``buffer``          bytes of bodies that wait to be worked on; above, senders are told to come again
 
     ``connections``     at a time; more are turned away and counted
-    ``per_host``        of these, from one host; on loopback not bounded. Whoever has not yet agreed on TLS counts, for 10 s at most
+    ``per_host``        of these, from one host, a proxy too; on loopback not bounded. Whoever has not yet agreed on TLS counts, for 10 s at most
 
     What is answered:
 
@@ -328,14 +329,18 @@ def _nothing() -> None:
 
 
 def _networks(proxy: str) -> str:
-    for each in proxy.split(","):
-        try:
-            ipaddress.ip_network(each.strip())
-        except ValueError:
-            raise PlanError(
-                f"proxy={proxy!r} of HTTP must be addresses or networks, such as '127.0.0.1' or '10.0.0.0/8, ::1'."
-            ) from None
-    return proxy
+    """As uvicorn takes them; those of IPv4 also as a socket for both families sees them."""
+    networks = []
+    try:
+        for each in proxy.split(","):
+            networks.append(network := ipaddress.ip_network(each.strip()))
+            if network.version == 4:
+                networks.append(ipaddress.ip_network(f"::ffff:{network.network_address}/{96 + network.prefixlen}"))
+    except (AttributeError, ValueError):
+        raise PlanError(
+            f"proxy={proxy!r} of HTTP must be addresses or networks, such as '127.0.0.1' or '10.0.0.5, fd00::/64'."
+        ) from None
+    return ", ".join(map(str, networks))
 
 
 def _require_libraries() -> None:

@@ -4,6 +4,7 @@ can do to be in the way of others: never end what it begins, or ask without end 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -38,6 +39,13 @@ _PIECE: Final = 8_192
 """Of these, the parser is given at a time. What it makes of a request takes a hundred times the bytes of the shortest one."""
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
+
+
+_log = logging.getLogger("tidemill")
+
+
+def _nothing() -> None:
+    pass
 
 
 def connection_class(whole: WholeRequest) -> type[asyncio.Protocol]:
@@ -147,36 +155,53 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Without a task and the messages of ASGI, which take a third of the time of a post, where all of it is there."""
-        whole = not cycle.more_body and not cycle.waiting_for_100_continue
-        scope = cast(Scope, cycle.scope)
-        if not whole or not self._is_taken(scope, bytes(cycle.body), partial(self._answer, cycle)):
+        is_taken = False
+        if not cycle.more_body and not cycle.waiting_for_100_continue:
+            try:
+                is_taken = self._is_taken(cast(Scope, cycle.scope), bytes(cycle.body), partial(self._answer, cycle))
+            except Exception:  # noqa: BLE001 - whatever it is, the loop and who sends next are not to suffer
+                _log.exception(
+                    "a post could not be taken as a whole, and is tried otherwise; this is a fault of tidemill"
+                )
+        if is_taken:
+            cycle.body = bytearray()  # else it would be kept beside the copy, and after its answer
+        else:
             super()._start_asgi_task(cycle, app)
 
     def _is_taken(self, scope: Scope, body: bytes, answer: Answer) -> bool:
         raise NotImplementedError
 
     def _answer(self, cycle: RequestResponseCycle, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """As the cycle of uvicorn does it, whose place this takes."""
-        if cycle.disconnected:
-            return
+        """A task would be the guard of the loop, and of whoever sends next over this connection."""
         if self.flow.write_paused:  # its sender reads no answers: this one waits until it does
             super()._start_asgi_task(cycle, cast(Any, Response(body, status, headers, _JSON)))
             return
+        try:
+            if not cycle.disconnected:
+                self._write(cycle, status, body, headers)
+                cycle.on_response()
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("a post could not be answered, and its connection is closed; this is a fault of tidemill")
+            cast(Any, self.transport).abort()
+        finally:
+            cycle.on_response = _nothing  # else the two would keep each other until the next collection
+
+    def _write(self, cycle: RequestResponseCycle, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """As the cycle of uvicorn does it, whose place this takes."""
         if headers.get("Connection") == "close":
             cycle.keep_alive = False
-        elif not cycle.keep_alive:
-            headers = {**headers, "Connection": "close"}
         head = [STATUS_LINE[status]]
         for name, value in cycle.default_headers:
             head += name, b": ", value, b"\r\n"
         for told, text in headers.items():
             head.append(f"{told.lower()}: {text}\r\n".encode("latin-1"))
-        head.append(f"content-length: {len(body)}\r\ncontent-type: {_JSON}\r\n\r\n".encode())
+        head.append(f"content-length: {len(body)}\r\ncontent-type: {_JSON}\r\n".encode())
+        if not cycle.keep_alive and "Connection" not in headers:
+            head.append(b"connection: close\r\n")
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(b"".join([*head, body]))
+        self.transport.write(b"".join([*head, b"\r\n", body]))
         if not cycle.keep_alive:
             self.transport.close()
-        cycle.on_response()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -195,6 +220,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._held = 0
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            self.headers = []  # what comes behind the body as a trailer is no header of the request
 
     def on_body(self, body: bytes) -> None:
         self._held = 0

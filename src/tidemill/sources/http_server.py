@@ -31,6 +31,7 @@ _BODY_S: Final = 30.0
 _UNFINISHED: Final = 64 << 20
 """Bytes, unpacked, of bodies that are still coming, over all connections, or of one where more is allowed; the one that passes
 it is not taken."""
+_DIGITS: Final = 19
 _LAST_S: Final = 2
 """Seconds that answers which are under way get at the end."""
 
@@ -181,8 +182,7 @@ class Server(uvicorn.Server):
             raise Refused(503, "the run ends; send these records again")
         if self._inbox.paused:
             raise Refused(429, "too much waits to be worked on; send these records again")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limit:
+        if _length(headers) > self._limit:
             raise self._too_long()
         return host
 
@@ -209,7 +209,7 @@ class Server(uvicorn.Server):
             raise Refused(415, f"Content-Encoding: {told} is not known here; gzip is")
         unpacker = Gzip(self._limit) if packing == b"gzip" else None
         body = unpacker.unpacked if unpacker is not None else bytearray()
-        length = int(headers.get(b"content-length", -1))
+        length = _length(headers)
         came = held = 0
         try:
             async with asyncio.timeout(_BODY_S):
@@ -237,6 +237,14 @@ class Server(uvicorn.Server):
 
     def _too_long(self) -> Refused:
         return Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
+
+
+def _length(headers: Mapping[bytes, bytes]) -> int:
+    """Of the body, as far as its sender says it, or -1; of its digits no more are read than a length can have."""
+    told = headers.get(b"content-length")
+    if told is None:
+        return -1
+    return int(told.lstrip(b"0")[:_DIGITS] or b"0") if told.isdigit() else 10**_DIGITS
 
 
 def _headers(scope: Scope) -> Mapping[bytes, bytes]:
