@@ -34,6 +34,8 @@ FLOORS = {
             "tls",
             "secret",
             "configured",
+            "by_value",
+            "initialized",
         ),
         0,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, INTEGER_TAG, Column, object_array
 from tidemill.errors import BadResult
+from tidemill.formats.unfit import check_sendable
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_TYPE
 from tidemill.schema import Kind, Schema
@@ -58,7 +58,7 @@ class MadeColumns:
                 self._names.add(name)
             if column.kind is Kind.OBJECT:
                 try:
-                    pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+                    check_sendable(column.values.tolist())
                 except Exception as error:
                     message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
                     raise BadResult(WRONG_TYPE, message + encodable(str(error))) from error

@@ -1,12 +1,14 @@
-"""Stages and sinks as bytes for the processes that they run in; what in them cannot be sent is refused by name."""
+"""Stages and sinks as bytes for the processes that they run in; what in them cannot be sent is refused by name.
+
+By value as the records' own objects are, so that a class of the user's is one class there, to functions and values.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
-
+from tidemill.by_value import PicklerByValue, dumps_by_value
 from tidemill.errors import PlanError
 from tidemill.lanes.culprits import describe, first_culprit
 from tidemill.sinks.base import Sink
@@ -18,7 +20,7 @@ __all__ = ["sent_sink", "sent_stage", "sent_stages"]
 def sent_stages(stages: Sequence[Stage], layout: Any = None) -> bytes:
     """Raises `PlanError`, naming the stage."""
     try:
-        return bytes(cloudpickle.dumps((stages, layout)))
+        return dumps_by_value((stages, layout))
     except BaseException as error:
         raise _unsendable(error, {stage.name: stage for stage in stages}, "a lane") from error
 
@@ -28,7 +30,7 @@ def sent_stage(stage: Stage) -> bytes:
     the interpreter's lock, as a pickle that grows in memory would for as long as it takes."""
     parts = _Parts()
     try:
-        cloudpickle.Pickler(parts).dump(stage)
+        PicklerByValue(parts, 5).dump(stage)
     except BaseException as error:
         raise _unsendable(error, {stage.name: stage}, "a lane") from error
     return b"".join(parts)
@@ -44,14 +46,14 @@ class _Parts(list[bytes]):
 def sent_sink(sink: Sink) -> bytes:
     """Raises `PlanError`, naming the sink."""
     try:
-        return bytes(cloudpickle.dumps(sink))
+        return dumps_by_value(sink)
     except BaseException as error:
         raise _unsendable(error, {f"sink {sink.name}": sink}, "the process of the sink") from error
 
 
 def _unsendable(error: BaseException, where: dict[str, Any], to: str) -> PlanError:
     told = describe(error)
-    path = first_culprit(where, "the plan", cloudpickle.dumps)
+    path = first_culprit(where, "the plan", dumps_by_value)
     return PlanError(
         f"{path} cannot be sent to {to} ({told}). Make it inside the function that uses it, or in a module that this "
         "function imports."

@@ -2,7 +2,8 @@
 
 What crosses a process boundary is the description (a few hundred bytes on a socket); the columns are written once
 into memory that both sides map, and read there as views. Only OBJECT columns and exact integers are pickled, by us
-and for us: the bytes never leave our own processes.
+and for us: the bytes never leave our own processes. Values of a script's own classes go by value (`tidemill.by_value`), and
+one that cannot be read where it arrives is told of, and is None.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
+from tidemill.by_value import dumps
 from tidemill.column import DTYPES, Column, exact_at
 from tidemill.errors import InputError
+from tidemill.formats.unread import loads_items
 from tidemill.schema import Kind
 
 __all__ = [
@@ -191,7 +194,7 @@ class Packer:
         at = self.array(np.asarray(column.values, DTYPES[column.kind]))
         tags_at = _NONE if column.tags is None else self.array(column.tags)
         if column.exact:
-            exact = pickle.dumps(column.exact, pickle.HIGHEST_PROTOCOL)
+            exact = dumps(column.exact)
         return PackedColumn(
             name,
             column.kind.value,
@@ -238,6 +241,12 @@ class Unpacker:
     def __init__(self, pick: Pick = np.ndarray.take) -> None:
         self._pick = pick
         self._texts: dict[str, tuple[bytes, NDArray[np.object_]]] = {}
+        self._unread: dict[int, str] = {}
+
+    def taken_unread(self) -> dict[int, str]:
+        """The packed rows with a value that could not be read since this was last asked, and the reason of each."""
+        unread, self._unread = self._unread, {}
+        return unread
 
     def batch(self, packed: Packed, buffer: Any, rows: NDArray[Any] | None = None) -> Batch:
         """The batch, as views into ``buffer``, or copied when only ``rows`` of it are wanted."""
@@ -262,7 +271,9 @@ class Unpacker:
         if packed.tags_at != _NONE:
             tags = _view(buffer, np.dtype(np.uint8), count, packed.tags_at, rows)
         if kind is Kind.OBJECT:
-            items = pickle.loads(buffer[packed.texts_at : packed.texts_at + packed.texts_bytes])  # noqa: S301 - our own bytes
+            items, unread = loads_items(buffer[packed.texts_at : packed.texts_at + packed.texts_bytes], count)
+            for row, why in unread.items():
+                self._unread[row] = f"field {packed.name!r} holds a value that another process cannot read: {why}"
             values = np.fromiter(items, object, count)
             return Column(kind, values if rows is None else values[rows], tags=tags)
         texts = self._unpacked_texts(packed, buffer)
@@ -293,7 +304,7 @@ class Unpacker:
 
 def _pickled(name: str, column: Column) -> bytes:
     try:
-        return pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL)
+        return dumps(column.values.tolist())
     except Exception as error:
         raise InputError(
             f"column {name!r} holds values that cannot be sent to another process: {type(error).__name__}: {error}"
@@ -369,7 +380,7 @@ def packed_bytes(columns: Mapping[str, Column]) -> int:
             assert texts is not None
             total += sum(4 * len(text) + 8 for text in texts.tolist())
         elif column.kind is Kind.OBJECT:
-            total += len(pickle.dumps(column.values.tolist(), pickle.HIGHEST_PROTOCOL))
+            total += len(dumps(column.values.tolist()))
         if column.exact:
-            total += len(pickle.dumps(column.exact, pickle.HIGHEST_PROTOCOL))
+            total += len(dumps(column.exact))
     return total

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 import pickle
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.by_value import dumps
 from tidemill.letters import INFINITE, MALFORMED, WRONG_TYPE, Reject
 from tidemill.schema import Kind
 
-__all__ = ["find_infinite", "find_surrogates", "find_unsendable", "is_unicode"]
+__all__ = ["check_sendable", "find_infinite", "find_surrogates", "find_unsendable", "is_unicode"]
+
+_NAMES: Final = pickle.STACK_GLOBAL
+"""Somewhere in every pickle that names a class or a function, which may fail where it is read."""
 
 
 def find_infinite(batch: Batch, rejects: dict[int, Reject]) -> None:
@@ -52,10 +56,17 @@ def find_unsendable(batch: Batch, rejects: dict[int, Reject]) -> None:
 
 def _why_unsendable(item: Any) -> str | None:
     try:
-        pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        check_sendable(item)
     except Exception as error:  # noqa: BLE001 - the item's own code may raise anything
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def check_sendable(value: Any) -> None:
+    """Raises what its own methods raise, where it is pickled for another process or read there."""
+    data = dumps(value)
+    if _NAMES in data:  # nothing else can fail to be read
+        pickle.loads(data)  # noqa: S301 - what we just made
 
 
 def is_unicode(text: str) -> bool:

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tidemill.lanes.by_value import dumps_by_value
-from tidemill.lanes.initialized import InitializedGlobals, initialized_here
+from tidemill.by_value import dumps_by_value
+from tidemill.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.parcels import unpack
 
 __all__ = ["Imports", "Initializer", "NotImported", "begin"]

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tidemill.by_value import dumps, dumps_by_value, parts_by_value, size_by_value
 from tidemill.errors import BadResult, CallError, RemoteError
-from tidemill.lanes.by_value import dumps_by_value, parts_by_value, size_by_value
 from tidemill.lanes.culprits import culprit, describe, first_culprit
 from tidemill.lanes.framing import Discarded
 from tidemill.lanes.parcels import Parcel, pack, pack_arguments, unpack
@@ -25,7 +25,6 @@ __all__ = [
     "MAX_BYTES",
     "Answer",
     "Parcel",
-    "dumps",
     "dumps_arguments",
     "dumps_call",
     "dumps_error",
@@ -73,17 +72,6 @@ class Answer:
             )
             raised.__cause__ = _RemoteTraceback(_text(error))  # its frames would keep what its caller has
         raise raised
-
-
-def dumps(value: Any) -> bytes:
-    """Pickle a value; raises whatever its own methods raise."""
-    try:
-        data = pickle.dumps(value, 5)
-    except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
-        return dumps_by_value(value)
-    if b"__main__" in data:  # by name, and the other side has another main module
-        return dumps_by_value(value)
-    return data
 
 
 # -- arguments -------------------------------------------------------------------------------------------

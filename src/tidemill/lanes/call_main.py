@@ -7,11 +7,11 @@ import os
 import socket
 import sys
 
+from tidemill.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.control import Control
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.finished import Finished
-from tidemill.lanes.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.last_words import LAST_WORDS_BYTES, keep_last_words
 from tidemill.lanes.memory import Shared
 from tidemill.lanes.wire import Stop

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from typing import Any, Final
 
-from tidemill.lanes.by_value import parts_by_value
+from tidemill.by_value import parts_by_value
 from tidemill.lanes.parcels import pack
 
 __all__ = ["culprit", "describe", "first_culprit"]

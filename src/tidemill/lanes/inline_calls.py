@@ -9,10 +9,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from tidemill.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.call_worker import CallWorker
 from tidemill.lanes.cursor import CURSOR_BYTES, Cursor
 from tidemill.lanes.framing import Part, Payload
-from tidemill.lanes.initialized import InitializedGlobals, initialized_here
 from tidemill.lanes.wire import FromLane, Message
 
 __all__ = ["InlineCalls"]

@@ -13,8 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
+from tidemill.by_value import dumps, importing_nothing, names_what_stays_here
 from tidemill.errors import BadResult, CallError
-from tidemill.lanes.call_codec import dumps, loads
+from tidemill.lanes.call_codec import loads
 
 __all__ = ["KeyedObjects"]
 
@@ -88,11 +89,12 @@ class KeyedObjects:
         """The class itself, which may be one of ``__main__``, does not travel each time."""
         buffer = io.BytesIO()
         try:
-            _Pickler(buffer, self._class).dump(value)
+            with importing_nothing():
+                _Pickler(buffer, self._class).dump(value)
         except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
             return dumps(value)
         data = buffer.getvalue()
-        return dumps(value) if b"__main__" in data else data
+        return dumps(value) if names_what_stays_here(data) else data
 
     def _restored(self, state: bytes) -> Any:
         if self._class is None or _keeps_itself(self._class):

@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 
 from tidemill.batch import Batch
+from tidemill.by_value import PicklerByValue, importing_nothing, names_what_stays_here
 from tidemill.lanes.beside import LARGE, Buffer, StandIn, bytes_of, goes_by_itself, has_gaps, reducers
-from tidemill.lanes.by_value import PicklerByValue
 from tidemill.lanes.column_codec import ColumnReader, columns_of
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 
@@ -205,11 +205,12 @@ def _pickled(value: Any, large: dict[int, bytes | bytearray], *, plain: bool) ->
         return False
 
     try:
-        if large or not plain:
-            data = _dumped(_pickler, value, large, inside)
-        else:
-            data = pickle.dumps(value, 5, buffer_callback=inside)
-        by_value = b"__main__" in data  # by name, and the other side has another main module
+        with importing_nothing():
+            if large or not plain:
+                data = _dumped(_pickler, value, large, inside)
+            else:
+                data = pickle.dumps(value, 5, buffer_callback=inside)
+        by_value = names_what_stays_here(data)
     except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
         by_value = True
     if by_value:

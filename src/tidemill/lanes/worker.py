@@ -47,6 +47,7 @@ from tidemill.lanes.wire import (
     ToLane,
     Work,
 )
+from tidemill.letters import WRONG_TYPE
 from tidemill.orders import Orders as FieldOrders
 from tidemill.schema import Kind
 from tidemill.stages.state import StateMemory
@@ -190,7 +191,8 @@ class Worker:
         if work.devices_at >= 0:
             devices = np.frombuffer(buffer, np.int32, work.packed.rows, work.devices_at).take(rows, mode="wrap")
         marks = _marks(work, buffer)
-        outcome = self._chain.run(batch, slots, _orders(work), places=rows, marks=marks, devices=devices)
+        orders = _orders(work, rows, self._unpacker.taken_unread())
+        outcome = self._chain.run(batch, slots, orders, places=rows, marks=marks, devices=devices)
         result, payload = self._result(work, rows, outcome, buffer, start)
         self._send(result, payload)
         self._memory.commit(work.slab)
@@ -293,10 +295,14 @@ class _Stopwatch:
         return max(time.perf_counter_ns() - self._start - waited, 0)  # two clocks, of which one is being set
 
 
-def _orders(work: Work) -> Orders | None:
-    if not work.isolate and not work.quarantine:
+def _orders(work: Work, rows: NDArray[np.int32], unread: dict[int, str]) -> Orders | None:
+    """What is different with this slab: ``unread`` rows, by their places in it, are set aside before the first stage."""
+    if not work.isolate and not work.quarantine and not unread:
         return None
     orders = Orders(set(work.isolate))
+    if unread:
+        own = {row: (WRONG_TYPE, unread[place]) for row, place in enumerate(rows.tolist()) if place in unread}
+        orders.quarantine[0] = own
     for row in work.quarantine:
         orders.quarantine.setdefault(row.stage, {})[row.row] = (row.reason_code, row.reason)
     return orders

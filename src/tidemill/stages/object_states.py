@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.by_value import dumps_by_value, importing_nothing
 from tidemill.errors import StageError
 
 __all__ = ["ObjectStates", "States"]
@@ -227,17 +228,17 @@ class States:
 def _pickled(value: Any) -> bytes:
     """By plain pickle where it can; what is of ``__main__``, a notebook or a closure goes by value."""
     try:
-        return pickle.dumps(value, _PROTOCOL)
+        with importing_nothing():
+            return pickle.dumps(value, _PROTOCOL)
     except Exception:  # noqa: BLE001 - whatever a __reduce__ raises; the second way has the last word
-        import cloudpickle
-
-        return bytes(cloudpickle.dumps(value, _PROTOCOL))
+        return dumps_by_value(value)
 
 
 def _attributes(value: Any) -> bytes:
     """Empty where plain pickle cannot do it."""
     try:
-        return pickle.dumps(value.__getstate__(), _PROTOCOL)
+        with importing_nothing():
+            return pickle.dumps(value.__getstate__(), _PROTOCOL)
     except Exception:  # noqa: BLE001 - see above
         return b""
 
