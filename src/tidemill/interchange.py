@@ -410,8 +410,13 @@ def _like_pandas(data: Any, batch: Batch) -> Any:
     made.index = data.index
     own = {str(name): name for name in data.columns}
     for name in made.columns:
-        if name in own and _same(_column_of_pandas(data[own[name]]), batch.columns[name]):
-            made[name] = data[own[name]]
+        if name not in own:
+            continue
+        came = data[own[name]]
+        if _same(_column_of_pandas(came), batch.columns[name]):
+            made[name] = came
+        elif batch.columns[name].kind is Kind.TIME and _is_naive_pandas(_pandas_dtype(came)):
+            made[name] = _cast_pandas(made[name], came.dtype)
     return made.rename(columns=own)
 
 

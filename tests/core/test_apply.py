@@ -1,5 +1,9 @@
 """`Plan.apply` over more records than one chunk holds, against a run over the same records."""
 
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 import tidemill as tm
@@ -113,3 +117,29 @@ def test_any_number_of_rows_is_made_of_a_record(monkeypatch):
     assert len(made) == 699 * 60 + 1
     pipeline = tm.Pipeline(tm.sources.Records(rows), plan, tm.sinks.Latest(), max_keys=2)
     assert tm.run(pipeline, lanes=0).rows_out == len(made)
+
+
+@pytest.mark.parametrize("of", [lambda frame: frame, pa.Table.from_pandas, pl.from_pandas])
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin"])
+def test_times_without_a_zone_come_back_without_one(of, few, tz):
+    """Functions see the moments that they are in ``tz``; the table's own columns are local times again, all or some of them."""
+    times = pd.to_datetime(
+        ["2024-03-31 01:30", "2024-07-01 12:00", "2024-10-27 02:30"]
+    )  # the last one is twice in Berlin
+    frame = pd.DataFrame({"sensor": "S1", "time": times, "seen": times, "value": [1.0, 2.0, 3.0]})
+    seen = tm.Map(lambda batch: {"own": batch["seen"]})
+    made = tm.Plan([tm.Filter("value > 1"), seen] if few else seen).apply(of(frame), tz=tz)
+    made = made if isinstance(made, pd.DataFrame) else made.to_pandas()
+    expected = frame[int(few) :].reset_index(drop=True)
+    assert made["time"].tolist() == made["seen"].tolist() == expected["time"].tolist()
+    moments = expected["seen"].dt.tz_localize(tz, ambiguous=np.array([True] * len(expected)))
+    assert made["own"].tolist() == moments.tolist()
+
+
+def test_a_time_without_a_zone_in_an_hour_that_is_skipped():
+    """It is the moment that the offset before the change makes it; where that is told as a local time, clocks had gone on."""
+    frame = pd.DataFrame({"sensor": ["S1"], "time": pd.to_datetime(["2024-03-31 02:30"])})
+    made = tm.Plan(tm.Map(lambda batch: {"own": batch["time"]})).apply(frame, tz="Europe/Berlin")
+    assert made["time"].tolist() == [pd.Timestamp("2024-03-31 03:30")]
+    assert made["own"].tolist() == [pd.Timestamp("2024-03-31 01:30", tz="UTC")]

@@ -299,11 +299,16 @@ def test_epochs_behind_a_column_of_times_are_no_nanoseconds() -> None:
 
 
 def test_naive_times_of_a_table_are_local() -> None:
-    """A TIME column without a zone is carried as it is, and read in ``tz``."""
-    columns = {"sensor": Column.of_texts(["a"]), "time": Column(Kind.TIME, np.array([0]))}
-    batch, _ = Edge(tz="Europe/Berlin").columns(columns, naive=frozenset({"time"}))
+    """A TIME column without a zone is read in ``tz``, and carried as the moments that are meant, whether it tells the records' time or not."""
+    local = Column(Kind.TIME, np.array([0]))
+    columns = {"sensor": Column.of_texts(["a"]), "time": local, "seen": local, "sent": local}
+    batch, _ = Edge(tz="Europe/Berlin").columns(columns, naive=frozenset({"time", "seen"}))
     assert batch.time.tolist() == [-3_600 * 10**9]
-    assert batch.columns["time"].values.tolist() == [0]
+    assert {name: batch.columns[name].values.tolist() for name in ("time", "seen", "sent")} == {
+        "time": [-3_600 * 10**9],
+        "seen": [-3_600 * 10**9],
+        "sent": [0],
+    }
 
 
 def test_a_source_learns_so_many_names_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

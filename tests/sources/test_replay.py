@@ -239,6 +239,16 @@ async def test_naive_times_of_every_format_are_local(drain: Any, tmp_path: Path)
         assert (await drain(Replay(tmp_path / name, tz="Europe/Berlin"))).times == [expected]
 
 
+async def test_naive_times_leave_as_the_moments_that_they_are(drain: Any, tmp_path: Path) -> None:
+    """Every column of timestamps without a zone, not only the records' time: what goes out says that it is UTC."""
+    local, utc = pd.to_datetime(["2024-07-01 12:00:00"]), pd.to_datetime(["2024-07-01 12:00:00+00:00"])
+    frame = pd.DataFrame({"sensor": ["a"], "time": local, "seen": local, "sent": utc})
+    frame.to_parquet(tmp_path / "a.parquet")
+    (row,) = (await drain(Replay(tmp_path / "a.parquet", tz="Europe/Berlin"))).rows
+    meant = pd.Timestamp("2024-07-01 10:00:00", tz="UTC").value
+    assert (row["time"], row["seen"], row["sent"]) == (meant, meant, utc[0].value)
+
+
 async def test_a_time_is_the_same_in_every_format(drain: Any, tmp_path: Path) -> None:
     """Beside a Parquet file of timestamps, epochs in Parquet, NDJSON and CSV are epochs, and text is read."""
     for name, times in (("a", pa.array([1700000000], pa.timestamp("s", "UTC"))), ("b", pa.array([1700000060]))):

@@ -22,6 +22,7 @@ from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.formats.edge import Edge
 from tidemill.formats.roles import DEFAULT_KEY, DEFAULT_TIME
+from tidemill.formats.times import TimeReader
 from tidemill.orders import Part, joined, placed
 from tidemill.printable import shown
 from tidemill.schema import Kind
@@ -92,7 +93,7 @@ def apply(
         start = stop
     if watermark is None:
         _warn_of_counts(prepared, outcomes)
-        return interchange.like(data, _joined(batch, outcomes))
+        return _as_came(data, _joined(batch, outcomes), tz)
     nowhere = np.empty(0, np.int32)
     nobody = None if devices is None else nowhere
     for marks in watermark.end():
@@ -103,7 +104,18 @@ def apply(
             raise StageError(_told(dead, start, prepared.stages[dead.stage].name))
         outcomes.append((start, end))
     _warn_of_counts(prepared, outcomes)
-    return interchange.like(data, _in_order([outcome for _, outcome in outcomes]))
+    return _as_came(data, _in_order([outcome for _, outcome in outcomes]), tz)
+
+
+def _as_came(data: Any, batch: Batch, tz: str) -> Any:
+    """The same kind of table, in which times are local ones of ``tz`` again where ``data`` has them without a zone."""
+    times = TimeReader(tz)
+    local = {
+        name: Column(Kind.TIME, times.local(column.values), tags=column.tags)
+        for name in interchange.naive_times(data)
+        if (column := batch.columns.get(name)) is not None and column.kind is Kind.TIME
+    }
+    return interchange.like(data, batch.holding({**batch.columns, **local}, batch.orders) if local else batch)
 
 
 def _warn_of_counts(prepared: Plan, outcomes: list[tuple[int, Outcome]]) -> None:

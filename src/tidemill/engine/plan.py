@@ -47,7 +47,8 @@ class Plan(core.Plan):
         ``data`` is a pandas or polars DataFrame, a pyarrow Table, a list of dicts or a `Batch`; the same kind comes
         back. ``key`` names the sensor's column; ``time`` the event time's, where a stage needs it. ``lag`` is that of
         `Pipeline`, for stages that work in event time: by default as much as the rows' order is off, so that none is late.
-        ``place_by`` is that of `Pipeline` too.
+        ``place_by`` is that of `Pipeline` too. ``tz`` is the zone of times without one: functions see the moments that they are, and
+        such a column comes back without a zone, as it was.
 
         A record that a user's function fails on raises `StageError`: a notebook wants to know. It is warned too
         (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``).

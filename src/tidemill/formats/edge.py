@@ -234,12 +234,17 @@ class Edge:
     ) -> tuple[Batch, Sequence[DeadLetter]]:
         """Records given as columns; ``rejects`` are rows that the format has refused already.
 
-        ``naive`` names the TIME columns whose times had no zone: they are carried as they are, and read in ``tz``. ``parsed`` False
-        says that the columns may hold any Python objects.
+        ``naive`` names the TIME columns whose times had no zone: they are read in ``tz``, and carried as the moments that they are.
+        ``parsed`` False says that the columns may hold any Python objects.
         """
         found = dict(rejects or {})
         made = {}
-        for name, column in columns.items():
+        local = {name: column for name, column in columns.items() if name in naive and column.kind is Kind.TIME}
+        moments = {
+            name: Column(Kind.TIME, self.times.localised(column.values), tags=column.tags)
+            for name, column in local.items()
+        }
+        for name, column in {**columns, **moments}.items():
             names_sensors = column.kind is Kind.OBJECT and name in self.roles.key_fields
             own = _as_texts(name, column, found) if names_sensors else column
             made[name], misfits = conform(name, own, self.kinds)
@@ -253,14 +258,9 @@ class Edge:
                 )
         if not parsed:
             find_unsendable(batch, found)
-        show = raw_of or (lambda row: _shown(batch, row, naive))
-        for name in naive.intersection(self.declared).intersection(made) - {self.roles.time}:
-            column = made[name]
-            if column.kind is Kind.TIME:
-                made[name] = Column(Kind.TIME, self.times.localised(column.values), tags=column.tags)
-        chosen, found = self._with_roles(Batch(made, rows=rows), found, wall_ns, known, None)
-        if self.roles.time in naive and chosen.time_ns is not None and columns[self.roles.time].kind is Kind.TIME:
-            chosen.time_ns = self.times.localised(chosen.time_ns)
+        came = Batch({**made, **local}, rows=rows) if local else batch
+        show = raw_of or (lambda row: _shown(came, row, naive))
+        chosen, found = self._with_roles(batch, found, wall_ns, known, None)
         chosen.arrived_ns = arrived_ns
         return chosen, self._letters(found, show, known, wall_ns)
 

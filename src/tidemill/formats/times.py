@@ -39,6 +39,8 @@ _WIDTH: Final = 35
 """The longest text that the columnar reader takes: nine fraction digits and a zone."""
 _BELOW_MICROSECONDS: Final = re.compile(r"[.,]\d{6}(\d{1,3})")
 _DAY_S: Final = 86_400
+_QUARTER_S: Final = 900
+"""At multiples of which offsets from UTC change."""
 
 
 def epochs(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -253,6 +255,16 @@ class TimeReader:
         moments = local_ns - _offsets(self._zone, local_ns // 10**9) * 10**9
         return np.where(local_ns == NAT, NAT, moments)
 
+    def local(self, moments_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Moments as the local times of this reader's zone that clocks showed, counted as if they were UTC's."""
+        if self._zone is None:
+            return moments_ns
+        quarters, where = np.unique(moments_ns // (_QUARTER_S * 10**9), return_inverse=True)
+        there = quarters != NAT // (_QUARTER_S * 10**9)
+        starts = np.where(there, quarters, 0) * _QUARTER_S
+        offsets = np.array([_offset_at(self._zone, start) for start in starts.tolist()], np.int64)
+        return np.where(moments_ns == NAT, NAT, moments_ns + offsets[where] * 10**9)
+
     # -- one at a time -----------------------------------------------------------------------------
 
     def _formatted(self, text: str) -> int:
@@ -445,6 +457,12 @@ def _offsets(zone: zoneinfo.ZoneInfo, local_s: NDArray[np.int64]) -> NDArray[np.
     for row in np.flatnonzero((before != after)[where]).tolist():
         offsets[row] = ask(int(local_s[row]))
     return offsets
+
+
+def _offset_at(zone: zoneinfo.ZoneInfo, moment_s: int) -> int:
+    """Seconds east of UTC at a moment."""
+    offset = (_EPOCH + dt.timedelta(seconds=moment_s)).astimezone(zone).utcoffset()
+    return math.floor(offset.total_seconds()) if offset is not None else 0
 
 
 def _offset_of(zone: zoneinfo.ZoneInfo) -> Callable[[int], int]:

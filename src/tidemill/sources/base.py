@@ -81,7 +81,9 @@ class Source(Named, Configured, abc.ABC):
     ``columns``  kinds of fields that are not to be learned: ``{"n": int}``; what a field of kind ``"time"`` holds is read as
                  event times are. ``{"sensor": object}`` where some sensors are named by numbers and others by texts. Of
                  records that come one by one, 4,096 names of fields are learned; one that brings another is a dead letter
-    ``tz``       the zone in which times without one are read (default UTC)
+    ``tz``       the zone in which times without one are read (default UTC); of a Parquet file or a DataFrame in every column of
+                 timestamps, which hold the moments that are meant. Of an hour that happens twice it is the first; in one that is skipped, the
+                 offset before the change holds
     """
 
     push: ClassVar[bool] = False
