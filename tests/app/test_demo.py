@@ -6,6 +6,7 @@ import math
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,39 @@ def test_an_earlier_demos_database_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "d.db-wal").touch()
     demo.remove_own(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def made_and_stopped_at_once(path: Path) -> None:
+    """As the sink makes it before there is a reading."""
+    pipeline = demo.demo_pipeline(path, 1.0)
+    sink = pipeline.sinks[0]
+    assert isinstance(sink, tm.sinks.SQLite)
+    sink.open(pipeline.check().schemas[-1])
+    sink.close()
+
+
+def test_what_a_demo_left_that_was_stopped_at_once_is_replaced(tmp_path: Path) -> None:
+    """Its table has not got the columns yet that its function adds; one with rows and without these is somebody else's."""
+    path = tmp_path / "d.db"
+    made_and_stopped_at_once(path)
+    demo.remove_own(path)
+    assert list(tmp_path.iterdir()) == []
+    made_and_stopped_at_once(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO features (sensor) VALUES ('mine')")
+    with pytest.raises(tm.InputError, match="no demo made it"):
+        demo.remove_own(path)
+
+
+@pytest.mark.parametrize("options", [{"lanes": -3}, {"seconds": -1.0}, {"rate": 0.0}])
+def test_a_demo_that_is_refused_leaves_the_last_ones_database(tmp_path: Path, options: dict[str, Any]) -> None:
+    """What cannot be run has replaced nothing."""
+    path = tmp_path / "d.db"
+    made_by_a_demo(path)
+    before = path.read_bytes()
+    with pytest.raises(tm.TidemillError):
+        demo.demo(**{"seconds": None, "rate": 1.0, "lanes": 0, "output": path, **options})
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all, but long enough to be read as one" * 20])

@@ -21,6 +21,7 @@ from tidemill.app.status import Watch, summary, watching
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Statistics
 from tidemill.engine.pipeline import Pipeline
+from tidemill.engine.run import Run
 from tidemill.errors import InputError
 from tidemill.stages.calibrate import Calibrate
 from tidemill.stages.map_rows import MapRows
@@ -32,6 +33,10 @@ SENSORS: Final = 1_000
 MOST_BYTES: Final = 1_000_000_000
 """The demo ends by itself when its database is this large."""
 LINE_EVERY_S: Final = 2.0
+_COLUMNS_FIRST: Final = {"sensor", *(f"normalized_{stat}_50" for stat in ("mean", "std", "min", "max"))}
+"""Of a demo's table as it is made, before there is a reading."""
+_COLUMNS_LATER: Final = {"surprise", "alarm"}
+"""Those that its function adds: of a demo that was stopped at once, the table has neither them nor rows."""
 QUERY: Final = (
     "SELECT sensor, count(*) AS readings, round(avg(value), 2) AS mean, round(max(surprise), 2) AS most_surprising, "
     "sum(alarm) AS alarms FROM features GROUP BY sensor ORDER BY most_surprising DESC LIMIT 10"
@@ -78,9 +83,10 @@ def calibration() -> dict[str, tuple[float, float]]:
 
 def demo(*, seconds: float | None, rate: float, lanes: int | None, output: Path) -> ExitCode:
     """Run it, show it, and end with a summary and a query to paste."""
+    pipeline = demo_pipeline(output, rate)
+    Run(pipeline, lanes=lanes, seconds=seconds, state=False)  # what cannot be run costs no earlier demo its database
     remove_own(output)
     note = f"rows in {output} (readable now); Ctrl-C to stop"
-    pipeline = demo_pipeline(output, rate)
     sys.stdout.write(f"1,000 synthetic sensors at {rate:,.0f} records/s and this machine's own, into {output}\n")
     sys.stdout.flush()
     with (
@@ -127,9 +133,11 @@ def _is_own(output: Path) -> bool:
         with closing(sqlite3.connect(f"{output.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             columns = {row[1] for row in database.execute("PRAGMA table_info(features)")}
+            if tables != ["features"] or not columns >= _COLUMNS_FIRST:
+                return False
+            return columns >= _COLUMNS_LATER or not database.execute("SELECT 1 FROM features LIMIT 1").fetchall()
     except sqlite3.Error:
         return False
-    return tables == ["features"] and {"sensor", "normalized_mean_50", "surprise", "alarm"} <= columns
 
 
 def paste(output: Path) -> str:
