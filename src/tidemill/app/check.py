@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from tidemill.app.replace import NO_SINK, said_as_options
 from tidemill.app.run_options import Edges
+from tidemill.app.standard_streams import tell
 from tidemill.app.units import in_units
 from tidemill.engine.lanes_count import resolved_lanes
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -79,7 +79,7 @@ def warn_of_outputs(pipeline: Pipeline, edges: Edges, *, resumes: bool = False) 
             with said_as_options(edges):
                 sink.check()
         except OutputExists as there:
-            sys.stderr.write(f"tidemill: a run would not begin: {printable(str(there))}\n")
+            tell(f"tidemill: a run would not begin: {printable(str(there))}\n")
 
 
 def _sources(pipeline: Pipeline, compiled: Checked) -> Iterator[tuple[str, str]]:

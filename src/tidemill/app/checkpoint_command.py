@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from tidemill import files
 from tidemill.app.exit_codes import ExitCode
+from tidemill.app.standard_streams import tell, write_out
 from tidemill.app.units import in_units
 from tidemill.engine import checkpoint_store
 from tidemill.engine.checkpoint_store import Listed
@@ -29,15 +29,15 @@ def checkpoint(place: Path, *, verify: bool = False, prune: int | None = None) -
         if prune < 1:
             raise InputError(f"--prune {prune}: one checkpoint at least must stay.")
         for path in checkpoint_store.prune(folder, prune):
-            sys.stderr.write(f"tidemill: removed {path}\n")
+            tell(f"tidemill: removed {path}\n")
     found = checkpoint_store.listed(folder, verify=verify)
     if not found:
-        sys.stdout.write(f"no checkpoints in {folder}\n")
+        write_out(f"no checkpoints in {folder}\n")
         return ExitCode.DONE
-    sys.stdout.write(lines_printable(table(found, verified=verify)))
+    write_out(lines_printable(table(found, verified=verify)))
     bad = [one for one in found if not one.whole]
     for one in bad:
-        sys.stderr.write(f"tidemill: {printable(f'{one.path} cannot be used: {one.why}')}.\n")
+        tell(f"tidemill: {printable(f'{one.path} cannot be used: {one.why}')}.\n")
     return ExitCode.BAD_INPUT if bad else ExitCode.DONE
 
 

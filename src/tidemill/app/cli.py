@@ -13,19 +13,24 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NoReturn, TextIO
+from typing import Final, NoReturn
+
+from tidemill.app.standard_streams import detach, take_closed_ones, tell, untaken
 
 __all__ = ["main"]
+
+_HELP: Final = frozenset(("--help", "-h"))
+"""With one of these, a library writes to stdout."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    take_closed_ones()
     if words == ["--version"]:  # answered before anything is imported: scripts ask for it often
         import tidemill
 
-        print(f"tidemill {tidemill.__version__}")  # noqa: T201 - this is the answer
-        sys.exit(0)
+        sys.exit(_written_out(lambda: print(f"tidemill {tidemill.__version__}"), _say))  # noqa: T201 - this is the answer
     _leave_by_signals()
     sys.exit(answer(words))
 
@@ -33,12 +38,35 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def answer(words: list[str]) -> int:
     """The exit code of one command line."""
     if not _asks_for_json(words):
-        return _answered(words, _say)
+        return _written_out(lambda: _answered(words, _say), _say)
     from tidemill.app.json_stderr import stderr_as_json
     from tidemill.app.logs import json_line
 
     with stderr_as_json():  # before anything is said: a mistake in the command line is told to a machine too
-        return _answered(words, lambda said: sys.stderr.write(json_line("ERROR", "tidemill", said, {}) + "\n"))
+
+        def say(said: str) -> None:
+            tell(json_line("ERROR", "tidemill", said, {}) + "\n")
+
+        return _written_out(lambda: _answered(words, say), say)
+
+
+def _written_out(command: Callable[[], int | None], say: Callable[[str], object]) -> int:
+    """The exit code of a command. Nothing of stdout or stderr is left for the interpreter to fail on when it exits."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except OSError as error:
+        from tidemill.app.exit_codes import ExitCode
+
+        code = ExitCode.OUTSIDE
+        detach(sys.stdout)
+        if not isinstance(error, BrokenPipeError):  # whoever read our stdout has left (``| head``)
+            say(str(untaken(error)))
+    try:
+        sys.stderr.flush()
+    except OSError:
+        detach(sys.stderr)
+    return code or 0
 
 
 def _leave_by_signals() -> None:
@@ -74,15 +102,14 @@ def _answered(words: list[str], say: Callable[[str], object]) -> int:
         code = command(*bound.args, **bound.kwargs)
     except KeyboardInterrupt:  # before the run took the signals over, or after it gave them back
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # whoever read our stdout has left (``| head``)
-        _detach(sys.stdout)
-        return ExitCode.OUTSIDE
-    except Exception as error:  # noqa: BLE001 - every error becomes a paragraph and an exit code
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and _HELP.intersection(words)):
+            raise  # of stdout
         code = code_of(error)
         if debug:
             from tidemill.printable import lines_printable
 
-            sys.stderr.write(lines_printable(traceback.format_exc()))
+            tell(lines_printable(traceback.format_exc()))
         say(_explained(error, code, debug=debug))
     return code if isinstance(code, int) else ExitCode.DONE
 
@@ -121,13 +148,4 @@ def _command_of(words: list[str]) -> str:
 def _say(message: str) -> None:
     from tidemill.printable import printable
 
-    try:
-        sys.stderr.write(f"tidemill: {printable(message)}\n")
-    except OSError:  # nobody can be told: a full disk, a terminal that is gone. The exit code says what it can
-        _detach(sys.stderr)
-
-
-def _detach(stream: TextIO) -> None:
-    """Keep the interpreter from complaining, while it exits, about a stdout that nobody reads, or a stderr that takes nothing."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, stream.fileno())
+    tell(f"tidemill: {printable(message)}\n")

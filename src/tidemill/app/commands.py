@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
 
 from tidemill.app.run_options import Edges, Ends, Keeps, Place, Tells
+from tidemill.app.standard_streams import write_out
 
 __all__ = ["application"]
 
@@ -202,8 +202,7 @@ def _check(
     found = load(file)
     pipeline = replaced(found, edges, sinkless=True)
     compiled = checked(pipeline, lanes)
-    sys.stdout.write(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
-    sys.stdout.flush()
+    write_out(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     if state is not None:
         resumption(state, pipeline, compiled, tuple(drop_state or ()))
     code = answer(questions, pipeline, compiled)
@@ -308,5 +307,5 @@ def _log(
     from tidemill.printable import lines_printable
 
     found = survey(folder)
-    sys.stdout.write(lines_printable(told(found)))
+    write_out(lines_printable(told(found)))
     return ExitCode.DONE if found.is_whole else ExitCode.BAD_INPUT

@@ -17,6 +17,7 @@ from tidemill import files, sinks, sources
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.running import ended
+from tidemill.app.standard_streams import write_out
 from tidemill.app.status import Watch, summary, watching
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Statistics
@@ -87,14 +88,13 @@ def demo(*, seconds: float | None, rate: float, lanes: int | None, output: Path)
     Run(pipeline, lanes=lanes, seconds=seconds, state=False)  # what cannot be run costs no earlier demo its database
     remove_own(output)
     note = f"rows in {output} (readable now); Ctrl-C to stop"
-    sys.stdout.write(f"1,000 synthetic sensors at {rate:,.0f} records/s and this machine's own, into {output}\n")
-    sys.stdout.flush()
+    write_out(f"1,000 synthetic sensors at {rate:,.0f} records/s and this machine's own, into {output}\n")
     with (
         watching(sys.stdout, title="tidemill demo", line_every_s=LINE_EVERY_S, note=note) as watch,
         logging_to_stderr(),
     ):
         report = run(pipeline, lanes=lanes, seconds=seconds, on_statistics=_until_full(output, watch), state=False)
-    sys.stdout.write(f"\n{summary(report)}\nYour features, by sensor:\n\n  {paste(output)}\n")
+    write_out(f"\n{summary(report)}\nYour features, by sensor:\n\n  {paste(output)}\n")
     return ended(report)
 
 

@@ -102,8 +102,9 @@ def stderr_as_json() -> Iterator[None]:
 
     def write(line: str) -> None:
         data = memoryview(line.encode() + b"\n")
-        while data:
-            data = data[os.write(was, data) :]
+        with contextlib.suppress(OSError):  # it takes nothing; what comes is read on, or those who write would wait
+            while data:
+                data = data[os.write(was, data) :]
 
     thread = threading.Thread(
         target=_pass_on, args=(reading, over, Wrapped(write)), name="tidemill-stderr", daemon=True
@@ -126,13 +127,12 @@ def _pass_on(reading: int, over: int, wrapped: Wrapped) -> None:
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     poll.register(over, select.POLLIN)
-    with contextlib.suppress(OSError):  # nobody reads stderr any more
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            with contextlib.suppress(BlockingIOError):
-                while data := os.read(reading, _READ):
-                    wrapped.feed(data)
-                break  # all writers are gone
-            if over in ready:
-                break
-        wrapped.end()
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(reading, _READ):
+                wrapped.feed(data)
+            break  # all writers are gone
+        if over in ready:
+            break
+    wrapped.end()

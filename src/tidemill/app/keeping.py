@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from tidemill.app.checkpoint_command import folder_of
 from tidemill.app.run_options import Keeps
+from tidemill.app.standard_streams import write_out
 from tidemill.core.keys import KeyTable
 from tidemill.core.resume import check_resume, described, identify, matched
 from tidemill.engine.checkpoint_store import newest
@@ -50,13 +50,12 @@ def resumption(place: Path, pipeline: Pipeline, compiled: Checked, drop_state: t
     if found is None or checkpoints != folder.place:  # else these are checkpoints alone, such as copies
         folder.require_usable(pipeline.name)
     if found is None:
-        sys.stdout.write(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
+        write_out(f"resume: there is no checkpoint in {place}; {pipeline.name} would begin anew\n")
         return
     facts = facts_of(found)
     matching = matched(facts.stages, identify(compiled.plan, compiled.place_by))
     told = f"{described(matching)}\n        behind input {facts.position:,}, checkpoint {found.number}\n"
-    sys.stdout.write(lines_printable(told))
-    sys.stdout.flush()
+    write_out(lines_printable(told))
     check_resume(matching, drop_state)
     for sink in pipeline.sinks:
         sink.require_same_output(folder.place_of_sink(sink.name))

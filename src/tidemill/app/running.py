@@ -9,6 +9,7 @@ from tidemill import files
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.logs import logging_to_stderr
 from tidemill.app.run_options import Ends, Tells
+from tidemill.app.standard_streams import tell
 from tidemill.app.status import summary, summary_json, watching
 from tidemill.engine.entrance import run
 from tidemill.engine.metrics import Report
@@ -68,11 +69,11 @@ def _tell(made: Report, pipeline: Pipeline, state: State | bool | None, tells: T
     place = (tells.dead_letters or letters_place(pipeline, state_of(pipeline, state))) if made.dead_letters else None
     if tells.log_format == "json":
         in_file = "" if place is None else str(place)
-        sys.stderr.write(summary_json(made, pipeline=pipeline.name, dead_letters_in=in_file) + "\n")
+        tell(summary_json(made, pipeline=pipeline.name, dead_letters_in=in_file) + "\n")
         return
-    sys.stderr.write(summary(made))
+    tell(summary(made))
     if place is not None:
-        sys.stderr.write(f"The dead letters are in {place}; tm.sources.DeadLetters reads them after a fix.\n")
+        tell(f"The dead letters are in {place}; tm.sources.DeadLetters reads them after a fix.\n")
 
 
 def ended(report: Report) -> ExitCode:

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
 from tidemill.app.logs import LogFormat, json_line
+from tidemill.app.standard_streams import tell
 from tidemill.engine.metrics import Quantiles, Report, Statistics
 from tidemill.printable import NAME, counted, printable
 
@@ -46,7 +47,7 @@ def watching(
             yield watch
     else:
         told = _json if log_format == "json" else line
-        every = _Every(line_every_s, lambda statistics: _write_line(stream, told(statistics)))
+        every = _Every(line_every_s, lambda statistics: tell(told(statistics) + "\n", stream))
         yield every
         every.last()
 
@@ -124,11 +125,6 @@ def _json(statistics: Statistics) -> str:
     if state is not None:
         fields |= {"checkpoint": state.checkpoint, "checkpoint_position": state.position}
     return json_line("INFO", "tidemill", line(statistics), fields)
-
-
-def _write_line(stream: TextIO, told: str) -> None:
-    stream.write(told + "\n")
-    stream.flush()
 
 
 # -- live --------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import sys
 import urllib.error
 import urllib.request
 from typing import Final
 from urllib.parse import urlsplit
 
 from tidemill.app.exit_codes import ExitCode
+from tidemill.app.standard_streams import write_out
 from tidemill.errors import InputError, OutsideError
 from tidemill.printable import lines_printable
 
@@ -41,7 +41,7 @@ def status(url: str) -> ExitCode:
         ) from None
     if code not in (200, 503) or by != "run":
         raise OutsideError(f"what answers at {asked} is no run of tidemill: it says {code}.")
-    sys.stdout.write(lines_printable(text.decode("utf-8", "replace")))  # whoever answers may be anybody
+    write_out(lines_printable(text.decode("utf-8", "replace")))  # whoever answers may be anybody
     return ExitCode.DONE if code == 200 else ExitCode.FAILED
 
 

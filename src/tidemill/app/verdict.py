@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from tidemill import files
 from tidemill.app.check import aligned, state_of
 from tidemill.app.exit_codes import ExitCode
 from tidemill.app.replace import STANDARD_STREAM
+from tidemill.app.standard_streams import write_out
 from tidemill.engine.pipeline import Checked, Pipeline
 from tidemill.errors import PlanError
 from tidemill.printable import counted
@@ -83,5 +83,4 @@ def _compare(questions: Questions, table: str, pipeline: Pipeline) -> bool:
 
 
 def _say(rows: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:
-    sys.stdout.write(aligned(rows))
-    sys.stdout.flush()
+    write_out(aligned(rows))

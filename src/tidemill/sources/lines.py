@@ -157,6 +157,8 @@ class Lines(RecordedSource):
     async def _piped(self, context: SourceContext) -> AsyncIterator[Batch]:
         """What comes from a pipe, or from standard input whatever that is."""
         own = self.path != "-"
+        if not own and sys.stdin is None:
+            raise InputError("standard input is closed, and Lines('-') reads it; give it a file or a pipe.")
         descriptor = self._opened() if own else sys.stdin.fileno()
         named = str(self.path) if own else "standard input"
         decoder = decoder_for(self.format, self.edge, named=named, limit=self.limit, precision=self.precision)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from tidemill.app.new.sniffing import BLANKS, Head, Layout, sniffed
 from tidemill.app.new.survey import LOOKED_AT, Survey, surveyed
 from tidemill.app.new.templates import BLANK, MOST_SENSORS, Draft, calibration_text
 from tidemill.app.new.time_role import ARRIVAL
+from tidemill.app.standard_streams import write_out
 from tidemill.engine.plan import FROM_DISK, Plan
 from tidemill.errors import InputError, MissingExtra, OutputExists, PlanError
 from tidemill.sources.base import Source
@@ -57,7 +57,7 @@ def finish(places: Sequence[Path], draft: Draft, survey: Survey, *, read: str, a
     texts = draft.plan_text(), calibration_text(survey.calibrated), draft.test_text()
     for place, text in zip(places, texts, strict=False):
         files.write_whole(place, text.encode())
-    sys.stdout.write(aligned(_told(places, draft.roles, survey, read, again)))
+    write_out(aligned(_told(places, draft.roles, survey, read, again)))
 
 
 def places_of(plan: str, *more: str, force: bool) -> tuple[Path, ...]:
