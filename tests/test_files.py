@@ -25,6 +25,17 @@ def test_a_missing_file_names_the_absolute_path(tmp_path: Path, monkeypatch: pyt
             attempt("none.csv")
 
 
+def test_expand_leaves_hidden_files_alone(tmp_path: Path) -> None:
+    """In a folder as by a pattern; named itself, one is read."""
+    for name in ("b.csv", ".hidden.csv", "._b.csv", ".csv"):
+        (tmp_path / name).touch()
+    assert files.expand(tmp_path) == files.expand(tmp_path / "*.csv") == [tmp_path / "b.csv"]
+    assert files.expand(tmp_path / ".hidden.csv") == [tmp_path / ".hidden.csv"]
+    (tmp_path / "b.csv").unlink()
+    with pytest.raises(InputError, match="holds no recording"):
+        files.expand(tmp_path)
+
+
 def test_expand_takes_files_globs_and_folders(tmp_path: Path) -> None:
     """A folder means its recordings, a pattern what matches, in the order of their paths."""
     for name in ("b.csv", "a.ndjson.gz", "c.parquet", "notes.txt", "d.jsonl"):

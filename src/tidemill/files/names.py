@@ -50,13 +50,15 @@ def stem(path: str | os.PathLike[str]) -> str:
 def expand(path: str | os.PathLike[str]) -> list[Path]:
     """The files that a file, glob pattern or folder means, sorted by path.
 
-    A folder means the recordings directly in it. Raises `InputError` when there is none.
+    A folder means the recordings directly in it, as a pattern would without those whose names begin with a dot: these are
+    hidden, such as the ``._name.csv`` that a copy from another system leaves. Raises `InputError` when there is none.
     """
     tried = absolute(path)
     if tried.is_file() or (tried.exists() and not tried.is_dir()):
         return [tried]
     if tried.is_dir():
-        found = sorted(entry for entry in tried.iterdir() if entry.is_file() and suffix(entry) in RECORDINGS)
+        shown = (entry for entry in tried.iterdir() if not entry.name.startswith("."))
+        found = sorted(entry for entry in shown if suffix(entry) in RECORDINGS and entry.is_file())
         if not found:
             raise InputError(f"the folder {tried} holds no recording: no file that ends in {', '.join(RECORDINGS)}.")
         return found

@@ -31,7 +31,7 @@ _LOOKED_AT: Final = 64
 class Replay(RecordedSource):
     """Recordings: CSV, NDJSON (``.ndjson``, ``.jsonl``) and Parquet files, each also with ``.gz``.
 
-    ``path``         a file, a glob pattern, or a folder of recordings
+    ``path``         a file, a glob pattern, or a folder of recordings, of which those are left out whose names begin with a dot
     ``pace``         ``"max"``, or a multiple of the recorded speed (1.0 is as it was)
     ``order``        of several files: ``"merge"`` by time, or in ``"sequence"`` by path
     ``format``       ``"csv"``, ``"ndjson"`` or ``"parquet"`` for files whose suffix does not say it
