@@ -247,6 +247,69 @@ def test_large_batches(drive, floats):
     assert driver.state.counts["unknown_key"] == int(np.isnan(made).sum()) > 0
 
 
+LARGE = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["7", "-1.50"], [7.0, -1.5]),
+        (["0", ""], [0, None]),
+        (["007", "12"], ["007", "12"]),
+        (["1234", "-012"], ["1234", "-012"]),
+        (["7", str(LARGE)], ["7", str(LARGE)]),
+        (["7", "9" * 400], ["7", "9" * 400]),
+        (["7", str(2**60)], [7, 2**60]),
+        (["inf", "80"], [np.inf, 80]),
+        (["7", "n/a"], ["7", "n/a"]),
+    ],
+)
+def test_a_lookup_of_csv_keeps_the_digits_of_identifiers(drive, cells, expected):
+    """A column in which a float would lose some is text; others are numbers where all of their cells are."""
+    assert looked_up(drive, Lookup("assets.csv").prepared(loaded({"sensor": ["S1", "S2"], "code": cells}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["80", "7"], ["80", "7"]),
+        (["007", 8], ["007", "8"]),
+        ([LARGE, str(LARGE)], [str(LARGE)] * 2),
+        ([LARGE, 7], [LARGE, 7.0]),
+        ([7, None], [7.0, None]),
+        ([10**400, 7], [str(10**400), "7"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "of",
+    [
+        dict,
+        lambda table: pd.DataFrame(table, dtype=object),
+        lambda table: {key: {"code": cell} for key, cell in zip(*table.values(), strict=True)},
+    ],
+)
+def test_a_lookup_of_values_leaves_text_as_text(drive, of, cells, expected):
+    """What Python or a DataFrame holds as text is meant so, and its integers come back as they are."""
+    assert looked_up(drive, Lookup(of({"sensor": ["S1", "S2"], "code": cells}))) == expected
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_a_large_number_that_was_looked_up_leaves_a_lane_as_it_is(lanes):
+    """With one that a float holds, and of a sensor that the table does not have."""
+    table = {"S1": {"code": LARGE}, "S2": {"code": 7}}
+    rows = [{"sensor": f"S{at}", "time": at, "value": 1.0} for at in (1, 2, 3, 1)] * 50
+    sink = ListSink()
+    tm.run(tm.Pipeline(tm.sources.Records(rows), tm.Plan(tm.Lookup(table)), sink), lanes=lanes)
+    assert [row["code"] for row in sink.rows[:2] + sink.rows[-1:]] == [LARGE, 7.0, LARGE]
+    assert [row["code"] for row in sink.rows].count(LARGE) == 100
+
+
+def looked_up(drive, stage):
+    """The column ``code`` of S1 and S2; None for what is missing."""
+    made = drive(stage).step(Batch({"v": Column(Kind.FLOAT, np.zeros(2))}), ["S1", "S2"]).batch.to_rows()
+    return [None if row["code"] != row["code"] else row["code"] for row in made]
+
+
 @pytest.mark.parametrize("stage", [Calibrate, Lookup])
 def test_fields_that_no_stage_reads_come_out_beside_records_that_are_rejected(stage, tmp_path):
     """They are not copied to the lane, which must not say that it had made them anew."""

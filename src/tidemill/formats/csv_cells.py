@@ -14,7 +14,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.letters import INFINITE, MALFORMED, WRONG_TYPE, Reject
 from tidemill.schema import Kind
 
-__all__ = ["column_of_cells", "learn_kind"]
+__all__ = ["column_of_cells", "keep_their_digits", "learn_kind"]
 
 _NOT_A_NUMBER: Final = frozenset({"nan", "+nan", "-nan"})
 _INFINITIES: Final = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
@@ -44,6 +44,31 @@ def _are_padded(cells: Sequence[str]) -> bool:
         and all(len(cell) == width and cell.isdecimal() for cell in cells)
         and any(cell.startswith("0") for cell in cells)
     )
+
+
+def keep_their_digits(cells: Sequence[str]) -> bool:
+    """Whether cells that are integers come back as they are written, from floats: none is padded with zeros, and none has more
+    digits than a float holds.
+
+    A table that is read as a whole may ask this of every cell, where `learn_kind` sees the first of many.
+
+    >>> keep_their_digits(["7", "-12", "1.50"]), keep_their_digits(["7", "012"]), keep_their_digits(["9007199254740993"])
+    (True, False, False)
+    """
+    return all(_keeps_its_digits(cell.strip().lstrip("+-")) for cell in cells)
+
+
+def _keeps_its_digits(digits: str) -> bool:
+    if not digits.isdecimal():
+        return True
+    return (digits == "0" or not digits.startswith("0")) and len(digits) <= DIGITS and _is_float(int(digits))
+
+
+def _is_float(number: int) -> bool:
+    try:
+        return int(float(number)) == number
+    except OverflowError:
+        return False
 
 
 def column_of_cells(
