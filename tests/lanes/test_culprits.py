@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tidemill.by_value import dumps_by_value
 from tidemill.errors import CallError
-from tidemill.lanes.by_value import dumps_by_value
 from tidemill.lanes.call_codec import dumps_function
 from tidemill.lanes.culprits import culprit
 from tidemill.lanes.parcels import pack

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import cloudpickle
+
 from tidemill.app.hints import hint_for, hint_for_objects, hint_for_windows, stages_named
 from tidemill.batch import Batch
-from tidemill.by_value import dumps_by_value
 from tidemill.column import ABSENT, Column
 from tidemill.core.neighbours import Habit, habit_of, whole_of
 from tidemill.core.trial import MADE, Made
@@ -116,7 +117,7 @@ async def _try_one(crew: Lanes, stage: Stage, batch: Batch) -> tuple[Tried, Batc
         stage.budget_s, _log.warning, "%s is being tried on %s, for more than %g s", stage.name, records, stage.budget_s
     )
     try:
-        return await crew.run(_try_stage, dumps_by_value(stage), batch, timeout=patience_s)
+        return await crew.run(_try_stage, cloudpickle.dumps(stage), batch, timeout=patience_s)
     except LaneDied as died:
         how = Exit(died.signal, died.code) if (died.signal, died.code) != (None, None) else died.args[0]
         words = f". It wrote last: {died.stderr}" if died.stderr else ""

@@ -232,9 +232,9 @@ def _looked_up(column: Column, rows: NDArray[np.intp]) -> Column:
         exact = exact_at(column.exact, rows) if column.exact else None
         if exact is None:
             return Column(Kind.FLOAT, values)
-        tags = np.zeros(len(rows), np.uint8)
-        tags[list(exact)] = INTEGER_TAG
-        return Column(Kind.FLOAT, values, tags=tags, exact=exact)
+        tagged = np.zeros(len(rows), np.uint8)
+        tagged[list(exact)] = INTEGER_TAG
+        return Column(Kind.FLOAT, values, tags=tagged, exact=exact)
     empty = values < 0
     tags = np.where(empty, np.uint8(NULL_TAG), np.uint8(0)) if empty.any() else None
     return Column(Kind.TEXT, values, tags=tags, texts=column.texts)
