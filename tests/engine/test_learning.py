@@ -141,4 +141,5 @@ def test_a_field_of_any_type_may_become_one_of_numbers(cap, lanes):
     pipeline = tm.Pipeline(tm.sources.Records(rows), tm.Plan(tm.MapRows(unwrapped)), sink)
     assert tm.run(pipeline, lanes=lanes, limits=Limits(max_records=cap)).dead_letters == 0
     assert [row.get("mixed") for row in sink.rows] == [None, None, *range(2, 40)]
-    assert {batch.columns["mixed"].kind.value for batch in sink.batches[2:]} == {"float"}
+    columns = [batch.columns["mixed"] for batch in sink.batches if "mixed" in batch.columns]
+    assert {column.kind.value for column in columns if column.has_values} == {"float"}
