@@ -170,7 +170,8 @@ class Intake:
             for first, stop in pairwise([*starts, len(part)]):
                 if first:
                     await asyncio.sleep(0)
-                entered += await self._put_slice(part.slice(first, stop), source, wall_ns)
+                some = part if stop - first == len(part) else part.slice(first, stop)
+                entered += await self._put_slice(some, source, wall_ns)
             if len(batch) > SLICE_RECORDS:
                 await asyncio.sleep(0)
         return entered
