@@ -123,6 +123,21 @@ def test_what_a_function_makes_of_a_class_of_the_script(lanes: int, tmp_path: Pa
     assert (seen[0]["quality"], seen[0]["line"], seen[0]["good"]) == (Quality.GOOD, "a", True)
 
 
+class Judge:
+    """Says of each record what a class of the script has for it."""
+
+    def update(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {"grade": Quality.GOOD, "where": Place("b")}
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_what_an_object_of_a_sensor_makes_of_a_class_of_the_script(lanes: int, tmp_path: Path) -> None:
+    """As what a function makes."""
+    rows, letters = through([0, 1], tm.Keyed(Judge), lanes=lanes, folder=tmp_path)
+    assert [(row["grade"], row["where"]) for row in rows] == [(Quality.GOOD, Place("b"))] * 2
+    assert not letters
+
+
 def test_what_a_lane_cannot_read_is_that_records_dead_letter(tmp_path: Path) -> None:
     """Its neighbours in the same batch go on, and so does the run."""
     items = [Place("a"), Homebound(), Place("b")]

@@ -8,7 +8,6 @@ the record at fault is lost, and its object has not seen it.
 from __future__ import annotations
 
 import abc
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import is_
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, Column
 from tidemill.errors import BadResult, StageError
+from tidemill.formats.unfit import check_sendable
 from tidemill.kinds import Kinds, conform
 from tidemill.letters import WRONG_TYPE, Reject
 from tidemill.orders import Orders, follows
@@ -121,7 +121,7 @@ class Calls(abc.ABC):
 
     def _check_sendable(self, name: str, items: Any) -> None:
         try:
-            pickle.dumps(items, pickle.HIGHEST_PROTOCOL)
+            check_sendable(items)
         except Exception as error:
             told = encodable(str(error))
             raise self._unfit(
