@@ -27,6 +27,7 @@ __all__ = [
     "NULL_TAG",
     "VALUE_TAG",
     "Column",
+    "is_null",
     "nanoseconds",
 ]
 
@@ -299,6 +300,11 @@ class Column:
                 exact.update({start + row: value for row, value in (part.exact or {}).items()})
                 start += len(part)
         return cls(kind, values, tags=tags, texts=texts, exact=exact or None)
+
+
+def is_null(item: Any) -> bool:
+    """None, pandas' NA and NaT, and what NumPy masks; NaN is a float."""
+    return item is None or type(item).__name__ in ("NAType", "NaTType", "MaskedConstant")
 
 
 def nanoseconds(moments: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Orders", "Part", "follows", "joined", "placed"]
+__all__ = ["Orders", "Part", "first_repeated", "follows", "joined", "placed"]
 
 Orders = tuple[NDArray[np.int32], tuple[tuple[str, ...], ...]]
 """Per record the number of its order, and the orders. Columns that an order does not name come after it."""
@@ -36,6 +36,20 @@ def follows(names: Iterable[str], order: Iterable[str]) -> bool:
     """
     rest = iter(order)
     return all(name in rest for name in names)
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before.
+
+    >>> first_repeated(["a", "b", "a", "b"])
+    'a'
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def placed(own: Iterable[str], parts: Sequence[Collection[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from tidemill.formats.edge import Edge
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.kinds import Kinds
 from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Letters, Reject
+from tidemill.orders import first_repeated
 from tidemill.schema import Kind
 
 __all__ = ["CsvDecoder", "parse_header"]
@@ -46,20 +47,6 @@ def parse_header(line: bytes, named: str) -> list[str]:
     if twice is not None:
         raise InputError(f"{named} names the column {twice!r} twice; a record has each field once.")
     return header
-
-
-def first_repeated(names: Iterable[str]) -> str | None:
-    """The first name that was there before.
-
-    >>> first_repeated(["a", "b", "a", "b"])
-    'a'
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 _Cells = list[list[str]]

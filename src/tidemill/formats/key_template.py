@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tidemill.column import is_null
 from tidemill.errors import PlanError
 
 __all__ = ["KeyTemplate", "is_nested", "names_nothing", "why_unnamed"]
@@ -46,7 +47,7 @@ class KeyTemplate:
 
 def names_nothing(item: Any) -> bool:
     """Nothing is there; in the column of a DataFrame, NaN says that, or pandas' NA and NaT, or NumPy's."""
-    if item is None or type(item).__name__ in ("NAType", "NaTType", "MaskedConstant"):
+    if is_null(item):
         return True
     if isinstance(item, (np.datetime64, np.timedelta64)):
         return bool(np.isnat(item))

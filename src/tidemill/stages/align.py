@@ -14,6 +14,7 @@ from tidemill.column import Column
 from tidemill.durations import duration_ns
 from tidemill.errors import PlanError
 from tidemill.letters import MISSING_FIELD, Reject
+from tidemill.orders import first_repeated
 from tidemill.schema import NAMING, Field, Kind, Schema
 from tidemill.stages.alignment import NO_LIMIT, Table
 from tidemill.stages.base import Emitted, Stage, Step
@@ -337,7 +338,7 @@ def _names(channels: Sequence[str]) -> tuple[str, ...]:
         raise PlanError(f'Align: channels={channels!r} must be a list of names, such as ["temp", "flow"].')
     if not channels:
         raise PlanError("Align: channels=[] is empty; name the channels to put side by side.")
-    twice = [channel for place, channel in enumerate(channels) if channel in channels[:place]]
-    if twice:
-        raise PlanError(f"Align: the channel {twice[0]!r} stands twice in channels=.")
+    twice = first_repeated(channels)
+    if twice is not None:
+        raise PlanError(f"Align: the channel {twice!r} stands twice in channels=.")
     return tuple(channels)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, object_array
+from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, is_null, object_array
 from tidemill.errors import BadResult, PlanError, TidemillError
 from tidemill.kinds import Kinds
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
@@ -195,7 +195,7 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
 def _are_integers(array: NDArray[Any]) -> bool:
     """As far as there are values."""
     if array.dtype == object:
-        return {type(item) for item in array.tolist() if not _is_missing(item)} <= {int, np.int64}
+        return {type(item) for item in array.tolist() if not is_null(item)} <= {int, np.int64}
     return array.dtype.kind in "iu"
 
 
@@ -208,7 +208,7 @@ def _of_any_type(name: str, array: NDArray[Any], own: Column) -> Column:
     made = [item.item() if isinstance(item, np.number | np.bool_ | np.str_) else item for item in array.tolist()]
     alone = [_is_held(item, was) for item, was in zip(made, held, strict=True)]
     items = own_values(
-        was if same else None if _is_missing(item) else float(item) if type(item) is int else item
+        was if same else None if is_null(item) else float(item) if type(item) is int else item
         for item, was, same in zip(made, held, alone, strict=True)
     )
     first = next((row for row, item in enumerate(items) if item is not None and item is not ABSENT), None)
@@ -222,7 +222,7 @@ def _of_any_type(name: str, array: NDArray[Any], own: Column) -> Column:
 def _is_held(item: Any, was: Any) -> bool:
     """Whether an item of an array is what the record holds: a number may have become a float, and nothing a NaN."""
     if was is None or was is ABSENT:
-        return _is_missing(item) or (type(item) is float and math.isnan(item))
+        return is_null(item) or (type(item) is float and math.isnan(item))
     if type(item) in (int, float) and type(was) in (int, float):
         return bool(item == was) and (item != 0 or math.copysign(1, item) == math.copysign(1, was))
     return item is was or (type(item) is str and type(was) is str and item == was)
@@ -368,7 +368,7 @@ def _wrong_kind(stage: str, name: str, declared: Kind, got: str) -> BadResult:
 
 def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kind | None) -> Column:
     """Text with nulls, numbers with nulls, or objects."""
-    items = [None if _is_missing(item) else item for item in array.tolist()]
+    items = [None if is_null(item) else item for item in array.tolist()]
     types = {type(item) for item in items if item is not None}
     if declared is None and not (types and any(types <= alike for alike in _WITH_NULLS)):
         return Column(Kind.OBJECT, object_array(own_values(items)), tags=_null_tags(items))
@@ -384,11 +384,6 @@ def _column_of_objects(stage: str, name: str, array: NDArray[Any], declared: Kin
 
 _WITH_NULLS: Final = ({str, np.str_}, {int, float, np.float64, np.int64}, {bool, np.bool_})
 """What can have nulls among it and still be a column of its own kind."""
-
-
-def _is_missing(item: Any) -> bool:
-    """None, pandas' NA and NaT, and what NumPy masks; NaN is a float."""
-    return item is None or type(item).__name__ in ("NAType", "NaTType", "MaskedConstant")
 
 
 def _null_tags(items: list[Any]) -> NDArray[np.uint8] | None:

@@ -14,6 +14,7 @@ from tidemill.column import FARTHEST, Column
 from tidemill.durations import duration_ns, shown
 from tidemill.errors import PlanError
 from tidemill.letters import Reject
+from tidemill.orders import first_repeated
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Emitted, Stage, Step
 from tidemill.stages.event_buffer import NEVER, EventBuffer, Waiting
@@ -131,10 +132,9 @@ class Resample(Stage):
         max_waiting = check_waiting(self.late, choices, max_waiting, stage=self.name, what="readings")
         if not isinstance(self.time, str) or not self.time:
             raise PlanError(f"{self.name}: time={self.time!r} must be the name of a column.")
-        names = (*self.columns, self.time)
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
-        if twice:
-            raise PlanError(f"{self.name}: two columns would be called {twice[0]!r}; time= names that of the time.")
+        twice = first_repeated((*self.columns, self.time))
+        if twice is not None:
+            raise PlanError(f"{self.name}: two columns would be called {twice!r}; time= names that of the time.")
         return max_waiting
 
     def describe(self) -> str:
