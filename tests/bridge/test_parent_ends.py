@@ -347,11 +347,15 @@ async def test_a_process_that_the_application_forked_takes_no_call_with_it(progr
 
 
 async def test_a_process_that_the_application_forked_copies_nothing_into_the_arena(program) -> None:
-    """Whatever is under way: large arguments and results of the application's calls are their own, and all of them come."""
+    """Whatever is under way: large arguments and results of the application's calls are their own, and all of them come. It
+    does not judge the copies of their answers that it has, by memory that went on."""
     app = program("""
         import asyncio, os, sys
         import numpy as np
         import tidemill as tm
+        from tidemill.lanes import channel
+
+        channel._TURN_S = -1.0  # one answer a turn of the loop
 
         def negated(values):
             return -values
@@ -359,18 +363,24 @@ async def test_a_process_that_the_application_forked_copies_nothing_into_the_are
         async def main():
             async with tm.Lanes(1, arena_bytes=8 << 20) as lanes:
                 await lanes.run(abs, -1)
-                for turns in range(8):
+                for turns in range(30):
+                    size, count = ((30_000, 10), (100_000, 6))[turns % 2]
                     calls = [
-                        asyncio.ensure_future(lanes.run(negated, np.full(100_000, 10.0 * turns + number)))
-                        for number in range(6)
+                        asyncio.ensure_future(lanes.run(negated, np.full(size, 10.0 * turns + number)))
+                        for number in range(count)
                     ]
                     for _ in range(turns):
                         await asyncio.sleep(0)
+                    done, tell_done = os.pipe()
                     child = os.fork()
                     if child == 0:
+                        os.close(tell_done)
+                        os.read(done, 1)
                         sys.exit(0)
                     for number, result in enumerate(await asyncio.gather(*calls)):
                         assert (result == -10.0 * turns - number).all()
+                    os.close(tell_done)
+                    os.close(done)
                     os.waitpid(child, 0)
                 print(lanes.statistics().lanes[0].restarts)
 

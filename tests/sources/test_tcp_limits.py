@@ -333,9 +333,11 @@ def answered(to):
 
 for number in range(16):
     while True:  # the process may have had a file of its own open for a moment
-        there.append(come(http))
-        if answer := answered(there[-1]):
+        one = come(http)
+        if answer := answered(one):
             break
+        one.close()
+    there.append(one)
     print(answer.split()[1].decode(), flush=True)
 sys.stdin.readline()
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,6 +19,8 @@ from tidemill.core.apply import with_roles
 from tidemill.core.trial import Made, Trial, cut_at, keys_of, marks_of
 from tidemill.stages.objects import Objects
 
+LOCK = type(threading.Lock())
+"""It can go to no other process."""
 SENSORS = ["S1", "S2", "S3"]
 
 
@@ -32,8 +35,8 @@ def acted(values: list[float], record: dict[str, Any]) -> Any:
         raise SystemExit(3)
     if deed == "list":
         return [len(values)]
-    if deed == "lambda":
-        return {"n": len(values), "sum": sum(values), "thing": lambda: 0}
+    if deed == "lock":
+        return {"n": len(values), "sum": sum(values), "thing": threading.Lock()}
     if deed == "name":
         return {"n": len(values), 5: "five"}
     if deed == "text":
@@ -132,7 +135,7 @@ class Loop:
         return returned
 
     def _kind(self, value: Any) -> type:
-        if callable(value):
+        if isinstance(value, LOCK):
             raise TypeError
         return {int: float}.get(type(value), type(value))
 
@@ -157,7 +160,7 @@ def filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
-DEEDS = ["", "", "", "raise", "exit", "list", "lambda", "name", "text", "few", "thing", "own", "own wrong"]
+DEEDS = ["", "", "", "raise", "exit", "list", "lock", "name", "text", "few", "thing", "own", "own wrong"]
 
 
 @st.composite

@@ -202,7 +202,7 @@ class ProcessChannel:
 
     def _deliver_more(self) -> None:
         """What was left of the last read."""
-        if self._eof or self._told:
+        if self._eof or self._told or self._socket.fileno() < 0:  # as in `_read`; these tell of memory that has gone on
             return
         self._delivering = False
         if not self._deliver(_TURN_S):
