@@ -179,6 +179,24 @@ async def test_records_that_were_never_known_to_be_safe_are_asked_for_again() ->
     assert "send them again" in told["error"]
 
 
+async def test_a_body_that_is_still_coming_when_the_run_ends_is_asked_for_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At once, and nothing is logged: nobody is at fault."""
+    async with Engine(HTTP()) as engine:
+        head = b"POST /ingest HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n"
+        reader, writer = await at_once(engine.source.port, head)
+        await reader.readuntil(b"100 Continue\r\n\r\n")
+        writer.write(lines(1))
+    told = await reader.read()
+    assert told.startswith(b"HTTP/1.1 503")
+    assert b"the run ends; send these records again" in told
+    assert not engine.rows
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_without_state_an_answer_comes_when_the_records_were_taken_in() -> None:
     """There is nobody who could say more."""
     async with Engine(HTTP(), tells_kept=False, keeps=False) as engine:

@@ -78,6 +78,8 @@ class Server(uvicorn.Server):
         self._unfinished = 0
         self._most_unfinished = max(_UNFINISHED, limit)
         self._ending = False
+        self._coming: set[asyncio.Timeout] = set()
+        """How long is waited for each body that is still coming."""
 
     async def serve_on(self, listening: socket.socket) -> None:
         """Until `end`."""
@@ -99,8 +101,11 @@ class Server(uvicorn.Server):
         return made(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def refuse_more(self) -> None:
-        """The run wants to end."""
+        """The run wants to end: what comes now is not taken, nor what has come in part."""
         self._ending = True
+        for wait in self._coming:
+            if not wait.expired():
+                wait.reschedule(0)
 
     def end(self) -> None:
         """Close, when what is under way is answered."""
@@ -179,7 +184,7 @@ class Server(uvicorn.Server):
         elif b"origin" in headers:  # any page that somebody on this machine looks at could post here
             raise Refused(403, "this comes from a web page, and needs a token; give HTTP a token= that the page shows")
         if self._ending:
-            raise Refused(503, "the run ends; send these records again")
+            raise self._ends()
         if self._inbox.paused:
             raise Refused(429, "too much waits to be worked on; send these records again")
         if _length(headers) > self._limit:
@@ -189,7 +194,7 @@ class Server(uvicorn.Server):
     def _put(self, data: bytes, host: str, headers: Mapping[bytes, bytes], settled: Settled) -> None:
         """Into the inbox."""
         if self._ending:
-            raise Refused(503, "the run ends; send these records again")
+            raise self._ends()
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         posted = Posted(
             data,
@@ -211,8 +216,10 @@ class Server(uvicorn.Server):
         body = unpacker.unpacked if unpacker is not None else bytearray()
         length = _length(headers)
         came = held = 0
+        wait = asyncio.timeout(_BODY_S)
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with wait:
+                self._coming.add(wait)
                 async for data in request.stream():
                     came += len(data)
                     if came > self._limit:
@@ -226,14 +233,20 @@ class Server(uvicorn.Server):
                     if self._unfinished > self._most_unfinished and came != length:
                         raise Refused(429, "too many bodies are coming at the same time; send these records again")
         except TimeoutError:
+            if self._ending:
+                raise self._ends() from None
             raise Refused(408, f"the body did not come within {_BODY_S:g} s") from None
         except zlib.error as error:
             raise Refused(400, f"the body is not gzip: {error}") from None
         finally:
+            self._coming.discard(wait)
             self._unfinished -= held
         if unpacker is not None and not unpacker.whole:
             raise Refused(400, "the body is not whole gzip")
         return bytes(body)
+
+    def _ends(self) -> Refused:
+        return Refused(503, "the run ends; send these records again")
 
     def _too_long(self) -> Refused:
         return Refused(413, f"the body is longer than {self._limit} bytes; send fewer records at a time")
