@@ -132,7 +132,7 @@ class Column:
 
     @classmethod
     def of_array(cls, array: Any) -> Column:
-        """A column from a NumPy array: every number a float, datetime64 a time, strings text, else objects.
+        """A column from a NumPy array: every number a float, datetime64 a time (NaT is null), strings text, else objects.
 
         Integer arrays become FLOAT columns that remember they were integers, as ``5`` in a record does. Raises
         `OverflowError` for times beyond the years that nanoseconds reach.
@@ -148,7 +148,9 @@ class Column:
             case "i" | "u":
                 return cls.of_integers(array)
             case "M":
-                return cls(Kind.TIME, nanoseconds(array))
+                unknown = np.isnat(array)
+                tags = np.where(unknown, NULL_TAG, VALUE_TAG).astype(np.uint8) if unknown.any() else None
+                return cls(Kind.TIME, nanoseconds(array), tags=tags)
             case "U" | "T":
                 return cls.of_texts(array.tolist())
             case _:

@@ -2,15 +2,19 @@
 
 from array import array
 from collections import deque
+from collections.abc import Callable
+from datetime import datetime
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from tidemill.batch import Batch
-from tidemill.column import NAT, Column
+from tidemill.column import Column
 from tidemill.engine.entrance import run
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.plan import Plan
@@ -448,6 +452,47 @@ def test_values_with_nulls_keep_their_kind(items, kind):
     assert made.to_list() == items
 
 
+A_YEAR = 365 * 86400 * 10**9
+YEARS = [datetime.fromisoformat(year) for year in ("1970-01-01", "1971-01-01")]
+
+
+@pytest.mark.parametrize("library", ["pandas", "pandas of Arrow", "polars", "Arrow", "Arrow in chunks"])
+@pytest.mark.parametrize(
+    ("values", "kind", "items"),
+    [
+        ([1, None, 2**53 + 1], Kind.FLOAT, [1.0, None, 2.0**53]),
+        ([1.5, None, 2.5], Kind.FLOAT, [1.5, None, 2.5]),
+        ([True, None, False], Kind.BOOL, [True, None, False]),
+        (["a", None, "b"], Kind.TEXT, ["a", None, "b"]),
+        ([YEARS[1], None, YEARS[0]], Kind.TIME, [A_YEAR, None, 0]),
+    ],
+    ids=lambda given: given.value if isinstance(given, Kind) else "",
+)
+def test_what_a_library_tells_from_nan_is_missing(library, values, kind, items):
+    """NA of pandas, null of polars and Arrow: NaN in the column, or the least number there is for a time, would be data."""
+    batch = Batch.from_rows([{"value": 1.0}] * 3)
+    column = COLUMNS[library](values)
+    made = Map(lambda b: {"x": column}).opened().step(batch, None).columns["x"]
+    assert (made.kind, made.to_list()) == (kind, items)
+    if library in ("pandas", "pandas of Arrow", "polars"):
+        frame = column.to_frame("x")
+        made = Map(lambda b: frame).opened().step(batch, None).columns["x"]
+        assert (made.kind, made.to_list()) == (kind, items)
+
+
+def of_pandas(values: list[Any]) -> Any:
+    return pd.Series(values).convert_dtypes()
+
+
+COLUMNS: dict[str, Callable[[list[Any]], Any]] = {
+    "pandas": of_pandas,
+    "pandas of Arrow": lambda values: pd.Series(values, dtype=pd.ArrowDtype(pa.array(values).type)),
+    "polars": pl.Series,
+    "Arrow": pa.array,
+    "Arrow in chunks": lambda values: pa.chunked_array([values[:1], values[1:]], pa.array(values).type),
+}
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "items"),
     [
@@ -455,7 +500,7 @@ def test_values_with_nulls_keep_their_kind(items, kind):
         ([1, 2], Kind.FLOAT, [None, 2.0]),
         ([True, False], Kind.BOOL, [None, False]),
         (["a", "b"], Kind.TEXT, [None, "b"]),
-        (np.array(["1970", "1971"], "datetime64[ns]"), Kind.TIME, [NAT, 365 * 86400 * 10**9]),
+        (np.array(["1970", "1971"], "datetime64[ns]"), Kind.TIME, [None, 365 * 86400 * 10**9]),
     ],
     ids=lambda given: given.value if isinstance(given, Kind) else "",
 )
