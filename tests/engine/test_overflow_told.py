@@ -1,4 +1,5 @@
-"""Windows of time that hold more records than ``max_records``: their numbers are of fewer, and the user hears of it."""
+"""What an apply or a run leaves out of its numbers, and the user hears of: windows of time that hold more records than
+``max_records``, and records that came late."""
 
 import logging
 import warnings
@@ -44,3 +45,18 @@ def test_a_run_logs_it_once(lanes, caplog):
     assert report.counters == {"window_overflow": 28}
     (said,) = [record.getMessage() for record in caplog.records if "window_overflow" in record.getMessage()]
     assert said.startswith("window_overflow, which the report counts: Rolling('value', '30s') takes a window")
+
+
+@pytest.mark.parametrize(
+    ("stage", "lag"),
+    [(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}), "0s"), (tm.Dedup(within="10s", late="drop"), None)],
+)
+def test_apply_warns_of_records_that_came_late_and_are_left_out(stage, lag):
+    """Once, with their number and who left them out."""
+    rows = [{"sensor": "S", "time": 1_700_000_000 + after, "value": 1.0} for after in (0, 30, 5, 60, 6)]
+    with pytest.warns(RuntimeWarning) as told:
+        tm.Plan(stage).apply(rows, lag=lag)
+    assert [str(one.message) for one in told] == [
+        f"late: 2 records are left out by {stage.name}: further out of order than lag= allows (Dedup: within=)."
+    ]
+    assert told[0].filename == __file__

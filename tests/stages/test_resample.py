@@ -17,6 +17,8 @@ from tidemill.core.watermark import Watermark
 from tidemill.testing import ListSink
 
 S = 1_000_000_000
+pytestmark = pytest.mark.filterwarnings("ignore:late:RuntimeWarning")  # that some are left out is what is compared
+
 EVERY = 10
 METHODS = ["last", "linear", "mean"]
 

@@ -120,6 +120,13 @@ def _as_came(data: Any, batch: Batch, tz: str) -> Any:
 
 def _warn_of_counts(prepared: Plan, outcomes: list[tuple[int, Outcome]]) -> None:
     """Nothing is silent: a notebook has no report to look at."""
+    late = sum(outcome.gone.get("late", 0) for _, outcome in outcomes)
+    if late:
+        droppers = ", ".join(stage.name for stage in prepared.stages if getattr(stage, "late", None) == "drop")
+        told = (
+            f"late: {late:,} records are left out by {droppers}: further out of order than lag= allows (Dedup: within=)"
+        )
+        warnings.warn(f"{told}.", RuntimeWarning, stacklevel=4)
     for index, stage in enumerate(prepared.stages):
         counts = Counter[str]()
         for _, outcome in outcomes:

@@ -51,7 +51,8 @@ class Plan(core.Plan):
         such a column comes back without a zone, as it was.
 
         A record that a user's function fails on raises `StageError`: a notebook wants to know. It is warned too
-        (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``).
+        (``RuntimeWarning``, once for each stage) where windows of time lack records (``window_overflow``), and where records
+        that came late are left out.
         """
         from tidemill.core.apply import apply
 
