@@ -19,11 +19,12 @@ from tidemill.core.calls import Bounds, Calls
 from tidemill.core.depth import Depth
 from tidemill.engine.backpressure import Door, dropped
 from tidemill.engine.call_process import CallProcess, Request, answers_of
+from tidemill.engine.deaths import Death
 from tidemill.engine.endings import tell
 from tidemill.engine.lookout import Lookout
 from tidemill.engine.slices import in_turns
 from tidemill.engine.staff import Making, Staff
-from tidemill.errors import CallError, LaneDied, LanesFull
+from tidemill.errors import CallError, LanesFull
 from tidemill.lanes.call_codec import Answer
 from tidemill.lanes.channel import Exit
 from tidemill.lanes.framing import Payload
@@ -76,18 +77,6 @@ class LaneCounts:
     received_bytes: int = 0
     restarts: int = 0
     recycled: int = 0
-
-
-@dataclass(frozen=True)
-class _Death:
-    """How a process ended, and the call it was in; 0 for none."""
-
-    how: Exit
-    running: int
-    words: str
-    """What the process wrote last."""
-    hung: bool
-    """Whether it was killed because it began none of its calls."""
 
 
 class Crew:
@@ -188,7 +177,7 @@ class Crew:
 
     # -- commands --------------------------------------------------------------------------------------
 
-    def _perform(self, commands: list[Command], why: _Death | Exception | None = None) -> None:
+    def _perform(self, commands: list[Command], why: Death | Exception | None = None) -> None:
         if self.closed:  # its processes are ending, and every caller is being told so
             return
         for command in commands:  # grows while it is read
@@ -320,24 +309,11 @@ class Crew:
     def _dropped(self, call: int) -> LanesFull:
         return dropped(self._requests[call].name, self.door.bound)
 
-    def _lost(self, call: int, why: _Death | Exception | None) -> Exception:
+    def _lost(self, call: int, why: Death | Exception | None) -> Exception:
         if isinstance(why, Exception):
             return why
         assert why is not None
-        name, how = self._requests[call].name, why.how
-        if call == why.running:
-            text = f"{name}: the lane's process ended while it ran this call ({how}). Other calls are not affected."
-        elif why.hung:
-            text = (
-                f"{name}: {Calls.MAX_FRUITLESS} processes in a row began none of their calls, and were killed; see whether "
-                "the initializer or a module leaves a thread behind that never gives Python's lock back."
-            )
-        else:
-            text = (
-                f"{name}: {Calls.MAX_FRUITLESS} processes in a row ended ({how}) before they could run anything; see "
-                "their messages on stderr, and whether something kills them, such as a limit on memory."
-            )
-        return LaneDied(text, how.signal, how.code, why.words)
+        return why.error(call, self._requests[call].name)
 
     def _arm(self) -> None:
         """One timer, for the earliest deadline."""
@@ -454,7 +430,7 @@ class Crew:
             self._retiring = None
         self._perform(
             self.calls.died(lane, running, wanted=process.wasted),
-            _Death(how, running, process.last_words(), process.hung),
+            Death(how, running, process.last_words(), process.hung),
         )
 
     def hopeless(self, error: Exception) -> None:
