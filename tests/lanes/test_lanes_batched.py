@@ -271,6 +271,21 @@ async def test_a_batch_that_takes_too_long_is_stopped(one: tm.Lanes, telephone, 
     assert one.statistics().lanes[0].restarts == restarts + 1
 
 
+async def test_records_that_time_out_together_are_told_so_a_thousand_a_turn(one: tm.Lanes, telephone, home) -> None:
+    """However many there are: the loop has its other work to do."""
+    predict = one.batched(doubled, timeout=1000, max_waiting=10_000)
+    async with busy(one, telephone, home):
+        records = [predict(number) for number in range(2_500)]
+        for record in records:
+            record.deadline_s = 0.0  # type: ignore[attr-defined]
+        predict._expire()
+        assert sum(record.done() for record in records) == 1_000
+        results = await asyncio.gather(*records, return_exceptions=True)
+        assert {type(result) for result in results} == {TimeoutError}
+        now = predict.statistics()
+        assert (now.timed_out, now.waiting, now.waiting_bytes) == (2_500, 0, 0)
+
+
 async def test_poison_among_64_fails_alone(two: tm.Lanes, tmp_path) -> None:
     """The others have their values; none was tried more than twice, in the batch that died and alone."""
     log = tmp_path / "log"

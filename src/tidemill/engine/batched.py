@@ -26,6 +26,8 @@ _running_loop: Final = asyncio._get_running_loop
 """None where no loop runs, in a tenth of the time that the public one takes to raise."""
 _PRUNE: Final = 1024
 """Records whose callers gave up that may lie among those that wait before they are swept out."""
+_ENDS_A_TURN: Final = 1_000
+"""Records that time out in one turn of the loop, at most: a millisecond, and as long for the tasks that are told."""
 _PATIENCE_S: Final = 0.02
 """Seconds that records wait for a lane with room before they take a place behind the calls of others."""
 
@@ -299,14 +301,16 @@ class Batched:
             self._timer = self._loop.call_at(future.deadline_s, self._expire)
 
     def _expire(self) -> None:
-        now_s, next_s = self._loop.time(), inf
+        """A turn of the loop has some of them: whoever made many calls at once waits for all of their ends in one."""
+        now_s, next_s, left = self._loop.time(), inf, _ENDS_A_TURN
         for records in [*(batch.records for batch in self._batches), self._waiting, self._blocked]:
             for future in list(records) if records and records[0].deadline_s <= now_s else records:
                 if future.done():
                     continue
-                if future.deadline_s > now_s:
+                if future.deadline_s > now_s or not left:
                     next_s = min(next_s, future.deadline_s)
                     break
+                left -= 1
                 self._timed_out += 1
                 future.set_exception(
                     TimeoutError(f"{self._name}: no result within {self._timeout_s} s; the record was given up.")
