@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import tidemill as tm
-from tidemill.engine.run import _tell_of_late
+from tidemill.engine.missing_told import tell_of_late
 from tidemill.testing import ListSink
 
 ROWS = [{"sensor": "S1", "time": float(n), "value": float(n)} for n in range(5)]
@@ -67,7 +67,7 @@ def test_recordings_that_are_read_side_by_side_are_told_of(
     sources = [tm.sources.Replay(f"{name}.csv", name=name) for name in names]
     report, plan = tm.Report(records_in=100, late=late), tm.Plan(tm.Aggregate(tm.tumbling("10s"), {"value": "sum"}))
     with caplog.at_level(logging.WARNING, "tidemill"):
-        _tell_of_late(report, plan, sources)
+        tell_of_late(report, plan, sources)
     heard = [record.getMessage() for record in caplog.records]
     assert len(heard) == told
     assert all(line.startswith("1 of 100 records came late and are left out: a and b are sources") for line in heard)

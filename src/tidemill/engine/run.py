@@ -17,7 +17,7 @@ import gc
 import logging
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from tidemill.engine.keeper import Keeper
 from tidemill.engine.lanes_count import no_processes, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
+from tidemill.engine.missing_told import tell_of_late, tell_of_letters
 from tidemill.engine.oversight import Oversight, Terms
 from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -58,7 +59,6 @@ from tidemill.lanes.fork_client import ForkServer
 from tidemill.printable import counted
 from tidemill.sinks.latest import Latest
 from tidemill.sources.base import Source
-from tidemill.stages.dedup import Dedup
 
 __all__ = ["Run"]
 
@@ -185,8 +185,8 @@ class Run:
     def _account(self, attempt: Attempt, resumed_at: int | None) -> Report:
         """Of a run that has ended, also one that was stopped while a sink was away."""
         self.report = self._readings.report(attempt, resumed_at=resumed_at)
-        _tell_of_letters(attempt.outflow.letters, self.report)
-        _tell_of_late(self.report, attempt.checked.plan, self.pipeline.sources)
+        tell_of_letters(attempt.outflow.letters, self.report)
+        tell_of_late(self.report, attempt.checked.plan, self.pipeline.sources)
         for doubt in attempt.mill.doubts() if self.report.records_in else ():
             _log.warning("%s", doubt)
         return self.report
@@ -482,52 +482,6 @@ def _script() -> str:
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     stem = Path(file).stem if file else ""
     return "" if stem.startswith("__") else stem
-
-
-def _tell_of_letters(letters: DeadLetterFile, report: Report) -> None:
-    """Nothing is silent: a script that looks at its rows alone would not see what is missing there."""
-    if letters.count:
-        first = letters.samples[0]
-        entered = "1 record" if report.records_in == 1 else f"{report.records_in} records"
-        made = "row that a stage made" if letters.count == 1 else "rows that stages made"
-        _log.warning(
-            "%d %s %s, in %s; the first of them%s: %s",
-            letters.count,
-            f"of {entered}" if report.dead_letters else made,
-            "is a dead letter" if letters.count == 1 else "are dead letters",
-            letters.path,
-            f", at {first.stage}" if first.stage and not first.reason.startswith(first.stage) else "",
-            first.reason,
-            extra={"dead_letters": letters.count},
-        )
-
-
-def _tell_of_late(report: Report, plan: Plan, sources: Sequence[Source]) -> None:
-    """Where most records are late, the fault is seldom theirs; nor is it where recordings are read side by side."""
-    recordings = [source.name for source in sources if not source.push]
-    beside = len(recordings) > 1 and report.late > 0
-    if 2 * report.late <= report.records_in and not beside:
-        return
-    whys = []
-    if beside:
-        whys.append(
-            f"{' and '.join(recordings)} are sources of their own, of which records are taken as they come, and how many are "
-            "late changes from run to run: give recordings of the same time to one Replay, which merges them by time and whose "
-            'path may be a pattern (Replay("part-*.csv"))'
-        )
-    whys += [
-        f'{stage.name} with late="drop" has forgotten what is so far behind its sensor\'s newest time (within=, '
-        "max_records=), which a clock that is ahead may have set (a Filter before it passes that over)"
-        for stage in plan.stages
-        if isinstance(stage, Dedup) and stage.late == "drop"
-    ]
-    if any(stage.follows_watermark and hasattr(stage, "late") for stage in plan.stages):
-        ahead = "a clock that is ahead made them so (Pipeline: a shorter max_ahead= passes it over)"
-        if "time_leaps" in report.counters:
-            ahead = "eight records in a row that were far ahead made them so, as if a hole in the recording had ended"
-        whys.append(f"{ahead}, or they are further out of order than lag= allows")
-    told = "%d of %d records came late and are left out: %s"
-    _log.warning(told, report.late, report.records_in, ", or ".join(whys), extra={"late": report.late})
 
 
 def _warn_of_deadlines(plan: Plan) -> None:
