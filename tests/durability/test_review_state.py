@@ -20,8 +20,7 @@ from tests.durability.endless import Endless
 
 import tidemill as tm
 from tidemill import files
-from tidemill.engine import log_segments
-from tidemill.engine import run as run_module
+from tidemill.engine import log_segments, setbacks
 from tidemill.engine.checkpoint_store import CheckpointStore, newest
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.ingest_log import IngestLog
@@ -168,7 +167,7 @@ async def test_a_run_that_fails_again_and_again_holds_one_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each attempt that a sink has ended gives back its processes, its memory and its files."""
-    monkeypatch.setattr(run_module, "_BACK_OFF_S", (0.001, 0.001))
+    monkeypatch.setattr(setbacks, "_BACK_OFF_S", (0.001, 0.001))
     tries, held = 0, []
 
     def memories() -> int:

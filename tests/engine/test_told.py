@@ -55,7 +55,7 @@ async def test_what_a_run_begins_with_is_not_told_again_by_each_try_of_a_sink(
 ) -> None:
     """Neither its columns nor where it goes on, which are what they were."""
     monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 0.0)
-    monkeypatch.setattr("tidemill.engine.run._BACK_OFF_S", (0.001, 0.01))
+    monkeypatch.setattr("tidemill.engine.setbacks._BACK_OFF_S", (0.001, 0.01))
     left = [0]
 
     def answer(post: Post) -> Any:

@@ -15,21 +15,18 @@ import asyncio
 import contextlib
 import gc
 import logging
-import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tidemill import files
 from tidemill.clock import Clock, SystemClock
-from tidemill.core.backoff import level_of_try
 from tidemill.core.batching import Limits
 from tidemill.core.dead_rate import MaxDead
-from tidemill.core.flows import TroubleBook
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
-from tidemill.engine.attempt import CHECKPOINT, Attempt, Inflow
+from tidemill.engine.attempt import Attempt, Inflow
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
 from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
@@ -48,6 +45,7 @@ from tidemill.engine.reading import SourceReader
 from tidemill.engine.readings import Readings
 from tidemill.engine.responsive import responsive
 from tidemill.engine.service_manager import service_manager
+from tidemill.engine.setbacks import STATE_FOLDER, Setbacks
 from tidemill.engine.showing import Showing
 from tidemill.engine.state import State, state_of
 from tidemill.engine.state_folder import StateFolder
@@ -62,10 +60,6 @@ from tidemill.sources.base import Source
 
 __all__ = ["Run"]
 
-_BACK_OFF_S: Final = (0.2, 30.0)
-"""Seconds before the next attempt: at first, and at most; doubled each time, and spread by chance."""
-_STATE_FOLDER: Final = "state folder"
-"""The culprit when another attempt cannot even begin."""
 _log = logging.getLogger("tidemill")
 
 
@@ -122,8 +116,7 @@ class Run:
         )
         self._attempt: Attempt | None = None
         self._server: ForkServer | None = None
-        self._troubles = TroubleBook()
-        self._done_before = (0, 0)
+        self._setbacks = Setbacks(self._clock, self._readings)
         self._task: asyncio.Task[Report] | None = None
         self.started = asyncio.Event()
         """Set when lanes and sinks are ready."""
@@ -261,37 +254,29 @@ class Run:
         letters: DeadLetterFile,
         inflow: Inflow,
     ) -> Attempt:
-        wait_s = _BACK_OFF_S[0]
-        again = False
+        latest: Attempt | None = None
         while True:
             attempt: Attempt | None = None
             try:
-                if again and self._server is not None and not self._server.alive:
+                if latest is not None and self._server is not None and not self._server.alive:
                     await self._server.aclose()
                     self._begin_server()
-                if keeper is not None and again:
+                if latest is not None and keeper is not None:
                     await keeper.begin_again()
                     letters = self._letters(keeper)
                     checked = keeper.check(self.pipeline, edges=False)
                 self._oversight.begin_again()
-                attempt = self._made_attempt(self.pipeline, checked, inflow, keeper, letters, self.started)
+                attempt = latest = self._made_attempt(self.pipeline, checked, inflow, keeper, letters, self.started)
                 await attempt.run()
             except BaseException as error:  # noqa: BLE001 - its first leaf says what it was
                 first = first_error(error)
                 # Where the memory for the very first cannot be had, waiting changes nothing.
-                never = attempt is None and not again
-                if never or keeper is None or is_cancelled() or not self._passes(first):
+                if latest is None or keeper is None or is_cancelled() or not self._passes(first):
                     raise first from first.__cause__
-                self._look_for_progress()
-                if not self._troubles.open:
-                    wait_s = _BACK_OFF_S[0]
-                self._done_before = self._done
-                culprit = _STATE_FOLDER if attempt is None else attempt.culprit
-                tried = self._readings.attempt_ends(culprit)
-                self._troubles.failed(culprit, str(first), self._clock.monotonic_ns(), tried)
+                culprit = STATE_FOLDER if attempt is None else attempt.culprit
+                wait_s = self._setbacks.failed(culprit, first, latest)
                 self._failed.set()
-                wait_s = await self._back_off(first, wait_s)
-                again = True
+                await self._back_off(first, wait_s)
             else:
                 return attempt
 
@@ -328,20 +313,15 @@ class Run:
         passes = isinstance(error, OutsideError) or (self._server is not None and not self._server.alive)
         return passes and not self.pipeline.finite and not self._stopping.asked.is_set()
 
-    async def _back_off(self, error: BaseException, wait_s: float) -> float:
-        wait = wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many do not come back at once
-        if isinstance(error, OutsideError):
-            wait = max(wait, error.after_s)
-        told = "%s. Once more from the last checkpoint in %.1f s; nothing is lost."
-        _log.log(level_of_try(self._troubles.failures), told, str(error).rstrip("."), wait)
+    async def _back_off(self, error: BaseException, wait_s: float) -> None:
+        """Wait before the next attempt; raises the error if there is to be none, because a stop was asked for."""
         error.__traceback__ = None
         gc.collect()  # an attempt knows itself, and holds memory and files
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(wait_s):
                 await self._stopping.asked.wait()
         if self._stopping.asked.is_set():
             raise error
-        return min(2 * wait_s, _BACK_OFF_S[1])
 
     # -- in --------------------------------------------------------------------------------------------------
 
@@ -431,13 +411,11 @@ class Run:
         attempt = self._attempt
         if attempt is None:
             raise EngineError("the run has not started")
-        self._look_for_progress()
-        trouble = self._troubles.read(self._clock.monotonic_ns())
         seen = self._oversight
         return self._readings.statistics(
             attempt,
             self._reader,
-            trouble=trouble,
+            trouble=self._setbacks.read(attempt),
             ending=seen.ending,
             mostly_dead=seen.mostly_dead,
             dead=seen.dead,
@@ -452,23 +430,6 @@ class Run:
 
     def _overseen(self) -> Statistics | None:
         return None if self._attempt is None else self._statistics("oversight")
-
-    def _look_for_progress(self) -> None:
-        """What failed is over once it was done since, or the run goes on and has nothing to do: a sink that is away may take rows,
-        and fail when it is to commit them."""
-        attempt = self._attempt
-        if not self._troubles.open or attempt is None:
-            return
-        culprit = self._troubles.culprit
-        of_commits = culprit in (CHECKPOINT, _STATE_FOLDER) or culprit.startswith("sink ")
-        idle = attempt.idle and not (of_commits and attempt.unsaved)
-        if idle or self._done[of_commits] > self._done_before[of_commits]:
-            self._troubles.over()
-
-    @property
-    def _done(self) -> tuple[int, int]:
-        """Batches that sinks have shown, and when the newest checkpoint was published."""
-        return self._readings.shown, 0 if self._attempt is None else self._attempt.published_ns
 
     def _watched(self) -> None:
         if self._attempt is not None:
