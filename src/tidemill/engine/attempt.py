@@ -19,16 +19,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
 from tidemill.core.batching import Batcher, Limits
-from tidemill.core.controls import CatchUp, End, NewStage, NewStages, Tick
+from tidemill.core.controls import CatchUp, End, NewStage, NewStages
 from tidemill.core.keys import KeyTable
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.file_watch import FileWatch
 from tidemill.engine.finishing import Finished
+from tidemill.engine.inflow import Inflow
 from tidemill.engine.intake import Beginning, Intake
 from tidemill.engine.keeper import Keeper
 from tidemill.engine.lane import LaneFactory
@@ -52,7 +53,7 @@ from tidemill.printable import counted
 from tidemill.sinks.base import LoopSink, ProcessSink
 from tidemill.stages.statistics.compiled import load_kernels
 
-__all__ = ["CHECKPOINT", "Attempt", "Inflow"]
+__all__ = ["CHECKPOINT", "Attempt"]
 
 CHECKPOINT: Final = "checkpoint"
 """The culprit when one cannot be written."""
@@ -63,25 +64,6 @@ _TICK_EVERY: Final = 10
 """Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
 _log = logging.getLogger("tidemill")
 T = TypeVar("T")
-
-
-class Inflow(Protocol):
-    """Where an attempt's input comes from."""
-
-    waits: bool
-    """Whether it must not begin before the lanes are ready."""
-
-    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
-        """What brings the input to the attempt's intake, from its beginning on; they end with the input."""
-        ...
-
-    def tick(self, attempt: Attempt, tick: Tick) -> None:
-        """Give it a place behind what came so far."""
-        ...
-
-    async def change(self, attempt: Attempt, made: NewStages) -> int:
-        """Give new stages their place, which is one, behind what came so far; its position, once they have it."""
-        ...
 
 
 class Attempt:

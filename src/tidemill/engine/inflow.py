@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tidemill.batch import Batch
 from tidemill.core.controls import CatchUp, End, NewStages, Tick
@@ -21,9 +21,28 @@ from tidemill.sources.base import Source
 if TYPE_CHECKING:
     from tidemill.engine.attempt import Attempt
 
-__all__ = ["Direct", "Logged", "Nothing", "Seeking", "Warming"]
+__all__ = ["Direct", "Inflow", "Logged", "Nothing", "Seeking", "Warming"]
 
 _log = logging.getLogger("tidemill")
+
+
+class Inflow(Protocol):
+    """Where an attempt's input comes from."""
+
+    waits: bool
+    """Whether it must not begin before the lanes are ready."""
+
+    def tasks(self, attempt: Attempt) -> list[Coroutine[Any, Any, None]]:
+        """What brings the input to the attempt's intake, from its beginning on; they end with the input."""
+        ...
+
+    def tick(self, attempt: Attempt, tick: Tick) -> None:
+        """Give it a place behind what came so far."""
+        ...
+
+    async def change(self, attempt: Attempt, made: NewStages) -> int:
+        """Give new stages their place, which is one, behind what came so far; its position, once they have it."""
+        ...
 
 
 class _Decided:

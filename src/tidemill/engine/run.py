@@ -26,10 +26,10 @@ from tidemill.core.batching import Limits
 from tidemill.core.dead_rate import MaxDead
 from tidemill.core.plan import Plan
 from tidemill.core.resume import described
-from tidemill.engine.attempt import Attempt, Inflow
+from tidemill.engine.attempt import Attempt
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.engine.first_error import first_error, one_error
-from tidemill.engine.inflow import Direct, Logged, Nothing, Seeking, Warming
+from tidemill.engine.inflow import Direct, Inflow, Logged, Nothing, Seeking, Warming
 from tidemill.engine.ingest_log import IngestLog
 from tidemill.engine.journal import Journal
 from tidemill.engine.keeper import Keeper
