@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from tidemill.batch import Batch
 from tidemill.clock import Clock
@@ -39,6 +39,7 @@ from tidemill.engine.outflow import Outflow
 from tidemill.engine.outlets import LoopOutlet, Outlet, ThreadOutlet
 from tidemill.engine.oversight import Oversight
 from tidemill.engine.pipeline import Checked, Pipeline
+from tidemill.engine.preloading import load_kernels_for, preloaded
 from tidemill.engine.process_outlet import ProcessOutlet
 from tidemill.engine.readings import Readings
 from tidemill.engine.rehearsal import rehearsed
@@ -51,19 +52,15 @@ from tidemill.lanes.fork_client import ForkServer
 from tidemill.letters import DeadLetter
 from tidemill.printable import counted
 from tidemill.sinks.base import LoopSink, ProcessSink
-from tidemill.stages.statistics.compiled import load_kernels
 
 __all__ = ["CHECKPOINT", "Attempt"]
 
 CHECKPOINT: Final = "checkpoint"
 """The culprit when one cannot be written."""
 
-_PRELOAD_S: Final = 2.0
-"""Seconds after which a run says why it has not begun."""
 _TICK_EVERY: Final = 10
 """Looks of the watch at deadlines for each at the clock of an idle input: five times a second."""
 _log = logging.getLogger("tidemill")
-T = TypeVar("T")
 
 
 class Attempt:
@@ -243,15 +240,11 @@ class Attempt:
         await starting
 
     async def _start(self) -> None:
-        server, checked, readings = self._server, self.checked, self._readings
+        server, readings = self._server, self._readings
         if server is not None:
             await server.wait_ready()
-            in_lanes = checked.plan.uses_kernels
-            kernels = in_lanes or any(source.uses_kernels and not source.finite for source in self.pipeline.sources)
-            preloaded = await _told_when_long(server.preload(self.mill.pickled, kernels=kernels))
-            readings.kernels, readings.cold_s = preloaded.kernels, preloaded.cold_s
-            if preloaded.reason and in_lanes:
-                _log.warning("rolling statistics run interpreted, some 100 times slower: %s", preloaded.reason)
+            loaded = await preloaded(server, self.mill.pickled, self.checked.plan, self.pipeline.sources)
+            readings.kernels, readings.cold_s = loaded.kernels, loaded.cold_s
         if self._keeper is not None:  # rows that a sink has already must not be made before it has said so
             await self._open_outlets()
             self.intake = self._made_intake(await self._keeper.restore(self))
@@ -260,8 +253,7 @@ class Attempt:
         if self._keeper is None:
             await self._open_outlets()
         await self._lanes_ready.wait()
-        if any(source.uses_kernels for source in self.pipeline.sources):
-            await asyncio.to_thread(load_kernels, compile_missing=False)  # where they are: compiled for the lanes
+        await load_kernels_for(self.pipeline.sources)
         self._ready.set()
         self.started.set()
 
@@ -488,15 +480,3 @@ class Attempt:
         self.culprit = self.culprit or self.mill.culprit
         if not self._failed.done():
             self._failed.set_exception(error)
-
-
-async def _told_when_long(preloading: Coroutine[Any, Any, T]) -> T:
-    """Kernels are compiled once for a user and a version, and that takes a while: nobody should wonder."""
-    task = asyncio.ensure_future(preloading)
-    try:
-        done, _ = await asyncio.wait([task], timeout=_PRELOAD_S)
-        if not done:
-            _log.info("getting ready; the first run of all compiles the kernels, which takes some ten seconds, once")
-        return await task
-    finally:
-        task.cancel()
