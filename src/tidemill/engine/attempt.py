@@ -427,7 +427,7 @@ class Attempt:
 
     async def _watch(self) -> None:
         """Deadlines, the watermark of a live run, checkpoints, and the reader of live statistics."""
-        live = self.mill.follows_watermark and not self.pipeline.finite
+        live = self.checked.plan.follows_watermark and not self.pipeline.finite
         ticks = 0
         while True:
             await asyncio.sleep(0.02)

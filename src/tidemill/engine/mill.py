@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.batch import Batch
 from tidemill.clock import Clock
-from tidemill.column import Column
 from tidemill.core.batching import Batcher
 from tidemill.core.blame import TooManyDeaths
 from tidemill.core.controls import Barrier, CatchUp, Control, Controls, Decided, End, NewStages, Tick
@@ -54,14 +52,12 @@ from tidemill.lanes.wire import (
     Stop,
 )
 from tidemill.letters import DeadLetter
-from tidemill.schema import Kind, Schema
+from tidemill.schema import Schema
 from tidemill.stages.state import NOWHERE
 
 __all__ = ["Mill"]
 
 _log = logging.getLogger("tidemill")
-_NOBODY = np.empty(0, np.int32)
-_NO_TEXTS = np.empty(0, object)
 
 
 def _dies_again(lane: Lane, death: TooManyDeaths, opened: str) -> Exception:
@@ -225,16 +221,6 @@ class Mill:
         return next(filter(None, map(self._work.stages.opened_by, self.lanes)), "")
 
     @property
-    def keys_seen(self) -> int:
-        """Sensors so far."""
-        return len(self._keys)
-
-    @property
-    def keys_live(self) -> int:
-        """Sensors that had a record lately."""
-        return self._keys.live
-
-    @property
     def reached(self) -> int:
         """Up to where in the input all has left the lanes, and is with the sinks."""
         return self._intake.entered if self._intake is not None and self.idle else self._finishing.done
@@ -279,10 +265,6 @@ class Mill:
     def probing(self) -> bool:
         """Whether the columns that functions make are still to be learned."""
         return self._learned.probing
-
-    @property
-    def follows_watermark(self) -> bool:
-        return self._plan.follows_watermark
 
     def read_counters(self) -> dict[str, int]:
         """What stages counted, and what was counted of them; nothing that never happened."""
@@ -443,10 +425,8 @@ class Mill:
 
     def _open_empty(self, before: int, position: int) -> None:
         """A slab without records, with which the watermark moves."""
-        nothing = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
         memory, packer = self.slabs.take()
-        taken = Taken(nothing, _NOBODY, _NOBODY, np.array([position]), [], [], 0.0, 0.0)
-        slab = self._filler.fill(taken, memory, packer)
+        slab = self._filler.fill(Taken.nothing(position), memory, packer)
         assert slab.marks is not None
         slab.marks[1][:] = before, self._watermark.mark
         self._hand_out(slab)

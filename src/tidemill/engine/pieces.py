@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
+from tidemill.column import Column
 from tidemill.formats.packed import compact_texts
 from tidemill.schema import Kind
 
@@ -21,6 +22,8 @@ SLICE_BYTES: Final = 4 << 20
 """The most bytes of different texts, or what takes as long: copying numbers is quick, encoding texts and objects not."""
 SLICE_PIECES: Final = 256
 """The most reads whose records are joined in one turn of the loop: some milliseconds, however few records each has brought."""
+_NOBODY = np.empty(0, np.int32)
+_NO_TEXTS = np.empty(0, object)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Taken:
     """What the records hold in memory, roughly."""
     text_bytes: float
     """What there is to encode, as bytes of text that would take as long."""
+
+    @classmethod
+    def nothing(cls, end: int) -> Taken:
+        """No records, up to there in the input."""
+        batch = Batch({}, key=Column(Kind.TEXT, _NOBODY, texts=_NO_TEXTS), time=np.empty(0, np.int64))
+        return cls(batch, _NOBODY, _NOBODY, np.array([end]), [], [], 0.0, 0.0)
 
     @property
     def turns(self) -> float:
