@@ -63,16 +63,16 @@ def undo_nothing() -> None:
 
 
 def know_rows_by_epoch() -> None:
-    from tidemill.engine.attempt import Attempt
+    from tidemill.engine.outflow import Outflow
 
-    real = Attempt._deliver
+    real = Outflow.emit
 
-    def deliver(self: Any, finished: Any) -> None:
+    def emit(self: Any, finished: Any, *, learned: bool) -> None:
         for outlet in self.outlets:  # a new epoch has rows of its own
             outlet.resumed_at = 0
-        real(self, finished)
+        real(self, finished, learned=learned)
 
-    Attempt._deliver = deliver  # type: ignore[method-assign]
+    Outflow.emit = emit  # type: ignore[method-assign]
 
 
 def forget_objects() -> None:
