@@ -13,7 +13,7 @@ READINGS = 60
 
 newest = tm.sinks.Latest()
 listener = tm.sources.TCP(port=0)  # any free one; a real plant has a fixed one
-pipeline = tm.Pipeline(listener, tm.Rolling("value", window=50, stats=["mean", "max"]), newest)
+pipeline = tm.Pipeline(listener, tm.Rolling("value", window=50, stats=["mean", "max"]), newest, name="in_app")
 
 
 async def sensor(port: int, name: str) -> None:

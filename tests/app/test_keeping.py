@@ -120,7 +120,11 @@ def test_a_check_refuses_an_output_that_is_elsewhere_than_its_rows_so_far(plant,
 @pytest.mark.parametrize(
     ("changed", "code", "told"),
     [
-        (', name="other")', 4, "belongs to the pipeline 'plant', and this is 'other'"),
+        (
+            ', name="other")',
+            4,
+            "belongs to the pipeline 'plant', and this is 'other'. If it is the same, give it its name",
+        ),
         (", max_keys=6)", 3, "has 7 sensors, and max_keys=6"),
         (", max_keys=7)", 0, ""),
     ],

@@ -48,6 +48,9 @@ class Pipeline:
     recordings too: two of the same time belong into one `Replay`, which merges them by time. Their columns are put
     together by name. Several of one kind without a ``name=`` are numbered: ``lines``, ``lines_2``.
 
+    ``name``        names the folder where it keeps its state, and it in the log. By default that of the file given to ``tidemill run``,
+                    or of the script, if it is a ``.py``; else ``pipeline``: give one in an application that others start, and to each
+                    of several in one process
     ``max_keys``    the most sensors of a run; records of further ones are dead letters. Where sensors are placed by their
                     device, each device counts as one too
     ``place_by``    the column that names the device of a sensor: all records of one device go to one lane, and a sensor

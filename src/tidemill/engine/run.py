@@ -439,10 +439,10 @@ class Run:
 
 
 def _script() -> str:
-    """The name of the script that is being run, which names its only pipeline; empty where there is none."""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    stem = Path(file).stem if file else ""
-    return "" if stem.startswith("__") else stem
+    """The name of the script that is being run, which names its only pipeline; empty where there is none, and of a command such as
+    ``uvicorn``: the application would be another one under ``python -m uvicorn``, and not find what it keeps."""
+    file = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    return file.stem if file.suffix == ".py" and not file.stem.startswith("__") else ""
 
 
 def _warn_of_deadlines(plan: Plan) -> None:

@@ -133,8 +133,9 @@ class FoundFolder:
             )
         if whose.pipeline != pipeline:
             raise InputError(
-                f"The state in {self.place} belongs to the pipeline {whose.pipeline!r}, and this is {pipeline!r}; choose "
-                "another folder, or start over with --fresh."
+                f"The state in {self.place} belongs to the pipeline {whose.pipeline!r}, and this is {pipeline!r}. If it is "
+                f"the same, give it its name, Pipeline(..., name={whose.pipeline!r}); else choose another folder, or start over "
+                "with --fresh."
             )
         return whose
 
@@ -181,7 +182,8 @@ class StateFolder(FoundFolder):
             self._lock = files.lock(self.place / "lock")
             if self._lock is None:
                 raise OutsideError(
-                    f"The state folder {self.place} is in use by another run of this pipeline; stop that one first."
+                    f"The state folder {self.place} is in use by another run of this pipeline; stop that one first. If they are two "
+                    "pipelines, give each a name of its own, Pipeline(..., name=)."
                 )
             try:
                 self._whose = self._owned(pipeline)
