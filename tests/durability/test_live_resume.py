@@ -276,3 +276,20 @@ def test_what_is_added_to_a_file_beside_a_live_source_is_read_by_the_next_start(
         assert [row["value"] for row in got] == list(range(start + 1))
         with recording.open("a") as file:
             file.write(f"S,{start + 1},{start + 1}\n")
+
+
+async def test_after_a_start_nothing_waits_of_what_was_worked_on_before(tmp_path: Path) -> None:
+    """Though nothing new has come: the run is idle, and its report says so."""
+    for start in range(2):
+        source = tm.sources.TCP(name="plant")
+        pipeline = tm.Pipeline(source, tm.Plan(), tm.sinks.Lines(tmp_path / "out.ndjson"), name="plant")
+        async with tm.serve(pipeline, lanes=0, state=tmp_path / "state") as run:
+            _, port = await source.wait_listening()
+            if not start:
+                with socket.create_connection(("127.0.0.1", port)) as sender:
+                    sender.sendall(b'{"sensor": "S", "time": 1, "value": 2.5}\n')
+                while not run.statistics().rows_out:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            run.stop_soon()
+            report = await run.wait()
+        assert (report.log_waiting, report.behind) == (0, 0)

@@ -318,7 +318,7 @@ class Journal:
 
     async def feed(self, start: int, give: Callable[[int, Entry], Awaitable[None]]) -> None:
         """Give entries in order, from number ``start`` on, once they are on the disk; until the end of a closed journal."""
-        number = start
+        self._fed = number = start
         reading: Iterator[tuple[int, bytes]] | None = None
         while await self._there(number):
             if self._remembered and self._remembered[0].number <= number:
