@@ -68,6 +68,13 @@ def test_the_number_of_lanes_has_its_name() -> None:
         assert inline.submit(square, 3).result(30) == 9
 
 
+@pytest.mark.parametrize(("option", "said"), [("max_workers", "lanes="), ("max_tasks_per_child", "recycle_after=")])
+def test_an_option_of_process_pools_is_told_by_its_name_here(option: str, said: str) -> None:
+    """Who changes one line of a program has it with its options."""
+    with pytest.raises(TypeError, match=f"has no {option}=.*{said}"):
+        tm.LanesExecutor(**{option: 2})
+
+
 def test_a_future_whose_result_somebody_sets(tmp_path: Path) -> None:
     """It is what they have set; the call ends all the same, and to shut down waits for no more than that."""
     with tm.LanesExecutor(1) as made:

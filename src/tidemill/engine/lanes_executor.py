@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from tidemill.engine.executor import LoopExecutor, WorkFuture
 from tidemill.engine.lanes import Lanes
@@ -20,6 +20,14 @@ from tidemill.errors import CallError
 __all__ = ["LanesExecutor"]
 
 T = TypeVar("T")
+
+
+_OF_PROCESS_POOLS: Final = {
+    "max_workers": "how many lanes there are is lanes=, the first argument",
+    "max_tasks_per_child": "a process is replaced after recycle_after= calls",
+    "mp_context": "all lanes are forked from a process that holds nothing of the application's",
+}
+"""What those who had one write, and what to write here."""
 
 
 class LanesExecutor(concurrent.futures.Executor):
@@ -38,6 +46,8 @@ class LanesExecutor(concurrent.futures.Executor):
 
     def __init__(self, lanes: int | None = None, **options: Any) -> None:
         """Return when all lanes are ready; raises what `tidemill.Lanes` does."""
+        for name in _OF_PROCESS_POOLS.keys() & options:
+            raise TypeError(f"LanesExecutor has no {name}=, as ProcessPoolExecutor has: {_OF_PROCESS_POOLS[name]}.")
         self._io = _Thread(Lanes(lanes, **options))
         self._executor = self._io.start()
         _running.add(self._io)
