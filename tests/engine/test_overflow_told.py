@@ -1,5 +1,5 @@
 """What an apply or a run leaves out of its numbers, and the user hears of: windows of time that hold more records than
-``max_records``, and records that came late."""
+``max_records``, records that came late, and sensors that a table does not have."""
 
 import logging
 import warnings
@@ -60,3 +60,30 @@ def test_apply_warns_of_records_that_came_late_and_are_left_out(stage, lag):
         f"late: 2 records are left out by {stage.name}: further out of order than lag= allows (Dedup: within=)."
     ]
     assert told[0].filename == __file__
+
+
+UNKNOWN = [tm.Calibrate({"S": (0.0, 1.0)}), tm.Lookup({"S": {"line": "A"}})]
+STRANGERS = [{"sensor": sensor, "value": 1.0} for sensor in "STTS"]
+
+
+@pytest.mark.parametrize("stage", UNKNOWN)
+def test_apply_warns_of_sensors_that_a_table_does_not_have(stage):
+    """What it adds is missing there; who asked for dead letters is told by these."""
+    with pytest.warns(RuntimeWarning) as told:
+        tm.Plan(stage).apply(STRANGERS)
+    (said,) = [str(one.message) for one in told]
+    assert said == (
+        f"unknown_key: 2 times: {stage.name} has no row for their sensor, and leaves them without a value; "
+        'on_error="dead_letter" names each.'
+    )
+
+
+@pytest.mark.parametrize("stage", UNKNOWN)
+@pytest.mark.parametrize("lanes", [0, 1])
+def test_a_run_logs_once_that_a_table_does_not_have_all_sensors(lanes, stage, caplog):
+    """While it runs: the summary at its end is months away in a plant."""
+    with caplog.at_level(logging.WARNING):
+        pipeline = tm.Pipeline(tm.sources.Records(STRANGERS), tm.Plan(stage), tm.testing.ListSink())
+        tm.run(pipeline, lanes=lanes, limits=tm.Limits(max_records=1))
+    (said,) = [record.getMessage() for record in caplog.records if "unknown_key" in record.getMessage()]
+    assert said.startswith(f"unknown_key, which the report counts: {stage.name} has no row")

@@ -290,6 +290,7 @@ def test_the_table_may_name_its_versions(drive):
     assert told[3:] == ["7", None]
 
 
+@pytest.mark.filterwarnings("ignore:unknown_key:RuntimeWarning")
 def test_lanes_give_what_a_notebook_gives(lanes, told):
     """Rows by time, and versions as text, through processes."""
     rows = [{"sensor": f"S{n % 3}", "time": START + (n * 7919) % (3 * DAY), "value": float(n)} for n in range(3_000)]

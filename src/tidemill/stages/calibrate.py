@@ -16,7 +16,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import Load, OnError, Stage, Step, Table
 from tidemill.stages.calibrations import HEADERS, Calibrations, Form, read_calibrations
-from tidemill.stages.lookup import SlotValues, with_unknown
+from tidemill.stages.lookup import SlotValues, hint_of_unknown, with_unknown
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, as_columns, path_of
@@ -233,6 +233,9 @@ class Calibrate(Stage):
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         self._slots.admit(keys, first_slot)
+
+    def hint(self, what: str) -> str | None:
+        return hint_of_unknown(what, self.on_error, self.name)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         table = self._loaded

@@ -20,7 +20,7 @@ from tidemill.stages.options import names_of
 from tidemill.stages.state import StageState
 from tidemill.stages.tables import ANY_SENSOR, KeyedRow, as_columns, keyed_rows, missing, path_of
 
-__all__ = ["Lookup", "SlotValues", "with_unknown"]
+__all__ = ["Lookup", "SlotValues", "hint_of_unknown", "with_unknown"]
 
 _UNKNOWN: Final = -1
 
@@ -86,6 +86,13 @@ def with_unknown(
     return Step(
         left.with_columns({name: column.take(kept) for name, column in made.items()}), kept, rejects, before=left
     )
+
+
+def hint_of_unknown(what: str, on_error: OnError, stage: str) -> str | None:
+    """What to do where ``unknown_key`` is counted and the records go on (`Stage.hint`)."""
+    if what != UNKNOWN_KEY or on_error != "nan":
+        return None
+    return f'{stage} has no row for their sensor, and leaves them without a value; on_error="dead_letter" names each'
 
 
 class Lookup(Stage):
@@ -174,6 +181,9 @@ class Lookup(Stage):
 
     def admit(self, keys: Sequence[str], first_slot: int) -> None:
         self._slots.admit(keys, first_slot)
+
+    def hint(self, what: str) -> str | None:
+        return hint_of_unknown(what, self.on_error, self.name)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         rows = self._slots.rows(state.slots)

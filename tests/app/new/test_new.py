@@ -280,6 +280,7 @@ def test_a_second_plan_is_sent_to_a_folder_of_its_own(tmp_path: Path) -> None:
         new(str(tmp_path / "plant.py"), str(march), Given(), force=False)
 
 
+@pytest.mark.filterwarnings("ignore:unknown_key:RuntimeWarning")
 def test_more_sensors_than_a_calibration_has_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """How many more is said, and they are NaN in the plan as in pandas."""
     rows = [f"S{n % 1_200},{1_700_000_000 + n},{n % 7}\n" for n in range(2_400)]
@@ -394,6 +395,7 @@ def test_a_baseline_has_the_digits_that_the_spread_asks_for(mean: float, spread:
     assert Calibrated("S1", mean, spread).cells[1] == baseline
 
 
+@pytest.mark.filterwarnings("ignore:unknown_key:RuntimeWarning")
 @settings(max_examples=30)
 @example([("#", 0.0, 0.0), ("# ", 0.0, 0.0)])
 @given(
