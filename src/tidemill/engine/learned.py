@@ -16,6 +16,9 @@ __all__ = ["Learned"]
 _PROBES = 1_000
 """Records sent one by one, at most, until one has passed every function and so shown its columns and their kinds."""
 
+_BEHIND = 1 << 62
+"""Where a share without records stands: what it shows is of rows that stages made."""
+
 
 class Learned:
     """The kinds that are known. Slabs are given to it in input order, so that it learns the same in every run."""
@@ -24,6 +27,7 @@ class Learned:
         self._unpacker = unpacker
         self._last_stage = max(len(plan) - 1, 0)
         self._framed: dict[str, Kind] = {}  # columns that came in frames
+        self._decided: dict[str, int] = {}  # of the last slab, whose share decided on which columns
         self._probed = 0
         self.kinds: dict[int, dict[str, str]] = {}
         """Per stage, the kinds of the columns it adds: what lanes are told."""
@@ -32,14 +36,20 @@ class Learned:
 
     def settled(self, shares: Sequence[Share]) -> list[Share]:
         """The shares of one slab without the rows in which a column is of another kind than the first row made it."""
-        return settled(shares, self._framed, self._unpacker, self._last_stage)
+        left, self._decided = settled(shares, self._framed, self._unpacker, self._last_stage)
+        return left
 
     def kinds_from(self, shares: Sequence[Share]) -> bool:
-        """The first row in input order to show a column fixes its kind, for all lanes; whether there were new ones."""
+        """The first row in input order to show a column fixes its kind, for all lanes; whether there were new ones. The shares are
+        those that `settled` gave."""
         if not any(share.result.kinds for share in shares):
             return False
         known = sum(map(len, self.kinds.values()))
-        for share in sorted((share for share in shares if len(share.rows)), key=lambda share: int(share.rows[0])):
+        for name, number in self._decided.items():
+            for stage, columns in (shares[number].result.kinds or {}).items():
+                if name in columns:
+                    self.kinds.setdefault(stage, {}).setdefault(name, columns[name])
+        for share in sorted(shares, key=lambda share: int(share.rows[0]) if len(share.rows) else _BEHIND):
             for stage, columns in (share.result.kinds or {}).items():
                 own = self.kinds.setdefault(stage, {})
                 for name, kind in columns.items():

@@ -54,7 +54,7 @@ from tidemill.stages.state import StateMemory
 from tidemill.stages.state_copy import used_parts
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
 
-__all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made"]
+__all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made", "pack_rows", "row_as_json"]
 
 _WORD: Final = 8  # bytes
 _NOTHING: Final = bytearray()
@@ -230,7 +230,7 @@ class Worker:
             made,
             sorted(
                 (
-                    (d.place, d.end, d.key, d.stage, d.reason_code, d.reason, _json(d.made))
+                    (d.place, d.end, d.key, d.stage, d.reason_code, d.reason, row_as_json(d.made))
                     for d in outcome.dead
                     if d.made is not None
                 ),
@@ -314,7 +314,7 @@ def _marks(work: Work, buffer: Any) -> NDArray[np.int64] | None:
     return np.frombuffer(buffer, np.int64, max(work.packed.rows, 1) + 1, work.marks_at)
 
 
-def _json(row: dict[str, Any]) -> bytes:
+def row_as_json(row: dict[str, Any]) -> bytes:
     """A row for the dead letters, with what JSON has no word for as text."""
     return msgspec.json.encode(row, enc_hook=str)
 
@@ -377,14 +377,21 @@ def pack_made(outcome: Outcome, names: NDArray[np.object_]) -> tuple[bytearray, 
     payload, made, tables = bytearray(), [], TextTables()
     for start in range(0, len(order), MADE_AT_ONCE):
         rows = order[start : start + MADE_AT_ONCE]
-        part = outcome.batch.take(rows)
-        part.columns = {name: column.without_unused_texts() for name, column in part.columns.items()}
         arrays = outcome.places[rows], outcome.ends[rows], outcome.slots[rows]
-        room = sum(array.nbytes for array in arrays) + len(rows) * _WORD * 2  # times, and field orders
-        buffer = bytearray(packed_bytes(part.columns) + room + 512)
-        packer = Packer(buffer, tables)
-        packed, (places_at, ends_at, slots_at) = packer.batch(part), [packer.array(array) for array in arrays]
-        made.append(Made(len(payload), packed, places_at, ends_at, slots_at))
-        packer.reserve(0)  # up to where the next one may begin
-        payload += memoryview(buffer)[: packer.used]
+        made.append(pack_rows(payload, tables, outcome.batch.take(rows), arrays))
     return payload, made
+
+
+def pack_rows(
+    payload: bytearray, tables: TextTables, part: Batch, arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+) -> Made:
+    """Put rows behind what the payload has: ``part`` has their columns, the arrays their places, ends and key slots."""
+    part.columns = {name: column.without_unused_texts() for name, column in part.columns.items()}
+    room = sum(array.nbytes for array in arrays) + len(part) * _WORD * 2  # times, and field orders
+    buffer = bytearray(packed_bytes(part.columns) + room + 512)
+    packer = Packer(buffer, tables)
+    packed, (places_at, ends_at, slots_at) = packer.batch(part), [packer.array(array) for array in arrays]
+    made = Made(len(payload), packed, places_at, ends_at, slots_at)
+    packer.reserve(0)  # up to where the next one may begin
+    payload += memoryview(buffer)[: packer.used]
+    return made
