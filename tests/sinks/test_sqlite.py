@@ -14,7 +14,7 @@ import pytest
 import tidemill as tm
 from tidemill import sinks
 from tidemill.batch import Batch
-from tidemill.column import Column
+from tidemill.column import ABSENT, Column
 from tidemill.errors import InputError, OutsideError, PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sinks.base import Keeping
@@ -87,6 +87,23 @@ def test_types_of_the_table(tmp_path: Path) -> None:
     assert repr(query(path, "SELECT * FROM features")) == repr(
         [(1.5, 1, 1, "C", '{"x":1}', 1, 1704067200_000_000_000), (None, 2.5, None, None, None, 2, None)]
     )
+
+
+@pytest.mark.parametrize(
+    "items", [[1.5, 2**53 + 1, 5], [5, 1.5, 2**64], [None, 1.5, 5], [ABSENT, 1.5, 5], [ABSENT, 5, 1.5]]
+)
+def test_what_is_kept_does_not_depend_on_how_many_rows_come_first(items: list[Any], tmp_path: Path) -> None:
+    """After a kill other rows may come together."""
+    rows = [{"sensor": "S"} if item is ABSENT else {"sensor": "S", "value": item} for item in items]
+    kept = []
+    for most in (1, 2, 3):
+        sink = sinks.SQLite(tmp_path / f"{most}.db")
+        sink.open(OPEN)
+        for start in range(0, len(rows), most):
+            sink.write(Batch.from_rows(rows[start : start + most]))
+        sink.close()
+        kept.append(query(tmp_path / f"{most}.db", "SELECT typeof(value), value FROM features"))
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_integers_beyond_what_floats_and_sqlite_hold() -> None:

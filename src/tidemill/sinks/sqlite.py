@@ -54,8 +54,8 @@ class SQLite(TableSink):
     The table gets its columns from the rows: float REAL (NaN and missing are NULL), int and bool INTEGER, text TEXT, time
     INTEGER nanoseconds since 1970-01-01 UTC (``datetime(t / 1e9, 'unixepoch')`` reads one), nested values JSON in TEXT, other
     values (a UUID, a Decimal) as TEXT.
-    Where ints are among the first floats of a field, its column has no type, and ints stay ints; where there are none, it is
-    REAL, and a later ``5`` reads ``5.0``. An int that its column rounds, beyond 2**53 in a REAL one and beyond 64 bits in an
+    Where the first row with a field holds an int or null there, its column has no type, and ints stay ints; where it holds a float, it
+    is REAL, and a later ``5`` reads ``5.0``. An int that its column rounds, beyond 2**53 in a REAL one and beyond 64 bits in an
     INTEGER one, is counted as left out. A field that comes later becomes a new column, NULL in the rows before it. SQLite
     does not tell ``a`` from ``A``: the second becomes ``A_2``.
 

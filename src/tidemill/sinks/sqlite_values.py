@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.column import ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, Column
+from tidemill.column import ABSENT_TAG, INTEGER_TAG, NAT, NULL_TAG, VALUE_TAG, Column
 from tidemill.schema import Kind
 from tidemill.sinks.text import cell_text, clean_text
 
@@ -19,14 +19,15 @@ _MISSING: Final = (NULL_TAG, ABSENT_TAG)
 
 
 def declared_type(column: Column) -> str:
-    """The type a table column is declared with, from the first batch that has it.
+    """The type a table column is declared with, from the first row that has the field: what else came with it is chance.
 
-    A FLOAT column whose first batch holds ints gets no type: REAL would read each ``5`` back as ``5.0``. A column
-    with nothing but nulls so far gets none either, since its kind is not known.
+    A FLOAT column that begins with an int gets no type: REAL would read each ``5`` back as ``5.0``. One that begins with null gets
+    none either, nor one with nothing but nulls, since its kind is not known.
     """
     match column.kind:
         case Kind.FLOAT:
-            return "" if column.tags is not None and (column.tags == INTEGER_TAG).any() else "REAL"
+            own = column.tags if column.tags is None else column.tags[column.tags != ABSENT_TAG]
+            return "REAL" if own is None or (len(own) and own[0] == VALUE_TAG) else ""
         case Kind.TEXT:
             return "TEXT"
         case Kind.OBJECT:
