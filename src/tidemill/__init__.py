@@ -212,9 +212,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tidemill.{name}")
     if name == "__version__":
-        from importlib.metadata import version
+        import contextlib
+        from importlib.metadata import PackageNotFoundError, version
 
-        value: Any = version("tidemill")
+        value: Any = "unknown"
+        with contextlib.suppress(PackageNotFoundError):  # a checkout on the path, or a frozen program
+            value = version("tidemill")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"tidemill.{_HOMES[name]}"), name)
     else:

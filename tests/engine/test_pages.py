@@ -10,6 +10,8 @@ import queue
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -580,3 +582,22 @@ async def test_the_port_is_free_again_when_the_run_has_ended() -> None:
         address = run.metrics_url.removeprefix("http://")
     async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=address) as again:
         assert again.metrics_url == f"http://{address}"
+
+
+@pytest.mark.parametrize("broken", ["no metadata", "a library that cannot be imported"])
+def test_a_run_ends_though_what_its_pages_need_is_broken(broken: str, tmp_path: Path) -> None:
+    """A checkout on the path has no version, and somebody else's library may raise anything."""
+    if broken == "no metadata":
+        first = "import importlib.metadata as m; m.version = lambda name: m.Distribution.from_name('none of this name')"
+    else:
+        (tmp_path / "prometheus_client").mkdir()
+        (tmp_path / "prometheus_client/__init__.py").write_text("raise AttributeError('broken')")
+        first = "import sys; sys.path.insert(0, '.')"
+    program = f"""{first}
+import tidemill as tm
+pipeline = tm.Pipeline(tm.sources.Records([{{"sensor": "S", "value": 1.0}}]), tm.Plan(), tm.testing.ListSink())
+print(tm.run(pipeline, lanes=0, metrics="127.0.0.1:0").rows_out)
+"""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("1\n", "", 0)

@@ -13,9 +13,9 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import tidemill
 from tidemill.engine.health import is_ready
 from tidemill.engine.metrics import Distribution, Spread, StateStatistics, Statistics
 from tidemill.engine.oversight import Terms
@@ -82,13 +82,13 @@ def missing_library() -> str:
 def load_library() -> None:
     """Import it, where it is installed, and read what else is in files: under a scrape there may be none to be had."""
     _version()
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(Exception):  # of one that is broken too: whoever asks for numbers is told
         importlib.import_module("prometheus_client.core")
 
 
 @functools.cache
 def _version() -> str:
-    return version("tidemill")
+    return tidemill.__version__
 
 
 def exposed(reading: Reading, accept: str = "") -> tuple[str, bytes]:
