@@ -96,6 +96,20 @@ def warmed(folder: Path, history: Source, own: Path) -> Run:
     return Run(pipeline, lanes=0, state=tm.State(folder / "state", warm=history))
 
 
+def test_a_history_that_is_not_there_leaves_the_state_where_it_is(tmp_path: Path) -> None:
+    """With fresh=True: what is refused is no start, and the next goes on with the state."""
+    own = tmp_path / "own.csv"
+    own.write_text("sensor,time,value\nS,1,2.5\n")
+    pipeline = tm.Pipeline(
+        tm.sources.Replay(own), tm.Lag("value"), tm.sinks.Lines(tmp_path / "out.ndjson", if_exists="append")
+    )
+    tm.run(pipeline, lanes=0, state=tm.State(tmp_path / "state"))
+    nowhere = tm.sources.Replay(tmp_path / "nowhere.csv")
+    with pytest.raises(tm.InputError, match=r"nowhere\.csv"):
+        tm.run(pipeline, lanes=0, state=tm.State(tmp_path / "state", warm=nowhere, fresh=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.ndjson", "own.csv", "state"]
+
+
 class Stopped(ScriptedSource):
     """It has the run stopped in its middle."""
 

@@ -204,8 +204,11 @@ class Run:
             folder.close()
 
     def _require_beginning(self) -> None:
-        """Refuse what a first start would be refused for, such as an output that is there: an earlier state stays as it is then."""
+        """Refuse what a first start would be refused for, such as an output that is there, or a history that is not: an earlier
+        state stays as it is then."""
         self.pipeline.check(waits=not self.pipeline.finite)
+        if self._state is not None and self._state.warm is not None:
+            self._on_history(self._state.warm).check()
         if self._dead_letters_path is not None:
             DeadLetterFile(self._dead_letters_path).check()
 
@@ -225,6 +228,9 @@ class Run:
                 task.cancel()
         return attempt
 
+    def _on_history(self, history: Source) -> Pipeline:
+        return self.pipeline.between(history, Latest(name="nowhere"))
+
     async def _warm(self, history: Source, keeper: Keeper) -> None:
         """Work on a history, for the state it leaves."""
         if await asyncio.to_thread(keeper.has_input):
@@ -232,7 +238,7 @@ class Run:
                 f"the state in {keeper.folder.place} has inputs that an earlier start took in, and a history comes before the first: "
                 "leave warm= (--warm) out, or start over with fresh=True (--fresh)."
             )
-        pipeline = self.pipeline.between(history, Latest(name="nowhere"))
+        pipeline = self._on_history(history)
         keeper.warming = True
         attempt = self._made_attempt(
             pipeline,
