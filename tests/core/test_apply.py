@@ -119,6 +119,21 @@ def test_any_number_of_rows_is_made_of_a_record(monkeypatch):
     assert tm.run(pipeline, lanes=0).rows_out == len(made)
 
 
+AGAIN = {
+    "aggregate": tm.Aggregate(tm.tumbling("1h"), {"value_max": "max"}),
+    "align": tm.Align(["value_max"], by=None, channel=None),
+    "resample": tm.Resample("value_max", "1h"),
+}
+
+
+@pytest.mark.parametrize("of", [lambda rows: rows, pd.DataFrame], ids=["rows", "pandas"])
+@pytest.mark.parametrize("behind", AGAIN.values(), ids=AGAIN)
+def test_a_stage_that_makes_rows_may_be_given_none(behind, of):
+    """Behind a filter that no row of another such stage passes nothing comes out, as in a run."""
+    plan = tm.Plan(tm.Aggregate(tm.tumbling("1h"), {"value": "max"}), tm.Filter("value_max > 1000"), behind)
+    assert len(plan.apply(of(HOURLY))) == 0 == len(ran(plan, HOURLY))
+
+
 @pytest.mark.parametrize("of", [lambda frame: frame, pa.Table.from_pandas, pl.from_pandas])
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("tz", ["UTC", "Europe/Berlin"])

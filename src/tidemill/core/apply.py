@@ -178,7 +178,7 @@ def _in_order(outcomes: list[Outcome]) -> Batch:
     parts = []
     for outcome in [outcome for outcome in outcomes if len(outcome.batch)] or outcomes[-1:]:
         part = outcome.batch
-        if outcome.ends is not None:
+        if outcome.ends is not None and len(part):  # without rows it has no keys
             assert outcome.places is not None
             assert part.key_column is not None
             order = input_order(outcome.places, outcome.ends, outcome.slots, part.keys)
