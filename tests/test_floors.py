@@ -22,6 +22,7 @@ FLOORS = {
             "kinds",
             "rows",
             "interchange",
+            "as_came",
             "letters",
             "named",
             "printable",

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidemill.as_came import like
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import PlanError
-from tidemill.interchange import from_table, kind_of_table, like, naive_times, to_arrow
+from tidemill.interchange import from_table, kind_of_table, naive_times, to_arrow
 from tidemill.schema import Kind
 
 

@@ -13,7 +13,7 @@ them and keeps it true.
     FLOOR 3   sources/  lanes/  sinks/    the edges: the outside world, and the border between processes
     FLOOR 2   core/                       decisions: events in, commands out, ``now`` passed in
     FLOOR 1   stages/  formats/           maths over batches and keyed arrays; bytes to batches and back
-    FLOOR 0   errors schema column kinds batch rows orders interchange letters named durations
+    FLOOR 0   errors schema column kinds batch rows orders interchange as_came letters named durations
               clock held files tls secret configured printable
 
 ``testing`` is public too: the clock, source and sink that tests drive by hand.

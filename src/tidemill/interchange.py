@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
+    "arrow_of_polars",
     "column_of_arrow",
+    "column_of_pandas",
     "columns_of_arrow",
     "first_twice",
     "from_table",
+    "is_naive_arrow",
+    "is_naive_pandas",
     "kind_of_table",
-    "like",
     "naive_times",
     "to_arrow",
     "to_pandas",
@@ -66,7 +69,7 @@ def from_table(data: Any) -> Batch:
         case "pandas":
             return Batch(_columns_of_pandas(data), rows=len(data))
         case "polars":
-            return _of_arrow(_polars_arrow(data))
+            return _of_arrow(arrow_of_polars(data))
         case "arrow":
             return _of_arrow(data)
         case "rows":
@@ -85,43 +88,18 @@ def naive_times(data: Any) -> frozenset[str]:
     """The columns of a table that hold times without a zone, which whoever gives the roles reads in their ``tz``."""
     match kind_of_table(data):
         case "pandas":
-            return frozenset(str(name) for name in data.columns if _is_naive_pandas(_pandas_dtype(data[name])))
+            return frozenset(str(name) for name in data.columns if is_naive_pandas(data[name]))
         case "polars":
             kinds = dict(data.schema)
             return frozenset(name for name, kind in kinds.items() if _naive_polars(kind))
         case "arrow":
-            return frozenset(field.name for field in data.schema if _is_naive_arrow(field.type))
+            return frozenset(field.name for field in data.schema if is_naive_arrow(field.type))
         case _:
             return frozenset()
 
 
 def _naive_polars(kind: Any) -> bool:
     return str(kind).startswith(("Datetime", "Date")) and getattr(kind, "time_zone", None) is None
-
-
-def like(data: Any, batch: Batch) -> Any:
-    """``batch`` as the same kind of table as ``data``: what went in decides what comes out.
-
-    Columns of ``data`` that the batch carries unchanged keep their own type (an int stays an int, a time its zone);
-    a pandas index is kept when the batch has the rows of ``data``.
-    """
-    match kind_of_table(data):
-        case "batch":
-            return batch
-        case "rows":
-            return batch.to_rows()
-        case "pandas":
-            return _like_pandas(data, batch)
-        case "polars":
-            import polars as pl
-
-            made: Any = pl.from_arrow(_like_arrow(_polars_arrow(data), batch))
-            same = {name: data.schema[name] for name in made.columns if name in data.schema}
-            return _cast_polars(made, same)
-        case "arrow":
-            return _like_arrow(data, batch)
-        case _:
-            raise PlanError(f"a {type(data).__name__} is no table.")
 
 
 # -- Arrow -------------------------------------------------------------------------------------------
@@ -282,40 +260,10 @@ def _of_arrow(table: Any) -> Batch:
     return Batch(columns_of_arrow(table), rows=table.num_rows)
 
 
-def _polars_arrow(frame: Any) -> Any:
+def arrow_of_polars(frame: Any) -> Any:
+    """A polars DataFrame as a pyarrow Table. Raises `MissingExtra` without pyarrow."""
     _pyarrow()
     return frame.to_arrow()
-
-
-def _like_arrow(data: Any, batch: Batch) -> Any:
-    """`to_arrow`, with the types that the columns had."""
-    pa = _pyarrow()
-    made = to_arrow(batch)
-    for place, name in enumerate(made.schema.names):
-        column = made.column(place)
-        if name in data.schema.names:
-            own = data.schema.field(name).type
-            if own == column.type:
-                continue
-            if len(batch) == data.num_rows and _same(column_of_arrow(data.column(name)), batch.columns[name]):
-                made = made.set_column(place, name, data.column(name))
-                continue
-            try:
-                made = made.set_column(place, name, column.cast(own))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                continue
-        elif pa.types.is_dictionary(column.type):
-            made = made.set_column(place, name, column.cast(pa.string()))
-    return made
-
-
-def _cast_polars(frame: Any, kinds: Mapping[str, Any]) -> Any:
-    import polars as pl
-
-    try:
-        return frame.cast(dict(kinds))
-    except pl.exceptions.PolarsError:
-        return frame
 
 
 # -- pandas ------------------------------------------------------------------------------------------
@@ -346,17 +294,18 @@ def _columns_of_pandas(frame: Any) -> dict[str, Column]:
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise PlanError(f"the DataFrame has the column {str(twice[0])!r} twice.")
-    return {str(name): _column_of_pandas(frame[name]) for name in frame.columns}
+    return {str(name): column_of_pandas(frame[name]) for name in frame.columns}
 
 
-def _column_of_pandas(series: Any) -> Column:
+def column_of_pandas(series: Any) -> Column:
+    """One column of pandas: numbers are floats that remember integers, strings text, datetimes times, as of Arrow."""
     values = series.dtype
     if isinstance(values, np.dtype) and values.kind in "fbiu":
         return Column.of_array(series.to_numpy())
     if hasattr(values, "pyarrow_dtype"):
         return column_of_arrow(_pyarrow().array(series))
     if str(values) == "category":
-        return _column_of_pandas(series.astype(values.categories.dtype))
+        return column_of_pandas(series.astype(values.categories.dtype))
     if getattr(values, "kind", "") == "M":
         moments = series if getattr(values, "tz", None) is None else series.dt.tz_convert("UTC").dt.tz_localize(None)
         return _time_column(moments.to_numpy())
@@ -371,14 +320,17 @@ def _pandas_dtype(series: Any) -> Any:
     return series.dtype if categories is None else categories.dtype
 
 
-def _is_naive_pandas(dtype: Any) -> bool:
+def is_naive_pandas(series: Any) -> bool:
+    """Whether a column of pandas holds times without a zone."""
+    dtype = _pandas_dtype(series)
     arrow = getattr(dtype, "pyarrow_dtype", None)
     if arrow is not None:
-        return _is_naive_arrow(arrow)
+        return is_naive_arrow(arrow)
     return getattr(dtype, "kind", "") == "M" and getattr(dtype, "tz", None) is None
 
 
-def _is_naive_arrow(kind: Any) -> bool:
+def is_naive_arrow(kind: Any) -> bool:
+    """Whether a type of Arrow is that of times without a zone."""
     told = str(kind.value_type if _pyarrow().types.is_dictionary(kind) else kind)
     return told.startswith(("timestamp", "date")) and "tz=" not in told
 
@@ -398,44 +350,3 @@ def _column_of_objects(items: Sequence[Any]) -> Column:
     if rejects:
         column, _ = Kinds({"": Kind.OBJECT}).column("", plain)
     return column
-
-
-def _like_pandas(data: Any, batch: Batch) -> Any:
-    made = to_pandas(batch)
-    if len(batch) != len(data):
-        for name in made.columns:
-            if name in data.columns and made[name].dtype != data[name].dtype:
-                made[name] = _cast_pandas(made[name], data[name].dtype)
-        return made
-    made.index = data.index
-    own = {str(name): name for name in data.columns}
-    for name in made.columns:
-        if name not in own:
-            continue
-        came = data[own[name]]
-        if _same(_column_of_pandas(came), batch.columns[name]):
-            made[name] = came
-        elif batch.columns[name].kind is Kind.TIME and _is_naive_pandas(_pandas_dtype(came)):
-            made[name] = _cast_pandas(made[name], came.dtype)
-    return made.rename(columns=own)
-
-
-def _cast_pandas(series: Any, kind: Any) -> Any:
-    try:
-        if getattr(series.dtype, "tz", None) is not None and getattr(kind, "tz", None) is None:
-            series = series.dt.tz_localize(None)
-        cast = series.astype(kind)
-    except (TypeError, ValueError):
-        return series
-    return cast
-
-
-def _same(one: Column, other: Column) -> bool:
-    """Whether two columns hold the same values; their texts may be numbered differently."""
-    if one.kind is not other.kind or len(one) != len(other):
-        return False
-    if one.kind is Kind.TEXT:
-        return one.to_list() == other.to_list()
-    if one.kind is Kind.OBJECT:
-        return all(a is b or a == b for a, b in zip(one.values.tolist(), other.values.tolist(), strict=True))
-    return np.array_equal(one.values, other.values, equal_nan=one.kind is Kind.FLOAT)

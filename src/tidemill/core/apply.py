@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill import interchange
+from tidemill.as_came import like
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.chain import Chain
@@ -53,7 +54,7 @@ def apply(
     """See `tidemill.engine.plan.Plan.apply`; the plan's tables are loaded."""
     batch = with_roles(data, key, time, tz)
     if not batch.columns and not len(batch):
-        return interchange.like(data, batch)  # no record has said what there is
+        return like(data, batch)  # no record has said what there is
     timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
     if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
         there = ", ".join(batch.columns)
@@ -115,7 +116,7 @@ def _as_came(data: Any, batch: Batch, tz: str) -> Any:
         for name in interchange.naive_times(data)
         if (column := batch.columns.get(name)) is not None and column.kind is Kind.TIME
     }
-    return interchange.like(data, batch.holding({**batch.columns, **local}, batch.orders) if local else batch)
+    return like(data, batch.holding({**batch.columns, **local}, batch.orders) if local else batch)
 
 
 def _warn_of_counts(prepared: Plan, outcomes: list[tuple[int, Outcome]]) -> None:
