@@ -247,9 +247,11 @@ def streams(draw: st.DrawFn, names: Sequence[str]) -> list[dict[str, Any]]:
 def test_every_stage_goes_on_in_another_number_of_lanes(sample_of_stage: Any) -> None:
     """What comes out is, to the last bit, what one lane makes of the whole input without a stop."""
     stage: Stage = sample_of_stage.stage
-    example = (
-        sample(Plan(stage).prepared(FROM_DISK).stages[0]) if sample_of_stage.batch is None else sample_of_stage.batch
-    )
+    example = sample_of_stage.batch
+    if example is None:
+        example = sample(Plan(stage).prepared(FROM_DISK).stages[0])
+    elif isinstance(example, Batch):
+        example = example.to_rows()
     names = sorted({name for row in example for name in row} - {"sensor", "time"})
 
     @settings(max_examples=25)

@@ -18,7 +18,9 @@ import pandas as pd
 import pytest
 
 import tidemill as tm
+from tidemill.column import NULL_TAG, Column
 from tidemill.core.trial import change
+from tidemill.schema import Kind
 from tidemill.stages.base import Stage
 from tidemill.testing import check_stage
 from tidemill.testing.subject import Subject
@@ -38,6 +40,17 @@ MIXED = [
     for n, any_ in enumerate([[1], 5, "t", 2.5, None, {"a": 1}, True, 6, 7, [2]] * 8)
 ]
 """One field holds values of any type, and is not in the first records."""
+
+
+COUNTED = tm.Batch.from_rows([{"sensor": f"S{n % 3}", "time": n, "value": float(n % 7)} for n in range(40)])
+COUNTED = COUNTED.with_columns(
+    {"count": Column(Kind.INT, np.arange(40) % 9, tags=np.where(np.arange(40) % 6 == 5, NULL_TAG, 0).astype(np.uint8))}
+)
+"""Integers by declaration, of which some are null."""
+
+
+def counted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(more=frame["value"] + 1, count=frame["count"].mask(frame["count"] > 6, 0) + 1)
 
 
 def halved(batch: tm.Batch) -> dict[str, Any]:
@@ -196,6 +209,8 @@ SAMPLES = [
     Sample(tm.Map(Thirds, adds={"third": float})),
     Sample(tm.MapFrame(squared), oracle=squared),
     Sample(tm.MapFrame(squared), batch=MIXED),
+    Sample(tm.MapFrame(squared), batch=COUNTED),
+    Sample(tm.MapFrame(counted), batch=COUNTED),
     Sample(tm.MapRows(labelled)),
     Sample(tm.MapRows(labelled), batch=MIXED),
     Sample(tm.MapRows(picky, on_error="nan")),

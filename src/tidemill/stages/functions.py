@@ -26,6 +26,7 @@ from tidemill.stages.series import array_of_series, in_row_order, is_series
 
 __all__ = [
     "FunctionStage",
+    "are_integers",
     "as_mask",
     "called",
     "check_function",
@@ -187,12 +188,12 @@ def made_column(stage: str, name: str, given: Any, batch: Batch, declared: Kind 
         return own
     if compared.kind is Kind.OBJECT and compared.has_values and declared is None and array.dtype.kind in "Obifu":
         return _of_any_type(name, array, compared)
-    if compared.kind is Kind.INT and _are_integers(array):
+    if compared.kind is Kind.INT and are_integers(array):
         declared = Kind.INT
     return _as_held(compared, _column(stage, name, array, declared))
 
 
-def _are_integers(array: NDArray[Any]) -> bool:
+def are_integers(array: NDArray[Any]) -> bool:
     """As far as there are values."""
     if array.dtype == object:
         return {type(item) for item in array.tolist() if not is_null(item)} <= {int, np.int64}

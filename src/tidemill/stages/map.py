@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
+
+from numpy.typing import NDArray
 
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
 from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.orders import follows
-from tidemill.schema import Field, Schema
+from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError
-from tidemill.stages.frames import Library, columns_of_frame, frame_of_batch, is_frame
+from tidemill.stages.frames import Library, column_from_shown, columns_of_frame, frame_of_batch, is_frame
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.options import declared_kinds, names_of, whole_number
 from tidemill.stages.own_values import lent, own_column, taken
+from tidemill.stages.series import array_of_series
 from tidemill.stages.state import StageState
 
 __all__ = ["ColumnsFunction", "Map", "MapFrame"]
@@ -57,7 +61,12 @@ class ColumnsFunction(FunctionStage):
         if isinstance(result, Batch):
             made = _columns_of_batch(self.name, result, batch)
         elif is_frame(result):
-            made = columns_of_frame(self.name, result, batch, declared)
+            made = columns_of_frame(
+                self.name,
+                result,
+                batch,
+                lambda column, array: made_column(self.name, column, array, batch, declared.get(column)),
+            )
         elif isinstance(result, Mapping):
             made = {
                 column: made_column(self.name, column, given, batch, declared.get(column))
@@ -186,7 +195,9 @@ class MapFrame(FunctionStage):
     ``frame``  ``"pandas"`` or ``"polars"``; by default what the first parameter's annotation says, else pandas
 
     Rows that a pandas function has sorted are put back by their index; what comes back unchanged stays exactly as it
-    was in the record (an integer an integer). Another number of rows raises `BadResult`, which costs the records it
+    was in the record (an integer an integer). Integers among which one is missing are shown as floats too, as pandas has them;
+    what becomes of them are integers again where it is whole, unless the function makes floats of them where none is missing.
+    NaN is null there. Another number of rows raises `BadResult`, which costs the records it
     fails on; use `Filter` to leave records out. Beside the function's own time, making the frame and reading it costs 0.8 us a
     record of six fields, and half of that where one is a text and not three; `Map` gets them for nothing.
 
@@ -213,13 +224,20 @@ class MapFrame(FunctionStage):
         if frame not in (None, "pandas", "polars"):
             raise PlanError(f'{self.name}: frame={frame!r} is not one of "pandas", "polars".')
         self.frame: Library = frame or _annotated(fn)
+        self._known: Mapping[str, Kind] = {}
+
+    def know(self, kinds: Mapping[str, Kind]) -> None:
+        self._known = kinds
 
     def step(self, batch: Batch, state: StageState) -> Batch:
         given = lent(batch)
-        result = self._call(frame_of_batch(given, self.frame))
-        if not is_frame(result):
-            raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a DataFrame is needed")
-        made = taken(columns_of_frame(self.name, result, given, {}))
+        result = self._framed(given)
+
+        def column_of(name: str, array: NDArray[Any]) -> Column:
+            known, alone = self._known.get(name), partial(self._kind_alone, batch, name)
+            return column_from_shown(self.name, name, array, given, known, alone)
+
+        made = taken(columns_of_frame(self.name, result, given, column_of))
         added = batch.with_columns(made)
         if list(added.columns) == list(made):
             return added
@@ -227,6 +245,19 @@ class MapFrame(FunctionStage):
         if follows(made, added.columns):
             left.orders = added.orders
         return left
+
+    def _framed(self, batch: Batch) -> Any:
+        result = self._call(frame_of_batch(batch, self.frame))
+        if not is_frame(result):
+            raise BadResult(WRONG_TYPE, f"{self.name} returned {shown_type(result)}; a DataFrame is needed")
+        return result
+
+    def _kind_alone(self, batch: Batch, name: str, row: int) -> Kind | None:
+        """Of which kind the function makes a column of integers for a record that has one, as it is shown alone."""
+        result = self._framed(lent(batch.slice(row, row + 1)))
+        if len(result) != 1 or name not in result.columns:
+            return None
+        return Kind.FLOAT if array_of_series(result[name]).dtype.kind == "f" else Kind.INT
 
 
 def _annotated(fn: Callable[..., Any]) -> Library:
