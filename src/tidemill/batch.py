@@ -259,8 +259,10 @@ class Batch:
         kinds: dict[str, Kind] = {}
         for part in parts:
             for name, column in part.columns.items():
-                if name not in kinds or (kinds[name] is Kind.OBJECT and not column.is_missing):
+                if name not in kinds:
                     kinds[name] = column.kind
+                elif column.kind is not kinds[name]:
+                    kinds[name] = _kind_of([part.columns[name] for part in parts if name in part.columns])
         columns = {
             name: whole[name]
             if whole is not None and name in whole
@@ -316,11 +318,17 @@ class Batch:
         return to_pandas(self)
 
 
+def _kind_of(columns: Sequence[Column]) -> Kind:
+    """The kind of the first that has a value; where none has, of the first of a kind of its own."""
+    with_values = [column.kind for column in columns if column.has_values]
+    return next(iter(with_values or [column.kind for column in columns if column.kind is not Kind.OBJECT]), Kind.OBJECT)
+
+
 def _as_kind(column: Column | None, kind: Kind, rows: int) -> Column:
     """The column, where it is of the kind; what holds no value at all can be of any kind."""
     if column is None:
         return Column.missing(kind, rows)
-    if column.kind is kind or not column.is_missing:
+    if column.kind is kind or column.has_values:
         return column
     made = Column.missing(kind, rows)
     made.tags = column.tags

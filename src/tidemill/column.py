@@ -191,6 +191,11 @@ class Column:
         """Some row has a value."""
         return bool(len(self.values)) if self.tags is None else not bool(self.missing_rows().all())
 
+    @property
+    def is_absent(self) -> bool:
+        """No row has the field."""
+        return not len(self.values) or (self.tags is not None and bool((self.tags == ABSENT_TAG).all()))
+
     def is_copy_of(self, other: Column) -> bool:
         """Whether both hold the same, bit for bit; of objects and text, the same objects and the same table."""
         if self.kind is not other.kind or self.texts is not other.texts or self.exact != other.exact:

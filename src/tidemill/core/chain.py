@@ -119,6 +119,7 @@ class Chain:
         carried = {name: name for name in batch.columns}
         outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
         entered, made = len(batch), 0
+        unseen: set[str] = set()
         began = self._now()
         for index, stage in enumerate(self._stages):
             if outcome.ends is not None:
@@ -141,6 +142,8 @@ class Chain:
             self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 outcome.follow(before, step.batch)
+            if stage.returns_records:
+                unseen |= self._columns.unseen(index, before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
@@ -154,6 +157,8 @@ class Chain:
             outcome.stage_ns.append(ended - began)
             began = ended
         self._memory.mark(NOWHERE)
+        if unseen:
+            outcome.drop_absent(unseen)
         outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
 
@@ -187,8 +192,12 @@ class Chain:
                 pieces.extend(narrowed(entered.start, entered.stop, own))
             del entered, own  # the next may come in the same memory
         if len(pieces) == 1 and isinstance(pieces[0].made, _Worked):
-            return pieces[0].made.step, pieces[0].made.before
-        return self._joined(index, stage, batch, pieces)
+            step, before = pieces[0].made.step, pieces[0].made.before
+        else:
+            step, before = self._joined(index, stage, batch, pieces)
+        if stage.changes_columns:
+            self._columns.fill(index, step)
+        return step, before
 
     def _parts(self, index: int, rows: int) -> list[tuple[int, int]]:
         """How the rows of a batch are given to a stage: with a state no more at once than its memory is laid out for."""

@@ -41,6 +41,26 @@ class MadeColumns:
             added = {name: kind for name, kind in added.items() if name not in own}
         return added
 
+    def fill(self, index: int, step: Step) -> None:
+        """Put in every column that the stage is known to make, absent in all records: which of them a batch's records happen to
+        have must not decide what the stages behind find. One that nobody has seen nor declared is not known yet."""
+        columns, kinds = step.batch.columns, {**self._declared[index], **self.known(index)}
+        lacking = kinds.keys() - columns.keys()
+        if lacking:
+            rows = len(step.batch)
+            missing = {name: Column.missing(kind, rows) for name, kind in kinds.items() if name in lacking}
+            step.batch = step.batch.with_columns(missing)
+
+    def unseen(self, index: int, before: Batch, after: Batch) -> set[str]:
+        """Columns that a stage carries on though none of its records has them, and of which no record has shown yet that it
+        does not drop them."""
+        known = self.known(index)
+        return {
+            name
+            for name, column in after.columns.items()
+            if name in before.columns and name not in known and column.is_absent
+        }
+
     def check(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """Raise `BadResult` for what cannot go on, and turn into its column's kind what can be."""
         self._check_sendable(stage, before, step)

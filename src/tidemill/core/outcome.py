@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +98,14 @@ class Outcome:
         assert self.ends is not None
         where = int(self.places[place]), int(self.ends[place])
         return Dead(row, stage, reason_code, reason, made.to_rows()[0], str(made.keys[made.key[0]]), *where)
+
+    def drop_absent(self, names: Collection[str]) -> None:
+        """Leave out those of these columns that no row has."""
+        away = {name for name in names if name in self.batch.columns and self.batch.columns[name].is_absent}
+        if away:
+            self.batch = self.batch.with_columns({})
+            self.batch.columns = {name: column for name, column in self.batch.columns.items() if name not in away}
+            self.carried = {name: old for name, old in self.carried.items() if name not in away}
 
     def follow(self, before: Batch, after: Batch) -> None:
         """Keep ``carried`` true: which columns are still what entered the chain, under which name."""

@@ -86,7 +86,8 @@ def _shown(shares: Sequence[Share], fixed: Mapping[str, Kind], unpacker: Unpacke
                 kind = Kind(place.kind)
                 if kind is fixed.get(place.name):
                     continue
-                if kind is Kind.OBJECT and unpacker.column(place, part.payload, part.packed.rows).is_missing:
+                undecided = kind is Kind.OBJECT or place.name not in fixed
+                if undecided and not unpacker.column(place, part.payload, part.packed.rows).has_values:
                     continue
                 shown.setdefault(place.name, {})[number] = kind
     return shown

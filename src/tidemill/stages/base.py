@@ -166,6 +166,10 @@ class Stage(abc.ABC):
     absorbs: ClassVar[bool] = False
     """Whether no record goes on: only rows that it makes (`Emitted`)."""
 
+    returns_records: ClassVar[bool] = False
+    """Whether its function is given whole records and returns them: of a field that none of them has nothing shows whether it
+    would have gone on."""
+
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""
 
