@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.batch import Batch
-from tidemill.column import NAT, Column
+from tidemill.column import ABSENT_TAG, NAT, NULL_TAG, Column
 from tidemill.errors import PlanError
 from tidemill.kinds import Kinds
 from tidemill.rows import batch_of_rows
@@ -79,6 +79,17 @@ def test_added_columns_follow_the_records_own(data, origin, records, told):
         replaced = batch.with_columns({"number": made}).to_rows()
         assert told(replaced) == told([{**row, "number": float(n)} for n, row in enumerate(rows)])
     assert told(batch.to_rows()) == told(rows), "the batch itself is never changed"
+
+
+def test_a_column_without_values_joins_any_kind():
+    """Of parts whose kinds differ, those in which no record has a value decide nothing, and keep what is null and what absent."""
+    text = Batch({"x": Column.of_texts(["a"])})
+    for kind in Kind:
+        for tag, shown in ((ABSENT_TAG, {}), (NULL_TAG, {"x": None})):
+            parts = [Batch({"x": Column.missing(kind, 1, tag)}), text]
+            assert Batch.concat(parts).to_rows() == [shown, {"x": "a"}]
+            assert Batch.concat(parts[::-1]).columns["x"].kind is Kind.TEXT
+            assert Batch.concat([parts[0], parts[0]]).columns["x"].kind is kind
 
 
 def test_slices_are_clipped():

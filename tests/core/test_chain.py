@@ -395,6 +395,30 @@ def test_missing_columns_take_the_known_kind():
     assert (column.kind, column.tags.tolist()) == (Kind.TEXT, [NULL_TAG])
 
 
+def test_columns_of_few_records_are_there_in_each_batch():
+    """What a function added once, or is declared to add, the next stage finds also where no record of the batch got it."""
+    stage = tm.MapRows(lambda rows: [{**row, "x": 1.0} if row["value"] == 0 else row for row in rows], adds={"y": str})
+    chain = chain_of(stage)
+    batch = batch_of([0, 0])
+    for slab, start in enumerate((0, 1), 1):
+        columns = run(chain, batch.slice(start, start + 1), slab=slab).batch.columns
+        assert {name: column.kind for name, column in columns.items() if name in "xy"} == {
+            "x": Kind.FLOAT,
+            "y": Kind.TEXT,
+        }
+    assert columns["x"].is_absent
+
+
+@pytest.mark.parametrize("stages", [(), (tm.Map(lambda batch: {"twice": batch["few"] * 2}),)])
+def test_columns_that_nobody_has_shown_do_not_come_out(stages):
+    """A column that came without a value is there for the stages behind a function, and is no column of the output."""
+    few = Column.missing(Kind.FLOAT, 2)
+    outcome = run(chain_of(tm.MapRows(lambda rows: rows), *stages), batch_of([0, 0], few=few))
+    assert not outcome.dead
+    assert "few" not in outcome.batch.columns
+    assert "few" not in outcome.carried
+
+
 def texts_below_zero(rows):
     return [{**row, "x": "bad" if row["value"] < 0 else row["value"] * 2} for row in rows]
 

@@ -1,8 +1,12 @@
 """A field that only some records have: whichever records share a batch, the functions behind find the same columns."""
 
 import csv
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tidemill as tm
 from tidemill.core.batching import Limits
@@ -97,6 +101,51 @@ def test_batches_decide_nothing(plan, rows, tmp_path):
     assert len(alone[0]) > 20
     for most in (5, 1_000):
         assert outcome(plan, rows, tmp_path, lanes=0, most=most) == alone
+
+
+FIELDS = {
+    "a": st.floats(-9, 9),
+    "b": st.floats(-9, 9) | st.none(),
+    "c": st.booleans(),
+    "d": st.sampled_from(["x", "y"]),
+}
+KEEPING = [
+    tm.MapRows(same),
+    tm.MapRows(hot),
+    tm.MapRows(fails),
+    tm.MapRows(fails, adds={"y": float}, on_error="nan"),
+    tm.MapRows(
+        lambda rows: [{**row, "s": row["a"]} if row.get("a", 0) > 0 else row for row in rows], adds={"s": float}
+    ),
+    tm.scan(sometimes, 0, adds={"x": float}),
+    tm.Silence("2s"),
+    tm.Filter("value < 25"),
+    tm.Rolling("value", 3, ["mean"]),
+]
+LOOKING = [
+    doubled("a"),
+    doubled("b"),
+    tm.Map(lambda batch: {"not": ~batch["c"]}),
+    tm.Filter(lambda batch: batch["d"] != "x"),
+]
+
+
+@given(
+    st.lists(st.fixed_dictionaries({}, optional=FIELDS), min_size=2, max_size=30),
+    st.lists(st.sampled_from(KEEPING), min_size=1, max_size=3, unique_by=id),
+    st.lists(st.sampled_from(LOOKING), min_size=1, max_size=2, unique_by=id),
+    st.integers(2, 7),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_fields_of_any_records(optional, keeping, looking, most):
+    """Records that have any of their fields, through functions that keep them to functions that look at one."""
+    rows = [{"sensor": f"S{n % 3}", "time": n, "value": float(n), **fields} for n, fields in enumerate(optional)]
+    rows[0].update({"a": 1.0, "b": 2.0, "c": True, "d": "y"}, time=0)  # so that the kinds are known
+    with TemporaryDirectory() as folder:
+        plan = [*keeping, *looking]
+        alone = outcome(plan, rows, Path(folder), lanes=0, most=1)
+        assert outcome(plan, rows, Path(folder), lanes=0, most=most) == alone
+        assert outcome(plan, rows, Path(folder), lanes=0, most=1_000) == alone
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

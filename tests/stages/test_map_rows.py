@@ -229,6 +229,39 @@ def test_columns_come_in_the_batchs_order():
     assert [list(row) for row in turned.to_rows()] == [["b", "a"], ["a", "b"]]
 
 
+def test_a_column_that_no_record_has_goes_on_at_its_place():
+    """Which columns there are does not follow from the records of the batch."""
+    batch = lane_batch([{"a": 1.0, "few": 2.0, "b": 3.0, "last": 4.0}, {"a": 5.0, "b": 6.0}]).slice(1, 2)
+    stage = MapRows(lambda rows: [{**row, "x": 1.0} for row in rows]).opened()
+    step = stage.step(batch, None)
+    assert step.batch.names == ("a", "few", "b", "last", "x")
+    assert step.batch.columns["few"] is batch.columns["few"]
+    assert step.unshown == {"few", "last"}
+    stage.know({"few": Kind.TEXT})
+    step = stage.step(batch, None)
+    assert step.batch.columns["few"].kind is Kind.TEXT
+    assert step.unshown == {"last"}
+    assert step.batch.to_rows() == [{"a": 5.0, "b": 6.0, "x": 1.0}]
+
+
+def test_a_function_that_leaves_fields_out_may_leave_out_more():
+    """A column that no record has goes on only if it is known to."""
+    batch = lane_batch([{"a": 1.0, "few": 2.0, "b": 3.0}, {"a": 5.0, "b": 6.0}]).slice(1, 2)
+    stage = MapRows(lambda rows: [{"a": row["a"]} for row in rows]).opened()
+    assert stage.step(batch, None).batch.names == ("a",)
+    stage.know({"few": Kind.FLOAT})
+    assert stage.step(batch, None).batch.names == ("a", "few")
+
+
+def test_a_rejected_record_decides_nothing():
+    """A field that only a rejected record has counts as one that none has."""
+    batch = lane_batch([{"a": 1.0, "few": 2.0}, {"a": 5.0}])
+    step = MapRows(lambda rows: [None if "few" in row else row for row in rows]).opened().step(batch, None)
+    assert [reject.row for reject in step.rejects] == [0]
+    assert step.batch.names == ("a", "few")
+    assert step.batch.to_rows() == [{"a": 5.0}]
+
+
 @pytest.mark.parametrize("nested", [[1], {"a": [1]}, ([1],), bytearray(b"a")])
 def test_values_of_any_type_are_the_functions_own(nested):
     """Whatever a function does to what a record holds, the batch that it was given keeps it as it was."""

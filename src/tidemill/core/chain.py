@@ -55,6 +55,7 @@ class Chain:
         self._now = now
         self._stages = [self._opened(index, stage) for index, stage in enumerate(stages)]
         self._columns = MadeColumns(self._stages)
+        self._unshown: set[str] = set()  # in this batch, see `Step.unshown`
         self._keys: list[str] = []
         self.key_texts: NDArray[np.object_] = np.empty(0, object)
         """The sensors' names by key slot."""
@@ -119,7 +120,7 @@ class Chain:
         carried = {name: name for name in batch.columns}
         outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
         entered, made = len(batch), 0
-        unseen: set[str] = set()
+        self._unshown.clear()
         began = self._now()
         for index, stage in enumerate(self._stages):
             if outcome.ends is not None:
@@ -142,8 +143,6 @@ class Chain:
             self._keep(index, stage, outcome, step, entered)
             if stage.changes_columns:
                 outcome.follow(before, step.batch)
-            if stage.returns_records:
-                unseen |= self._columns.unseen(index, before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
@@ -157,8 +156,8 @@ class Chain:
             outcome.stage_ns.append(ended - began)
             began = ended
         self._memory.mark(NOWHERE)
-        if unseen:
-            outcome.drop_absent(unseen)
+        if self._unshown:
+            outcome.drop_absent(self._unshown)
         outcome.orders = _own_orders(batch, outcome.batch)
         return outcome
 
@@ -262,6 +261,7 @@ class Chain:
         try:
             step, before = _as_step(work()), part
             if stage.changes_columns:
+                self._unshown |= step.unshown
                 if step.kept is not None:
                     before = part.take(step.kept)
                     step.batch.columns.update(_unchanged(before, step.batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from tidemill.stages.base import Stage, Step
 from tidemill.stages.narrowing import encodable
 
 __all__ = ["MadeColumns"]
+
+_NONE: Final[Mapping[str, Kind]] = {}
 
 
 class MadeColumns:
@@ -44,22 +47,13 @@ class MadeColumns:
     def fill(self, index: int, step: Step) -> None:
         """Put in every column that the stage is known to make, absent in all records: which of them a batch's records happen to
         have must not decide what the stages behind find. One that nobody has seen nor declared is not known yet."""
-        columns, kinds = step.batch.columns, {**self._declared[index], **self.known(index)}
-        lacking = kinds.keys() - columns.keys()
-        if lacking:
-            rows = len(step.batch)
-            missing = {name: Column.missing(kind, rows) for name, kind in kinds.items() if name in lacking}
-            step.batch = step.batch.with_columns(missing)
-
-    def unseen(self, index: int, before: Batch, after: Batch) -> set[str]:
-        """Columns that a stage carries on though none of its records has them, and of which no record has shown yet that it
-        does not drop them."""
-        known = self.known(index)
-        return {
-            name
-            for name, column in after.columns.items()
-            if name in before.columns and name not in known and column.is_absent
-        }
+        there = step.batch.columns.keys()
+        declared, added, own = self._declared[index], self.kinds.get(index, _NONE), self.kinds.get(~index, _NONE)
+        if declared.keys() <= there and added.keys() <= there and own.keys() <= there:
+            return
+        kinds = {name: kind for name, kind in {**declared, **added, **own}.items() if name not in there}
+        rows = len(step.batch)
+        step.batch = step.batch.with_columns({name: Column.missing(kind, rows) for name, kind in kinds.items()})
 
     def check(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """Raise `BadResult` for what cannot go on, and turn into its column's kind what can be."""

@@ -85,6 +85,9 @@ class Step:
     before: Batch | None = None
     """The records that go on as they came, where some do not and columns are added to the others: a column of ``batch``
     that is this one's was left alone, and needs no way back from the lane."""
+    unshown: frozenset[str] = frozenset()
+    """Columns that go on though no record has them here, and none has shown yet that the user's function would not leave them
+    out. Stages behind find them; they come out of the plan only if something has put a value there."""
     emitted: Emitted | None = None
     """Rows beside those of the records that go on."""
 
@@ -165,10 +168,6 @@ class Stage(abc.ABC):
 
     absorbs: ClassVar[bool] = False
     """Whether no record goes on: only rows that it makes (`Emitted`)."""
-
-    returns_records: ClassVar[bool] = False
-    """Whether its function is given whole records and returns them: of a field that none of them has nothing shows whether it
-    would have gone on."""
 
     fixes_kinds: ClassVar[bool] = False
     """Whether the columns that it leaves alone have their kind fixed too, as those that it adds have."""

@@ -34,7 +34,8 @@ class Keyed(Stage):
                   add; or ``update_many(batch)``, which gets a `Batch` of its sensor's next records, in order and at
                   least one, and returns a dict of columns (arrays or lists of ``len(batch)``, or single values)
     ``columns``   the fields that it gets to see; all by default, and the fewer the quicker
-    ``adds``      kinds of fields it adds, such as ``{"score": float}``; learned from the first value when not given
+    ``adds``      kinds of fields it adds, such as ``{"score": float}``; learned from the first value when not given;
+                  functions behind find them from the start, or once a record has shown them, also where a batch has none
     ``ttl``       a sensor that was silent for longer starts with a new object: ``"1h"``, or seconds. By the records'
                   own times: decided when it speaks again, by the newest time that it has had. None for never
     ``max_keys``  the most objects that each lane holds. Beyond it a new sensor takes the place of those silent for longer
