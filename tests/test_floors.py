@@ -37,6 +37,7 @@ FLOORS = {
             "configured",
             "by_value",
             "initialized",
+            "version",
         ),
         0,
     ),

@@ -212,12 +212,9 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tidemill.{name}")
     if name == "__version__":
-        import contextlib
-        from importlib.metadata import PackageNotFoundError, version
+        from tidemill.version import installed_version
 
-        value: Any = "unknown"
-        with contextlib.suppress(PackageNotFoundError):  # a checkout on the path, or a frozen program
-            value = version("tidemill")
+        value: Any = installed_version()
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"tidemill.{_HOMES[name]}"), name)
     else:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import tidemill
 from tidemill.engine.health import is_ready
 from tidemill.engine.metrics import Distribution, Spread, StateStatistics, Statistics
 from tidemill.engine.oversight import Terms
 from tidemill.errors import MissingExtra
 from tidemill.letters import REASON_CODES
+from tidemill.version import installed_version
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
@@ -88,7 +88,7 @@ def load_library() -> None:
 
 @functools.cache
 def _version() -> str:
-    return tidemill.__version__
+    return installed_version()
 
 
 def exposed(reading: Reading, accept: str = "") -> tuple[str, bytes]:
