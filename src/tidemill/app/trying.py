@@ -179,13 +179,21 @@ def _try_stage(sent: bytes, batch: Batch) -> tuple[Tried, Batch]:
 
 
 def _with_habit(tried: Tried, stage: Stage, sent: bytes, batch: Batch, made: Made) -> Tried:
-    until = time.perf_counter() + SINGLES_S
+    until_s: float | None = None
+
+    def more() -> bool:
+        """From the first single record on: the whole and the halves have no part in it."""
+        nonlocal until_s
+        now_s = time.perf_counter()
+        until_s = now_s + SINGLES_S if until_s is None else until_s
+        return now_s < until_s
+
     found = habit_of(
         stage,
         batch,
         made,
         singles=SINGLES,
-        more=lambda: time.perf_counter() < until,
+        more=more,
         remade=lambda: _Remaking(sent).stage(),
     )
     how = f"{counted(found.records, 'record')} whole, in halves, and {found.singles:,} one by one"
