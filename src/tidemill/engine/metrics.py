@@ -199,7 +199,8 @@ class BatchRecords:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did; the same fields as JSON by ``--report FILE``."""
+    """What a run did; the same fields as JSON by ``--report FILE``. ``docs/dead-letters.md`` says what each word of the first ones
+    means."""
 
     records_in: int = 0
     rows_out: int = 0
