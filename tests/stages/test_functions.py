@@ -18,7 +18,7 @@ from tidemill.column import Column
 from tidemill.engine.entrance import run
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.plan import Plan
-from tidemill.errors import BadResult, PlanError
+from tidemill.errors import BadResult, MissingExtra, PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sources.records import Records
 from tidemill.stages.filter import Filter, Select
@@ -515,3 +515,11 @@ def test_what_a_mask_hides_is_missing(values, kind, items):
     assert Map(lambda b: {"x": masked[1:]}).opened().step(batch.slice(1, 2), None).columns["x"].to_list() == items[1:]
     with pytest.raises(BadResult, match="a bool array is needed"):
         Filter(lambda b: np.ma.masked_array([True, True], [True, False])).opened().step(batch, None)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_of_a_library_that_is_missing_are_refused_before_the_first_record(library, monkeypatch):
+    """With the command that installs it: else each record would be a dead letter."""
+    monkeypatch.setattr("tidemill.stages.frames.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match=rf"{library} .*tidemill\[all\]"):
+        run(Pipeline(Records(ROWS), Plan(MapFrame(lambda frame: frame, frame=library)), ListSink()), lanes=0)

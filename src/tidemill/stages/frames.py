@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from tidemill.schema import Kind
 from tidemill.stages.functions import are_integers, made_column
 from tidemill.stages.series import array_of_series, in_row_order
 
-__all__ = ["Library", "column_from_shown", "columns_of_frame", "frame_of_batch", "is_frame"]
+__all__ = ["Library", "column_from_shown", "columns_of_frame", "frame_of_batch", "is_frame", "require_library"]
 
 Library = Literal["pandas", "polars"]
 
@@ -28,15 +29,15 @@ def is_frame(value: object) -> bool:
     return type(value).__name__ == "DataFrame" and type(value).__module__.split(".")[0] in ("pandas", "polars")
 
 
-def frame_of_batch(batch: Batch, library: Library) -> Any:
-    """The columns as a DataFrame of its own memory, which the function may change; times are ns, UTC.
+def require_library(library: Library) -> None:
+    """Raise `MissingExtra` where it is not installed; to import it takes a second."""
+    if importlib.util.find_spec(library) is None:
+        raise MissingExtra(library, "all", f"Functions over {library} DataFrames")
 
-    Raises `MissingExtra` without the library.
-    """
-    try:
-        module: Any = importlib.import_module(library)
-    except ImportError:
-        raise MissingExtra(library, "all", f"Functions over {library} DataFrames") from None
+
+def frame_of_batch(batch: Batch, library: Library) -> Any:
+    """The columns as a DataFrame of its own memory, which the function may change; times are ns, UTC."""
+    module: Any = importlib.import_module(library)
     data = {name: _shown(column) for name, column in batch.columns.items()}
     if library == "polars":
         return module.DataFrame(data)

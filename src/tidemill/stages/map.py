@@ -15,7 +15,14 @@ from tidemill.letters import WRONG_LENGTH, WRONG_TYPE
 from tidemill.orders import follows
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.base import OnError
-from tidemill.stages.frames import Library, column_from_shown, columns_of_frame, frame_of_batch, is_frame
+from tidemill.stages.frames import (
+    Library,
+    column_from_shown,
+    columns_of_frame,
+    frame_of_batch,
+    is_frame,
+    require_library,
+)
 from tidemill.stages.functions import FunctionStage, made_column, padded, shown_type
 from tidemill.stages.options import declared_kinds, names_of, whole_number
 from tidemill.stages.own_values import lent, own_column, taken
@@ -225,6 +232,11 @@ class MapFrame(FunctionStage):
             raise PlanError(f'{self.name}: frame={frame!r} is not one of "pandas", "polars".')
         self.frame: Library = frame or _annotated(fn)
         self._known: Mapping[str, Kind] = {}
+
+    def bind(self, schema: Schema) -> Schema:
+        """Raises `MissingExtra` without the library: no record is at fault."""
+        require_library(self.frame)
+        return super().bind(schema)
 
     def know(self, kinds: Mapping[str, Kind]) -> None:
         self._known = kinds
