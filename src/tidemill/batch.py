@@ -257,12 +257,13 @@ class Batch:
             return parts[0] if whole is None else parts[0]._like({**parts[0].columns, **whole})
         rows = sum(map(len, parts))
         kinds: dict[str, Kind] = {}
+        unlike: dict[str, None] = {}
         for part in parts:
             for name, column in part.columns.items():
-                if name not in kinds:
-                    kinds[name] = column.kind
-                elif column.kind is not kinds[name]:
-                    kinds[name] = _kind_of([part.columns[name] for part in parts if name in part.columns])
+                if kinds.setdefault(name, column.kind) is not column.kind:
+                    unlike[name] = None
+        for name in unlike:  # once each: there may be hundreds of parts
+            kinds[name] = _kind_of([part.columns[name] for part in parts if name in part.columns])
         columns = {
             name: whole[name]
             if whole is not None and name in whole
