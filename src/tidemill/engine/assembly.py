@@ -14,16 +14,28 @@ from tidemill.batch import Batch
 from tidemill.column import DTYPES, Column
 from tidemill.core.order import input_order
 from tidemill.core.watermark import BEGIN
-from tidemill.formats.packed import Unpacker
+from tidemill.formats.packed import Packed, Unpacker
 from tidemill.lanes.framing import Payload
-from tidemill.lanes.wire import Made, Output, Result, Slot
+from tidemill.lanes.wire import Output, Result, Slot
 from tidemill.lanes.worker import MADE_AT_ONCE
 from tidemill.orders import Orders, Part, joined, placed
 from tidemill.schema import Kind
 
-__all__ = ["Share", "assemble", "assemble_made"]
+__all__ = ["MadePiece", "Share", "assemble", "assemble_made"]
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
+
+
+@dataclass(frozen=True)
+class MadePiece:
+    """Some of a lane's rows, of which stages made some, as views of what came; in the order in which they are to leave."""
+
+    packed: Packed
+    """Where their columns lie in ``payload``."""
+    payload: memoryview
+    places: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    slots: NDArray[np.int32]
 
 
 @dataclass
@@ -44,17 +56,22 @@ class Share:
             return self.rows
         return np.frombuffer(self.payload, np.int32, self.result.kept, self.result.kept_at)
 
+    def pieces(self) -> Iterator[MadePiece]:
+        """Its rows, where stages made some; none where all are records' own."""
+        payload = memoryview(self.payload)
+        for piece in self.result.made or ():
+            own, rows = payload[piece.at :], piece.packed.rows
+            yield MadePiece(
+                piece.packed,
+                own,
+                np.frombuffer(own, np.int32, rows, piece.places_at),
+                np.frombuffer(own, np.int64, rows, piece.ends_at),
+                np.frombuffer(own, np.int32, rows, piece.slots_at),
+            )
+
     def made_rows(self) -> int:
         """How many of its rows stages made without a record."""
-        payload = memoryview(self.payload)
-        return sum(
-            int(
-                np.count_nonzero(
-                    np.frombuffer(payload[piece.at :], np.int64, piece.packed.rows, piece.ends_at) != BEGIN
-                )
-            )
-            for piece in self.result.made or ()
-        )
+        return sum(int(np.count_nonzero(piece.ends != BEGIN)) for piece in self.pieces())
 
 
 def assemble(batch: Batch, shares: Sequence[Share], slots: Sequence[Slot], buffer: Any, unpacker: Unpacker) -> Batch:
@@ -117,7 +134,7 @@ def assemble_made(
             part = assemble(batch, [share], slots, buffer, unpacker)
             pieces = iter([_Piece(part, share.survivors, np.full(len(part), BEGIN))])
         else:
-            pieces = _made(share, share.result.made, unpacker)
+            pieces = _made(share, unpacker)
         lanes.append(_Coming(pieces, share.result.kept))
         looked_at += lanes[-1].look_on()
         if looked_at >= MADE_AT_ONCE:
@@ -149,17 +166,14 @@ class _Piece:
 _NO_ROWS: Final = _Piece(Batch({}), np.empty(0, np.int32), np.empty(0, np.int64))
 
 
-def _made(share: Share, made: Sequence[Made], unpacker: Unpacker) -> Iterator[_Piece]:
+def _made(share: Share, unpacker: Unpacker) -> Iterator[_Piece]:
     """One lane's rows where stages made some, with their sensors."""
     assert share.names is not None
-    payload = memoryview(share.payload)
-    for piece in made:
-        own, rows = payload[piece.at :], piece.packed.rows
-        part = unpacker.batch(piece.packed, own)
-        used, codes = np.unique(np.frombuffer(own, np.int32, rows, piece.slots_at), return_inverse=True)
+    for piece in share.pieces():
+        part = unpacker.batch(piece.packed, piece.payload)
+        used, codes = np.unique(piece.slots, return_inverse=True)
         part.key_column = Column(Kind.TEXT, codes.astype(np.int32), texts=share.names[used])
-        places = np.frombuffer(own, np.int32, rows, piece.places_at)
-        yield _Piece(part, places, np.frombuffer(own, np.int64, rows, piece.ends_at))
+        yield _Piece(part, piece.places, piece.ends)
 
 
 class _Coming:

@@ -94,19 +94,10 @@ def _shown(shares: Sequence[Share], fixed: Mapping[str, Kind], unpacker: Unpacke
 
 
 def _parts(share: Share) -> Iterator[_Part]:
-    payload, result = memoryview(share.payload), share.result
-    for piece in result.made or ():
-        own, rows = payload[piece.at :], piece.packed.rows
-        yield _Part(
-            piece.packed,
-            own,
-            np.frombuffer(own, np.int32, rows, piece.places_at),
-            np.frombuffer(own, np.int64, rows, piece.ends_at),
-            np.frombuffer(own, np.int32, rows, piece.slots_at),
-            share.names,
-        )
-    if result.framed is not None and result.kept:
-        yield _Part(result.framed, payload, share.survivors)
+    for piece in share.pieces():
+        yield _Part(piece.packed, piece.payload, piece.places, piece.ends, piece.slots, share.names)
+    if share.result.framed is not None and share.result.kept:
+        yield _Part(share.result.framed, memoryview(share.payload), share.survivors)
 
 
 def _first_value(share: Share, name: str, unpacker: Unpacker) -> tuple[bool, _Order]:
