@@ -142,3 +142,17 @@ def test_a_field_of_two_kinds_is_refused():
     """from_rows names the row, the field and both types."""
     with pytest.raises(PlanError, match="row 1: field 'a' is float and this record has str"):
         Batch.from_rows([{"a": 1}, {"a": "x"}])
+
+
+def test_the_kind_of_a_column_is_decided_once_where_many_parts_are_joined(monkeypatch):
+    """However many of them have nothing but null there: thousands would be looked at for each of thousands."""
+    decided = []
+
+    def kind_of(columns):
+        decided.append(len(columns))
+        return Kind.FLOAT
+
+    monkeypatch.setattr("tidemill.batch._kind_of", kind_of)
+    joined = Batch.concat([Batch.from_rows([{"value": 1.5 if row % 2 else None}]) for row in range(100)])
+    assert decided == [100]
+    assert joined.column("value").to_list() == [1.5 if row % 2 else None for row in range(100)]
