@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, INTEGER_TAG, Column
+from tidemill.column import INTEGER_TAG, Column
 from tidemill.errors import PlanError
 from tidemill.interchange import (
     arrow_of_polars,
@@ -83,7 +83,7 @@ def _fitting_pandas(series: Any, column: Column, dtype: Any) -> Any:
     integers = _integers(column)
     given = series
     if isinstance(dtype, np.dtype) and dtype.kind == "O" and column.kind is not Kind.TIME:
-        given = pd.Series(_items(column), dtype=object, index=series.index)
+        given = pd.Series(column.to_list(absent=None), dtype=object, index=series.index)
     elif integers is not None:
         given = pd.Series(pd.arrays.IntegerArray(*integers), index=series.index)
     try:
@@ -129,7 +129,7 @@ def _fitting_arrow(natural: Any, column: Column, kind: Any) -> Any:
     integers = _integers(column)
     try:
         if column.kind is Kind.OBJECT:
-            cast = pa.array(_items(column), kind)
+            cast = pa.array(column.to_list(absent=None), kind)
         elif integers is not None:
             cast = pa.array(integers[0], mask=integers[1]).cast(kind)
         else:
@@ -156,10 +156,6 @@ def _like_polars(data: Any, batch: Batch) -> Any:
 
 
 # -- what a type holds -------------------------------------------------------------------------------
-
-
-def _items(column: Column) -> list[Any]:
-    return [None if item is ABSENT else item for item in column.to_list()]
 
 
 def _integers(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
@@ -196,7 +192,7 @@ def _same(table: Column, column: Column, *, nan_is_missing: bool = False) -> boo
     if len(kinds) > 1 and kinds != {Kind.FLOAT, Kind.INT}:
         return False
     if column.kind in (Kind.TEXT, Kind.OBJECT):
-        return all(map(_equal, _items(table), _items(column)))
+        return all(map(_equal, table.to_list(absent=None), column.to_list(absent=None)))
     if column.kind is Kind.TIME:
         return np.array_equal(table.values, column.values)
     if not nan_is_missing and not np.array_equal(table.missing_rows(), column.missing_rows()):

@@ -234,18 +234,18 @@ class Column:
         table = np.append(self.texts, [None])  # code -1 reads the last entry
         return table[self.values]  # type: ignore[no-any-return]
 
-    def to_list(self) -> list[Any]:
-        """Python values as the records held them; None for null, `ABSENT` where the field is missing.
+    def to_list(self, *, absent: Any = ABSENT) -> list[Any]:
+        """Python values as the records held them; None for null, ``absent`` where the field is missing.
 
         Times come back as int nanoseconds: a datetime would lose the last three digits.
         """
         values = self._text_objects() if self.kind is Kind.TEXT else self.values
-        items: list[Any] = values.tolist() if self.tags is None else self._restored(values, self.tags)
+        items: list[Any] = values.tolist() if self.tags is None else self._restored(values, self.tags, absent)
         for row, value in (self.exact or {}).items():
             items[row] = value
         return items
 
-    def _restored(self, values: NDArray[Any], tags: NDArray[np.uint8]) -> list[Any]:
+    def _restored(self, values: NDArray[Any], tags: NDArray[np.uint8], absent: Any) -> list[Any]:
         """The values as their tags say; what is in ``exact`` is still to be put in."""
         integers = tags == INTEGER_TAG
         if self.exact:
@@ -256,8 +256,13 @@ class Column:
         if integers.any():
             items[integers] = values[integers].astype(np.int64)
         items[tags == NULL_TAG] = None
-        items[tags == ABSENT_TAG] = ABSENT
+        items[tags == ABSENT_TAG] = absent
         return list(items.tolist())
+
+    def as_objects(self) -> Column:
+        """The same values in a column of any values, as they are: an int needs no tag there."""
+        tags = None if self.tags is None else np.where(self.tags == INTEGER_TAG, VALUE_TAG, self.tags).astype(np.uint8)
+        return Column(Kind.OBJECT, object_array(self.to_list(absent=None)), tags=tags)
 
     # -- shaping -----------------------------------------------------------------------------------
 

@@ -285,7 +285,7 @@ def _pandas_values(pd: Any, column: Column) -> Any:
         case Kind.OBJECT:
             return pd.Series(column.values, dtype=object)
         case Kind.INT | Kind.BOOL if column.tags is not None and column.tags.any():
-            return pd.Series([None if item is ABSENT else item for item in column.to_list()], dtype=object)
+            return pd.Series(column.to_list(absent=None), dtype=object)
         case _:
             return column.array
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-
 from tidemill.batch import Batch
-from tidemill.column import ABSENT, INTEGER_TAG, Column, object_array
+from tidemill.column import Column
 from tidemill.errors import BadResult
 from tidemill.formats.unfit import check_sendable
 from tidemill.kinds import Kinds
@@ -92,7 +90,7 @@ class MadeColumns:
                 if not column.is_missing:
                     (own if name in before.columns else added)[name] = column.kind
             elif kind is Kind.OBJECT and column.kind is not kind:
-                recast[name] = _as_objects(column)
+                recast[name] = column.as_objects()
             elif column.is_missing and column.kind is not kind:
                 recast[name] = Column.missing(kind, len(column))
                 recast[name].tags = column.tags
@@ -116,11 +114,3 @@ def _as_kind(name: str, column: Column, kind: Kind) -> Column | None:
     """A column of objects as one of this kind, if all its values are."""
     made, rejects = Kinds({name: kind}).column(name, column.to_list())
     return None if rejects else made
-
-
-def _as_objects(column: Column) -> Column:
-    tags = column.tags
-    if tags is not None:
-        tags = np.where(tags == INTEGER_TAG, 0, tags).astype(np.uint8)
-    items = [None if item is ABSENT else item for item in column.to_list()]
-    return Column(Kind.OBJECT, object_array(items), tags=tags)

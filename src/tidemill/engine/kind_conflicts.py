@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
-from tidemill.column import INTEGER_TAG, VALUE_TAG, Column, object_array
+from tidemill.column import INTEGER_TAG, VALUE_TAG, Column
 from tidemill.core.watermark import BEGIN
 from tidemill.engine.assembly import Share
 from tidemill.formats.packed import Packed, TextTables, Unpacker
@@ -156,7 +156,7 @@ def _conformed(frame: Batch, odd: Sequence[str], fixed: Mapping[str, Kind]) -> t
             continue
         known = fixed[name]
         if known is Kind.OBJECT:
-            columns[name] = Column(Kind.OBJECT, object_array(column.to_list()), tags=column.tags)
+            columns[name] = column.as_objects()
             continue
         columns[name], rows = _as_kind(name, column, known)
         for row in rows:
