@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Kind]] = {
     "some halves": (lambda k: k.where(k > 4) / 2, lambda k: None if k is None or k <= 4 else k / 2, Kind.FLOAT),
     "filled": (lambda k: k.fillna(0), lambda k: 0 if k is None else k, Kind.INT),
     "filled ints": (lambda k: k.fillna(0).where(k < 1000, 0).astype(int), lambda k: 0 if k is None or k > 1000 else k, Kind.INT),
+    "floats": (lambda k: k.astype(float), lambda k: k if k is None else float(k), Kind.FLOAT),
+    "narrow": (lambda k: k.clip(upper=9).fillna(-1).astype("int32"), lambda k: -1 if k is None else min(k, 9), Kind.INT),
+    "ints": (lambda k: k.fillna(0).astype(int), lambda k: 0 if k is None else k, Kind.INT),
     "nullable": (lambda k: k.mask(k > 1000, 0).astype("Int64"), lambda k: 0 if k and k > 1000 else k, Kind.INT),
 }  # fmt: skip
 
@@ -50,6 +54,18 @@ def test_integers_keep_one_kind_with_nulls_and_without(change: Any, expected: An
     assert [repr(row["k"]) for row in sink.rows] == [repr(expected(row["k"])) for row in ROWS]
     kinds = {batch.columns["k"].kind for batch in sink.batches if batch.columns["k"].has_values}
     assert kinds == {kind}
+
+
+@pytest.mark.parametrize(("change", "expected", "kind"), CHANGES.values(), ids=CHANGES)
+def test_each_batch_that_there_can_be_makes_the_same_of_a_record(change: Any, expected: Any, kind: Kind) -> None:
+    """Also the first one of a run, when nothing is known of its columns: with a null among its integers, and without."""
+    tags = np.array([NULL_TAG if value is None else 0 for value in VALUES], np.uint8)
+    whole = tm.Batch({"k": Column(Kind.INT, np.array([value or 0 for value in VALUES]), tags=tags)})
+    stage = tm.MapFrame(lambda frame: frame.assign(k=change(frame["k"]))).opened()
+    for start, stop in combinations(range(len(whole) + 1), 2):
+        column = stage.step(whole.slice(start, stop), None).columns["k"]  # type: ignore[arg-type]
+        assert [repr(item) for item in column.to_list()] == [repr(expected(row["k"])) for row in ROWS[start:stop]]
+        assert column.kind is kind or not column.has_values or not whole.slice(start, stop).columns["k"].has_values
 
 
 @pytest.mark.parametrize("most", CUTS)

@@ -8,7 +8,6 @@ such as reason codes: never sensors, so that no input can make series.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,14 +80,9 @@ def missing_library() -> str:
 
 def load_library() -> None:
     """Import it, where it is installed, and read what else is in files: under a scrape there may be none to be had."""
-    _version()
+    installed_version()
     with contextlib.suppress(Exception):  # of one that is broken too: whoever asks for numbers is told
         importlib.import_module("prometheus_client.core")
-
-
-@functools.cache
-def _version() -> str:
-    return installed_version()
 
 
 def exposed(reading: Reading, accept: str = "") -> tuple[str, bytes]:
@@ -108,7 +102,7 @@ class _Families:
         from prometheus_client import core
 
         run = core.InfoMetricFamily("tidemill_run", "The run that is measured.")
-        run.add_metric([], {"pipeline": _label(self._reading.statistics.name), "version": _version()})
+        run.add_metric([], {"pipeline": _label(self._reading.statistics.name), "version": installed_version()})
         yield run
         made = {"counter": core.CounterMetricFamily, "gauge": core.GaugeMetricFamily}
         for metric in METRICS:

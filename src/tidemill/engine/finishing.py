@@ -136,8 +136,8 @@ class Finishing:
 
     def _finish(self, number: int, slab: Slab) -> Iterator[None]:
         """None of its rows goes before its dead letters."""
-        shares = self._learned.settled([slab.shares[lane] for lane in sorted(slab.shares)])
-        if self._learned.kinds_from(shares):
+        shares, has_learned = self._learned.learn([slab.shares[lane] for lane in sorted(slab.shares)])
+        if has_learned:
             for lane in self._lanes:
                 lane.send(KindsFixed(self._learned.kinds))
         dead = yield from self._burials.of(slab, shares)

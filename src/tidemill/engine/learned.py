@@ -27,34 +27,29 @@ class Learned:
         self._unpacker = unpacker
         self._last_stage = max(len(plan) - 1, 0)
         self._framed: dict[str, Kind] = {}  # columns that came in frames
-        self._decided: dict[str, int] = {}  # of the last slab, whose share decided on which columns
         self._probed = 0
         self.kinds: dict[int, dict[str, str]] = {}
         """Per stage, the kinds of the columns it adds: what lanes are told."""
         self.probing = plan.learns
         """Whether records go one by one, because no record has yet shown what functions make."""
 
-    def settled(self, shares: Sequence[Share]) -> list[Share]:
-        """The shares of one slab without the rows in which a column is of another kind than the first row made it."""
-        left, self._decided = settled(shares, self._framed, self._unpacker, self._last_stage)
-        return left
-
-    def kinds_from(self, shares: Sequence[Share]) -> bool:
-        """The first row in input order to show a column fixes its kind, for all lanes; whether there were new ones. The shares are
-        those that `settled` gave."""
-        if not any(share.result.kinds for share in shares):
-            return False
+    def learn(self, shares: Sequence[Share]) -> tuple[list[Share], bool]:
+        """The shares of one slab without the rows in which a column is of another kind than the first row made it; and whether a
+        column was new. The first row in input order to show a column fixes its kind, for all lanes."""
+        left, decided = settled(shares, self._framed, self._unpacker, self._last_stage)
+        if not any(share.result.kinds for share in left):
+            return left, False
         known = sum(map(len, self.kinds.values()))
-        for name, number in self._decided.items():
-            for stage, columns in (shares[number].result.kinds or {}).items():
+        for name, number in decided.items():
+            for stage, columns in (left[number].result.kinds or {}).items():
                 if name in columns:
                     self.kinds.setdefault(stage, {}).setdefault(name, columns[name])
-        for share in sorted(shares, key=lambda share: int(share.rows[0]) if len(share.rows) else _BEHIND):
+        for share in sorted(left, key=lambda share: int(share.rows[0]) if len(share.rows) else _BEHIND):
             for stage, columns in (share.result.kinds or {}).items():
                 own = self.kinds.setdefault(stage, {})
                 for name, kind in columns.items():
                     own.setdefault(name, kind)
-        return sum(map(len, self.kinds.values())) > known
+        return left, sum(map(len, self.kinds.values())) > known
 
     def probe(self, before: Batch, shares: Sequence[Share], after: Batch) -> None:
         """Whether the probing may end with this slab."""

@@ -88,11 +88,14 @@ def column_from_shown(
     own = batch.columns.get(name)
     if own is None or own.kind not in (Kind.INT, Kind.BOOL):
         return made_column(stage, name, array, batch, None)
-    same = _same_rows(array, _shown(own))
-    if same.all():
-        if known in (None, own.kind):
+    shown = _shown(own)
+    same = _same_rows(array, shown)
+    if same.all() and array.dtype == shown.dtype:
+        if known is None and shown.dtype.kind == "f" and own.has_values:
+            known = kind_alone(int(np.flatnonzero(~own.missing_rows())[0]))
+        if known is None or known is own.kind:
             return own
-        if known is not None and not own.has_values:
+        if not own.has_values:
             return _tagged_as(own, Column.missing(known, len(own), NULL_TAG))
         if (own.kind, known) != (Kind.INT, Kind.FLOAT):
             return own
@@ -132,14 +135,14 @@ def _of_integers(
 
 
 def _same_rows(array: NDArray[Any], shown: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows hold what the function was shown."""
+    """Which rows hold what the function was shown, be it integers that it made floats of, or floats again integers."""
     if np.dtype(object) in (array.dtype, shown.dtype):
         pairs = zip(array.tolist(), shown.tolist(), strict=True)
         return np.fromiter((item is was for item, was in pairs), np.bool_, len(shown))  # bools and None
-    if array.dtype != shown.dtype:
+    if array.dtype != shown.dtype and (array.dtype.kind not in "if" or shown.dtype.kind not in "if"):
         return np.zeros(len(shown), np.bool_)
-    same: NDArray[np.bool_] = array == shown
-    return same | (np.isnan(array) & np.isnan(shown)) if array.dtype.kind == "f" else same
+    same: NDArray[np.bool_] = (array == shown) | (np.isnan(array) & np.isnan(shown))
+    return same
 
 
 def _are_whole(values: NDArray[Any]) -> bool:

@@ -399,9 +399,8 @@ def applies_as_it_runs(subject: Subject, key: str, time: str | None, tz: str, la
     rows = subject.batch.take(alive).to_rows()
     plan = Plan(subject.stage)
     lag = f"{lag_of(subject.batch)}ns"
-    with (
-        warnings.catch_warnings()
-    ):  # of sensors that a table does not have, and records that come late: they are in there on purpose
+    with warnings.catch_warnings():
+        # of sensors that a table does not have, and of records that come late: they are in there on purpose
         warnings.simplefilter("ignore", RuntimeWarning)
         applied = plan.apply(rows, key=key, time=time, tz=tz, lag=lag)
     for count in dict.fromkeys((0, lanes)):
