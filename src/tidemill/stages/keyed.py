@@ -160,6 +160,7 @@ class Keyed(Stage):
     def step(self, batch: Batch, state: StageState) -> Step:
         objects = self._objects
         assert objects is not None
+        objects.sensors = state.keys
         refused: list[Reject] = []
         while not objects.method and len(refused) < len(batch):
             try:

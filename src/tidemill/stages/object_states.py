@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tidemill.by_value import dumps_by_value, importing_nothing
 from tidemill.errors import StageError
+from tidemill.stages.raised_in import raised_in
 
 __all__ = ["ObjectStates", "States"]
 
@@ -102,7 +103,7 @@ class States:
     ...     n = 0
     >>> states, count = States("Keyed(Count)", Count), Count()
     >>> count.n = 5
-    >>> states.load(states.dump(count)).n
+    >>> states.load(states.dump(count), "S1").n
     5
     """
 
@@ -189,16 +190,25 @@ class States:
         self._ways[kind] = way, named
         return way, named
 
-    def load(self, state: bytes) -> Any:
-        """An object as it was when `dump` made these bytes; raises `StageError` when its own methods raise."""
+    def load(self, state: bytes, sensor: str) -> Any:
+        """An object as it was when `dump` made these bytes, perhaps of an earlier version of its class; raises `StageError`
+        when its own methods raise."""
         try:
             return self._loaded(state, self._make)
         except (StageError, KeyboardInterrupt):
             raise
         except BaseException as error:
+            kind = "" if self._class is None else f", a {self._class.__qualname__},"
+            taking = (
+                "let restore() take it too"
+                if state[:1] == _SNAPSHOT
+                else "let this one read its pickle too (the same names, a __setstate__)"
+            )
             raise StageError(
-                f"{self._name}: the object of a sensor cannot be made again from what was kept of it "
-                f"({type(error).__name__}: {error})."
+                f"{self._name}: the object of sensor {sensor!r}{kind} cannot be made again from what was kept of it "
+                f"({type(error).__name__}: {error}{raised_in(error)}). If an earlier version of the class kept that, {taking}. To go on without it, rename "
+                f'the class and start with --drop-state "{self._name}" (State(drop_state=...) in a program; --fresh where no other '
+                "stage goes on)."
             ) from error
 
     def _loaded(self, state: bytes, make: Callable[[], Any]) -> Any:
@@ -216,7 +226,8 @@ class States:
             self._class = type(make())
         if _checksum(self._class) != state[_NAME]:
             raise StageError(
-                f"{self._name}: its factory makes objects of several classes; give them snapshot() and restore(snapshot)."
+                f"{self._name}: its factory makes objects of several classes, or its class was in another module when they were "
+                "kept. Give them snapshot() and restore(snapshot), or put the class back where it was."
             )
         value = copyreg.__newobj__(self._class)  # type: ignore[attr-defined]
         attributes = pickle.loads(memoryview(state)[_NAME.stop :])  # noqa: S301 - see above

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tidemill.errors import StageError
 from tidemill.letters import TOO_MANY_KEYS
@@ -80,6 +83,8 @@ class Objects:
         self._changed: dict[int, bytes | None] = {}
         self._oldest = NEVER  # no object has been silent since before this time
         self.held: dict[int, Held] = {}
+        self.sensors: Sequence[str] | NDArray[np.object_] = ()
+        """By key slot, for messages."""
 
     def __len__(self) -> int:
         return len(self.held)
@@ -114,7 +119,7 @@ class Objects:
             self._make_room(time_ns)
         elif not self._expired(held, time_ns):
             if held.call is None:
-                self._fill(held, self._states.load(self._state_of(held)))
+                self._fill(held, self._load(slot, self._state_of(held)))
             return held
         before = held or self._released.get(slot)
         fresh = Held(None if before is None else before.saved)
@@ -123,6 +128,9 @@ class Objects:
         self.held[slot] = fresh
         self._oldest = NEVER
         return fresh
+
+    def _load(self, slot: int, state: bytes) -> Any:
+        return self._states.load(state, str(self.sensors[slot]) if slot < len(self.sensors) else "?")
 
     def _expired(self, held: Held, time_ns: int) -> bool:
         return self.ttl_ns is not None and time_ns - held.newest > self.ttl_ns
@@ -148,7 +156,7 @@ class Objects:
             if its_base is not None:
                 self._bases[slot] = its_base
             return
-        self._fill(held, self._made() if base.state is None else self._states.load(base.state))
+        self._fill(held, self._made() if base.state is None else self._load(slot, base.state))
         assert held.call is not None
         try:
             for given in again(base.at):
