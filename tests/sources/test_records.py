@@ -259,6 +259,22 @@ async def test_dead_letters_are_replayed(drain: Any, tmp_path: Path) -> None:
         DeadLetters(tmp_path / "none").check()
 
 
+async def test_the_time_of_a_letter_is_not_that_of_an_arrival(drain: Any, tmp_path: Path) -> None:
+    """Nobody is told to name a field where the letter says the time; of a letter that has none, it is as in any source."""
+    record = {"sensor": "a", "ts": 1_700_000_002, "value": 1.0}
+    told = []
+    for time in ({"time": "2023-11-14T22:13:22Z"}, {}):
+        path = tmp_path / f"dead{len(told)}.ndjson"
+        path.write_text(json.dumps({"reason_code": "raised", "key": "a", **time, "raw": record}) + "\n")
+        source = DeadLetters(path)
+        drained = await drain(source)
+        assert (drained.times == [1_700_000_002 * 10**9]) is bool(time)
+        (batch,) = drained.batches
+        told.append(source.doubt(batch))
+    assert told[0] == ""
+    assert "time='ts'" in told[1]
+
+
 class _NoOffset(dt.tzinfo):
     """A zone that does not say how far it is from UTC."""
 

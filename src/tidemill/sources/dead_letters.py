@@ -96,6 +96,10 @@ class DeadLetters(RecordedSource):
     def accepted(self) -> int:
         return self._accepted_before + sum(edge.accepted for edge in self._edges.values())
 
+    def doubt(self, batch: Batch) -> str:
+        timed = any(has_time for _, has_time, _ in tuple(self._edges))  # a thread may add to them
+        return "" if timed else super().doubt(batch)
+
     def check(self) -> None:
         files.open_read(self.path).close()
 
