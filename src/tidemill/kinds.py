@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -57,11 +57,20 @@ class Kinds:
         self._texts: dict[str, _Texts] = {}
         self._learned: Learned = []
         self._asked: Mapping[str, Asked] = {}
+        self._needed: Collection[str] | None = None
 
-    def ask(self, asked: Mapping[str, Asked]) -> None:
+    def ask(self, asked: Mapping[str, Asked], needed: Collection[str] | None = None) -> None:
         """From now on, a field that has no kind yet is of the one that is asked of it, or learns one of several, and records with
-        another value are rejects."""
+        another value are rejects. ``needed`` are the fields that stages compute with; None where nobody can declare kinds."""
         self._asked = asked
+        self._needed = needed
+
+    def remedy(self, name: str) -> str:
+        """The end of a reason: what to declare, so that a value of any kind is taken; empty where that would help nobody."""
+        asked = self._asked.get(name)
+        if self._needed is None or name in self._needed or (asked is not None and asked.kinds != (Kind.TEXT,)):
+            return ""
+        return f"; columns={{{name!r}: object}} of the source takes both"
 
     def get(self, name: str) -> Kind | None:
         return self._kinds.get(name)
@@ -145,7 +154,7 @@ class Kinds:
             return _read_times(name, items, types, self._times)
         fitting = _FITTING[kind]
         if fitting is not None and not types <= fitting:
-            items, rejects = _set_aside(name, items, kind, fitting)
+            items, rejects = _set_aside(name, items, kind, fitting, self.remedy(name))
             types = set(map(type, items))
         else:
             rejects = []
@@ -306,7 +315,9 @@ _FITTING: dict[Kind, set[type] | None] = {
 _PLAIN: Final = {float, int, bool, str, *_MISSING_TYPES}
 
 
-def _set_aside(name: str, items: Sequence[Any], kind: Kind, fitting: set[type]) -> tuple[list[Any], list[Reject]]:
+def _set_aside(
+    name: str, items: Sequence[Any], kind: Kind, fitting: set[type], remedy: str
+) -> tuple[list[Any], list[Reject]]:
     kept = list(items)
     rejects = []
     reasons: dict[type, str] = {}  # a device that sends what does not fit does it thousands of times
@@ -316,7 +327,7 @@ def _set_aside(name: str, items: Sequence[Any], kind: Kind, fitting: set[type]) 
             kept[row] = None
             reason = reasons.get(of)
             if reason is None:
-                reason = reasons[of] = f"field {name!r} is {kind.value} and this record has {of.__name__}"
+                reason = reasons[of] = f"field {name!r} is {kind.value} and this record has {of.__name__}{remedy}"
             rejects.append(Reject(row, WRONG_TYPE, reason))
     return kept, rejects
 

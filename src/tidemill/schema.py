@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidemill.errors import PlanError
@@ -58,6 +58,8 @@ class Field:
 
     name: str
     kind: Kind | None
+    came: bool = field(default=False, compare=False)
+    """It comes from a source, where its kind can be declared."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind.value if self.kind else 'unknown'}"
@@ -173,4 +175,9 @@ class Schema:
             return
         if allowed and field.kind is not None and field.kind not in allowed:
             wanted = " or ".join(kind.value for kind in allowed)
-            raise PlanError(f"{stage} needs column {name!r} to be {wanted}; it is {field.kind.value}.")
+            remedy = (
+                f" With columns={{{name!r}: float}} of the source, a record that has no number there is a dead letter."
+                if field.came and Kind.FLOAT in allowed and field.kind in (Kind.TEXT, Kind.OBJECT)
+                else ""
+            )
+            raise PlanError(f"{stage} needs column {name!r} to be {wanted}; it is {field.kind.value}.{remedy}")

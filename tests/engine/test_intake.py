@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.core.keys import KeyTable
-from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Intake, IntakeStatistics
+from tidemill.engine.intake import SLICE_BYTES, SLICE_RECORDS, Beginning, Intake, IntakeStatistics
 from tidemill.engine.pieces import SLICE_PIECES
 from tidemill.errors import EngineError
 from tidemill.kinds import Kinds
@@ -293,6 +293,19 @@ async def test_what_is_asked_of_a_column_holds_for_the_first_that_comes_too():
     assert letter.reason == "field 'value' has to be float or int, as it is declared, and this record has text"
     assert desk.intake.take(1).batch.to_rows() == [{"sensor": "S", "value": 1.5}]
     assert desk.intake.kinds["value"] == "float"
+
+
+async def test_a_column_of_anything_takes_values_of_any_kind():
+    """Such as of another source, or records of the log that came before it was declared; the wrong fields of a record are others."""
+    desk = Desk(beginning=Beginning(kinds={"v": "object", "w": "float"}))
+    rows = [{"v": 1, "w": 1.5}, {"v": None, "w": 2.5}, {"w": 3.5}]
+    await desk.intake.put(batch_of(rows), "log")
+    await desk.intake.put(batch_of([{"v": "FAULT", "w": "x"}, {"v": "FAULT", "w": None}]), "two")
+    out = []
+    while desk.intake.waiting:
+        out += desk.intake.take(desk.intake.waiting).batch.to_rows()
+    assert out == [*rows, {"v": "FAULT", "w": None}]
+    assert [letter.reason for letter in desk.letters] == ["field 'w' is float and this record has text"]
 
 
 async def test_only_the_wrong_fields_are_named():

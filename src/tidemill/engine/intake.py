@@ -26,6 +26,7 @@ from tidemill.engine.pieces import SLICE_BYTES, SLICE_PIECES, SLICE_RECORDS, Pie
 from tidemill.engine.record_bytes import record_bytes
 from tidemill.errors import EngineError
 from tidemill.formats.unfit import is_unicode
+from tidemill.kinds import Kinds
 from tidemill.letters import AT_A_TIME, MALFORMED, MISSING_FIELD, NO_KEY, TOO_MANY_KEYS, WRONG_TYPE, DeadLetter
 from tidemill.schema import Asked, Kind
 
@@ -305,6 +306,9 @@ class Intake:
                     self._kinds[name] = column.kind
                     continue
                 kind = asked.kinds[0]
+            if kind is Kind.OBJECT:  # any value is one
+                recast[name] = Kinds({name: kind}).column(name, column.to_list())[0]
+                continue
             there = ~column.missing_rows()
             wrong = there if wrong is None else wrong | there
             recast[name] = _missing_like(column, kind)
@@ -315,7 +319,8 @@ class Intake:
         self, looked: _Looked, lost: NDArray[np.intp], positions: NDArray[np.int64], source: str
     ) -> Iterator[DeadLetter]:
         batch = looked.came
-        names = [name for name, column in batch.columns.items() if column.kind is not looked.batch.columns[name].kind]
+        became = {name: looked.batch.columns[name].kind for name in batch.columns}
+        names = [name for name, column in batch.columns.items() if became[name] not in (column.kind, Kind.OBJECT)]
         away = batch.take(lost)
         rows = zip(away.to_rows(), away.key.tolist(), away.time.tolist(), positions[lost].tolist(), strict=True)
         for row, code, ns, position in rows:

@@ -195,7 +195,9 @@ class Keeper:
         if self._resumed_from != self.found.number:  # attempts that fail one after the other begin at the same
             self._resumed_from = self.found.number
             _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
-        return Beginning(facts.place_position, facts.position, facts.kinds, cuts)
+        return Beginning(
+            facts.place_position, facts.position, facts.kinds | _declared(attempt.pipeline, facts.kinds), cuts
+        )
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
         """The pipeline with its tables and models as they were at the checkpoint, or when its first input was let in."""
@@ -355,6 +357,12 @@ class Keeper:
         # A file that the log alone tells of, behind the oldest, was wanted not long before that.
         needed = {name for kept in self._kept for names in kept["files"].values() for name in names}
         self.files.prune(needed, oldest["written_ns"] - _UNUSED_NS)
+
+
+def _declared(pipeline: Pipeline, known: Mapping[str, str]) -> dict[str, str]:
+    """The kinds that sources declare by now of columns that came before: what came then was taken for what it had learned."""
+    declared = ((name, kind) for source in pipeline.sources for name, kind in source.columns.items())
+    return {name: kind.value for name, kind in declared if name in known}
 
 
 def _stage_told(stages: Sequence[Stage], told: Mapping[str, Any]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -155,8 +155,9 @@ class Pipeline:
             for source in self.sources
             for name, kind in source.columns.items()
         }
+        needed = {name for stage in plan.stages for name in stage.reads() or ()}
         for source in self.sources:
-            source.ask({**asked, **declared})
+            source.ask({**asked, **declared}, needed)
         plan = plan.settled(entering)
         for sink in self.sinks:
             sink.bind(schemas[-1])
@@ -178,7 +179,8 @@ def _together(sources: Sequence[tuple[str, Schema]]) -> Schema:
                     f"{source}; a column has one kind in all sources. Declare it with columns={{{field.name!r}: ...}} "
                     f"in both, or run them as two pipelines."
                 )
-    return Schema((field for _, field in fields.values()), open=any(schema.open for _, schema in sources))
+    came = (replace(field, came=True) for _, field in fields.values())
+    return Schema(came, open=any(schema.open for _, schema in sources))
 
 
 def _roles(source: Source) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +24,7 @@ from tidemill.formats.decoded import BadLine
 from tidemill.formats.edge import Edge
 from tidemill.formats.lines import LINE_LIMIT, LineSplitter, shown, text_of
 from tidemill.kinds import Kinds
-from tidemill.letters import MALFORMED, OVERSIZE, DeadLetter, Letters, Reject
+from tidemill.letters import MALFORMED, OVERSIZE, WRONG_TYPE, DeadLetter, Letters, Reject
 from tidemill.orders import first_repeated
 from tidemill.schema import Kind
 
@@ -254,8 +255,10 @@ class CsvDecoder:
             columns[name], wrong = column_of_cells(name, items, kind, self.edge.times)
             if name in self.edge.roles.key_fields and _has_blanks(columns[name]):
                 columns[name], _ = column_of_cells(name, [cell.strip() for cell in items], kind, self.edge.times)
+            remedy = self.edge.kinds.remedy(name) if wrong else ""
             for reject in wrong:
-                rejects.setdefault(reject.row, reject)
+                told = reject if reject.reason_code != WRONG_TYPE else replace(reject, reason=reject.reason + remedy)
+                rejects.setdefault(reject.row, told)
                 misfits.setdefault(reject.row, {})[name] = items[reject.row]
         return columns, rejects, misfits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,7 +79,9 @@ class Source(Named, Configured, abc.ABC):
                  knows: ``"{line}/{machine}"``, ``"{stem}"``
     ``time``     the field that holds the event time (default ``time``; push sources without it use the arrival)
     ``columns``  kinds of fields that are not to be learned: ``{"n": int}``; what a field of kind ``"time"`` holds is read as
-                 event times are. ``{"sensor": object}`` where some sensors are named by numbers and others by texts. Of
+                 event times are. ``object`` takes values of any kind: ``{"status": object}`` where it is a number here and a
+                 text there, ``{"sensor": object}`` where some sensors are named by numbers. ``float`` keeps one a number that is
+                 mostly none in a recording: records without a number there are dead letters. Of
                  records that come one by one, 4,096 names of fields are learned; one that brings another is a dead letter
     ``tz``       the zone in which times without one are read (default UTC); of a Parquet file or a DataFrame in every column of
                  timestamps, which hold the moments that are meant. Of an hour that happens twice it is the first; in one that is skipped, the
@@ -129,9 +131,9 @@ class Source(Named, Configured, abc.ABC):
         """What is known of the records before the first is read."""
         return Schema(open=True)
 
-    def ask(self, asked: Mapping[str, Asked]) -> None:
+    def ask(self, asked: Mapping[str, Asked], needed: Collection[str]) -> None:
         """What the plan requires of columns that are not known yet: a record whose value is another is to be rejected, even the
-        first."""
+        first. ``needed`` are those that stages compute with."""
 
     @property
     def uses_kernels(self) -> bool:

@@ -62,7 +62,7 @@ class DeadLetters(RecordedSource):
     without them is read from the fields ``sensor`` and ``time``. Where the source stamped arrivals, a record without a
     time gets that of the beginning of this replay. What is still bad is rejected again. A letter of a message out of which
     ``value=`` had taken columns has all of the message: a `Select` behind this source keeps what else is in it from the rows.
-    ``limit`` is the bytes of one letter.
+    ``limit`` is the bytes of one letter, ``columns`` the kinds of fields that are not to be learned, as `Source` has them.
 
     Delivery: every letter once, in the file's order; letters that come meanwhile are for the next replay; with state, it goes on
     where the run stood. Raises `InputError` with the absolute path tried.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from tidemill.batch import Batch
@@ -78,8 +78,8 @@ class EdgedSource(Source):
         """The declared columns, ``more`` of which may come."""
         return Schema((Field(name, kind) for name, kind in self.columns.items()), open=more)
 
-    def ask(self, asked: Mapping[str, Asked]) -> None:
-        self.edge.kinds.ask(asked)
+    def ask(self, asked: Mapping[str, Asked], needed: Collection[str]) -> None:
+        self.edge.kinds.ask(asked, needed)
 
     @property
     def otherwise(self) -> str | None:

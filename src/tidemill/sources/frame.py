@@ -21,6 +21,8 @@ __all__ = ["Frame"]
 class Frame(EdgedSource):
     """A pandas or polars DataFrame, or an Arrow table, in the order of its rows.
 
+    ``columns``  kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+
     Raises `PlanError` for anything else, `InputError` when the key or time column is not there, naming those that are.
     Rows that are rejected come before those that are not. Delivery: every row once, in order, and with state from
     where the run stood.

@@ -51,6 +51,7 @@ class HTTP(ConnectedSource):
     ``format``          of the lines: ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``, which
                         holds for JSON objects and arrays too
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
+    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
                         loopback) there must be one, of 16 characters at least. Better ``"${env:NAME}"`` or ``"${file:PATH}"``
                         than the token itself

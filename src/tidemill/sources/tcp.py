@@ -32,6 +32,7 @@ class TCP(ConnectedSource):
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``format``          ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``: as `Lines` has them
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
+    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state

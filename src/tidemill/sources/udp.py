@@ -58,6 +58,7 @@ class UDP(ListeningSource):
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``format``          ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``: as `Lines` has them
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
+    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
     ``limit``           bytes of one datagram; a longer one is rejected whole
     ``buffer``          bytes of datagrams that wait to be decoded; and what is asked of the system for those that wait to be
                         read, of which it gives no more than it is set to (``net.core.rmem_max``)
