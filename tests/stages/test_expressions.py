@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.stages.expressions import Expression
@@ -26,6 +27,38 @@ def test_what_is_not_allowed_is_shown_as_it_is_written(text, held):
     """Operators too, which Python's own tree has no text for."""
     with pytest.raises(PlanError, match=re.escape(f"holds {held}, which is not one of")):
         Expression(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "temp is not None",
+        "unit == 'C' and temp is None",
+        "None != temp",
+        "not isnan(temp)",
+        "np.isnan(temp)",
+        "unit == 'C' and temp.notna()",
+    ],
+)
+def test_who_asks_for_what_is_missing_is_told_the_expression_that_says_it(text):
+    """However it was asked; and both do."""
+    with pytest.raises(
+        PlanError, match='"temp == temp" is True where temp is there, "not temp == temp" where it is missing'
+    ):
+        Expression(text)
+    rows = [{"temp": 1.0}, {"temp": None}, {}, {"temp": float("nan")}, {"temp": 0}]
+    batch = Batch.from_rows(rows)
+    assert Expression("temp == temp")(batch).tolist() == [True, False, False, False, True]
+    assert Expression("not temp == temp")(batch).tolist() == [False, True, True, True, False]
+    texts = Batch.from_rows([{"temp": "a"}, {"temp": None}, {}])
+    assert Expression("temp == temp")(texts).tolist() == [True, False, False]
+
+
+def test_no_column_is_named_where_none_is_asked_for():
+    """A call may be anything."""
+    for text in ("isnan(1)", "isnan(a + b)", "notna()", "2 ** a", "1 is None", "a is b"):
+        with pytest.raises(PlanError, match=r"Give a function for more\.$"):
+            Expression(text)
 
 
 @pytest.mark.parametrize(

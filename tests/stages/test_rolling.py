@@ -239,6 +239,7 @@ def test_an_empty_batch(drive, floats):
         ({"columns": 3}, "Rolling: columns=3 must be the name of a column, or a list of names."),
         ({"columns": "v", "window": "0s"}, "Rolling('v', '0s'): window='0s' must be at least a nanosecond"),
         ({"columns": "v", "window": "30x"}, "Rolling('v', '30x'): window='30x' is not a duration"),
+        ({"columns": "v", "window": "50"}, '"1h" or "1d", or a whole number, such as 50, of records.'),
         (
             {"columns": "v", "window": 30.0},
             "window=30.0 must be a number of records from 1 to 1,000,000, or a duration",

@@ -65,10 +65,15 @@ class Expression:
             if not isinstance(node, _ALLOWED) or (
                 isinstance(node, ast.Constant) and not isinstance(node.value, bool | int | float | str)
             ):
+                missing = next(filter(None, map(_asked_whether_missing, ast.walk(tree))), None)
+                more = (
+                    "Give a function for more."
+                    if missing is None
+                    else f'"{missing} == {missing}" is True where {missing} is there, "not {missing} == {missing}" where it is missing.'
+                )
                 raise PlanError(
                     f"the expression {text!r} holds {_written(node)}, "
-                    "which is not one of: column names, values, and or not, comparisons, in, + - * / // %. "
-                    "Give a function for more."
+                    f"which is not one of: column names, values, and or not, comparisons, in, + - * / // %. {more}"
                 )
         self._tree: ast.expr = _Signed().visit(tree)
         self.names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
@@ -97,6 +102,23 @@ def _written(node: ast.AST) -> str:
     return ast.unparse(node) if isinstance(node, ast.expr) else _NOT_ALLOWED.get(type(node), type(node).__name__)
 
 
+def _asked_whether_missing(node: ast.AST) -> str | None:
+    """The column of which Python or another library would be asked so here."""
+    match node:
+        case (
+            ast.Compare(left=ast.Name(id=name), comparators=[ast.Constant(value=None)])
+            | ast.Compare(left=ast.Constant(value=None), comparators=[ast.Name(id=name)])
+        ):
+            return name
+        case (
+            ast.Call(func=ast.Name(id=asked) | ast.Attribute(attr=asked), args=[ast.Name(id=name)])
+            | ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=asked), args=[])
+        ):
+            return name if asked in _WHETHER_MISSING else None
+    return None
+
+
+_WHETHER_MISSING: Final = ("isnan", "isna", "isnull", "notna", "notnull")
 _NOT_ALLOWED: Final[Mapping[type, str]] = {
     ast.Is: "`is`",
     ast.IsNot: "`is not`",

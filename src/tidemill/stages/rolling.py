@@ -165,8 +165,11 @@ class Rolling(Stage):
         must = f"be a number of records from 1 to {_MOST_RECORDS:,}"
         name = f"{self.name}: max_records"
         self.max_records = whole_number(self.max_records, name=name, must=must, least=1, most=_MOST_RECORDS)
-        if not isinstance(self.window, str | timedelta):
-            must, name = f'{must}, or a duration such as "30s"', f"{self.name}: window"
+        name = f"{self.name}: window"
+        if isinstance(self.window, str | timedelta):
+            duration_ns(self.window, name=name, number="a whole number, such as 50, of records")
+        else:
+            must = f'{must}, or a duration such as "30s"'
             self.window = whole_number(self.window, name=name, must=must, least=1, most=_MOST_RECORDS)
         most, what = self._most_records()
         must, name = f"be from 0 to {what}, {most}", f"{self.name}: min_periods"
