@@ -19,6 +19,7 @@ from tidemill.core.keys import UNKNOWN, KeyTable
 from tidemill.core.order import input_order
 from tidemill.core.outcome import Dead, Outcome
 from tidemill.core.placement import devices_of, lacking
+from tidemill.core.table_hints import table_hint
 from tidemill.core.watermark import Watermark
 from tidemill.errors import InputError, PlanError, StageError
 from tidemill.formats.edge import Edge
@@ -58,7 +59,10 @@ def apply(
     timed = next((stage.name for stage in prepared.stages if stage.needs_times), None)
     if timed is not None and batch.columns and time is None and DEFAULT_TIME not in batch.columns:
         there = ", ".join(batch.columns)
-        raise PlanError(f'{timed} works in event time: name its column with time="..."; the columns are: {there}.')
+        hint = table_hint(data, key_fields=(), time=DEFAULT_TIME, needs_time=True)
+        raise PlanError(
+            f'{timed} works in event time: name its column with time="..."; the columns are: {there}.{hint}'
+        )
     schema = batch.schema
     own = key if "{" not in key else None
     schema.key = own or DEFAULT_KEY
@@ -210,8 +214,9 @@ def with_roles(data: Any, key: str, time: str | None, tz: str) -> Batch:
     edge = Edge(key=key, time=time, tz=tz, arrival=arrival, source="apply")
     batch, letters = edge.columns(table.columns, rows=len(table), naive=interchange.naive_times(data))
     if letters:
+        hint = table_hint(data, key_fields=edge.roles.key_fields, time=time or DEFAULT_TIME, needs_time=not arrival)
         raise InputError(
-            f"{letters[0].reason}, in the record {shown(letters[0].raw)}; {len(letters)} such records in all."
+            f"{letters[0].reason}, in the record {shown(letters[0].raw)}; {len(letters)} such records in all.{hint}"
         )
     batch.origin, batch.origin_names, batch.orders = table.origin, table.origin_names, table.orders
     return batch
