@@ -98,12 +98,21 @@ class Batch:
         """The column with its tags; ``batch[name]`` is the array alone."""
         try:
             return self.columns[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a slice has no hash
             there = ", ".join(self.columns) or "none"
             hint = " The records' times are batch.time." if name == "time" else ""
+            if not isinstance(name, str):  # who asks takes it for an array
+                hint = f" A function gets a Batch, columns by name; an array with a row for each record is {self._stacked()}."
             raise PlanError(
                 f"there is no column {name!r} in this batch; the columns there are: {there}.{hint}"
             ) from None
+
+    def _stacked(self) -> str:
+        """An array of the columns of numbers, as code."""
+        numbers = (Kind.FLOAT, Kind.INT, Kind.BOOL)
+        names = [name for name, column in self.columns.items() if column.kind in numbers and name != "time"]
+        shown = [f"batch[{name!r}]" for name in names[:2]] + ["..."] * (len(names) > 2)
+        return f"np.stack([{', '.join(shown or ['...'])}], axis=1)"
 
     def codes(self, name: str) -> NDArray[np.int32]:
         """Codes of a text column, shape ``(len(batch),)``, int32; -1 where there is no text."""

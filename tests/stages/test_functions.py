@@ -18,7 +18,7 @@ from tidemill.column import Column
 from tidemill.engine.entrance import run
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.plan import Plan
-from tidemill.errors import BadResult, MissingExtra, PlanError
+from tidemill.errors import BadResult, MissingExtra, PlanError, StageError
 from tidemill.schema import Field, Kind, Schema
 from tidemill.sources.records import Records
 from tidemill.stages.filter import Filter, Select
@@ -279,6 +279,30 @@ def test_a_class_whose_object_cannot_be_made_ends_a_run():
 class Estimator:
     def predict(self, values):
         return values
+
+
+class Forest:
+    """As estimators of scikit-learn take what they are given."""
+
+    def predict(self, values):
+        return np.asarray(values, float)[:, 0] * 2.0
+
+    def first(self, values):
+        return values[:, 0]
+
+
+@pytest.mark.parametrize("method", ["predict", "first"])
+def test_a_method_that_wants_rows_is_told_how_to_make_an_array_of_them(method):
+    """`Map` gives columns by name; the line that is told works."""
+    rows = [{"sensor": "S1", "temp": float(n), "flow": 2.0 * n, "unit": "C"} for n in range(3)]
+    stack = "np.stack([batch['temp'], batch['flow']], axis=1)"
+    with pytest.raises(StageError) as raised:
+        Plan(Map(getattr(Forest(), method), into="score", name="forest")).apply(rows)
+    assert f"A function gets a Batch, columns by name; an array with a row for each record is {stack}." in str(
+        raised.value
+    )
+    made = Plan(Map(lambda batch: Forest().predict(eval(stack, {"np": np, "batch": batch})), into="score")).apply(rows)
+    assert [row["score"] for row in made] == [0.0, 2.0, 4.0]
 
 
 class Totals:
