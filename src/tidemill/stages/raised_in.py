@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import traceback
-from pathlib import Path
 from typing import Final
 
 __all__ = ["raised_in"]
 
-_OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
+_OURS: Final = __file__.rpartition("stages")[0]
+"""The package's folder."""
 
 
 def raised_in(error: BaseException) -> str:
