@@ -107,7 +107,7 @@ async def test_a_version_that_does_not_take_what_an_earlier_one_kept_is_told_wit
         "Keyed(Logic): the object of sensor 'press-1', a Logic, cannot be made again from what was kept of it (ValueError: not "
         f"enough values to unpack (expected 3, got 2), in restore, {__file__}, line {line}). If an earlier version of the class "
         "kept that, let restore() take it too. To go on without it, rename the class and start with --drop-state "
-        '"Keyed(Logic)" (State(drop_state=...) in a program; --fresh where no other stage goes on).'
+        '"Keyed(Logic)" (State(drop_state=...) in a program).'
     )
     rows = await ran(tmp_path, called("Logic", Patient), 4, lanes, rows=8)
     assert [row["mean"] for row in rows if row["sensor"] == "press-2"] == [1.0, 1.5, 2.0, 2.5]

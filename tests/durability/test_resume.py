@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.small_plants import count_in, patient
+from tests.durability.endless import Endless
 
 import tidemill as tm
 from tidemill.engine.checkpoint_store import CheckpointStore
@@ -220,6 +222,32 @@ def test_a_stage_that_is_added_starts_empty_and_the_others_go_on(tmp_path, lanes
         assert own.execute(query).fetchall() == whole.execute(query).fetchall()
         (first,) = own.execute("SELECT value_diff_1 FROM features WHERE rowid = ?", (before + 1,)).fetchone()
     assert first is None
+
+
+async def test_a_plan_of_which_nothing_goes_on_begins_empty_where_the_input_stands(tmp_path, lanes):
+    """Once what would be lost is named: no record is worked on again."""
+    made: list[dict[str, object]] = []
+
+    async def goes_on(stage: tm.Stage, values: list[float], *dropped: str) -> None:
+        there = asyncio.Event()
+
+        def take(rows: list[dict[str, object]]) -> None:
+            made.extend(rows)
+            if made[-1]["value"] == values[-1]:
+                there.set()
+
+        source = Endless([[{"sensor": "S1", "time": value, "value": value} for value in values]])
+        pipe = tm.Pipeline(source, stage, tm.sinks.Callback(take, rows=True), name="plant")
+        async with tm.serve(pipe, lanes=lanes, state=tm.State(tmp_path / "state", drop_state=dropped)):
+            await there.wait()
+
+    await goes_on(tm.Lag("value"), [1.0, 2.0])
+    with pytest.raises(tm.PlanError, match=r"--drop-state \"Lag\('value'\)\", or start over with --fresh\."):
+        await goes_on(tm.Diff("value"), [3.0, 5.0])
+    await goes_on(tm.Diff("value"), [3.0, 5.0], "Lag('value')")
+    await goes_on(tm.Diff("value"), [9.0])
+    told = [f"{row['value']}: {row.get('value_diff_1')}" for row in made]
+    assert told == ["1.0: None", "2.0: None", "3.0: nan", "5.0: 2.0", "9.0: 4.0"]
 
 
 TWO = """

@@ -130,28 +130,25 @@ def matched(old: Sequence[StageIdentity], new: Sequence[StageIdentity]) -> Match
 
 
 def check_resume(matching: Matching, drop_state: Collection[str] = ()) -> None:
-    """Raise `PlanError` where the new plan would lose state that is not named in ``drop_state``, or has nothing in common
-    with the old one.
+    """Raise `PlanError` where the new plan would lose state that is not named in ``drop_state``.
 
     Names of other stages do no harm there: a command line may stay as it is once the state is gone.
     """
-    if not matching.lost:
+    lost = [one for one in matching.lost if one.shown not in drop_state]
+    if not lost:
         return
+    changes = _changes(matching, lost)
+    options = " ".join(f"--drop-state {_quoted(name)}" for name in dict.fromkeys(one.shown for one in lost))
     if all(source is None for source in matching.sources):
         raise PlanError(
-            f"the state is of {_plan(matching.old)}, and no stage of {_plan(matching.new)} can go on with it"
-            f"{_changes(matching, matching.lost)}; run the plan "
-            "that it is of, or start over with --fresh."
+            f"the state is of {_plan(matching.old)}, and no stage of {_plan(matching.new)} can go on with it{changes}; run the "
+            f"plan that it is of, go on where the input stands with empty stages, {options}, or start over with --fresh."
         )
-    lost = [one.shown for one in matching.lost if one.shown not in drop_state]
-    if lost:
-        changes = _changes(matching, [one for one in matching.lost if one.shown not in drop_state])
-        what = "stages that are" if len(lost) > 1 else "a stage that is"
-        options = " ".join(f"--drop-state {_quoted(name)}" for name in dict.fromkeys(lost))
-        raise PlanError(
-            f"the state holds that of {', '.join(lost)}, {what} not in the plan any more or changed{changes}; to go on without it, "
-            f"give {options}."
-        )
+    what = "stages that are" if len(lost) > 1 else "a stage that is"
+    raise PlanError(
+        f"the state holds that of {', '.join(one.shown for one in lost)}, {what} not in the plan any more or changed{changes}; to "
+        f"go on without it, give {options}."
+    )
 
 
 def described(matching: Matching) -> str:

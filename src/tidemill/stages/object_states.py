@@ -207,8 +207,7 @@ class States:
             raise StageError(
                 f"{self._name}: the object of sensor {sensor!r}{kind} cannot be made again from what was kept of it "
                 f"({type(error).__name__}: {error}{raised_in(error)}). If an earlier version of the class kept that, {taking}. To go on without it, rename "
-                f'the class and start with --drop-state "{self._name}" (State(drop_state=...) in a program; --fresh where no other '
-                "stage goes on)."
+                f'the class and start with --drop-state "{self._name}" (State(drop_state=...) in a program).'
             ) from error
 
     def _loaded(self, state: bytes, make: Callable[[], Any]) -> Any:
