@@ -21,7 +21,11 @@ __all__ = ["Frame"]
 class Frame(EdgedSource):
     """A pandas or polars DataFrame, or an Arrow table, in the order of its rows.
 
-    ``columns``  kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``      the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``     the field of the event time (``"time"``)
+    ``time_format``  the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``  kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                 one (UTC), as `Source` has them
 
     Raises `PlanError` for anything else, `InputError` when the key or time column is not there, naming those that are.
     Rows that are rejected come before those that are not. Delivery: every row once, in order, and with state from

@@ -51,7 +51,11 @@ class HTTP(ConnectedSource):
     ``format``          of the lines: ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``, which
                         holds for JSON objects and arrays too
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
-    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``             the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``            the field of its time (``"time"``; without that, its arrival)
+    ``time_format``     the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``         kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                        one (UTC), as `Source` has them
     ``token``           what senders must show: ``Authorization: Bearer TOKEN``. Beyond this machine (a ``host`` other than
                         loopback) there must be one, of 16 characters at least. Better ``"${env:NAME}"`` or ``"${file:PATH}"``
                         than the token itself

@@ -41,7 +41,11 @@ class Lines(RecordedSource):
                    or ``"telegraf-json"`` for Telegraf's JSON; unless given, the suffix says it (``.csv``, ``.influx``)
     ``precision``  ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of line protocol (default ``"ns"``)
                    and of Telegraf's JSON (default ``"s"``)
-    ``columns``    kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``        the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``       the field of its time (``"time"``; without that, its arrival)
+    ``time_format``  the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``    kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                   one (UTC), as `Source` has them
     ``limit``      bytes of one line; a longer one is rejected and read over
     ``goes_on``    what writes into the pipe goes on with the next start of the run: with state, windows stay open when it is
                    closed, as when the run is stopped. Else its end is the end of the input

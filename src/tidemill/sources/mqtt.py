@@ -65,7 +65,11 @@ class MQTT(EdgedSource):
     ``value``           where in a JSON payload the value is: ``"data.temp"``; or a path for each column:
                         ``{"rssi": "rxInfo[*].rssi", "frame": "fCnt"}``, with ``[*]`` for a record of each item of a list.
                         A record has these columns, and the fields at the top of its message that ``key`` and ``time`` name
-    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``             the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``            the field of its time (``"time"``; without that, its arrival)
+    ``time_format``     the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``         kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                        one (UTC), as `Source` has them
     ``qos``             0, 1 (default) or 2: what the broker is asked for; a message comes with the lower one of this and
                         its publisher's
     ``retained``        ``"skip"`` (default) passes over what the broker had retained before the subscription, and counts

@@ -46,7 +46,11 @@ class Records(EdgedSource):
     ``user_code``, how long it held the loop. What it raises, `sys.exit` too, stops the run with a `StageError` that names the
     source. Batches pass unsplit up to 32,768 records.
 
-    ``columns``  kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``      the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``     the field of its time (``"time"``; without that, its arrival)
+    ``time_format``  the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``  kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                 one (UTC), as `Source` has them
     ``live``  of an asynchronous iterable: its records come when they come, as those of `TCP` do, and where they end, the next
               start of the run brings more. The run keeps state, shows its pages, watches tables and models, and goes on with the watermark
               when no record comes (`Pipeline(idle_after=)`), which `Silence` and windows of time need. Without it an iterable

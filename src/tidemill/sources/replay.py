@@ -37,7 +37,10 @@ class Replay(RecordedSource):
     ``format``       ``"csv"``, ``"ndjson"`` or ``"parquet"`` for files whose suffix does not say it
     ``limit``        bytes of one line; a longer one is rejected and read over
     ``time_format``  a ``strptime`` format, when times are neither ISO 8601 nor epochs
-    ``columns``      kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``          the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``         the field of the event time (``"time"``)
+    ``columns``      kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                     one (UTC), as `Source` has them
 
     A column of CSV holds numbers if most of its first cells are numbers, but for digits padded with zeros to one width, such as
     ``007``: those are text. A number is carried as a number, so that ``+5`` becomes 5, and so does a ``005`` that comes

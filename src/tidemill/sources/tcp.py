@@ -32,7 +32,11 @@ class TCP(ConnectedSource):
     ``host``, ``port``  where to listen; port 0 takes a free one, which `port` names once the run has started
     ``format``          ``"ndjson"`` (default), ``"influx"`` for line protocol, or ``"telegraf-json"``: as `Lines` has them
     ``precision``       ``"ns"``, ``"us"``, ``"ms"`` or ``"s"``: the unit of the timestamps of the latter two
-    ``columns``         kinds of fields that are not to be learned, as `Source` has them: ``{"status": object}``
+    ``key``             the field that names the sensor (``"sensor"``), or a template over fields: ``"{line}/{machine}"``
+    ``time``            the field of its time (``"time"``; without that, its arrival)
+    ``time_format``     the ``strptime`` format of times that are neither ISO 8601 nor epochs
+    ``columns``         kinds of fields that are not to be learned: ``{"status": object}``; this, and ``tz``, the zone of times without
+                        one (UTC), as `Source` has them
     ``limit``           bytes of one line; a longer one is rejected and read over
     ``buffer``          bytes of lines that wait to be decoded; above, connections are not read, so that senders wait
     ``ack``             tell each connection how many of its lines are safe; for a run with state

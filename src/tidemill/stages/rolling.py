@@ -54,7 +54,9 @@ class Rolling(Stage):
                      that ends it goes in; a record that comes late ends no silence
     ``names``        names of the new columns, in the order columns x stats; by default ``normalized_mean_50``,
                      ``normalized_q95_30s``
-    ``on_error``     what becomes of a record on which such a function fails; ``deadline_s`` is that of one call
+    ``on_error``     what becomes of a record on which such a function fails: ``"dead_letter"`` (default), ``"nan"`` or ``"stop"``
+    ``deadline_s``   seconds that one call of it may take; this and ``on_error`` as `Stage` has them
+    ``name``         shown in errors and reports, in place of ``Rolling('value', 50)``
 
     With x the n values of the window that are not missing, in order of arrival (in a window of time: of event time,
     equal times by arrival), and t their event times:
