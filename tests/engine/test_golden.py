@@ -42,11 +42,12 @@ def test_the_plan_applied_in_memory_gives_the_same_values(small_w1):
 
 
 class Killer:
-    """Kills a random lane each time the output passes a random row, if that lane has work in flight."""
+    """Kills a random lane each time the output passes a random row, if that lane has work in flight; else at the next output, of
+    which there is enough behind the last."""
 
     def __init__(self, records: int, kills: int, seed: int) -> None:
         self.random = random.Random(seed)
-        self.thresholds = sorted(self.random.sample(range(records // 20, records * 19 // 20), kills))
+        self.thresholds = sorted(self.random.sample(range(records // 20, records // 2), kills))
         self.rows = 0
         self.kills = 0
         self.run = None
