@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tidemill as tm
 from tidemill import sinks
 from tidemill.batch import Batch
 from tidemill.errors import InputError, PlanError
@@ -132,6 +133,20 @@ def test_rows_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
             if given is batch:
                 assert (tmp_path / "out").read_bytes().replace(b",sensor=S", b"") == lines
         assert b"_seq" not in (tmp_path / "out").read_bytes()
+
+
+def test_rows_that_get_no_numbers_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers are of runs that keep state; in another the log says that there are none."""
+    for state in (tmp_path / "state", None):
+        caplog.clear()
+        source = tm.sources.Records([{"sensor": "S", "time": 0, "n": 1}])
+        sink = sinks.Lines(tmp_path / "out.ndjson", numbered=True, if_exists="replace")
+        tm.run(tm.Pipeline(source, tm.Plan(), sink), lanes=0, state=state)
+        told = (
+            "sink lines: numbered=True is for a run with state (--state); its rows have no numbers" in caplog.messages
+        )
+        assert told == (state is None)
+        assert told == (b"_seq" not in (tmp_path / "out.ndjson").read_bytes())
 
 
 @pytest.mark.parametrize("name", ["_seq", "_epoch"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from tidemill import files
-from tidemill.clock import Clock
+from tidemill.clock import Clock, SystemClock
 from tidemill.core.batching import Limits
 from tidemill.engine.first_error import first_error
 from tidemill.engine.loading import stop_if_loading
@@ -30,6 +30,8 @@ __all__ = ["run", "run_async", "serve"]
 
 _MAY_HANDLE: Final = hasattr(signal, "pthread_sigmask")
 """Not on Windows, where an interrupt is raised like any other."""
+_SAME_NS: Final = 200_000_000
+"""Signals so close are one: ``timeout``, and other wrappers, send the process its own and then that of its group."""
 _log = logging.getLogger("tidemill")
 
 
@@ -96,6 +98,9 @@ def run(
     ``dead_letters``  a file for the records that could not go on (default ``dead_letters.ndjson``, made by the first; where
                       what is read cannot be read again, it must be possible from the start)
     ``limits``        bounds of a batch, a `Limits`; batches are sized by themselves, and tests may want them small
+    ``on_statistics``  a function that is called on the loop with `Statistics`, as `Run.statistics` gives them, about once a second
+    ``handle_signals``  whether SIGINT and SIGTERM stop the run as told below; in another thread than the main one never
+    ``clock``         another `Clock` than the system's, as tests have them
     ``grace``         seconds that a stop may take: sources end, what is in flight is finished, sinks flush and close
 
     ``state``         the folder where state is kept, so that the next run goes on where this one was stopped, however it was:
@@ -262,21 +267,25 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> No
 
 @contextlib.contextmanager
 def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
-    """First SIGINT or SIGTERM: stop in order. Second: leave at once, also while the user's code holds the loop; the children
+    """First SIGINT or SIGTERM: stop in order. Second, unless it comes with the first: leave at once, also while the user's code holds the loop; the children
     end with this process. SIGHUP: look at the files of tables and models, unless it tells that the terminal is gone in which
     the run was started: then stop in order.
 
     Afterwards they do what they did before, without a moment in between."""
     before = {number: signal.getsignal(number) for number in HELD}
-    loop = asyncio.get_running_loop()
+    loop, clock = asyncio.get_running_loop(), SystemClock()
     terminals = [standard for standard in (0, 1, 2) if os.isatty(standard)]
-    seen = 0
+    seen = first_ns = 0
 
     def heard(number: int, _frame: object) -> None:
-        nonlocal seen
+        nonlocal seen, first_ns
+        now_ns = clock.monotonic_ns()
+        if seen and now_ns - first_ns < _SAME_NS:
+            return
         seen += 1
         if seen > 1:
             os._exit(128 + number)
+        first_ns = now_ns
         loop.call_soon_threadsafe(stop, number)
 
     def stop(number: int) -> None:

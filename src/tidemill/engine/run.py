@@ -193,6 +193,11 @@ class Run:
         """The state on disk, if this run keeps it."""
         state = self._state
         if state is None:
+            for sink in self.pipeline.sinks:
+                if sink.numbered:
+                    _log.warning(
+                        "sink %s: numbered=True is for a run with state (--state); its rows have no numbers", sink.name
+                    )
             yield None
             return
         folder = StateFolder(
