@@ -65,7 +65,7 @@ def test_any_bytes_are_decoded_or_rejected(data: bytes) -> None:
         (b'{"a": NaN}', MALFORMED, "NaN"),
         (b"[1, 2]", MALFORMED, "array"),
         (b'{"a": "\xff"}', MALFORMED, "UTF-8"),
-        (b'{"a":' * 10_000, MALFORMED, "deeply"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, MALFORMED, "deeply"),
     ],
 )
 def test_the_reason_is_named(line: bytes, code: str, word: str) -> None:

@@ -477,19 +477,21 @@ async def test_a_broker_that_is_away_is_asked_again(root: str, caplog: pytest.Lo
 async def test_two_runs_with_one_client_id_are_told_of_each_other(
     mosquitto: Any, root: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker lets each in and drops the other without a word: after the third time within seconds the source asks."""
+    """The broker lets each in and drops the other. One that does it without a word, as Mosquitto did up to 2.0: after the third
+    time within seconds the source asks."""
     monkeypatch.setattr("tidemill.sources.mqtt.Backoff", lambda: Backoff(0.01, 0.02))
+    told = "is gone: another client with the same client_id has taken over; give each run one of its own"
     asked = f"is gone: the connection was lost (is another run using client_id {root!r}?)"
     with caplog.at_level("WARNING", "tidemill"):
         async with (
             kept(MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root)) as one,
             kept(MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root)),
         ):
-            await soon(lambda: asked in caplog.text, one.task)
+            await soon(lambda: asked in caplog.text or told in caplog.text, one.task)
     lost = [
         record.getMessage() for record in caplog.records if "is gone: the connection was lost" in record.getMessage()
     ]
-    assert [asked in each for each in lost[:3]] == [False, False, False]
+    assert not any(asked in each for each in lost[:3])
 
 
 async def test_a_broker_that_stays_away_fills_no_log(

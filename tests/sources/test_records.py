@@ -314,7 +314,7 @@ START = dt.datetime(2024, 1, 1)  # noqa: DTZ001 - zones are put in below
 SOUND = {"sensor": 1j, "time": START, "value": 1.5}
 BROKEN = [
     ({"time": pd.NaT}, "bad_time", "the record has nothing in field 'time', which holds its time"),
-    ({"time": np.datetime64("NaT")}, "bad_time", "the record has nothing in field 'time', which holds its time"),
+    ({"time": np.datetime64("NaT", "ns")}, "bad_time", "the record has nothing in field 'time', which holds its time"),
     ({"time": START.replace(tzinfo=_NoOffset())}, "bad_time", "is not ISO 8601 or an epoch number"),
     ({"time": START.replace(tzinfo=_RaisingZone())}, "bad_time", "is not ISO 8601 or an epoch number"),
     ({"time": _Mute()}, "bad_time", "the time a _Mute that cannot be shown in field 'time' is not ISO 8601"),
@@ -322,7 +322,7 @@ BROKEN = [
     ({"sensor": (_ for _ in ())}, "wrong_type", "cannot be sent to another process"),
     ({"sensor": pd.NA}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
     ({"sensor": pd.NaT}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
-    ({"sensor": np.datetime64("NaT")}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
+    ({"sensor": np.datetime64("NaT", "ns")}, "no_key", "field 'sensor', which names the sensor, is missing or null"),
     (
         {"sensor": _Mute()},
         "no_key",
