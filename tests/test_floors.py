@@ -38,6 +38,7 @@ FLOORS = {
             "by_value",
             "initialized",
             "version",
+            "annotations",
         ),
         0,
     ),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tidemill.annotations import signature_of
 from tidemill.errors import InputError, PlanError
 from tidemill.secret import SecretText, refers
 
@@ -47,7 +48,7 @@ class Configured:
 
 def _looking_up(init: Callable[..., None]) -> Callable[..., None]:
     """The same constructor, of which one that it calls in turn may look again: what was looked up refers to nothing."""
-    signature = inspect.signature(init)
+    signature = signature_of(init)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
     unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # named by whom they are handed on to
 

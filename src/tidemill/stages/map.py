@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from tidemill.annotations import annotations_of
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.errors import BadResult, PlanError
@@ -273,7 +274,6 @@ class MapFrame(FunctionStage):
 
 
 def _annotated(fn: Callable[..., Any]) -> Library:
-    annotations = {name: given for name, given in getattr(fn, "__annotations__", {}).items() if name != "return"}
-    first = next(iter(annotations.values()), None)
+    first = next((given for name, given in annotations_of(fn).items() if name != "return"), None)
     module = first.split(".")[0] if isinstance(first, str) else getattr(first, "__module__", "").split(".")[0]
     return "polars" if module in ("pl", "polars") else "pandas"

@@ -1,0 +1,59 @@
+"""Annotations that stand for nothing at run time."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import pytest
+
+import tidemill as tm
+from tidemill.annotations import annotations_of
+
+TEXT = """
+from typing import TYPE_CHECKING
+import polars
+import tidemill as tm
+if TYPE_CHECKING:
+    import polars as pl
+
+def bare(frame, by=2): ...
+def known(frame: polars.DataFrame) -> int: ...
+def unknown(frame: {pl}) -> {pl}: ...
+class Whole:
+    def __call__(self, frame): ...
+class Own(tm.sources.Records):
+    def __init__(self, rows: {pl}) -> None:
+        super().__init__([], tz="${{env:ZONE}}")
+"""
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    """Before Python 3.14 such an annotation is written as text, or Python itself refuses it."""
+    made: dict[str, Any] = {}
+    text = TEXT.format(pl="pl.DataFrame" if sys.version_info >= (3, 14) else "'pl.DataFrame'")
+    exec(compile(text, "written.py", "exec", dont_inherit=True), made)
+    return made
+
+
+def test_a_name_that_stands_for_nothing_is_text(written: dict[str, Any]) -> None:
+    """What stands for something is that."""
+    assert annotations_of(written["bare"]) == {}
+    assert annotations_of(written["known"]) == {"frame": written["polars"].DataFrame, "return": int}
+    assert annotations_of(written["unknown"]) == {"frame": "pl.DataFrame", "return": "pl.DataFrame"}
+    assert annotations_of(functools.partial(written["unknown"])) == {}
+    assert annotations_of(written["Whole"]()) == {}
+
+
+def test_a_frame_of_polars_is_told_by_a_name_for_type_checkers(written: dict[str, Any]) -> None:
+    """As it is by the library's own."""
+    frames = [tm.MapFrame(written[name]).frame for name in ("bare", "known", "unknown")]
+    assert frames == ["pandas", "polars", "polars"]
+
+
+def test_a_source_of_the_users_may_have_them_too(written: dict[str, Any]) -> None:
+    """References in its options are looked for by name."""
+    with pytest.raises(tm.PlanError, match=r"tz= of Own takes no \$\{env:NAME\}"):
+        written["Own"]([])
