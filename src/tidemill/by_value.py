@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import cloudpickle
 
+from tidemill.annotations import annotations_as_text
 from tidemill.errors import CallError
 from tidemill.initialized import initialized_here
 
@@ -173,7 +174,12 @@ class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle h
             raise TypeError("an open file stays in its process")  # cloudpickle would send what is in it
         if kind is functools.cached_property:
             return kind, (obj.func,), {name: value for name, value in vars(obj).items() if name != "lock"}
-        reduced = super().reducer_override(obj)
+        try:
+            reduced = super().reducer_override(obj)
+        except NameError:  # from Python 3.14 on, of an annotation that stands for nothing at run time
+            if kind is not types.FunctionType:
+                raise
+            reduced = super().reducer_override(_annotated_as_text(obj))
         if isinstance(reduced, tuple) and len(reduced) == 6:
             if isinstance(obj, type):
                 return _reduced(obj, *reduced)
@@ -208,6 +214,19 @@ def _with_globals(sent: types.FunctionType, make: Any, arguments: Any, state: An
         attributes = state[1]
         attributes["__globals__"] = here.going(sent.__globals__.get("__name__"), attributes["__globals__"])
     return make, arguments, state, None, None, _arrived
+
+
+def _annotated_as_text(function: types.FunctionType) -> types.FunctionType:
+    """The same function, whose annotations can be had."""
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(made, function, ("__module__", "__qualname__", "__doc__"))
+    del made.__wrapped__  # type: ignore[attr-defined] # unless it has one, which is among its attributes
+    vars(made).update(vars(function))
+    made.__annotations__ = annotations_as_text(function)
+    return made
 
 
 def _arrived(function: types.FunctionType, state: Any) -> None:
