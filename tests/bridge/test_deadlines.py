@@ -67,8 +67,9 @@ async def test_far_and_near_together(two: tm.Lanes) -> None:
     assert await asyncio.gather(*calls) == [number * number for number in range(1000)]
 
 
-async def test_that_is_long_past_when_the_loop_comes_to_it(one: tm.Lanes, telephone, home) -> None:
+async def test_that_is_long_past_when_the_loop_comes_to_it(one: tm.Lanes, time_passes) -> None:
     """The loop was held: the result that is there already, or the timeout; never both, never neither."""
+    loop = asyncio.get_running_loop()
 
     def quick(port: int) -> str:
         import socket
@@ -78,16 +79,20 @@ async def test_that_is_long_past_when_the_loop_comes_to_it(one: tm.Lanes, teleph
 
     import socket
 
-    for _ in range(5):
+    for number in range(6):
         with socket.create_server(("127.0.0.1", 0)) as server:
-            server.settimeout(30)
-            call = asyncio.create_task(one.run(quick, server.getsockname()[1], timeout=0.001))
+            server.settimeout(60)
+            call = asyncio.create_task(one.run(quick, server.getsockname()[1], timeout=1000))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             line, _ = server.accept()  # holds the loop until it has run
             with line:
-                line.settimeout(30)
+                line.settimeout(60)
                 assert line.recv(1) == b""
+            if number % 2:  # before the loop has looked what came, and behind
+                loop.call_soon(time_passes, one)
+            else:
+                loop.call_later(0, time_passes, one)
             (end,) = await asyncio.gather(call, return_exceptions=True)
             assert end == "there" or isinstance(end, TimeoutError)
         assert await one.run(square, 3) == 9

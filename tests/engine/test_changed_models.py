@@ -35,11 +35,6 @@ def plant_of(path, lanes):
     return Plant(path, lanes, tm.Plan(tm.Model(str(path), ["value"], ["y"])))
 
 
-async def looked_until(plant, caplog, text):
-    while text not in caplog.text:
-        await plant.looks(1)
-
-
 async def unopened(*_):
     """As versions before did: what cannot be opened is found by the lanes."""
 
@@ -57,10 +52,10 @@ async def test_a_model_that_the_library_cannot_run_is_told_of_and_the_old_one_st
     async with plant.serve(tm.State(tmp_path / "state", checkpoint_s=1)):
         first = await plant.record()
         put(path, operator, opset=opset)
-        await looked_until(plant, caplog, CANNOT_SERVE)
+        await plant.looked(caplog, CANNOT_SERVE)
         second = await plant.record()
         put(path, "Neg")
-        await looked_until(plant, caplog, f"the new {path} counts from record 3 on")
+        await plant.looked(caplog, f"the new {path} counts from record 3 on")
         third = await plant.record()
         plant.source.feed.put_nowait(None)
     assert [row["y"] for row in (first, second, third)] == [10, 10, -10]
@@ -84,10 +79,9 @@ class Deadly(tm.Model):
         return super().opened()
 
 
-def forked():
-    """The run's processes; the servers of other tests have some that come and go."""
-    (server,) = (child for child in psutil.Process().children() if child.name() == "tidemill-server")
-    return {child.pid for child in server.children()}
+def forked(run):
+    """The run's processes."""
+    return {child.pid for child in psutil.Process(run._server._process.pid).children()}
 
 
 async def test_a_model_that_ends_the_process_that_opens_it_costs_no_lane(tmp_path, caplog):
@@ -97,11 +91,11 @@ async def test_a_model_that_ends_the_process_that_opens_it_costs_no_lane(tmp_pat
     plant = Plant(path, 1, tm.Plan(Deadly(str(path), ["value"], ["y"])))
     async with plant.serve() as run:
         await plant.record()
-        before = forked()
+        before = forked(run)
         put(path, "Neg")
-        await looked_until(plant, caplog, f"{CANNOT_SERVE}: the process that opened it ended (killed by SIGABRT)")
+        await plant.looked(caplog, f"{CANNOT_SERVE}: the process that opened it ended (killed by SIGABRT)")
         assert (await plant.record())["y"] == 10
-        assert forked() <= before
+        assert forked(run) <= before
         plant.source.feed.put_nowait(None)
     assert [lane.restarts for lane in run.report.lanes] == [0]
 
@@ -124,11 +118,11 @@ async def test_a_model_that_is_never_opened_does_not_stop_the_watch(tmp_path, ca
     async with plant.serve():
         await plant.record()
         put(path, "Neg")
-        await looked_until(plant, caplog, f"{CANNOT_SERVE}: opening it took more than 0.3 s")
+        await plant.looked(caplog, f"{CANNOT_SERVE}: opening it took more than 0.3 s")
         monkeypatch.undo()
         put(path, "Abs")
         while (await plant.record(value=-1.0))["y"] != 1:
-            await plant.looks(1)
+            await plant.look()
         plant.source.feed.put_nowait(None)
 
 
@@ -144,9 +138,9 @@ async def test_a_model_for_which_there_is_no_process_is_tried_again(tmp_path, ca
         with monkeypatch.context() as patch:
             patch.setattr("tidemill.engine.rehearsal.Shared", _no_descriptor)
             put(path, "Neg")
-            await looked_until(plant, caplog, "could not be tried, so the old one stays in use for now: ")
+            await plant.looked(caplog, "could not be tried, so the old one stays in use for now: ")
         assert "a process to open it in cannot be had: Too many open files" in caplog.text
-        await looked_until(plant, caplog, f"the new {path} counts from record")
+        await plant.looked(caplog, f"the new {path} counts from record")
         assert (await plant.record())["y"] == -10
         plant.source.feed.put_nowait(None)
     assert CANNOT_SERVE not in caplog.text
@@ -170,7 +164,7 @@ async def _given_what_cannot_be_opened(path, plant, state):
         await plant.record()
         put(path, "Neg", opset=99)
         while True:
-            await plant.looks(1)
+            await plant.look()
 
 
 async def _changed_before(self, attempt, made):
@@ -197,13 +191,13 @@ async def test_a_log_that_tells_of_a_model_that_no_lane_could_open_is_worked_thr
     async with again.serve(state):
         await told(caplog, "nothing was worked on with it, so it is passed over and the one before stays in use")
         assert (await again.record())["y"] == 10
-        await looked_until(again, caplog, CANNOT_SERVE)
+        await again.looked(caplog, CANNOT_SERVE)
         again.source.feed.put_nowait(None)
     put(path, "Neg")
     last = plant()
     async with last.serve(state):
         while (await last.record())["y"] != -10:
-            await last.looks(1)
+            await last.look()
         last.source.feed.put_nowait(None)
     with closing(sqlite3.connect(output)) as connection:
         values = [value for (value,) in connection.execute("SELECT y FROM features ORDER BY rowid")]
@@ -221,7 +215,7 @@ async def test_a_model_that_was_used_and_cannot_be_opened_any_more_is_not_passed
         await plant.record()
         put(path, "Neg")
         while (await plant.record())["y"] != -10:
-            await plant.looks(1)
+            await plant.look()
         plant.source.feed.put_nowait(None)
 
     async def older(stage, *_):

@@ -18,6 +18,7 @@ from tests.chaos.small_plants import small_disk
 from tests.engine.test_pages import ANYWHERE, ask_until, live, reading, send, told
 
 import tidemill as tm
+from tidemill.engine import oversight
 from tidemill.engine.dead_letters import DeadLetterFile
 from tidemill.testing import ManualClock
 
@@ -41,10 +42,11 @@ async def test_sensors_that_fall_silent_are_counted_beside_those_that_go_on() ->
 
 
 async def test_a_source_that_gives_nothing_but_dead_letters_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After records that were good, so that the columns are known: the run progresses, but nobody shall find out in the
     morning. The page shows no word that came from outside."""
+    monkeypatch.setattr(oversight, "LOOK_S", 3_600)  # the one look is that of the test, when all have come
     source, letters = tm.sources.TCP(), tmp_path / "dead.ndjson"
     async with tm.serve(live(source), lanes=0, state=False, dead_letters=letters, metrics=ANYWHERE) as run:
         await send(source, *map(reading, range(50)))
