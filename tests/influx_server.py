@@ -13,8 +13,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.ports import HeldPort
+
 USER, PASSWORD = "mill", "s3cret-canary/ @"
-_START_S = 30.0
+_START_S = 120.0
 _CONFIG = """
 reporting-enabled = false
 bind-address = "127.0.0.1:{rpc}"
@@ -47,8 +49,8 @@ def program() -> str:
     return found
 
 
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as free:
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
@@ -62,7 +64,9 @@ class InfluxServer:
     def __init__(self, *, auth: bool = False) -> None:
         self._program = program()
         self.folder = Path(tempfile.mkdtemp(prefix="tidemill-influx-"))
-        self.port, self.rpc, self.udp_port = free_port(), free_port(), free_port(socket.SOCK_DGRAM)
+        self._ports = [HeldPort(), HeldPort()]
+        self.port, self.rpc = (port.number for port in self._ports)
+        self.udp_port = free_udp_port()
         self._auth = auth
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -111,9 +115,11 @@ class InfluxServer:
         """What it has answered for is on its disk."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
     def remove(self) -> None:
         self.stop()
+        for port in self._ports:
+            port.close()
         shutil.rmtree(self.folder)

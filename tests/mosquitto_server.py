@@ -12,9 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.ports import HeldPort
+
 PASSWORD = "s3cret-canary"  # so that any test may look for it where it must not be
 USER = "tidemill"
-_START_S = 20.0
+_START_S = 120.0
 _AS_ROOT = os.geteuid() == 0
 
 
@@ -22,12 +24,6 @@ def program(name: str = "mosquitto") -> str:
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
     assert found, "these tests start a real Mosquitto broker; install it with: sudo apt install mosquitto"
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class MosquittoServer:
@@ -42,11 +38,12 @@ class MosquittoServer:
     ) -> None:
         self._program = program()
         self.folder = Path(tempfile.mkdtemp(prefix="tidemill-mosquitto-"))
-        self.port, self.guarded_port = free_port(), free_port()
+        self._ports = [HeldPort() for _ in range(2 if tls is None else 3)]
+        self.port, self.guarded_port, *of_tls = (port.number for port in self._ports)
         passwords = self.folder / "passwords"
         passwords.touch()
         subprocess.run(
-            [program("mosquitto_passwd"), "-b", passwords, USER, PASSWORD], check=True, capture_output=True, timeout=20
+            [program("mosquitto_passwd"), "-b", passwords, USER, PASSWORD], check=True, capture_output=True, timeout=120
         )
         self._settings = {
             "per_listener_settings": "true",
@@ -67,7 +64,7 @@ class MosquittoServer:
             f"password_file {passwords}",
         ]
         if tls is not None:
-            self.tls_port = free_port()
+            (self.tls_port,) = of_tls
             self._listeners += [f"listener {self.tls_port} 127.0.0.1", "allow_anonymous true"]
             self._listeners += [f"certfile {tls[0]}", f"keyfile {tls[1]}"]
         if _AS_ROOT:
@@ -131,7 +128,7 @@ class MosquittoServer:
     def _end(self, how: str) -> None:
         if self._process is not None:
             getattr(self._process, how)()
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
     def hold(self, signal_number: int = signal.SIGSTOP) -> None:
@@ -145,4 +142,6 @@ class MosquittoServer:
 
     def remove(self) -> None:
         self.kill()
+        for port in self._ports:
+            port.close()
         shutil.rmtree(self.folder)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from tests.ports import HeldPort
 
 PASSWORD = "s3cret-canary"  # in every address, so that any test may look for it where it must not be
 USER = "tidemill"
@@ -43,8 +43,8 @@ class PostgresServer:
         self._data = self.folder / "data"
         self._ran("initdb", "-D", self._data, "-U", USER, f"--pwfile={secret}", "-A", "scram-sha-256", "-E", "UTF8",
                   "--locale=C", "--no-sync")  # fmt: skip
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._port = HeldPort()
+        self.port = self._port.number
         settings = {
             "listen_addresses": "'127.0.0.1'",
             "port": self.port,
@@ -70,7 +70,7 @@ class PostgresServer:
         with log.open("a") as file:
             done = subprocess.run(
                 [self._programs / program, *map(str, arguments)],
-                cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=60, **as_whom,
+                cwd="/", stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=180, **as_whom,
             )  # fmt: skip
         assert done.returncode == 0, f"{program}: {log.read_text()}"
 
@@ -78,11 +78,11 @@ class PostgresServer:
 
     def start(self) -> None:
         """Return when it takes connections."""
-        self._ran("pg_ctl", "start", "-w", "-D", self._data, "-l", self._data / "server.log")
+        self._ran("pg_ctl", "start", "-w", "-t", 150, "-D", self._data, "-l", self._data / "server.log")
 
     def stop(self, how: str = "fast") -> None:
         """``immediate`` is a crash."""
-        self._ran("pg_ctl", "stop", "-w", "-m", how, "-D", self._data)
+        self._ran("pg_ctl", "stop", "-w", "-t", 150, "-m", how, "-D", self._data)
 
     def restart(self, how: str = "immediate") -> None:
         self.stop(how)
@@ -91,6 +91,7 @@ class PostgresServer:
     def remove(self) -> None:
         if (self._data / "postmaster.pid").exists():
             self.stop("immediate")
+        self._port.close()
         shutil.rmtree(self.folder)
 
     # -- its use -------------------------------------------------------------------------------------

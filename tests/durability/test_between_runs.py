@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.mosquitto_server import free_port
+from tests.ports import HeldPort
 
 from tidemill import sinks
 from tidemill.batch import Batch
@@ -49,7 +49,9 @@ def test_each_row_is_there_once_though_the_receiver_is_killed(
 ) -> None:
     """What it had not said is safe is sent again, and `Dedup` drops what was safe after all."""
     monkeypatch.setattr("tidemill.sinks.connecting.PATIENCE_S", 60.0)  # a start takes its time on a busy machine
-    port = free_port()
+    held = HeldPort()
+    request.addfinalizer(held.close)
+    port = held.number
     (tmp_path / "hub.py").write_text(_PLANT.format(source=source.format(port=port)))
     call = [sys.executable, "-m", "tidemill", "run", "hub.py", "--lanes", "1", "--no-metrics"]
 

@@ -38,10 +38,10 @@ async def main():
 asyncio.run(main())
 """
 _PUBLISH = """
-import gzip, socket, sys, time
+import gzip, os, socket, sys, time
 
-port, qos, window, *paths = sys.argv[1:]
-qos, window = int(qos), int(window)
+port, qos, window, held_at, until, *paths = sys.argv[1:]
+qos, window, held_at = int(qos), int(window), int(held_at)
 under_way = {}  # number -> packet
 
 
@@ -62,6 +62,13 @@ def messages():
             yield len(topic).to_bytes(2, "big") + topic, b'{"seq":%d,"it":%b}' % (seq, line.strip())
 
 
+def held(messages):
+    for number, message in enumerate(messages):
+        while number == held_at and not os.path.exists(until):
+            time.sleep(0.01)
+        yield message
+
+
 def connected():
     while True:
         try:
@@ -74,7 +81,7 @@ def connected():
             time.sleep(0.05)
 
 
-coming, mid, more, line = messages(), 0, True, connected()
+coming, mid, more, line = held(messages()), 0, True, connected()
 came = b""
 while more or under_way:
     going = []
@@ -145,7 +152,7 @@ class Plant:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0
 
     def rows(self) -> list[tuple[str, int]]:
         """(sensor, seq) of what is committed."""
@@ -170,9 +177,13 @@ class Plant:
             time.sleep(0.05)
 
 
-def publisher(port: int, qos: int, window: int, *what: Path | int) -> subprocess.Popen[bytes]:
-    """Publishes the lines of recordings, or so many messages, each with its place in ``seq`` and in its topic."""
-    return subprocess.Popen([sys.executable, "-c", _PUBLISH, *map(str, (port, qos, window, *what))])
+def publisher(
+    port: int, qos: int, window: int, *what: Path | int, held_at: int = -1, until: Path | str = ""
+) -> subprocess.Popen[bytes]:
+    """Publishes the lines of recordings, or so many messages, each with its place in ``seq`` and in its topic; after ``held_at``
+    of them it waits for a file."""
+    words = map(str, (port, qos, window, held_at, until, *what))
+    return subprocess.Popen([sys.executable, "-c", _PUBLISH, *words])
 
 
 def test_all_messages_of_a_recording_come_once_though_the_engine_is_killed(
@@ -184,14 +195,16 @@ def test_all_messages_of_a_recording_come_once_though_the_engine_is_killed(
     broker = own_mosquitto(autosave_on_changes="false", autosave_interval=0)
     plant = Plant(tmp_path, broker.url, 2)
     plant.start()
-    sender = publisher(broker.port, 2, 500, *paths)
+    killed = tmp_path / "killed"
+    sender = publisher(broker.port, 2, 500, *paths, held_at=46_000, until=killed)
     plant.until_rows(15_000)
     plant.kill()
     before = len(plant.rows())
     assert 15_000 <= before < 46_706
+    killed.touch()
     plant.start()
     plant.until_rows(46_706)
-    assert sender.wait(30) == 0
+    assert sender.wait(60) == 0
     plant.stop()
     rows = plant.rows()
     assert len(rows) == 46_706

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import tidemill as tm
+from tidemill.core.admission import Admission
 from tidemill.errors import PlanError
 from tidemill.sources import HTTP, http_connection, http_server, listening
 from tidemill.testing import ListSink
@@ -309,14 +310,20 @@ async def test_who_does_not_agree_on_tls_makes_room(
     """Whether it says something else, or nothing in the time that there is for it."""
     if not said:
         monkeypatch.setattr(listening, "_HANDSHAKE_S", 0.05)
+    leave, left = Admission.leave, []
+
+    def leaving(self: Admission, host: str) -> None:
+        leave(self, host)
+        left.append(host)
+
+    monkeypatch.setattr(Admission, "leave", leaving)
     source = exposed(1)
     async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run:
         _, port = await source.wait_listening()
-        for _ in range(2):
+        for number in (1, 2):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: source._admission.open == 1)
             writer.write(said)
-            await until(lambda: source._admission.open == 0)
+            await until(lambda number=number: len(left) == number)
             writer.close()
         assert source.statistics().turned_away == 0
         run.stop_soon()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.ports import HeldPort
 
 from tidemill.clock import SystemClock
 from tidemill.letters import DeadLetter
@@ -294,15 +295,16 @@ async def test_without_acknowledgements_nothing_is_written_back() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_the_pages_client_loses_nothing(seed: int) -> None:
+async def test_the_pages_client_loses_nothing(seed: int, request: pytest.FixtureRequest) -> None:
     """Runs are killed at any moment, with lines taken that are not safe: each line becomes safe at least once, and the
     first time in order."""
     code = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
     client: dict[str, Any] = {}
     exec(code, client)  # what the page shows
     chance = random.Random(seed)
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    held = HeldPort()
+    request.addfinalizer(held.close)
+    port = held.number
     count = 5_000
     lines = deque(map(line, range(count)))
     safe: list[int] = []
