@@ -58,4 +58,4 @@ class Authority:
         ]  # fmt: skip
 
     def _run(self, *arguments: str | Path) -> None:
-        subprocess.run([self._openssl, *arguments], check=True, capture_output=True, timeout=30)
+        subprocess.run([self._openssl, *arguments], check=True, capture_output=True, timeout=120)

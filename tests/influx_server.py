@@ -102,7 +102,7 @@ class InfluxServer:
         asked = {"q": text, "db": database, "epoch": "ns"}
         login = {"u": USER, "p": PASSWORD} if self._auth and not text.startswith("CREATE USER") else {}
         address = f"http://127.0.0.1:{self.port}/query?{urllib.parse.urlencode(login)}"
-        with urllib.request.urlopen(address, urllib.parse.urlencode(asked).encode(), timeout=20) as answer:
+        with urllib.request.urlopen(address, urllib.parse.urlencode(asked).encode(), timeout=120) as answer:
             (result,) = json.load(answer)["results"]
         assert "error" not in result, result
         return [
@@ -115,7 +115,7 @@ class InfluxServer:
         """What it has answered for is on its disk."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(60)
+            self._process.wait(120)
             self._process = None
 
     def remove(self) -> None:

@@ -128,7 +128,7 @@ class MosquittoServer:
     def _end(self, how: str) -> None:
         if self._process is not None:
             getattr(self._process, how)()
-            self._process.wait(60)
+            self._process.wait(120)
             self._process = None
 
     def hold(self, signal_number: int = signal.SIGSTOP) -> None:

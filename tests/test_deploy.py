@@ -84,7 +84,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     if checker:
         made = tmp_path / "tidemill@plant.service"
         made.write_text(UNIT.replace("/opt/tidemill/bin/tidemill", "/bin/true"))
-        done = subprocess.run([checker, "verify", made], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run([checker, "verify", made], capture_output=True, text=True, timeout=120, check=False)
         assert (done.returncode, [line for line in done.stderr.splitlines() if made.name in line]) == (0, [])
 
 
@@ -135,7 +135,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             def scraped() -> str:
                 text = ""
                 while not all(f"tidemill_{name}{{" in text for name in LATER):
-                    with urllib.request.urlopen(f"{live.metrics_url}/metrics", timeout=30) as answered:
+                    with urllib.request.urlopen(f"{live.metrics_url}/metrics", timeout=120) as answered:
                         text = answered.read().decode()
                 return text
 

@@ -232,5 +232,5 @@ def test_what_a_standard_stream_goes_to_is_written_into(tmp_path: Path) -> None:
         "files.write_whole('/dev/stdout', b'report\\n'); print('later')"
     )
     with log.open("ab") as stream:
-        subprocess.run([sys.executable, "-c", script], stdout=stream, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", script], stdout=stream, check=True, timeout=120)
     assert log.read_text() == "history\nreport\nlater\n"

@@ -198,7 +198,7 @@ def test_standard_input_may_be_nothing_at_all(tidemill, write, tmp_path) -> None
         "import tidemill as tm\npipeline = tm.Pipeline(tm.sources.Lines('-'), [], tm.sinks.Lines('out.ndjson'))\n",
     )
     command = [sys.executable, "-m", "tidemill", "run", "plant.py", "--lanes", "0"]
-    told = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)  # noqa: PLW1510
+    told = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)  # noqa: PLW1510
     assert (told.returncode, "0 records in" in told.stderr) == (0, True), told.stderr
 
 

@@ -34,7 +34,7 @@ def test_the_demo_ends_with_features_and_a_query_that_works(tmp_path) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 raise AssertionError(f"ended with {demo.wait(0.05)} too early: {told.read_text()}")
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(60) == 0, told.read_text()
+        assert demo.wait(120) == 0, told.read_text()
     finally:
         demo.kill()
         demo.wait()

@@ -86,4 +86,4 @@ def test_a_second_interrupt_leaves_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         line_with(process, "interrupted")
         line_with(process, "threads")
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0

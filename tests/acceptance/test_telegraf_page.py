@@ -60,7 +60,7 @@ def test_the_child_of_telegraf(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     lines = [parse_line(line) for line in done.stdout.splitlines()]
     assert [line["fields"]["usage_idle_mean_30"] for line in lines] == MEANS

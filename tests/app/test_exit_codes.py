@@ -66,6 +66,6 @@ def test_an_error_that_cannot_be_told_still_has_its_exit_code(tmp_path: Path) ->
     """A log on a full disk, a terminal that is gone: whoever started the run has the code alone."""
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "tidemill", "run", "none.py"], cwd=tmp_path, stderr=full, check=False, timeout=60
+            [sys.executable, "-m", "tidemill", "run", "none.py"], cwd=tmp_path, stderr=full, check=False, timeout=120
         )
     assert ended.returncode == code_of(InputError("x"))

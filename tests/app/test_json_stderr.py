@@ -98,7 +98,7 @@ def told(tmp_path: Path, *options: str, on_error: str = "dead_letter", code: int
     """The objects that a run writes to stderr."""
     (tmp_path / "plant.py").write_text(NOISY.replace("NASTY", repr(NASTY)).replace("ON_ERROR", repr(on_error)))
     command = [sys.executable, "-m", "tidemill", "run", "plant.py", "--log-format", "json", *options]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == code, run.stderr
     objects = [json.loads(line) for line in run.stderr.splitlines()]
     for one in objects:

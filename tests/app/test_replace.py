@@ -251,6 +251,6 @@ def test_too_few_files_are_the_outsides_fault(tmp_path):
     plan_in(tmp_path)
     command = f"ulimit -n 40; exec {sys.executable} -m tidemill {shlex.join(RUN)} --lanes 4"
     told = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert (told.returncode, "ulimit -n" in told.stderr) == (5, True)

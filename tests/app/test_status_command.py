@@ -112,7 +112,7 @@ def test_a_live_run_of_the_command_line_is_asked_by_another(tmp_path: Path, caps
         assert answer(["status", url]) == 0
         assert capsys.readouterr().out.startswith("the run progresses")
         run.send_signal(signal.SIGINT)
-        run.communicate(timeout=30)
+        run.communicate(timeout=120)
     assert run.returncode == 0
 
 

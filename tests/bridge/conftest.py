@@ -128,14 +128,14 @@ class Program:
 
     def ended(self) -> Ended:
         """Wait for its end."""
-        out, err = self._process.communicate(timeout=60)
+        out, err = self._process.communicate(timeout=120)
         return Ended(self._process.returncode, out, err)
 
     def close(self) -> None:
         """Leave nothing of it."""
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=120)
 
 
 @pytest.fixture

@@ -136,12 +136,12 @@ async def test_while_its_result_is_on_the_way(one: tm.Lanes) -> None:
             returned.set()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(120)
         task = asyncio.create_task(one.run(tells_when_written, server.getsockname()[1]))
         await turns(3)
         line, _ = server.accept()  # holds the loop, so that nothing is read meanwhile
         with line:
-            line.settimeout(30)
+            line.settimeout(120)
             assert line.recv(1) == b""
     behind = [asyncio.create_task(one.run(square, number)) for number in range(5)]
     task.cancel()
@@ -263,7 +263,7 @@ async def test_cancels_from_other_threads(two: tm.Lanes) -> None:
         futures = [executor.submit(square, number) for number in range(60)]
         for future in random.sample(futures, 20):
             future.cancel()
-        done, pending = concurrent.futures.wait(futures, timeout=30)
+        done, pending = concurrent.futures.wait(futures, timeout=120)
         assert not pending
         assert len(done) == 60
         for number, future in enumerate(futures):

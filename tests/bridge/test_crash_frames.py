@@ -84,14 +84,14 @@ async def test_while_ten_megabytes_are_on_their_way_back(one: tm.Lanes, way, kin
 
     assert await one.run(square, 1) == 1  # the lane has a process again
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(120)
         large = asyncio.create_task(one.run(returns_much, server.getsockname()[1]))
         behind = asyncio.create_task(one.run(square, 4))
         for _ in range(3):
             await asyncio.sleep(0)
         line, _ = server.accept()  # holds the loop, so that nothing is read meanwhile
         with line:
-            line.settimeout(30)
+            line.settimeout(120)
             assert line.recv(1) == b""
         (result,) = await asyncio.gather(large, return_exceptions=True)
     if way.kills and isinstance(result, Exception):

@@ -172,11 +172,11 @@ IN_THE_APPLICATION = """
         ends = []
         for value in values:
             try:
-                ends.append(pool.submit(work, value).result(30))
+                ends.append(pool.submit(work, value).result(120))
             except Exception as raised:
                 ends.append(raised)
         told("thread", ends)
-        print("next", pool.submit(abs, -5).result(30))
+        print("next", pool.submit(abs, -5).result(120))
 """
 
 

@@ -133,7 +133,7 @@ async def test_the_processes_that_a_function_started_end_with_it(telephone, home
     await asyncio.gather(task, return_exceptions=True)
     try:
         assert len(family) == 2
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await processes.gone(*family)
     finally:
         for pid in filter(processes.lives, family):

@@ -308,7 +308,7 @@ async def test_too_few_descriptors(program) -> None:
                     os.close(number)
                 print(await lanes.run(abs, -5))
 
-        asyncio.run(asyncio.wait_for(main(), 30))
+        asyncio.run(asyncio.wait_for(main(), 120))
     """)
     end = app.ended()
     assert end.out.splitlines()[:1] == ["LaneDied"]

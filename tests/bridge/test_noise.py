@@ -118,7 +118,7 @@ async def test_a_logging_lock_that_is_held_at_the_start() -> None:
     def holds() -> None:
         with handler.lock, logging._lock:  # type: ignore[attr-defined,union-attr]
             held.set()
-            release.wait(60)
+            release.wait(120)
 
     def logs(text: str) -> str:
         logging.getLogger("tidemill.test").warning(text)
@@ -126,7 +126,7 @@ async def test_a_logging_lock_that_is_held_at_the_start() -> None:
 
     thread = threading.Thread(target=holds)
     thread.start()
-    held.wait(30)
+    held.wait(120)
     try:
         async with tm.Lanes(1) as lanes:
             assert await lanes.run(logs, "first") == "first"

@@ -77,7 +77,7 @@ assert [row["v_mean_2"] for row in plan.apply(rows, key="sensor")] == [1.0, 1.5]
 def test_without_what_only_linux_has(platform: str) -> None:
     """In an interpreter that lacks memfds, handles of processes and more; on Windows also fork and fcntl."""
     command = [sys.executable, "-c", ELSEWHERE, platform]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         *2 * ["Lanes run on Linux so far. tm.Lanes(0) runs the same calls inline."],

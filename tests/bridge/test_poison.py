@@ -179,13 +179,13 @@ async def test_a_result_written_just_before_the_death_is_delivered(one: tm.Lanes
             returned.set()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(120)
         call = asyncio.create_task(one.run(returns_then_dies, server.getsockname()[1]))
         for _ in range(3):
             await asyncio.sleep(0)
         line, _ = server.accept()  # holds the loop, so that nothing is read meanwhile
         with line:
-            line.settimeout(30)
+            line.settimeout(120)
             assert line.recv(1) == b""
         behind = asyncio.create_task(one.run(abs, -5))
         assert await call == "delivered"

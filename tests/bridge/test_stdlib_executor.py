@@ -114,7 +114,7 @@ def pool(request: pytest.FixtureRequest) -> concurrent.futures.Executor:
 
 def test_submit(pool) -> None:
     """Positional and keyword arguments, also those with the names of our own parameters."""
-    assert pool.submit(pow, 2, 8).result(30) == 256
+    assert pool.submit(pow, 2, 8).result(120) == 256
     assert pool.submit(capture, 1, self=2, fn=3, timeout=4, key=5).result(30) == (
         (1,),
         {"self": 2, "fn": 3, "timeout": 4, "key": 5},
@@ -167,7 +167,7 @@ def test_map_timeout(pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(concurrent.futures.TimeoutError):
         reads()
     assert results == [0, 0]
-    assert pool.submit(square, 3).result(30) == 9
+    assert pool.submit(square, 3).result(120) == 9
 
 
 def test_map_is_left_early(pool) -> None:
@@ -186,7 +186,7 @@ def test_submitting_from_a_callback_and_from_many_threads(pool) -> None:
         pool.submit(square, done.result()).add_done_callback(lambda last: second.set_result(last.result()))
 
     pool.submit(square, 3).add_done_callback(again)
-    assert second.result(30) == 81
+    assert second.result(120) == 81
     ends: dict[int, list[int]] = {}
 
     def thread(first: int) -> None:
@@ -207,12 +207,12 @@ def test_traceback(pool) -> None:
     """The remote traceback is the cause, and is shown with the error."""
     future = pool.submit(divide_by, 0)
     with pytest.raises(ZeroDivisionError) as caught:
-        future.result(30)
+        future.result(120)
     cause = caught.value.__cause__
     assert cause is not None
     assert "return 10 / x" in str(cause) or "in divide_by" in str(cause)
     assert "in divide_by" in "".join(traceback.format_exception(caught.value))
-    assert future.exception(30) is caught.value
+    assert future.exception(120) is caught.value
 
 
 def test_a_falsy_exception(pool) -> None:
@@ -222,7 +222,7 @@ def test_a_falsy_exception(pool) -> None:
         raise Falsy("of the test")
 
     with pytest.raises(Falsy, match="of the test"):
-        pool.submit(raises).result(30)
+        pool.submit(raises).result(120)
 
 
 def test_an_exception_group_and_notes(pool) -> None:
@@ -234,7 +234,7 @@ def test_an_exception_group_and_notes(pool) -> None:
         raise error
 
     with pytest.raises(ExceptionGroup) as caught:
-        pool.submit(raises).result(30)
+        pool.submit(raises).result(120)
     assert [type(error) for error in caught.value.exceptions] == [KeyError, ValueError]
     assert caught.value.__notes__ == ["a note"]
 
@@ -245,9 +245,9 @@ def test_a_killed_child(pool) -> None:
     for number, future in enumerate(futures):
         if number == 5:
             with pytest.raises(LaneDied, match="exit code 7"):
-                future.result(30)
+                future.result(120)
         else:
-            assert future.result(30) == number * number
+            assert future.result(120) == number * number
 
 
 # -- wait, as_completed, callbacks, cancel -------------------------------------------------------------------
@@ -263,14 +263,14 @@ def test_wait(pool) -> None:
     finished, pending = concurrent.futures.wait([quick, failing, held], timeout=0.01)
     assert pending == {held}
     assert held.cancel()
-    finished, pending = concurrent.futures.wait([quick, failing, held], timeout=30)
+    finished, pending = concurrent.futures.wait([quick, failing, held], timeout=120)
     assert pending == set()
 
 
 def test_as_completed(pool) -> None:
     """Each once, duplicates too, and a timeout for those that hang."""
     futures = [pool.submit(square, number) for number in range(20)]
-    done = list(concurrent.futures.as_completed([*futures, *futures], timeout=30))
+    done = list(concurrent.futures.as_completed([*futures, *futures], timeout=120))
     assert len(done) == 20
     assert set(done) == set(futures)
     held = pool.submit(spins)
@@ -285,7 +285,7 @@ def test_done_callbacks(pool) -> None:
     seen: list[object] = []
     done = threading.Event()
     future = pool.submit(square, 4)
-    future.result(30)
+    future.result(120)
     future.add_done_callback(lambda done: seen.append(("after", done.result())))
     with contextlib.suppress(ZeroDivisionError):
         future.add_done_callback(lambda _: 1 / 0)
@@ -295,7 +295,7 @@ def test_done_callbacks(pool) -> None:
         held.add_done_callback(lambda end, number=number: seen.append((number, end.cancelled())))
     held.add_done_callback(lambda _: done.set())
     assert held.cancel()
-    assert done.wait(30)
+    assert done.wait(120)
     assert seen[1:] == [(0, True), (1, True), (2, True)]
 
 
@@ -307,9 +307,9 @@ def test_cancel(pool) -> None:
         assert future.cancelled()
         assert future.done()
         with pytest.raises(concurrent.futures.CancelledError):
-            future.result(30)
+            future.result(120)
     finished = pool.submit(square, 6)
-    assert finished.result(30) == 36
+    assert finished.result(120) == 36
     assert not finished.cancel()
     assert not finished.cancelled()
 
@@ -339,9 +339,9 @@ def test_no_stale_references(pool) -> None:
     token = Token()
     seen = weakref.ref(token)
     future = pool.submit(type, token)
-    future.result(30)
+    future.result(120)
     del token
-    pool.submit(square, 1).result(30)
+    pool.submit(square, 1).result(120)
     gc.collect()
     assert seen() is None
 
@@ -352,7 +352,7 @@ def test_no_stale_references(pool) -> None:
 def test_after_the_shutdown(new) -> None:
     """RuntimeError, whether submitted or mapped; twice is once."""
     executor = new()
-    assert executor.submit(square, 2).result(30) == 4
+    assert executor.submit(square, 2).result(120) == 4
     executor.shutdown()
     executor.shutdown()
     with pytest.raises(RuntimeError):
@@ -373,7 +373,7 @@ def test_shutdown_finishes_what_was_taken(new) -> None:
     with new() as executor:
         futures += [executor.submit(square, number) for number in range(100)]
         results = executor.map(abs, range(-5, 6))
-    assert [future.result(30) for future in futures] == [number * number for number in range(100)] * 3
+    assert [future.result(120) for future in futures] == [number * number for number in range(100)] * 3
     assert list(results) == [5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5]
 
 
@@ -381,7 +381,7 @@ def test_shutdown_cancels(new) -> None:
     """With ``cancel_futures`` those that hang end, as cancelled."""
     executor = new()
     done = executor.submit(square, 3)
-    assert done.result(30) == 9
+    assert done.result(120) == 9
     held = [executor.submit(spins) for _ in range(10)]
     executor.shutdown(cancel_futures=True)
     assert all(future.cancelled() for future in held)
@@ -404,8 +404,8 @@ def test_shutdown_while_others_submit(new) -> None:
     concurrent.futures.wait([executor.submit(square, 1)], timeout=30)
     executor.shutdown(wait=False)
     for each in threads:
-        each.join(30)
-    ends = [future.exception(30) for future in taken]
+        each.join(120)
+    ends = [future.exception(120) for future in taken]
     assert all(end is None or isinstance(end, tm.CallError) for end in ends)
 
 
@@ -416,13 +416,13 @@ def test_an_executor_that_is_forgotten(processes) -> None:
     """Without a shutdown: its processes and its thread end when it is let go of."""
     before = set(threading.enumerate())
     executor = tm.LanesExecutor(1)
-    server = executor.submit(os.getppid).result(30)
+    server = executor.submit(os.getppid).result(120)
     (thread,) = set(threading.enumerate()) - before
     assert thread.name == "tidemill-lanes"
     del executor
     gc.collect()
     asyncio.run(processes.gone(server))
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
 
 
@@ -432,7 +432,7 @@ def test_within_an_asyncio_program(own_pool) -> None:
     async def main() -> tuple:
         loop = asyncio.get_running_loop()
         awaited = await asyncio.gather(*(loop.run_in_executor(own_pool, square, number) for number in range(20)))
-        return awaited, own_pool.submit(square, 5).result(30)
+        return awaited, own_pool.submit(square, 5).result(120)
 
     assert asyncio.run(main()) == ([number * number for number in range(20)], 25)
 
@@ -488,5 +488,5 @@ def test_a_loop_that_was_closed_is_told_each_time() -> None:
         loop.close()
         threads.submit(thread).result()
     with pytest.raises(tm.CallError, match="closed"):
-        late.result(30)
+        late.result(120)
     asyncio.run(lanes.aclose())

@@ -100,7 +100,7 @@ def test_code_of_the_main_module(tmp_path: Path, way: str) -> None:
         case "exec":
             command = ["-c", f"exec({SOURCE + RUN!r}, {{'__name__': 'gone'}})"]
     done = subprocess.run(
-        [sys.executable, *command], input=text, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
+        [sys.executable, *command], input=text, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
     )
     if way == "exec":  # neither this process nor another can find its module
         assert done.returncode == 0 or "cannot be sent to a lane" in done.stderr
@@ -112,7 +112,7 @@ def test_a_script_that_was_deleted(tmp_path: Path) -> None:
     """After it was read: nothing reads it again."""
     script = tmp_path / "program.py"
     script.write_text("import os\nos.unlink(__file__)\n" + SOURCE + RUN)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, TOLD), done.stderr
 
 
@@ -126,7 +126,7 @@ async def main():
         return await lanes.run(divmod, 7, 2)
 sys.stdout.write(str(asyncio.run(main())))
 """
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "(3, 1)"), done.stderr
 
 
@@ -153,7 +153,7 @@ def test_a_module_that_only_this_process_can_find(tmp_path: Path) -> None:
             asyncio.run(main())
         """)
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout in {"2\n3\n", "True\n3\n"}
 
@@ -183,7 +183,7 @@ def test_modules_are_those_of_the_application_wherever_it_is_started(tmp_path: P
         """)
     )
     command = [sys.executable, "-W", "error::UserWarning", "-X", "utf8", str(app / "program.py")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "of the application True\n"), done.stderr
 
 
@@ -201,6 +201,6 @@ def test_a_notebook() -> None:
         "await lanes.aclose()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     printed = ["".join(part.get("text", "") for part in cell.outputs) for cell in notebook.cells]
     assert printed == ["", TOLD, "2\n", "11\n", ""]

@@ -80,7 +80,7 @@ def test_each_row_is_there_once_though_the_receiver_is_killed(
         sink.flush()
         assert sink.statistics().rows == 12_000
     hub.send_signal(signal.SIGTERM)
-    assert hub.wait(60) == 0
+    assert hub.wait(120) == 0
     with contextlib.closing(sqlite3.connect(tmp_path / "rows.db")) as rows:
         found = rows.execute("SELECT n FROM features ORDER BY n").fetchall()
     assert found == [(n,) for n in range(12_000)]

@@ -152,7 +152,7 @@ class Plant:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
+        assert self.process.wait(120) == 0
 
     def rows(self) -> list[tuple[str, int]]:
         """(sensor, seq) of what is committed."""
@@ -204,7 +204,7 @@ def test_all_messages_of_a_recording_come_once_though_the_engine_is_killed(
     killed.touch()
     plant.start()
     plant.until_rows(46_706)
-    assert sender.wait(60) == 0
+    assert sender.wait(120) == 0
     plant.stop()
     rows = plant.rows()
     assert len(rows) == 46_706
@@ -228,12 +228,12 @@ def test_a_broker_that_is_killed_five_times_loses_nothing_that_the_engine_had_ac
             plant.until(lambda plant=plant, turn=turn: plant.count(turn) >= 50)
         broker.kill()
         broker.start()
-        assert sender.wait(60) == 0
+        assert sender.wait(120) == 0
     sender = publisher(broker.port, 2, 20, *[0] * 5, 100)
     for plant in plants:
         plant.until(lambda plant=plant: ("5", 99) in plant.rows())  # all before it came before, or never will
         plant.stop()
-    assert sender.wait(60) == 0
+    assert sender.wait(120) == 0
     log = (broker.folder / "mosquitto.log").read_text()
     for plant in plants:
         rows = plant.rows()

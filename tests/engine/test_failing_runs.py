@@ -93,7 +93,7 @@ class Slow(Refusing):
         self.closed = False
 
     def close(self):
-        self.closed = self.may_close.wait(60)
+        self.closed = self.may_close.wait(120)
 
 
 async def test_a_sink_in_a_thread_is_closed_before_the_run_ends():

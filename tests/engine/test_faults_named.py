@@ -314,7 +314,7 @@ async def test_the_pages_of_a_run_name_what_is_wrong_with_it_and_forget_it(
                 return named(status, text)
 
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(120):
                     await ask_until(run, "/healthz", expected)
             except TimeoutError:
                 pytest.fail(f"it said {last}")
@@ -338,7 +338,7 @@ async def test_the_pages_of_a_run_name_what_is_wrong_with_it_and_forget_it(
                 return text == "the run progresses\n"
 
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(120):
                     await ask_until(run, "/healthz", well)
                     await ask_until(run, "/readyz", lambda status, _: status == 200)
             except TimeoutError:

@@ -65,11 +65,11 @@ def told_to_pages(url: str, evil: list[bytes]) -> None:
     where = url.removeprefix("http://")
     host, _, port = where.partition(":")
     for each in evil:
-        asking = http.client.HTTPConnection(where, timeout=30)
+        asking = http.client.HTTPConnection(where, timeout=120)
         asking.request("POST", "/metrics", each, {"Content-Type": "application/python-pickle"})
         assert asking.getresponse().status >= 400
         asking.close()
-        with socket.create_connection((host, int(port)), timeout=30) as line:
+        with socket.create_connection((host, int(port)), timeout=120) as line:
             line.sendall(each + b"\r\n\r\n")
             line.shutdown(socket.SHUT_WR)
             while line.recv(1 << 16):

@@ -99,7 +99,7 @@ class SlowToFlush(Lines):
 
     def flush(self):
         self.begun.set()
-        assert self.ended.wait(60)
+        assert self.ended.wait(120)
         super().flush()
 
 

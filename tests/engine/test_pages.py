@@ -188,14 +188,14 @@ async def test_a_loop_that_is_held_is_named_by_the_thread_beside_it(monkeypatch:
 
     def block(_: tm.Batch) -> None:
         held.set()
-        go.wait(30)
+        go.wait(120)
 
     seen: list[tuple[int, str]] = []
     async with tm.serve(live(source, tm.sinks.Callback(block)), lanes=0, state=False, metrics=ANYWHERE) as run:
         url = run.metrics_url
 
         def watch() -> None:
-            held.wait(30)
+            held.wait(120)
             seen.extend(asked(url + path) for path in ("/healthz", "/readyz", "/metrics"))
             go.set()
 
@@ -283,7 +283,7 @@ async def test_a_sink_that_does_not_answer_is_named_and_forgotten(
 
     def answer(post: Post) -> Any:
         asked_for.set()
-        going.wait(30)
+        going.wait(120)
         return take(post)
 
     with web_server(answer) as server:
@@ -486,7 +486,7 @@ def test_no_target_leads_anywhere_but_to_the_pages(ups: list[str], end: str, beg
 
 
 def exchanged(address: tuple[str, int], request: bytes) -> bytes:
-    with socket.create_connection(address, timeout=20) as connection:
+    with socket.create_connection(address, timeout=120) as connection:
         connection.sendall(request)
         return connection.makefile("rb").read()
 
@@ -547,7 +547,7 @@ async def test_clients_that_do_not_ask_make_room_for_those_that_do(said: bytes) 
     async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
         address = ("127.0.0.1", int(run.metrics_url.rpartition(":")[2]))
         with ExitStack() as silent:
-            many = [silent.enter_context(socket.create_connection(address, timeout=20)) for _ in range(40)]
+            many = [silent.enter_context(socket.create_connection(address, timeout=120)) for _ in range(40)]
             for each in many[-16:]:
                 each.sendall(said)
             assert await ask(run, "/healthz") == (200, "the run progresses\n")
@@ -568,7 +568,7 @@ def test_more_clients_than_there_is_room_for_are_turned_away_while_all_wait_for_
         request = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"
         with ThreadPoolExecutor(16) as clients:
             asking = [clients.submit(exchanged, address, request) for _ in range(16)]
-            waiting = [looks.get(timeout=20) for _ in asking]
+            waiting = [looks.get(timeout=120) for _ in asking]
             with suppress(ConnectionError):
                 assert exchanged(address, request) == b""
             for look in waiting:
@@ -601,5 +601,5 @@ pipeline = tm.Pipeline(tm.sources.Records([{{"sensor": "S", "value": 1.0}}]), tm
 print(tm.run(pipeline, lanes=0, metrics="127.0.0.1:0").rows_out)
 """
     command = [sys.executable, "-c", program]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (ran.stdout, ran.stderr, ran.returncode) == ("1\n", "", 0)

@@ -37,5 +37,5 @@ def test_a_script_names_its_pipeline_and_a_command_that_starts_an_application_do
     for script in ("plant.py", "served", "server/__main__.py"):
         (tmp_path / script).parent.mkdir(exist_ok=True)
         (tmp_path / script).write_text(CALL)
-    subprocess.run([sys.executable, *started], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([sys.executable, *started], cwd=tmp_path, check=True, timeout=120)
     assert [folder.name for folder in (tmp_path / ".tidemill").iterdir()] == [name]

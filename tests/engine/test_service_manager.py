@@ -28,7 +28,7 @@ class Manager:
         self.address = address
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind("\0" + address[1:] if address[0] == "@" else address)
-        self.socket.settimeout(30)
+        self.socket.settimeout(120)
 
     def told(self) -> list[str]:
         """The lines of the next message."""
@@ -42,7 +42,7 @@ class Manager:
             try:
                 lines += self.told()
             except BlockingIOError:
-                self.socket.settimeout(30)
+                self.socket.settimeout(120)
                 return lines
 
     def told_until(self, line: str) -> list[str]:
@@ -80,7 +80,7 @@ def test_a_run_of_the_command_line_is_ready_alive_and_then_stops(tmp_path: Path,
             told += manager.told_until("WATCHDOG=1")
         run.send_signal(signal.SIGTERM)
         told += manager.told_until("STOPPING=1")
-        run.communicate(timeout=30)
+        run.communicate(timeout=120)
     assert run.returncode == 0
     told += manager.all_told()
     assert told.count("READY=1") == told.count("STOPPING=1") == 1

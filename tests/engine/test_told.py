@@ -141,7 +141,7 @@ async def heard_by(source: tm.sources.TCP, *lines: bytes) -> None:
 
     reader = SourceReader(ManualClock(), lambda _: None, stopping)
     reading = asyncio.ensure_future(reader.read(source, give=give, refuse=lambda letter: pytest.fail(letter.reason)))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         _, writer = await asyncio.open_connection(*await source.wait_listening())
         writer.write(b"".join(lines))
         await reading

@@ -208,7 +208,7 @@ async def test_what_is_called_in_the_turn_of_closing_ends() -> None:
         closing = asyncio.ensure_future(lanes.aclose())
     await closing
     with pytest.raises(CallError, match="closed"):
-        await asyncio.wait_for(before, 30)
+        await asyncio.wait_for(before, 120)
     with pytest.raises(CallError, match="closed"):
         predict(2)
 

@@ -43,18 +43,18 @@ async def test_the_stdlib_interface_from_a_thread(two: tm.Lanes) -> None:
     def thread() -> None:
         with two.executor() as executor:
             assert isinstance(executor, concurrent.futures.Executor)
-            assert executor.submit(square, 3).result(30) == 9
-            assert executor.submit(dict, a=1).result(30) == {"a": 1}
-            assert isinstance(executor.submit(square, -1).exception(30), ValueError)
+            assert executor.submit(square, 3).result(120) == 9
+            assert executor.submit(dict, a=1).result(120) == {"a": 1}
+            assert isinstance(executor.submit(square, -1).exception(120), ValueError)
             assert list(executor.map(square, range(20))) == [number * number for number in range(20)]
             assert list(executor.map(divmod, [7, 9], [2, 4])) == [(3, 1), (2, 1)]
             futures = {executor.submit(square, number): number for number in range(10)}
-            for future in concurrent.futures.as_completed(futures, timeout=30):
+            for future in concurrent.futures.as_completed(futures, timeout=120):
                 assert future.result() == futures[future] ** 2
             called: list[int] = []
             future = executor.submit(square, 4)
             future.add_done_callback(lambda done: called.append(done.result()))
-            concurrent.futures.wait([future], timeout=30)
+            concurrent.futures.wait([future], timeout=120)
         assert called == [16]
         with pytest.raises(RuntimeError, match="shut down"):
             executor.submit(square, 1)
@@ -68,7 +68,7 @@ async def test_many_threads_at_once(two: tm.Lanes) -> None:
     executor = two.executor()
 
     def thread(first: int) -> list[int]:
-        return [future.result(30) for future in [executor.submit(square, first + number) for number in range(50)]]
+        return [future.result(120) for future in [executor.submit(square, first + number) for number in range(50)]]
 
     parts = await asyncio.gather(*(asyncio.to_thread(thread, first) for first in range(0, 400, 100)))
     assert parts == [[(first + number) ** 2 for number in range(50)] for first in range(0, 400, 100)]
@@ -165,6 +165,6 @@ async def test_an_interrupt_before_the_loop_is_woken_stops_no_later_call(
         monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(abs, -1)
-        return executor.submit(abs, -2).result(30)
+        return executor.submit(abs, -2).result(120)
 
     assert await asyncio.to_thread(elsewhere) == 2

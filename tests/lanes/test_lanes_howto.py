@@ -19,7 +19,7 @@ def test_the_pages_examples_run_as_they_stand(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "shown.py").write_text("\n".join(blocks))
     done = subprocess.run(
-        [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -88,7 +88,7 @@ def tcp_server(*serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[TCP
                 came = bytearray()
                 made.came.append(came)
                 with contextlib.suppress(OSError), connection:
-                    connection.settimeout(30)
+                    connection.settimeout(120)
                     if tls is not None:
                         connection = tls.wrap_socket(connection, server_side=True)
                     serve[min(number, len(serve) - 1)](connection, came)
@@ -102,7 +102,7 @@ def tcp_server(*serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[TCP
             yield made
         finally:
             listening.shutdown(socket.SHUT_RDWR)
-            thread.join(30)
+            thread.join(120)
 
 
 @dataclass(frozen=True)
@@ -190,4 +190,4 @@ def web_server(
             yield made
         finally:
             server.shutdown()
-            thread.join(30)
+            thread.join(120)

@@ -405,7 +405,7 @@ def test_a_server_may_answer_before_it_has_read_all() -> None:
     def refusing(connection: Any, came: bytearray) -> None:
         read_post(connection, came, body=False)
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
-        end.wait(30)
+        end.wait(120)
 
     def taking(connection: Any, came: bytearray) -> None:
         while True:
@@ -420,7 +420,7 @@ def test_a_server_may_answer_before_it_has_read_all() -> None:
         flushing = threading.Thread(target=sink.flush)
         flushing.start()
         end.set()
-        flushing.join(30)
+        flushing.join(120)
         sink.close()
         assert sink.statistics().rows == 8_000
 
@@ -499,9 +499,9 @@ def test_a_post_can_be_given_up_by_another_thread(at: str) -> None:
 
         thread = threading.Thread(target=write)
         thread.start()
-        assert waits.wait(30)
+        assert waits.wait(120)
         sink.give_up()
-        thread.join(30)
+        thread.join(120)
         assert said == [f"http://127.0.0.1:{server.port}/a was given up."]
         assert len(server.came) == 1
         assert sink.statistics().rows == 0
@@ -721,7 +721,7 @@ def test_influxdb_has_each_row_once_after_a_kill(influx: Any, tmp_path: Path, la
         pass
     first.kill()
     first.wait()
-    subprocess.run(call, check=True, timeout=60)
+    subprocess.run(call, check=True, timeout=120)
     found = influx.query("SELECT value, value_sum_3 FROM mill", f"kills{lanes}")
     assert [row["value"] for row in found] == [*range(20_000)]
     assert [row["value_sum_3"] for row in found[10:]] == [3 * n - 15 for n in range(10, 20_000)]

@@ -454,7 +454,7 @@ except OutsideError as error:
     print(error)
 sink.close()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr == ""
     assert str(tmp_path / kit.file) in done.stdout
     assert done.stdout.count("\n") == 1

@@ -202,7 +202,7 @@ sink.close()
 @pytest.mark.parametrize(("format_", "first"), [("ndjson", b'{"n":0,'), ("csv", b"n,text")])
 def test_standard_output(format_: str, first: bytes) -> None:
     """``-`` writes where the process writes."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, format_, "3"], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, format_, "3"], capture_output=True, check=True, timeout=120)
     assert done.stdout.startswith(first)
     assert done.stdout.count(b"\n") == 3000 + (format_ == "csv")
     assert done.stderr == b""

@@ -39,16 +39,16 @@ class Reader:
         self.client.reconnect_delay_set(1, 1)
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
-        subscribed.get(timeout=30)
+        subscribed.get(timeout=120)
 
     def take(self, count: int) -> list[Any]:
-        return [self._came.get(timeout=30) for _ in range(count)]
+        return [self._came.get(timeout=120) for _ in range(count)]
 
     def take_until(self, enough: Callable[[list[Any]], bool]) -> list[Any]:
         """Messages up to the one with which it is so."""
         taken: list[Any] = []
         while not enough(taken):
-            taken.append(self._came.get(timeout=30))
+            taken.append(self._came.get(timeout=120))
         return taken
 
     def close(self) -> None:
@@ -220,7 +220,7 @@ def test_rows_that_come_twice_bear_the_same_number(
     came = reader.take(500)
     first.kill()
     assert first.wait() < 0
-    subprocess.run(call, check=True, timeout=60)
+    subprocess.run(call, check=True, timeout=120)
     came += reader.take_until(lambda taken: bool(taken) and json.loads(taken[-1].payload)["_seq"] == 7_999)
     rows = [json.loads(each.payload) for each in came]
     assert all(row["_seq"] == row["value"] for row in rows)

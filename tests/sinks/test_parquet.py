@@ -251,4 +251,4 @@ def test_making_a_sink_imports_nothing_heavy() -> None:
         "import sys; from tidemill import sinks; sinks.Parquet('x').check(); sinks.SQLite('y'); sinks.Lines('-');"
         "assert 'pyarrow' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -336,7 +336,7 @@ if {after}:
     sink.commit(it.LENGTH)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert finish(place, 2) == (LENGTH if after else at)
 
@@ -363,7 +363,7 @@ except it.OutsideError:
         os.kill(zombie.pid, signal.SIGSTOP)
         assert finish(place, 2) == 0
         os.kill(zombie.pid, signal.SIGCONT)
-        assert zombie.communicate("\n", timeout=60)[0] == "refused\n"
+        assert zombie.communicate("\n", timeout=120)[0] == "refused\n"
     assert (place.rows(), positions(place)) == (expected(LENGTH), [(2, LENGTH)])
 
 

@@ -64,7 +64,7 @@ def test_rows_are_lines_in_order(lanes: int) -> None:
         records = [{"sensor": f"S{n % 2}", "time": 1_700_000_000 + n, "n": float(n)} for n in range(1_000)]
         sink = sinks.TCP(server.url, format="influx", measurement="mill", precision="s", where="n >= 10")
         report = tm.run(tm.Pipeline(tm.sources.Records(records), tm.Lag("n"), sink), lanes=lanes)
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert server.lines == [
             b"mill,sensor=S%d n=%d.0,n_lag_1=%d.0 %d" % (n % 2, n, n - 2, 1_700_000_000 + n) for n in range(10, 1_000)
         ]
@@ -85,7 +85,7 @@ def test_the_numbers_of_rows_go_on_over_starts(tmp_path: Path, lanes: int) -> No
             records = tm.sources.Records(readings(start), live=True)
             sink = sinks.TCP(server.url, numbered=True, where="n % 2 == 1", columns=["n"])
             tm.run(tm.Pipeline(records, tm.Plan(), sink, name="plant"), lanes=lanes, state=tmp_path / "state")
-            assert server.ended.acquire(timeout=30)
+            assert server.ended.acquire(timeout=120)
         rows = [json.loads(line) for line in server.lines]
     assert rows == [{"n": n, "_epoch": 1 + n // 10, "_seq": n} for n in range(1, 20, 2)]
 
@@ -98,7 +98,7 @@ def test_what_has_no_place_in_a_line_is_counted() -> None:
         sink.write(Batch.from_rows([{"sensor": "S", "value": None}, {"sensor": "S", "value": 1.5}]))
         sink.write(Batch.from_rows([]))
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert server.lines == [b"m,sensor=S value=1.5"]
     statistics = sink.statistics()
     assert (statistics.rows, statistics.bytes) == (1, 21)
@@ -120,9 +120,9 @@ def test_a_server_that_has_closed_the_connection_is_noticed_before_more_is_sent(
             sink.write(Batch.from_rows(rows_from(start, start + 100)))
             sink.flush()
             if start < 200:
-                assert server.ended.acquire(timeout=30)
+                assert server.ended.acquire(timeout=120)
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert [numbers(bytes(each).splitlines()) for each in server.came] == [
             [*range(start, start + 100)] for start in (0, 100, 200)
         ]
@@ -142,8 +142,8 @@ def test_a_connection_that_breaks_in_the_middle_goes_on_at_the_beginning_of_a_li
         sink.open(OPEN)
         sink.write(Batch.from_rows(rows_from(0, 100_000, text="x" * 100)))  # more than any buffer takes
         sink.close()
-        assert server.ended.acquire(timeout=30)
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
+        assert server.ended.acquire(timeout=120)
         first, second = (numbers(bytes(each).split(b"\n")[:-1]) for each in server.came)
         assert first == [*range(len(first))]
         assert second == [*range(second[0], 100_000)]
@@ -161,9 +161,9 @@ def test_with_acknowledgements_what_is_not_safe_is_sent_again() -> None:
         sink.flush()
         assert sink.statistics().rows == 2_000
         sink.close()
-        assert server.ended.acquire(timeout=30)
-        assert server.ended.acquire(timeout=30)
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
+        assert server.ended.acquire(timeout=120)
+        assert server.ended.acquire(timeout=120)
         first, second, third = (numbers(bytes(each).split(b"\n")[:-1]) for each in server.came)
         assert first[:40] == [*range(40)]
         assert second[:100] == [*range(40, 140)]
@@ -179,7 +179,7 @@ def test_what_was_acknowledged_of_a_block_is_not_sent_again() -> None:
         written(sink, rows_from(0, 100))
         sink.close()
         for _ in range(4):
-            assert server.ended.acquire(timeout=30)
+            assert server.ended.acquire(timeout=120)
         begins = [numbers(bytes(each).split(b"\n")[:1])[0] for each in server.came]
         assert begins == [0, 50, 60, 61]
         assert sink.statistics().rows == 100
@@ -213,7 +213,7 @@ def test_a_server_that_answers_every_line_is_listened_to() -> None:
         sink.open(OPEN)
         written(sink, rows_from(0, 200_000))
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert numbers(server.lines) == [*range(200_000)]
         assert len(server.came) == 1
 
@@ -239,9 +239,9 @@ def test_a_sink_that_waits_can_be_given_up_by_another_thread() -> None:
 
         thread = threading.Thread(target=write)
         thread.start()
-        assert waits.wait(30)
+        assert waits.wait(120)
         sink.give_up()
-        thread.join(30)
+        thread.join(120)
         assert said == [f"{server.url} was given up."]
         sink.close()
 
@@ -295,7 +295,7 @@ def test_a_server_that_reads_late_and_speaks_meanwhile_has_all_of_it(authority: 
         written(sink, rows_from(0, 20_000))
         flushed.set()
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert numbers(server.lines) == [*range(20_000)]
 
 
@@ -310,7 +310,7 @@ def test_a_server_that_goes_and_stays_away_fails_the_write_and_lets_go() -> None
     with tcp_server(lambda *_: None) as server:
         sink = sinks.TCP(server.url)
         sink.open(OPEN)
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
     with pytest.raises(OutsideError, match="cannot be reached: Connection refused"):
         sink.write(Batch.from_rows(rows_from(0, 1)))
     sink.close()
@@ -343,7 +343,7 @@ def test_over_tls_with_a_certificate_that_is_trusted(authority: Any) -> None:
             sink.open(OPEN)
             written(sink, rows_from(0, 5_000), rows_from(5_000, 10_000))
             sink.close()
-            assert server.ended.acquire(timeout=30)
+            assert server.ended.acquire(timeout=120)
             assert numbers(server.lines) == [*range(10_000)]
         assert sink.statistics().rows == 10_000
 
@@ -364,7 +364,7 @@ def test_over_tls_an_acknowledgement_is_believed_of_what_has_only_begun_to_go(
         sink.open(OPEN)
         written(sink, *(rows_from(start, start + 10_000) for start in range(0, 60_000, 10_000)))
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert numbers(server.lines) == [*range(60_000)]
 
 
@@ -391,7 +391,7 @@ def test_a_server_that_is_not_trusted_is_sent_nothing(authority: Any, made: Any,
         with pytest.raises(InputError, match=said):
             sink.open(OPEN)
         sink.close()
-        assert server.ended.acquire(timeout=30)
+        assert server.ended.acquire(timeout=120)
         assert b"sensor" not in b"".join(map(bytes, server.came))
 
 

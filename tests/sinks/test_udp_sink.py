@@ -98,7 +98,7 @@ def test_line_protocol_reaches_influxdb(influx: Any) -> None:
     influx.query('CREATE DATABASE "datagrams"')
     sink = sinks.UDP(f"udp://127.0.0.1:{influx.udp_port}", format="influx", measurement="mill")
     sent(sink, [{"sensor": f"S{n % 3}", "time": 1_700_000_000 + n, "n": n} for n in range(300)])
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not (found := influx.query("SELECT count(n) FROM mill", "datagrams")) or found[0]["count"] < 300:
         assert time.monotonic() < until, found
     assert [row["n"] for row in influx.query("SELECT n FROM mill", "datagrams")] == [*range(300)]

@@ -50,8 +50,8 @@ class Sender:
 
     def _connected(self) -> http.client.HTTPConnection:
         if self._tls is not None:
-            return http.client.HTTPSConnection("localhost", self._port, timeout=30, context=self._tls)
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+            return http.client.HTTPSConnection("localhost", self._port, timeout=120, context=self._tls)
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
 
     async def post(self, body: Any, path: str = "/ingest", **headers: str) -> tuple[int, Any, dict[str, str]]:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -89,7 +89,7 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         self.context.stopping.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await self.task
 
 
@@ -128,7 +128,7 @@ async def test_an_answer_comes_in_one_piece() -> None:
     """Its head and its body, as the system counts what came; also one that says no more than that the rest may come."""
     head = b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 39\r\n\r\n"
     async with Engine(HTTP()) as engine:
-        with socket.create_connection(("127.0.0.1", engine.source.port), timeout=30) as to:
+        with socket.create_connection(("127.0.0.1", engine.source.port), timeout=120) as to:
             for number in range(1, 4):
                 to.sendall(head)
                 assert (await asyncio.to_thread(to.recv, 4096)).startswith(b"HTTP/1.1 100")

@@ -34,7 +34,7 @@ async def post(port: int, *, tls: ssl.SSLContext | None = None, head: bytes = HE
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         try:
             return await reader.read() == b""
         except ConnectionResetError:
@@ -69,7 +69,7 @@ async def test_who_says_that_it_sends_no_more_is_answered(requests: int) -> None
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write((HEAD + BODY) * requests)
         writer.write_eof()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert (await reader.read()).count(b"HTTP/1.1 202") == requests
         writer.close()
         run.stop_soon()
@@ -244,14 +244,14 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(
         assert await closed(third)
         its_writer.close()
         assert source.statistics().turned_away == 1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not caplog.records:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.005)
         told = f"source {source.name}: 1 connection was turned away, the last from 127.0.0.1: 2 are open, and connections=2"
         assert [record.getMessage() for record in caplog.records] == [told]
         first[1].close()
         await first[1].wait_closed()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while source._admission._all > 1:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.005)
         assert await post(port) == 202
@@ -262,7 +262,7 @@ async def test_connections_beyond_the_limit_are_turned_away_counted_and_told(
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not holds():  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.005)
 

@@ -95,11 +95,11 @@ async def test_a_pipe_gives_a_record_while_it_stays_open() -> None:
     try:
         os.write(write_end, b"cpu,host=a id")
         os.write(write_end, b"le=1 1568760922000000000\ncpu,host=a idle=2")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             batch = await anext(stream)
         assert batch["idle"].tolist() == [1.0]
         os.close(write_end)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             rest = await anext(stream)
         assert rest["idle"].tolist() == [2.0]
     finally:

@@ -55,7 +55,7 @@ async def test_standard_input_comes_as_it_is_written(drain: Any, pipe: int) -> N
 async def test_stopping_ends_a_read_that_waits(drain: Any, pipe: int) -> None:
     """A pipe that stays open and silent does not hold up the end of the run."""
     os.write(pipe, b'{"sensor":"a","value":1}\n')
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         drained = await drain(Lines(), until=lambda _: True)
     assert drained.count == 1
     os.close(pipe)

@@ -97,13 +97,13 @@ class Keeper:
 
     async def stop(self) -> None:
         self.context.stopping.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await self.task
 
 
 async def soon(condition: Callable[[], bool], task: asyncio.Task[None]) -> None:
     """Return when it is so."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             if task.done():
                 task.result()
@@ -115,7 +115,7 @@ async def kept(source: MQTT, *, keeps: bool = True) -> AsyncIterator[Keeper]:
     """A source that has subscribed."""
     keeper = Keeper(source, keeps=keeps)
     subscribed = asyncio.ensure_future(source.wait_subscribed())
-    await asyncio.wait({subscribed, keeper.task}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({subscribed, keeper.task}, timeout=120, return_when=asyncio.FIRST_COMPLETED)
     subscribed.cancel()
     if keeper.task.done():
         keeper.task.result()
@@ -312,7 +312,7 @@ async def test_nothing_is_acknowledged_before_it_is_safe(
         return MQTT(mosquitto.url, f"{root}/{{sensor}}", client_id=root, version=version)
 
     first = Keeper(source(), keeps=False)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await first.source.wait_subscribed()
     for number in range(20):
         publisher.publish(f"{root}/S", str(number))
@@ -357,7 +357,7 @@ async def test_what_the_broker_has_beyond_the_buffer_at_the_stop_is_left_to_it(
         publisher.publish(f"{root}/S", "1234")
     await publisher.published()
     await first
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while source.buffered <= 10_000:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.001)
     waiting = source.buffered // 204
@@ -381,7 +381,7 @@ async def test_more_than_the_buffer_may_come_before_the_broker_has_answered(
     context = SourceContext(SystemClock(), [].append, tells_kept=False)
     batches = source.stream(context)
     rows = (await anext(batches)).to_rows()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await source.wait_subscribed()
     assert source.statistics().tries == 0
     held = source.buffered

@@ -43,7 +43,7 @@ class Running:
         return [row for batch in self.batches for row in batch.to_rows()]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not condition():
                 assert not self.task.done() or self.task.result() is None
                 await asyncio.sleep(0.001)
@@ -51,7 +51,7 @@ class Running:
     async def stop(self) -> None:
         self.context.stopping.set()
         self.pull.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await self.task
 
 
@@ -59,7 +59,7 @@ class Running:
 async def running(source: TCP | UDP, *, pull: bool = True) -> AsyncIterator[Running]:
     run = Running(source, pull=pull)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await source.wait_listening()
         yield run
     finally:
@@ -201,7 +201,7 @@ async def test_what_comes_beyond_the_buffer_is_not_read_after_the_stop(ack: bool
     run.pull.set()
     await run.until(lambda: source.buffered == 0)
     source.kept(len(run.batches))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await run.task
     assert (len(run.rows) - len(run.batches[0])) * len(line("a", 1)) <= waiting
     with pytest.raises(ConnectionError):

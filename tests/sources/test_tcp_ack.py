@@ -39,7 +39,7 @@ async def turns() -> None:
 
 async def soon(condition: Callable[[], bool]) -> None:
     """Return when it is so."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await turns()
 
@@ -72,7 +72,7 @@ class Keeper:
 
     async def stop(self) -> None:
         self.context.stopping.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await self.task
 
 
@@ -171,7 +171,7 @@ async def test_a_sender_that_is_done_gets_its_last_number(rest: bytes) -> None:
         hearing = asyncio.ensure_future(reader.read())
         await turns()
         assert not hearing.done()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not hearing.done():
                 keeper.keep()
                 await asyncio.sleep(0)
@@ -182,7 +182,7 @@ async def test_a_sender_with_nothing_to_hear_is_closed_at_once() -> None:
     """It sent nothing, or has heard of all."""
     async with kept(TCP(ack=True)) as (_, reader, writer):
         writer.write_eof()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert await reader.read() == b""
 
 
@@ -195,7 +195,7 @@ async def test_over_tls_a_sender_waits_for_its_number_and_closes_then(authority:
     writer.write(line(1) + line(2))
     await keeper.until(2)
     keeper.keep()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert await reader.readline() == b"2\n"
     writer.close()
     await writer.wait_closed()
@@ -239,7 +239,7 @@ async def test_numbers_that_nobody_reads_take_no_memory() -> None:
         most = max(most, transport.get_write_buffer_size())
     assert 0 < most <= len(b"30000\n")
     heard = b""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not heard.endswith(b"\n30000\n"):
             heard += await loop.sock_recv(sender, 1 << 16)
     numbers = list(map(int, heard.split()))
@@ -258,7 +258,7 @@ async def test_the_end_of_a_run_waits_for_what_is_being_kept() -> None:
         await turns()
         assert not keeper.task.done()
         keeper.keep()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await keeper.task
             assert await reader.readline() == b"1\n"
             with contextlib.suppress(ConnectionError):

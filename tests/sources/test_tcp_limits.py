@@ -46,7 +46,7 @@ def files_allowed() -> Iterator[None]:
 
 
 def connected(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
+    return socket.create_connection(("127.0.0.1", port), timeout=120)
 
 
 def line(number: int) -> bytes:
@@ -75,7 +75,7 @@ def few_files(more: int) -> Iterator[int]:
 
 
 def closed_by_the_other_side(to: socket.socket) -> bool:
-    to.settimeout(30)
+    to.settimeout(120)
     try:
         return to.recv(1) == b""
     except ConnectionResetError:
@@ -225,7 +225,7 @@ CROWD = """
 import socket, sys
 
 def come(number):
-    return socket.create_connection(("127.0.0.1", ports[number % 2]), timeout=30)
+    return socket.create_connection(("127.0.0.1", ports[number % 2]), timeout=120)
 
 ports = [int(port) for port in sys.argv[1:]]
 there = [come(number) for number in range(160)]
@@ -317,7 +317,7 @@ ONE_BEFORE_THE_OTHER = """
 import socket, sys
 
 def come(port):
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
+    return socket.create_connection(("127.0.0.1", port), timeout=120)
 
 tcp, http = map(int, sys.argv[1:])
 there = [come(tcp) for number in range(160)]

@@ -192,7 +192,7 @@ async def test_a_long_line_of_a_pipe_takes_many_turns(tmp_path: Path, end: bytes
     os.mkfifo(tmp_path / "pipe")
     drained = Drained(Lines(tmp_path / "pipe", format="telegraf-json"))
     writing = asyncio.to_thread((tmp_path / "pipe").write_bytes, LONG.removesuffix(b"\n") + end)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await writing
         await soon(lambda: len(drained.values) == 2_345)
         await drained.stop()
@@ -203,7 +203,7 @@ async def test_a_long_line_by_tcp_takes_many_turns_and_is_safe_with_its_last_rec
     """Not before: the sender would let go of the rest."""
     source = TCP(format="telegraf-json", ack=True)
     drained = Drained(source)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         reader, writer = await asyncio.open_connection(*(await source.wait_listening()))
         writer.write(LONG)
         await soon(lambda: len(drained.values) == 2_345)
@@ -221,7 +221,7 @@ async def test_a_long_datagram_takes_many_turns() -> None:
     source = UDP(format="telegraf-json")
     drained = Drained(source)
     metrics = [{"name": "m", "fields": {"n": n}} for n in range(1_500)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         address = await source.wait_listening()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(json.dumps({"metrics": metrics}).encode(), address)

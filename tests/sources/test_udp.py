@@ -236,7 +236,7 @@ async def test_what_is_lost_is_in_the_metrics_and_the_report(tmp_path: Path) -> 
     source = UDP(buffer=SMALL)
     pipeline = tm.Pipeline(source, tm.Plan(), tm.sinks.Lines(tmp_path / "out.ndjson"))
     async with tm.serve(pipeline, lanes=0, state=None) as run:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await source.wait_listening()
         with sender(source.address) as one:
             for n in range(500):

@@ -172,7 +172,7 @@ def test_the_page_runs_as_it_stands(tmp_path):
     """Its blocks, joined in a script."""
     (tmp_path / "shown.py").write_text(CODE)
     done = subprocess.run(
-        [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "shown.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
