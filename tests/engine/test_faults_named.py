@@ -241,7 +241,7 @@ async def dead_letters_cannot_be_written(place: Place) -> AsyncIterator[Fault]:
 
         async def strike(_: Any) -> None:
             await asyncio.to_thread(disk.fill)
-            await send(source, *[b"no json"] * 100)
+            await send(source, *map(reading, range(200)), *[b"no json"] * 100)  # fewer than the others: that is no fault
 
         yield Fault(
             live(source),

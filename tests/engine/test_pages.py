@@ -450,7 +450,9 @@ async def test_without_the_library_the_run_goes_on_and_says_once_how_to_get_it(
 @pytest.mark.parametrize("target", ["/metrics", "/healthz", "/readyz", "/healthz?verbose"])
 async def test_a_name_that_was_made_to_lead_here_shows_nothing(target: str) -> None:
     """A web page may ask any port of this machine, in a name of its own: only an address or localhost is answered."""
-    async with tm.serve(live(tm.sources.TCP()), lanes=0, state=False, metrics=ANYWHERE) as run:
+    source = tm.sources.TCP()
+    async with tm.serve(live(source), lanes=0, state=False, metrics=ANYWHERE) as run:
+        await source.wait_listening()  # before, it is not ready
         address = ("127.0.0.1", int(run.metrics_url.rpartition(":")[2]))
         for host, status in (
             ("127.0.0.1", b"200"),

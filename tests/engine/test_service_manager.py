@@ -93,7 +93,12 @@ async def test_a_run_that_stalls_gives_no_more_signs_of_life_until_it_goes_on(
     """The status names the culprit, and the manager may restart it."""
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "20000000")
-    monkeypatch.setattr(oversight, "LOOK_S", 1_000.0)  # it is looked at by hand
+
+    async def unwatched(_: oversight.Oversight) -> None:
+        """It is looked at by hand."""
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(oversight.Oversight, "watch", unwatched)
     clock, source, going = ManualClock(), tm.sources.TCP(), asyncio.Event()
 
     async def take(_: tm.Batch) -> None:
