@@ -249,3 +249,23 @@ async def test_a_lane_that_is_stopped_and_goes_on(one: tm.Lanes) -> None:
         await one.run(square, 5, timeout=0.02)
     os.kill(pid, signal.SIGCONT)
     assert await asyncio.gather(*calls) == [number * number for number in range(20)]
+
+
+async def test_a_lane_that_was_stopped_takes_what_had_gone_behind_a_long_call_meanwhile(telephone, home) -> None:
+    """As soon as it goes on; the long call may go on for as long as it likes."""
+    async with tm.Lanes(2) as lanes:
+        for number in range(100):  # short ones, which are worth no message that moves them
+            assert await lanes.run(square, number) == number * number
+        calls = [asyncio.create_task(lanes.run(home, telephone.port, "long"))]
+        await telephone.hear("long")
+        (stopped,) = (lane for lane in lanes.statistics().lanes if not lane.in_flight)
+        os.kill(stopped.pid or 0, signal.SIGSTOP)
+        calls.append(asyncio.create_task(lanes.run(home, telephone.port, "behind")))
+        while [lane.in_flight for lane in lanes.statistics().lanes if lane.pid != stopped.pid] != [2]:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        with contextlib.suppress(ProcessLookupError):  # where it was stopped for so long that it was replaced
+            os.kill(stopped.pid or 0, signal.SIGCONT)
+        await telephone.hear("long", "behind")
+        for name in ("long", "behind"):
+            await telephone.tell(name)
+        assert await asyncio.gather(*calls) == ["done", "done"]

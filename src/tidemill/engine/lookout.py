@@ -61,9 +61,10 @@ class Lookout:
         at_work, ticks = (False, 0) if sign is None else activity(self._staff.pid(lane))
         computes, process.ticks = ticks > process.ticks, ticks
         commands = self._calls.looked(lane, sign, at_work=at_work, computes=computes)
-        if doubted and not self._calls.doubted(lane):
+        goes_on = doubted and not self._calls.doubted(lane)
+        if goes_on:
             commands += self._going_on(process, lane)
-        if commands:
+        if commands or goes_on:  # it may go on with nothing at once, and have its share of what waits in others a moment later
             self._perform(commands)
 
     def replace(self, lane: int) -> None:
