@@ -22,7 +22,7 @@ import tidemill as tm
 from tidemill.errors import BadResult, CallError, LaneDied, RemoteError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 CULPRIT = 2
 WAYS = ["error", "exit", "os_exit", "segfault", "sigkill"]

@@ -21,7 +21,7 @@ from tidemill.engine import lookout
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 def square(x: int) -> int:

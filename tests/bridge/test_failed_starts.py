@@ -18,7 +18,7 @@ from tidemill.errors import CallError, LaneDied
 from tidemill.lanes import fork_client
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 MakeModule = Callable[[str, str], str]
 

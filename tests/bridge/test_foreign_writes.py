@@ -15,7 +15,7 @@ from tidemill.lanes.framing import frame
 from tidemill.lanes.wire import Committed, Failed, Partly, Returned
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 def square(x: int) -> int:

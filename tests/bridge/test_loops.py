@@ -17,7 +17,7 @@ import tidemill as tm
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(200)
 
 
 def square(x: int) -> int:

@@ -22,7 +22,7 @@ from tidemill.lanes.forkserver import inside_lane
 from tidemill.lanes.server_watch import ServerWatch
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 async def server_of(lanes: tm.Lanes, other_than: int = 0) -> int:

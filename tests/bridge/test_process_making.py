@@ -16,7 +16,7 @@ import tidemill as tm
 from tidemill.errors import CallError, LaneDied
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 def square(x: int) -> int:

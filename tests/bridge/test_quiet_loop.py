@@ -14,7 +14,7 @@ import tidemill as tm
 from tidemill.engine import large_buffers, slices, staff
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(200)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "array"])

@@ -19,7 +19,7 @@ from tidemill.errors import CallError
 from tidemill.lanes.call_codec import dumps_call
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 

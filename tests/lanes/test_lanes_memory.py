@@ -21,7 +21,7 @@ from tidemill.lanes.channel import ProcessChannel
 from tidemill.lanes.wire import Committed
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 MB = 1 << 20
 TOLD = r"The function ran, but there is no memory in this process for its result \([89],\d\d\d,\d\d\d bytes came\)"

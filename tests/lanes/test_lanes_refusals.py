@@ -17,7 +17,7 @@ import pytest
 import tidemill as tm
 from tidemill.errors import CallError, OutsideError, PlanError
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
 
 
 def pipeline() -> tm.Pipeline:
