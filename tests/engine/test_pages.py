@@ -98,7 +98,7 @@ async def test_a_run_counts_what_it_did(tmp_path: Path, lanes: int) -> None:
         )
         text = await ask_until(run, "/healthz?verbose", lambda _, text: "measured yet" not in text)
         assert text.startswith("the run progresses\n")
-        assert "is the limit" in text
+        assert re.search(r"^.* (is|are) the limit", text, re.MULTILINE)  # on a busy machine, its processors
         assert "source tcp: connected, 50 records" in text
         assert await ask(run, "/readyz") == (200, "ready\n")
         assert (await ask(run, "/"))[0] == 404
