@@ -217,14 +217,20 @@ async def test_a_killed_fork_server_costs_a_live_run_nothing_but_time(tmp_path):
     """Somebody, or a machine without memory, ends it, and all lanes and sinks with it: the run starts another, and goes on from
     the last checkpoint, while the source is read on."""
     killed = set()
+
+    def server_of(run):
+        process = run._server._process
+        return None if process is None else process.pid
+
     async with live_plant(tmp_path, tm.sinks.SQLite(tmp_path / "out.db"), 2) as (plant, _, run):
         for start in range(0, 1_500, 500):
             plant.send(start, 500)
             while len(plant.rows()) < start + 500:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
-            server = run._server._process.pid
-            killed.add(server)
+            killed.add(server := server_of(run))
             os.kill(server, signal.SIGKILL)
+            while server_of(run) == server:  # noqa: ASYNC110 - it and what it had started may go on for a moment
+                await asyncio.sleep(0.01)
             plant.sender.sendall(b"no json\n")
         plant.send(1_500, 500)
         while len(plant.rows()) < 2_000:  # noqa: ASYNC110
