@@ -64,9 +64,7 @@ class Lookout:
         goes_on = doubted and not self._calls.doubted(lane)
         if goes_on:
             commands += self._going_on(process, lane)
-        if (
-            commands or goes_on
-        ):  # it may go on with nothing at once, and have its share of what waits in others a moment later
+        if commands or goes_on:  # without a command, too: its share of what waits elsewhere may come later
             self._perform(commands)
 
     def replace(self, lane: int) -> None:
