@@ -1,6 +1,7 @@
 """The chain: which records die at which stage, why, and that nothing before them is done twice."""
 
 import asyncio
+import json
 import threading
 
 import numpy as np
@@ -333,6 +334,32 @@ def test_whatever_is_raised_is_told(error, told):
     assert dead.reason.startswith(told)
     assert dead.reason.endswith("(__call__, line " + dead.reason.rpartition("line ")[2])
     assert len(dead.reason.encode()) < 1200
+
+
+def parsed(batch):
+    return {"parsed": json.loads("{")}
+
+
+class Picky:
+    def __call__(self, batch, unit):
+        return {}
+
+
+PARSED = f"(parsed, line {parsed.__code__.co_firstlineno + 1})"
+
+
+@pytest.mark.parametrize(
+    ("fn", "end"),
+    [
+        (parsed, PARSED),
+        (lambda batch: parsed(batch), PARSED),
+        (Picky, "missing 1 required positional argument: 'unit'"),
+    ],
+)
+def test_where_it_raised_is_a_line_of_the_users(fn, end):
+    """Not of a library that it called, nor of ours."""
+    (dead,) = run(chain_of(tm.Map(fn)), batch_of([0])).dead
+    assert dead.reason.endswith(end)
 
 
 def test_ctrl_c_is_not_the_records_fault():

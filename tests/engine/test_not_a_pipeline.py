@@ -13,6 +13,12 @@ from tidemill.errors import PlanError
     [
         (lambda: tm.run("pump.py"), "what runs is a Pipeline(source, plan, sink), and this is a str"),
         (lambda: tm.sources.Replay("x.csv", columns=["value"]), "columns=['value'] of Replay must be a dict of fields"),
+        (lambda: tm.sources.Replay("x.csv", key=("site", "sensor")), "several fields are one as key='{site}/{sensor}'"),
+        (
+            lambda: tm.Pipeline(tm.sources.Records([]), tm.Plan(), "rows.db"),
+            "'rows.db' is not a sink; give one such as",
+        ),
+        (lambda: tm.Pipeline("rows.csv", tm.Plan(), tm.sinks.Latest()), "'rows.csv' is not a source; give one such as"),
         (lambda: tm.sources.Synthetic(start="soon"), "start='soon' of Synthetic must be a time in ISO 8601"),
         (lambda: tm.sources.Synthetic(start=7), "start=7 of Synthetic must be a time in ISO 8601"),
     ],

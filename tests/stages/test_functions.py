@@ -4,6 +4,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial, wraps
 from itertools import count
 from typing import Any
 
@@ -236,12 +237,32 @@ def test_refused_at_construction():
     for fn, told in ((later, "later is async"), (Later, "Later is async"), (Later(), "Later is async")):
         with pytest.raises(PlanError, match=told):
             Map(fn)
+    with pytest.raises(PlanError, match=r"with one argument, and this is scaled\(b, factor\); .* functools.partial"):
+        Map(scaled)
+    with pytest.raises(PlanError, match=r"this is batchless\(\)"):
+        Map(batchless)
+    for fits in (partial(scaled, factor=2), doubled, max):
+        Map(fits)
+    Map(max)
     with pytest.raises(PlanError, match="name different columns"):
         Map(len, into="x", adds={"y": float})
     with pytest.raises(PlanError, match="tile=0"):
         Map(len, tile=0)
     with pytest.raises(PlanError, match="not a kind of column"):
         Map(len, adds={"y": "flaot"})
+
+
+def scaled(b, factor):
+    return {"scaled": b["value"] * factor}
+
+
+def batchless():
+    return {}
+
+
+@wraps(scaled)
+def doubled(*arguments):
+    return scaled(*arguments, 2)
 
 
 class Scorer:

@@ -227,7 +227,8 @@ def _require_places_apart(sinks: Sequence[Sink]) -> None:
 
 
 def _all_of(given: Any, kind: type[Any], word: str, example: str) -> tuple[Any, ...]:
-    members = (given,) if isinstance(given, kind) else tuple(given) if isinstance(given, Iterable) else (given,)
+    several = isinstance(given, Iterable) and not isinstance(given, (kind, str, bytes))
+    members = tuple(given) if several else (given,)
     for member in members:
         if not isinstance(member, kind):
             raise PlanError(f"{member!r} is not a {word}; give one such as {example}, or a list of them.")

@@ -108,7 +108,14 @@ class Source(Named, Configured, abc.ABC):
         super().__init__(name)
         for option, given in (("key", key), ("time", time), ("tz", tz)):
             if given is not None and (not isinstance(given, str) or not given):
-                raise PlanError(f"{option}={given!r} of {type(self).__name__} must be a name, not {given!r}.")
+                hint = ""
+                if (
+                    option == "key"
+                    and isinstance(given, tuple | list)
+                    and all(isinstance(field, str) for field in given)
+                ):
+                    hint = f"; several fields are one as key={'/'.join(f'{{{field}}}' for field in given)!r}"
+                raise PlanError(f"{option}={given!r} of {type(self).__name__} must be a name{hint}.")
         self.key = key
         self.time = time
         if columns is not None and not isinstance(columns, Mapping):

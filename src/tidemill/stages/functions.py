@@ -56,6 +56,8 @@ class FunctionStage(Stage):
     ) -> None:
         super().__init__(name=name, on_error=on_error, deadline_s=deadline_s)
         check_function(fn, type(self).__name__)
+        if not isinstance(fn, type):
+            _require_one_argument(fn, type(self).__name__)
         self.fn = fn
         self._call: Callable[..., Any] = fn
 
@@ -101,6 +103,21 @@ def check_function(fn: object, stage: str) -> None:
         raise _uncallable(fn, stage)
     if is_async(fn):
         raise PlanError(f"{stage} needs a plain function; {own_name(fn)} is async.")
+
+
+def _require_one_argument(fn: Callable[..., Any], stage: str) -> None:
+    """Raises `PlanError` for a function that cannot be called with what it works on alone."""
+    try:
+        signature = inspect.signature(fn, follow_wrapped=False)  # a decorator may give the rest
+    except (ValueError, TypeError):  # of some functions in C, nobody can tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise PlanError(
+            f"{stage} calls its function with one argument, and this is {own_name(fn)}{signature}; give others their values "
+            "first, as functools.partial does."
+        ) from None
 
 
 def is_async(fn: Any) -> bool:

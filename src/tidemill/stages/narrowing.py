@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 from tidemill.errors import BadResult, StageError, TidemillError
 from tidemill.letters import RAISED, Reject
 from tidemill.stages.base import Stage
+from tidemill.stages.raised_in import raising_frame
 
 __all__ = ["Piece", "encodable", "narrowed", "rejected", "told"]
 
@@ -84,8 +85,8 @@ def told(error: BaseException) -> str:
         text = "its message cannot be shown"
     if isinstance(error, TidemillError):
         return text[:_LONGEST_REASON]
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+    frame = raising_frame(error)
+    place = "" if frame is None else f" ({frame.name}, line {frame.lineno})"
     return f"{type(error).__name__}: {text[:_LONGEST_REASON]}{place}"
 
 
