@@ -340,6 +340,10 @@ def parsed(batch):
     return {"parsed": json.loads("{")}
 
 
+def calling(batch):
+    return parsed(batch)
+
+
 class Picky:
     def __call__(self, batch, unit):
         return {}
@@ -352,7 +356,7 @@ PARSED = f"(parsed, line {parsed.__code__.co_firstlineno + 1})"
     ("fn", "end"),
     [
         (parsed, PARSED),
-        (lambda batch: parsed(batch), PARSED),
+        (calling, PARSED),
         (Picky, "missing 1 required positional argument: 'unit'"),
     ],
 )

@@ -1,6 +1,7 @@
 """What is no pipeline, nor part of one, is refused with a sentence."""
 
 import re
+import traceback
 
 import pytest
 
@@ -27,3 +28,25 @@ def test_what_is_of_the_wrong_type_is_named(made, why):
     """With what it has to be."""
     with pytest.raises(PlanError, match=re.escape(why)):
         made()
+
+
+class Grumpy(tm.sources.Records):
+    def check(self):
+        raise tm.InputError("the sensors are on strike")
+
+
+@pytest.mark.parametrize(
+    ("source", "stages", "ours_only"),
+    [
+        (tm.sources.Records([{"sensor": "S1", "time": 1, "value": 2.0}]), [tm.Rolling("valeu", 3)], True),
+        (tm.sources.Replay("nowhere.csv"), [], True),
+        (Grumpy([]), [], False),
+    ],
+)
+def test_a_refusal_shows_the_users_line_and_none_of_ours(source, stages, ours_only):
+    """What is refused with a sentence has no frames behind the call, unless code of the user's is among them."""
+    with pytest.raises((PlanError, tm.InputError)) as caught:
+        tm.run(tm.Pipeline(source, tm.Plan(*stages), tm.sinks.Latest()), lanes=0)
+    frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert (len(frames) <= 2) is ours_only
+    assert ("check" in frames) is not ours_only

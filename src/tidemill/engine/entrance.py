@@ -22,9 +22,10 @@ from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.pipeline import Pipeline
 from tidemill.engine.run import Run
 from tidemill.engine.state import State
-from tidemill.errors import InputError, PlanError, RunEnded
+from tidemill.errors import InputError, MissingExtra, PlanError, RunEnded
 from tidemill.lanes.fork_client import signals_held
 from tidemill.lanes.forkserver import HELD
+from tidemill.stages.raised_in import came_by_user_code
 
 __all__ = ["run", "run_async", "serve"]
 
@@ -149,10 +150,15 @@ def run(
         max_dead=max_dead,
         notify=notify,
     )
-    if _in_loop():
-        return _in_thread(execution, report, told)
-    handle_signals = handle_signals and threading.current_thread() is threading.main_thread()
-    return asyncio.run(_executed(execution, report, handle_signals, ends_process=ends_process, told=told))
+    try:
+        if _in_loop():
+            return _in_thread(execution, report, told)
+        handle_signals = handle_signals and threading.current_thread() is threading.main_thread()
+        return asyncio.run(_executed(execution, report, handle_signals, ends_process=ends_process, told=told))
+    except (PlanError, InputError, MissingExtra) as error:
+        if not came_by_user_code(error):
+            error.__traceback__ = None  # a sentence for the user, to which thirty frames of ours add nothing
+        raise
 
 
 @contextlib.asynccontextmanager
