@@ -1,6 +1,8 @@
 """`Batch` against a list of rows: whatever is taken, sliced and joined, the records stay what they were."""
 
+import copy
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -97,6 +99,15 @@ def test_slices_are_clipped():
     batch = Batch.from_rows([{"value": 1.0}, {"value": 2.0}])
     assert [len(batch.slice(*bounds)) for bounds in [(0, 9), (1, 9), (2, 9), (5, 9), (1, 1)]] == [2, 1, 0, 0, 0]
     assert batch.slice(0, 2) is batch
+
+
+def test_columns_are_no_attributes():
+    """Who is used to DataFrames is told how a column is had; what is in neither is an AttributeError as anywhere."""
+    batch = Batch.from_rows([{"sensor": "S1", "temp": 1.0}])
+    with pytest.raises(AttributeError, match=r"no attribute 'temp'; the column is batch\['temp'\]"):
+        batch.temp  # noqa: B018
+    assert not hasattr(batch, "tmep")
+    assert pickle.loads(pickle.dumps(batch)).to_rows() == copy.copy(batch).to_rows() == batch.to_rows()  # noqa: S301
 
 
 def test_columns_as_user_code_sees_them():

@@ -94,6 +94,13 @@ class Batch:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.column(name).array
 
+    if not TYPE_CHECKING:  # or every attribute would be there
+
+        def __getattr__(self, name: str) -> Any:
+            """Says where a column is, which of a DataFrame is an attribute too."""
+            hint = f"; the column is batch[{name!r}]" if name not in self.__slots__ and name in self.columns else ""
+            raise AttributeError(f"a Batch has no attribute {name!r}{hint}", name=name, obj=self)
+
     def column(self, name: str) -> Column:
         """The column with its tags; ``batch[name]`` is the array alone."""
         try:

@@ -341,7 +341,7 @@ class ForkServer:
             socket.send_fds(self._control, [request], memories)
         except OSError as error:
             if error.errno in _FOR_NOW:
-                told = f"the process that forks lanes and sinks takes no request for now ({error.strerror})"
+                told = f"the process that forks lanes and sinks takes no request for now ({error.strerror}); is lanes= too high?"
                 raise OutsideError(told) from error
             self.alive = False
             raise self.lost() from error
