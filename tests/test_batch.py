@@ -107,7 +107,7 @@ def test_columns_are_no_attributes():
     with pytest.raises(AttributeError, match=r"no attribute 'temp'; the column is batch\['temp'\]"):
         batch.temp  # noqa: B018
     assert not hasattr(batch, "tmep")
-    assert pickle.loads(pickle.dumps(batch)).to_rows() == copy.copy(batch).to_rows() == batch.to_rows()  # noqa: S301
+    assert pickle.loads(pickle.dumps(batch)).to_rows() == copy.copy(batch).to_rows() == batch.to_rows()
 
 
 def test_columns_as_user_code_sees_them():
