@@ -28,6 +28,7 @@ from tidemill.formats.times import TimeReader
 from tidemill.orders import Part, joined, placed
 from tidemill.printable import shown
 from tidemill.schema import Kind
+from tidemill.stages.dedup import Dedup
 from tidemill.stages.state import StateMemory
 
 if TYPE_CHECKING:
@@ -127,10 +128,10 @@ def _warn_of_counts(prepared: Plan, outcomes: list[tuple[int, Outcome]]) -> None
     """Nothing is silent: a notebook has no report to look at."""
     late = sum(outcome.gone.get("late", 0) for _, outcome in outcomes)
     if late:
-        droppers = ", ".join(stage.name for stage in prepared.stages if getattr(stage, "late", None) == "drop")
-        told = (
-            f"late: {late:,} records are left out by {droppers}: further out of order than lag= allows (Dedup: within=)"
-        )
+        droppers = [stage for stage in prepared.stages if getattr(stage, "late", None) == "drop"]
+        names = ", ".join(stage.name for stage in droppers)
+        allows = " or ".join(dict.fromkeys("within=" if isinstance(stage, Dedup) else "lag=" for stage in droppers))
+        told = f"late: {late:,} left out by {names}: further out of order than {allows} allows"
         warnings.warn(f"{told}.", RuntimeWarning, stacklevel=4)
     for index, stage in enumerate(prepared.stages):
         counts = Counter[str]()

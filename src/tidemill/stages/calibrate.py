@@ -235,7 +235,7 @@ class Calibrate(Stage):
         self._slots.admit(keys, first_slot)
 
     def hint(self, what: str) -> str | None:
-        return hint_of_unknown(what, self.on_error, self.name)
+        return hint_of_unknown(what, self.on_error, self.name, self._loaded.sensors)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         table = self._loaded

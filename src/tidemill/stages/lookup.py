@@ -88,11 +88,15 @@ def with_unknown(
     )
 
 
-def hint_of_unknown(what: str, on_error: OnError, stage: str) -> str | None:
-    """What to do where ``unknown_key`` is counted and the records go on (`Stage.hint`)."""
+def hint_of_unknown(what: str, on_error: OnError, stage: str, sensors: Iterable[str]) -> str | None:
+    """What to do where ``unknown_key`` is counted and the records go on (`Stage.hint`); ``sensors`` are those of the table."""
     if what != UNKNOWN_KEY or on_error != "nan":
         return None
-    return f'{stage} has no row for their sensor, and leaves them without a value; on_error="dead_letter" names each'
+    known = next(iter(sensors), None)
+    has = "" if known is None else f" (it has one for {quoted(known)})"
+    return (
+        f'{stage} has no row for their sensor{has}, and leaves them without a value; on_error="dead_letter" names each'
+    )
 
 
 class Lookup(Stage):
@@ -183,7 +187,7 @@ class Lookup(Stage):
         self._slots.admit(keys, first_slot)
 
     def hint(self, what: str) -> str | None:
-        return hint_of_unknown(what, self.on_error, self.name)
+        return hint_of_unknown(what, self.on_error, self.name, self._rows)
 
     def step(self, batch: Batch, state: StageState) -> Batch | Step:
         rows = self._slots.rows(state.slots)
