@@ -57,6 +57,20 @@ def test_a_function_that_raises_costs_only_its_records(tmp_path, lanes):
     assert report.dead_letters_by_reason == {"raised": 3}
 
 
+def stopping_to_look(batch):
+    if 7 in batch["value"].tolist():
+        breakpoint()  # noqa: T100
+    return {}
+
+
+def test_a_breakpoint_in_a_lane_says_where_it_works(tmp_path):
+    """A lane has no terminal; with no lanes the function runs in the process that has."""
+    _, (letter,), _ = run(tm.Map(stopping_to_look), tmp_path, lanes=1)
+    line = stopping_to_look.__code__.co_firstlineno + 2
+    says = "RuntimeError: breakpoint() has no terminal in a lane; with lanes=0 (--lanes 0) it works"
+    assert letter["reason"] == f"{says} (stopping_to_look, line {line})"
+
+
 class Panic(BaseException):
     """As some extensions raise for a fault of theirs."""
 

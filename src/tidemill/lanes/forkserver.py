@@ -335,6 +335,8 @@ class _Server:
                 os.nice(spawn.nice)
             sys.setswitchinterval(0.0005)
             _reseed()
+            if sys.breakpointhook is sys.__breakpointhook__ and "PYTHONBREAKPOINT" not in os.environ:
+                sys.breakpointhook = _no_breakpoint
             _entry(spawn.role)(socket.socket(fileno=fds[0]), fds[1:])
             code = 0
         except (BrokenPipeError, ConnectionResetError):  # the application is gone: nobody to tell
@@ -386,6 +388,10 @@ def _entry(role: str) -> Callable[[socket.socket, list[int]], None]:
     from tidemill.lanes import call_main, lane_main, sink_main
 
     return {"lane": lane_main.main, "sink": sink_main.main, "calls": call_main.main}[role]
+
+
+def _no_breakpoint(*_: object, **__: object) -> None:
+    raise RuntimeError("breakpoint() has no terminal in a lane; with lanes=0 (--lanes 0) it works")
 
 
 def _reseed() -> None:
