@@ -54,6 +54,45 @@ def committed(resume: Resume, sink: sinks.ProcessSink, position: int, *rows: dic
     sink.close()
 
 
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def replaced(path: Path) -> None:
+    path.rename(path.with_name("earlier"))
+    path.touch()
+
+
+@pytest.mark.parametrize("meddle", [deleted, replaced])
+@pytest.mark.parametrize("make_sink", [sinks.SQLite, sinks.Lines])
+def test_a_file_that_is_gone_takes_no_rows(make_sink: Any, meddle: Any, resumed: Resume, tmp_path: Path) -> None:
+    """Nobody would find them: the next commit is refused, and says what to do."""
+    path = tmp_path / ("rows.db" if make_sink is sinks.SQLite else "rows.ndjson")
+    sink, _ = resumed(make_sink(path))
+    sink.write(batch({"value": 1.0}))
+    sink.commit(1)
+    meddle(path)
+    sink.write(batch({"value": 2.0}))
+    with pytest.raises(
+        InputError, match=r"was deleted, moved or replaced while .* put it back as it was, or start over"
+    ):
+        sink.commit(2)
+
+
+def test_a_database_that_is_gone_takes_no_rows_without_state(tmp_path: Path) -> None:
+    """There the next flush is refused."""
+    path = tmp_path / "rows.db"
+    sink = sinks.SQLite(path)
+    sink.open(OPEN)
+    sink.write(batch({"value": 1.0}))
+    sink.flush()
+    path.unlink()
+    sink.write(batch({"value": 2.0}))
+    with pytest.raises(InputError, match="was deleted, moved or replaced while rows were written to it"):
+        sink.flush()
+    sink.close()
+
+
 # -- Lines -----------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from tidemill import files
 from tidemill.errors import OutsideError
+from tidemill.sinks.in_place import InPlace
 
 __all__ = ["KeptOutput", "Output"]
 
@@ -111,6 +112,7 @@ class KeptOutput(Output):
             file.truncate(length)
             files.sync(file)
         super().__init__(path, gz=gz, append=True)
+        self._in_place = InPlace(path)
 
     @property
     def changed(self) -> bool:
@@ -126,6 +128,7 @@ class KeptOutput(Output):
         self._require_unbroken()
         if not self.changed:
             return self.length
+        self._in_place.require(kept=True)
         if self._gz is not None:
             self._waiting.append(self._gz.flush(zlib.Z_FINISH))
             self._gz = _member()

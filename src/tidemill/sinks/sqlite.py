@@ -19,6 +19,7 @@ from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
+from tidemill.sinks.in_place import InPlace
 from tidemill.sinks.notes import read_note, write_note
 from tidemill.sinks.room import TableSink
 from tidemill.sinks.sqlite_ages import TABLE as AGES
@@ -197,6 +198,7 @@ class SQLite(TableSink):
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA synchronous={synchronous}")
             connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+            self._in_place = InPlace(self.path)
         except BaseException:
             connection.close()
             raise
@@ -244,6 +246,7 @@ class SQLite(TableSink):
     def _end(self, connection: sqlite3.Connection) -> None:
         if self._ages is not None:
             self._ages.settle(connection, time.time_ns())
+        self._in_place.require(kept=self._kept is not None)
         connection.execute("COMMIT")
 
     def close(self) -> None:
