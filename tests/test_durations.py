@@ -48,6 +48,12 @@ def test_what_is_no_duration_is_refused_by_name(value):
         duration_ns(value, name="Rolling: window")
 
 
+def test_a_text_is_not_told_to_be_a_number_of_seconds():
+    """It may come from a command line, or stand where a number means records."""
+    with pytest.raises(PlanError, match=r'"1h" or "1d"\.$'):
+        duration_ns("60", name="max_dead")
+
+
 @pytest.mark.parametrize("value", [0, "0s", -1, timedelta(seconds=-1), "0.1ns"])
 def test_a_duration_is_at_least_a_nanosecond(value):
     """Nothing and less than nothing are refused."""

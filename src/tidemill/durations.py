@@ -27,14 +27,12 @@ _PART: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµμ]+)\s*")
 _LONGEST: Final = 2**63 - 1  # ns, 292 years: what an int64 holds
 
 
-def duration_ns(
-    value: str | float | timedelta, *, name: str, zero: bool = False, number: str = "a number of seconds"
-) -> int:
+def duration_ns(value: str | float | timedelta, *, name: str, zero: bool = False, number: str | None = None) -> int:
     """``value`` in nanoseconds: a text such as ``"30s"``, ``"500ms"``, ``"1h30min"``; a number of seconds; a timedelta.
 
     The units are ``d``, ``h``, ``min``, ``s``, ``ms``, ``us`` (or ``µs``), ``ns``. What is between two nanoseconds is
     rounded to the nearest. ``name`` stands before the value in messages (``"Rolling('v'): window"``); ``zero`` says
-    whether no time at all is a duration here, and ``number`` what a number is. Raises `PlanError` for everything else.
+    whether no time at all is a duration here, and ``number`` what a number is, if not seconds. Raises `PlanError` for everything else.
 
     >>> duration_ns("30s", name="window")
     30000000000
@@ -43,9 +41,12 @@ def duration_ns(
     """
     exact = _exact(value)
     if exact is None:
+        number = number or (
+            "" if isinstance(value, str) else "a number of seconds"
+        )  # who writes a text has "60s" to write
         raise PlanError(
-            f'{name}={value!r} is not a duration; write a number and a unit, such as "500ms", "30s", "5min", "1h" or '
-            f'"1d", or {number}.{_hint(value)}'
+            f'{name}={value!r} is not a duration; write a number and a unit, such as "500ms", "30s", "5min", "1h" or "1d"'
+            f"{number and f', or {number}'}.{_hint(value)}"
         )
     ns = round(exact)
     if ns > _LONGEST:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import re
+
 import pytest
 
 import tidemill as tm
@@ -160,6 +162,30 @@ def test_what_is_at_the_output_names_the_option(tmp_path, name):
     assert "if_exists" not in str(told.value)
     with pytest.raises(tm.InputError, match="if_exists="), said_as_options(Edges()):
         tm.sinks.for_path(path).check()
+
+
+@pytest.mark.parametrize(
+    ("edges", "warm", "says"),
+    [
+        ({"input": "march.csv"}, None, "; try --key 'device' --time 'timestamp'"),
+        ({}, "march.csv", "tm.State(warm=tm.sources.Replay(PATH, key='device', time='timestamp'))"),
+        ({}, None, "; try key='device', time='timestamp'"),
+    ],
+)
+def test_a_recording_with_other_names_says_what_to_type(edges, warm, says, tmp_path, monkeypatch):
+    """At --input the options; --warm has none, and a program does."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "march.csv").write_text("device,timestamp,value\nd1,1,2\n")
+    with pytest.raises(tm.InputError, match=re.escape(says)), said_as_options(Edges(**edges), warm):
+        tm.sources.Replay("march.csv").check()
+
+
+def test_one_parquet_file_takes_no_more_rows(tmp_path):
+    """The refusal is in the words of the command line, too."""
+    edges = Edges(output=str(tmp_path / "rows.parquet"), if_exists="append")
+    says = re.escape("give a folder, such as rows/, or add --if-exists replace")
+    with pytest.raises(tm.PlanError, match=says), said_as_options(edges):
+        replaced(found(tm.sources.Records([])), edges)
 
 
 @pytest.mark.parametrize(

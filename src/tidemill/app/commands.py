@@ -129,10 +129,10 @@ def _run(
     if tells.no_metrics and tells.metrics is not None:
         raise InputError(f"--no-metrics shows nothing, so it does not go with --metrics {tells.metrics}.")
     found = load(file)
-    pipeline = replaced(found, edges)
-    warm = None if keeps.warm is None else source_of(keeps.warm, pipeline)
-    state = state_asked_for(pipeline, keeps, warm)
-    with said_as_options(edges):
+    with said_as_options(edges, keeps.warm):
+        pipeline = replaced(found, edges)
+        warm = None if keeps.warm is None else source_of(keeps.warm, pipeline)
+        state = state_asked_for(pipeline, keeps, warm)
         return perform(pipeline, file=found.path, lanes=lanes, state=state, ends=ends, tells=tells)
 
 
@@ -192,7 +192,7 @@ def _check(
     from tidemill.app.check import checked, described, warn_of_outputs
     from tidemill.app.keeping import resumption
     from tidemill.app.load import load
-    from tidemill.app.replace import replaced
+    from tidemill.app.replace import replaced, said_as_options
     from tidemill.app.verdict import Questions, answer
     from tidemill.engine.places_apart import Place, edges_of, require_apart
 
@@ -200,8 +200,9 @@ def _check(
     questions = Questions(input, records, expect, tolerance, lanes)
     questions.check()
     found = load(file)
-    pipeline = replaced(found, edges, sinkless=True)
-    compiled = checked(pipeline, lanes)
+    with said_as_options(edges):
+        pipeline = replaced(found, edges, sinkless=True)
+        compiled = checked(pipeline, lanes)
     write_out(described(pipeline, compiled, lanes=lanes, keeps=state is not None or not pipeline.finite))
     if state is not None:
         resumption(state, pipeline, compiled, tuple(drop_state or ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterable, Iterator
+from typing import Final
 
 from tidemill import files, sinks, sources
 from tidemill.app.load import Found
@@ -18,9 +19,15 @@ from tidemill.sources.readers import FORMATS
 
 __all__ = ["NO_SINK", "replaced", "said_as_options", "source_of"]
 
-STANDARD_STREAM = "-"
-NO_SINK = "none"
+STANDARD_STREAM: Final = "-"
+NO_SINK: Final = "none"
 """The name of the sink of a plan that is only checked."""
+_TRY: Final = r"try (key='[^']*'), (time='[^']*')(, or key='[^']*')?"
+"""What a recording says whose sensor or time is called otherwise (`formats.rejects.suggestion`)."""
+_OF_WARM: Final = (
+    r"--warm reads as the source in the file does; where the recording differs, run the plan by a program: "
+    r"tm.run(pipeline, state=tm.State(warm=tm.sources.Replay(PATH, \1, \2)))."
+)
 
 
 def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
@@ -47,14 +54,21 @@ def replaced(found: Found, edges: Edges, *, sinkless: bool = False) -> Pipeline:
 
 
 @contextlib.contextmanager
-def said_as_options(edges: Edges) -> Iterator[None]:
-    """Errors about what is at ``--output`` name the option that decides about it, not the argument in a file."""
+def said_as_options(edges: Edges, warm: str | None = None) -> Iterator[None]:
+    """Errors about what is at ``--output`` and ``--input`` name the option that decides about it, not the argument in a file. For
+    ``--warm`` there is none."""
     try:
         yield
-    except InputError as error:
-        if edges.output is None:
+    except (InputError, PlanError) as error:
+        said = str(error)
+        if edges.output is not None:
+            said = re.sub(r'if_exists="(\w+)"', r"--if-exists \1", said).replace("write --if", "add --if")
+        if edges.input is not None and str(files.absolute(edges.input)) in said:
+            said = re.sub(_TRY, lambda found: re.sub(r"(key|time)=('[^']*'),?", r"--\1 \2", found[0]), said)
+        elif warm is not None and str(files.absolute(warm)) in said:
+            said = re.sub(rf"{_TRY}.*", _OF_WARM, said)
+        if said == str(error):
             raise
-        said = re.sub(r'if_exists="(\w+)"', r"--if-exists \1", str(error)).replace("write --if", "add --if")
         raise type(error)(said) from error
 
 

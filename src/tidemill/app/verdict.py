@@ -33,7 +33,7 @@ class Questions:
             raise PlanError(f"--records {self.records} must be 1 or more.")
         if self.expect is not None and self.input is None:
             raise PlanError(
-                "--expect compares what the plan makes of a recording, and there is none: add --input PATH."
+                "--expect compares what the plan makes of the recording that --input names: add --input PATH."
             )
         if self.expect is not None and self.input == STANDARD_STREAM:
             raise PlanError("--expect reads the recording a second time, which standard input cannot be; give a file.")

@@ -97,8 +97,8 @@ class Parquet(ProcessSink):
         self.single = self.path.suffix.lower() == ".parquet" and not self.path.is_dir() and not str(path).endswith("/")
         if self.single and if_exists == "append":
             raise PlanError(
-                f"{self.path} is one Parquet file, to which nothing can be added; give a folder, Parquet"
-                f'("{self.path.stem}/", if_exists="append"), or write if_exists="replace".'
+                f"{self.path} is one Parquet file, to which nothing can be added; give a folder, such as "
+                f'{self.path.stem}/, or write if_exists="replace".'
             )
         self.max_rows = max_rows
         self.max_bytes = max_bytes
