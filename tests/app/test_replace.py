@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-
-import re
 
 import pytest
 
