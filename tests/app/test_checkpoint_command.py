@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,10 @@ def test_a_folder_without_any_is_no_error_and_no_folder_is(tmp_path: Path, capsy
     """Nothing is made there."""
     assert answer(["checkpoint", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no checkpoints in {tmp_path}\n"
+    (tmp_path / "all" / "plant" / "checkpoints").mkdir(parents=True)
+    assert answer(["checkpoint", str(tmp_path / "all")]) == 0
+    assert capsys.readouterr().out == f"no checkpoints in {tmp_path}/all; name one of the state folders in it: plant\n"
+    shutil.rmtree(tmp_path / "all")
     assert answer(["checkpoint", str(tmp_path / "none")]) == 4
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,21 @@ def test_errors_in_the_file_name_its_line(written) -> None:
         load(str(written("x = 1\ny = 2\nz = 1 / 0\n", head="")))
     with pytest.raises(PlanError, match=r"plant_file\.py, line 2: "):
         load(str(written("x = 1\nif\n", head="")))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("tm.sinks.SQLite('x.db', if_exist='replace')", "argument 'if_exist'. Did you mean if_exists=?"),
+        ("tm.Rolling('value', 5, stat=['mean'])", "argument 'stat'. Did you mean stats=?"),
+        ("tm.sinks.Latest(xyzzy=1)", "argument 'xyzzy'. Its options are "),
+        ("dict.fromkeys(xyzzy=1)", "dict.fromkeys() takes no keyword arguments"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_told_with_those_that_do(written, call: str, says: str) -> None:
+    """Of what is ours; Python names the wrong one alone."""
+    with pytest.raises(PlanError, match=re.escape(says)):
+        load(str(written(f"made = {call}\n")))
 
 
 def test_our_own_errors_in_the_file_stay_what_they_are(written) -> None:

@@ -279,6 +279,19 @@ def test_two_runs_that_make_the_same_table(tmp_path: Path) -> None:
         assert connection.execute("SELECT * FROM features").fetchall() == [(1,)] * 2
 
 
+def test_two_runs_of_which_each_wants_the_table_for_itself(tmp_path: Path) -> None:
+    """The second is told whose table it is, and what it can do."""
+    one, other = (sinks.SQLite(tmp_path / "rows.db") for _ in range(2))
+    for sink in (one, other):
+        sink.open(OPEN)
+    one.write(Batch.from_rows([{"n": 1}]))
+    one.close()
+    with pytest.raises(InputError, match=r"Another run has made table 'features' .* if_exists=\"append\""):
+        other.write(Batch.from_rows([{"n": 1}]))
+    other.close()
+    assert query(tmp_path / "rows.db", "SELECT * FROM features") == [(1,)]
+
+
 def test_fields_for_which_a_table_has_no_room(tmp_path: Path) -> None:
     """The rows are written without them, they are counted, and room is kept for what the plan makes."""
     path = tmp_path / "features.db"

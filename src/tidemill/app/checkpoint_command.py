@@ -32,7 +32,9 @@ def checkpoint(place: Path, *, verify: bool = False, prune: int | None = None) -
             tell(f"tidemill: removed {path}\n")
     found = checkpoint_store.listed(folder, verify=verify)
     if not found:
-        write_out(f"no checkpoints in {folder}\n")
+        states = sorted(path.parent.name for path in folder.glob("*/checkpoints"))
+        found_below = f"; name one of the state folders in it: {', '.join(states)}" if states else ""
+        write_out(f"no checkpoints in {printable(f'{folder}{found_below}')}\n")
         return ExitCode.DONE
     write_out(lines_printable(table(found, verified=verify)))
     bad = [one for one in found if not one.whole]

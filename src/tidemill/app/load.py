@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -182,4 +185,18 @@ def _failed(path: Path, error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     where = f", line {line}" if line else ""
-    return f"{path}{where} could not be read: {type(error).__name__}: {error}"
+    return f"{path}{where} could not be read: {type(error).__name__}: {error}{_option_meant(error)}"
+
+
+def _option_meant(error: BaseException) -> str:
+    """What was meant by an option that something of ours does not have, behind a period: Python names the wrong one alone."""
+    said = re.fullmatch(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'.*", str(error))
+    if not isinstance(error, TypeError) or said is None:
+        return ""
+    places = [sys.modules.get(name) for name in ("tidemill", "tidemill.sources", "tidemill.sinks")]
+    called = next(filter(None, (getattr(place, said[1], None) for place in places)), None)
+    if called is None:
+        return ""
+    options = [option for option in inspect.signature(called).parameters if option != "self"]
+    close = difflib.get_close_matches(said[2], options, 1)
+    return f". Did you mean {close[0]}=?" if close else f". Its options are {', '.join(options)}"

@@ -15,7 +15,7 @@ from tidemill import files
 from tidemill.batch import Batch
 from tidemill.column import Column
 from tidemill.durations import duration_ns
-from tidemill.errors import InputError, OutsideError, PlanError, TidemillError
+from tidemill.errors import InputError, OutputExists, OutsideError, PlanError, TidemillError
 from tidemill.schema import Kind, Schema
 from tidemill.sinks.base import IfExists, Keeping, SinkStatistics, Where
 from tidemill.sinks.fence import Fence
@@ -422,4 +422,9 @@ def _named(error: sqlite3.Error, place: Path, table: str, *, kept: bool) -> Tide
         )
     if code.startswith("SQLITE_CONSTRAINT"):
         return OutsideError(f"Table {table!r} of {place} refuses a row by a rule of its own: {error}.")
+    if str(error).endswith("already exists"):
+        return OutputExists(
+            f"Another run has made table {table!r} in {place} since this one began; give each a table= or a file of its own, or "
+            f'write if_exists="append".'
+        )
     return OutsideError(f"SQLite could not write to {place}: {error} ({code or type(error).__name__}).")

@@ -246,21 +246,18 @@ def load_kernels(cache: str | os.PathLike[str] | None = _CACHE, *, compile_missi
 def _load(folder: Path | None, compile_missing: bool) -> Kernels:
     started = time.perf_counter()
     if importlib.util.find_spec("numba") is None:
-        return interpreted_kernels(
-            "Numba is not installed, so rolling statistics run interpreted, about 100 times slower; "
-            'install it with: pip install "tidemill[fast]"'
-        )
+        return interpreted_kernels('Numba is not installed; install it with: pip install "tidemill[fast]"')
     try:
         importlib.import_module("llvmlite.binding")
     except (ImportError, OSError) as error:
-        return interpreted_kernels(f"llvmlite cannot be loaded, so rolling statistics run interpreted: {error}")
+        return interpreted_kernels(f"llvmlite cannot be loaded: {error}")
     if folder is not None and not files.is_private(folder):
         folder = None
     path = None if folder is None else folder / f"kernels-{cache_key()[:32]}.bin"
     packed = None if path is None else _unpack(files.read_bytes(path))
     if packed is None:
         if not compile_missing:
-            return interpreted_kernels("the kernels are not compiled yet, so rolling statistics run interpreted")
+            return interpreted_kernels("the kernels are not compiled yet")
         packed = compile_kernels()
         if path is not None:
             _store(path, packed)
