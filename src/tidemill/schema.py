@@ -176,7 +176,8 @@ class Schema:
         if allowed and field.kind is not None and field.kind not in allowed:
             wanted = " or ".join(kind.value for kind in allowed)
             remedy = (
-                f" With columns={{{name!r}: float}} of the source, a record that has no number there is a dead letter."
+                f" With columns={{{name!r}: float}} of the source, a record that has no number there is a dead letter; "
+                f"tm.MapRows(function, adds={{{name!r}: float}}) before it makes numbers of texts."
                 if field.came and Kind.FLOAT in allowed and field.kind in (Kind.TEXT, Kind.OBJECT)
                 else ""
             )

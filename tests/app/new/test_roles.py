@@ -133,6 +133,7 @@ def test_the_reading_of_a_database_may_begin_with_an_underscore() -> None:
         ("a,b,ts,x\np,q,1,1\np,q,2,2\nr,s,3,3\nr,s,4,4\n".replace(",1,", ",1700000001,").replace(",2,", ",1700000002,").replace(",3,", ",1700000003,").replace(",4,", ",1700000004,"), ["several might name them: 'a', 'b'", "--key a", "--key '{stem}'"]),
         ("date,hour,x\n2024-03-01,12:00:00,1\n", ["in two columns, 'date' (the day) and 'hour'", "--time"]),
         ("sensor,time,state\nS1,1700000000,on\n", ["no field holds numbers", "'state' ('on')"]),
+        (lines({"sensor": "S1", "time": 1700000000, "temp": "20.5"}), ["'temp' are in quotes, and tm.MapRows(function, adds={'temp': float})"]),
         (lines({"sensor": "S1", "meta": {"time": 1700000000}, "value": 3}), ["inside of another field, at 'meta.time'", "--time"]),
     ],
 )  # fmt: skip

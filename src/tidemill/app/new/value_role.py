@@ -37,7 +37,9 @@ def value_of(
     if not numbers and listed:
         raise InputError(only_in_list(named, listed, of_messages=of_messages))
     if not numbers:
-        raise InputError(f"{named}: no field holds numbers to work on besides the time and the sensor. {fields.told}")
+        raise InputError(
+            f"{named}: no field holds numbers to work on besides the time and the sensor{_quoted(fields, taken)}. {fields.told}"
+        )
     worths = {path: worth(path, found, len(rows)) for path, found in numbers.items()}
     best = max(worths, key=lambda path: worths[path])
     rivals = tuple(path for path in numbers if path != best and all(worths[path][:2]))
@@ -45,6 +47,23 @@ def value_of(
         advice = advice_on_lists(listed) if of_messages else ""
         return best, rivals, f"a guess: no number is called as readings are{advice}"
     return best, rivals, "a guess among the numbers" if rivals else ""
+
+
+def _quoted(fields: FieldsSeen, taken: Collection[str]) -> str:
+    """What makes numbers of those that JSON has in quotes, where there are such."""
+    for path, items in fields.columns.items():
+        if path[0] not in taken and items and all(isinstance(item, str) and _is_number(item) for item in items):
+            name = path[-1]
+            return f"; those of {name!r} are in quotes, and tm.MapRows(function, adds={{{name!r}: float}}) makes numbers of them"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(fields: FieldsSeen, taken: Collection[str]) -> dict[Place, list[float]]:
