@@ -30,6 +30,27 @@ def test_what_is_of_the_wrong_type_is_named(made, why):
         made()
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"seconds": "5"}, "seconds='5' must be a number of seconds"),
+        ({"grace": True}, "grace=True must be a number of seconds"),
+        ({"silent_after": "1min"}, "silent_after='1min' must be a number of seconds"),
+        ({"max_dead": 5}, "max_dead=5 must be a share or a number and a time, such as"),
+        ({"dead_letters": 5}, "dead_letters=5 must be the path of a file"),
+        ({"report": 5}, "report=5 must be the path of a file"),
+        ({"state": 5}, "state=5 must be a folder, True, False or a tm.State"),
+        ({"metrics": 9464}, "metrics=9464 must be True, False or HOST:PORT"),
+        ({"limits": 5}, "limits=5 must be a tm.Limits"),
+    ],
+)
+def test_an_option_of_a_run_that_has_another_type_is_named(options, why):
+    """With what it takes, before anything has begun."""
+    pipeline = tm.Pipeline(tm.sources.Records([]), tm.Plan(), tm.sinks.Latest())
+    with pytest.raises(PlanError, match=re.escape(why)):
+        tm.run(pipeline, lanes=0, **options)
+
+
 class Grumpy(tm.sources.Records):
     def check(self):
         raise tm.InputError("the sensors are on strike")

@@ -87,3 +87,18 @@ def test_a_run_logs_once_that_a_table_does_not_have_all_sensors(lanes, stage, ca
         tm.run(pipeline, lanes=lanes, limits=tm.Limits(max_records=1))
     (said,) = [record.getMessage() for record in caplog.records if "unknown_key" in record.getMessage()]
     assert said.startswith(f"unknown_key, which the report counts: {stage.name} has no row")
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (tm.Dedup(max_records=2), "Dedup remembers 2 times of each sensor"),
+        (tm.Dedup(counter="n"), "Dedup('n') finds no whole number in 'n' of some records"),
+    ],
+)
+def test_records_that_cannot_be_known_for_copies_are_told_of(stage, says):
+    """They go on, and a copy may be among them: once, with what to do."""
+    rows = [{"sensor": "S", "time": 1_700_000_000 + n % 5, "n": 0.5} for n in range(10)]
+    with pytest.warns(RuntimeWarning, match="unchecked: ") as told:
+        tm.Plan(stage).apply(rows)
+    assert [str(one.message).partition(" times: ")[2].startswith(says) for one in told] == [True]

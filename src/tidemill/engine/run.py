@@ -37,6 +37,7 @@ from tidemill.engine.lanes_count import no_processes, resolved_lanes
 from tidemill.engine.logged_sources import LoggedSources
 from tidemill.engine.metrics import Report, Statistics
 from tidemill.engine.missing_told import tell_of_late, tell_of_letters
+from tidemill.engine.option_types import check_types
 from tidemill.engine.oversight import Oversight, Terms
 from tidemill.engine.pages import Seen
 from tidemill.engine.pipeline import Checked, Pipeline
@@ -85,6 +86,17 @@ class Run:
         max_dead: str | None = None,
         notify: bool = False,
     ) -> None:
+        check_types(
+            seconds=seconds,
+            grace=grace,
+            stall_after=stall_after,
+            silent_after=silent_after,
+            dead_letters=dead_letters,
+            max_dead=max_dead,
+            state=state,
+            metrics=metrics,
+            limits=limits,
+        )
         if seconds is not None and not seconds > 0:
             raise PlanError(f"seconds={seconds!r} must be more than 0.")
         if not grace >= 0:
@@ -125,6 +137,7 @@ class Run:
 
     def require_places_apart(self, report: str | Path | None) -> None:
         """Refuse, with `InputError`, to write what the run reads or writes otherwise."""
+        check_types(report=report)
         require_apart(places_of(self.pipeline, self._state, letters=self._dead_letters_path, report=report))
 
     # -- the way through -------------------------------------------------------------------------------------

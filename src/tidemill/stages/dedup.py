@@ -192,6 +192,16 @@ class Dedup(Stage):
         whole = left.with_columns({name: column.take(kept) for name, column in made.items()})
         return Step(whole, kept, gone=gone, before=left)
 
+    def hint(self, what: str) -> str | None:
+        if what != "unchecked":
+            return None
+        if self.counter is not None:
+            return f"{self.name} finds no whole number in {self.counter!r} of some records, and they go on, copies too"
+        return (
+            f"{self.name} remembers {self.max_records:,} times of each sensor, and what is further back goes on, copies too; "
+            "say how many may come again with max_records="
+        )
+
     def _by_time(self, batch: Batch, saved: Saved) -> NDArray[np.int32]:
         rows = saved.rows("seen")
         ring = saved.ring("ring", "seen")
