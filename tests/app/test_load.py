@@ -187,6 +187,15 @@ def test_an_option_that_does_not_exist_is_told_with_those_that_do(written, call:
         load(str(written(f"made = {call}\n")))
 
 
+@pytest.mark.parametrize("row", ["S1,1,1.5", "S1,007,1.5"])
+def test_a_recording_in_place_of_a_file_says_where_it_belongs(row: str, tmp_path: Path) -> None:
+    """Read as Python it has an error that helps nobody."""
+    path = tmp_path / "march.csv"
+    path.write_text(f"sensor,time,value\n{row}\n")
+    with pytest.raises(PlanError, match=f"is no Python file, .* tidemill new plan.py --from {path}$"):
+        load(str(path))
+
+
 def test_our_own_errors_in_the_file_stay_what_they_are(written) -> None:
     """A plan that is wrong at construction keeps its message and its exit code."""
     with pytest.raises(PlanError, match="window"):

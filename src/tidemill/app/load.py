@@ -175,6 +175,11 @@ def _module_name(path: Path) -> str:
 
 def _failed(path: Path, error: BaseException) -> str:
     """One paragraph: the error, and the last line of the user's own file on the way to it."""
+    if path.suffix not in (".py", "") and isinstance(error, SyntaxError | NameError):
+        return (
+            f"{path} is no Python file, which a pipeline is in; a recording is for --input, or for this, which writes a pipeline: "
+            f"tidemill new plan.py --from {path}"
+        )
     if isinstance(error, SyntaxError):
         where = f", line {error.lineno}" if error.lineno else ""
         return f"{error.filename or path}{where}: {error.msg}"
