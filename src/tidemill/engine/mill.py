@@ -20,6 +20,7 @@ from tidemill.core.controls import Barrier, CatchUp, Control, Controls, Decided,
 from tidemill.core.keys import KeyTable
 from tidemill.core.ledger import Ledger
 from tidemill.core.plan import Plan
+from tidemill.core.sparingly import Sparingly
 from tidemill.core.watermark import Watermark
 from tidemill.engine.assembly import Share
 from tidemill.engine.barriers import Barriers
@@ -123,6 +124,7 @@ class Mill:
         self._watermark = watermark
         self._filler = Filler(plan, schema, keys, len(self.lanes))
         self._controls = Controls()
+        self._deaths_told = Sparingly()
         self.barriers = Barriers(self.lanes, keys, self._controls, copied=copied, passed=passed)
         self.files: dict[int, str] = {}
         """Of each stage that was made anew, the name under which its file is kept."""
@@ -509,8 +511,9 @@ class Mill:
             self.barriers.recall(lane, lane.memory.committed + 1)
             self._blame(lane, how)
             self._replace(lane)
-            fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.work.restarts}
-            _log.warning("lane %d: %s; replaced, nothing is lost", lane.number, how, extra=fields)
+            if (behind := self._deaths_told.behind(self._clock.monotonic_ns())) is not None:
+                fields = {"lane": lane.number, "signal": how.signal, "code": how.code, "restarts": lane.work.restarts}
+                _log.warning("lane %d: %s; replaced, nothing is lost%s", lane.number, how, behind, extra=fields)
             self.pump()
         except TooManyDeaths as death:
             self._fail(_dies_again(lane, death, opened))
