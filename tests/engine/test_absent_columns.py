@@ -1,6 +1,8 @@
 """A field that only some records have: whichever records share a batch, the functions behind find the same columns."""
 
+import asyncio
 import csv
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -198,3 +200,46 @@ def test_lines_have_one_order_of_fields(tmp_path):
         tm.run(tm.Pipeline(tm.sources.Records(ROWS), plan, sink), lanes=0, limits=Limits(max_records=most))
         told.add((tmp_path / "o.influx").read_bytes())
     assert len(told) == 1
+
+
+async def came_in(folder, groups, lanes):
+    """Rows and letters of a live run whose sender waits after each of these groups until they are on the disk."""
+    source = tm.sources.TCP(ack=True, time="time")
+    sink = tm.sinks.Lines(folder / "out.ndjson")
+    pipeline = tm.Pipeline(source, tm.Plan(doubled("temp")), sink, name="plant")
+    async with tm.serve(pipeline, state=folder / "state", lanes=lanes, metrics=False) as run:
+        await source.wait_listening()
+        answers, sender = await asyncio.open_connection("127.0.0.1", source.port)
+        sent = 0
+        for rows in groups:
+            sender.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+            sent += len(rows)
+            while int(await answers.readline()) < sent:
+                pass
+        sender.close()
+        await run.stop()
+    letters = folder / "state" / "dead_letters.ndjson"
+    return (
+        [json.loads(line).get("twice") for line in (folder / "out.ndjson").read_text().splitlines()],
+        len(letters.read_text().splitlines()) if letters.exists() else 0,
+    )
+
+
+LIVE = [{"sensor": "a", "time": 0, "temp": 1.5}, *({"sensor": "a", "time": n} for n in range(1, 7))]
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_reads_decide_nothing(lanes, tmp_path):
+    """Records of a live source that come one by one and all at once are the same rows, though none after the first has the field."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "all").mkdir()
+    wanted = [3.0, *[None] * 6]
+    assert await came_in(tmp_path / "one", [[row] for row in LIVE], lanes) == (wanted, 0)
+    assert await came_in(tmp_path / "all", [LIVE], lanes) == (wanted, 0)
+
+
+async def test_the_next_start_knows_what_came(tmp_path):
+    """A field that came before a run was stopped is there for the records behind, in the next start too."""
+    assert await came_in(tmp_path, [LIVE[:1]], 0) == ([3.0], 0)
+    assert await came_in(tmp_path, [LIVE[1:4]], 2) == ([3.0, None, None, None], 0)
+    assert await came_in(tmp_path, [LIVE[4:]], 0) == ([3.0, *[None] * 6], 0)

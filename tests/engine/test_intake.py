@@ -292,7 +292,7 @@ async def test_what_is_asked_of_a_column_holds_for_the_first_that_comes_too():
     (letter,) = desk.letters
     assert letter.reason == "field 'value' has to be float or int, as it is declared, and this record has text"
     assert desk.intake.take(1).batch.to_rows() == [{"sensor": "S", "value": 1.5}]
-    assert desk.intake.kinds["value"] == "float"
+    assert desk.intake.kinds_at(2) == {"sensor": "text", "value": "float"}
 
 
 async def test_a_column_of_anything_takes_values_of_any_kind():
@@ -306,6 +306,61 @@ async def test_a_column_of_anything_takes_values_of_any_kind():
         out += desk.intake.take(desk.intake.waiting).batch.to_rows()
     assert out == [*rows, {"v": "FAULT", "w": None}]
     assert [letter.reason for letter in desk.letters] == ["field 'w' is float and this record has text"]
+
+
+async def taken_one_by_one(reads, **marks):
+    """Rows with the columns of their slab, of so many records a slab as there are, or fewer."""
+    desk = Desk(fills=True, **marks)
+    for rows in reads:
+        await desk.intake.put(batch_of(rows), "test")
+    slabs = []
+    while desk.intake.waiting:
+        slabs.append(desk.intake.take(desk.intake.waiting).batch)
+    return slabs
+
+
+async def test_a_slab_has_every_column_that_came_up_to_its_records():
+    """Absent where it did not come, and of its kind; reads that bring a column begin a slab, so that none before knows of it."""
+    reads = [[{"sensor": "a", "n": 1.0}], [{"sensor": "a", "v": 2.5}], [{"sensor": "b"}], [{"sensor": "b", "n": 3.0}]]
+    slabs = await taken_one_by_one(reads)
+    assert [set(slab.names) for slab in slabs] == [{"sensor", "n"}, *[{"sensor", "n", "v"}] * (len(slabs) - 1)]
+    assert [row for slab in slabs for row in slab.to_rows()] == [row for rows in reads for row in rows]
+    assert {slab.column("v").kind for slab in slabs[1:]} == {Kind.FLOAT}
+    alone = await taken_one_by_one(reads[2:], beginning=Beginning(kinds={"sensor": "text", "v": "float"}))
+    assert set(alone[0].names) == {"sensor", "v"}
+
+
+async def test_a_column_of_nulls_has_come_too():
+    """With its first value it becomes one of that kind, for the records from there on."""
+    slabs = await taken_one_by_one([[{"v": None}], [{"n": 1.0}], [{"v": 2.0}], [{"n": 2.0}]])
+    assert [set(slab.names) for slab in slabs] == [{"v"}, {"v", "n"}, {"v", "n"}]
+    assert [slab.column("v").kind for slab in slabs] == [Kind.OBJECT, Kind.OBJECT, Kind.FLOAT]
+
+
+async def test_what_had_come_by_then_is_told_of_any_position():
+    """A checkpoint is of a position that the intake is beyond."""
+    desk = Desk()
+    for row in ({"n": 1.0, "x": None}, {"v": 2.5}, {"x": "late"}):
+        await desk.intake.put(batch_of([row]), "test")
+    assert [desk.intake.kinds_at(position) for position in (1, 2, 3)] == [
+        {"n": "float"},
+        {"n": "float", "v": "float"},
+        {"n": "float", "v": "float", "x": "text"},
+    ]
+    assert [desk.intake.empty_at(position) for position in (0, 1, 3)] == [{}, {"x": "object"}, {}]
+
+
+async def test_ever_new_fields_do_not_make_slabs_ever_wider():
+    """Of columns that did not come with them slabs get some thousand at most, and a bounded number of places."""
+    desk = Desk(fills=True)
+    for start in range(0, 3_000, 1_000):
+        await desk.intake.put(batch_of([{f"f{n}": 1.0 for n in range(start, start + 1_000)}]), "test")
+    await desk.intake.put(batch_of(numbered(2_000)), "test")
+    widths = []
+    while desk.intake.waiting:
+        slab = desk.intake.take(desk.intake.waiting).batch
+        widths.append((len(slab), len(slab.columns)))
+    assert widths == [(1, 1_000), (1, 2_000), (1, 2_024), (1_024, 1_026), (976, 1_026)]
 
 
 async def test_only_the_wrong_fields_are_named():

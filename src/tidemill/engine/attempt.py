@@ -281,6 +281,7 @@ class Attempt:
             arrived=self.mill.pump,
             place_by=self.checked.place_by,
             asked=self.checked.asked,
+            fills=self.checked.plan.reads() is None,
             beginning=beginning,
         )
 

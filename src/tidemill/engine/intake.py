@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -35,7 +35,12 @@ __all__ = ["SLICE_BYTES", "SLICE_RECORDS", "Beginning", "Intake", "IntakeStatist
 _MANY: Final = 5
 """Batches of a source that are joined to more than half a slab, which may as well be full then: slabs that end at a little more
 than half would grow by one such batch each time, and not double."""
+_MOST_NAMES: Final = 1_024
+"""Columns that are put into batches without them, at most: as many as one record may have."""
+_CELLS: Final = 1 << 20
+"""Places without a value that are put into one slab: some milliseconds."""
 _NO_ROWS: Final = np.empty(0, np.intp)
+_NOTHING: Final[Mapping[str, Kind]] = {}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Beginning:
     """Of those that will be put, the inputs up to this position are done already: they pass without a trace."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """The kinds of the columns that came so far."""
+    empty: Mapping[str, str] = field(default_factory=dict)
+    """Columns that came, and held no value; as what they were."""
     cuts: Sequence[int] = ()
     """Positions at which a slab must end, ascending: a sink has committed up to there."""
 
@@ -97,7 +104,9 @@ class Intake:
     """Waiting records, with their keys coded. ``arrived`` is called after each put, in the same turn of the loop.
 
     ``place_by`` is the column that names the device, where sensors are placed by it; ``asked`` what columns have to be that did
-    not come yet: a record of the log may have one that is otherwise.
+    not come yet: a record of the log may have one that is otherwise. With ``fills``, every column that a read up to a record's
+    own has brought is in the record's slab, absent where it did not come: which records share a slab must not decide what a
+    function finds there.
     """
 
     def __init__(
@@ -108,6 +117,7 @@ class Intake:
         arrived: Callable[[], None],
         place_by: str | None = None,
         asked: Mapping[str, Asked] | None = None,
+        fills: bool = False,
         high_records: int = 4 * SLICE_RECORDS,
         high_bytes: int = 64 << 20,
         beginning: Beginning | None = None,
@@ -124,6 +134,10 @@ class Intake:
         self._room.set()
         beginning = beginning or Beginning()
         self._kinds = {name: Kind(kind) for name, kind in beginning.kinds.items()}
+        self._fills = fills
+        self._came = {**{name: Kind(kind) for name, kind in beginning.empty.items()}, **self._kinds}
+        self._came_at = dict.fromkeys(self._came, 0)
+        self._kind_at = dict.fromkeys(self._kinds, 0)
         self._done = beginning.done
         self._cuts = deque(beginning.cuts)
         self._bytes = 0.0
@@ -148,10 +162,15 @@ class Intake:
         """Whether nothing waits: no record, and nothing that was decided."""
         return not self._pieces
 
-    @property
-    def kinds(self) -> dict[str, str]:
-        """The kinds of the columns that came so far."""
-        return {name: kind.value for name, kind in self._kinds.items()}
+    def kinds_at(self, position: int) -> dict[str, str]:
+        """The kinds of the columns that had come by then."""
+        return {name: kind.value for name, kind in self._kinds.items() if self._kind_at[name] <= position}
+
+    def empty_at(self, position: int) -> dict[str, str]:
+        """The columns that had come by then, and held no value; as what they were."""
+        known = self.kinds_at(position)
+        names = (name for name, at in self._came_at.items() if at <= position and name not in known)
+        return {name: (Kind.OBJECT if name in self._kinds else self._came[name]).value for name in names}
 
     # -- in --------------------------------------------------------------------------------------------------
 
@@ -236,7 +255,8 @@ class Intake:
             keep = np.flatnonzero(codes != UNKNOWN)
             batch, codes, positions = batch.take(keep), codes[keep], positions[keep]
             devices = None if devices is None else devices[keep]
-        piece = Piece(batch, codes, devices, positions, wall_ns, *record_bytes(batch))
+        came = self._came if self._fills else _NOTHING
+        piece = Piece(batch, codes, devices, positions, wall_ns, *record_bytes(batch), came)
         if len(batch) and positions[0] <= self._done:
             piece = piece.part(piece.rows_until(self._done), len(batch))
         records = len(piece.batch)
@@ -292,6 +312,7 @@ class Intake:
         """A column has one kind for the whole run, whichever source it came from; and the rows that do not fit."""
         recast: dict[str, Column] = {}
         wrong = None
+        learned = not self._came.keys() >= batch.columns.keys()
         for name, column in batch.columns.items():
             kind = self._kinds.get(name)
             if kind is column.kind:
@@ -303,7 +324,8 @@ class Intake:
             if kind is None:
                 asked = self._asked.get(name)
                 if asked is None or column.kind in asked.kinds:
-                    self._kinds[name] = column.kind
+                    self._kinds[name], self._kind_at[name] = column.kind, self.entered + 1
+                    learned = True
                     continue
                 kind = asked.kinds[0]
             if kind is Kind.OBJECT:  # any value is one
@@ -313,7 +335,15 @@ class Intake:
             wrong = there if wrong is None else wrong | there
             recast[name] = _missing_like(column, kind)
         fitting = batch.with_columns(recast) if recast else batch
+        if learned:
+            self._note(fitting)
         return fitting, _NO_ROWS if wrong is None else np.flatnonzero(wrong)
+
+    def _note(self, batch: Batch) -> None:
+        """Columns come, or show their first value. What is known to records that wait does not change."""
+        self._came = {**self._came, **{name: column.kind for name, column in batch.columns.items()}}
+        for name in batch.columns:
+            self._came_at.setdefault(name, self.entered + 1)
 
     def _of_wrong(
         self, looked: _Looked, lost: NDArray[np.intp], positions: NDArray[np.int64], source: str
@@ -355,7 +385,7 @@ class Intake:
         own, each of which would otherwise be joined of two. There must be as many, and no control record next.
 
         Fewer, and at least one, when they have more than ``most_bytes`` of different texts, or objects that take as
-        long to encode, or of `SLICE_PIECES` batches; or where a control record or a cut comes.
+        long to encode, or of `SLICE_PIECES` batches; or where a control record, a cut or a new column comes.
         """
         pieces: list[Piece] = []
         left, left_bytes = records, most_bytes
@@ -363,6 +393,10 @@ class Intake:
             piece = self._pieces[0]
             if isinstance(piece, _Placed) or (pieces and self._slabs_follow(records)):
                 break
+            if pieces and piece.came is not pieces[0].came:
+                break
+            if not pieces:
+                left = records = min(records, _most_records(piece))
             fitting = len(piece.batch) if not piece.record_text_bytes else int(left_bytes / piece.record_text_bytes)
             count = min(len(piece.batch), left, max(fitting, 0 if pieces else 1), self._until_cut(piece, bool(pieces)))
             if not count:
@@ -375,6 +409,10 @@ class Intake:
             left_bytes -= piece.record_text_bytes * count
             pieces.append(piece)
         taken = put_together(pieces, most_bytes - left_bytes)
+        if absent := _absent(taken.batch, taken.came):
+            rows = len(taken.batch)
+            batch = taken.batch.with_columns({name: Column.missing(kind, rows) for name, kind in absent.items()})
+            taken = replace(taken, batch=batch)
         records -= left
         self.taken += records
         self.waiting -= records
@@ -407,6 +445,19 @@ class Intake:
         self.taken -= returned
         self._bytes += taken.bytes - kept.bytes
         return kept
+
+
+def _absent(batch: Batch, came: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Columns that came to the run, and not with these records."""
+    if batch.columns.keys() >= came.keys():
+        return {}
+    return {name: kind for name, kind in islice(came.items(), _MOST_NAMES) if name not in batch.columns}
+
+
+def _most_records(piece: Piece) -> int:
+    """How many may be in a slab that begins with these."""
+    absent = len(_absent(piece.batch, piece.came))
+    return SLICE_RECORDS if not absent else max(_CELLS // absent, 1)
 
 
 def _spread(codes: NDArray[np.int32], rows: NDArray[np.intp], count: int) -> NDArray[np.int32]:

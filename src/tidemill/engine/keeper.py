@@ -196,7 +196,11 @@ class Keeper:
             self._resumed_from = self.found.number
             _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
         return Beginning(
-            facts.place_position, facts.position, facts.kinds | _declared(attempt.pipeline, facts.kinds), cuts
+            facts.place_position,
+            facts.position,
+            facts.kinds | _declared(attempt.pipeline, facts.kinds),
+            facts.empty,
+            cuts,
         )
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:

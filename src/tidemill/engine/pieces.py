@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -45,6 +45,8 @@ class Taken:
     """What the records hold in memory, roughly."""
     text_bytes: float
     """What there is to encode, as bytes of text that would take as long."""
+    came: Mapping[str, Kind] = field(default_factory=dict)
+    """Every column that had come when the records did, where that matters."""
 
     @classmethod
     def nothing(cls, end: int) -> Taken:
@@ -81,7 +83,18 @@ class Taken:
                 batch.arrived_ns = arrived_ns
                 devices = None if self.devices is None else self.devices[start:end]
                 positions = self.positions[start:end]
-                rest.append(Piece(batch, self.codes[start:end], devices, positions, wall_ns, record_bytes, text_bytes))
+                rest.append(
+                    Piece(
+                        batch,
+                        self.codes[start:end],
+                        devices,
+                        positions,
+                        wall_ns,
+                        record_bytes,
+                        text_bytes,
+                        self.came,
+                    )
+                )
         returned = len(self.batch) - records
         first = Taken(
             self.batch.slice(0, records),
@@ -92,6 +105,7 @@ class Taken:
             self.walls[: len(kept)],
             self.bytes - record_bytes * returned,
             self.text_bytes - text_bytes * returned,
+            self.came,
         )
         return first, rest
 
@@ -107,6 +121,8 @@ class Piece:
     wall_ns: int | None
     record_bytes: float
     record_text_bytes: float
+    came: Mapping[str, Kind] = field(default_factory=dict)
+    """As of `Taken`; pieces with another have other columns."""
 
     @property
     def bytes(self) -> float:
@@ -121,6 +137,7 @@ class Piece:
             self.wall_ns,
             self.record_bytes,
             self.record_text_bytes,
+            self.came,
         )
 
     def rows_until(self, position: int) -> int:
@@ -140,6 +157,7 @@ def put_together(pieces: Sequence[Piece], text_bytes: float) -> Taken:
         [piece.wall_ns for piece in pieces],
         sum(piece.bytes for piece in pieces),
         text_bytes,
+        pieces[0].came,
     )
 
 

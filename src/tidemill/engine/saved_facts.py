@@ -55,6 +55,8 @@ class SavedFacts(msgspec.Struct, frozen=True):
     """Whether lanes had their sensors by turns (decision 55)."""
     epoch: Annotated[int, Meta(ge=0, lt=1 << 62)] = 0
     written_ns: int | None = None
+    empty: dict[str, str] = {}
+    """Columns that came, and held no value; as what they were."""
 
 
 def facts_of(found: Checkpoint) -> SavedFacts:
