@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 def bare(frame, by=2): ...
+def both(one: {pl}, two: {pl}): ...
 def known(frame: polars.DataFrame) -> int: ...
 def unknown(frame: {pl}) -> {pl}: ...
 def kept(value: {pl}, *, by: int = 2) -> {several}:
@@ -61,6 +62,8 @@ def test_a_frame_of_polars_is_told_by_a_name_for_type_checkers(written: dict[str
     """As it is by the library's own."""
     frames = [tm.MapFrame(written[name]).frame for name in ("bare", "known", "unknown")]
     assert frames == ["pandas", "polars", "polars"]
+    with pytest.raises(tm.PlanError, match=r"calls its function with one argument, and this is both\(one"):
+        tm.Map(written["both"])
 
 
 async def test_functions_that_have_them_go_to_lanes(written: dict[str, Any]) -> None:

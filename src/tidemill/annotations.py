@@ -27,9 +27,9 @@ if sys.version_info >= (3, 14):
         """The same as text, which can be sent to another process whatever it is."""
         return get_annotations(fn, format=Format.STRING)
 
-    def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-        """The signature of a function, its annotations perhaps as text."""
-        return inspect.signature(fn, annotation_format=Format.STRING)
+    def signature_of(fn: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
+        """As `inspect.signature`; its annotations perhaps as text."""
+        return inspect.signature(fn, follow_wrapped=follow_wrapped, annotation_format=Format.STRING)
 
 else:
 
@@ -46,6 +46,6 @@ else:
         """The same as text, which can be sent to another process whatever it is."""
         return {name: str(one) for name, one in annotations_of(fn).items()}
 
-    def signature_of(fn: Callable[..., Any]) -> inspect.Signature:
-        """The signature of a function, its annotations perhaps as text."""
-        return inspect.signature(fn)
+    def signature_of(fn: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
+        """As `inspect.signature`; its annotations perhaps as text."""
+        return inspect.signature(fn, follow_wrapped=follow_wrapped)

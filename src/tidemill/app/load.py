@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import sys
 import types
@@ -14,6 +13,7 @@ from typing import Any
 
 import cloudpickle
 
+from tidemill.annotations import signature_of
 from tidemill.core.plan import Plan
 from tidemill.engine.loading import LoadedFar, loading
 from tidemill.engine.pipeline import Pipeline
@@ -202,6 +202,6 @@ def _option_meant(error: BaseException) -> str:
     called = next(filter(None, (getattr(place, said[1], None) for place in places)), None)
     if called is None:
         return ""
-    options = [option for option in inspect.signature(called).parameters if option != "self"]
+    options = [option for option in signature_of(called).parameters if option != "self"]
     close = difflib.get_close_matches(said[2], options, 1)
     return f". Did you mean {close[0]}=?" if close else f". Its options are {', '.join(options)}"

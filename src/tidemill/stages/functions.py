@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill.annotations import signature_of
 from tidemill.batch import Batch
 from tidemill.column import ABSENT, ABSENT_TAG, INTEGER_TAG, NULL_TAG, Column, is_null, object_array
 from tidemill.errors import BadResult, PlanError, TidemillError
@@ -108,7 +109,7 @@ def check_function(fn: object, stage: str) -> None:
 def _require_one_argument(fn: Callable[..., Any], stage: str) -> None:
     """Raises `PlanError` for a function that cannot be called with what it works on alone."""
     try:
-        signature = inspect.signature(fn, follow_wrapped=False)  # a decorator may give the rest
+        signature = signature_of(fn, follow_wrapped=False)  # a decorator may give the rest
     except (ValueError, TypeError):  # of some functions in C, nobody can tell
         return
     try:
