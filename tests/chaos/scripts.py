@@ -65,15 +65,16 @@ class Connection:
     due: int = 0
 
 
-def more_lines(rng: random.Random, at: int) -> Iterator[str]:
-    """Some lines, numbered from ``at``: true duplicates, lines that are no records, clocks that step back; the last is a
-    record."""
+def more_lines(rng: random.Random, at: int, *, first: bool = False) -> Iterator[str]:
+    """Some lines, numbered from ``at``: true duplicates, lines that are no records, clocks that step back, a field that few
+    records have, the ``first`` among them; the last is a record."""
     for n in range(at, at + rng.randint(1, 250)):
         if rng.random() < 0.02:
             yield f"no record {n}"
         time = round(1.7e9 + n / 10 - (30.0 if rng.random() < 0.01 else 0.0), 1)
         sensor = f"S{int(rng.expovariate(0.2))}"
-        line = json.dumps({"sensor": sensor, "time": time, "value": round(rng.gauss(20, 3), 3), "n": float(n)})
+        record = {"sensor": sensor, "time": time, "value": round(rng.gauss(20, 3), 3), "n": float(n)}
+        line = json.dumps({**record, "leak": 0.5} if n % 500 == 0 or (first and n == at) else record)
         yield from [line] * (2 if rng.random() < 0.02 else 1)
 
 
@@ -176,7 +177,7 @@ class Script:
 
     def add(self) -> bool:
         _, sender = self.started()
-        lines = list(more_lines(self.rng, self.numbered))
+        lines = list(more_lines(self.rng, self.numbered, first=self.newest() is None))
         self.numbered = int(json.loads(lines[-1])["n"]) + 1
         self.sent[-1].lines += lines
         sender.sendall("".join(f"{line}\n" for line in lines).encode())

@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tidemill as tm
 
 
@@ -23,7 +25,14 @@ def drift(state: float, record: dict[str, Any]) -> tuple[float, dict[str, float]
     return state, {"drift": state}
 
 
+def leaked(batch: Any) -> dict[str, Any]:
+    """Looks at a field that few records have, and most reads do not bring: it is there all the same."""
+    return {"leaked": np.nan_to_num(batch["leak"])}
+
+
 PLAN = tm.Plan(
+    tm.Map(leaked, adds={"leaked": float}),
+    tm.Select("sensor", "time", "value", "n", "leaked"),
     tm.Calibrate([{"sensor": "*", "baseline": 20.0, "scale": 3.0}]),
     tm.Rolling("normalized", window=50, stats=["mean", "std"]),
     tm.Lag("value"),
