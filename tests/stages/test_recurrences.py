@@ -213,7 +213,7 @@ def test_stages_can_be_sent(stage):
 
 
 @every_stage
-@pytest.mark.filterwarnings("ignore:late:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:late:RuntimeWarning", "ignore:unchecked:RuntimeWarning")
 @settings(max_examples=10, deadline=None)
 @given(stream=streams(most=30))
 def test_apply_gives_what_a_run_gives(told, stage, stream):
