@@ -215,7 +215,7 @@ async def test_a_replacement_restores_an_object_once(tmp_path: Path, telephone, 
             victim = objects(keys[number % 6], keys[number % 6], how)
             if how == "hang":
                 await telephone.hear("hangs")
-                telephone.lines.pop("hangs").close()
+                telephone.lines.pop("hangs")  # not closed: who is hung up on does not hang
                 victim.cancel()
             (end,) = await asyncio.gather(victim, return_exceptions=True)
             assert isinstance(end, LaneDied if how == "die" else asyncio.CancelledError)
