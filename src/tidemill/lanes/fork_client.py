@@ -157,6 +157,9 @@ class ForkServer:
                     [sys.executable, *flags, "-c", code],
                     pass_fds=[control],
                     stdin=subprocess.DEVNULL,
+                    # Where the application has none, a library that the new process loads may have its file where they would be.
+                    stdout=subprocess.DEVNULL if sys.stdout is None else None,
+                    stderr=subprocess.DEVNULL if sys.stderr is None else None,
                     env=environment,
                 )
         except OSError as error:
