@@ -46,9 +46,10 @@ def recording(path: Path, numbers: range, *, bad_every: int = 0) -> Path:
 
 
 def rows(path: Path) -> list[tuple[object, ...]]:
-    """Those that can be seen."""
-    connection = sqlite3.connect(path)
+    """Those that can be seen at one moment: an attempt may make a table anew that one before it had made."""
+    connection = sqlite3.connect(path, isolation_level=None)
     try:
+        connection.execute("BEGIN")
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchone():
             return []
         return connection.execute("SELECT * FROM features ORDER BY rowid").fetchall()

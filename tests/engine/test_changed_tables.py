@@ -276,7 +276,8 @@ class Away(Watched):
 
 
 def committed(path, columns="rowid"):
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN")  # an attempt may make a table anew that one before it had made
         there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'features'").fetchall()
         return connection.execute(f"SELECT {columns} FROM features ORDER BY rowid").fetchall() if there else []
 
