@@ -40,13 +40,17 @@ def written(sink: sinks.TCP, *batches: list[dict[str, Any]]) -> None:
 
 
 def acknowledging(most: int = 10**9) -> Callable[[Any, bytearray], None]:
-    """Tells how many lines have come, up to so many; then it ends the connection."""
+    """Tells how many lines have come, up to so many; then it ends the connection, but reads on: what comes when nobody reads resets
+    it, and what was told last may be lost with that."""
 
     def serve(connection: Any, came: bytearray) -> None:
         while data := connection.recv(1 << 16):
             came += data
             connection.sendall(b"%d\n" % min(came.count(b"\n"), most))
             if came.count(b"\n") >= most:
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):
+                    pass
                 return
 
     return serve
