@@ -273,9 +273,9 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> No
 
 @contextlib.contextmanager
 def _signals(execution: Run, ends_process: bool) -> Iterator[None]:
-    """First SIGINT or SIGTERM: stop in order. Second, unless it comes with the first: leave at once, also while the user's code holds the loop; the children
-    end with this process. SIGHUP: look at the files of tables and models, unless it tells that the terminal is gone in which
-    the run was started: then stop in order.
+    """First SIGINT or SIGTERM: stop in order. Second, unless it comes with the first: leave at once, also while the user's code
+    holds the loop; the children end with this process. SIGHUP: look at the files of tables and models, unless it tells that the
+    terminal is gone in which the run was started: then stop in order.
 
     Afterwards they do what they did before, without a moment in between."""
     before = {number: signal.getsignal(number) for number in HELD}
