@@ -21,8 +21,8 @@ from bench._bridge_passes import Call, Meter, Pass, checked, looping, streaming
 from bench._common import Table, Wrong, attempt, median, spread
 
 SIZES = (20, 200, 2_000, 20_000)
-_IN_FLIGHT = (8, 16, 32)
-_ITEMS = 32
+IN_FLIGHT = (8, 16, 32)
+ITEMS = 32
 
 
 @dataclass
@@ -58,7 +58,7 @@ async def open_sides(options: argparse.Namespace, measure: Callable[[Sides], Awa
 async def light(sides: Sides, table: Table) -> None:
     """One vectorised function at each batch size, by each door, against the pool with the same data as a dict."""
     for size in SIZES:
-        columns = [work.columns_of(size, seed) for seed in range(_ITEMS)]
+        columns = [work.columns_of(size, seed) for seed in range(ITEMS)]
         expected = [work.light(item) for item in columns]
         batches = [work.batch_of(item) for item in columns]
         least = 8 if size <= 2_000 else 4
@@ -82,7 +82,7 @@ async def light(sides: Sides, table: Table) -> None:
 
 async def executor(sides: Sides, table: Table) -> None:
     """What programs have today, with another executor: a list of dicts at 20 records."""
-    records = _bridge.records_of(20 * _ITEMS)
+    records = _bridge.records_of(20 * ITEMS)
     items = [records[start : start + 20] for start in range(0, len(records), 20)]
     expected = [_bridge.features(item) for item in items]
     row = "run_in_executor, list of dicts at 20 records: lanes.executor() / pool"
@@ -120,7 +120,7 @@ async def _ratio(table: Table, row: str, sides: Sides, own: _Through, pool: _Thr
     """Each side at each number in flight, in turn; the best of each is compared, run by run."""
 
     async def measured() -> list[list[tuple[Pass, Pass]]]:
-        return [[(await own(number, row), await pool(number, row)) for number in _IN_FLIGHT] for _ in range(sides.runs)]
+        return [[(await own(number, row), await pool(number, row)) for number in IN_FLIGHT] for _ in range(sides.runs)]
 
     runs = await attempt(table, row, measured)
     if runs is None:
@@ -141,9 +141,9 @@ async def _ratio(table: Table, row: str, sides: Sides, own: _Through, pool: _Thr
 
 
 async def round_trip(sides: Sides, table: Table) -> None:
-    columns = [work.columns_of(20, seed) for seed in range(_ITEMS)]
+    columns = [work.columns_of(20, seed) for seed in range(ITEMS)]
     for name, fn, items in (
-        ("nothing to do", work.same, list(range(_ITEMS))),
+        ("nothing to do", work.same, list(range(ITEMS))),
         ("light NumPy at 20 records", work.light, columns),
     ):
         expected = [fn(item) for item in items]
@@ -300,7 +300,7 @@ async def _fresh(predict: Callable[[int], Awaitable[int]], callers: int, seconds
 
 async def _lone(sides: Sides, table: Table, predict: Callable[[int], Awaitable[int]], note: str) -> None:
     row = "batched, a lone call's p50 over the bare ping's"
-    items = list(range(_ITEMS))
+    items = list(range(ITEMS))
 
     async def measured() -> list[tuple[float, float]]:
         made = []

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import _bridge_calls, _bridge_limits, _bridge_profile, _bridge_rows, _common
+from bench import _bridge_bare, _bridge_calls, _bridge_limits, _bridge_profile, _bridge_rows, _common
 from bench._bridge_calls import Sides
 from bench._common import Table, attempt
 
@@ -26,6 +26,7 @@ _WITH_BOTH: dict[str, Callable[[Sides, Table], Awaitable[None]]] = {
     "round": _bridge_calls.round_trip,
     "books": _bridge_calls.books,
     "batched": _bridge_calls.batched,
+    "bare": _bridge_bare.bare,
     "arrays": _bridge_limits.arrays,
 }
 """Parts that have the lanes and the pool open side by side."""
