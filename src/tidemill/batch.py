@@ -185,7 +185,9 @@ class Batch:
         known = orders[1] if orders is not None else None
         own = self.orders[1] if self.orders is not None else None
         if known is own and list(columns)[: len(self.columns)] == list(self.columns):
-            return self.with_columns({n: c for n, c in columns.items() if c is not self.columns.get(n)})
+            made = self._like(columns)
+            made.origin_names = frozenset(n for n in self.origin_names if columns.get(n) is self.columns.get(n))
+            return made
         made = self._like(columns)
         made.origin, made.origin_names = None, frozenset()
         made.orders = orders

@@ -179,15 +179,17 @@ class Batcher:
         """
         if not waiting or not free_slabs or not in_flight:
             return 0
+        least = min(in_flight)
+        if least and least >= self.limits.queued_per_lane:
+            return 0
         cap = self._patient(waiting, slack_s) if slack_s >= 2 * self.limits.target_s else self._hurried(slack_s)
         if self._travel_s:
             cap = min(cap, self._working(_EFFICIENT))
-        least = min(in_flight)
         if least == 0:
             share = max(-(-waiting // in_flight.count(0)), self._working(_SHARED)) if one_lane else waiting
             return min(waiting, share, cap)
         enough = min(cap, self._working(_QUEUED)) if self._travel_s else cap
-        return min(waiting, cap) if waiting >= enough and least < self.limits.queued_per_lane else 0
+        return min(waiting, cap) if waiting >= enough else 0
 
     def _hurried(self, slack_s: float) -> int:
         """The cap when callers have less time than a batch may take twice: half of it is for waiting and travelling.
@@ -244,7 +246,9 @@ class Batcher:
             return
         if travel_s is not None:
             self._travelled(travel_s)
-        own = self._costs.setdefault(lane, _Cost())
+        own = self._costs.get(lane)
+        if own is None:
+            own = self._costs[lane] = _Cost()
         before = own.last
         own.measured(records, busy_s)
         dearest = max(self._costs.values(), key=lambda cost: cost.record_s)

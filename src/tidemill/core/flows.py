@@ -93,12 +93,12 @@ class SinkCounts:
     """Values that it had no place for, by their field."""
 
     def __add__(self, more: SinkCounts) -> SinkCounts:
-        left_out = Counter(self.left_out) + Counter(more.left_out)
+        left_out = Counter(self.left_out) + Counter(more.left_out) if more.left_out else self.left_out
         return SinkCounts(self.rows + more.rows, self.deleted + more.deleted, dict(left_out))
 
     def since(self, before: SinkCounts) -> SinkCounts:
         """What came after what had been done before."""
-        left_out = Counter(self.left_out) - Counter(before.left_out)
+        left_out = Counter(self.left_out) - Counter(before.left_out) if before.left_out else self.left_out
         return SinkCounts(self.rows - before.rows, self.deleted - before.deleted, dict(left_out))
 
 

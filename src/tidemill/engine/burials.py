@@ -58,6 +58,8 @@ class Burials:
             if start:
                 yield
             self._bury(slab.taken, dead[start : start + AT_A_TIME])
+        if not any(share.result.dead_rows for share in shares):
+            return len(dead)
         dead_rows = heapq.merge(*(share.result.dead_rows for share in shares), key=DEAD_ROWS_ORDER)
         begun = bool(dead)
         while some := list(islice(dead_rows, AT_A_TIME)):  # sorted all at once, very many would hold the loop

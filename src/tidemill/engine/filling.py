@@ -73,16 +73,17 @@ class Filler:
         self._lanes = lanes
         self._reads = plan.reads()
         self._timed = plan.follows_watermark
-        self._results = {} if plan.absorbs else _declared(plan, schema)
+        declared = {} if plan.absorbs else _declared(plan, schema)
+        self._results = {name: _as_told(kind) for name, kind in declared.items()}
 
     @property
     def results(self) -> dict[str, str]:
         """The kinds of the columns that get room."""
-        return {name: kind.value for name, kind in self._results.items()}
+        return {name: kind for name, (kind, _) in self._results.items()}
 
     @results.setter
     def results(self, known: Mapping[str, str]) -> None:
-        self._results.update({name: Kind(kind) for name, kind in known.items()})
+        self._results.update({name: _as_told(Kind(kind)) for name, kind in known.items()})
 
     def fill(self, taken: Taken, memory: int, packer: Packer) -> Slab:
         """Write the batch, the key slots and each lane's row list, and leave room for results; raises `Full`."""
@@ -94,10 +95,7 @@ class Filler:
         if taken.devices is not None:
             devices_at, device_slots = packer.room(_INT32, count)
             self._keys.slots(taken.devices, device_slots)
-        results = [
-            Slot(name, kind.value, packer.reserve(count * DTYPES[kind].itemsize))
-            for name, kind in self._results.items()
-        ]
+        results = [Slot(name, kind, packer.reserve(count * size)) for name, (kind, size) in self._results.items()]
         rows = {}
         for lane, positions in self._rows_by_lane(taken).items():
             rows[lane] = packer.room(_INT32, len(positions))
@@ -109,7 +107,7 @@ class Filler:
         if self._lanes == 1:
             return {0: np.arange(len(taken.codes))}
         owners = self._keys.lanes(taken.codes)
-        rows = {lane: np.flatnonzero(owners == lane) for lane in range(self._lanes)}
+        rows = {lane: (owners == lane).nonzero()[0] for lane in range(self._lanes)}
         if self._timed:
             return rows  # the watermark moves on for lanes without a record too
         return {lane: positions for lane, positions in rows.items() if len(positions)}
@@ -122,7 +120,12 @@ class Filler:
         made = {output.name for share in shares for output in share.result.outputs if output.how != "carried"}
         for name in made.difference(self._results).intersection(after.columns):
             if after.columns[name].kind in _IN_PLACE:
-                self._results[name] = after.columns[name].kind
+                self._results[name] = _as_told(after.columns[name].kind)
+
+
+def _as_told(kind: Kind) -> tuple[str, int]:
+    """How a lane is told of it, and the bytes of a value."""
+    return kind.value, DTYPES[kind].itemsize
 
 
 def _declared(plan: Plan, schema: Schema) -> dict[str, Kind]:

@@ -59,6 +59,8 @@ def settled(
 ) -> tuple[list[Share], dict[str, int]]:
     """The shares with every column that is not in the slab of the kind it has in ``fixed``, which learns the columns it did not
     know; and of those on which lanes did not agree, whose share decided."""
+    if not any(share.result.made or share.result.framed for share in shares):
+        return list(shares), {}  # every column is in the slab
     decided: dict[str, int] = {}
     odd: dict[int, list[str]] = {}
     for name, kinds in _shown(shares, fixed, unpacker).items():
