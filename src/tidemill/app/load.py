@@ -190,18 +190,20 @@ def _failed(path: Path, error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     where = f", line {line}" if line else ""
-    return f"{path}{where} could not be read: {type(error).__name__}: {error}{_option_meant(error)}"
+    return f"{path}{where} could not be read: {type(error).__name__}: {_with_the_option_meant(error)}"
 
 
-def _option_meant(error: BaseException) -> str:
-    """What was meant by an option that something of ours does not have, behind a period: Python names the wrong one alone."""
-    said = re.fullmatch(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'.*", str(error))
-    if not isinstance(error, TypeError) or said is None:
-        return ""
+def _with_the_option_meant(error: BaseException) -> str:
+    """The error's words; of an option that something of ours does not have, also what was meant by it: some versions of Python
+    name the wrong one alone."""
+    wrong = r"((\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)').*"
+    said = re.fullmatch(wrong, str(error)) if isinstance(error, TypeError) else None
+    if said is None:
+        return str(error)
     places = [sys.modules.get(name) for name in ("tidemill", "tidemill.sources", "tidemill.sinks")]
-    called = next(filter(None, (getattr(place, said[1], None) for place in places)), None)
+    called = next(filter(None, (getattr(place, said[2], None) for place in places)), None)
     if called is None:
-        return ""
+        return str(error)
     options = [option for option in signature_of(called).parameters if option != "self"]
-    close = difflib.get_close_matches(said[2], options, 1)
-    return f". Did you mean {close[0]}=?" if close else f". Its options are {', '.join(options)}"
+    close = difflib.get_close_matches(said[3], options, 1)
+    return f"{said[1]}. Did you mean {close[0]}=?" if close else f"{said[1]}. Its options are {', '.join(options)}"
