@@ -12,6 +12,7 @@ import asyncio, fcntl, os, resource, signal, socket, sys, sysconfig
 from functools import partial
 
 sysconfig.get_config_vars()  # looks into this system's own files
+asyncio.new_event_loop().close()  # which loops there are is looked up at the first
 sys.platform = sys.argv[1]
 GONE = [
     (os, "memfd_create MFD_CLOEXEC MFD_ALLOW_SEALING pidfd_open waitid pipe2 sched_getaffinity posix_fallocate fdatasync"),

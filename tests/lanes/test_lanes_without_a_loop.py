@@ -229,6 +229,7 @@ def test_one_that_is_forgotten_ends(pool: tm.LanesExecutor) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is what it is about
 def test_a_forked_copy_is_refused(pool: tm.LanesExecutor) -> None:
     """It would wait for a thread that is not there; the original is not troubled."""
     reader, writer = os.pipe()
