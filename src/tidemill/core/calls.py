@@ -370,6 +370,9 @@ class Calls:
         """Half of what the fullest lane has not started, when another is idle and that is worth moving."""
         if not self._idle or self._held == self._busy:
             return []
+        if (self._held - self._busy) * self.call_s < least_s:  # in all of them together
+            self.unshared = True
+            return []
         lane = max(range(len(self._queues)), key=lambda lane: len(self._queues[lane]) if self._up[lane] else 0)
         queue = self._queues[lane]
         if (len(queue) - 1) * self.call_s < least_s:

@@ -31,7 +31,8 @@ class Door:
     def __init__(self, calls: Calls, when_full: str) -> None:
         self._calls = calls
         self.when_full = when_full
-        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self.line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        """Callers that wait to come in."""
         self._entering = 0  # were let in, and have not added their call yet
         self.rejected = 0
         """Calls that were refused because too much waited."""
@@ -50,14 +51,9 @@ class Door:
         return f"{self._calls.bounded} calls wait, and the lanes have {' and '.join(parts)}"
 
     @property
-    def waits(self) -> int:
-        """Callers in the line."""
-        return len(self._line)
-
-    @property
     def must_wait(self) -> bool:
         """Whether a caller has to stand in line."""
-        return bool(self._line) or self._full
+        return bool(self.line) or self._full
 
     @property
     def _full(self) -> bool:
@@ -88,11 +84,11 @@ class Door:
     async def enter(self) -> None:
         """Wait in line; the caller adds its call, or gives up, before it awaits anything else. Then call `entered`."""
         turn = asyncio.get_running_loop().create_future()
-        self._line[turn] = None
+        self.line[turn] = None
         try:
             await turn
         except asyncio.CancelledError:
-            self._line.pop(turn, None)
+            self.line.pop(turn, None)
             if turn.done() and not turn.cancelled() and turn.exception() is None:  # it was let in already
                 self.entered()
             raise
@@ -104,16 +100,16 @@ class Door:
 
     def admit(self) -> None:
         """Let in whoever there is room for."""
-        while self._line and not self._full:
-            turn, _ = self._line.popitem(last=False)
+        while self.line and not self._full:
+            turn, _ = self.line.popitem(last=False)
             if not turn.done():
                 self._entering += 1
                 turn.set_result(None)
 
     def fail(self, error: Exception) -> Iterator[None]:
         """Nobody gets in any more: tell those in the line, one in each step."""
-        while self._line:
-            turn, _ = self._line.popitem(last=False)
+        while self.line:
+            turn, _ = self.line.popitem(last=False)
             if not turn.done():
                 turn.set_exception(own(error))
             yield

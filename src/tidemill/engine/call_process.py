@@ -82,7 +82,7 @@ class Request:
     def can_have(self, answers: int) -> bool:
         """Whether so many more answers can be right: of a bundle, the last calls may be given back."""
         left = len(self.parcels) - len(self.finished)
-        return answers <= left if self.bundle else answers == left
+        return answers == left or (answers < left and self.bundle)
 
     def strike(self, found: tuple[int, Sequence[Answer]] | None) -> None:
         """The process died in it; ``found`` is what it had finished, and the number of the first of that (`CallProcess.found`)."""
@@ -145,34 +145,32 @@ class CallProcess:
 
     def send(self, call: int, request: Request) -> None:
         """Send the call. When that raises, the process knows nothing of it; the same goes when `not_sent` is told later."""
+        number = 0 if request.function is None else self._known(request.function)
+        self._last_turn = turn = self._last_turn + 1
+        self.turns[call] = turn
         try:
-            self._send_call(call, request)
+            if len(request.parcels) > 1:
+                several = [parcel.data for parcel in request.parcels]
+                self._post(Call(call, turn, number, request.listed, list(map(len, several))), joined(several))
+                return
+            parcel = request.parcels[0]
+            if not parcel.buffers:
+                self._post(Call(call, turn, number, request.listed, [parcel.size]), parcel.head)
+            elif request.listed or self.large is None or not self.large.send(call, turn, number, parcel):
+                parts = parcel.parts
+                self._post(Call(call, turn, number, request.listed, [sum(map(len, parts))]), *parts)
         except BaseException:
             self.turns.pop(call, None)
             raise
 
-    def _send_call(self, call: int, request: Request) -> None:
-        number = 0
-        if request.function is not None:
-            number = request.function.number
-            if number in self.functions:
-                self.functions.move_to_end(number)
-            else:
-                self._introduce(request.function)
-        self._last_turn = turn = self._last_turn + 1
-        self.turns[call] = turn
-        if len(request.parcels) == 1:
-            parcel = request.parcels[0]
-            if not parcel.buffers:
-                self._post(Call(call, turn, number, request.listed, [parcel.size]), parcel.head)
-                return
-            if not request.listed and self.large is not None and self.large.send(call, turn, number, parcel):
-                return
-            parts = parcel.parts
-            self._post(Call(call, turn, number, request.listed, [sum(map(len, parts))]), *parts)
-            return
-        several = [parcel.data for parcel in request.parcels]
-        self._post(Call(call, turn, number, request.listed, list(map(len, several))), joined(several))
+    def _known(self, function: SentFunction) -> int:
+        """The number of a function that it has, or gets now."""
+        number = function.number
+        if number in self.functions:
+            self.functions.move_to_end(number)
+        else:
+            self._introduce(function)
+        return number
 
     def _introduce(self, function: SentFunction) -> None:
         if len(self.functions) == MAX_FUNCTIONS:
@@ -301,8 +299,7 @@ class CallProcess:
         """Whether these can be answers to a call that was sent."""
         return (
             message.call in self.turns
-            and len(message.raised) == len(message.sizes) > 0
-            and min(message.sizes) >= 0
+            and len(message.raised) == len(message.sizes)
             and joined_size(message.sizes) == len(payload)
         )
 

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -102,6 +102,7 @@ class Crew:
         self.lines: dict[Line, None] = {}
         """Of streams; for the statistics."""
         self._feeding = False
+        self._recycles = self.staff.recycles
         self._retiring: int | None = None
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
@@ -198,11 +199,11 @@ class Crew:
                     self._settle(call, self._dropped(call))
                 case Hung(lane):
                     self._lookout.replace(lane)
-        if self.calls.unshared and self._sharing is None:
+        if self._to_be_shared:
             self._sharing = self._loop.call_later(_SHARED_AFTER_S, self._share)
         if self._retiring is not None:
             self._retire()
-        if self.door.waits:
+        if self.door.line:
             self.door.admit()
         if self._feeders:
             self._feed()
@@ -237,6 +238,11 @@ class Crew:
         if lane is None or self.staff.seats[lane] is not process or self.closed:
             return  # it ended meanwhile: the call goes to another
         self._perform(self._unsent(lane, call, error))
+
+    @property
+    def _to_be_shared(self) -> bool:
+        """Whether a look at what waits in busy lanes is due, and nobody has been told to come for it."""
+        return self.calls.unshared and self._sharing is None
 
     def _share(self) -> None:
         self._sharing = None
@@ -343,34 +349,36 @@ class Crew:
         """A call came back."""
         lane = process.lane
         assert lane is not None
-        request = self._requests.get(message.call)
-        items = len(message.sizes)
+        call, items, busy_ns = message.call, len(message.sizes), message.busy_ns
+        request = self._requests.get(call)
         if not process.believes(message, payload) or (request is not None and not request.can_have(items)):
             self._distrust(process, lane)
             return
+        settle: Callable[[Sequence[Answer] | Exception], None] = _nobody
+        if request is not None:
+            request.busy_ns = busy_ns
+            settle = request.settle
+            del self._requests[call]
         counts = self.lanes[lane]
-        counts.busy_ns += message.busy_ns
+        counts.busy_ns += busy_ns
         counts.done += 1
         counts.items += items
         counts.received_bytes += len(payload) + message.room
         process.items += items
-        del process.turns[message.call]
-        self._requests.pop(message.call, None)
-        commands = self.calls.returned(lane, message.call)  # before the caller is told: the lane may be idle
-        depth = self._depth.measured(lane, message.busy_ns)
+        del process.turns[call]
+        commands = self.calls.returned(lane, call)  # before the caller is told: the lane may be idle
+        depth = self._depth.measured(lane, busy_ns)
         if depth != self.calls.depth or self._depth.call_s != self.calls.call_s:
             commands += self.calls.deepen(depth, self._depth.call_s)
         if process.stops:
-            commands += self._stopped(process, message.call, lane)
-        if self.staff.recycles:
+            commands += self._stopped(process, call, lane)
+        if self._recycles:
             commands += self._aged(process, lane)
-        if commands or self.door.waits or self._feeders or self.calls.unshared or self._retiring is not None:
+        if commands or self.door.line or self._feeders or self._retiring is not None or self._to_be_shared:
             self._perform(commands)
         if message.oversized and not self._told_oversized:
             self._tell_oversized(message)
-        if request is not None:
-            request.busy_ns = message.busy_ns
-        process.answers(message, payload, _nobody if request is None else request.settle)
+        process.answers(message, payload, settle)
 
     def partly(self, process: CallProcess, message: Partly, payload: Payload) -> None:
         """The first calls of a bundle came back."""

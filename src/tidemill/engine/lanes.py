@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, NoReturn, Self, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 from tidemill.core.calls import Bounds
 from tidemill.core.keys import place
@@ -216,18 +216,19 @@ class Lanes:
         for what cannot be sent back.
         """
         crew = self._open()
+        timeout = check_timeout(timeout)
         pin = None if key is None else self._pin(key)
         entered = False
         if crew.bounded and crew.door.must_wait:
-            entered, timeout = await self._entered(crew, fn, check_timeout(timeout))
+            entered, timeout = await self._entered(crew, fn, timeout)
         try:
-            future = self._future()
+            future: asyncio.Future[T] = asyncio.Future(loop=self._loop)
             call = crew.submit(self._request(fn, args, kwargs, settler(future), timeout), pin)
         finally:
             if entered:
                 crew.door.entered()
         try:
-            return cast("T", await future)
+            return await future
         except asyncio.CancelledError:
             crew.cancel(call)
             raise
@@ -400,10 +401,6 @@ class Lanes:
         self._check_open()
         raise CallError(_NOT_OPEN if self._crew is None else _OTHER_LOOP)
 
-    def _future(self) -> asyncio.Future[Any]:
-        assert self._loop is not None
-        return self._loop.create_future()
-
     def _request(
         self,
         fn: Callable[..., Any],
@@ -413,8 +410,9 @@ class Lanes:
         timeout: float | None,
         name: str = "",
     ) -> Request:
-        """Pickle first: what cannot be sent costs no lane. ``name`` is for messages, where it is not `run` that was called."""
-        timeout = check_timeout(timeout)
+        """Pickle first: what cannot be sent costs no lane. ``timeout`` was checked; ``name`` is for messages, where it is not `run`
+        that was called.
+        """
         sent = self._functions.of(fn)
         if sent is not None:
             return Request(name or sent.call_name, sent, [dumps_call(args, kwargs)], done, timeout_s=timeout)

@@ -100,7 +100,7 @@ class LanesReader:
             lanes=uses,
             waiting=waiting,
             waiting_bytes=waiting_bytes,
-            blocked=door.waits,
+            blocked=len(door.line),
             rejected=door.rejected,
             dropped=door.dropped,
             depth=calls.depth,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class ProcessChannel:
         self._received = received
         self._died = died
         self._reader = FrameReader(to_lane=False)
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[Part] = deque()
         self._loop = asyncio.get_running_loop()
         self._exit: Exit | None = None
         self._armed = False  # whether the loop tells us when the socket takes more
@@ -115,7 +116,7 @@ class ProcessChannel:
             return
         parts = frame(message, *payload)
         if self._armed or self._gathering:
-            self._unsent.extend(map(memoryview, parts))
+            self._unsent += parts
             return
         self._gathering = True
         self._loop.call_soon(self._gathered)
@@ -128,7 +129,7 @@ class ProcessChannel:
                 self._unsent.append(memoryview(parts[0])[sent:])
                 self._writable()
             return
-        self._unsent.extend(map(memoryview, parts))
+        self._unsent += parts
         self._writable()
 
     def once_caught_up(self, told: Callable[[], None]) -> bool:
@@ -150,10 +151,11 @@ class ProcessChannel:
             while self._unsent and left > 0:
                 sent = self._socket.sendmsg(list(islice(self._unsent, 64)))
                 left -= sent
-                while self._unsent and sent >= len(self._unsent[0]):
-                    sent -= len(self._unsent.popleft())
+                while self._unsent and sent >= (size := len(self._unsent[0])):
+                    self._unsent.popleft()
+                    sent -= size
                 if sent:
-                    self._unsent[0] = self._unsent[0][sent:]
+                    self._unsent[0] = memoryview(self._unsent[0])[sent:]
         except (BlockingIOError, InterruptedError):
             pass
         except (BrokenPipeError, ConnectionResetError):  # the child is gone; the reader notices
@@ -211,7 +213,7 @@ class ProcessChannel:
 
     def _deliver(self, seconds: float) -> bool:
         """Hand on the complete messages, for about so long; False when some are left."""
-        until = self._loop.time() + seconds
+        until = time.monotonic() + seconds
         messages = self._reader.messages()
         while True:
             try:
@@ -225,7 +227,7 @@ class ProcessChannel:
                 self._distrust(f"a frame of {len(payload)} bytes, for which there is no memory")
                 return True
             self._received(message, payload)  # type: ignore[arg-type]
-            if self._reader.pending and self._loop.time() >= until:
+            if self._reader.pending and time.monotonic() >= until:
                 return False
 
     def _distrust(self, why: ValueError | str) -> None:

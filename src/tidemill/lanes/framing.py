@@ -74,8 +74,9 @@ def joined(parts: Sequence[Part]) -> bytes:
 
 
 def joined_size(sizes: Sequence[int]) -> int:
-    """Bytes of a payload of parts of these sizes."""
-    return sum(map(aligned, sizes[:-1])) + sum(sizes[-1:])
+    """Bytes of a payload of parts of these sizes, of which there is one at least."""
+    last = sizes[-1]
+    return last if len(sizes) == 1 else sum(map(aligned, sizes[:-1])) + last
 
 
 def pieces(payload: Payload, sizes: Sequence[int]) -> list[memoryview]:

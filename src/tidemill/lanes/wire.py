@@ -6,7 +6,7 @@ Both ends are our own processes of one version.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -356,12 +356,16 @@ class Revoke(Message, frozen=True):
     turn: int
 
 
+_Sizes = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=1)]
+"""Bytes of each part of a payload, of which there is one at least."""
+
+
 class Partly(Message, frozen=True):
     """What became of the next calls of a bundle, of which there is no room to keep more until all is done."""
 
     call: int
     raised: list[bool]
-    sizes: list[int]
+    sizes: _Sizes
 
 
 class Returned(Message, frozen=True):
@@ -371,7 +375,7 @@ class Returned(Message, frozen=True):
     call: int
     busy_ns: int
     raised: list[bool]
-    sizes: list[int]
+    sizes: _Sizes
     at: int = -1
     """Position on the way back of the arena of a plain call's large buffers, in ``room`` bytes; -1 for none."""
     room: int = 0
