@@ -176,6 +176,15 @@ def test_only_small_tables_are_remembered():
     assert 0 < tables.held < 200
 
 
+def test_so_many_tables_are_remembered():
+    """Those that were used last stay."""
+    tables = TextTables()
+    made = [Column.of_texts([f"S{number}"]).texts for number in range(2 * TextTables.MOST)]
+    for texts in made:
+        tables.encode(texts)
+    assert [texts for texts in made if tables.get(texts) is not None] == made[-TextTables.MOST :]
+
+
 def test_what_cannot_be_packed_is_named():
     """A value that no other process can take is an error of the input, with its column."""
     with pytest.raises(InputError, match="column 'o' holds values that cannot be sent to another process"):

@@ -191,6 +191,24 @@ def test_arrays_that_are_met_twice_are_one() -> None:
         assert own is again
 
 
+@pytest.mark.parametrize("code", ["?", "b", "<i4", ">i4", "<u8", "f2", "<f8", ">f8", "longdouble", "c8"])
+@pytest.mark.parametrize("size", [1, 100, 5_000])
+def test_a_small_array_beside_others_arrives_as_it_is(code: str, size: int) -> None:
+    """Type, order of bytes, number of dimensions, what is said of the type, and whether it may be written to."""
+    whole = np.zeros(2 * size, np.dtype(code))
+    fixed = whole.copy()
+    fixed.flags.writeable = False
+    tagged = np.zeros(size, np.dtype("f8", metadata={"unit": "C"}))
+    value = [whole, fixed, tagged, whole.reshape(2, size), whole.reshape(2, size, order="F"), fixed]
+    for own in both_ways(pack(value)):
+        same(own, value)
+        for one, right in zip(own, value, strict=True):
+            assert one.flags.writeable is right.flags.writeable
+            assert one.flags.f_contiguous is right.flags.f_contiguous or one.ndim == 1
+            assert (one.dtype.metadata or {}) == (right.dtype.metadata or {})
+        assert own[1] is own[5]
+
+
 @pytest.mark.parametrize("fixed", ["a", "b"])
 def test_columns_that_may_not_be_written_to_arrive_so(fixed: str) -> None:
     """As a lone array does; the others of the dict may be."""

@@ -83,14 +83,14 @@ class Packed(msgspec.Struct, array_like=True, frozen=True):
 class TextTables:
     """The bytes of the small tables of texts that come again with every batch of a source; packers may share one."""
 
-    MOST: Final = 16
+    MOST: Final = 64
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, bytes]] = {}
 
     @property
     def held(self) -> int:
-        """Bytes that are held; at most 16 tables of 128 kB, whatever came."""
+        """Bytes that are held; at most 64 tables of 128 kB, whatever came."""
         return sum(len(data) for _, data in self._known.values())
 
     def get(self, texts: Any) -> bytes | None:

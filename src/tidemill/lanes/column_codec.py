@@ -10,7 +10,7 @@ exactly of these types, or of other dtypes than plain numbers and times, is for 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,15 +23,15 @@ from tidemill.formats.packed import TextTables, decoded_texts
 from tidemill.lanes.memory import aligned
 from tidemill.schema import Kind
 
-__all__ = ["ColumnReader", "Columns", "columns_of"]
+__all__ = ["NUMBERS", "ColumnReader", "Columns", "columns_of"]
 
 _HEAD: Final = struct.Struct("<BHI")
 _DICT: Final = 0
 _BATCH: Final = 1
 _MOST_LAYOUTS: Final = 256
 """Remembered; then all are forgotten: names that never come again must not pile up."""
-_DTYPES: Final = {np.dtype(code): code for code in ("?", *"bBhHiIqQlLefdFD")}  # of two names of a type, the last
-"""Plain numbers, in this machine's order of bytes."""
+NUMBERS: Final = {np.dtype(code): code for code in ("?", *"bBhHiIqQlLefdFD")}  # of two names of a type, the last
+"""The types of plain numbers, in this machine's order of bytes, and the letters that NumPy knows them by."""
 _BYTE: Final = np.dtype(np.uint8)
 _INT64: Final = np.dtype(np.int64)
 _counts: Final = [struct.Struct(f"<{number}q") for number in range(65)]
@@ -40,8 +40,11 @@ Buffer = NDArray[Any] | bytes
 Columns = tuple[bytes, list[Buffer]]
 """A head, and its buffers."""
 
-_layouts: dict[tuple[Any, ...], tuple[bytes, list[int]]] = {}
-"""By names and dtypes: a layout, and which of its arrays are of times, which are no buffers."""
+_Known = tuple[bytes, Callable[..., bytes], list[int]]
+"""How a head begins, what packs the counts that end it, and which of the arrays are of times, which are no buffers."""
+
+_layouts: dict[tuple[Any, ...], _Known] = {}
+"""By names, dtypes and which arrays are fixed; of a batch, by what is said of its columns."""
 _tables = TextTables()
 
 
@@ -68,32 +71,39 @@ def _of_dict(columns: dict[Any, Any]) -> Columns | None:
         return None
     names = tuple(columns)
     key = (fixed, names, *dtypes)
-    known = _layouts.get(key)
+    known = _layouts.get(key) or _of_arrays(key, names, dtypes, fixed)
     if known is None:
-        layout = _layout(names, dtypes, fixed)
-        if layout is None:
-            return None
-        if len(_layouts) >= _MOST_LAYOUTS:
-            _layouts.clear()
-        known = _layouts[key] = layout, [number for number, dtype in enumerate(dtypes) if dtype.kind in "mM"]
-    layout, times = known
+        return None
+    begin, counts, times = known
     for number in times:
         arrays[number] = arrays[number].view(_INT64)
-    return _head(_DICT, layout, arrays), arrays
+    return begin + counts(*map(len, arrays)), arrays
 
 
-def _layout(names: tuple[Any, ...], dtypes: Sequence[np.dtype[Any]], fixed: int) -> bytes | None:
+def _of_arrays(key: Any, names: tuple[Any, ...], dtypes: Sequence[np.dtype[Any]], fixed: int) -> _Known | None:
     codes = [_code(dtype) for dtype in dtypes]
-    if None in codes or len(codes) >= len(_counts) or not all(type(name) is str for name in names):
+    if None in codes or not all(type(name) is str for name in names):
+        return None
+    times = [number for number, dtype in enumerate(dtypes) if dtype.kind in "mM"]
+    return _remembered(key, _DICT, [names, codes, fixed], len(codes), times)
+
+
+def _remembered(key: Any, form: int, layout: Any, number: int, times: list[int]) -> _Known | None:
+    """None for more than there are structs for, and for a name with half of a surrogate pair."""
+    if number >= len(_counts):
         return None
     try:
-        return msgspec.msgpack.encode([names, codes, fixed])
-    except UnicodeEncodeError:  # half of a surrogate pair in a name
+        described = msgspec.msgpack.encode(layout)
+    except UnicodeEncodeError:
         return None
+    if len(_layouts) >= _MOST_LAYOUTS:
+        _layouts.clear()
+    known = _layouts[key] = _HEAD.pack(form, number, len(described)) + described, _counts[number].pack, times
+    return known
 
 
 def _code(dtype: np.dtype[Any]) -> str | None:
-    return dtype.str if dtype.kind in "mM" and dtype.isnative else _DTYPES.get(dtype)
+    return dtype.str if dtype.kind in "mM" and dtype.isnative else NUMBERS.get(dtype)
 
 
 def _of_batch(batch: Batch) -> Columns | None:
@@ -106,29 +116,24 @@ def _of_batch(batch: Batch) -> Columns | None:
     if batch.key_column is not None:
         columns = [*columns, (None, batch.key_column)]
     for name, column in columns:
-        if column.kind is Kind.OBJECT or column.exact is not None or column.values.dtype not in _DTYPES:
+        kind, values, tags = column.kind, column.values, column.tags
+        if kind is Kind.OBJECT or column.exact is not None or values.dtype not in NUMBERS:
             return None
-        buffers.append(column.values)
-        if column.tags is not None:
-            buffers.append(column.tags)
-        if column.kind is Kind.TEXT:
+        buffers.append(values)
+        if tags is not None:
+            buffers.append(tags)
+        if kind is Kind.TEXT:
             buffers.append(_tables.get(column.texts) or _tables.encode(column.texts))
-        described.append((name, column.kind.value, column.values.dtype.char, column.tags is not None))
+        described.append((name, kind, values.dtype.char, tags is not None))
     if batch.time_ns is not None:
         buffers.append(batch.time_ns)
         described.append(None)
-    if len(buffers) + 2 >= len(_counts):
+    key = tuple(described)
+    known = _layouts.get(key) or _remembered(key, _BATCH, described, len(buffers) + 2, [])
+    if known is None:
         return None
-    try:
-        layout = msgspec.msgpack.encode(described)
-    except UnicodeEncodeError:
-        return None
-    return _head(_BATCH, layout, buffers, (len(batch), batch.arrived_ns)), buffers
-
-
-def _head(form: int, layout: bytes, buffers: Sequence[Buffer], more: Sequence[int] = ()) -> bytes:
-    counts = (*more, *map(len, buffers))
-    return _HEAD.pack(form, len(counts), len(layout)) + layout + _counts[len(counts)].pack(*counts)
+    begin, counts, _ = known
+    return begin + counts(len(batch), batch.arrived_ns, *map(len, buffers)), buffers
 
 
 class ColumnReader:

@@ -22,7 +22,7 @@ import numpy as np
 
 from tidemill.batch import Batch
 from tidemill.by_value import PicklerByValue, importing_nothing, names_what_stays_here
-from tidemill.lanes.beside import LARGE, Buffer, StandIn, bytes_of, goes_by_itself, has_gaps, reducers
+from tidemill.lanes.beside import LARGE, Buffer, StandIn, bytes_of, has_gaps, reducers
 from tidemill.lanes.column_codec import ColumnReader, columns_of
 from tidemill.lanes.memory import ALIGN, PADS, aligned
 
@@ -89,7 +89,7 @@ class Parcel:
     @property
     def parts(self) -> list[Buffer]:
         """All of it in the pieces in which it lies; what has gaps is copied."""
-        return _parts(self.head, [bytes_of(buffer) for buffer in self.buffers])
+        return _parts(self.head, map(bytes_of, self.buffers))[0]
 
 
 def room_of(buffer: Buffer) -> int:
@@ -97,18 +97,17 @@ def room_of(buffer: Buffer) -> int:
     return aligned(buffer.nbytes if type(buffer) is np.ndarray else memoryview(buffer).nbytes)
 
 
-def _joined(head: bytes, buffers: Sequence[Buffer]) -> bytes:
-    return b"".join(_parts(head, buffers))
-
-
-def _parts(head: bytes, buffers: Sequence[Buffer]) -> list[Buffer]:
+def _parts(head: bytes, buffers: Iterable[Buffer]) -> tuple[list[Buffer], int]:
+    """What goes one behind the other, and how many bytes of that are the buffers'."""
     parts: list[Buffer] = [head, PADS[len(head) % ALIGN]]
+    total = 0
     for buffer in buffers:
         parts.append(buffer)
         size = buffer.nbytes if type(buffer) is np.ndarray else len(buffer)
         if size % ALIGN:
             parts.append(PADS[size % ALIGN])
-    return parts
+        total += size
+    return parts, total
 
 
 # -- packing ---------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def _look_at(value: Any, found: dict[int, bytes | bytearray], depth: int) -> boo
         if depth >= 0 and len(value) >= LARGE:
             found[id(value)] = value
         return True
-    return kind in _PLAIN or (kind is np.ndarray and goes_by_itself(value))
+    return kind in _PLAIN
 
 
 def _look_at_all(values: Iterable[Any], found: dict[int, bytes | bytearray], depth: int) -> bool:
@@ -175,15 +174,13 @@ def _columns(value: Any, wrapped: int) -> Parcel | None:
         return None
     head, buffers = columns
     head = _HEAD.pack(_COLUMNS, wrapped, _HEAD.size + len(head)) + head
-    size = 0
-    for buffer in buffers:
-        size += buffer.nbytes if type(buffer) is np.ndarray else len(buffer)
+    parts, size = _parts(head, buffers)
     if size >= LARGE:
         return Parcel(head, [_memory_of(buffer) for buffer in buffers if len(buffer)])
     try:
-        return Parcel(_joined(head, buffers))
+        return Parcel(b"".join(parts))
     except (BufferError, ValueError, TypeError):  # with gaps between the items of one
-        return Parcel(_joined(head, [bytes_of(buffer) for buffer in buffers]))
+        return Parcel(b"".join(map(bytes_of, parts)))
 
 
 def _memory_of(buffer: Buffer) -> Buffer:
