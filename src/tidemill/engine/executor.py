@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 import time
 from collections import deque
@@ -39,7 +38,7 @@ class WorkFuture(concurrent.futures.Future[T]):
         """As in the base class; raises `CallError` where waiting would block the loop that brings the result."""
         self._refuse_on_loop("result")
         value = super().result(timeout)
-        error = self.exception(0)
+        error = super().exception(0)
         if error is not None:  # the base class of Python 3.11 takes an error that is false for none
             raise error
         return value
@@ -50,7 +49,7 @@ class WorkFuture(concurrent.futures.Future[T]):
         return super().exception(timeout)
 
     def _refuse_on_loop(self, method: str) -> None:
-        if not self.done() and threading.get_ident() == self._loop_thread:
+        if threading.get_ident() == self._loop_thread and not self.done():
             raise CallError(
                 f".{method}() on the event loop's own thread would wait for ever: the result comes through that loop. "
                 "Use: await asyncio.wrap_future(future), or await loop.run_in_executor(lanes.executor(), fn, x)."
@@ -241,12 +240,11 @@ class LoopExecutor(concurrent.futures.Executor):
         if future not in self._open:  # it was cancelled while its result was being copied, and that was told
             return
         try:
-            if not future.done() or future.cancelled():  # else somebody has set its result
-                with contextlib.suppress(
-                    concurrent.futures.InvalidStateError, RuntimeError
-                ):  # just now, in another thread
-                    if future.set_running_or_notify_cancel():
-                        settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
+            is_open = not future.done() or future.cancelled()  # else somebody has set its result
+            if is_open and future.set_running_or_notify_cancel():
+                settle(future, outcome if isinstance(outcome, Exception) else outcome[0])
+        except (concurrent.futures.InvalidStateError, RuntimeError):  # just now, in another thread
+            pass
         finally:
             self._over(future)
 

@@ -43,9 +43,9 @@ class _Host:
         self._stopped = False
 
     def serve(self) -> None:
-        while self._worker.waiting or (not self._stopped and self._wait()):
-            if self._worker.waiting and not self._worker.run_next():
-                return
+        going_on = True
+        while going_on:
+            going_on = self._worker.run_next() if self._worker.waiting else not self._stopped and self._wait()
 
     def _wait(self) -> bool:
         messages = self._parent.read()

@@ -120,11 +120,11 @@ class CallWorker:
             os._exit(0)  # the function forked and both copies returned; one lane is enough
 
     def _return(self, call: Call, answers: list[_Answer], busy_ns: int) -> None:
-        raised = [failed for failed, _ in answers]
-        parcel = answers[0][1]
+        failed, parcel = answers[0]
         if len(answers) == 1 and not parcel.buffers and not self._leases:  # most calls
-            self._send(Returned(call.call, busy_ns, raised, [len(parcel.head)]), parcel.head)
+            self._send(Returned(call.call, busy_ns, [failed], [parcel.size]), parcel.head)
             return
+        raised = [failed for failed, _ in answers]
         at = self._back.put(parcel) if len(answers) == 1 and parcel.buffers and self._back is not None else -1
         room = parcel.room if at >= 0 else 0
         parts = [parcel.head] if at >= 0 else [parcel.data for _, parcel in answers]

@@ -32,13 +32,11 @@ class Control:
     def send(self, message: Message, payload: bytes | bytearray | memoryview = b"") -> None:
         """Write a whole frame; blocks while the parent is behind."""
         parts = frame(message, payload)
-        sent, size = self._socket.sendmsg(parts), sum(map(len, parts))
-        if sent == size:
+        if len(parts) == 1:
+            self._socket.sendall(parts[0])
             return
-        rest = [memoryview(part) for part in parts]
-        while rest:
-            while rest and sent >= len(rest[0]):
-                sent -= len(rest.pop(0))
-            if rest:
-                rest[0] = rest[0][sent:]
-                sent = self._socket.sendmsg(rest)
+        sent = self._socket.sendmsg(parts)  # at once: the parent is woken once
+        for part in parts:
+            if sent < len(part):
+                self._socket.sendall(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
