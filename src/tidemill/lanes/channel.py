@@ -94,7 +94,7 @@ class ProcessChannel:
         self.drained = 0
         """How often a socket that was full took more."""
         self._caught_up: Callable[[], None] | None = None
-        self._gathering = False  # whether what is sent waits for the end of this turn
+        self._at_work = False  # whether it was sent something since it last said anything
         self._cut_off = (
             False  # whether nothing more is written: it would be taken for the rest of a frame that broke off
         )
@@ -109,17 +109,18 @@ class ProcessChannel:
     def send(self, message: Message, *payload: Part) -> None:
         """Hand a message to the child, in order.
 
-        The first of a turn of the loop goes at once, so that the child can begin; those that follow it in the same turn
-        go together at its end. What the socket does not take at once follows as it drains.
+        A child that was sent nothing since it last said something gets it at once, so that it can begin. Else it has what to
+        do: all that one turn of the loop sends goes together at its end. What the socket does not take then follows as it drains.
         """
         if self._cut_off:
             return
         parts = frame(message, *payload)
-        if self._armed or self._gathering:
+        if self._unsent or self._at_work:
+            if not self._unsent:
+                self._loop.call_soon(self._gathered)
             self._unsent += parts
             return
-        self._gathering = True
-        self._loop.call_soon(self._gathered)
+        self._at_work = True
         if len(parts) == 1:
             try:
                 sent = self._socket.send(parts[0])
@@ -139,7 +140,6 @@ class ProcessChannel:
         return self._armed
 
     def _gathered(self) -> None:
-        self._gathering = False
         if self._unsent and not self._armed:
             self._writable()
 
@@ -200,6 +200,7 @@ class ProcessChannel:
             # Where the application has forked, the copy's end is closed, and the loop that it shares does not know of that.
             return 0 if self._socket.fileno() >= 0 else None
         self._reader.came(count)
+        self._at_work = False
         return count
 
     def _deliver_more(self) -> None:
