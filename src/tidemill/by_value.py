@@ -44,8 +44,6 @@ __all__ = [
 
 _fill: Final = cloudpickle.cloudpickle._function_setstate
 """Its name is in every pickle that cloudpickle makes of a function."""
-_registered: Final = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
-"""The modules to be sent by value, themselves: what cloudpickle tells of them is a copy, and mostly there are none."""
 _Cached: Final = type(functools.lru_cache(len))
 _OF_EVERY_MEMBER: Final = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
 
@@ -82,7 +80,7 @@ def names_what_stays_here(data: bytes) -> bool:
     >>> names_what_stays_here(pickle.dumps(enum.Enum, 5)), names_what_stays_here(pickle.dumps("__main__", 5))
     (False, True)
     """
-    return _MAIN in data or (bool(_registered) and any(map(data.__contains__, map(_as_written, _registered.copy()))))
+    return _MAIN in data or any(map(data.__contains__, map(_as_written, cloudpickle.list_registry_pickle_by_value())))
 
 
 def _as_written(module: str) -> bytes:
@@ -193,7 +191,7 @@ class PicklerByValue(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle h
 def _is_found(function: Any) -> bool:
     """Whether another process finds it by its name."""
     name = function.__module__
-    if name == "__main__" or name in _registered:
+    if name == "__main__" or name in cloudpickle.list_registry_pickle_by_value():
         return False
     try:
         found = functools.reduce(getattr, function.__qualname__.split("."), sys.modules[name])
