@@ -125,7 +125,8 @@ class Chain:
         for index, stage in enumerate(self._stages):
             if outcome.ends is not None:
                 outcome.count_made(index, len(outcome.slots) - outcome.records)
-            self._set_aside(index, outcome, orders.quarantine.get(index), entered)
+            if quarantined := orders.quarantine.get(index):
+                self._set_aside(index, outcome, quarantined, entered)
             if stage.runs_user_code and not len(outcome.batch) and not stage.follows_watermark:
                 outcome.stage_ns.append(0)
                 continue  # nobody's function is called with nothing
@@ -148,8 +149,8 @@ class Chain:
                 made += len(step.emitted.batch)
             if marks is not None:
                 marks = held_back(marks, stage.delay_ns)
-            _add(outcome.counts, state.counts)
             if state.counts:
+                _add(outcome.counts, state.counts)
                 outcome.counted[index] = state.counts
                 state.counts = {}
             ended = self._now()
@@ -175,21 +176,14 @@ class Chain:
                 return step, batch if step.before is None else step.before
             return self._in_parts(index, stage, batch, slots)
 
-        rows = np.arange(len(batch)) if outcome.rows is None else outcome.rows
-
-        def attempt(entered: Entered, start: int, stop: int) -> _Worked | Reject:
-            part = batch.slice(start, stop)
-            self._mark(index, stage, int(rows[start]) if stop - start == 1 else NOWHERE)
-            return self._attempt(index, stage, part, lambda: entered.work(part, start))
-
         pieces: list[Piece[_Worked]] = []
-        for entered in self._entered(index, stage, batch, slots, rows if isolated else None):
-            own = partial(attempt, entered)
+        for entered in self._entered(index, stage, outcome, isolated=isolated):
+            attempt = partial(self._attempt, index, stage, outcome, entered)
             if isolated:
-                pieces.extend(Piece(row, row + 1, own(row, row + 1)) for row in range(entered.start, entered.stop))
+                pieces.extend(Piece(row, row + 1, attempt(row, row + 1)) for row in range(entered.start, entered.stop))
             else:
-                pieces.extend(narrowed(entered.start, entered.stop, own))
-            del entered, own  # the next may come in the same memory
+                pieces.extend(narrowed(entered.start, entered.stop, attempt))
+            del entered, attempt  # the next may come in the same memory
         if len(pieces) == 1 and isinstance(pieces[0].made, _Worked):
             step, before = pieces[0].made.step, pieces[0].made.before
         else:
@@ -219,11 +213,9 @@ class Chain:
             made.batch = step.batch  # with the columns that there would be
         return made, before
 
-    def _entered(
-        self, index: int, stage: Stage, batch: Batch, slots: NDArray[np.int32], isolated: NDArray[np.intp] | None
-    ) -> Iterator[Entered]:
-        """The records as they enter the stage, each once; ``isolated`` has the rows' names for the crash cursor."""
-        state = self._memory.stages[index]
+    def _entered(self, index: int, stage: Stage, outcome: Outcome, *, isolated: bool) -> Iterator[Entered]:
+        """The records as they enter the stage, each once, and ``isolated`` if the crash cursor is to name each."""
+        batch, state, slots = outcome.batch, self._memory.stages[index], outcome.slots
         state.slots = slots
         if not stage.narrows_itself:
             self._memory.mark(index)
@@ -234,9 +226,9 @@ class Chain:
                     yield entered.beginning(low)
                     del entered
             return
-        for start in (0,) if isolated is None else range(len(batch)):
-            stop = len(batch) if isolated is None else start + 1
-            row = NOWHERE if isolated is None else int(isolated[start])
+        for start in range(len(batch)) if isolated else (0,):
+            stop = start + 1 if isolated else len(batch)
+            row = outcome.position(start) if isolated else NOWHERE
             state.slots = slots[start:stop]
             state.calling = partial(self._mark, index, stage, row)
             state.calling()
@@ -255,11 +247,15 @@ class Chain:
     def _tell_kinds(self, index: int, stage: Stage) -> None:
         stage.know(self._columns.known(index))
 
-    def _attempt(self, index: int, stage: Stage, part: Batch, work: Callable[[], Batch | Step]) -> _Worked | Reject:
-        """What the stage makes of a part of the batch, found fit to go on."""
+    def _attempt(
+        self, index: int, stage: Stage, outcome: Outcome, entered: Entered, start: int, stop: int
+    ) -> _Worked | Reject:
+        """What the stage makes of some of the records that entered, found fit to go on."""
+        part = outcome.batch.slice(start, stop)
+        self._mark(index, stage, outcome.position(start) if stop - start == 1 else NOWHERE)
         self._tell_kinds(index, stage)
         try:
-            step, before = _as_step(work()), part
+            step, before = _as_step(entered.work(part, start)), part
             if stage.changes_columns:
                 self._unshown |= step.unshown
                 if step.kept is not None:
@@ -329,11 +325,9 @@ class Chain:
     # -- keeping the books ---------------------------------------------------------------------------------
 
     def _set_aside(
-        self, index: int, outcome: Outcome, quarantined: Mapping[int, tuple[str, str]] | None, entered: int
+        self, index: int, outcome: Outcome, quarantined: Mapping[int, tuple[str, str]], entered: int
     ) -> None:
         """Take the quarantined rows out before the stage sees them."""
-        if not quarantined:
-            return
         rows = np.arange(len(outcome.batch)) if outcome.rows is None else outcome.rows
         away = np.isin(rows, list(quarantined))
         for place in np.flatnonzero(away).tolist():

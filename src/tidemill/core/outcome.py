@@ -88,9 +88,13 @@ class Outcome:
         if self.devices is not None:
             self.devices = self.devices[kept]
 
+    def position(self, place: int) -> int:
+        """Which of the rows that entered, or that stages have made since, is at this place of the batch."""
+        return place if self.rows is None else int(self.rows[place])
+
     def died(self, place: int, stage: int, reason_code: str, reason: str, entered: int) -> Dead:
         """The dead letter of the row at this place of the batch; ``entered`` records had entered the chain."""
-        row = place if self.rows is None else int(self.rows[place])
+        row = self.position(place)
         if row < entered:
             return Dead(row, stage, reason_code, reason)
         made = self.batch.slice(place, place + 1)
@@ -109,14 +113,5 @@ class Outcome:
 
     def follow(self, before: Batch, after: Batch) -> None:
         """Keep ``carried`` true: which columns are still what entered the chain, under which name."""
-        left = after.columns
-        identity = {id(column): name for name, column in before.columns.items()}
-        again = any(id(column) in identity for name, column in left.items() if name not in before.columns)
-        if not again and all(left.get(name) is column for name, column in before.columns.items()):
-            return  # it only added some of its own
-        carried = {}
-        for name, column in after.columns.items():
-            old = identity.get(id(column))
-            if old is not None and old in self.carried:
-                carried[name] = self.carried[old]
-        self.carried = carried
+        entered = {id(before.columns[name]): old for name, old in self.carried.items()}
+        self.carried = {name: entered[id(column)] for name, column in after.columns.items() if id(column) in entered}

@@ -43,15 +43,17 @@ def narrowed(start: int, stop: int, attempt: Callable[[int, int], T | Reject]) -
     >>> [(piece.start, piece.stop) for piece in narrowed(0, 8, attempt)]
     [(0, 4), (4, 5), (5, 6), (6, 8)]
     """
+    whole = Piece(start, stop, attempt(start, stop))
+    if not isinstance(whole.made, Reject):
+        return [whole]
     calls = _CALLS
     pieces: list[Piece[T]] = []
-    failing: deque[Piece[T]] = deque()
+    failing = deque([whole])
 
     def tried(start: int, stop: int) -> None:
         piece = Piece(start, stop, attempt(start, stop))
         (failing if isinstance(piece.made, Reject) else pieces).append(piece)
 
-    tried(start, stop)
     while failing:
         piece = failing.popleft()
         if piece.stop - piece.start == 1:
