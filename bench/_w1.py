@@ -201,7 +201,8 @@ def inline_kernel(w1: W1, keep: Fold | None = None) -> float:
         normalized = (value - w1.baseline.take(slots)) / w1.scale.take(slots)
         cells, filled = np.empty(len(slots), np.int32), np.empty(len(slots), np.int32)
         advance(slots, heads, cells, filled)
-        made = kernels.roll(slots, cells, filled, normalized, ring, rows, blocks, ddof=1, min_periods=1, keys=SENSORS)
+        made = np.empty((len(STATISTICS), len(slots)))
+        kernels.roll(slots, cells, filled, normalized, ring, rows, blocks, made, ddof=1, min_periods=1, keys=SENSORS)
         own = np.sqrt(np.abs(normalized)) * np.log1p(np.abs(value))
         spent += time.perf_counter() - began
         if keep is not None:

@@ -39,7 +39,7 @@ class _Saved:
 class UndoLog:
     """The log of one state memory, at byte ``start`` of its ``buffer``.
 
-    ``end``     an int64 array of one: the word that says how far it reaches
+    ``end``     the one int64 that says how far it reaches
     ``arrays``  the fields that are saved, and ``cellwise`` how
     ``size``    bytes of one place; there are two if it is ``compacted``
     """
@@ -48,7 +48,7 @@ class UndoLog:
         self,
         buffer: Any,
         start: int,
-        end: NDArray[np.int64],
+        end: memoryview[int],
         arrays: Sequence[NDArray[Any]],
         cellwise: Sequence[bool],
         *,
@@ -106,7 +106,7 @@ class UndoLog:
     @property
     def _bounds(self) -> tuple[int, int]:
         """Where the place that counts begins, and where the log in it ends: never at the place's own end."""
-        end = int(self._end[0])
+        end = self._end[0]
         return (self._size if end >= self._size else 0), end
 
     def _all(self) -> Iterator[_Saved]:

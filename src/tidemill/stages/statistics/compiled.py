@@ -69,7 +69,8 @@ _NUMBA_RUNTIME: Final = (
     "numba_unpickle",
 )
 Call = Callable[..., Any]
-_BYTE: Final = ctypes.c_char
+_addressof: Final = ctypes.addressof
+_as_bytes: Final = ctypes.c_char.from_buffer
 _WORD: Final = 8  # bytes
 
 
@@ -174,26 +175,25 @@ class Kernels:
         ring: NDArray[np.float64],
         places: NDArray[np.int64],
         blocks: Blocks,
+        out: NDArray[np.float64],
         *,
         ddof: int,
         min_periods: int,
         keys: int,
-    ) -> NDArray[np.float64]:
-        """Write ``values`` into ``ring`` and take the statistics, float64 of shape ``(max(places) + 1, n)``.
+    ) -> None:
+        """Write ``values`` into ``ring`` and the statistics into ``out``: of shape ``(rows that places name, n)``.
 
         ``keys`` says how many keys are in use, which no slot may be beyond: blocks are kept of so many.
         """
-        rows, window = len(slots), ring.shape[1]
-        out = np.empty((int(places.max()) + 1, rows))
         held, stamps, stamp = blocks.stamped(keys)
         self._roll(
-            rows,
+            len(slots),
             slots,
             cells,
             filled,
             values,
             ring,
-            window,
+            ring.shape[1],
             blocks.shift,
             ddof,
             min_periods,
@@ -205,7 +205,6 @@ class Kernels:
             blocks.gapped(keys),
             out,
         )
-        return out
 
 
 def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
@@ -373,16 +372,17 @@ def _native(given: Any, dtype: np.dtype[Any] | None) -> int:
     """A count or an address as it is, and of an array the address."""
     if isinstance(given, int):
         return given
-    if not given.flags.c_contiguous or (given.dtype != dtype if dtype is not None else given.itemsize != _WORD):
+    flags = given.flags
+    if not flags.c_contiguous or (given.dtype != dtype if dtype is not None else given.itemsize != _WORD):
         raise EngineError(f"a kernel was given {given.dtype} in place of a contiguous array of {dtype or 'words'}")
-    if given.flags.writeable:
-        return ctypes.addressof(_BYTE.from_buffer(given))  # a third of the time of ``ctypes.data``
+    if flags.writeable:
+        return _addressof(_as_bytes(given))  # a third of the time of ``ctypes.data``
     return int(given.ctypes.data)
 
 
 def address_of(buffer: Any) -> int:
     """Where a writable buffer lies in this process."""
-    return ctypes.addressof(_BYTE.from_buffer(buffer))
+    return _addressof(_as_bytes(buffer))
 
 
 def main(arguments: Sequence[str] = ()) -> int:

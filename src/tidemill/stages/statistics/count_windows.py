@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
@@ -181,7 +182,8 @@ class CountWindows:
             made["slope"] = self._sloped(kernels, entered, values, ring, self._trends[number])
         names, rows = self._by_blocks
         if names:
-            out = kernels.roll(
+            out = np.empty((len(names), len(values)))
+            kernels.roll(
                 entered.slots,
                 entered.cells,
                 entered.filled,
@@ -189,6 +191,7 @@ class CountWindows:
                 ring,
                 rows,
                 self._blocks[number],
+                out,
                 ddof=self._ddof,
                 min_periods=self._min_periods,
                 keys=self._keys,
@@ -292,5 +295,11 @@ class _Entered:
         self.windows: tuple[Any, ...] = (len(slots), slots, cells, filled)
         self.moments = moments if moments is not None else _NO_TIMES
         self.times = state["times"] if timed else _NO_TIMES
-        self.room = np.empty(len(slots))
-        self.room_for_times = np.empty(len(slots), np.int64)
+
+    @cached_property
+    def room(self) -> NDArray[np.float64]:
+        return np.empty(len(self.slots))
+
+    @cached_property
+    def room_for_times(self) -> NDArray[np.int64]:
+        return np.empty(len(self.slots), np.int64)

@@ -92,11 +92,8 @@ class Wanted:
         """The statistics by name that kernels make."""
         self.quantiles = tuple(stat for stat in made if isinstance(stat, Quantile))
         self.fractions = np.array([stat.q for stat in self.quantiles] or [0.0])
-
-    @property
-    def timed(self) -> bool:
+        self.timed = not {"rate", "slope"}.isdisjoint(self.made)
         """Whether event times matter to them."""
-        return bool({"rate", "slope"} & set(self.made))
 
     def rows(self, names: Sequence[str], first: int, last: int) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """Of ``names``, those that are made; and per place from ``first`` to ``last`` its row, -1 where there is none."""
