@@ -94,7 +94,7 @@ class Chain:
 
     def changed_objects(self) -> dict[int, ObjectStates]:
         """Per stage, the objects that changed since this was last asked; see `Stage.changed_objects`."""
-        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages)}
+        changed = {index: stage.changed_objects() for index, stage in enumerate(self._stages) if stage.keeps_objects}
         return {index: states for index, states in changed.items() if states is not None}
 
     def hold_objects(self, index: int, states: ObjectStates) -> None:
@@ -117,8 +117,8 @@ class Chain:
         where a stage follows it; ``devices`` the key slots of their devices, where sensors are placed by them.
         """
         orders = orders or Orders()
-        carried = {name: name for name in batch.columns}
-        outcome = Outcome(batch, None, carried, slots=slots, places=places, devices=devices)
+        columns = {id(column): (column, name) for name, column in batch.columns.items()}
+        outcome = Outcome(batch, None, columns, slots=slots, places=places, devices=devices)
         entered, made = len(batch), 0
         self._unshown.clear()
         began = self._now()
@@ -141,9 +141,8 @@ class Chain:
                 away = orders.quarantine.get(index, {})
                 state.quarantined = {row - first: why for row, why in away.items() if row >= first}
             step, before = self._step(index, stage, outcome, isolated=index in orders.isolate)
+            outcome.follow(before if stage.changes_columns else step.batch)
             self._keep(index, stage, outcome, step, entered)
-            if stage.changes_columns:
-                outcome.follow(before, step.batch)
             if step.emitted is not None and len(step.emitted.batch):
                 self._mix_in(index, outcome, step.emitted, entered + made)
                 made += len(step.emitted.batch)
@@ -160,6 +159,7 @@ class Chain:
         if self._unshown:
             outcome.drop_absent(self._unshown)
         outcome.orders = _own_orders(batch, outcome.batch)
+        outcome.end()
         return outcome
 
     # -- one stage -------------------------------------------------------------------------------------
@@ -334,7 +334,9 @@ class Chain:
             outcome.dead.append(outcome.died(place, index, *quarantined[int(rows[place])], entered))
         keep = np.flatnonzero(~away)
         outcome.keep(keep)
-        outcome.batch = outcome.batch.take(keep)
+        left = outcome.batch.take(keep)
+        outcome.follow(left)
+        outcome.batch = left
 
     def _keep(self, index: int, stage: Stage, outcome: Outcome, step: Step, entered: int) -> None:
         """Note which rows went on, and which died here."""
@@ -378,7 +380,7 @@ class Chain:
         outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
         outcome.places, outcome.ends = places[order], ends[order]
         outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)
-        outcome.carried = {}
+        outcome.entered = {}
 
 
 def _part_of(step: Step, start: int, part: Batch, at: int) -> Step:

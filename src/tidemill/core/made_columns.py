@@ -55,14 +55,13 @@ class MadeColumns:
 
     def check(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
         """Raise `BadResult` for what cannot go on, and turn into its column's kind what can be."""
-        self._check_sendable(stage, before, step)
-        self._check_kinds(index, stage, before, step)
+        made = {name: column for name, column in step.batch.columns.items() if column is not before.columns.get(name)}
+        self._check_sendable(stage, before, made)
+        self._check_kinds(index, stage, before, step, made)
 
-    def _check_sendable(self, stage: Stage, before: Batch, step: Step) -> None:
+    def _check_sendable(self, stage: Stage, before: Batch, made: Mapping[str, Column]) -> None:
         """What a function makes must be able to leave the process; also where it need not, so that all runs agree."""
-        for name, column in step.batch.columns.items():
-            if column is before.columns.get(name):
-                continue
+        for name, column in made.items():
             if name not in before.columns and name not in self._names:
                 if encodable(name) != name:
                     message = f"{stage.name} returned the field {name!r}, whose name has half of a surrogate pair"
@@ -75,14 +74,14 @@ class MadeColumns:
                     message = f"{stage.name} returned a value of {name!r} that cannot be sent to another process: "
                     raise BadResult(WRONG_TYPE, message + encodable(str(error))) from error
 
-    def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step) -> None:
+    def _check_kinds(self, index: int, stage: Stage, before: Batch, step: Step, made: Mapping[str, Column]) -> None:
         """A column that a function adds has one kind for the whole run: the first that it was seen with."""
         added = self.kinds.setdefault(index, {})
         own = self.kinds.setdefault(~index, {}) if stage.fixes_kinds else added
         recast = {}
-        for name, column in step.batch.columns.items():
-            if column is before.columns.get(name):
-                if stage.fixes_kinds and name not in own and column.has_values:
+        for name, column in (step.batch.columns if stage.fixes_kinds else made).items():
+            if name not in made:
+                if name not in own and column.has_values:
                     own[name] = column.kind
                 continue
             kind = own.get(name) or added.get(name)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill.batch import Batch
+from tidemill.column import Column
 from tidemill.core.watermark import BEGIN
 from tidemill.orders import Orders as FieldOrders
 
@@ -43,8 +44,10 @@ class Outcome:
     rows: NDArray[np.intp] | None
     """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
     positions beyond its end, in the order of their making."""
-    carried: dict[str, str]
-    """Columns that are still what entered, by their present name: the name they entered with."""
+    entered: dict[int, tuple[Column, str]]
+    """While stages work: by its id, each column that is what entered, of the rows that are left, and the name it entered with."""
+    carried: dict[str, str] = field(default_factory=dict)
+    """In the end: columns that are still what entered, by their present name, and the name they entered with."""
     orders: FieldOrders | None = None
     """The orders of the records' fields, where they are not what entered with what was added behind it."""
     dead: list[Dead] = field(default_factory=list)
@@ -109,9 +112,16 @@ class Outcome:
         if away:
             self.batch = self.batch.with_columns({})
             self.batch.columns = {name: column for name, column in self.batch.columns.items() if name not in away}
-            self.carried = {name: old for name, old in self.carried.items() if name not in away}
 
-    def follow(self, before: Batch, after: Batch) -> None:
-        """Keep ``carried`` true: which columns are still what entered the chain, under which name."""
-        entered = {id(before.columns[name]): old for name, old in self.carried.items()}
-        self.carried = {name: entered[id(column)] for name, column in after.columns.items() if id(column) in entered}
+    def follow(self, left: Batch) -> None:
+        """The batch goes on as ``left``: the same columns, perhaps of fewer rows."""
+        if left is not self.batch:
+            self.entered = {id(left.columns[name]): (left.columns[name], old) for name, old in self._still().items()}
+
+    def end(self) -> None:
+        """All stages have worked."""
+        self.carried, self.entered = self._still(), {}
+
+    def _still(self) -> dict[str, str]:
+        columns = self.batch.columns.items()
+        return {name: self.entered[id(column)][1] for name, column in columns if id(column) in self.entered}

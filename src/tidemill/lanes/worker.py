@@ -57,6 +57,7 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 __all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made", "pack_rows", "row_as_json"]
 
 _WORD: Final = 8  # bytes
+_KINDS: Final = {kind.value: kind for kind in Kind}
 _NOTHING: Final = bytearray()
 MADE_AT_ONCE: Final = 4_096
 """Rows that are packed together, where stages made some: what the parent unpacks in one turn of its loop."""
@@ -254,13 +255,11 @@ class Worker:
         """Write what has room in the slab at the rows' own places; the rest goes in the frame."""
         room = {slot.name: slot for slot in work.results}
         writer = _Writer(self._kernels, work, survivors, buffer)
-        outputs, framed = [], {}
+        carried, outputs, framed = outcome.carried, [], {}
         for name, column in outcome.batch.columns.items():
-            source = outcome.carried.get(name)
-            slot = room.get(name)
-            if source is not None:
-                outputs.append(Output(name, "carried", source))
-            elif slot is not None and column.tags is None and column.kind.value == slot.kind:
+            if name in carried:
+                outputs.append(Output(name, "carried", carried[name]))
+            elif (slot := room.get(name)) is not None and column.tags is None and column.kind is _KINDS[slot.kind]:
                 writer.put(slot, column)
                 outputs.append(Output(name, "slab"))
             else:
