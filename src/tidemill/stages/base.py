@@ -180,6 +180,9 @@ class Stage(abc.ABC):
     budget_s = 10.0
     """Seconds one call of the user's function may take before the run tells of it; see `within`."""
 
+    _shown: str | None = None
+    """What `describe` says, of one that runs."""
+
     path: str | None = None
     """The file that it is made of, if any: a live run watches it (`tidemill.engine.file_watch`)."""
 
@@ -199,7 +202,7 @@ class Stage(abc.ABC):
 
     @property
     def name(self) -> str:
-        return self._name or self.describe()
+        return self._name or self._shown or self.describe()
 
     @property
     def given_name(self) -> str | None:
@@ -286,7 +289,9 @@ class Stage(abc.ABC):
 
     def opened(self) -> Self:
         """The copy that runs in one lane; what is expensive or cannot be pickled is built here."""
-        return copy.copy(self)
+        lane = copy.copy(self)
+        lane._shown = self.name  # put together once, and not for each batch
+        return lane
 
     def know(self, kinds: Mapping[str, Kind]) -> None:
         """The kinds of its columns as the run knows them so far; told to a stage of user code before each step."""

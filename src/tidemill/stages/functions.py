@@ -276,14 +276,8 @@ _IN_LINE: Final = (range, deque, ArrayType, memoryview, Iterator, KeysView, Valu
 
 def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
     """One value per record."""
-    if is_series(given):
-        given = array_of_series(in_row_order(given, rows))
-    elif hasattr(given, "to_numpy") and not isinstance(given, np.ndarray):
-        given = given.to_numpy()
-    if isinstance(given, _IN_LINE):
-        given = list(islice(given, rows + 1))  # of an iterator, which may have no end
-    if isinstance(given, list | tuple):
-        given = _array_of_items(given)
+    if not isinstance(given, np.ndarray):
+        given = _with_values(given, rows)
     given = _unmasked(given)
     if isinstance(given, np.ndarray) and given.ndim > 0:
         if given.ndim != 1:
@@ -299,6 +293,17 @@ def _array(stage: str, name: str, given: Any, rows: int) -> NDArray[Any]:
     if isinstance(given, bool | int | float | np.number | np.bool_ | np.datetime64):
         return np.full(rows, given)
     return object_array([given] * rows)
+
+
+def _with_values(given: Any, rows: int) -> Any:
+    """What has a value for each record as an array; anything else as it is."""
+    if is_series(given):
+        given = array_of_series(in_row_order(given, rows))
+    elif hasattr(given, "to_numpy"):
+        given = given.to_numpy()
+    if isinstance(given, _IN_LINE):
+        given = list(islice(given, rows + 1))  # of an iterator, which may have no end
+    return _array_of_items(given) if isinstance(given, list | tuple) else given
 
 
 def _unmasked(given: Any) -> Any:

@@ -173,19 +173,22 @@ class Map(ColumnsFunction):
 
     def step(self, batch: Batch, state: StageState) -> Batch:
         seen = batch if self.columns is None else batch.select({c: c for c in self.columns if c in batch})
-        parts = [self._made(self._call(tile), tile) for tile in map(lent, self._tiles(seen))]
-        made = parts[0]
-        if self.tile is not None:
-            made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in made}
+        if self.tile is None:
+            return batch.with_columns(self._mapped(seen))
+        parts = list(map(self._mapped, _tiles(seen, self.tile)))
+        made = {name: Column.concat([part[name] for part in parts]).slice(0, len(batch)) for name in parts[0]}
         return batch.with_columns(made)
 
-    def _tiles(self, batch: Batch) -> Iterator[Batch]:
-        if self.tile is None:
-            yield batch
-            return
-        for start in range(0, max(len(batch), 1), self.tile):
-            piece = batch.slice(start, start + self.tile)
-            yield piece if len(piece) == self.tile else padded(piece, self.tile)
+    def _mapped(self, batch: Batch) -> dict[str, Column]:
+        """What one call makes."""
+        given = lent(batch)
+        return self._made(self._call(given), given)
+
+
+def _tiles(batch: Batch, rows: int) -> Iterator[Batch]:
+    for start in range(0, max(len(batch), 1), rows):
+        piece = batch.slice(start, start + rows)
+        yield piece if len(piece) == rows else padded(piece, rows)
 
 
 def _columns_of_batch(stage: str, result: Batch, batch: Batch) -> dict[str, Column]:
