@@ -20,7 +20,7 @@ from tidemill.stages.base import Entered, OnError, Stage
 from tidemill.stages.numbers import NUMERIC, numbers_of
 from tidemill.stages.options import names_of, whole_number
 from tidemill.stages.state import StageState, StateField
-from tidemill.stages.statistics.compiled import Kernels, check_slots, load_kernels
+from tidemill.stages.statistics.compiled import Kernels, load_kernels
 from tidemill.stages.statistics.count_windows import CountWindows
 from tidemill.stages.statistics.time_windows import TimeWindows
 from tidemill.stages.statistics.wanted import STATISTICS, Statistic, Wanted, quantile
@@ -286,8 +286,7 @@ class Rolling(Stage):
             self._rewritten = state.rewritten
         self._whole = False
         moments = np.ascontiguousarray(batch.time) if self._windows.needs_times else None
-        slots = check_slots(state.slots, len(state["head"]))
-        return self._windows.step(kernels, slots, state, columns, moments)
+        return self._windows.step(kernels, state, columns, moments)
 
     def _work(self, made: list[list[NDArray[np.float64]]], span: Span, part: Batch, at: int) -> Batch:
         columns: dict[str, Column] = {}

@@ -31,7 +31,7 @@ class Saved:
         """A field of 8-byte cells, whose rows of these keys are saved."""
         name += self._ending
         array = self._state[name]
-        self.slots = check_slots(self._state.slots, len(array))
+        self.slots, _ = check_slots(self._state.slots, len(array))
         log_slots, _, held = self._state.reserve(name, len(self.slots))
         self.kernels["hold"](len(self.slots), self.slots, array, array[0].size, log_slots, held)
         self._state.seal()

@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill.stages.undo_log import UndoLog
+from tidemill.stages.undo_log import Saving, UndoLog
 
 __all__ = ["NOWHERE", "StageState", "StateField", "StateLayout", "StateMemory", "opening"]
 
@@ -205,12 +205,12 @@ class StageState:
         """
         self._memory.save(self._fields[name], slots, cells)
 
-    def reserve(self, name: str, entries: int) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
+    def reserve(self, name: str, entries: int) -> Saving:
         """Room in the undo log for `save`ing ``entries`` in one pass of the caller's own: (slots, cells, old values).
 
         Views to be filled before `seal`; ``cells`` is None unless the field is cellwise.
         """
-        return self._memory.reserve(self._fields[name], entries, self._memory.cellwise(self._fields[name]))
+        return self._memory.reserve(self._fields[name], entries)
 
     def seal(self) -> None:
         """Everything saved so far counts; only now may it be overwritten."""
@@ -237,7 +237,7 @@ class StateMemory:
         )  # a word is read and stored in a third of NumPy's time
         self.buffer = buffer
         self._arrays: list[NDArray[Any]] = []
-        self._cellwise: list[bool] = []
+        cellwise = []
         self.stages: list[StageState] = []
         """One per stage of the plan, in its order."""
         offsets, _ = layout.offsets()
@@ -249,7 +249,7 @@ class StateMemory:
                 numbers[name] = len(self._arrays)
                 arrays[name] = flat.reshape(shape)
                 self._arrays.append(arrays[name])
-                self._cellwise.append(field.cellwise)
+                cellwise.append(field.cellwise)
             self.stages.append(StageState(self, arrays, numbers))
         self._step_bytes = layout.step_bytes
         self._log = UndoLog(
@@ -257,7 +257,7 @@ class StateMemory:
             _HEADER_BYTES,
             self._header[_UNDO_TAIL : _UNDO_TAIL + 1],
             self._arrays,
-            self._cellwise,
+            cellwise,
             size=layout.undo_bytes,
             compacted=layout.compacted,
         )
@@ -286,17 +286,12 @@ class StateMemory:
         if self.layout.makes_rows:
             self._log.make_room(self._step_bytes)
 
-    def cellwise(self, field: int) -> bool:
-        return self._cellwise[field]
-
-    def reserve(
-        self, field: int, entries: int, cellwise: bool
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
-        return self._log.reserve(field, entries, cellwise)
+    def reserve(self, field: int, entries: int) -> Saving:
+        return self._log.reserve(field, entries)
 
     def save(self, field: int, slots: NDArray[Any], cells: NDArray[Any] | None) -> None:
         array = self._arrays[field]
-        log_slots, log_cells, old = self.reserve(field, len(slots), cells is not None)
+        log_slots, log_cells, old = self.reserve(field, len(slots))
         log_slots[:] = slots
         if log_cells is not None and cells is not None:
             log_cells[:] = cells

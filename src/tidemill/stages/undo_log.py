@@ -20,10 +20,39 @@ from numpy.typing import NDArray
 
 from tidemill.errors import EngineError
 
-__all__ = ["UndoLog"]
+__all__ = ["Saving", "UndoLog"]
 
-_ENTRY: Final = struct.Struct("=4q")  # field, entries, cellwise, bytes of the whole entry
+_ENTRY: Final = struct.Struct("=3q")  # field, entries, bytes of the whole entry
 _INT32: Final = np.dtype(np.int32)
+
+Saving = tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]
+"""Slots, cells, and what stood there; no cells where whole rows are saved."""
+
+
+class _Field:
+    """How what stands in one array is saved."""
+
+    def __init__(self, array: NDArray[Any], cellwise: bool) -> None:
+        self._dtype, self._cellwise = array.dtype, cellwise
+        self._shape = () if cellwise else array.shape[1:]
+        self._each = math.prod(self._shape)
+
+    def size(self, entries: int) -> int:
+        """Bytes of an entry."""
+        places = _words(4 * entries) * (2 if self._cellwise else 1)
+        return _ENTRY.size + places + _words(self._dtype.itemsize * self._each * entries)
+
+    def entry(self, buffer: Any, at: int, entries: int) -> Saving:
+        """The arrays of the entry at byte ``at`` of the buffer."""
+        at += _ENTRY.size
+        slots = np.frombuffer(buffer, _INT32, entries, at)
+        at += _words(4 * entries)
+        cells = None
+        if self._cellwise:
+            cells = np.frombuffer(buffer, _INT32, entries, at)
+            at += _words(4 * entries)
+        old = np.frombuffer(buffer, self._dtype, self._each * entries, at)
+        return slots, cells, old.reshape(entries, *self._shape) if self._shape else old
 
 
 @dataclass(frozen=True)
@@ -56,7 +85,8 @@ class UndoLog:
         compacted: bool,
     ) -> None:
         self._buffer, self._start, self._end = buffer, start, end
-        self._arrays, self._cellwise = arrays, cellwise
+        self._arrays = arrays
+        self._fields = [_Field(array, by_cell) for array, by_cell in zip(arrays, cellwise, strict=True)]
         self._size, self._compacted = size, compacted
         self._pending = 0  # bytes written, not yet sealed
 
@@ -75,23 +105,22 @@ class UndoLog:
             return
         at = 0 if begin else self._size
         for saved in self._first_saved():
-            slots, cells, old, at = self._entry_at(at, saved.field, len(saved.slots), saved.cells is not None)
+            size = self._fields[saved.field].size(len(saved.slots))
+            slots, cells, old = self._entry(at, size, saved.field, len(saved.slots))
             slots[:], old[...] = saved.slots, saved.old
             if cells is not None and saved.cells is not None:
                 cells[:] = saved.cells
+            at += size
         self._end[0] = at
 
-    def reserve(
-        self, field: int, entries: int, cellwise: bool
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
-        """Room to save so many in: (slots, cells, old values)."""
+    def reserve(self, field: int, entries: int) -> Saving:
+        """Room to save so many in."""
         begin, end = self._bounds
-        at = end + self._pending
-        if at + self._bytes_of(field, entries, cellwise) >= begin + self._size:
+        at, size = end + self._pending, self._fields[field].size(entries)
+        if at + size >= begin + self._size:
             raise EngineError("the undo log is full: a stage saved more than its state fields announce")
-        slots, cells, old, at = self._entry_at(at, field, entries, cellwise)
-        self._pending = at - end
-        return slots, cells, old
+        self._pending += size
+        return self._entry(at, size, field, entries)
 
     def seal(self) -> None:
         """Everything reserved so far counts."""
@@ -112,9 +141,8 @@ class UndoLog:
     def _all(self) -> Iterator[_Saved]:
         at, end = self._bounds
         while at < end:
-            field, entries, cellwise, size = _ENTRY.unpack_from(self._buffer, self._start + at)
-            slots, cells, old = self._arrays_at(at, field, entries, bool(cellwise))
-            yield _Saved(field, slots, cells, old)
+            field, entries, size = _ENTRY.unpack_from(self._buffer, self._start + at)
+            yield _Saved(field, *self._fields[field].entry(self._buffer, self._start + at, entries))
             at += size
 
     def _first_saved(self) -> Iterator[_Saved]:
@@ -131,35 +159,10 @@ class UndoLog:
             old = np.concatenate([part.old for part in parts])
             yield _Saved(field, slots[first], cells[first] if cellwise else None, old[first])
 
-    # -- one entry -------------------------------------------------------------------------------------
-
-    def _bytes_of(self, field: int, entries: int, cellwise: bool) -> int:
-        array = self._arrays[field]
-        each = array.itemsize * (1 if cellwise else math.prod(array.shape[1:]))
-        return _ENTRY.size + _words(4 * entries) * (2 if cellwise else 1) + _words(each * entries)
-
-    def _entry_at(
-        self, at: int, field: int, entries: int, cellwise: bool
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any], int]:
-        """A new entry, to be filled, and where the next begins."""
-        size = self._bytes_of(field, entries, cellwise)
-        _ENTRY.pack_into(self._buffer, self._start + at, field, entries, cellwise, size)
-        return *self._arrays_at(at, field, entries, cellwise), at + size
-
-    def _arrays_at(
-        self, at: int, field: int, entries: int, cellwise: bool
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | None, NDArray[Any]]:
-        array = self._arrays[field]
-        slots, at = self._read(at + _ENTRY.size, _INT32, entries)
-        cells = None
-        if cellwise:
-            cells, at = self._read(at, _INT32, entries)
-        shape = (entries,) if cellwise else (entries, *array.shape[1:])
-        old, _ = self._read(at, array.dtype, math.prod(shape))
-        return slots, cells, old.reshape(shape)
-
-    def _read(self, at: int, dtype: np.dtype[Any], count: int) -> tuple[NDArray[Any], int]:
-        return np.frombuffer(self._buffer, dtype, count, self._start + at), at + _words(dtype.itemsize * count)
+    def _entry(self, at: int, size: int, field: int, entries: int) -> Saving:
+        """A new entry, to be filled."""
+        _ENTRY.pack_into(self._buffer, self._start + at, field, entries, size)
+        return self._fields[field].entry(self._buffer, self._start + at, entries)
 
 
 def _words(size: int) -> int:

@@ -66,7 +66,7 @@ class Windows:
         What is overwritten is saved and sealed before the first span.
         """
         heads = state["head"]
-        slots = check_slots(state.slots, len(heads))
+        slots, _ = check_slots(state.slots, len(heads))
         kernels.keep(slots, heads, state.reserve("head", len(slots)))
         state.seal()
         first, *further = self._rings

@@ -207,12 +207,14 @@ class Kernels:
         )
 
 
-def check_slots(slots: NDArray[Any], keys: int) -> NDArray[np.int32]:
-    """``slots`` as the kernels read them; compiled code checks no bounds, so they are checked here."""
+def check_slots(slots: NDArray[Any], keys: int) -> tuple[NDArray[np.int32], int]:
+    """``slots`` as the kernels read them, and how many keys have them all; compiled code checks no bounds, so they are checked
+    here."""
     slots = np.ascontiguousarray(slots, np.int32)
-    if len(slots) and np.maximum.reduce(slots.view(np.uint32)) >= keys:  # a negative one is beyond them all
+    used = int(np.maximum.reduce(slots.view(np.uint32))) + 1 if len(slots) else 0  # a negative one is beyond them all
+    if used > keys:
         raise EngineError(f"a key slot is outside the {keys} slots of the state memory")
-    return slots
+    return slots, used
 
 
 # -- getting them ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics import kernels as places
 from tidemill.stages.statistics.blocks import Blocks, Sorted
-from tidemill.stages.statistics.compiled import Kernels
+from tidemill.stages.statistics.compiled import Kernels, check_slots
 from tidemill.stages.statistics.wanted import Statistic, Wanted
 from tidemill.stages.windows import Places, Room, Span, spans
 
@@ -96,14 +96,13 @@ class CountWindows:
     def step(
         self,
         kernels: Kernels,
-        slots: NDArray[np.int32],
         state: StageState,
         columns: Sequence[NDArray[np.float64]],
         moments: NDArray[np.int64] | None,
     ) -> list[list[NDArray[np.float64]]]:
         """Per column its statistics, in their order; ``moments`` are the event times, where they are needed."""
-        if len(slots):  # kernels check no bounds: what they are given is for these keys too, whoever admitted them
-            self._keys = max(self._keys, int(slots.max()) + 1)
+        slots, used = check_slots(state.slots, len(state["head"]))
+        self._keys = max(self._keys, used)  # what kernels are given is for these keys too, whoever admitted them
         cells, filled = self._enter(kernels, slots, state, moments)
         entered = _Entered(slots, cells, filled, state, moments, timed=self._wanted.timed)
         made = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tidemill.stages.state import StageState, StateField
 from tidemill.stages.statistics import kernels as places
-from tidemill.stages.statistics.compiled import Kernels
+from tidemill.stages.statistics.compiled import Kernels, check_slots
 from tidemill.stages.statistics.wanted import Statistic, Wanted
 from tidemill.stages.windows import Places, Room, Span, spans
 
@@ -74,13 +74,13 @@ class TimeWindows:
     def step(
         self,
         kernels: Kernels,
-        slots: NDArray[np.int32],
         state: StageState,
         columns: Sequence[NDArray[np.float64]],
         moments: NDArray[np.int64] | None,
     ) -> list[list[NDArray[np.float64]]]:
         """Per column its statistics, in their order; ``moments`` are the event times."""
         assert moments is not None
+        slots, _ = check_slots(state.slots, len(state["head"]))
         cells, filled, in_order, olds = self._enter(kernels, slots, state, moments)
         if self._wanted.windows:
             self._entered = _Entered(Places(slots, cells, filled), in_order, moments, olds)
