@@ -232,9 +232,7 @@ class StateMemory:
 
     def __init__(self, layout: StateLayout, buffer: Any) -> None:
         self.layout = layout
-        self._header = memoryview(buffer)[:_HEADER_BYTES].cast(
-            "q"
-        )  # a word is read and stored in a third of NumPy's time
+        self._header = memoryview(buffer)[:_HEADER_BYTES].cast("q")  # a word is stored in half of NumPy's time
         self.buffer = buffer
         self._arrays: list[NDArray[Any]] = []
         cellwise = []

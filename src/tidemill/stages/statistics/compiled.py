@@ -208,8 +208,8 @@ class Kernels:
 
 
 def check_slots(slots: NDArray[Any], keys: int) -> tuple[NDArray[np.int32], int]:
-    """``slots`` as the kernels read them, and how many keys have them all; compiled code checks no bounds, so they are checked
-    here."""
+    """``slots`` as the kernels read them, and how many keys there must be for them; compiled code checks no bounds, so they are
+    checked here."""
     slots = np.ascontiguousarray(slots, np.int32)
     used = int(np.maximum.reduce(slots.view(np.uint32))) + 1 if len(slots) else 0  # a negative one is beyond them all
     if used > keys:
