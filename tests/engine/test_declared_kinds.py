@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chaos.small_plants import Live, patient
 from tests.durability.endless import Endless
 
 import tidemill as tm
@@ -113,3 +114,39 @@ async def test_a_run_with_state_takes_the_kind_that_is_declared_since(tmp_path, 
     await live(MIXED[1:2], 2, status=object)
     await live([MIXED[0] | {"time": 4}], 3, status=object)
     assert [(row["status"], row["value_mean_2"]) for row in rows] == [(0, 1.0), ("FAULT", 1.5), (0, 1.5)]
+
+
+DECLARED = "Source = lambda: tm.sources.TCP(ack=True, columns={columns})"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [("None", "{'n': int}"), ("{'n': int}", "None"), ("None", "{'n': object}")],
+    ids=["since", "no more", "any"],
+)
+def test_what_was_acknowledged_before_a_column_was_declared_is_a_row_all_the_same(tmp_path: Path, declared):
+    """The log holds it, no checkpoint knows of it, and its field was read otherwise then."""
+    for start, columns in enumerate(declared):
+        slow = {"checkpoint_s": 1000.0 if not start else 0.05}
+        with (
+            Live(tmp_path, changes=DECLARED.format(columns=columns), options=slow) as plant,
+            plant.connected() as sender,
+        ):
+            line = json.dumps({"sensor": "S1", "time": start, "value": 1.5, "n": start})
+            sender.sendall(line.encode() + b"\n")
+            assert sender.recv(10) == b"1\n"
+            if not start:
+                plant.kill()
+            else:
+                for _ in patient():
+                    if len(plant.rows()) + len(dead(tmp_path)) >= 2:
+                        break
+                plant.stop()
+    assert dead(tmp_path) == []
+    assert [(*row[:3], int(row[3])) for row in plant.rows()] == [("S1", 0, 1.5, 0), ("S1", 1, 1.5, 1)]
+
+
+def dead(folder: Path) -> list[str]:
+    """The reasons of dead letters."""
+    path = folder / "state" / "dead_letters.ndjson"
+    return [json.loads(line)["reason"] for line in path.read_text().splitlines()] if path.exists() else []

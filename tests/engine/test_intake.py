@@ -308,6 +308,37 @@ async def test_a_column_of_anything_takes_values_of_any_kind():
     assert [letter.reason for letter in desk.letters] == ["field 'w' is float and this record has text"]
 
 
+async def test_a_column_of_numbers_takes_whole_ones_as_what_it_is():
+    """A float knows which of its values came as ints: where another source, or a declaration since, says that they are ints, these
+    are taken; those that are none are told, and no other field of their records."""
+    desk = Desk(beginning=Beginning(kinds={"n": "int", "v": "float"}))
+    rows = [{"n": 3, "v": 1.5}, {"n": 2.0, "v": 2}, {"n": None, "v": 2}, {"n": 2**60 + 1, "v": 1.5}, {"v": 1}]
+    await desk.intake.put(batch_of(rows), "log")
+    await desk.intake.put(batch_of([{"n": 4, "v": 5}], declared={"n": Kind.INT, "v": Kind.INT}), "two")
+    out = []
+    while desk.intake.waiting:
+        out += desk.intake.take(desk.intake.waiting).batch.to_rows()
+    assert out == [rows[0], *rows[2:], {"n": 4, "v": 5}]
+    assert [type(row["n"]) for row in out if row.get("n") is not None] == [int, int, int]
+    assert [(letter.reason, letter.raw) for letter in desk.letters] == [
+        ("field 'n' is int and this record has float", rows[1])
+    ]
+
+
+async def test_what_is_declared_holds_for_the_first_that_comes_too():
+    """The log may hold records of before, while no checkpoint knows of their columns."""
+    desk = Desk(beginning=Beginning(declared={"n": "int", "v": "object"}))
+    rows = [{"n": 3, "v": 1.5}, {"n": 4, "v": "FAULT"}]
+    await desk.intake.put(batch_of(rows[:1]), "log")
+    await desk.intake.put(batch_of(rows[1:], declared={"n": Kind.INT, "v": Kind.OBJECT}), "log")
+    out = []
+    while desk.intake.waiting:
+        out += desk.intake.take(desk.intake.waiting).batch.to_rows()
+    assert out == rows
+    assert desk.letters == []
+    assert desk.intake.kinds_at(2) == {"n": "int", "v": "object"}
+
+
 async def taken_one_by_one(reads, **marks):
     """Rows with the columns of their slab, of so many records a slab as there are, or fewer."""
     desk = Desk(fills=True, **marks)

@@ -39,6 +39,7 @@ _MOST_NAMES: Final = 1_024
 """Columns that are put into batches without them, at most: as many as one record may have."""
 _CELLS: Final = 1 << 20
 """Places without a value that are put into one slab: some milliseconds."""
+_NUMBERS: Final = frozenset({Kind.FLOAT, Kind.INT})
 _NO_ROWS: Final = np.empty(0, np.intp)
 _NOTHING: Final[Mapping[str, Kind]] = {}
 
@@ -73,6 +74,8 @@ class Beginning:
     """The kinds of the columns that came so far."""
     empty: Mapping[str, str] = field(default_factory=dict)
     """Columns that came, and held no value; as what they were."""
+    declared: Mapping[str, str] = field(default_factory=dict)
+    """The kinds that sources declare by now, of columns that may not have come: what was logged before is of others."""
     cuts: Sequence[int] = ()
     """Positions at which a slab must end, ascending: a sink has committed up to there."""
 
@@ -134,6 +137,7 @@ class Intake:
         self._room.set()
         beginning = beginning or Beginning()
         self._kinds = {name: Kind(kind) for name, kind in beginning.kinds.items()}
+        self._declared = {name: Kind(kind) for name, kind in beginning.declared.items()}
         self._fills = fills
         self._came = {**{name: Kind(kind) for name, kind in beginning.empty.items()}, **self._kinds}
         self._came_at = dict.fromkeys(self._came, 0)
@@ -323,13 +327,22 @@ class Intake:
                 continue
             if kind is None:
                 asked = self._asked.get(name)
-                if asked is None or column.kind in asked.kinds:
-                    self._kinds[name], self._kind_at[name] = column.kind, self.entered + 1
+                kind = self._declared.get(name, column.kind)
+                if asked is None or kind in asked.kinds:
+                    self._kinds[name], self._kind_at[name] = kind, self.entered + 1
                     learned = True
-                    continue
-                kind = asked.kinds[0]
-            if kind is Kind.OBJECT:  # any value is one
-                recast[name] = Kinds({name: kind}).column(name, column.to_list())[0]
+                    if kind is column.kind:
+                        continue
+                else:
+                    kind = asked.kinds[0]
+            if kind is Kind.OBJECT or _NUMBERS.issuperset(
+                (kind, column.kind)
+            ):  # value by value: a float knows what came as an int
+                recast[name], rejects = Kinds({name: kind}).column(name, column.to_list())
+                if rejects:
+                    unfit = np.zeros(len(batch), np.bool_)
+                    unfit[[reject.row for reject in rejects]] = True
+                    wrong = unfit if wrong is None else wrong | unfit
                 continue
             there = ~column.missing_rows()
             wrong = there if wrong is None else wrong | there
@@ -351,13 +364,14 @@ class Intake:
         batch = looked.came
         became = {name: looked.batch.columns[name].kind for name in batch.columns}
         names = [name for name, column in batch.columns.items() if became[name] not in (column.kind, Kind.OBJECT)]
+        unread = {name: looked.batch.columns[name].missing_rows()[lost].tolist() for name in names}
         away = batch.take(lost)
         rows = zip(away.to_rows(), away.key.tolist(), away.time.tolist(), positions[lost].tolist(), strict=True)
-        for row, code, ns, position in rows:
+        for place, (row, code, ns, position) in enumerate(rows):
             told = ", ".join(
                 f"field {name!r} {self._has_to_be(name)} and this record has {batch.columns[name].kind.value}"
                 for name in names
-                if row.get(name) is not None
+                if unread[name][place] and row.get(name) is not None
             )
             key = str(away.keys[code])
             yield DeadLetter(WRONG_TYPE, told, row, source, key=key, time_ns=ns, position=position - 1)

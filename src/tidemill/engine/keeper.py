@@ -174,7 +174,7 @@ class Keeper:
         facts = self.facts
         if self.found is None or facts is None:
             self.places = Places(0, {})
-            return Beginning(cuts=cuts)
+            return Beginning(declared=_declared(attempt.pipeline), cuts=cuts)
         self._refuse_older_outputs(attempt, facts)
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
@@ -195,11 +195,13 @@ class Keeper:
         if self._resumed_from != self.found.number:  # attempts that fail one after the other begin at the same
             self._resumed_from = self.found.number
             _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
+        declared = _declared(attempt.pipeline)
         return Beginning(
             facts.place_position,
             facts.position,
-            facts.kinds | _declared(attempt.pipeline, facts.kinds),
+            {name: declared.get(name, kind) for name, kind in facts.kinds.items()},
             facts.empty,
+            declared,
             cuts,
         )
 
@@ -363,10 +365,9 @@ class Keeper:
         self.files.prune(needed, oldest["written_ns"] - _UNUSED_NS)
 
 
-def _declared(pipeline: Pipeline, known: Mapping[str, str]) -> dict[str, str]:
-    """The kinds that sources declare by now of columns that came before: what came then was taken for what it had learned."""
-    declared = ((name, kind) for source in pipeline.sources for name, kind in source.columns.items())
-    return {name: kind.value for name, kind in declared if name in known}
+def _declared(pipeline: Pipeline) -> dict[str, str]:
+    """The kinds that sources declare by now; what came before was taken for what it had learned."""
+    return {name: kind.value for source in pipeline.sources for name, kind in source.columns.items()}
 
 
 def _stage_told(stages: Sequence[Stage], told: Mapping[str, Any]) -> int | None:
