@@ -331,3 +331,10 @@ def test_a_refusal_names_what_comes_before_a_stage_that_follows_the_watermark() 
         PlanError, match=r"lateness='9s', and now '2s'; Silence\(.*: rows come to it '9s' late, and now '2s'"
     ):
         check_resume(matched(*plans))
+
+
+def test_a_refusal_says_that_a_stage_has_changed_places() -> None:
+    """Nothing of the stage itself differs, and of two without a name only one can keep its state."""
+    old, new = Plan(R50, tm.Lag("v")), Plan(tm.Lag("v"), R50)
+    with pytest.raises(PlanError, match="it is the same, and has changed places with another; without a name="):
+        check_resume(matched(identify(old), identify(new)))

@@ -275,6 +275,8 @@ def _differences(old: StageIdentity, new: StageIdentity) -> str:
         told.append(f"name={old.name!r}, and now {new.name!r}")
     if old.behind_ns != new.behind_ns:
         told.append(f"rows come to it {_duration(old.behind_ns)} late, and now {_duration(new.behind_ns)}")
+    if not told and new.is_same(old):
+        return "it is the same, and has changed places with another; without a name= stages keep their state in their order alone"
     return "; ".join(told) or "what it keeps of each sensor is laid out otherwise, as its other options need it"
 
 
