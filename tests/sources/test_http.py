@@ -915,3 +915,29 @@ async def test_posts_that_are_all_refused_are_told_of() -> None:
         told = engine.source.nothing_yet()
         assert told.startswith("nothing was taken so far, and 1 refused; the last sender was told 400: line 1: ")
         assert 'format="influx"' in told
+
+
+async def test_what_is_no_http_behind_posts_is_told_behind_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first would be told that nothing of it was taken, while it is."""
+    met = asyncio.Event()
+
+    def garbled(connection: http_connection._Connection, why: str) -> None:
+        garbled_before(connection, why)
+        met.set()
+
+    garbled_before = http_connection._Connection._garbled
+    monkeypatch.setattr(http_connection._Connection, "_garbled", garbled)
+    async with Engine(HTTP()) as engine:
+        engine.pull.clear()
+        reader, writer = await at_once(engine.source.port, post_of(lines(1)))
+        while not engine.rows:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        writer.write(post_of(lines(2)) + post_of(lines(3), b"x"))
+        async with asyncio.timeout(60):
+            await met.wait()
+            engine.pull.set()
+            told = await reader.read()
+        writer.close()
+    assert [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]] == [b"202", b"202", b"400"]
+    assert b"This is not HTTP as it is read here" in told
+    assert [row["value"] for row in engine.rows] == [1, 2]

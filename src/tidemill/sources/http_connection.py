@@ -112,6 +112,8 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Bytes that the parser was given since it last got anywhere; it has no limit of its own."""
     _ahead = b""
     """What came behind requests that wait, and is not parsed before they are begun."""
+    _told_last = ""
+    """What is answered behind all requests that were begun, when what came behind them cannot be read."""
     _has_said_all = False
     """Whether the sender will send no more, and waits for its answers at most."""
 
@@ -128,25 +130,38 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._shared[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
+        if self._told_last:
+            return
         self._parse(self._ahead + data)
 
     def _parse(self, data: bytes) -> None:
         start = 0
-        while start < len(data) and not self.pipeline and not self.transport.is_closing():
+        while start < len(data) and not self.pipeline and not self._told_last and not self.transport.is_closing():
             piece = data[start : start + _PIECE]
             start += _PIECE
             self._held += len(piece)
             try:
                 self._feed(piece)
             except httptools.HttpParserError as error:
-                told = f"This is not HTTP as it is read here: {error or type(error).__name__}."
-                self.send_400_response(told.encode("ascii", "replace").decode())
+                self._garbled(f"This is not HTTP as it is read here: {error or type(error).__name__}.")
             if self._held >= _HELD:
                 cast(Any, self.transport).abort()
-        self._ahead = data[start:]
+        self._ahead = b"" if self._told_last else data[start:]
         begun, self._begun = self._begun, None
         if begun is not None and not self.transport.is_closing():
             self._start(*begun)
+
+    def _garbled(self, why: str) -> None:
+        """No more can be read. Requests that were begun before are answered first: who posted them is not to take for theirs that
+        nothing was taken."""
+        told = why.encode("ascii", "replace").decode()
+        owes = self._owes and self._begun is None
+        if self.pipeline and self.cycle is not None and self.cycle.more_body:
+            self.pipeline.popleft()  # the newest, whose rest will never be read
+        if owes:
+            self._told_last = told
+        else:
+            self.send_400_response(told)
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -237,6 +252,8 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._ahead or self._begun is not None:
             ahead, self._ahead = self._ahead, b""
             self._parse(ahead)
+        if self._told_last and not self._owes and not self.transport.is_closing():
+            self.send_400_response(self._told_last)
         if self._has_said_all and not self._owes:
             self.transport.close()
 
