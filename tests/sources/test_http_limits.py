@@ -60,6 +60,49 @@ async def test_a_head_that_does_not_end_is_not_waited_for(said: bytes, monkeypat
         await run.wait()
 
 
+@pytest.fixture(scope="module")
+def certified(authority: Any) -> dict[str, Any]:
+    """Options of a source that takes posts over TLS."""
+    cert, key = authority.signed("refusing")
+    return {"cert": cert, "cert_key": key}
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (
+            b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nContent-Length: %d\r\n\r\n",
+            413,
+        ),
+        (b"POST /ingest HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", 401),
+        (b"no HTTP %d\r\n\r\n", 400),
+    ],
+    ids=["too long", "without the token", "no HTTP"],
+)
+async def test_a_refusal_reaches_who_is_still_sending(
+    said: bytes,
+    status: int,
+    encrypted: bool,
+    certified: dict[str, Any],
+    authority: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broken connection would be all that it sees, and it would post the same again and again."""
+    monkeypatch.setattr(http_connection, "_LINGER_S", 120)
+    source, size = HTTP(token="secret", limit=100_000, **(certified if encrypted else {})), 20_000_000
+    async with tm.serve(tm.Pipeline(source, tm.Plan(), ListSink()), lanes=0, state=False) as run, asyncio.timeout(120):
+        _, port = await source.wait_listening()
+        trusting = client_context(authority.ca) if encrypted else None
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        writer.write(said % size + bytes(size))
+        await writer.drain()
+        assert int((await reader.readline()).split()[1]) == status
+        writer.close()
+        run.stop_soon()
+        await run.wait()
+
+
 @pytest.mark.parametrize("requests", [1, 3])
 async def test_who_says_that_it_sends_no_more_is_answered(requests: int) -> None:
     """And then the connection is closed: without its answer a sender would send all of it again."""

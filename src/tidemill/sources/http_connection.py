@@ -37,6 +37,9 @@ _READ: Final = 65_536
 """Bytes that are read at a time."""
 _PIECE: Final = 8_192
 """Of these, the parser is given at a time. What it makes of a request takes a hundred times the bytes of the shortest one."""
+_LINGER_S: Final = 5.0
+"""Seconds in which what is still sent to a connection that has had its last answer is read and thrown away: closed at once, the
+system would tell the sender of a broken connection, mostly before the answer, and it would post the same again."""
 _HELD: Final = 65_536
 """Bytes that the parser is given at most without getting anywhere: a head, or what stands between parts of a body."""
 
@@ -62,12 +65,19 @@ def connection_class(whole: WholeRequest) -> type[asyncio.Protocol]:
 
 class _InOnePiece:
     """A transport that keeps the head of an answer back until its body follows, or what is there is sent: half the packets, and
-    half the time that the system takes for an answer."""
+    half the time that the system takes for an answer.
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    Closed while ``more_comes``, it sends no more and waits until the sender has closed too, or `_LINGER_S`; closed once more, it is.
+    """
+
+    def __init__(self, transport: asyncio.Transport, more_comes: Callable[[], bool]) -> None:
         self._transport = transport
+        self._more_comes = more_comes
         self._head = b""
-        self.is_closing = transport.is_closing
+        self._lingers = False
+
+    def is_closing(self) -> bool:
+        return self._lingers or self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -87,7 +97,14 @@ class _InOnePiece:
 
     def close(self) -> None:
         self.send()
-        self._transport.close()
+        if self.is_closing() or not self._more_comes():
+            self._transport.close()
+            return
+        self._lingers = True
+        if self._transport.can_write_eof():  # not over TLS
+            self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(_LINGER_S, self._transport.abort)
 
 
 class _Flow(FlowControl):
@@ -114,11 +131,13 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """What came behind requests that wait, and is not parsed before they are begun."""
     _told_last = ""
     """What is answered behind all requests that were begun, when what came behind them cannot be read."""
+    _is_garbled = False
+    """Whether something came that cannot be read."""
     _has_said_all = False
     """Whether the sender will send no more, and waits for its answers at most."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport)))
+        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport, self._more_comes)))
         self.flow = _Flow(transport, self.pipeline)
         self.timeout_keep_alive = _HEAD_S  # type: ignore[assignment]  # seconds of a timer
         self.timeout_keep_alive_task = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
@@ -130,7 +149,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.data_received(bytes(self._shared[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        if self._told_last:
+        if self._told_last or self.transport.is_closing():
             return
         self._parse(self._ahead + data)
 
@@ -154,6 +173,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _garbled(self, why: str) -> None:
         """No more can be read. Requests that were begun before are answered first: who posted them is not to take for theirs that
         nothing was taken."""
+        self._is_garbled = True
         told = why.encode("ascii", "replace").decode()
         owes = self._owes and self._begun is None
         if self.pipeline and self.cycle is not None and self.cycle.more_body:
@@ -268,6 +288,12 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         return bool(self.pipeline) or (
             self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
         )
+
+    def _more_comes(self) -> bool:
+        """Whether the sender may be in the middle of something, though it has had its last answer."""
+        unread = self._is_garbled or bool(self._ahead)
+        refused = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+        return (unread or refused) and not self._has_said_all
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
