@@ -24,7 +24,7 @@ from tidemill.lanes.call_codec import Answer, Parcel
 __all__ = ["Bundles", "OneByOne"]
 
 _MOST: Final = 64
-_BYTES: Final = 32 << 10
+_BYTES: Final = 96 << 10
 """Of the arguments of a bundle, and of its results, about: what is larger goes alone, and through the arena."""
 _LOOK_S: Final = 0.02
 """After so long, the results of a bundle that are finished are taken, though another of its calls goes on."""

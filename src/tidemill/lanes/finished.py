@@ -25,7 +25,7 @@ __all__ = ["FINISHED_BYTES", "Finished"]
 
 _CELLS: Final = 24
 _LENGTH: Final = struct.Struct("<q")
-FINISHED_BYTES: Final = _CELLS + (64 << 10)
+FINISHED_BYTES: Final = _CELLS + (128 << 10)
 
 
 class Finished:
