@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -134,77 +135,85 @@ def _under_way(lane: _Lane) -> int:
     return lane.under_way
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What the lanes are compared with the pool in elsewhere."""
+
+    what: str
+    function: Callable[[Any], Any]
+    items: Sequence[Any]
+    target: float
+    in_flight: Sequence[int] = IN_FLIGHT
+    by: str = "rate"
+    """Or "latency", which is better below its target."""
+    door: str = "run"
+    """Or "executor"."""
+
+
 async def bare(sides: Sides, table: Table) -> None:
     """What the lanes are compared with the pool in, by the bare bridge too: what it reaches, and the lanes' share of that."""
     bridge = Bare(len(sides.lanes.statistics().lanes))
     try:
-        for row, function, items, flights, target in _cases():
-            await _row(sides, table, bridge, row, function, items, flights, target)
+        for case in _cases():
+            await _row(sides, table, bridge, case)
     finally:
         bridge.close()
 
 
-def _cases() -> Iterator[tuple[str, Any, Sequence[Any], Sequence[int], float]]:
+def _cases() -> Iterator[_Case]:
     columns = {size: [work.columns_of(size, seed) for seed in range(ITEMS)] for size in (20, 200, 2_000)}
     for size, items in columns.items():
-        yield f"light NumPy at {size:,} records, dict of arrays", work.light, items, IN_FLIGHT, 8
+        yield _Case(f"light NumPy at {size:,} records, dict of arrays", work.light, items, 8)
     for size, items in columns.items():
         objects = [work.object_of(item) for item in items]
-        yield f"light NumPy at {size:,} records, generic pickle", work.light_object, objects, IN_FLIGHT, 3
+        yield _Case(f"light NumPy at {size:,} records, generic pickle", work.light_object, objects, 3)
     records = _bridge.records_of(20 * ITEMS)
     parts = [records[start : start + 20] for start in range(0, len(records), 20)]
-    yield "run_in_executor, list of dicts at 20 records", _bridge.features, parts, IN_FLIGHT, 4
+    yield _Case("run_in_executor, list of dicts at 20 records", _bridge.features, parts, 4, door="executor")
     for name, function, items in (
         ("nothing to do", work.same, list(range(ITEMS))),
         ("light NumPy at 20 records", work.light, columns[20]),
     ):
-        yield f"round trip p50, {name}, alone", function, items, [1], 1 / 3
-        yield f"round trip p50, {name}, 8 in flight", function, items, [8], 1 / 8
+        yield _Case(f"round trip p50, {name}, alone", function, items, 1 / 3, [1], "latency")
+        yield _Case(f"round trip p50, {name}, 8 in flight", function, items, 1 / 8, [8], "latency")
 
 
-async def _row(
-    sides: Sides,
-    table: Table,
-    bridge: Bare,
-    row: str,
-    function: Any,
-    items: Sequence[Any],
-    flights: Sequence[int],
-    target: float,
-) -> None:
-    expected = [function(item) for item in items]
-    by_latency = target < 1
+async def _row(sides: Sides, table: Table, bridge: Bare, case: _Case) -> None:
+    expected = [case.function(item) for item in case.items]
+    loop = asyncio.get_running_loop()
 
     def through(executor: Executor) -> Call:
-        loop = asyncio.get_running_loop()
-        return lambda item: loop.run_in_executor(executor, function, item)
+        return lambda item: loop.run_in_executor(executor, case.function, item)
 
-    calls = [lambda item: bridge.run(function, item), sides.by_lanes(function), through(sides.pool)]
-    if row.startswith("run_in_executor"):
-        calls = [through(bridge), through(sides.lanes.executor()), through(sides.pool)]
+    pool = sides.by_pool(case.function)
+    calls = [lambda item: bridge.run(case.function, item), sides.by_lanes(case.function), pool]
+    if case.door == "executor":
+        calls = [through(bridge), through(sides.lanes.executor()), pool]
 
     async def best(call: Call) -> Pass:
-        await checked(call, items, expected, row)
+        await checked(call, case.items, expected, case.what)
         made = [
-            await looping(call, items, expected, in_flight=number, seconds=sides.seconds, what=row)
-            for number in flights
+            await looping(call, case.items, expected, in_flight=number, seconds=sides.seconds, what=case.what)
+            for number in case.in_flight
         ]
         return max(made, key=lambda one: one.rate)
 
     async def measured() -> list[list[Pass]]:
         return [[await best(call) for call in calls] for _ in range(sides.runs)]
 
-    runs = await attempt(table, row, measured)
+    runs = await attempt(table, case.what, measured)
     if runs is None:
         return
-    print(f"{row}: CPU us a call, parent + workers, bare, lanes, pool: {', '.join(one.cpu() for one in runs[-1])}")
-    if by_latency:
-        ratios = [made.p50_us / pool.p50_us for made, _, pool in runs]
+    print(
+        f"{case.what}: CPU us a call, parent + workers, bare, lanes, pool: {', '.join(one.cpu() for one in runs[-1])}"
+    )
+    if case.by == "latency":
+        ratios = [made.p50_us / other.p50_us for made, _, other in runs]
         shares = [made.p50_us / own.p50_us for made, own, _ in runs]
         add, shown = table.below, "{:.3f}"
     else:
-        ratios = [made.rate / pool.rate for made, _, pool in runs]
+        ratios = [made.rate / other.rate for made, _, other in runs]
         shares = [own.rate / made.rate for made, own, _ in runs]
         add, shown = table.at_least, "{:.1f}x"
     note = f"{spread(ratios, shown)}; the lanes {median(shares):.2f} of it{spread(shares)}"
-    add(f"{row}: a bare bridge / pool", median(ratios), target, shown=shown, note=note)
+    add(f"{case.what}: a bare bridge / pool", median(ratios), case.target, shown=shown, note=note)
