@@ -19,11 +19,9 @@ from tidemill.lanes.framing import Payload
 from tidemill.lanes.wire import Output, Result, Slot
 from tidemill.lanes.worker import MADE_AT_ONCE
 from tidemill.orders import Orders, Part, joined, placed
-from tidemill.schema import Kind
+from tidemill.schema import KINDS, Kind
 
 __all__ = ["MadePiece", "Share", "assemble", "assemble_made"]
-
-_KINDS: Final = {kind.value: kind for kind in Kind}
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _overlaid(batch: Batch, outputs: Sequence[Output], slots: Sequence[Slot], bu
 
 
 def _in_slab(slot: Slot, rows: int, buffer: Any) -> Column:
-    kind = _KINDS[slot.kind]
+    kind = KINDS[slot.kind]
     return Column(kind, np.frombuffer(buffer, DTYPES[kind], rows, slot.at))
 
 

@@ -25,7 +25,7 @@ from tidemill.formats.stored_texts import TextsBothWays, encoded_texts
 from tidemill.formats.values import REMEDY, UNREADABLE, Unkept, decode_value, encode_value
 from tidemill.letters import WRONG_TYPE, DeadLetter, Reject
 from tidemill.orders import Orders
-from tidemill.schema import Kind
+from tidemill.schema import KINDS, Kind
 
 __all__ = ["ControlEntry", "RecordsEntry", "decode_entry", "encode_entry", "find_unkept"]
 
@@ -37,7 +37,6 @@ _ALIGN: Final = 8
 _NONE: Final = -1
 _FEW_TEXTS: Final = 64
 """A table so small is written whole: what of it is used need not be found out."""
-_KINDS: Final = {kind.value: kind for kind in Kind}
 _STORED: Final[dict[Kind, np.dtype[Any]]] = {
     kind: dtype.newbyteorder("<") for kind, dtype in DTYPES.items() if kind is not Kind.OBJECT
 }
@@ -341,7 +340,7 @@ class _Reader:
         return array
 
     def _column(self, head: _ColumnHead) -> Column:
-        kind = _KINDS[head.kind]
+        kind = KINDS[head.kind]
         values = texts = exact = None
         if kind is Kind.BOOL:
             values = self._array(_BYTE, 0, 1).view(np.bool_)

@@ -22,7 +22,7 @@ from tidemill.by_value import dumps
 from tidemill.column import DTYPES, Column, exact_at
 from tidemill.errors import InputError
 from tidemill.formats.unread import loads_items
-from tidemill.schema import Kind
+from tidemill.schema import KINDS, Kind
 
 __all__ = [
     "Full",
@@ -39,7 +39,6 @@ __all__ = [
 
 _ALIGN = 64  # bytes; a cache line, so that two lanes never write to one line of two columns
 _NONE = -1
-_KINDS: Final = {kind.value: kind for kind in Kind}
 _LARGE_TEXTS: Final = 32_768
 _LARGE_BYTES: Final = 128 << 10
 """Beyond either, a table of texts is large: it is not remembered, and a small part of it is packed as a part."""
@@ -264,7 +263,7 @@ class Unpacker:
 
     def column(self, packed: PackedColumn, buffer: Any, count: int, rows: NDArray[Any] | None = None) -> Column:
         """One column of ``count`` packed rows, or those of them that are wanted."""
-        kind = _KINDS[packed.kind]
+        kind = KINDS[packed.kind]
         if packed.at == _NONE and packed.texts_at == _NONE:
             return _left_out(kind, count if rows is None else len(rows))
         tags = None

@@ -49,7 +49,7 @@ from tidemill.lanes.wire import (
 )
 from tidemill.letters import WRONG_TYPE
 from tidemill.orders import Orders as FieldOrders
-from tidemill.schema import Kind
+from tidemill.schema import KINDS, Kind
 from tidemill.stages.state import StateMemory
 from tidemill.stages.state_copy import used_parts
 from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernels
@@ -57,7 +57,6 @@ from tidemill.stages.statistics.compiled import Kernels, address_of, load_kernel
 __all__ = ["MADE_AT_ONCE", "Worker", "pack_frame", "pack_made", "pack_rows", "row_as_json"]
 
 _WORD: Final = 8  # bytes
-_KINDS: Final = {kind.value: kind for kind in Kind}
 _NOTHING: Final = bytearray()
 MADE_AT_ONCE: Final = 4_096
 """Rows that are packed together, where stages made some: what the parent unpacks in one turn of its loop."""
@@ -259,7 +258,7 @@ class Worker:
         for name, column in outcome.batch.columns.items():
             if name in carried:
                 outputs.append(Output(name, "carried", carried[name]))
-            elif (slot := room.get(name)) is not None and column.tags is None and column.kind is _KINDS[slot.kind]:
+            elif (slot := room.get(name)) is not None and column.tags is None and column.kind is KINDS[slot.kind]:
                 writer.put(slot, column)
                 outputs.append(Output(name, "slab"))
             else:
