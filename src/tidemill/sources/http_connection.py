@@ -130,9 +130,7 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     _ahead = b""
     """What came behind requests that wait, and is not parsed before they are begun."""
     _told_last = ""
-    """What is answered behind all requests that were begun, when what came behind them cannot be read."""
-    _is_garbled = False
-    """Whether something came that cannot be read."""
+    """What is answered behind all requests that were begun, when what came behind them cannot be read: no more is parsed then."""
     _has_said_all = False
     """Whether the sender will send no more, and waits for its answers at most."""
 
@@ -173,15 +171,12 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _garbled(self, why: str) -> None:
         """No more can be read. Requests that were begun before are answered first: who posted them is not to take for theirs that
         nothing was taken."""
-        self._is_garbled = True
-        told = why.encode("ascii", "replace").decode()
+        self._told_last = why.encode("ascii", "replace").decode()
         owes = self._owes and self._begun is None
         if self.pipeline and self.cycle is not None and self.cycle.more_body:
             self.pipeline.popleft()  # the newest, whose rest will never be read
-        if owes:
-            self._told_last = told
-        else:
-            self.send_400_response(told)
+        if not owes:
+            self.send_400_response(self._told_last)
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -291,9 +286,8 @@ class _Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def _more_comes(self) -> bool:
         """Whether the sender may be in the middle of something, though it has had its last answer."""
-        unread = self._is_garbled or bool(self._ahead)
         refused = self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
-        return (unread or refused) and not self._has_said_all
+        return bool(refused or self._told_last or self._ahead) and not self._has_said_all
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
