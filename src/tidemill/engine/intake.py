@@ -136,8 +136,8 @@ class Intake:
         self._room = asyncio.Event()
         self._room.set()
         beginning = beginning or Beginning()
-        self._kinds = {name: Kind(kind) for name, kind in beginning.kinds.items()}
         self._declared = {name: Kind(kind) for name, kind in beginning.declared.items()}
+        self._kinds = {name: self._declared.get(name, Kind(kind)) for name, kind in beginning.kinds.items()}
         self._fills = fills
         self._came = {**{name: Kind(kind) for name, kind in beginning.empty.items()}, **self._kinds}
         self._came_at = dict.fromkeys(self._came, 0)
@@ -335,9 +335,7 @@ class Intake:
                         continue
                 else:
                     kind = asked.kinds[0]
-            if kind is Kind.OBJECT or _NUMBERS.issuperset(
-                (kind, column.kind)
-            ):  # value by value: a float knows what came as an int
+            if kind is Kind.OBJECT or {kind, column.kind} <= _NUMBERS:  # a float column knows which values came as ints
                 recast[name], rejects = Kinds({name: kind}).column(name, column.to_list())
                 if rejects:
                     unfit = np.zeros(len(batch), np.bool_)

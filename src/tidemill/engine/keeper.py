@@ -171,10 +171,10 @@ class Keeper:
     async def restore(self, attempt: Attempt) -> Beginning:
         """Give the attempt the state of the newest checkpoint; where its input begins."""
         cuts = sorted({outlet.resumed_at for outlet in attempt.outflow.outlets if outlet.resumed_at})
-        facts = self.facts
+        facts, declared = self.facts, _declared(attempt.pipeline)
         if self.found is None or facts is None:
             self.places = Places(0, {})
-            return Beginning(declared=_declared(attempt.pipeline), cuts=cuts)
+            return Beginning(declared=declared, cuts=cuts)
         self._refuse_older_outputs(attempt, facts)
         matching = self.matching(attempt.checked)
         stages = attempt.checked.plan.stages
@@ -195,15 +195,7 @@ class Keeper:
         if self._resumed_from != self.found.number:  # attempts that fail one after the other begin at the same
             self._resumed_from = self.found.number
             _log.info("resumed behind input %d, from checkpoint %d", facts.position, self.found.number)
-        declared = _declared(attempt.pipeline)
-        return Beginning(
-            facts.place_position,
-            facts.position,
-            {name: declared.get(name, kind) for name, kind in facts.kinds.items()},
-            facts.empty,
-            declared,
-            cuts,
-        )
+        return Beginning(facts.place_position, facts.position, facts.kinds, facts.empty, declared, cuts)
 
     def check(self, pipeline: Pipeline, *, edges: bool = True) -> Checked:
         """The pipeline with its tables and models as they were at the checkpoint, or when its first input was let in."""
