@@ -102,7 +102,6 @@ class Crew:
         self.lines: dict[Line, None] = {}
         """Of streams; for the statistics."""
         self._feeding = False
-        self._recycles = self.staff.recycles
         self._retiring: int | None = None
         self._clock = SystemClock()
         self._timer: asyncio.TimerHandle | None = None
@@ -372,7 +371,7 @@ class Crew:
             commands += self.calls.deepen(depth, self._depth.call_s)
         if process.stops:
             commands += self._stopped(process, call, lane)
-        if self._recycles:
+        if self.staff.recycles:
             commands += self._aged(process, lane)
         if commands or self.door.line or self._feeders or self._retiring is not None or self._to_be_shared:
             self._perform(commands)

@@ -222,7 +222,7 @@ class Lanes:
         if crew.bounded and crew.door.must_wait:
             entered, timeout = await self._entered(crew, fn, timeout)
         try:
-            future: asyncio.Future[T] = asyncio.Future(loop=self._loop)
+            future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             call = crew.submit(self._request(fn, args, kwargs, settler(future), timeout), pin)
         finally:
             if entered:

@@ -56,6 +56,8 @@ class Staff:
     def __init__(self, lanes: int, making: Making, first_call: Request, employer: Employer) -> None:
         self._inline = lanes == 0
         self._making = making
+        self.recycles = making.recycles and not self._inline
+        """Whether processes wear out at all."""
         self._employer = employer
         self._first_call = first_call
         self.seats: list[CallProcess | None] = [None] * max(lanes, 1)
@@ -265,11 +267,6 @@ class Staff:
     def is_worn(self, process: CallProcess, now_ns: int) -> bool:
         """Whether the process has served long enough."""
         return is_worn(process, self._making, now_ns)
-
-    @property
-    def recycles(self) -> bool:
-        """Whether processes wear out at all."""
-        return self._making.recycles and not self._inline
 
     def retire(self, lane: int) -> None:
         """The lane's process, which has nothing to do, ends; the spare takes its place."""
