@@ -184,13 +184,12 @@ class Batch:
         """These records with just these columns and orders; their own dicts are kept where they are still good."""
         known = orders[1] if orders is not None else None
         own = self.orders[1] if self.orders is not None else None
-        if known is own and list(columns)[: len(self.columns)] == list(self.columns):
-            made = self._like(columns)
-            made.origin_names = frozenset(n for n in self.origin_names if columns.get(n) is self.columns.get(n))
-            return made
         made = self._like(columns)
-        made.origin, made.origin_names = None, frozenset()
-        made.orders = orders
+        if known is own and list(columns)[: len(self.columns)] == list(self.columns):
+            made.origin_names = frozenset(n for n in self.origin_names if columns.get(n) is self.columns.get(n))
+        else:
+            made.origin, made.origin_names = None, frozenset()
+            made.orders = orders
         return made
 
     def select(self, names: Mapping[str, str]) -> Batch:

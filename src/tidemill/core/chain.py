@@ -380,7 +380,7 @@ class Chain:
         outcome.slots = np.concatenate([outcome.slots, emitted.slots])[order]
         outcome.places, outcome.ends = places[order], ends[order]
         outcome.batch = (Batch.concat([outcome.batch, made]) if count else made).take(order)
-        outcome.entered = {}
+        outcome.unchanged = {}
 
 
 def _part_of(step: Step, start: int, part: Batch, at: int) -> Step:

@@ -44,7 +44,7 @@ class Outcome:
     rows: NDArray[np.intp] | None
     """Positions, in the batch that entered, of the rows that came out; None for all of them. Rows that stages made have
     positions beyond its end, in the order of their making."""
-    entered: dict[int, tuple[Column, str]]
+    unchanged: dict[int, tuple[Column, str]]
     """While stages work: by its id, each column that is what entered, of the rows that are left, and the name it entered with."""
     carried: dict[str, str] = field(default_factory=dict)
     """In the end: columns that are still what entered, by their present name, and the name they entered with."""
@@ -116,12 +116,12 @@ class Outcome:
     def follow(self, left: Batch) -> None:
         """The batch goes on as ``left``: the same columns, perhaps of fewer rows."""
         if left is not self.batch:
-            self.entered = {id(left.columns[name]): (left.columns[name], old) for name, old in self._still().items()}
+            self.unchanged = {id(left.columns[name]): (left.columns[name], old) for name, old in self._still().items()}
 
     def end(self) -> None:
         """All stages have worked."""
-        self.carried, self.entered = self._still(), {}
+        self.carried, self.unchanged = self._still(), {}
 
     def _still(self) -> dict[str, str]:
         columns = self.batch.columns.items()
-        return {name: self.entered[id(column)][1] for name, column in columns if id(column) in self.entered}
+        return {name: self.unchanged[id(column)][1] for name, column in columns if id(column) in self.unchanged}
